@@ -1,0 +1,125 @@
+"""How well the rule-based finding labeller agrees with the human coding of the IU X-ray reports.
+
+    python benchmarks/labeller_vs_coding.py [--split val] [--uncertain positive]
+
+Prints a Markdown table. The rules were written on the splits train and extra alone. The folder of
+the corpora comes from XRAYGPT_DATA, or is ../shared/data beside the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from xraygpt.metrics.findings import FINDINGS, Status, UncertainPolicy, finding_scores, label
+from xraygpt.metrics.mesh import findings_of, is_coded
+
+ROOT = Path(__file__).resolve().parents[1]
+MIN_SUPPORT = 8
+ABNORMAL = tuple(name for name in FINDINGS if name != "no_finding")
+
+
+def read_reports(folder: Path, splits: set[str]) -> tuple[list[tuple[str, list[str]]], int, int]:
+    """Read text and codes of the coded reports, one per study.
+
+    Args:
+        folder: The corpora; holds ``iu_xray``.
+        splits: Names of splits to read.
+
+    Returns:
+        The reports, the number of rows (images) they stand for, and the number of rows that were
+        left out because nobody coded them.
+    """
+    held_out = set((folder / "iu_xray" / "test_split_studies.txt").read_text("utf-8").split())
+    studies: dict[str, tuple[str, list[str]]] = {}
+    rows = uncoded = 0
+    with (folder / "iu_xray" / "reports.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            row: dict[str, Any] = json.loads(line)
+            if row["split"] not in splits or row["study"] in held_out:
+                continue
+            if not is_coded(row["mesh_major"]):
+                uncoded += 1
+                continue
+            rows += 1
+            text = f"{row['findings']}\n\n{row['impression']}"
+            studies[row["study"]] = (text, row["mesh_major"])
+    return list(studies.values()), rows, uncoded
+
+
+def evaluate(
+    labels: list[dict[str, Status]], truth: list[frozenset[str]], policy: UncertainPolicy
+) -> dict[str, Any]:
+    """Score all findings, and all but ``no_finding``."""
+    return {
+        name: finding_scores(
+            labels, truth, uncertain=policy, findings=findings, min_support=MIN_SUPPORT
+        )
+        for name, findings in (("all", FINDINGS), ("abnormal", ABNORMAL))
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Format the scores as Markdown, rare findings marked."""
+    lines = [
+        "| finding | support | predicted | precision | recall | F1 |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    scores = result["all"]
+    for name, row in scores["findings"].items():
+        mark = "" if name in scores["averaged"] else " *"
+        lines.append(
+            f"| {name}{mark} | {row['support']} | {row['predicted']} | {row['precision']:.3f} "
+            f"| {row['recall']:.3f} | {row['f1']:.3f} |"
+        )
+    for title, part in (("with no_finding", "all"), ("without no_finding", "abnormal")):
+        micro, macro = result[part]["micro"], result[part]["macro"]
+        lines.append(
+            f"| **micro, {title}** | {micro['support']} | {micro['predicted']} "
+            f"| {micro['precision']:.3f} | {micro['recall']:.3f} | **{micro['f1']:.3f}** |"
+        )
+        lines.append(
+            f"| **macro, {title}** | | | {macro['precision']:.3f} | {macro['recall']:.3f} "
+            f"| **{macro['f1']:.3f}** |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Label the reports and print the agreement."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--split", default="val", help="one or more of train,val,extra")
+    parser.add_argument(
+        "--uncertain", choices=["positive", "negative", "ignore"], help="one policy (default: two)"
+    )
+    parser.add_argument("--json", action="store_true", help="numbers instead of tables")
+    options = parser.parse_args()
+
+    folder = Path(os.environ.get("XRAYGPT_DATA", ROOT.parent / "shared" / "data"))
+    reports, rows, uncoded = read_reports(folder, set(options.split.split(",")))
+    start = time.perf_counter()
+    labels = [label(text) for text, _ in reports]
+    seconds = time.perf_counter() - start
+    truth = [findings_of(codes) for _, codes in reports]
+    policies: tuple[UncertainPolicy, ...] = ("positive", "negative")
+    if options.uncertain:
+        policies = (options.uncertain,)
+    results = {policy: evaluate(labels, truth, policy) for policy in policies}
+    if options.json:
+        print(json.dumps({"reports": len(reports), "rows": rows, **results}))
+        return
+    print(
+        f"Split {options.split}: n = {len(reports)} reports ({rows} rows; {uncoded} uncoded rows "
+        f"left out), {len(reports) / seconds:.0f} reports/s.\n"
+        f"Averages over the findings with at least {MIN_SUPPORT} positives; * marks the others."
+    )
+    for policy, result in results.items():
+        print(f"\nUncertain counts as {policy}:\n\n{table(result)}")
+
+
+if __name__ == "__main__":
+    main()

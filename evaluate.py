@@ -1,0 +1,29 @@
+"""Measure a model beside its controls: python evaluate.py --cfg-path eval_configs/iu_xray_nano.yaml."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Parse, load, build, predict, score."""
+    from xraygpt.common.config import load, to_yaml
+    from xraygpt.experiment import Evaluation, build_evaluator, command_line
+    from xraygpt.runners.evaluation import as_markdown
+
+    args = command_line(__doc__).parse_args()
+    if args.dry_run:
+        args.options += ["run.max_samples=2", "run.shuffles=1"]
+    experiment = load(Evaluation, args.cfg_path, args.options)
+    if args.print_config:
+        print(to_yaml(experiment), end="")
+        return
+    evaluator = build_evaluator(experiment)
+    print(as_markdown(evaluator.run()), end="")
+    print(evaluator.folder)
+
+
+if __name__ == "__main__":
+    from xraygpt.experiment import guarded
+
+    sys.exit(guarded(main))

@@ -1,0 +1,193 @@
+"""Checkpoints that are whole or not there: written aside, hashed, fsynced, renamed.
+
+A checkpoint is ``<run>/checkpoints/step-N/`` with MANIFEST.json (SHA-256 and size of every other file,
+written last). The loader takes the newest one whose manifest verifies and says which it passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from xraygpt.common.errors import TrainingError, WeightsError
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "MANIFEST.json"
+FOLDER = "checkpoints"
+BEST = "best.json"
+_STEP = re.compile(r"^step-(\d+)$")
+
+
+def publish(run: Path, step: int, write: Callable[[Path], None]) -> Path:
+    """Make ``checkpoints/step-<step>``; until the last rename nothing of it can be mistaken for one.
+
+    Args:
+        run: The run folder.
+        step: Optimizer steps done.
+        write: Fills the empty folder it is given.
+
+    Raises:
+        TrainingError: It cannot be written (disk full); earlier checkpoints are untouched.
+    """
+    folder = run / FOLDER
+    target, aside = folder / f"step-{step}", folder / f"step-{step}.tmp-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        write(aside)
+        manifest = {
+            str(p.relative_to(aside)): {"sha256": digest(p), "size": p.stat().st_size}
+            for p in sorted(aside.rglob("*"))
+            if p.is_file()
+        }
+        write_file(aside / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=1))
+        for path in aside.rglob("*"):
+            _sync(path)
+        _sync(aside)
+        if target.exists():  # the same step saved before a crash; its content is the same
+            shutil.rmtree(target)
+        aside.rename(target)
+        _sync(folder)
+    except (OSError, RuntimeError) as error:  # safetensors raises its own on a full disk
+        shutil.rmtree(aside, ignore_errors=True)
+        raise TrainingError(
+            f"cannot save step {step} under {folder}: {error}. Earlier checkpoints are intact; "
+            "make room and resume with run.resume_ckpt_path"
+        ) from None
+    return target
+
+
+def prune(run: Path, keep: int) -> None:
+    """Remove all but the `keep` newest checkpoints and the best, and what crashed saves left."""
+    folder = run / FOLDER
+    best = best_step(run)
+    steps = sorted(_steps(folder))
+    for step in steps[:-keep] if keep else steps:
+        if step != best:
+            shutil.rmtree(folder / f"step-{step}", ignore_errors=True)
+    for left in folder.glob("step-*.tmp-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def mark_best(run: Path, step: int, metric: str, value: float) -> None:
+    """Note that `step` has the best `metric` so far."""
+    write_file(run / FOLDER / BEST, json.dumps({"step": step, "metric": metric, "value": value}))
+
+
+def best_step(run: Path) -> int | None:
+    """The step noted by `mark_best`, if any."""
+    try:
+        return int(json.loads((run / FOLDER / BEST).read_text())["step"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint folder that `path` means.
+
+    Args:
+        path: A checkpoint folder; a run folder (its newest that verifies); ``<run>/best``; or a
+            folder of runs (its newest run that has one), also with ``/best``.
+
+    Raises:
+        WeightsError: Nothing there verifies; names what was passed over and why.
+    """
+    want_best = path.name == "best" and not path.exists()
+    base = path.parent if want_best else path
+    if (base / MANIFEST).is_file() or _STEP.match(base.name):
+        verify(base)
+        return base
+    passed: list[str] = []
+    for run in _runs(base):
+        step = best_step(run) if want_best else None
+        steps = [step] if step is not None else sorted(_steps(run / FOLDER), reverse=True)
+        for number in steps:
+            candidate = run / FOLDER / f"step-{number}"
+            try:
+                verify(candidate)
+            except WeightsError as error:
+                passed.append(str(error))
+                continue
+            if passed:
+                log.warning("passed over damaged checkpoints: %s", "; ".join(passed))
+            return candidate
+    why = f" ({'; '.join(passed)})" if passed else ""
+    raise WeightsError(f"no usable checkpoint in {path}{why}")
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Whether `find_checkpoint` would find one in the folder of runs `path`."""
+    return any(_steps(run / FOLDER) for run in _runs(path))
+
+
+def is_run_like(path: Path) -> bool:
+    """Whether `path` is a checkpoint, a run, a folder of runs, or `best` of one."""
+    base = path.parent if path.name == "best" and not path.exists() else path
+    return (base / MANIFEST).is_file() or bool(_runs(base))
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run folder a checkpoint lies in."""
+    return checkpoint.parent.parent
+
+
+def verify(checkpoint: Path) -> None:
+    """Check every file against the manifest.
+
+    Raises:
+        WeightsError: The manifest is absent, or a file is missing or changed.
+    """
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise WeightsError(f"{checkpoint} has no readable {MANIFEST}") from None
+    for name, facts in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise WeightsError(f"{checkpoint}: {name} is missing")
+        if path.stat().st_size != facts["size"] or digest(path) != facts["sha256"]:
+            raise WeightsError(f"{checkpoint}: {name} is damaged (its SHA-256 differs)")
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old or the new content, never a part."""
+    aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside.write_text(text, encoding="utf-8")
+    _sync(aside)
+    aside.replace(path)
+
+
+def _runs(base: Path) -> list[Path]:
+    """`base` if it is a run, else the runs in it, newest first (their names begin with the date)."""
+    if (base / FOLDER).is_dir():
+        return [base]
+    found = [p.parent for p in base.glob(f"*/{FOLDER}")] if base.is_dir() else []
+    return sorted(found, key=lambda p: p.name, reverse=True)
+
+
+def _steps(folder: Path) -> list[int]:
+    found = (_STEP.match(p.name) for p in folder.iterdir()) if folder.is_dir() else iter(())
+    return [int(m[1]) for m in found if m]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,47 @@
+"""What the runner needs of other processes; every function also works in a single one."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+
+log = logging.getLogger(__name__)
+
+
+def make_accelerator(device: str, amp: bool) -> Accelerator:
+    """Device, process group and precision.
+
+    `cpu=True` is said outright: under torchrun without CUDA, accelerate would otherwise start two
+    processes that know nothing of each other.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``; `cuda` without CUDA falls back to CPU with a warning.
+        amp: bfloat16 autocast; acts on CUDA alone, a CPU computes in float32.
+    """
+    has_cuda = torch.cuda.is_available()
+    if device.startswith("cuda") and not has_cuda:
+        log.warning("run.device is %s but there is no CUDA here: going on with the CPU", device)
+    on_cpu = device == "cpu" or not has_cuda
+    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if amp and not on_cpu else "no")
+
+
+def shared(value: Any) -> Any:
+    """The main process's `value`, everywhere."""
+    return broadcast_object_list([value])[0]
+
+
+def gathered(values: list[Any]) -> list[Any]:
+    """All processes' lists in one, in rank order."""
+    result: list[Any] = gather_object(values)
+    return result
+
+
+def total(accelerator: Accelerator, values: list[float]) -> list[float]:
+    """Sums over processes, in float64."""
+    tensor = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
+    summed: list[float] = accelerator.reduce(tensor, reduction="sum").tolist()
+    return summed

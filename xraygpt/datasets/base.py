@@ -1,0 +1,149 @@
+"""What every corpus becomes: `Sample`s out of a `StudyDataset`; a `Batch` is what a model receives.
+
+This file is the interface of the framework. Notation: B rows, T tokens, N images of a batch, C H W of
+an image, F frames of a clip, L tokens and D width of pre-computed features.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from xraygpt.common.errors import DataError
+from xraygpt.processors.prompts import Turn
+
+log = logging.getLogger(__name__)
+
+Split = Literal["train", "val", "test"]
+
+
+class Sample(TypedDict):
+    """What every dataset returns: a study, or a question about one."""
+
+    sample_id: str
+    study_id: str
+    images: list[Tensor]  # each (C, H, W) float32, (F, C, H, W) for a clip, (L, D) if pre-encoded
+    turns: list[Turn]  # the text of a turn holds one `<image>` per image
+    meta: dict[
+        str, Any
+    ]  # views, codes, boxes (normalised xyxy on the original image), source, licence
+    draw: str  # keys every random draw made for this sample: seed, epoch, sample_id
+
+
+class Batch(TypedDict):
+    """What every model receives. Right-padded to train, left-padded to generate."""
+
+    input_ids: Tensor  # (B, T) int64; IMAGE_TOKEN_ID at every token of an image
+    labels: (
+        Tensor  # (B, T) int64, aligned with input_ids (not shifted); IGNORE_INDEX off the answers
+    )
+    attention_mask: Tensor  # (B, T) int64, 1 on tokens, 0 on padding
+    image_inputs: dict[
+        str, Tensor
+    ]  # pixel_values (N, C, H, W), or features (N, L, D) with their mask
+    sample_id: list[str]  # B; an empty string marks a row that only fills an empty batch
+    skipped: list[str]  # sample ids left out because their image could not be read
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """Where one image lies, not yet read."""
+
+    path: Path
+    view: str = ""  # PA, AP, LATERAL, frontal … as the corpus spells it
+    frame: int | None = 0  # of a multi-frame DICOM; None takes all of them as one clip
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One sample before its images are read."""
+
+    sample_id: str
+    study_id: str
+    images: tuple[ImageRef, ...]
+    turns: tuple[Turn, ...] | Callable[[str], Sequence[Turn]]  # a function draws them, by `draw`
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+ReadImage = Callable[[ImageRef, str], Tensor]  # (where, draw) -> what `Sample.images` holds
+
+
+class StudyDataset(Dataset[Sample | None]):
+    """Records and a way to read their images; nothing is decoded before `__getitem__`.
+
+    Args:
+        records: What there is.
+        read_image: Reads and processes one image. The feature cache puts its own in this place.
+        on_error: What an unreadable image does: stop, or leave the sample out.
+        seed: Goes into every sample's `draw`.
+        cacheable: Whether `read_image` depends on the file alone.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        read_image: ReadImage,
+        *,
+        on_error: Literal["error", "skip"] = "error",
+        seed: int = 0,
+        cacheable: bool = True,
+        signature: dict[str, Any] | None = None,
+    ) -> None:
+        self.records, self.read_image, self.on_error = list(records), read_image, on_error
+        self.seed, self.cacheable, self.signature = seed, cacheable, signature or {}
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample | None:
+        """The sample at `index`, with the draws of `epoch`; None if it is left out.
+
+        Args:
+            key: ``index`` (epoch 0) or ``(index, epoch)``.
+
+        Raises:
+            DataError: An image cannot be read and `on_error` is "error".
+        """
+        index, epoch = (key, 0) if isinstance(key, int) else key
+        record = self.records[index]
+        draw = f"{self.seed}/{epoch}/{record.sample_id}"
+        try:
+            images = [self.read_image(ref, draw) for ref in record.images]
+        except (DataError, ValueError, OSError) as error:
+            if self.on_error == "skip":
+                log.warning("skipped %s: %s", record.sample_id, error)
+                return None
+            raise DataError(
+                f"sample {record.sample_id}: {error} "
+                "(on_error: skip leaves such samples out and counts them)"
+            ) from None
+        turns = record.turns(draw) if callable(record.turns) else record.turns
+        return Sample(
+            sample_id=record.sample_id,
+            study_id=record.study_id,
+            images=images,
+            turns=list(turns),
+            meta=record.meta,
+            draw=draw,
+        )
+
+    def turns_of(self, index: int, epoch: int = 0) -> list[Turn]:
+        """The turns of a sample without reading its images."""
+        record = self.records[index]
+        draw = f"{self.seed}/{epoch}/{record.sample_id}"
+        return list(record.turns(draw) if callable(record.turns) else record.turns)
+
+    def texts(self) -> list[str]:
+        """Every text a tokenizer may learn from: all turns of all samples, in order."""
+        return [t["text"] for i in range(len(self)) for t in self.turns_of(i)]
+
+
+def reference_of(turns: Sequence[Turn]) -> str:
+    """The last answer: what a prediction is compared with."""
+    return next((t["text"] for t in reversed(turns) if t["role"] == "assistant"), "")

@@ -1,0 +1,192 @@
+"""What all corpus builders share: settings, safe paths, counted skips, reading one image."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xraygpt.common.errors import DataError
+from xraygpt.common.registry import BUILDERS, Plugin, Registry
+from xraygpt.datasets.base import ImageRef, Record, Split, StudyDataset
+from xraygpt.datasets.splits import SplitRule
+from xraygpt.processors.base import BaseProcessor
+from xraygpt.processors.image import ImageSpec, XrayImage
+from xraygpt.processors.pixels import read_image
+from xraygpt.processors.text import Identity
+
+log = logging.getLogger(__name__)
+
+
+class RecordError(ValueError):
+    """One record that cannot be used: `on_error` decides what becomes of it."""
+
+
+class BaseBuilder(Plugin):
+    """Turns a folder into datasets, one per split."""
+
+    @dataclass(kw_only=True)
+    class Config(Plugin.Config):
+        """What every corpus can set. Paths may hold `${oc.env:XRAYGPT_DATA}`."""
+
+        kind: ClassVar[Registry] = BUILDERS
+
+        storage: Path = Path()
+        """The corpus's folder."""
+        annotations: Path | None = None
+        """The annotation file, relative to `storage`; None takes the builder's usual name."""
+        images: Path | None = None
+        """The folder of the images, relative to `storage`; no image may lie outside it."""
+        split: SplitRule = field(default_factory=SplitRule)
+        """Which studies are train, val and test."""
+        views: list[str] | None = None
+        """Keep only images with one of these views; None keeps all."""
+        on_error: Literal["error", "skip"] = "error"
+        """What a bad record or image does: stop with a message, or be left out and counted."""
+        weight: float = 1.0
+        """Passes over this corpus in one epoch; 0.5 draws half of it, 2 goes through it twice."""
+        vis_processor: dict[Literal["train", "eval"], BaseProcessor.Config] = field(
+            default_factory=dict
+        )
+        """Image processor of training and of everything else; None takes `xray_image`."""
+        text_processor: dict[Literal["train", "eval"], BaseProcessor.Config] = field(
+            default_factory=dict
+        )
+        """Text processor of training and of everything else; None leaves texts alone."""
+
+        def __post_init__(self) -> None:
+            if self.weight < 0:
+                raise ValueError(f"weight ({self.weight}) must not be negative")
+
+    config: Any
+
+    def __init__(self, config: Any, *, image_spec: ImageSpec, seed: int = 0) -> None:
+        self.config, self.image_spec, self.seed = config, image_spec, seed
+
+    def records(self, clean: Callable[[str], str]) -> Iterable[tuple[str | None, Record | str]]:
+        """Every record with its split, or the reason why a record is none.
+
+        A `str` in place of a record says what is wrong and where; `clean` processes report text.
+        """
+        raise NotImplementedError
+
+    def build(self, split: Split) -> StudyDataset:
+        """The dataset of one split; empty if the corpus has nothing in it.
+
+        Raises:
+            DataError: A path is missing, or a record is bad and `on_error` is "error".
+        """
+        phase: Literal["train", "eval"] = "train" if split == "train" else "eval"
+        vis, text = self._processor("vis", phase), self._processor("text", phase)
+        kept, problems = [], []
+        for where, record in self.records(text):
+            if isinstance(record, str):
+                problems.append(record)
+            elif where == split:
+                kept.append(record)
+        self._settle(problems, len(kept))
+        return StudyDataset(
+            kept,
+            partial(read_tensor, processor=vis),
+            on_error=self.config.on_error,
+            seed=self.seed,
+            cacheable=vis.deterministic,
+            signature=vis.signature() if isinstance(vis, XrayImage) else {},
+        )
+
+    def _processor(self, which: str, phase: Literal["train", "eval"]) -> Any:
+        """The processor of a phase; either phase's stands in for the other, as the lineage did."""
+        given = self.config.vis_processor if which == "vis" else self.config.text_processor
+        config = given.get(phase) or given.get("train" if phase == "eval" else "eval")
+        if phase == "eval" and "eval" not in given and which == "vis" and config is not None:
+            # A random crop is never right outside training: same size, nothing random.
+            config = XrayImage.Config(
+                image_size=config.image_size, mean=config.mean, std=config.std
+            )
+        if config is None:
+            config = XrayImage.Config() if which == "vis" else Identity.Config()
+        return config.build(image_spec=self.image_spec)
+
+    def _settle(self, problems: list[str], kept: int) -> None:
+        """Stop at the first bad record, or count them."""
+        if not problems:
+            return
+        first = "; ".join(problems[:3])
+        if self.config.on_error == "error":
+            raise DataError(
+                f"{len(problems)} records of {self.config.storage} cannot be used: {first}. "
+                "Mend them, or set on_error: skip to leave them out"
+            )
+        reasons = Counter(p.partition(": ")[2].split(" (")[0][:60] for p in problems)
+        log.warning(
+            "%s: %d records skipped, %d kept: %s",
+            self.config.storage,
+            len(problems),
+            kept,
+            "; ".join(f"{n} × {reason}" for reason, n in reasons.most_common(5)),
+        )
+
+    def folder(self, name: str, hint: str) -> Path:
+        """`storage`, checked to exist.
+
+        Raises:
+            DataError: It does not; says how it is made.
+        """
+        path = Path(self.config.storage)
+        if not path.is_dir():
+            raise DataError(f"{name}: no folder {path} (datasets.<label>.storage). {hint}")
+        return path
+
+
+def inside(root: Path, name: Any) -> Path:
+    """`name` under `root`, with nothing that leads out of it.
+
+    Raises:
+        RecordError: Not a path, or one that leaves the image root (also through a link).
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise RecordError(f"image path {name!r} is not a path")
+    path = root / name
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise RecordError(f"image path {name!r} leaves the image folder")
+    return path
+
+
+def existing(path: Path) -> Path:
+    """`path` if a non-empty file lies there.
+
+    Raises:
+        RecordError: It does not exist or is empty.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise RecordError(f"image not found ({path})") from None
+    if size == 0:
+        raise RecordError(f"image file is empty ({path})")
+    return path
+
+
+def read_tensor(ref: ImageRef, draw: str, processor: Any) -> Tensor:
+    """One image as `Sample.images` holds it; `.npy` files are features (L, D) and are not processed.
+
+    Raises:
+        ValueError: The file cannot be read; says which, why and what to do.
+    """
+    if ref.path.suffix == ".npy":
+        features = torch.from_numpy(np.load(ref.path, allow_pickle=False)).float()
+        if features.dim() == 1:
+            features = features[None]
+        if features.dim() != 2:
+            raise ValueError(f"{ref.path}: features must be (L, D), got {tuple(features.shape)}")
+        return features
+    tensor: Tensor = processor(read_image(ref.path, frame=ref.frame).pixels, draw)
+    return tensor

@@ -1,0 +1,286 @@
+"""Any table of studies: JSONL, a JSON array or CSV, with `fields` that say what is called how.
+
+The project's own layout needs no mapping: ``{id, study, split, images: [{path, view}], turns: [{role,
+text}], labels?, boxes?, source?, licence?}``. Other layouts give report sections, human codes or a
+question and its answer, and `target` says which of them the model is to answer.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from xraygpt.common.errors import DataError
+from xraygpt.common.registry import did_you_mean, registry
+from xraygpt.datasets import targets
+from xraygpt.datasets.base import ImageRef, Record
+from xraygpt.datasets.builder import BaseBuilder, RecordError, existing, inside
+from xraygpt.datasets.caption_folder import load_json
+from xraygpt.datasets.splits import openi_study
+from xraygpt.processors.prompts import IMAGE, Turn
+
+
+@dataclass(kw_only=True)
+class FieldMap:
+    """What the corpus calls each thing; a field that does not exist in it is simply absent."""
+
+    id: str = "id"
+    """Names the record; if absent, the image's name is taken."""
+    study: str = "study"
+    """Names the study; studies, not images, are split."""
+    image: str = "image"
+    """Path of the image, or a list of paths."""
+    images: str = "images"
+    """A list of `{path, view}`."""
+    view: str = "view"
+    """View of the single image."""
+    codes: str = "codes"
+    """Human coding, a list of `heading/place/side/degree`."""
+    question: str = "question"
+    """The question of a question–answer pair."""
+    answer: str = "answer"
+    """Its answer."""
+    turns: str = "turns"
+    """A list of `{role, text}`."""
+    keep: list[str] = field(default_factory=lambda: ["labels", "boxes", "source", "licence"])
+    """Fields carried along in `Sample.meta`."""
+
+
+@registry.register_builder("records")
+class RecordsBuilder(BaseBuilder):
+    """One row per image or per study."""
+
+    @dataclass(kw_only=True)
+    class Config(BaseBuilder.Config):
+        """Settings of a table of studies."""
+
+        format: Literal["auto", "jsonl", "json", "csv"] = "auto"
+        """Layout of the file; `auto` goes by its ending."""
+        fields: FieldMap = field(default_factory=FieldMap)
+        """What the corpus calls each thing."""
+        target: Literal["auto", "report", "codes", "question", "code_questions"] = "auto"
+        """What the model is to answer. `report`: the `sections`. `question`: the row's own question.
+        `codes`: the human coding as a short list. `code_questions`: a yes/no question about one
+        coded heading, drawn anew each epoch. `auto`: the row's turns, else its question, else the
+        report."""
+        sections: list[str] = field(default_factory=lambda: ["findings", "impression"])
+        """Report sections, in this order; those a study lacks are left out."""
+        headings: bool = False
+        """Write "Findings:" and so on before each section."""
+        group_by_study: bool = False
+        """Make one sample of all images of a study, instead of one of each."""
+        study_prefix: str = ""
+        """Put before study ids, e.g. `CXR` for a table that calls study CXR1004 just 1004."""
+        min_code_count: int = 25
+        """`code_questions` asks about headings that at least this many studies of the split have."""
+        only_images: bool = True
+        """Refuse records without an image; false takes them as text-only samples."""
+
+    config: Config
+
+    def records(self, clean: Callable[[str], str]) -> Iterator[tuple[str | None, Record | str]]:
+        """Each row, or each study, with its split."""
+        storage = self.folder("table of studies", "docs/data.md says what it should hold")
+        path = storage / self._annotations(storage)
+        root = storage / (self.config.images or ".")
+        rows = list(read_table(path, self.config.format))
+        self._check_fields(path, rows)
+        studies = Counter(
+            heading for _, row in rows for heading in targets.headings(self._codes(row))
+        )
+        asked = [h for h, n in sorted(studies.items()) if n >= self.config.min_code_count]
+        merged: dict[str, list[tuple[int, dict]]] = {}
+        for number, row in rows:
+            try:
+                key = self._study(row) if self.config.group_by_study else str(number)
+                merged.setdefault(key, []).append((number, row))
+            except RecordError as error:
+                yield None, f"{path.name}, record {number}: {error}"
+        for group in merged.values():
+            number, row = group[0]
+            try:
+                images = [ref for _, r in group for ref in self._images(r, root)]
+                if not images and self.config.only_images:
+                    if self.config.views is not None:
+                        continue  # none of this study's views was asked for
+                    raise RecordError("no image (only_images: false takes text-only records)")
+                record = self._record(row, images, clean, asked)
+                yield self._split(row, record), record
+            except RecordError as error:
+                yield None, f"{path.name}, record {number}: {error}"
+
+    def _annotations(self, storage: Path) -> Path:
+        if self.config.annotations is not None:
+            return self.config.annotations
+        found = sorted(p for e in ("jsonl", "json", "csv") for p in storage.glob(f"*.{e}"))
+        if len(found) == 1:
+            return Path(found[0].name)
+        names = ", ".join(p.name for p in found) or "none"
+        raise DataError(f"{storage}: set annotations to one file (found: {names})")
+
+    def _check_fields(self, path: Path, rows: list[tuple[int, dict]]) -> None:
+        """A mapping the user gave must be found in some row; else it is a misspelling."""
+        have = sorted({key for _, row in rows for key in row})
+        default, given = FieldMap(), self.config.fields
+        for f in fields(FieldMap):
+            name = getattr(given, f.name)
+            if isinstance(name, str) and name != getattr(default, f.name) and name not in have:
+                hint = did_you_mean(name, have)
+                raise DataError(f"{path}: no record has the field '{name}' (fields.{f.name}){hint}")
+
+    def _split(self, row: dict, record: Record) -> str | None:
+        rule = self.config.split
+        said = row.get(rule.field) if rule.field else None
+        by_image = next((s for s in (openi_study(i.path.name) for i in record.images) if s), None)
+        if by_image is not None and rule.of(by_image, None) == "test":
+            return "test"
+        return rule.of(record.study_id, str(said) if said else None)
+
+    def _study(self, row: dict) -> str:
+        names = self.config.fields
+        study = row.get(names.study)
+        if study in (None, ""):
+            study = row.get(names.image) or row.get(names.id)
+        if not isinstance(study, (str, int)):
+            raise RecordError(f"no study id (fields.study: {names.study})")
+        return f"{self.config.study_prefix}{study}"
+
+    def _images(self, row: dict, root: Path) -> Iterator[ImageRef]:
+        names = self.config.fields
+        listed = row.get(names.images)
+        if not isinstance(listed, list):
+            one = row.get(names.image)
+            many = one if isinstance(one, list) else [one] if one not in (None, "") else []
+            listed = [{"path": p, "view": row.get(names.view) or ""} for p in many]
+        for item in listed:
+            entry = item if isinstance(item, dict) else {"path": item}
+            view = str(entry.get("view") or "")
+            if self.config.views is None or view in self.config.views:
+                frame = entry.get("frame", 0)
+                yield ImageRef(existing(inside(root, entry.get("path"))), view, frame)
+
+    def _record(
+        self, row: dict, images: list[ImageRef], clean: Callable[[str], str], asked: list[str]
+    ) -> Record:
+        names = self.config.fields
+        study = self._study(row)
+        name = row.get(names.id)
+        if name in (None, ""):
+            name = images[0].path.stem if images else study
+        meta = {key: row[key] for key in names.keep if key in row}
+        meta |= {"codes": self._codes(row), "views": [i.view for i in images]}
+        meta["sections"] = {s: row[s] for s in self.config.sections if row.get(s)}
+        return Record(
+            sample_id=study if self.config.group_by_study else str(name),
+            study_id=study,
+            images=tuple(images),
+            turns=self._turns(row, len(images), clean, asked),
+            meta=meta,
+        )
+
+    def _codes(self, row: dict) -> list[str]:
+        codes = row.get(self.config.fields.codes) or []
+        return codes.split(";") if isinstance(codes, str) else [str(c) for c in codes]
+
+    def _turns(
+        self, row: dict, images: int, clean: Callable[[str], str], asked: list[str]
+    ) -> tuple[Turn, ...] | Callable[[str], list[Turn]]:
+        target, names = self.config.target, self.config.fields
+        marks = " ".join([IMAGE] * images)
+        if target == "auto":
+            target = "report"
+            if row.get(names.turns):
+                return _own_turns(row[names.turns], images)
+            if row.get(names.question):
+                target = "question"
+        if target == "codes":
+            return targets.code_list(marks, self._codes(row))
+        if target == "code_questions":
+            return targets.CodeQuestions(marks, self._codes(row), asked)
+        if target == "question":
+            question, answer = row.get(names.question), row.get(names.answer)
+            if not isinstance(question, str) or answer in (None, ""):
+                raise RecordError(f"no question ({names.question}) or no answer ({names.answer})")
+            return targets.pair(f"{marks} {question.strip()}", clean(str(answer)))
+        return targets.pair(marks, self._report(row, clean))
+
+    def _report(self, row: dict, clean: Callable[[str], str]) -> str:
+        parts = []
+        for section in self.config.sections:
+            text = row.get(section)
+            if text is None or text == "":
+                continue
+            if not isinstance(text, str):
+                raise RecordError(f"{section} is no text but {type(text).__name__}")
+            text = clean(text)
+            if text:
+                parts.append(f"{section.capitalize()}: {text}" if self.config.headings else text)
+        if not parts:
+            raise RecordError(f"empty text (sections: {', '.join(self.config.sections)})")
+        return " ".join(parts)
+
+
+def _own_turns(rows: Any, images: int) -> tuple[Turn, ...]:
+    """The row's own conversation; images its text does not place come first."""
+    turns = []
+    for row in rows if isinstance(rows, list) else []:
+        role, text = (row.get("role"), row.get("text")) if isinstance(row, dict) else (None, None)
+        if role not in ("system", "user", "assistant") or not isinstance(text, str):
+            raise RecordError(f"a turn is {{role: system|user|assistant, text}}, got {row!r:.80}")
+        turns.append(Turn(role=role, text=text))
+    user = next((i for i, t in enumerate(turns) if t["role"] == "user"), None)
+    if user is None or not any(t["role"] == "assistant" for t in turns):
+        raise RecordError("turns hold no question or no answer")
+    if images and not any(IMAGE in t["text"] for t in turns):
+        marks = " ".join([IMAGE] * images)
+        turns[user] = Turn(role="user", text=f"{marks} {turns[user]['text']}")
+    return tuple(turns)
+
+
+def read_table(path: Path, layout: str = "auto") -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a JSONL, JSON or CSV file with their number: the line, or the place in the array.
+
+    Raises:
+        DataError: The file is absent, of no known ending, or a row is no object; says the line.
+    """
+    layout = path.suffix.lstrip(".").lower() if layout == "auto" else layout
+    if layout not in ("jsonl", "json", "csv"):
+        raise DataError(f"{path}: set format to jsonl, json or csv; the ending does not tell")
+    if layout == "json":
+        content = load_json(path)
+        rows = content if isinstance(content, list) else [content]
+        numbered: Iterator[tuple[int, Any]] = iter(enumerate(rows))
+    else:
+        numbered = _lines(path, layout)
+    for number, row in numbered:
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}, record {number}: expected an object, got {type(row).__name__}"
+            )
+        yield number, row
+
+
+def _lines(path: Path, layout: str) -> Iterator[tuple[int, Any]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if layout == "csv":
+                reader = csv.DictReader(file)
+                for row in reader:
+                    if None in row:
+                        raise DataError(f"{path}, line {reader.line_num}: more cells than headings")
+                    yield reader.line_num, row
+                return
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, json.loads(line)
+    except OSError as error:
+        raise DataError(f"cannot read the annotations {path}: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {number} is not JSON: {error.msg}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as {layout}: {error}") from None

@@ -1,0 +1,180 @@
+"""One YAML = one run: what a YAML may hold, and how its parts are put together."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xraygpt.common import config as configuration
+from xraygpt.common.errors import InputError, XrayGPTError
+from xraygpt.datasets import controls
+from xraygpt.datasets.base import Split, StudyDataset
+from xraygpt.datasets.builder import BaseBuilder
+from xraygpt.datasets.mixture import Mixture
+from xraygpt.models.base import BaseModel
+from xraygpt.processors.image import ImageSpec
+from xraygpt.runners.evaluation import Evaluator
+from xraygpt.runners.state import load_weights
+from xraygpt.runners.train_loop import Runner
+
+log = logging.getLogger(__name__)
+
+# Stands in for a model's own spec where only texts are wanted.
+_NO_IMAGES = ImageSpec(image_size=8, mean=(0.5,), std=(0.5,), tokens_per_image=0)
+
+
+@dataclass(kw_only=True)
+class Experiment:
+    """The roots every YAML has."""
+
+    model: BaseModel.Config
+    """Which model."""
+    datasets: dict[str, BaseBuilder.Config]
+    """Which corpora, by a label of one's choice."""
+    imports: list[str] = field(default_factory=list)
+    """Modules with plug-ins of one's own."""
+
+
+@dataclass(kw_only=True)
+class Training(Experiment):
+    """A YAML of train_configs."""
+
+    run: Runner.Config
+    """How to train."""
+
+    def __post_init__(self) -> None:
+        if self.run.max_epoch is None and self.run.max_steps is None:
+            raise ValueError("run: set max_epoch or max_steps")
+
+
+@dataclass(kw_only=True)
+class Evaluation(Experiment):
+    """A YAML of eval_configs."""
+
+    run: Evaluator.Config
+    """What to measure."""
+
+
+def build_model(experiment: Experiment, seed: int) -> BaseModel:
+    """The model, with the weights of `model.ckpt` if that is set."""
+
+    def texts() -> list[str]:
+        parts = _datasets(experiment, "train", _NO_IMAGES, seed)
+        return [text for part in parts for text in part.texts()]
+
+    model: BaseModel = experiment.model.build(texts=texts)
+    if experiment.model.ckpt is not None:
+        source, fresh = load_weights(model, experiment.model.ckpt)
+        log.info("weights from %s%s", source, f"; {len(fresh)} keys begin afresh" if fresh else "")
+    return model
+
+
+def build_runner(experiment: Training) -> Runner:
+    """Model, data and task, ready to train."""
+    run = experiment.run
+    task = run.task.build()
+    model = build_model(experiment, run.seed)
+    weights = [c.weight for c in experiment.datasets.values()]
+    splits = {}
+    wanted: dict[str, list[Split]] = {"train": list(run.train_splits), "val": ["val"]}
+    for name, sources in wanted.items():
+        parts, shares = [], []
+        for source in sources:
+            parts += _datasets(experiment, source, model.image_spec, run.seed)
+            shares += weights
+        if not task.uses_images:
+            parts = [controls.without_images(p) for p in parts]
+        splits[name] = Mixture(parts, shares)
+    if not splits["train"].epoch(0, run.seed):
+        raise InputError(
+            f"nothing to train on: no sample in {' + '.join(run.train_splits)} of "
+            f"{', '.join(experiment.datasets)}"
+        )
+    sizes = ", ".join(f"{len(v)} {k}" for k, v in splits.items())
+    log.info("samples: %s", sizes)
+    resolved = configuration.to_yaml(experiment)
+    runner: Runner = run.build(task=task, model=model, splits=splits, resolved=resolved)
+    return runner
+
+
+def build_evaluator(experiment: Evaluation) -> Evaluator:
+    """Model, data and task, ready to be measured."""
+    run = experiment.run
+    if len(experiment.datasets) != 1:
+        raise InputError(
+            f"evaluation measures one corpus at a time, this YAML names {len(experiment.datasets)}: "
+            f"{', '.join(experiment.datasets)}"
+        )
+    if experiment.model.ckpt is None:
+        log.warning("model.ckpt is not set: measuring a model whose Q-Former was never trained")
+    model = build_model(experiment, run.seed)
+    data = _datasets(experiment, run.split, model.image_spec, run.seed)[0]
+    train = _datasets(experiment, "train", model.image_spec, run.seed)[0]
+    identity = {
+        "model": configuration.to_tree(experiment.model),
+        "weights": _digest_of(experiment.model.ckpt),
+        "datasets": configuration.to_tree(experiment.datasets),
+        "task": configuration.to_tree(run.task),
+        "split": run.split,
+        "max_samples": run.max_samples,
+        "seed": run.seed,
+    }
+    evaluator: Evaluator = Evaluator(
+        run, task=run.task.build(), model=model, data=data, train=train, identity=identity
+    )
+    return evaluator
+
+
+def _digest_of(ckpt: Path | None) -> str | None:
+    """SHA-256 of the weights, as the checkpoint's manifest says."""
+    if ckpt is None:
+        return None
+    from xraygpt.common.checkpoint import digest, find_checkpoint
+
+    return digest(ckpt if ckpt.is_file() else find_checkpoint(ckpt) / "model.safetensors")
+
+
+def _datasets(
+    experiment: Experiment, split: Split, spec: ImageSpec, seed: int
+) -> list[StudyDataset]:
+    return [c.build(image_spec=spec, seed=seed).build(split) for c in experiment.datasets.values()]
+
+
+# --- command lines -----------------------------------------------------------------------------
+
+
+def command_line(doc: str | None) -> argparse.ArgumentParser:
+    """The arguments train.py and evaluate.py share."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cfg-path", required=True, help="the YAML of this run")
+    parser.add_argument(
+        "--options",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override keys, e.g. run.max_steps=20",
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the resolved YAML, stop")
+    parser.add_argument("--dry-run", action="store_true", help="build all, one batch, stop")
+    return parser
+
+
+def guarded(main: Callable[[], Any]) -> int:
+    """Run `main`; a user's mistake becomes one message on stderr and an exit code, never a trace."""
+    level = logging.INFO if int(os.environ.get("RANK", "0")) == 0 else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    logging.captureWarnings(True)
+    try:
+        main()
+    except XrayGPTError as error:
+        log.error("%s", error)
+        return error.exit_code
+    return 0

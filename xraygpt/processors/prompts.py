@@ -1,0 +1,256 @@
+"""The one prompt renderer: turns -> text and image pieces -> ids. Training, evaluation, prediction and
+chat all call it, so that what a model is asked later is what it was trained on.
+
+A turn's text holds one ``<image>`` per image. A template puts its own words around the turns. Every
+piece of text is tokenised on its own, the question up to where the answer begins and then the answer, so
+the ids of a prompt to generate from are exactly the prefix of the ids trained on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from xraygpt.common.draws import keyed_random
+from xraygpt.common.errors import DataError, InputError
+from xraygpt.common.registry import did_you_mean
+
+IMAGE = "<image>"  # stands for one image in a turn's text
+IMAGE_TOKEN_ID = -200  # placeholder in input_ids; negative, so no text can spell it
+IGNORE_INDEX = -100  # label of a token that carries no loss
+
+
+class Turn(TypedDict):
+    """One message of a conversation."""
+
+    role: str  # "system" | "user" | "assistant"
+    text: str  # one `<image>` per image
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of text that is all prompt or all answer."""
+
+    text: str
+    is_target: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """How a conversation is written out.
+
+    Attributes:
+        turn: Text of a question and the words before its answer, with one ``{}``.
+        image: Text around an image, with one ``{}``.
+        end: Closes every answer; the tokenizer's end-of-sequence token if empty.
+        system: Opens the conversation when no turn does.
+    """
+
+    turn: str
+    image: str = "{}"
+    end: str = ""
+    system: str = ""
+
+    def pieces(self, turns: Sequence[Turn], end: str) -> list[Piece]:
+        """Write `turns` out; an answer is followed by `end`, which the model learns to say."""
+        before, between = self.turn.split("{}")
+        system = next((t["text"] for t in turns if t["role"] == "system"), self.system)
+        pieces = [Piece(system)] if system else []
+        open_with = before
+        for turn in turns:
+            if turn["role"] == "user":
+                question = turn["text"].replace(IMAGE, self.image.format(IMAGE))
+                pieces.append(Piece(f"{open_with}{question}{between}"))
+            elif turn["role"] == "assistant":
+                pieces.append(Piece(f"{turn['text']}{end}", is_target=True))
+                # "###Patient: a ###Doctor: b###" goes on with "Patient:", not with "######Patient:"
+                open_with = before.removeprefix(end) if end else before
+        return pieces
+
+
+TEMPLATES = {
+    "none": Template(turn="{}"),
+    "xraygpt": Template(turn="###Patient: {} ###Doctor: ", image="<Img>{}</Img>", end="###"),
+    "vicuna_v1": Template(
+        turn="USER: {} ASSISTANT:",
+        system="A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions. ",
+    ),
+}
+CHAT_TEMPLATE = "chat_template"  # the tokenizer's own
+
+
+def find_template(name: str) -> Template | None:
+    """A named template, one spelt out with a single ``{}``, or None for the tokenizer's own.
+
+    Raises:
+        InputError: Neither a known name nor a text with exactly one ``{}``.
+    """
+    if name == CHAT_TEMPLATE:
+        return None
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    if name.count("{}") == 1:
+        return Template(turn=name, image=TEMPLATES["xraygpt"].image)
+    hint = did_you_mean(name, [*TEMPLATES, CHAT_TEMPLATE])
+    raise InputError(f"model.prompt_template: '{name}' has no single {{}} and is no template{hint}")
+
+
+def load_prompts(path: Path | None) -> list[str]:
+    """Questions, one a line; ``#`` starts a comment. MiniGPT-4's ``<Img><ImageHere></Img>`` is dropped.
+
+    Raises:
+        InputError: The file is absent or holds no question.
+    """
+    if path is None:
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"model.prompt_path: cannot read {path}: {error.strerror}") from None
+    lines = [re.sub(r"<Img>.*?</Img>", "", line).strip() for line in text.splitlines()]
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise InputError(f"model.prompt_path: {path} holds no question")
+    return prompts
+
+
+class Rendered(TypedDict):
+    """One conversation as ids; lists of equal length."""
+
+    input_ids: list[int]  # IMAGE_TOKEN_ID at every image token
+    labels: list[int]  # IGNORE_INDEX everywhere but the answers
+
+
+class PromptRenderer:
+    """Turns -> ids, for one tokenizer and one template.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        template: A name in `TEMPLATES`, ``chat_template``, or a text with one ``{}``.
+        prompts: Drawn from, one per sample, where a sample's first question has no words.
+        end_sym: Closes every answer; None takes the template's, then the end-of-sequence token.
+        max_txt_len: Most tokens an answer may take, its end included; None is no limit.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str = "none",
+        *,
+        prompts: Sequence[str] = (),
+        end_sym: str | None = None,
+        max_txt_len: int | None = None,
+    ) -> None:
+        self.tokenizer, self.prompts, self.max_txt_len = tokenizer, list(prompts), max_txt_len
+        self.template = find_template(template)
+        if self.template is None and not tokenizer.chat_template:
+            raise InputError(
+                "model.prompt_template is chat_template, but the tokenizer has none; "
+                f"choose one of {', '.join(TEMPLATES)}"
+            )
+        named_end = self.template.end if self.template else ""
+        self.end_sym = (end_sym if end_sym is not None else named_end) or tokenizer.eos_token
+        self._end_ids = self._ids(self.end_sym)
+        self._opening = [] if self.template is None else _opening_ids(tokenizer)
+        self.stop_strings = self._stop_strings()
+
+    def with_prompt(self, turns: list[Turn], draw: str) -> list[Turn]:
+        """`turns` with a prompt drawn by `draw` where the first question has no words of its own."""
+        if not self.prompts:
+            return turns
+        first = next((i for i, t in enumerate(turns) if t["role"] == "user"), None)
+        if first is None or turns[first]["text"].replace(IMAGE, "").strip():
+            return turns
+        prompt = keyed_random(draw, "prompt").choice(self.prompts)
+        asked = Turn(role="user", text=f"{turns[first]['text'].strip()} {prompt}".strip())
+        return [*turns[:first], asked, *turns[first + 1 :]]
+
+    def render(self, turns: list[Turn], image_tokens: Sequence[int], name: str = "") -> Rendered:
+        """Ids and labels of a conversation.
+
+        Args:
+            turns: Ends with the assistant to train on, with the user to generate from.
+            image_tokens: Placeholders of each image, in order.
+            name: The sample, for messages.
+
+        Raises:
+            DataError: The number of ``<image>`` in the text is not that of the images.
+        """
+        wanted = sum(t["text"].count(IMAGE) for t in turns)
+        if wanted != len(image_tokens):
+            raise DataError(
+                f"sample {name}: {wanted} {IMAGE} in its text but {len(image_tokens)} images"
+            )
+        turns = [Turn(role=t["role"], text=self._defuse(t["text"])) for t in turns]
+        ids: list[int] = list(self._opening)
+        labels = [IGNORE_INDEX] * len(ids)
+        runs = iter(image_tokens)
+        for piece in self._pieces(turns):
+            if piece.is_target:
+                new = self._cut(self._ids(piece.text))
+                ids, labels = ids + new, labels + new
+                continue
+            for i, text in enumerate(piece.text.split(IMAGE)):
+                new = [IMAGE_TOKEN_ID] * next(runs) if i else []
+                new = new + self._ids(text)
+                ids, labels = ids + new, labels + [IGNORE_INDEX] * len(new)
+        return Rendered(input_ids=ids, labels=labels)
+
+    def _pieces(self, turns: list[Turn]) -> list[Piece]:
+        if self.template is not None:
+            return self.template.pieces(turns, self.end_sym)
+        pieces, done = [], ""
+        for i, turn in enumerate(turns):
+            if turn["role"] != "assistant":
+                continue
+            asked, answered = self._chat(turns[:i], True), self._chat(turns[: i + 1], False)
+            if not (asked.startswith(done) and answered.startswith(asked)):
+                raise InputError(
+                    "the tokenizer's chat template rewrites earlier turns; name another"
+                )
+            pieces += [Piece(asked[len(done) :]), Piece(answered[len(asked) :].rstrip(), True)]
+            done = answered.rstrip()
+        if turns and turns[-1]["role"] == "user":
+            pieces.append(Piece(self._chat(turns, True)[len(done) :]))
+        return pieces
+
+    def _chat(self, turns: list[Turn], ask: bool) -> str:
+        messages = [{"role": t["role"], "content": t["text"]} for t in turns]
+        text: str = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=ask
+        )
+        return text
+
+    def _defuse(self, text: str) -> str:
+        """`text` with a space inside whatever the tokenizer or the template would take for a mark."""
+        for mark in {*self.tokenizer.all_special_tokens, self.end_sym}:
+            if len(mark) > 1 and mark in text:
+                text = text.replace(mark, f"{mark[0]} {mark[1:]}")
+        return text
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        return ids
+
+    def _cut(self, answer: list[int]) -> list[int]:
+        """At most `max_txt_len` ids; the end of the answer stays, its last words go."""
+        if self.max_txt_len is None or len(answer) <= self.max_txt_len:
+            return answer
+        return answer[: max(self.max_txt_len - len(self._end_ids), 0)] + self._end_ids
+
+    def _stop_strings(self) -> list[str]:
+        if self.template is not None:
+            return [self.end_sym]
+        probe = [Turn(role="user", text="a"), Turn(role="assistant", text="b")]
+        end = self._pieces(probe)[-1].text.removeprefix("b").strip()
+        return [end or self.end_sym]
+
+
+def _opening_ids(tokenizer: Any) -> list[int]:
+    """What the tokenizer itself puts before a text: the beginning-of-sequence id, or nothing."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and bos in tokenizer("a")["input_ids"] else []

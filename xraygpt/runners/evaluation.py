@@ -1,0 +1,290 @@
+"""Evaluation: predictions are streamed to disk first, then scored, always beside the controls.
+
+Three conditions: the true image; the image of another study with another answer (mean of several
+seeds); a black image. Beside them the most common training answer. A model whose true-image column is
+no better than these does not read the image, however good its ROUGE.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from xraygpt.common import checkpoint, distributed
+from xraygpt.common.errors import InputError
+from xraygpt.common.registry import Plugin
+from xraygpt.datasets import controls
+from xraygpt.datasets.base import Sample, StudyDataset, reference_of
+from xraygpt.datasets.collate import Collator
+from xraygpt.metrics.statistics import Score, bootstrap
+from xraygpt.models.base import BaseModel
+from xraygpt.runners import feature_cache, logs
+from xraygpt.tasks.base import BaseTask, Prediction
+
+log = logging.getLogger(__name__)
+
+TRUE, SHUFFLED, BLANK, COMMON = "true", "shuffled", "blank", "most_common"
+
+
+class Evaluator(Plugin):
+    """Measures one model on one split of one corpus."""
+
+    @dataclass(kw_only=True)
+    class Config(Plugin.Config):
+        """The `run` section of an evaluation YAML."""
+
+        task: BaseTask.Config
+        """What to ask and how to score it."""
+        output_dir: Path = Path("output/evaluate")
+        """Results go to a folder in it that is named after model, data and settings, so that the same
+        command goes on where it was stopped."""
+        split: Literal["train", "val", "test"] = "val"
+        """Split to measure on."""
+        max_samples: int | None = None
+        """Only the first so many samples; None takes all."""
+        batch_size_eval: int = 16
+        """Rows decoded at once."""
+        device: str = "auto"
+        """`auto`, `cpu` or `cuda`."""
+        shuffles: int = 5
+        """Seeds of the shuffled-image control."""
+        controls: list[Literal["shuffled", "blank", "most_common"]] = field(
+            default_factory=lambda: ["shuffled", "blank", "most_common"]
+        )
+        """Controls to run beside the true image; leaving one out is said in the results."""
+        feature_cache: bool = True
+        """Keep the frozen encoder's features on disk."""
+        seed: int = 0
+        """Of draws and shuffles."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        task: BaseTask,
+        model: BaseModel,
+        data: StudyDataset,
+        train: StudyDataset,
+        identity: dict[str, Any],
+    ) -> None:
+        self.config, self.task = config, task
+        self.accelerator = distributed.make_accelerator(config.device, amp=False)
+        self.model = model.to(self.accelerator.device).eval()
+        if not len(data):
+            raise InputError(f"no sample in the split '{config.split}' of this corpus")
+        data.records = data.records[: config.max_samples]
+        self.data, self.train = data, train
+        key = model.feature_key() if config.feature_cache else None
+        if key is not None:
+            feature_cache.use_cache(data, model, key, self.accelerator)
+        # One question for every sample: what is compared is the image, not the wording.
+        model.renderer.prompts = model.renderer.prompts[:1]
+        self.collate = Collator(model.renderer, model.packer, max_len=model.context_len)
+        text = json.dumps(identity, sort_keys=True, default=str)
+        self.signature = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.identity = identity
+        self.folder = config.output_dir / f"{config.split}-{self.signature}"
+        self._answers: dict[tuple[Any, ...], str] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Predict, then score; returns what scores.json holds."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        conditions = self._conditions()
+        losses = {name: self._losses(name, data) for name, data in conditions.items()}
+        predictions: dict[str, list[Prediction]] = {}
+        if self.task.generates:
+            predictions = {name: self._predict(name, d) for name, d in conditions.items()}
+            if COMMON in self.config.controls:
+                predictions[COMMON] = self._most_common(predictions[TRUE])
+        result = {
+            "signature": self.signature,
+            "identity": self.identity,
+            "versions": logs.versions(),
+            "split": self.config.split,
+            "n": len(self.data),
+            "losses": self._loss_rows(losses),
+            "scores": self._score_rows(predictions),
+        }
+        checkpoint.write_file(self.folder / "scores.json", json.dumps(result, indent=1))
+        checkpoint.write_file(self.folder / "scores.md", as_markdown(result))
+        return result
+
+    def _conditions(self) -> dict[str, StudyDataset]:
+        found = {TRUE: self.data}
+        if SHUFFLED in self.config.controls:
+            for k in range(self.config.shuffles):
+                found[f"{SHUFFLED}-{k}"] = controls.shuffled(self.data, self.config.seed + k)
+        if BLANK in self.config.controls:
+            found[BLANK] = controls.blanked(self.data)
+        return found
+
+    # --- losses --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _losses(self, name: str, data: StudyDataset) -> np.ndarray:
+        """(n, 3) per sample: loss in nats, target tokens, characters of the reference."""
+        rows: list[list[float]] = []
+        for samples in tqdm(list(self._chunks(len(data))), f"loss, {name}", unit="batch"):
+            kept = [s for s in (data[i] for i in samples) if s is not None]
+            batch = self._on_device(self.collate(kept))
+            output = self.task.loss(self.model, batch)
+            for i, sample in enumerate(kept):
+                chars = len(reference_of(sample["turns"]))
+                rows.append([float(output.row_loss[i]), float(output.num_targets[i]), chars])
+        return np.array(rows)
+
+    def _loss_rows(self, losses: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+        """Loss per character and condition, and the paired differences from the true image."""
+        true = losses[TRUE]
+        groups = {TRUE: [true]}
+        groups[SHUFFLED] = [v for k, v in losses.items() if k.startswith(SHUFFLED)]
+        groups[BLANK] = [losses[BLANK]] if BLANK in losses else []
+        rows = []
+        for name, several in groups.items():
+            if not several:
+                continue
+            mean = np.mean([v[:, 0] for v in several], axis=0)
+            rows.append(_per_character(f"loss_{name}", mean, true[:, 2]))
+            if name != TRUE:
+                rows.append(
+                    _per_character(f"loss_{name}_minus_true", mean - true[:, 0], true[:, 2])
+                )
+        return rows
+
+    # --- predictions ---------------------------------------------------------------------------
+
+    def _predict(self, name: str, data: StudyDataset) -> list[Prediction]:
+        """All predictions of a condition, streamed to disk; those already there are taken."""
+        path = self.folder / f"predictions_{name}.jsonl"
+        done = self._done(path)
+        todo = [i for i in range(len(data)) if data.records[i].sample_id not in done]
+        with path.open("a", encoding="utf-8") as file:
+            for indices in tqdm(list(self._chunks(len(todo))), f"answers, {name}", unit="batch"):
+                for prediction in self._answer(data, [todo[i] for i in indices]):
+                    done[prediction.sample_id] = prediction
+                    file.write(json.dumps(prediction.as_row()) + "\n")
+                file.flush()
+        return [done[r.sample_id] for r in data.records if r.sample_id in done]
+
+    def _answer(self, data: StudyDataset, indices: Sequence[int]) -> Iterator[Prediction]:
+        """Decode what was not asked before: the same image and question have the same answer."""
+        samples = [(i, s) for i, s in ((i, data[i]) for i in indices) if s is not None]
+        keys = {i: self._key(data, i, s) for i, s in samples}
+        new: dict[tuple[Any, ...], Sample] = {}
+        for i, sample in samples:
+            if keys[i] not in self._answers:
+                new.setdefault(keys[i], sample)
+        if new:
+            batch = self._on_device(self.collate.prompts(list(new.values())))
+            answers = self.task.predict(self.model, batch)
+            self._answers.update(zip(new, answers, strict=True))
+        for i, sample in samples:
+            yield Prediction(
+                sample_id=sample["sample_id"],
+                study_id=sample["study_id"],
+                prompt=self._question(sample),
+                prediction=self._answers[keys[i]],
+                reference=reference_of(sample["turns"]),
+                seed=self.config.seed,
+                meta={k: v for k, v in sample["meta"].items() if k != "sections"},
+            )
+
+    def _key(self, data: StudyDataset, index: int, sample: Sample) -> tuple[Any, ...]:
+        black = getattr(data.read_image, "func", None) is controls.black_image
+        images = ("black",) * len(sample["images"]) if black else data.records[index].images
+        return (*images, self._question(sample))
+
+    def _question(self, sample: Sample) -> str:
+        return "\n".join(t["text"] for t in self.collate.question(sample))
+
+    def _done(self, path: Path) -> dict[str, Prediction]:
+        """Predictions of an earlier, interrupted command; a torn last line is dropped."""
+        if not path.is_file():
+            header = {"signature": self.signature, "identity": self.identity}
+            checkpoint.write_file(path, json.dumps(header, default=str) + "\n")
+            return {}
+        rows = logs.read_rows(path)
+        checkpoint.write_file(path, "".join(json.dumps(r) + "\n" for r in rows))
+        return {r["sample_id"]: Prediction(**r) for r in rows[1:]}
+
+    def _most_common(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+        text = controls.most_common_answer(self.train)
+        return [Prediction(**{**p.as_row(), "prediction": text}) for p in predictions]
+
+    def _score_rows(self, predictions: dict[str, list[Prediction]]) -> list[dict[str, Any]]:
+        """Every score of every condition; the shuffled ones averaged over seeds."""
+        rows = []
+        groups: dict[str, list[list[Score]]] = {}
+        for name, said in predictions.items():
+            groups.setdefault(name.split("-")[0], []).append(self.task.score(said))
+        for condition, several in groups.items():
+            for same in zip(*several, strict=True):
+                values = {
+                    k: float(np.mean([getattr(s, k) for s in same]))
+                    for k in ("value", "low", "high")
+                }
+                rows.append(
+                    {**same[0].as_row(), **values, "condition": condition, "seeds": len(same)}
+                )
+        return rows
+
+    def _chunks(self, n: int) -> Iterator[range]:
+        size = self.config.batch_size_eval
+        return (range(i, min(i + size, n)) for i in range(0, n, size))
+
+    def _on_device(self, batch: Any) -> Any:
+        device = self.accelerator.device
+        moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        moved["image_inputs"] = {k: v.to(device) for k, v in batch["image_inputs"].items()}
+        return moved
+
+
+def _per_character(name: str, loss: np.ndarray, characters: np.ndarray) -> dict[str, Any]:
+    """Nats per character of the reference, over all samples, with its interval."""
+
+    def ratio(i: np.ndarray) -> float:
+        return float(loss[i].sum() / max(characters[i].sum(), 1))
+
+    everything = np.arange(len(loss))
+    low, high = bootstrap(ratio, len(loss))
+    score = Score(name, ratio(everything), len(loss), low, high, "nats per reference character")
+    return score.as_row()
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    """The scores as a table, one column per condition."""
+    lines = [
+        f"Split `{result['split']}`, n = {result['n']}. Research use only, not for diagnosis.",
+        "",
+        "| loss | value | 95 % interval | n |",
+        "|---|---|---|---|",
+    ]
+    for row in result["losses"]:
+        interval = f"{row['low']:.4f} … {row['high']:.4f}"
+        lines.append(f"| {row['name']} | {row['value']:.4f} | {interval} | {row['n']} |")
+    conditions = list(dict.fromkeys(r["condition"] for r in result["scores"]))
+    if not conditions:
+        return "\n".join(lines) + "\n"
+    lines += ["", "| metric | " + " | ".join(conditions) + " | n |"]
+    lines.append("|---" * (len(conditions) + 2) + "|")
+    cells: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in result["scores"]:
+        cells.setdefault(row["name"], {})[row["condition"]] = row
+    for name, by in cells.items():
+        shown = [_cell(by.get(c)) for c in conditions]
+        n = next(iter(by.values()))["n"]
+        lines.append(f"| {name} | {' | '.join(shown)} | {n} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    return "" if row is None else f"{row['value']:.3f} ({row['low']:.3f} … {row['high']:.3f})"

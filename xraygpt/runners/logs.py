@@ -1,0 +1,116 @@
+"""The run folder: configuration, versions, metrics.jsonl, TensorBoard, the loss plot."""
+
+from __future__ import annotations
+
+import json
+import platform
+import secrets
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from xraygpt import __version__
+from xraygpt.common.checkpoint import write_file
+
+PACKAGES = ("torch", "transformers", "timm", "accelerate", "peft", "safetensors", "omegaconf")
+
+
+def new_run_folder(output_dir: Path) -> Path:
+    """``<output_dir>/<date>-<id>``; sorts by time, never taken."""
+    return output_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def versions() -> dict[str, Any]:
+    """What made this run: package versions, git revision, machine."""
+    found = {"python": platform.python_version(), "xraygpt": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {**found, "git": _git_revision(), "machine": platform.machine()}
+
+
+def _git_revision() -> str:
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+class MetricsLog:
+    """Appends rows to metrics.jsonl and TensorBoard; draws the losses at the end.
+
+    Args:
+        run: The run folder.
+        first_step: Rows after it, of a run that was killed, are taken out.
+        enabled: False on every process but the main one.
+    """
+
+    def __init__(self, run: Path, first_step: int, enabled: bool) -> None:
+        self.run, self.path, self.enabled = run, run / "metrics.jsonl", enabled
+        if not enabled:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._forget_after(first_step)
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
+
+    def _forget_after(self, step: int) -> None:
+        rows = [r for r in read_rows(self.path) if r["step"] <= step]
+        write_file(self.path, "".join(json.dumps(r) + "\n" for r in rows))
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """One row."""
+        if not self.enabled:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write loss.png."""
+        if self.enabled:
+            self.board.close()
+            plot_losses(read_rows(self.path), self.run / "loss.png")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl; a last line cut off by a kill is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def plot_losses(rows: list[dict[str, Any]], path: Path) -> None:
+    """Training loss per token, and validation loss with the true and with another's image."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="nats per token")
+    for name in ("train/loss", "val/loss", "val/loss_shuffled"):
+        points = [(r["step"], r[name]) for r in rows if name in r]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name, marker="." if "val" in name else "")
+    if axes.lines:
+        axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,105 @@
+"""What a checkpoint holds and how it is taken up again, to the bit on CPU."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+
+from xraygpt.common.checkpoint import find_checkpoint
+from xraygpt.common.distributed import gathered
+from xraygpt.common.errors import WeightsError
+from xraygpt.models.base import BaseModel
+from xraygpt.models.weights import load_exactly, read_state_dict
+
+WEIGHTS, STATE = "model.safetensors", "state.pt"
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every global generator of this process, in types that load without pickle code."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Undo whatever was drawn since `rng_state`."""
+    version, inner, gauss = state["python"]
+    random.setstate((version, tuple(inner), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def seed_everything(seed: int, rank: int) -> None:
+    """Seed the global generators; ranks differ, so that dropout does."""
+    random.seed(seed + rank)
+    np.random.seed((seed + rank) % 2**32)
+    torch.manual_seed(seed + rank)
+
+
+def all_rng_states() -> list[dict[str, Any]]:
+    """Every rank's `rng_state`, in order; a collective call."""
+    return gathered([rng_state()])
+
+
+def write_state(
+    folder: Path, model: BaseModel, state: dict[str, Any], config: str, versions: str
+) -> None:
+    """Fill a checkpoint folder."""
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.checkpoint_state().items()
+    }
+    save_file(tensors, folder / WEIGHTS)
+    torch.save(state, folder / STATE)
+    (folder / "config.yaml").write_text(config, encoding="utf-8")
+    (folder / "versions.json").write_text(versions, encoding="utf-8")
+    model.save_assets(folder)
+
+
+def load_weights(model: BaseModel, path: Path) -> tuple[Path, list[str]]:
+    """Start `model` from a run, a checkpoint, or one weight file.
+
+    Returns:
+        Where the weights came from, and the keys that begin afresh.
+
+    Raises:
+        WeightsError: Nothing usable there, or it was saved from another model.
+    """
+    single = path.is_file()
+    source = path if single else find_checkpoint(path) / WEIGHTS
+    fresh = load_exactly(
+        model,
+        read_state_dict(source),
+        source,
+        required=set(model.checkpoint_state()),
+        fresh=model.fresh_keys(),
+    )
+    return source, fresh
+
+
+def read_state(checkpoint: Path, accelerator: Accelerator) -> dict[str, Any]:
+    """Everything but the weights.
+
+    Raises:
+        WeightsError: Saved by another number of processes.
+    """
+    state: dict[str, Any] = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+    if len(state["rng"]) != accelerator.num_processes:
+        raise WeightsError(
+            f"{checkpoint} was saved by {len(state['rng'])} processes and this run has "
+            f"{accelerator.num_processes}; resume with as many, or start anew from it with model.ckpt"
+        )
+    return state

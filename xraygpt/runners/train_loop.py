@@ -1,0 +1,500 @@
+"""The loop everybody reads. One step, in order:
+
+ 1. set the learning rate of this step;
+ 2. fetch its micro-batches and count their target tokens over all processes;
+ 3. forward and backward each, the loss divided once by that count;
+ 4. clip, step, zero;
+ 5. log; evaluate if due; save if due; stop if asked to.
+
+Step k always takes the same samples with the same draws, so a run can be killed anywhere and resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from xraygpt.common import checkpoint, distributed
+from xraygpt.common.config import Choice
+from xraygpt.common.errors import Stopped, TrainingError
+from xraygpt.common.registry import LR_SCHEDULERS, RUNNERS, Plugin, Registry, registry
+from xraygpt.common.schedules import Schedule
+from xraygpt.datasets import controls
+from xraygpt.datasets.base import Batch
+from xraygpt.datasets.collate import Collator
+from xraygpt.datasets.mixture import Mixture, StreamSampler
+from xraygpt.models.base import BaseModel
+from xraygpt.runners import feature_cache, logs, state
+from xraygpt.tasks.base import BaseTask
+
+log = logging.getLogger(__name__)
+
+
+@registry.register_runner("train_loop", "runner_base")
+class Runner(Plugin):
+    """Trains one model on one task; knows neither corpus nor architecture."""
+
+    @dataclass(kw_only=True)
+    class Config(Plugin.Config):
+        """The `run` section of a YAML."""
+
+        kind: ClassVar[Registry] = RUNNERS
+        default_name: ClassVar[str] = "train_loop"
+
+        task: BaseTask.Config
+        """What to train for: a name, or `{name: …}` with the task's settings."""
+        output_dir: Path = Path("output")
+        """Run folders are made in it."""
+        seed: int = 42
+        """Of order, draws and dropout."""
+        device: str = "auto"
+        """`auto`, `cpu` or `cuda`; `cuda` falls back to CPU with a warning."""
+        amp: bool = True
+        """bfloat16 autocast on CUDA; no effect on a CPU."""
+        max_epoch: int | None = None
+        """Length of the run in epochs; set this or `max_steps`."""
+        max_steps: int | None = None
+        """Length of the run in optimizer steps."""
+        iters_per_epoch: int | None = None
+        """Optimizer steps that count as an epoch; None is one pass over the data."""
+        batch_size_train: int = 16
+        """Rows of a micro-batch on one process."""
+        batch_size_eval: int = 32
+        """Rows of an evaluation batch."""
+        accum_grad_iters: int = 1
+        """Micro-batches of one step."""
+        num_workers: int = 0
+        """Processes that read images; 0 reads in this one."""
+        init_lr: float = 1e-4
+        """Highest learning rate."""
+        min_lr: float = 0.0
+        """Learning rate at the end."""
+        warmup_lr: float = 0.0
+        """Learning rate of the first step."""
+        warmup_steps: int = 0
+        """Steps from `warmup_lr` to `init_lr`, counted over the run."""
+        lr_sched: Annotated[str, Choice(LR_SCHEDULERS)] = "linear_warmup_cosine_lr"
+        """Name of the schedule."""
+        lr_decay_rate: float = 0.9
+        """Factor per epoch of `linear_warmup_step_lr`; no effect on the others."""
+        weight_decay: float = 0.05
+        """AdamW's, on matrices; vectors (biases, norms) are not decayed."""
+        beta2: float = 0.999
+        """AdamW's second moment."""
+        grad_clip: float = 1.0
+        """Largest norm of a step's gradient; 0 does not clip."""
+        log_every: int = 10
+        """Steps between rows of metrics.jsonl."""
+        eval_every: int | None = None
+        """Steps between evaluations on val; None is once an epoch; 0 is never."""
+        eval_samples: int | None = None
+        """Use only the first so many samples of val while training; None takes all."""
+        save_every: int | None = None
+        """Steps between checkpoints; None is once an epoch. The last step is always saved."""
+        keep_checkpoints: int = 2
+        """Newest checkpoints kept, beside the best."""
+        patience: int | None = None
+        """Stop after so many evaluations without a better val loss; None never does."""
+        resume_ckpt_path: str | None = None
+        """Go on with this run: a run folder, a folder of runs (the newest), or `auto`: the newest
+        under `output_dir` if there is one."""
+        train_splits: list[Literal["train", "val"]] = field(default_factory=lambda: ["train"])
+        """Splits to train on."""
+        feature_cache: bool = True
+        """Keep the frozen encoder's features on disk; no effect on a trained one."""
+        profile: bool = False
+        """Write a trace of steps 2 to 5 to the run folder, for chrome://tracing."""
+
+        def __post_init__(self) -> None:
+            if self.max_epoch is not None and self.max_steps is not None:
+                raise ValueError("max_epoch and max_steps are both set; keep one")
+            for name in ("batch_size_train", "batch_size_eval", "accum_grad_iters", "log_every"):
+                if getattr(self, name) < 1:
+                    raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
+            if self.init_lr <= 0 or self.min_lr > self.init_lr:
+                raise ValueError(
+                    f"init_lr ({self.init_lr}) must be above 0 and not below min_lr ({self.min_lr})"
+                )
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        task: BaseTask,
+        model: BaseModel,
+        splits: dict[str, Mixture],
+        resolved: str = "",
+    ) -> None:
+        self.config, self.task, self.resolved = config, task, resolved
+        self.accelerator = distributed.make_accelerator(config.device, config.amp)
+        self.model = model.to(self.accelerator.device)
+        self.splits = splits
+        self._cache_features()
+        packer = model.packer if task.uses_images else None
+        self.collate = Collator(
+            model.renderer, packer, max_len=model.context_len, all_tokens=model.all_tokens
+        )
+        per_step = config.batch_size_train * config.accum_grad_iters * self._world
+        epoch = len(splits["train"].epoch(0, config.seed))
+        self.steps_per_epoch = config.iters_per_epoch or max(1, math.ceil(epoch / per_step))
+        self.max_steps = config.max_steps or (config.max_epoch or 1) * self.steps_per_epoch
+        self.optimizer = torch.optim.AdamW(
+            self._groups(), lr=config.init_lr, betas=(0.9, config.beta2)
+        )
+        # Not `prepare(optimizer)`: this loop steps once per fetched group of micro-batches itself.
+        self.wrapped: Any = self.accelerator.prepare(self.model) if self._world > 1 else self.model
+        self.step, self.best, self.stale = 0, math.inf, 0
+        self.run_folder = Path()
+        self._signal: int | None = None  # what this process was sent
+        self._stop = False  # whether some process was sent a signal
+
+    @property
+    def _world(self) -> int:
+        return int(self.accelerator.num_processes)
+
+    def train(self) -> dict[str, float]:
+        """Run to the last step.
+
+        Returns:
+            The last evaluation.
+
+        Raises:
+            TrainingError: The loss is not finite, or a checkpoint cannot be written.
+            Stopped: SIGTERM or SIGINT came; everything is saved.
+        """
+        self._begin()
+        last: dict[str, float] = {}
+        with self._signals(), self._bar() as bar, self._profiler() as profiler:
+            batches = self._batches()
+            while self.step < self.max_steps and not self._patience_is_over():
+                lr = self._set_learning_rate()
+                values = self._step(batches)
+                self.step += 1
+                bar.update()
+                profiler.step()
+                if self.step % self.config.log_every == 0 or self.step == self.max_steps:
+                    self.metrics.add(self.step, {**values, "train/lr": lr})
+                    bar.set_postfix_str(f"loss {values['train/loss']:.3f}")
+                if self._due(self.config.eval_every):
+                    last = self._evaluate()
+                if self._due(self.config.save_every) or self._stop:
+                    self.save()
+                self._stop_if_asked()
+        self.save()
+        self.metrics.close()
+        return last
+
+    def dry_run(self) -> dict[str, float]:
+        """One batch forward and backward; nothing is stepped, nothing written."""
+        self.wrapped.train()
+        batch = self._to_device(next(self._batches()))
+        output = self.task.loss(self.wrapped, batch)
+        self.accelerator.backward(output.loss)
+        rows, width = batch["input_ids"].shape
+        return {
+            "rows": rows,
+            "tokens": width,
+            "targets": int(output.num_targets.sum()),
+            "loss": float(output.loss.detach()) / max(int(output.num_targets.sum()), 1),
+            "steps": self.max_steps,
+            "trained_parameters": sum(p.numel() for _, p in self.model.trainable_parameters()),
+        }
+
+    def _step(self, batches: Iterator[Batch]) -> dict[str, float]:
+        """One optimizer step; the mean loss per target token over all processes."""
+        began = time.perf_counter()
+        group = [next(batches) for _ in range(self.config.accum_grad_iters)]
+        waited = time.perf_counter() - began
+        targets = sum(int((b["labels"][:, 1:] != -100).sum()) for b in group)
+        count = max(distributed.total(self.accelerator, [targets])[0], 1.0)
+        summed = torch.zeros((), device=self.accelerator.device)
+        self.wrapped.train()
+        for i, batch in enumerate(group):
+            last = i == len(group) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                with self.accelerator.autocast():
+                    loss = self.task.loss(self.wrapped, self._to_device(batch)).loss
+                # DDP averages over processes; times their number that is a sum again.
+                self.accelerator.backward(loss * (self._world / count))
+            summed += loss.detach()
+        norm = self._clip()
+        asked = float(self._signal is not None)
+        loss_sum, stops = distributed.total(self.accelerator, [float(summed), asked])
+        mean, self._stop = loss_sum / count, stops > 0  # all processes stop at the same step
+        self._check_finite(mean, norm, group)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {
+            "train/loss": mean,
+            "train/grad_norm": norm,
+            "train/tokens": count,
+            "train/skipped": float(sum(len(b["skipped"]) for b in group)),
+            "train/data_seconds": waited,
+            "train/step_seconds": time.perf_counter() - began,
+        }
+
+    @torch.no_grad()
+    def _evaluate(self) -> dict[str, float]:
+        """Loss on val with the true images and with others'; remembers the best."""
+        if not len(self.splits.get("val", ())):
+            return {}
+        self.model.eval()
+        data = self.splits["val"]
+        values = {"val/loss": self.mean_loss(data)}
+        if self.task.uses_images:
+            wrong = Mixture([controls.shuffled(p, seed=0) for p in data.parts])
+            values["val/loss_shuffled"] = self.mean_loss(wrong)
+            values["val/image_gap"] = values["val/loss_shuffled"] - values["val/loss"]
+        self.metrics.add(self.step, values)
+        log.info("step %d: %s", self.step, "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+        self.stale += 1
+        if values["val/loss"] < self.best:
+            self.best, self.stale = values["val/loss"], 0
+            self.save()
+            if self.accelerator.is_main_process:
+                checkpoint.mark_best(self.run_folder, self.step, "val/loss", self.best)
+        return values
+
+    def mean_loss(self, data: Mixture) -> float:
+        """Nats per target token over `data`, each sample once, shared among processes."""
+        rank, size = self.accelerator.process_index, self.config.batch_size_eval
+        indices = list(range(len(data)))[: self.config.eval_samples][rank :: self._world]
+        sums = [0.0, 0.0]
+        for i in range(0, len(indices), size):
+            batch = self.collate([data[j] for j in indices[i : i + size]])
+            with self.accelerator.autocast():
+                output = self.task.loss(self.model, self._to_device(batch))
+            sums[0] += float(output.loss)
+            sums[1] += float(output.num_targets.sum())
+        loss, count = distributed.total(self.accelerator, sums)
+        return loss / max(count, 1.0)
+
+    def save(self) -> None:
+        """Publish a checkpoint of this step, unless it is there already."""
+        rng = state.all_rng_states()
+        if self.accelerator.is_main_process:
+            target = self.run_folder / checkpoint.FOLDER / f"step-{self.step}"
+            facts = {
+                "step": self.step,
+                "best": self.best,
+                "stale": self.stale,
+                "optimizer": self.optimizer.state_dict(),
+                "rng": rng,
+            }
+            if not target.exists():
+                versions = json.dumps(logs.versions(), indent=1)
+                checkpoint.publish(
+                    self.run_folder,
+                    self.step,
+                    lambda folder: state.write_state(
+                        folder, self.model, facts, self.resolved, versions
+                    ),
+                )
+            checkpoint.prune(self.run_folder, self.config.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+
+    # --- what surrounds the loop ---------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Make or find the run folder, and take up what a checkpoint holds."""
+        config = self.config
+        state.seed_everything(config.seed, self.accelerator.process_index)
+        found = self._resume_from()
+        if found is None:
+            self.run_folder = Path(distributed.shared(str(logs.new_run_folder(config.output_dir))))
+            rng = None
+        else:
+            self.run_folder = checkpoint.run_of(found)
+            state.load_weights(self.model, found)
+            saved = state.read_state(found, self.accelerator)
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.step, self.best, self.stale = saved["step"], saved["best"], saved["stale"]
+            rng = saved["rng"][self.accelerator.process_index]
+            log.info("resuming at step %d from %s", self.step, found)
+        main = self.accelerator.is_main_process
+        if main:
+            self.run_folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_file(self.run_folder / "config.yaml", self.resolved)
+            checkpoint.write_file(
+                self.run_folder / "versions.json", json.dumps(logs.versions(), indent=1)
+            )
+        self.metrics = logs.MetricsLog(self.run_folder, self.step, main)
+        trained = sum(p.numel() for _, p in self.model.trainable_parameters())
+        whole = sum(p.numel() for p in self.model.parameters())
+        log.info(
+            "%s: %d steps, %.2f M of %.2f M parameters trained, %d process(es) on %s",
+            self.run_folder,
+            self.max_steps,
+            trained / 1e6,
+            whole / 1e6,
+            self._world,
+            self.accelerator.device,
+        )
+        if rng is not None:
+            state.set_rng_state(rng)
+
+    def _resume_from(self) -> Path | None:
+        named = self.config.resume_ckpt_path
+        if named is None:
+            return None
+        if named == "auto":
+            base = self.config.output_dir
+            return checkpoint.find_checkpoint(base) if checkpoint.has_checkpoint(base) else None
+        return checkpoint.find_checkpoint(Path(named))
+
+    def _batches(self) -> Iterator[Batch]:
+        sampler = StreamSampler(
+            self.splits["train"],
+            seed=self.config.seed,
+            batch_size=self.config.batch_size_train,
+            micro_batches=self.config.accum_grad_iters,
+            rank=self.accelerator.process_index,
+            world=self._world,
+            first_step=self.step,
+        )
+        loader: DataLoader[Any] = DataLoader(
+            self.splits["train"],
+            batch_sampler=sampler,
+            collate_fn=self.collate,
+            num_workers=self.config.num_workers,
+            generator=torch.Generator(),  # its own, so that making workers draws from no other
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        return iter(loader)
+
+    def _cache_features(self) -> None:
+        key = self.model.feature_key() if self.config.feature_cache else None
+        if key is None or not self.task.uses_images:
+            return
+        for mixture in self.splits.values():
+            for part in mixture.parts:
+                feature_cache.use_cache(part, self.model, key, self.accelerator)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Matrices are decayed, vectors are not."""
+        named = self.model.trainable_parameters()
+        if not named:
+            raise TrainingError("nothing to train: every part is frozen (model.freeze_*)")
+        decayed = [p for n, p in named if p.dim() > 1 and not n.endswith("query_tokens")]
+        ids = {id(p) for p in decayed}
+        plain = [p for _, p in named if id(p) not in ids]
+        groups = [
+            {"params": decayed, "weight_decay": self.config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        return [g for g in groups if g["params"]]
+
+    def _set_learning_rate(self) -> float:
+        schedule = Schedule(
+            init_lr=self.config.init_lr,
+            min_lr=self.config.min_lr,
+            warmup_lr=self.config.warmup_lr,
+            warmup_steps=self.config.warmup_steps,
+            total_steps=self.max_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            decay_rate=self.config.lr_decay_rate,
+        )
+        lr: float = registry.get_lr_scheduler_class(self.config.lr_sched)(self.step, schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _clip(self) -> float:
+        parameters = [p for _, p in self.model.trainable_parameters()]
+        return float(torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip or math.inf))
+
+    def _check_finite(self, loss: float, norm: float, group: list[Batch]) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        names = [n for batch in group for n in batch["sample_id"]]
+        raise TrainingError(
+            f"step {self.step + 1}: loss {loss}, gradient norm {norm}. Nothing of this step was kept; "
+            f"samples of it: {', '.join(names[:16])}. Lower run.init_lr, or resume from "
+            f"{self.run_folder} after mending the data"
+        )
+
+    def _to_device(self, batch: Batch) -> Batch:
+        device = self.accelerator.device
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=True)
+            return {k: move(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+        moved: Batch = move(batch)
+        return moved
+
+    def _due(self, every: int | None) -> bool:
+        interval = self.steps_per_epoch if every is None else every
+        if interval == 0:
+            return False
+        return self.step % interval == 0 or self.step == self.max_steps
+
+    def _patience_is_over(self) -> bool:
+        return self.config.patience is not None and self.stale >= self.config.patience
+
+    def _bar(self) -> Any:
+        hidden = not self.accelerator.is_main_process
+        return tqdm(total=self.max_steps, initial=self.step, unit="step", disable=hidden)
+
+    def _stop_if_asked(self) -> None:
+        if not self._stop:
+            return
+        self.metrics.close()
+        number = signal.SIGTERM if self._signal is None else self._signal
+        name = signal.Signals(number).name
+        stopped = Stopped(
+            f"stopped by {name} at step {self.step}; saved. Go on with "
+            f"--options run.resume_ckpt_path={self.run_folder}"
+        )
+        stopped.exit_code = 128 + number
+        raise stopped
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and the first Ctrl-C ask for a save; a second Ctrl-C ends at once."""
+
+        def ask(number: int, _: Any) -> None:
+            self._signal = number
+            signal.signal(number, previous[number])
+
+        previous = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+        for number in previous:
+            with contextlib.suppress(ValueError):  # not in the main thread
+                signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                with contextlib.suppress(ValueError):
+                    signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def _profiler(self) -> Iterator[Any]:
+        if not self.config.profile:
+            yield _NoProfiler()
+            return
+        path = self.run_folder / "trace.json"
+        with torch.profiler.profile(
+            schedule=torch.profiler.schedule(wait=1, warmup=0, active=4, repeat=1),
+            on_trace_ready=lambda p: p.export_chrome_trace(str(path)),
+        ) as profiler:
+            yield profiler
+
+
+class _NoProfiler:
+    def step(self) -> None:
+        """Do nothing."""

@@ -1,0 +1,62 @@
+"""What a task offers: what to ask, how to score. It owns no loop, no device and no path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from xraygpt.common.registry import TASKS, Plugin, Registry
+from xraygpt.datasets.base import Batch
+from xraygpt.metrics.statistics import Score
+from xraygpt.models.base import BaseModel, Generation, Output
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One line of predictions.jsonl."""
+
+    sample_id: str
+    study_id: str
+    prompt: str
+    prediction: str
+    reference: str
+    seed: int
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def as_row(self) -> dict[str, Any]:
+        """The line as a dict."""
+        return asdict(self)
+
+
+class BaseTask(Plugin):
+    """Chooses what is asked of a model and what counts as good."""
+
+    @dataclass(kw_only=True)
+    class Config(Plugin.Config):
+        """Settings of every task."""
+
+        kind: ClassVar[Registry] = TASKS
+
+        generate: Generation = field(default_factory=Generation)
+        """How answers are decoded in evaluation."""
+
+    config: Any
+    uses_images = True
+    generates = True  # whether evaluation decodes answers, or only takes the loss
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def loss(self, model: Any, batch: Batch) -> Output:
+        """Summed loss and number of target tokens; the runner divides once."""
+        output: Output = model(batch)
+        return output
+
+    def predict(self, model: BaseModel, prompts: Batch) -> list[str]:
+        """One answer per row of a left-padded batch."""
+        return model.generate(prompts, self.config.generate)
+
+    def score(self, predictions: Sequence[Prediction]) -> list[Score]:
+        """Every metric of this task, each with its n and interval."""
+        raise NotImplementedError

@@ -1,0 +1,39 @@
+"""Image -> report, and the first stage's image -> short texts: same loss, same scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xraygpt.common.registry import registry
+from xraygpt.metrics.reports import report_scores
+from xraygpt.metrics.statistics import Score
+from xraygpt.tasks.base import BaseTask, Prediction
+
+
+@registry.register_task("report_generation")
+class ReportGeneration(BaseTask):
+    """Write the report; scored by overlap of words and by the findings it names."""
+
+    @dataclass(kw_only=True)
+    class Config(BaseTask.Config):
+        """Settings of report generation: those of every task."""
+
+    def score(self, predictions: Sequence[Prediction]) -> list[Score]:
+        """BLEU, ROUGE, finding labels against the text and the human coding, distinct reports."""
+        return report_scores(
+            [p.prediction for p in predictions],
+            [p.reference for p in predictions],
+            [p.meta.get("codes") for p in predictions],
+        )
+
+
+@registry.register_task("image_text_pretrain")
+class ImageTextPretrain(ReportGeneration):
+    """Learn to read images from many short texts; evaluation takes the loss and decodes nothing."""
+
+    @dataclass(kw_only=True)
+    class Config(BaseTask.Config):
+        """Settings of the first stage: those of every task."""
+
+    generates = False

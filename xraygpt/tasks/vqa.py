@@ -1,0 +1,36 @@
+"""Question and image -> answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from xraygpt.common.registry import registry
+from xraygpt.metrics.statistics import Score
+from xraygpt.metrics.vqa import vqa_scores
+from xraygpt.models.base import Generation
+from xraygpt.tasks.base import BaseTask, Prediction
+
+
+@registry.register_task("vqa")
+class Vqa(BaseTask):
+    """Answer questions; accuracy after normalising both answers, closed and open apart."""
+
+    @dataclass(kw_only=True)
+    class Config(BaseTask.Config):
+        """Settings of visual question answering."""
+
+        generate: Generation = field(default_factory=lambda: Generation(max_new_tokens=24))
+        """How answers are decoded in evaluation."""
+        answer_type: str = "answer_type"
+        """Field of the record that says CLOSED or OPEN; name it in `fields.keep`. Without it a
+        question is closed if its answer is yes or no."""
+
+    config: Config
+
+    def score(self, predictions: Sequence[Prediction]) -> list[Score]:
+        """Accuracy over all, closed and open questions."""
+        kinds = [p.meta.get(self.config.answer_type) for p in predictions]
+        return vqa_scores(
+            [p.prediction for p in predictions], [p.reference for p in predictions], kinds
+        )
