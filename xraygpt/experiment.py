@@ -19,6 +19,7 @@ from xraygpt.datasets.builder import BaseBuilder
 from xraygpt.datasets.mixture import Mixture
 from xraygpt.models.base import BaseModel
 from xraygpt.processors.image import ImageSpec
+from xraygpt.runners.base import BaseRunner
 from xraygpt.runners.evaluation import Evaluator
 from xraygpt.runners.state import load_weights
 from xraygpt.runners.train_loop import Runner
@@ -45,11 +46,12 @@ class Experiment:
 class Training(Experiment):
     """A YAML of train_configs."""
 
-    run: Runner.Config
+    run: BaseRunner.Config
     """How to train."""
 
     def __post_init__(self) -> None:
-        if self.run.max_epoch is None and self.run.max_steps is None:
+        run = self.run
+        if isinstance(run, Runner.Config) and run.max_epoch is None and run.max_steps is None:
             raise ValueError("run: set max_epoch or max_steps")
 
 
@@ -78,6 +80,7 @@ def build_model(experiment: Experiment, seed: int) -> BaseModel:
 def build_runner(experiment: Training) -> Runner:
     """Model, data and task, ready to train."""
     run = experiment.run
+    assert isinstance(run, Runner.Config)
     task = run.task.build()
     model = build_model(experiment, run.seed)
     weights = [c.weight for c in experiment.datasets.values()]

@@ -1,0 +1,1 @@
+"""What everything else rests on: registry, configuration, checkpoints, schedules, errors."""

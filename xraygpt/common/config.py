@@ -76,8 +76,9 @@ def to_tree(config: Any) -> Any:
     """The plain dict that `load` would turn into `config` again: all defaults and names spelt out."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         tree = {f.name: to_tree(getattr(config, f.name)) for f in dataclasses.fields(config)}
-        kind = getattr(config, "kind", None)
-        return tree if kind is None else {kind.key: kind.name_of(type(config).owner), **tree}
+        plugin: Any = type(config)
+        kind = getattr(plugin, "kind", None)
+        return tree if kind is None else {kind.key: kind.name_of(plugin.owner), **tree}
     if isinstance(config, Mapping):
         return {str(k): to_tree(v) for k, v in config.items()}
     if isinstance(config, (list, tuple)):
@@ -94,7 +95,7 @@ def to_yaml(config: Any) -> str:
 # --- reading -----------------------------------------------------------------------------------
 
 
-def _read(path: Path, lines: dict[str, int], report: Report) -> DictConfig:
+def _read(path: Path, lines: dict[str, int], report: Report) -> Any:
     """The user's YAML as OmegaConf, every key's line in `lines`, duplicate keys reported."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -140,11 +141,9 @@ def _index(node: yaml.Node, where: str, lines: dict[str, int], report: Report) -
     node.value = kept
 
 
-def _layers(
-    user: DictConfig, options: list[str], lines: dict[str, int], report: Report
-) -> dict[str, Any]:
+def _layers(user: Any, options: list[str], lines: dict[str, int], report: Report) -> dict[str, Any]:
     """Preset < user < options, resolved into a plain dict."""
-    given = OmegaConf.create({})
+    given: Any = OmegaConf.create({})
     for item in options:
         key, sep, _ = item.partition("=")
         lines[key] = 0
@@ -156,7 +155,7 @@ def _layers(
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             report(key, str(error).splitlines()[0])
     try:
-        merged = OmegaConf.merge(_spell_out(user), _spell_out(given))
+        merged: Any = OmegaConf.merge(_spell_out(user), _spell_out(given))
     except OmegaConfBaseException as error:
         report("", str(error).splitlines()[0])
         merged = user
@@ -190,7 +189,7 @@ def _import_plugins(modules: Any, report: Report) -> None:
             report(f"imports.{i}", f"cannot import '{module}': {error}")
 
 
-def _presets(config: Any, report: Report) -> DictConfig:
+def _presets(config: Any, report: Report) -> Any:
     """The preset of `model.arch` + `model.model_type` and the defaults of each dataset's builder."""
     tree: Any = OmegaConf.create({})
     arch, model_type = _get(config, "model.arch"), _get(config, "model.model_type")
@@ -230,7 +229,10 @@ def _item(node: Any, key: Any, where: str, report: Report) -> Any:
         value = node[key]
         return _plain(value, where, report)
     except OmegaConfBaseException as error:
-        report(where, str(error).splitlines()[0])
+        first = str(error).splitlines()[0]
+        report(
+            where, first.removeprefix("KeyError raised while resolving interpolation: ").strip('"')
+        )
     except RecursionError:
         report(where, "this interpolation refers to itself")
     return _BAD
@@ -247,10 +249,22 @@ def _parse(schema: Any, node: Any, where: str, report: Report, label: str | None
         report(where, f"expected a mapping, got {node!r}")
         return _BAD
     values = dict(node)
-    if issubclass(schema, Plugin.Config) and schema.owner is None:
+    if issubclass(schema, Plugin.Config) and schema.kind is not None and schema.owner is None:
         schema = _pick(schema, values, where, report, label)
         if schema is _BAD:
             return _BAD
+    parsed = _fields(schema, values, where, report)
+    if any(_spoilt(v) for v in parsed.values()):
+        return _BAD  # a rule across fields would only repeat what is reported
+    try:
+        return schema(**parsed)
+    except (TypeError, ValueError) as error:  # from __post_init__: a rule across fields
+        report(where, str(error))
+        return _BAD
+
+
+def _fields(schema: Any, values: dict, where: str, report: Report) -> dict[str, Any]:
+    """Every field of a dataclass, checked; what is wrong is `_BAD`."""
     fields = {f.name: f for f in dataclasses.fields(schema)}
     hints = get_type_hints(schema, include_extras=True)
     for key in values:
@@ -264,13 +278,7 @@ def _parse(schema: Any, node: Any, where: str, report: Report, label: str | None
         elif f.default is f.default_factory is dataclasses.MISSING:
             report(here, "missing")
             parsed[name] = _BAD
-    if any(_spoilt(v) for v in parsed.values()):
-        return _BAD  # a rule across fields would only repeat what is reported
-    try:
-        return schema(**parsed)
-    except (TypeError, ValueError) as error:  # from __post_init__: a rule across fields
-        report(where, str(error))
-        return _BAD
+    return parsed
 
 
 def _pick(schema: Any, values: dict, where: str, report: Report, label: str | None) -> Any:
@@ -307,7 +315,7 @@ def _value(hint: Any, value: Any, where: str, report: Report) -> Any:
         return {k: _entry(args[1], v, _join(where, k), report, str(k)) for k, v in value.items()}
     if origin is list and isinstance(value, list) and _holds_dataclass(args[0]):
         return [_value(args[0], v, _join(where, i), report) for i, v in enumerate(value)]
-    return _spoilt(value) and _BAD or _leaf(hint, value, where, report)
+    return _BAD if _spoilt(value) else _leaf(hint, value, where, report)
 
 
 def _entry(hint: Any, value: Any, where: str, report: Report, label: str) -> Any:

@@ -11,9 +11,7 @@ import difflib
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, is_dataclass
-from typing import Any, ClassVar, TypeVar
-
-C = TypeVar("C")
+from typing import Any, ClassVar, cast
 
 
 class Plugin:
@@ -45,7 +43,7 @@ class Registry:
         self.kind, self.key, self._package = kind, key, package
         self._entries: dict[str, Any] = {}
 
-    def register(self, name: str, *aliases: str) -> Callable[[C], C]:
+    def register(self, name: str, *aliases: str) -> Callable[[Any], Any]:
         """Class decorator: make the class available to YAML as `name` and `aliases`.
 
         Raises:
@@ -53,13 +51,14 @@ class Registry:
             TypeError: The class has no `@dataclass Config` of its own.
         """
 
-        def add(entry: C) -> C:
+        def add(entry: Any) -> Any:
             if isinstance(entry, type):
-                if "Config" not in vars(entry) or not is_dataclass(entry.Config):
+                config = vars(entry).get("Config")
+                if not is_dataclass(config):
                     raise TypeError(
                         f"{self.kind} '{name}': {entry.__qualname__} needs its own @dataclass Config"
                     )
-                entry.Config.owner = entry
+                cast(Any, config).owner = entry
             for one in (name, *aliases):
                 taken = self._entries.get(one)
                 if taken is not None and taken is not entry:
@@ -105,7 +104,7 @@ LR_SCHEDULERS = Registry("lr scheduler", key="lr_sched", package="xraygpt.common
 
 
 class _LavisSpelling:
-    """`registry.register_model("x")`, `registry.get_model_class("x")`, `registry.list_models()`…"""
+    """`registry.register_model("x")`, `registry.get_model_class("x")` and so on, for every kind."""
 
     register_model = staticmethod(MODELS.register)
     register_processor = staticmethod(PROCESSORS.register)

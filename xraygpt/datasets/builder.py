@@ -16,6 +16,7 @@ from torch import Tensor
 
 from xraygpt.common.errors import DataError
 from xraygpt.common.registry import BUILDERS, Plugin, Registry
+from xraygpt.datasets import controls
 from xraygpt.datasets.base import ImageRef, Record, Split, StudyDataset
 from xraygpt.datasets.splits import SplitRule
 from xraygpt.processors.base import BaseProcessor
@@ -51,6 +52,8 @@ class BaseBuilder(Plugin):
         """Keep only images with one of these views; None keeps all."""
         on_error: Literal["error", "skip"] = "error"
         """What a bad record or image does: stop with a message, or be left out and counted."""
+        blank_images: bool = False
+        """Show black pictures instead, in training too: a control that knows the question only."""
         weight: float = 1.0
         """Passes over this corpus in one epoch; 0.5 draws half of it, 2 goes through it twice."""
         vis_processor: dict[Literal["train", "eval"], BaseProcessor.Config] = field(
@@ -93,7 +96,7 @@ class BaseBuilder(Plugin):
             elif where == split:
                 kept.append(record)
         self._settle(problems, len(kept))
-        return StudyDataset(
+        data = StudyDataset(
             kept,
             partial(read_tensor, processor=vis),
             on_error=self.config.on_error,
@@ -101,6 +104,7 @@ class BaseBuilder(Plugin):
             cacheable=vis.deterministic,
             signature=vis.signature() if isinstance(vis, XrayImage) else {},
         )
+        return controls.blanked(data) if self.config.blank_images else data
 
     def _processor(self, which: str, phase: Literal["train", "eval"]) -> Any:
         """The processor of a phase; either phase's stands in for the other, as the lineage did."""

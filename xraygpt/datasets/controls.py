@@ -87,6 +87,11 @@ def _like(data: StudyDataset, records: Sequence[Record], read_image: ReadImage) 
     )
 
 
+def is_blank(data: StudyDataset) -> bool:
+    """Whether `blanked` made this dataset."""
+    return getattr(data.read_image, "func", None) is black_image
+
+
 def black_image(ref: ImageRef, draw: str, read_image: Any, known: dict[str, Tensor]) -> Tensor:
     """What `read_image` would make of a black picture; found once."""
     if "black" not in known:

@@ -26,7 +26,7 @@ class Mixture(Dataset[Sample | None]):
     def __init__(
         self, parts: Sequence[StudyDataset], weights: Sequence[float] | None = None
     ) -> None:
-        self.parts = [p for p in parts]
+        self.parts = list(parts)
         self.weights = list(weights) if weights is not None else [1.0] * len(self.parts)
         self.starts = [0]
         for part in self.parts:

@@ -1,0 +1,1 @@
+"""Metrics: pure functions on texts and arrays, one file a family."""

@@ -35,7 +35,7 @@ class LoraSettings:
 
     r: int = 8
     """Rank."""
-    alpha: float = 16.0
+    alpha: int = 16
     """Scale; the update is multiplied by alpha / r."""
     dropout: float = 0.0
     """Before the adapter, in [0, 1)."""

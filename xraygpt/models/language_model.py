@@ -47,6 +47,7 @@ class LanguageModel(BaseModel):
 
     def __init__(self, config: Config, *, texts: Texts = list, **_: Any) -> None:
         super().__init__(config)
+        self.llm: Any
         if config.llama_model is not None:
             self.llm, self.tokenizer = language.load_llm(config.llama_model, "float32")
         else:

@@ -60,8 +60,7 @@ class QFormer(nn.Module):
         nn.init.normal_(self.query_tokens, std=0.02)
         self.patch_position = None
         if num_patches is not None:
-            self.patch_position = nn.Parameter(torch.zeros(1, num_patches, vision_width))
-            nn.init.normal_(self.patch_position, std=0.02)
+            self.patch_position = nn.Parameter(sin_cos_2d(num_patches, vision_width))
         self.qformer = Blip2QFormerModel(
             Blip2QFormerConfig(
                 hidden_size=config.hidden,
@@ -90,3 +89,23 @@ class QFormer(nn.Module):
             query_embeds=queries, encoder_hidden_states=patches, encoder_attention_mask=mask
         ).last_hidden_state
         return out
+
+
+def sin_cos_2d(num_patches: int, width: int) -> Tensor:
+    """(1, L, D) sine and cosine of row and column of a square grid, in [-1, 1].
+
+    The 2-D form of the encoding of Vaswani et al. 2017. It is as large as the normalised tokens it is
+    added to: a small random position, as vision transformers use before their first norm, would take
+    the Q-Former thousands of steps to notice.
+    """
+    side = round(num_patches**0.5)
+    if side * side != num_patches:
+        raise ValueError(f"{num_patches} patch tokens are no square grid")
+    quarter = max(width // 4, 1)
+    frequency = 1.0 / 100 ** (torch.arange(quarter) / quarter)
+    angle = torch.arange(side)[:, None] * frequency  # (side, D/4)
+    wave = torch.cat([angle.sin(), angle.cos()], dim=1)
+    rows = wave[:, None].expand(side, side, -1)
+    columns = wave[None, :].expand(side, side, -1)
+    grid = torch.cat([rows, columns], dim=2).reshape(1, num_patches, -1)
+    return nn.functional.pad(grid, (0, max(width - grid.shape[2], 0)))[..., :width].contiguous()

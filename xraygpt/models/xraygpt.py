@@ -41,8 +41,11 @@ class QueryPacker:
         return self.num_query_token * (len(image) if image.dim() == 4 else 1)
 
     def pack(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
-        """`pixel_values` (N, C, H, W), frames of clips in a row; or `features` (N, L, D), padded, with
-        `feature_mask` (N, L).
+        """All images of a batch, in order.
+
+        Returns:
+            `pixel_values` (N, C, H, W), frames of clips in a row; or `features` (N, L, D), padded,
+            with `feature_mask` (N, L).
 
         Raises:
             ValueError: Pixels and features in one batch.

@@ -74,6 +74,7 @@ _HEADER = (
     *(f"{color}PaletteColorLookupTableData" for color in ("Red", "Green", "Blue")),
     *(f"Segmented{color}PaletteColorLookupTableData" for color in ("Red", "Green", "Blue")),
 )
+_LOGGERS = ("pydicom", "pylibjpeg", "openjpeg", "libjpeg", "rle")
 _PIXELS = ("PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 
 
@@ -110,7 +111,7 @@ def read_dicom(
         ImageError: Not an image, too large, truncated or not supported. `pixels.read_image` turns
             the other exceptions that corrupt files cause into this one.
     """
-    with quiet("pydicom"), file.open("rb") as stream:
+    with quiet(*_LOGGERS), file.open("rb") as stream:
         source = _open_dataset(stream, limits)
         layout = _layout(_read_elements(source, _HEADER))
         if frame is not None and frame >= layout.frames:
@@ -131,7 +132,7 @@ def read_dicom(
 
 def dicom_frame_count(file: Path, *, limits: ReadLimits) -> int:
     """Number of Frames (0028,0008), 1 where absent or 0, without reading the pixels."""
-    with quiet("pydicom"), file.open("rb") as stream:
+    with quiet(*_LOGGERS), file.open("rb") as stream:
         return _layout(_read_elements(_open_dataset(stream, limits), _HEADER)).frames
 
 
@@ -157,7 +158,7 @@ def _open_dataset(stream: BinaryIO, limits: ReadLimits) -> _Source:
         stream.seek(start)
         return _Source(BytesIO(inflate(stream.read(), limits)), 0, syntax)
     if not syntax.is_transfer_syntax:
-        raise ImageError("names an unknown transfer syntax; export it uncompressed")
+        raise ImageError("names no known transfer syntax, or is cut short; export it uncompressed")
     return _Source(stream, start, syntax)
 
 
@@ -189,12 +190,11 @@ def _read_elements(source: _Source, keywords: tuple[str, ...]) -> Dataset:
     from pydicom.tag import Tag
 
     source.stream.seek(source.start)
-    header_only = "PixelData" not in keywords
     return read_dataset(
         source.stream,
         source.syntax.is_implicit_VR,
         source.syntax.is_little_endian,
-        stop_when=(lambda tag, vr, length: tag >= 0x7FE00001) if header_only else None,
+        stop_when=None if "PixelData" in keywords else lambda tag, *_: tag >= 0x7FE00001,
         specific_tags=[Tag(keyword) for keyword in keywords],
     )
 

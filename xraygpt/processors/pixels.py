@@ -202,26 +202,29 @@ def codestream_sizes(frame: bytes) -> set[tuple[int, int, int]]:
 
 
 @contextmanager
-def quiet(logger_name: str) -> Iterator[None]:
-    """Keep a library's warnings and log lines in: they may quote values from the file.
+def quiet(*loggers: str) -> Iterator[None]:
+    """Keep libraries' warnings and log lines in: they may quote values from the file.
 
     One thread at a time, and all as before on leaving. Pillow's decompression-bomb warning becomes
     an error.
 
     Args:
-        logger_name: The library's logger, cut off from the application's handlers meanwhile.
+        loggers: Loggers to cut off from the application's handlers meanwhile.
     """
     from PIL import Image
 
-    logger = logging.getLogger(logger_name)
+    cut = [logging.getLogger(name) for name in loggers]
     with _SILENCE, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        propagate, logger.propagate = logger.propagate, False
+        before = [logger.propagate for logger in cut]
         try:
+            for logger in cut:
+                logger.propagate = False
             yield
         finally:
-            logger.propagate = propagate
+            for logger, propagate in zip(cut, before, strict=True):
+                logger.propagate = propagate
 
 
 @contextmanager

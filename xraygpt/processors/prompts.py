@@ -1,5 +1,7 @@
-"""The one prompt renderer: turns -> text and image pieces -> ids. Training, evaluation, prediction and
-chat all call it, so that what a model is asked later is what it was trained on.
+"""The one prompt renderer: turns -> text and image pieces -> ids.
+
+Training, evaluation, prediction and chat all call it, so that what a model is asked later is what it
+was trained on.
 
 A turn's text holds one ``<image>`` per image. A template puts its own words around the turns. Every
 piece of text is tokenised on its own, the question up to where the answer begins and then the answer, so

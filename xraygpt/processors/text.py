@@ -16,8 +16,8 @@ _MASK = r"(?:\bX{3,}\b|_{3,})"  # OpenI writes XXXX, MIMIC-CXR ___ for what was 
 # What a mask certainly stood for, from the words around it.
 _RESTORED = [
     (re.compile(rf"\b(x|X)-{_MASK}"), r"\1-ray"),
-    (re.compile(rf"\b([Nn]o|without) {_MASK} of\b"), r"\1 evidence of"),
     (re.compile(rf"\b([Tt]here are no) {_MASK} of\b"), r"\1 signs of"),
+    (re.compile(rf"\b([Nn]o|without) {_MASK} of\b"), r"\1 evidence of"),
     (re.compile(rf"{_MASK}[- ]year[- ]old\b\s*"), ""),
 ]
 

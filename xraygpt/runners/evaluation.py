@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from xraygpt.common import checkpoint, distributed
 from xraygpt.common.errors import InputError
+from xraygpt.common.logging import progress
 from xraygpt.common.registry import Plugin
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import Sample, StudyDataset, reference_of
@@ -133,7 +133,7 @@ class Evaluator(Plugin):
     def _losses(self, name: str, data: StudyDataset) -> np.ndarray:
         """(n, 3) per sample: loss in nats, target tokens, characters of the reference."""
         rows: list[list[float]] = []
-        for samples in tqdm(list(self._chunks(len(data))), f"loss, {name}", unit="batch"):
+        for samples in progress(list(self._chunks(len(data))), f"loss, {name}", unit="batch"):
             kept = [s for s in (data[i] for i in samples) if s is not None]
             batch = self._on_device(self.collate(kept))
             output = self.task.loss(self.model, batch)
@@ -168,7 +168,9 @@ class Evaluator(Plugin):
         done = self._done(path)
         todo = [i for i in range(len(data)) if data.records[i].sample_id not in done]
         with path.open("a", encoding="utf-8") as file:
-            for indices in tqdm(list(self._chunks(len(todo))), f"answers, {name}", unit="batch"):
+            for indices in progress(
+                list(self._chunks(len(todo))), f"answers, {name}", unit="batch"
+            ):
                 for prediction in self._answer(data, [todo[i] for i in indices]):
                     done[prediction.sample_id] = prediction
                     file.write(json.dumps(prediction.as_row()) + "\n")
@@ -199,8 +201,8 @@ class Evaluator(Plugin):
             )
 
     def _key(self, data: StudyDataset, index: int, sample: Sample) -> tuple[Any, ...]:
-        black = getattr(data.read_image, "func", None) is controls.black_image
-        images = ("black",) * len(sample["images"]) if black else data.records[index].images
+        black = ("black",) * len(sample["images"])
+        images = black if controls.is_blank(data) else data.records[index].images
         return (*images, self._question(sample))
 
     def _question(self, sample: Sample) -> str:

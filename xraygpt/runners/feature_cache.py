@@ -11,14 +11,16 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
+from xraygpt.common.logging import progress
+from xraygpt.datasets import controls
 from xraygpt.datasets.base import ImageRef, ReadImage, StudyDataset
 from xraygpt.models.base import BaseModel
 
@@ -93,6 +95,11 @@ def use_cache(
         encoder: `model.feature_key()`.
         accelerator: Divides the work.
     """
+    if controls.is_blank(data):  # only the one black picture is ever encoded
+        inner = data.read_image.keywords["read_image"]  # type: ignore[attr-defined]
+        reader = CachedReader(inner, model, cache_root())
+        data.read_image = partial(controls.black_image, read_image=reader, known={})
+        return data
     refs = list(dict.fromkeys(ref for record in data.records for ref in record.images))
     stored = any(ref.path.suffix == ".npy" or ref.frame is None for ref in refs)
     if not refs or stored or not data.cacheable or isinstance(data.read_image, CachedReader):
@@ -105,7 +112,9 @@ def use_cache(
     if missing:
         log.info("encoding %d images once; features go to %s", len(missing), folder)
     chunks = [mine[i : i + BATCH] for i in range(0, len(mine), BATCH)]
-    for chunk in tqdm(chunks, "encoding", unit="batch", disable=not accelerator.is_main_process):
+    for chunk in progress(
+        chunks, "encoding", unit="batch", disable=not accelerator.is_main_process
+    ):
         _encode_readable(reader, chunk)
     accelerator.wait_for_everyone()
     data.read_image = reader

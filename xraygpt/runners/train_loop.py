@@ -1,4 +1,6 @@
-"""The loop everybody reads. One step, in order:
+"""The loop everybody reads.
+
+One step, in order:
 
  1. set the learning rate of this step;
  2. fetch its micro-batches and count their target tokens over all processes;
@@ -20,17 +22,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from xraygpt.common import checkpoint, distributed
 from xraygpt.common.config import Choice
 from xraygpt.common.errors import Stopped, TrainingError
-from xraygpt.common.registry import LR_SCHEDULERS, RUNNERS, Plugin, Registry, registry
+from xraygpt.common.logging import progress
+from xraygpt.common.registry import LR_SCHEDULERS, registry
 from xraygpt.common.schedules import Schedule
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import Batch
@@ -38,24 +40,20 @@ from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.mixture import Mixture, StreamSampler
 from xraygpt.models.base import BaseModel
 from xraygpt.runners import feature_cache, logs, state
+from xraygpt.runners.base import BaseRunner
 from xraygpt.tasks.base import BaseTask
 
 log = logging.getLogger(__name__)
 
 
 @registry.register_runner("train_loop", "runner_base")
-class Runner(Plugin):
+class Runner(BaseRunner):
     """Trains one model on one task; knows neither corpus nor architecture."""
 
     @dataclass(kw_only=True)
-    class Config(Plugin.Config):
+    class Config(BaseRunner.Config):
         """The `run` section of a YAML."""
 
-        kind: ClassVar[Registry] = RUNNERS
-        default_name: ClassVar[str] = "train_loop"
-
-        task: BaseTask.Config
-        """What to train for: a name, or `{name: …}` with the task's settings."""
         output_dir: Path = Path("output")
         """Run folders are made in it."""
         seed: int = 42
@@ -187,7 +185,7 @@ class Runner(Plugin):
                 profiler.step()
                 if self.step % self.config.log_every == 0 or self.step == self.max_steps:
                     self.metrics.add(self.step, {**values, "train/lr": lr})
-                    bar.set_postfix_str(f"loss {values['train/loss']:.3f}")
+                    bar.set_postfix_str(f"loss {values['train/loss']:.3f}", refresh=False)
                 if self._due(self.config.eval_every):
                     last = self._evaluate()
                 if self._due(self.config.save_every) or self._stop:
@@ -448,7 +446,7 @@ class Runner(Plugin):
 
     def _bar(self) -> Any:
         hidden = not self.accelerator.is_main_process
-        return tqdm(total=self.max_steps, initial=self.step, unit="step", disable=hidden)
+        return progress(total=self.max_steps, initial=self.step, unit="step", disable=hidden)
 
     def _stop_if_asked(self) -> None:
         if not self._stop:
@@ -471,7 +469,7 @@ class Runner(Plugin):
             self._signal = number
             signal.signal(number, previous[number])
 
-        previous = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+        previous: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
         for number in previous:
             with contextlib.suppress(ValueError):  # not in the main thread
                 signal.signal(number, ask)

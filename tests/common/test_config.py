@@ -1,0 +1,300 @@
+"""Configuration: precedence, and one message for every kind of mistake."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO
+from xraygpt.common.config import load, to_yaml
+from xraygpt.common.errors import ConfigError, InputError
+from xraygpt.experiment import Evaluation, Training
+
+GOOD = """
+model:
+  arch: xraygpt
+  model_type: tiny
+datasets:
+  toy:
+    builder: records
+    storage: somewhere
+run:
+  task: report_generation
+  max_steps: 5
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def problems(tmp_path: Path, text: str, *options: str, schema: type = Training) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(schema, write(tmp_path, text), options)
+    return caught.value.problems
+
+
+def test_precedence(tmp_path):
+    path = write(tmp_path, GOOD + "  batch_size_train: 7\n")
+    config = load(Training, path, ["run.init_lr=0.5", "model.num_query_token=9"])
+    assert config.run.batch_size_eval == 32  # dataclass default
+    assert config.model.image_size == 32  # preset over default
+    assert config.run.batch_size_train == 7  # user over default
+    assert config.model.num_query_token == 9  # option over preset (4)
+    assert config.run.init_lr == 0.5
+
+
+def test_option_changes_the_preset(tmp_path):
+    config = load(Training, write(tmp_path, GOOD), ["model.model_type=nano"])
+    assert config.model.vit_model == "efficientnet_lite0"
+
+
+def test_seven_mistakes_are_seven_lines(tmp_path):
+    text = """
+model:
+  arch: xraygpt
+  model_type: tini
+  num_query_tokens: 8
+datasets:
+  toy:
+    builder: recrods
+    storage: somewhere
+  other:
+    builder: records
+    storage: x
+    weight: -1
+run:
+  task: report_generation
+  max_steps: many
+  lr_sched: linear_warmup_cosin_lr
+logging: true
+"""
+    found = problems(tmp_path, text)
+    assert found == [
+        "line 4: model.model_type: no preset 'tini' of xraygpt; did you mean 'tiny'?",
+        "line 5: model.num_query_tokens: unknown key; did you mean 'num_query_token'?",
+        "line 8: datasets.toy.builder: unknown dataset builder 'recrods'; did you mean 'records'?",
+        "line 10: datasets.other: weight (-1.0) must not be negative",
+        "line 16: run.max_steps: Input should be a valid integer, unable to parse string as an "
+        "integer, got 'many'",
+        "line 17: run.lr_sched: unknown lr scheduler 'linear_warmup_cosin_lr'; did you mean "
+        "'linear_warmup_cosine_lr'?",
+        "line 18: logging: unknown key (have: model, datasets, imports, run)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            GOOD + "  output_dir: ${oc.env:XRAYGPT_NOT_SET}\n",
+            "line 12: run.output_dir: Environment",
+        ),
+        (GOOD + "  seed: ${run.nowhere}\n", "line 12: run.seed: Interpolation key"),
+        (GOOD + "  seed: ${run.seed}\n", "line 12: run.seed"),
+        (GOOD + "  seed: ???\n", "line 12: run.seed: needs a value"),
+        (
+            GOOD + "  max_steps: 6\n",
+            "line 12: run.max_steps: duplicate key, first given in line 11",
+        ),
+        (GOOD + "  seed: [1\n", "YAML syntax"),
+        (GOOD + "  amp: 3\n", "line 12: run.amp"),
+        (GOOD + "  seed: true\n", "line 12: run.seed: True is not a number"),
+        (GOOD + "  seed: 1.5\n", "line 12: run.seed"),
+        (GOOD + "  max_epoch: 3\n", "max_epoch and max_steps are both set"),
+        (GOOD + "  train_splits: [train, tset]\n", "line 12: run.train_splits.1"),
+        (GOOD + "  task2: x\n", "unknown key; did you mean 'task'?"),
+        ("just text", "expected the roots"),
+        (GOOD.replace("max_steps: 5", "seed: 1"), "run: set max_epoch or max_steps"),
+        (GOOD.replace("arch: xraygpt", "arch: xraygtp"), "unknown model 'xraygtp'; did you mean"),
+        (GOOD.replace("report_generation", "vqaa"), "unknown task 'vqaa'; did you mean 'vqa'?"),
+        (GOOD + "imports: [no_such_module_here]\n", "cannot import 'no_such_module_here'"),
+        (
+            GOOD.replace("storage: somewhere", "views: [a, '${nope}']"),
+            "datasets.toy.views.1: Interpolation key",
+        ),
+        (
+            GOOD.replace("storage: somewhere", "fields: {id: '${nope}'}"),
+            "datasets.toy.fields.id: Interpolation key",
+        ),
+        (GOOD.replace("storage: somewhere", "views: 3"), "datasets.toy.views"),
+    ],
+)
+def test_each_kind_of_mistake(tmp_path, text, message):
+    found = problems(tmp_path, text)
+    assert len(found) == 1, found
+    assert message in found[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("run.max_stesp=1", "--options: run.max_stesp: unknown key; did you mean 'max_steps'?"),
+        ("run.max_steps=1.5", "--options: run.max_steps"),
+        ("run.init_lr=-1", "init_lr (-1.0) must be above 0"),
+        ("nonsense", "--options: nonsense: expected key.path=value"),
+        ("run.task.generate.top_p=0.5", "set do_sample: true"),
+    ],
+)
+def test_each_bad_option(tmp_path, option, message):
+    found = problems(tmp_path, GOOD, option)
+    assert len(found) == 1, found
+    assert message in found[0]
+
+
+def test_null_is_a_value_and_env_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("XRAYGPT_SEED", "9")
+    path = write(tmp_path, GOOD + "  seed: ${oc.env:XRAYGPT_SEED}\n  save_every: null\n")
+    config = load(Training, path)
+    assert config.run.seed == 9
+    assert config.run.save_every is None
+
+
+def test_task_settings_over_a_plain_name(tmp_path):
+    config = load(Training, write(tmp_path, GOOD), ["run.task.generate.num_beams=3"])
+    assert config.run.task.generate.num_beams == 3
+
+
+def test_resolved_yaml_loads_to_the_same(tmp_path):
+    config = load(Training, write(tmp_path, GOOD), ["run.task.generate.num_beams=3"])
+    text = to_yaml(config)
+    again = tmp_path / "again.yaml"
+    again.write_text(text)
+    assert to_yaml(load(Training, again)) == text
+
+
+def test_missing_file():
+    with pytest.raises(InputError, match=r"cannot read the configuration nowhere\.yaml"):
+        load(Training, "nowhere.yaml")
+
+
+def lineage_yaml(stage: str) -> str:
+    """The original's keys and values as the table of facts gives them, in our own layout."""
+    prompts = {
+        "mimic": "",
+        "openi": "  max_txt_len: 160\n  end_sym: '###'\n  prompt_path: prompts/alignment.txt\n"
+        "  prompt_template: '###Patient: {} ###Doctor: '\n  ckpt: /p/x.pth\n",
+        "fork": "  max_txt_len: 160\n  end_sym: '###'\n  prompt_path: null\n"
+        "  prompt_template: '###Patient: {} ###Doctor: '\n  ckpt: /p/x.pth\n",
+    }[stage]
+    label = "mimic" if stage == "mimic" else "openi"
+    return f"""
+model:
+  arch: mini_gpt4
+  model_type: pretrain_vicuna
+  freeze_vit: True
+  freeze_qformer: True
+{prompts}
+datasets:
+  {label}:
+    vis_processor:
+      train:
+        name: "blip2_image_train"
+        image_size: 224
+    text_processor:
+      train:
+        name: "blip_caption"
+run:
+  task: image_text_pretrain
+  lr_sched: "linear_warmup_cosine_lr"
+  init_lr: 1e-4
+  min_lr: 8e-5
+  warmup_lr: 1e-6
+  weight_decay: 0.05
+  max_epoch: 4
+  iters_per_epoch: 5000
+  batch_size_train: 3
+  batch_size_eval: 3
+  num_workers: 4
+  warmup_steps: 500
+  seed: 42
+  output_dir: "output/xraygpt_mimic_pretrain"
+  amp: True
+  resume_ckpt_path: null
+  evaluate: False
+  train_splits: ["train"]
+  device: "cuda"
+  world_size: 1
+  dist_url: "env://"
+  distributed: True
+"""
+
+
+@pytest.mark.parametrize("stage", ["mimic", "openi", "fork"])
+def test_lineage_yaml_loads_unchanged(tmp_path, stage, caplog):
+    config = load(Training, write(tmp_path, lineage_yaml(stage)))
+    assert config.run.iters_per_epoch == 5000
+    assert config.run.init_lr == 1e-4
+    assert config.model.num_query_token == 32
+    assert config.model.prompt_template == (
+        "none" if stage == "mimic" else "###Patient: {} ###Doctor: "
+    )
+    warned = [r.message for r in caplog.records if "no longer mean anything" in r.message]
+    assert len(warned) == 1
+    for key in ("run.evaluate", "run.world_size", "run.dist_url", "run.distributed"):
+        assert key in warned[0]
+
+
+def test_lineage_evaluation_yaml_loads_unchanged(tmp_path):
+    text = """
+model:
+  arch: mini_gpt4
+  model_type: pretrain_vicuna
+  freeze_vit: True
+  freeze_qformer: True
+  max_txt_len: 160
+  end_sym: "###"
+  low_resource: True
+  prompt_path: "prompts/alignment.txt"
+  prompt_template: '###Patient: {} ###Doctor: '
+  ckpt: '/path/to/pretrained_xraygpt'
+datasets:
+  openi:
+    vis_processor:
+      train:
+        name: "blip2_image_eval"
+        image_size: 224
+    text_processor:
+      train:
+        name: "blip_caption"
+run:
+  task: image_text_pretrain
+"""
+    assert load(Evaluation, write(tmp_path, text)).model.low_resource is True
+
+
+def test_every_yaml_of_the_project_loads(monkeypatch):
+    monkeypatch.chdir(REPO)
+    trained = sorted((REPO / "train_configs").rglob("*.yaml"))
+    measured = sorted((REPO / "eval_configs").rglob("*.yaml"))
+    presets = sorted((REPO / "xraygpt" / "configs" / "models").rglob("*.yaml"))
+    assert (len(trained), len(measured), len(presets)) == (6, 3, 5)
+    for path in trained:
+        load(Training, path)
+    for path in measured:
+        load(Evaluation, path)
+    for path in presets:
+        option = [f"model.arch={path.parent.name}", f"model.model_type={path.stem}"]
+        option += ["run={task: language_modeling, max_steps: 1}", "datasets={openi: {}}"]
+        empty = REPO / "tests" / "common" / "empty.yaml"
+        load(Training, empty, option)
+
+
+def test_command_line_says_it_without_a_trace(tmp_path):
+    path = write(tmp_path, GOOD.replace("max_steps", "max_step"))
+    done = subprocess.run(
+        [sys.executable, "train.py", "--cfg-path", str(path)],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 2
+    assert "run.max_step: unknown key; did you mean 'max_steps'?" in done.stderr
+    assert "Traceback" not in done.stderr

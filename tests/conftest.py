@@ -1,0 +1,111 @@
+"""Shared fixtures: where the real corpora are, and a toy corpus whose answers depend on the image."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPO = Path(__file__).parent.parent
+
+
+def data_root() -> Path | None:
+    named = os.environ.get("XRAYGPT_DATA")
+    path = Path(named) if named else REPO.parent / "shared" / "data"
+    return path if path.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    root = data_root()
+    if root is None:
+        pytest.skip("the real corpora are absent (XRAYGPT_DATA)")
+    os.environ["XRAYGPT_DATA"] = str(root)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """No test reads or fills the user's feature cache."""
+    if "XRAYGPT_TEST_CACHE" not in os.environ:
+        monkeypatch.setenv("XRAYGPT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+ANSWERS = {
+    "left": "Left.",
+    "right": "On the right.",
+    "none": "Clear lungs.",
+}
+
+
+def toy_image(kind: str, seed: int) -> np.ndarray:
+    """32×32 noise; a bright square on one side, or none."""
+    pixels = np.random.default_rng(seed).integers(0, 60, (32, 32))
+    if kind != "none":
+        column = 18 if kind == "left" else 4
+        pixels[8:22, column : column + 10] = 230
+    return pixels.astype(np.uint8)
+
+
+def write_toy_corpus(folder: Path, count: int = 48, text_only: int = 0) -> Path:
+    """Our own JSONL layout; every fourth study is val."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(count):
+        kind = list(ANSWERS)[i % 3]
+        name = f"images/s{i}.png"
+        Image.fromarray(toy_image(kind, i)).save(folder / name)
+        rows.append(
+            {
+                "id": f"s{i}",
+                "study": f"study{i}",
+                "split": "val" if i % 4 == 3 else "train",
+                "images": [{"path": name, "view": "frontal"}],
+                "turns": [
+                    {"role": "user", "text": "What is there?"},
+                    {"role": "assistant", "text": ANSWERS[kind]},
+                ],
+            }
+        )
+    for i in range(text_only):
+        rows.append(
+            {
+                "id": f"t{i}",
+                "study": f"text{i}",
+                "split": "train",
+                "images": [],
+                "turns": [
+                    {"role": "user", "text": "Say something."},
+                    {"role": "assistant", "text": "Something" + " more" * i + "."},
+                ],
+            }
+        )
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder
+
+
+@pytest.fixture
+def toy(tmp_path) -> Path:
+    return write_toy_corpus(tmp_path / "corpus")
+
+
+def toy_yaml(folder: Path, run: str, model: str = "", data: str = "") -> str:
+    """A training YAML over a toy corpus with the tiny model."""
+    return f"""
+model:
+  arch: xraygpt
+  model_type: tiny
+  prompt_template: xraygpt
+{model}
+datasets:
+  toy:
+    builder: records
+    storage: {folder}
+{data}
+run:
+{run}
+"""

@@ -1,0 +1,254 @@
+"""Corpora: every layout that is read, and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import toy_image, write_toy_corpus
+from xraygpt.common.errors import DataError
+from xraygpt.datasets.caption_folder import CaptionFolder
+from xraygpt.datasets.records import FieldMap, RecordsBuilder
+from xraygpt.datasets.splits import SplitRule, is_published_test, published_test_studies
+from xraygpt.processors.image import ImageSpec
+from xraygpt.processors.text import ReportText
+
+SPEC = ImageSpec(image_size=16, mean=(0.5,), std=(0.5,), tokens_per_image=4)
+
+
+def save_image(path: Path, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(toy_image("left", seed)).save(path)
+
+
+def folder(tmp_path: Path, content: object, *names: str) -> Path:
+    for name in names:
+        save_image(tmp_path / "image" / name)
+    (tmp_path / "image").mkdir(exist_ok=True)
+    (tmp_path / "filter_cap.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def build(storage: Path, split: str = "train", **settings: object):
+    return CaptionFolder.Config(storage=storage, **settings).build(image_spec=SPEC).build(split)
+
+
+def test_the_folder_of_xraygpt(tmp_path):
+    rows = {"annotations": [{"image_id": "p1_s5", "caption": "Clear lungs."}]}
+    data = build(folder(tmp_path, rows, "p1_s5.png"))
+    sample = data[0]
+    assert [t["text"] for t in sample["turns"]] == ["<image>", "Clear lungs."]
+    assert sample["images"][0].shape == (3, 16, 16)
+    assert sample["images"][0].abs().max() <= 1
+
+
+def test_the_list_of_the_fork(tmp_path):
+    rows = [{"image": "a.jpg", "prompt": "What now?", "caption": "Fine."}]
+    data = build(folder(tmp_path, rows, "a.jpg"))
+    assert [t["text"] for t in data[0]["turns"]] == ["<image> What now?", "Fine."]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"image_id": "gone", "caption": "x"}, r"record 0: image not found .*gone"),
+        ({"image_id": "a", "caption": ""}, r"record 0: caption is empty or no text \(image 'a'\)"),
+        ({"image_id": "a", "caption": 3}, r"record 0: caption is empty or no text"),
+        ({"image_id": "../../etc/passwd", "caption": "x"}, r"leaves the image folder"),
+        ({"image_id": "/etc/passwd", "caption": "x"}, r"leaves the image folder"),
+        ({"image_id": "link", "caption": "x"}, r"leaves the image folder"),
+        ({"image_id": "zero", "caption": "x"}, r"image file is empty"),
+        ({"caption": "x"}, r"is not a path"),
+        ("text", r"record 0: expected an object"),
+    ],
+)
+def test_bad_records_stop_or_are_counted(tmp_path, row, message, caplog):
+    outside = tmp_path / "outside.png"
+    save_image(outside)
+    corpus = tmp_path / "corpus"
+    rows = [row, {"image_id": "a", "caption": "good"}]
+    folder_ = corpus
+    corpus.mkdir()
+    folder(folder_, rows, "a.png")
+    (corpus / "image" / "zero.png").write_bytes(b"")
+    (corpus / "image" / "link").symlink_to(outside)
+    with pytest.raises(DataError, match=message):
+        build(corpus)
+    assert len(build(corpus, on_error="skip")) == 1
+    assert "1 records skipped, 1 kept" in caplog.text
+
+
+def test_missing_folder_and_broken_json(tmp_path):
+    with pytest.raises(DataError, match=r"no folder .*nowhere"):
+        build(tmp_path / "nowhere")
+    (tmp_path / "image").mkdir()
+    with pytest.raises(DataError, match=r"cannot read the annotations .*filter_cap\.json"):
+        build(tmp_path)
+    (tmp_path / "filter_cap.json").write_text("[{]")
+    with pytest.raises(DataError, match=r"filter_cap\.json is not JSON: .*line 1"):
+        build(tmp_path)
+    (tmp_path / "filter_cap.json").write_text('{"annotation": []}')
+    with pytest.raises(DataError, match="the list 'annotations'"):
+        build(tmp_path)
+
+
+def test_corrupt_image_stops_or_is_left_out(tmp_path, caplog):
+    rows = [{"image_id": "bad", "caption": "x"}, {"image_id": "a", "caption": "y"}]
+    corpus = folder(tmp_path, rows, "a.png")
+    (corpus / "image" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    with pytest.raises(DataError, match=r"sample bad: .*bad\.png"):
+        build(corpus)[0]
+    data = build(corpus, on_error="skip")
+    assert data[0] is None
+    assert data[1] is not None
+    assert "skipped bad" in caplog.text
+
+
+def test_published_test_studies_are_test_whatever_the_file_says(tmp_path):
+    assert len(published_test_studies()) == 590
+    for name in ("CXR1004", "CXR1004_IM-0005-1001.png", "1004_IM-0005-1001.dcm.png"):
+        assert is_published_test(name)
+    assert not is_published_test("1004")
+    rows = [{"image_id": "CXR1004_IM-0005-1001", "caption": "secret", "split": "train"}]
+    corpus = folder(tmp_path, rows, "CXR1004_IM-0005-1001.png")
+    assert len(build(corpus)) == 0
+    assert len(build(corpus, "test")) == 1
+
+
+def test_hashed_split_is_by_study_and_stable():
+    rule = SplitRule(val_fraction=0.2, test_fraction=0.1)
+    said = [rule.of(f"study{i}", None) for i in range(3000)]
+    assert said == [rule.of(f"study{i}", None) for i in range(3000)]
+    assert 0.17 < said.count("val") / 3000 < 0.23
+    assert 0.08 < said.count("test") / 3000 < 0.12
+    other = SplitRule(val_fraction=0.2, test_fraction=0.1, seed=1)
+    assert [other.of(f"study{i}", None) for i in range(3000)] != said
+
+
+def records(storage: Path, of: str = "train", **settings: object):
+    return RecordsBuilder.Config(storage=storage, **settings).build(image_spec=SPEC).build(of)
+
+
+def test_own_layout(tmp_path):
+    data = records(write_toy_corpus(tmp_path, 8, text_only=1), only_images=False)
+    assert len(data) == 7
+    first = data[0]
+    assert first["turns"][0]["text"] == "<image> What is there?"
+    assert first["meta"]["views"] == ["frontal"]
+    assert data[6]["images"] == []
+
+
+def test_csv_with_fields_sections_and_views(tmp_path):
+    for i in range(3):
+        save_image(tmp_path / f"{i}.png")
+    (tmp_path / "t.csv").write_text(
+        "file,uid,findings,impression,projection\n"
+        "0.png,1,Clear.,Normal.,Frontal\n1.png,1,Clear.,Normal.,Lateral\n2.png,2,Wide heart.,,Frontal\n"
+    )
+    names = FieldMap(image="file", study="uid", view="projection")
+    data = records(tmp_path, fields=names, headings=True, group_by_study=True)
+    assert [len(s["images"]) for s in (data[0], data[1])] == [2, 1]
+    assert data[0]["turns"][0]["text"] == "<image> <image>"
+    assert data[0]["turns"][1]["text"] == "Findings: Clear. Impression: Normal."
+    assert data[1]["turns"][1]["text"] == "Findings: Wide heart."
+    frontal = records(tmp_path, fields=names, views=["Frontal"], sections=["findings"])
+    assert [r.sample_id for r in frontal.records] == ["0", "2"]
+
+
+def test_misspelt_field_is_named(tmp_path):
+    write_toy_corpus(tmp_path, 4)
+    with pytest.raises(
+        DataError, match=r"no record has the field 'stduy' \(fields.study\).*'study'"
+    ):
+        records(tmp_path, fields=FieldMap(study="stduy"))
+
+
+def test_bad_table_says_the_line(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": "1"}\n{"id": \n')
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2 is not JSON"):
+        records(tmp_path)
+    (tmp_path / "a.jsonl").write_text("[1]\n")
+    with pytest.raises(DataError, match=r"record 1: expected an object, got list"):
+        records(tmp_path)
+
+
+def test_codes_and_questions(tmp_path):
+    save_image(tmp_path / "a.png")
+    save_image(tmp_path / "b.png", 1)
+    rows = [
+        {"image": "a.png", "study": "1", "codes": ["Pleural Effusion/left", "Cardiomegaly"]},
+        {"image": "b.png", "study": "2", "codes": ["normal"]},
+    ]
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    listed = records(tmp_path, target="codes")
+    assert listed[0]["turns"][1]["text"] == "cardiomegaly; pleural effusion, left."
+    asked = records(tmp_path, target="code_questions", min_code_count=1)
+    seen = {
+        asked[0, epoch]["turns"][0]["text"]: asked[0, epoch]["turns"][1]["text"]
+        for epoch in range(40)
+    }
+    assert seen == {
+        "<image> Is this coded: cardiomegaly?": "yes.",
+        "<image> Is this coded: pleural effusion?": "yes.",
+        "<image> Is this coded: normal?": "no.",
+    }
+
+
+def test_precomputed_features_and_clips(tmp_path):
+    np.save(tmp_path / "f.npy", np.ones((7, 5), np.float32))
+    rows = [
+        {
+            "id": "f",
+            "study": "f",
+            "images": ["f.npy"],
+            "turns": [{"role": "user", "text": "?"}, {"role": "assistant", "text": "!"}],
+        }
+    ]
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    assert records(tmp_path)[0]["images"][0].shape == (7, 5)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("Normal chest x-XXXX.", "Normal chest x-ray."),
+        ("There are no XXXX of a pleural effusion.", "There are no signs of a pleural effusion."),
+        ("The XXXX are clear.", "The are clear."),
+        ("Heart ___ normal , lungs clear.", "Heart normal, lungs clear."),
+        ("XXXX-year-old male.", "male."),
+        ("a\n b", "a b"),
+    ],
+)
+def test_masks_are_restored_or_removed(before, after):
+    assert ReportText(ReportText.Config())(before) == after
+
+
+def test_masked_sentences_can_be_dropped():
+    clean = ReportText(ReportText.Config(masks="drop_sentence"))
+    assert clean("The XXXX is big. Lungs are clear.") == "Lungs are clear."
+    assert ReportText(ReportText.Config(max_words=3))("One two. Three four.") == "One two."
+
+
+@pytest.mark.data
+def test_iu_xray_and_vqa_rad_are_one_stanza_each(real_data):
+    fields = FieldMap(id="image_id", codes="mesh_major")
+    iu = dict(annotations=Path("reports.jsonl"), fields=fields)
+    assert len(records(real_data / "iu_xray", "val", **iu)) == 300
+    assert len(records(real_data / "iu_xray", "train", **iu)) == 2142
+    for split in ("train", "val"):
+        studies = {r.study_id for r in records(real_data / "iu_xray", split, **iu).records}
+        assert not any(is_published_test(s) for s in studies)
+    vqa = dict(
+        annotations=Path("trainset.json"),
+        images=Path("images"),
+        fields=FieldMap(id="qid", study="image_name", image="image_name"),
+        split=SplitRule(val_fraction=0.2),
+    )
+    sizes = {s: records(real_data / "vqa_rad", s, **vqa) for s in ("train", "val")}
+    assert sum(len(d) for d in sizes.values()) == 3064
+    studies = [{r.study_id for r in d.records} for d in sizes.values()]
+    assert not studies[0] & studies[1]

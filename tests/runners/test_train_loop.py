@@ -1,0 +1,383 @@
+"""The loop: it learns from the image, resumes to the bit, and never leaves half a checkpoint."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import REPO, toy_yaml, write_toy_corpus
+from xraygpt.common import checkpoint
+from xraygpt.common.config import load
+from xraygpt.common.errors import InputError, TrainingError, WeightsError
+from xraygpt.experiment import Training, build_runner
+from xraygpt.runners import state
+from xraygpt.runners.logs import read_rows
+from xraygpt.runners.train_loop import Runner
+
+MODEL = """
+  freeze_llm: false
+  qformer: {layers: 2, hidden: 64, cross_attention_every: 1, dropout: 0.1}
+"""
+RUN = """
+  task: report_generation
+  output_dir: %s
+  device: cpu
+  max_steps: 6
+  save_every: 2
+  eval_every: 3
+  log_every: 1
+  batch_size_train: 8
+  init_lr: 3e-3
+"""
+
+
+def runner_of(tmp_path: Path, corpus: Path, *options: str, name: str = "out") -> Runner:
+    text = toy_yaml(corpus, RUN % (tmp_path / name), MODEL, "    only_images: false")
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(text)
+    return build_runner(load(Training, path, options))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint.find_checkpoint(run) / "model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Crash(Exception):
+    """Stands for a kill: nothing of the runner's own cleaning up happens."""
+
+
+def crash_at(runner: Runner, step: int, monkeypatch) -> None:
+    original = runner._step
+
+    def stepping(batches):
+        if runner.step == step:
+            raise Crash
+        return original(batches)
+
+    monkeypatch.setattr(runner, "_step", stepping)
+
+
+def test_it_learns_to_read_the_image_and_a_blind_control_does_not(tmp_path, toy):
+    options = [
+        "run.max_steps=200",
+        "run.save_every=0",
+        "run.eval_every=0",
+        "run.init_lr=2e-3",
+        "run.lr_sched=constant_lr",
+    ]
+    seeing = runner_of(tmp_path, toy, *options)
+    seeing.train()
+    seeing.config.eval_every = 1
+    gap = seeing._evaluate()
+    blind = runner_of(tmp_path, toy, *options, "datasets.toy.blank_images=true", name="blind")
+    blind.train()
+    control = blind._evaluate()
+    assert gap["val/image_gap"] > 0.4, gap
+    assert abs(control["val/image_gap"]) < 0.02, control
+    assert gap["val/loss"] < control["val/loss"] - 0.1
+
+
+@pytest.mark.parametrize("crash", [1, 3, 5])
+def test_resumed_is_uninterrupted_to_the_bit(tmp_path, toy, crash, monkeypatch):
+    whole = runner_of(tmp_path, toy)
+    whole.train()
+    broken = runner_of(tmp_path, toy, "run.save_every=1", name="broken")
+    crash_at(broken, crash, monkeypatch)
+    with pytest.raises(Crash):
+        broken.train()
+    again = runner_of(tmp_path, toy, f"run.resume_ckpt_path={tmp_path / 'broken'}", name="broken")
+    torch.rand(7)  # whatever was drawn before must not matter
+    again.train()
+    assert again.run_folder == broken.run_folder
+    assert same(weights(tmp_path / "out"), weights(tmp_path / "broken"))
+    rows = read_rows(again.run_folder / "metrics.jsonl")
+    steps = [r["step"] for r in rows if "train/loss" in r]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    true = read_rows(whole.run_folder / "metrics.jsonl")
+    pick = lambda rs: [r["train/loss"] for r in rs if "train/loss" in r]  # noqa: E731
+    assert pick(rows) == pick(true)
+
+
+def test_a_dropped_rng_state_is_noticed(tmp_path, toy, monkeypatch):
+    """The equality above must be able to fail: without the RNG state it does."""
+    runner_of(tmp_path, toy).train()
+    broken = runner_of(tmp_path, toy, "run.save_every=1", name="broken")
+    crash_at(broken, 3, monkeypatch)
+    with pytest.raises(Crash):
+        broken.train()
+    monkeypatch.setattr(state, "set_rng_state", lambda _: None)
+    runner_of(tmp_path, toy, f"run.resume_ckpt_path={tmp_path / 'broken'}", name="broken").train()
+    assert not same(weights(tmp_path / "out"), weights(tmp_path / "broken"))
+
+
+def test_auto_resumes_if_there_is_something(tmp_path, toy, monkeypatch):
+    first = runner_of(tmp_path, toy, "run.resume_ckpt_path=auto")
+    crash_at(first, 3, monkeypatch)
+    with pytest.raises(Crash):
+        first.train()
+    second = runner_of(tmp_path, toy, "run.resume_ckpt_path=auto")
+    second._begin()
+    assert second.step == 2
+    assert second.run_folder == first.run_folder
+
+
+def test_full_disk_leaves_the_previous_checkpoint(tmp_path, toy, monkeypatch):
+    runner = runner_of(tmp_path, toy)
+    original = state.write_state
+
+    def full(folder, model, facts, *rest):
+        if facts["step"] == 4:
+            original(folder, model, facts, *rest)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(folder, model, facts, *rest)
+
+    monkeypatch.setattr(state, "write_state", full)
+    with pytest.raises(TrainingError, match=r"cannot save step 4 .*No space left.*intact"):
+        runner.train()
+    assert checkpoint.find_checkpoint(tmp_path / "out").name == "step-3"
+    assert not list(runner.run_folder.glob("checkpoints/*.tmp-*"))
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, toy, caplog):
+    runner = runner_of(tmp_path, toy)
+    runner.train()
+    newest = checkpoint.find_checkpoint(tmp_path / "out")
+    file = newest / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    older = checkpoint.find_checkpoint(tmp_path / "out")
+    assert older != newest
+    assert "passed over damaged checkpoints" in caplog.text
+    assert "SHA-256" in caplog.text
+    for name in ("model.safetensors", "MANIFEST.json"):
+        (older / name).write_bytes(b"")
+    for folder in newest.parent.glob("step-*"):
+        (folder / "MANIFEST.json").unlink()
+    with pytest.raises(WeightsError, match="no usable checkpoint"):
+        checkpoint.find_checkpoint(tmp_path / "out")
+
+
+def test_a_loss_that_is_no_number_stops_and_poisons_nothing(tmp_path, toy):
+    runner = runner_of(tmp_path, toy)
+    original = runner.task.loss
+
+    def poisoned(model, batch):
+        output = original(model, batch)
+        if runner.step == 4:
+            output.loss = output.loss * float("nan")
+        return output
+
+    runner.task.loss = poisoned
+    with pytest.raises(TrainingError, match=r"step 5: loss nan.*samples of it: s\d"):
+        runner.train()
+    assert checkpoint.find_checkpoint(tmp_path / "out").name == "step-4"
+    assert all(torch.isfinite(t).all() for t in weights(tmp_path / "out").values())
+
+
+def test_newest_and_best_are_kept(tmp_path, toy):
+    runner = runner_of(tmp_path, toy, "run.save_every=1", "run.max_steps=9")
+    runner.train()
+    kept = {p.name for p in (runner.run_folder / "checkpoints").glob("step-*")}
+    best = checkpoint.best_step(runner.run_folder)
+    assert kept == {"step-8", "step-9", f"step-{best}"}
+    assert checkpoint.find_checkpoint(tmp_path / "out" / "best").name == f"step-{best}"
+    assert (runner.run_folder / "loss.png").stat().st_size > 1000
+
+
+def test_epochs_are_counted_in_iters(tmp_path, toy):
+    runner = runner_of(
+        tmp_path, toy, "run.max_steps=null", "run.max_epoch=3", "run.iters_per_epoch=2"
+    )
+    assert (runner.steps_per_epoch, runner.max_steps) == (2, 6)
+
+
+def test_nothing_to_train_on_and_nothing_to_train(tmp_path, toy):
+    with pytest.raises(InputError, match="nothing to train on"):
+        runner_of(tmp_path, toy, "datasets.toy.split.train=[nope]")
+    with pytest.raises(TrainingError, match="every part is frozen"):
+        runner_of(tmp_path, toy, "model.freeze_llm=true", "model.freeze_qformer=true")
+
+
+def test_wrong_checkpoint_is_refused(tmp_path, toy):
+    runner_of(tmp_path, toy).train()
+    with pytest.raises(WeightsError, match=r"query_tokens: .*config\.yaml beside it"):
+        runner_of(tmp_path, toy, "model.num_query_token=3", f"model.ckpt={tmp_path / 'out'}")
+    with pytest.raises(WeightsError, match="no usable checkpoint in"):
+        runner_of(tmp_path, toy, "model.ckpt=nowhere")
+
+
+# --- whole processes -------------------------------------------------------------------------
+
+
+def command(tmp_path: Path, corpus: Path, name: str, *options: str) -> list[str]:
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(toy_yaml(corpus, RUN % (tmp_path / name), MODEL, "    only_images: false"))
+    return [sys.executable, "train.py", "--cfg-path", str(path), "--options", *options]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+
+def wait_for_step(tmp_path: Path, name: str, step: int) -> None:
+    for _ in range(1200):
+        rows = [r for p in tmp_path.glob(f"{name}/*/metrics.jsonl") for r in read_rows(p)]
+        if any(r["step"] >= step for r in rows):
+            return
+        time.sleep(0.05)
+    raise AssertionError("the run never got there")
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_steps_then_resume_is_the_same_to_the_bit(tmp_path, toy):
+    rng = random.Random()
+    options = ["run.max_steps=60", "run.save_every=5", "run.eval_every=20"]
+    done = subprocess.run(
+        command(tmp_path, toy, "whole", *options), cwd=REPO, env=environment(), capture_output=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    low = 1
+    for _ in range(3):
+        target = rng.randint(low, low + 15)
+        killed = subprocess.Popen(
+            command(tmp_path, toy, "killed", *options, "run.resume_ckpt_path=auto"),
+            cwd=REPO,
+            env=environment(),
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for_step(tmp_path, "killed", target)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        low = target + 1
+    done = subprocess.run(
+        command(tmp_path, toy, "killed", *options, "run.resume_ckpt_path=auto"),
+        cwd=REPO,
+        env=environment(),
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(list(tmp_path.glob("killed/*"))) <= 2  # a kill before the first save starts anew
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_says_so(tmp_path, toy):
+    running = subprocess.Popen(
+        command(
+            tmp_path, toy, "term", "run.max_steps=5000", "run.save_every=0", "run.eval_every=0"
+        ),
+        cwd=REPO,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_step(tmp_path, "term", 3)
+    running.send_signal(signal.SIGTERM)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 143
+    assert "stopped by SIGTERM" in errors
+    assert "run.resume_ckpt_path=" in errors
+    assert "Traceback" not in errors
+    assert checkpoint.find_checkpoint(tmp_path / "term")
+
+
+KILL_WHILE_SAVING = """
+import os, signal, sys
+sys.argv = ["train.py", *sys.argv[1:]]
+from xraygpt.runners import state
+original = state.write_state
+def half(folder, model, facts, *rest):
+    original(folder, model, facts, *rest)
+    if facts["step"] == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+state.write_state = half
+import train
+train.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_while_saving_leaves_the_previous_checkpoint(tmp_path, toy):
+    line = command(tmp_path, toy, "half")
+    done = subprocess.run(
+        [line[0], "-c", KILL_WHILE_SAVING, *line[2:]],
+        cwd=REPO,
+        env={**environment(), "PYTHONPATH": str(REPO)},
+        capture_output=True,
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert checkpoint.find_checkpoint(tmp_path / "half").name == "step-3"
+    assert list(tmp_path.glob("half/*/checkpoints/step-4.tmp-*"))
+
+
+RANKS = """
+import json, os, sys
+sys.argv = ["train.py", *sys.argv[1:]]
+from xraygpt.common.config import load
+from xraygpt.experiment import Training, build_runner
+runner = build_runner(load(Training, sys.argv[1], sys.argv[2:]))
+assert runner.accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
+runner.train()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_the_same_global_batch(tmp_path):
+    """20 steps, reports of different lengths, text-only samples in the mix, dropout 0."""
+    corpus = write_toy_corpus(tmp_path / "corpus", 24, text_only=10)
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        toy_yaml(
+            corpus,
+            RUN % (tmp_path / "out"),
+            "  freeze_llm: false\n  lora: null",
+            "    only_images: false",
+        )
+    )
+    shared = ["run.max_steps=20", "run.eval_every=0", "run.save_every=0"]
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    losses = {}
+    for world, rows in ((1, 4), (2, 2)):
+        options = [*shared, f"run.batch_size_train={rows}", f"run.output_dir={tmp_path}/w{world}"]
+        launcher = [sys.executable]
+        if world == 2:
+            launcher += ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517"]
+        done = subprocess.run(
+            [*launcher, str(script), str(config), *options],
+            cwd=REPO,
+            env={**environment(), "PYTHONPATH": str(REPO)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        (path,) = tmp_path.glob(f"w{world}/*/metrics.jsonl")
+        losses[world] = [r["train/loss"] for r in read_rows(path)]
+    assert len(losses[1]) == len(losses[2]) == 20
+    assert np.allclose(losses[1], losses[2], rtol=1e-5, atol=0)
+    assert losses[1][0] > losses[1][-1]  # something was learned meanwhile
+
+
+def test_versions_and_config_lie_in_every_run_and_checkpoint(tmp_path, toy):
+    runner = runner_of(tmp_path, toy)
+    runner.train()
+    for folder in (runner.run_folder, checkpoint.find_checkpoint(runner.run_folder)):
+        assert "num_query_token: 4" in (folder / "config.yaml").read_text()
+        assert json.loads((folder / "versions.json").read_text())["torch"] == torch.__version__

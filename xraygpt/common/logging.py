@@ -1,0 +1,15 @@
+"""Progress with an ETA: a bar on a terminal, a line each half minute in a log file."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress(*args: Any, **options: Any) -> Any:
+    """`tqdm`, as it suits where stderr goes."""
+    if sys.stderr.isatty():
+        return tqdm(*args, **options)
+    return tqdm(*args, mininterval=30.0, maxinterval=60.0, ascii=True, ncols=80, **options)
