@@ -1,4 +1,4 @@
-"""Measure a model beside its controls: python evaluate.py --cfg-path eval_configs/iu_xray_nano.yaml."""
+"""Measure a model beside its controls: python evaluate.py --cfg-path eval_configs/x.yaml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shared fixtures: where the real corpora are, and a toy corpus whose answers depend on the image."""
+"""Shared fixtures: the real corpora, and a toy corpus whose answers depend on the image."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from xraygpt.runners.train_loop import Runner
 log = logging.getLogger(__name__)
 
 # Stands in for a model's own spec where only texts are wanted.
-_NO_IMAGES = ImageSpec(image_size=8, mean=(0.5,), std=(0.5,), tokens_per_image=0)
+NO_IMAGES = ImageSpec(image_size=8, mean=(0.5,), std=(0.5,), tokens_per_image=0)
 
 
 @dataclass(kw_only=True)
@@ -67,7 +67,7 @@ def build_model(experiment: Experiment, seed: int) -> BaseModel:
     """The model, with the weights of `model.ckpt` if that is set."""
 
     def texts() -> list[str]:
-        parts = _datasets(experiment, "train", _NO_IMAGES, seed)
+        parts = _datasets(experiment, "train", NO_IMAGES, seed)
         return [text for part in parts for text in part.texts()]
 
     model: BaseModel = experiment.model.build(texts=texts)
@@ -111,7 +111,7 @@ def build_evaluator(experiment: Evaluation) -> Evaluator:
     run = experiment.run
     if len(experiment.datasets) != 1:
         raise InputError(
-            f"evaluation measures one corpus at a time, this YAML names {len(experiment.datasets)}: "
+            f"evaluation measures one corpus, this YAML names {len(experiment.datasets)}: "
             f"{', '.join(experiment.datasets)}"
         )
     if experiment.model.ckpt is None:
@@ -171,7 +171,7 @@ def command_line(doc: str | None) -> argparse.ArgumentParser:
 
 
 def guarded(main: Callable[[], Any]) -> int:
-    """Run `main`; a user's mistake becomes one message on stderr and an exit code, never a trace."""
+    """Run `main`; a user's mistake is one message on stderr and an exit code, not a trace."""
     level = logging.INFO if int(os.environ.get("RANK", "0")) == 0 else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     logging.captureWarnings(True)

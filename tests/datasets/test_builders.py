@@ -147,7 +147,8 @@ def test_csv_with_fields_sections_and_views(tmp_path):
         save_image(tmp_path / f"{i}.png")
     (tmp_path / "t.csv").write_text(
         "file,uid,findings,impression,projection\n"
-        "0.png,1,Clear.,Normal.,Frontal\n1.png,1,Clear.,Normal.,Lateral\n2.png,2,Wide heart.,,Frontal\n"
+        "0.png,1,Clear.,Normal.,Frontal\n1.png,1,Clear.,Normal.,Lateral\n"
+        "2.png,2,Wide heart.,,Frontal\n"
     )
     names = FieldMap(image="file", study="uid", view="projection")
     data = records(tmp_path, fields=names, headings=True, group_by_study=True)
@@ -236,18 +237,18 @@ def test_masked_sentences_can_be_dropped():
 @pytest.mark.data
 def test_iu_xray_and_vqa_rad_are_one_stanza_each(real_data):
     fields = FieldMap(id="image_id", codes="mesh_major")
-    iu = dict(annotations=Path("reports.jsonl"), fields=fields)
+    iu = {"annotations": Path("reports.jsonl"), "fields": fields}
     assert len(records(real_data / "iu_xray", "val", **iu)) == 300
     assert len(records(real_data / "iu_xray", "train", **iu)) == 2142
     for split in ("train", "val"):
         studies = {r.study_id for r in records(real_data / "iu_xray", split, **iu).records}
         assert not any(is_published_test(s) for s in studies)
-    vqa = dict(
-        annotations=Path("trainset.json"),
-        images=Path("images"),
-        fields=FieldMap(id="qid", study="image_name", image="image_name"),
-        split=SplitRule(val_fraction=0.2),
-    )
+    vqa = {
+        "annotations": Path("trainset.json"),
+        "images": Path("images"),
+        "fields": FieldMap(id="qid", study="image_name", image="image_name"),
+        "split": SplitRule(val_fraction=0.2),
+    }
     sizes = {s: records(real_data / "vqa_rad", s, **vqa) for s in ("train", "val")}
     assert sum(len(d) for d in sizes.values()) == 3064
     studies = [{r.study_id for r in d.records} for d in sizes.values()]

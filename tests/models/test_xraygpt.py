@@ -20,14 +20,14 @@ from xraygpt.processors.prompts import IMAGE_TOKEN_ID, Turn
 
 
 def tiny(**settings: object) -> XrayGPT:
-    base: dict = dict(
-        vit_model="tiny",
-        image_size=32,
-        num_query_token=4,
-        qformer=QFormerConfig(layers=2, hidden=64, cross_attention_every=1, dropout=0.0),
-        llm=SmallLLM(vocab_size=260, hidden=32, layers=2, heads=2),
-        prompt_template="xraygpt",
-    )
+    base: dict = {
+        "vit_model": "tiny",
+        "image_size": 32,
+        "num_query_token": 4,
+        "qformer": QFormerConfig(layers=2, hidden=64, cross_attention_every=1, dropout=0.0),
+        "llm": SmallLLM(vocab_size=260, hidden=32, layers=2, heads=2),
+        "prompt_template": "xraygpt",
+    }
     return XrayGPT(XrayGPT.Config(**(base | settings)))
 
 
@@ -175,7 +175,7 @@ def test_checkpoint_of_other_shapes_names_them(tmp_path):
         load_exactly(model, state, tmp_path, required=set(model.checkpoint_state()))
     state = model.checkpoint_state()
     del state["proj.bias"]
-    with pytest.raises(WeightsError, match="missing proj.bias"):
+    with pytest.raises(WeightsError, match=r"missing proj\.bias"):
         load_exactly(model, state, tmp_path, required=set(model.checkpoint_state()))
     with_lora = tiny(lora=LoraSettings(r=2))
     fresh = load_exactly(

@@ -160,7 +160,7 @@ TABLE: dict[str, tuple[np.ndarray, int, dict[str, Any], list[float]]] = {
     "linear, width 1": (u8(99, 100), 8, window(100, 1), [0, 1]),  # a step at 99.5
     # (x - 100) / 50 + 0.5; 76 -> 0.02, 124 -> 0.98
     "exact": (u8(75, 76, 100, 124, 125), 8, exact(100, 50), [0, 0.02, 0.5, 0.98, 1]),
-    "exact, narrow": (u8(9, 10, 11), 8, exact(10, 0.5), [0, 0.5, 1]),  # 9.75 to 10.25
+    "exact, narrow": (u8(9, 10, 30), 8, exact(10, 0.5), [0, 0.5, 1]),  # 9.75 to 10.25
     # 1 / (1 + exp(-4 (x - 100) / 50)); at 50: 1 / (1 + e^4) = 0.0179862
     "sigmoid": (u8(50, 100, 150), 8, window(100, 50, "SIGMOID"), [0.0179862, 0.5, 0.9820138]),
     "first of two windows": (u8(75, 100), 8, window([100, 7], [51, 3]), [0.01, 0.51]),

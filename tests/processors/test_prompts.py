@@ -86,7 +86,8 @@ def test_two_turns_in_the_lineage_template(tokenizer):
     turns = [ASK, SAY, Turn(role="user", text="Sure?"), Turn(role="assistant", text="Yes.")]
     text = shown(renderer, renderer.render(turns, [1])["input_ids"])
     assert text == (
-        "###Patient: <Img>@</Img> What is it? ###Doctor: A chest.###Patient: Sure? ###Doctor: Yes.###"
+        "###Patient: <Img>@</Img> What is it? ###Doctor: A chest.###Patient: Sure? ###Doctor: "
+        "Yes.###"
     )
 
 

@@ -1,7 +1,8 @@
 """Checkpoints that are whole or not there: written aside, hashed, fsynced, renamed.
 
-A checkpoint is ``<run>/checkpoints/step-N/`` with MANIFEST.json (SHA-256 and size of every other file,
-written last). The loader takes the newest one whose manifest verifies and says which it passed over.
+A checkpoint is ``<run>/checkpoints/step-N/`` with MANIFEST.json (SHA-256 and size of every other
+file, written last). The loader takes the newest one whose manifest verifies and says which it
+passed over.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _STEP = re.compile(r"^step-(\d+)$")
 
 
 def publish(run: Path, step: int, write: Callable[[Path], None]) -> Path:
-    """Make ``checkpoints/step-<step>``; until the last rename nothing of it can be mistaken for one.
+    """Make ``checkpoints/step-<step>``; until the last rename nothing can be mistaken for it.
 
     Args:
         run: The run folder.
@@ -167,7 +168,7 @@ def write_file(path: Path, text: str) -> None:
 
 
 def _runs(base: Path) -> list[Path]:
-    """`base` if it is a run, else the runs in it, newest first (their names begin with the date)."""
+    """`base` if it is a run, else the runs in it, newest first by their date."""
     if (base / FOLDER).is_dir():
         return [base]
     found = [p.parent for p in base.glob(f"*/{FOLDER}")] if base.is_dir() else []

@@ -1,7 +1,8 @@
 """YAML -> typed, checked dataclasses. Nothing downstream of this file sees a dict or a default.
 
-Precedence, once: dataclass default < preset < user YAML < ``--options``. Options are applied before any
-value is read, so they may change the preset. Every problem is collected and reported with its line.
+Precedence, once: dataclass default < preset < user YAML < ``--options``. Options are applied before
+any value is read, so they may change the preset. Every problem is collected and reported with its
+line.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ Report = Callable[[str, str], None]  # (dotted path, what is wrong)
 
 
 class Choice:
-    """Metadata of an `Annotated[str, Choice(REGISTRY)]` field: the string must be a registered name."""
+    """Metadata of an `Annotated[str, Choice(REGISTRY)]` field: must be a registered name."""
 
     def __init__(self, names: Registry) -> None:
         self.names = names
 
 
 def load(schema: type, path: str | Path, options: Iterable[str] = ()) -> Any:
-    """Read the YAML at `path`, apply ``key.path=value`` options, return a checked `schema` instance.
+    """Read the YAML at `path`, apply ``key.path=value`` options, return a checked `schema`.
 
     Args:
         schema: A dataclass whose fields are the roots a YAML may have.
@@ -73,7 +74,7 @@ def load(schema: type, path: str | Path, options: Iterable[str] = ()) -> Any:
 
 
 def to_tree(config: Any) -> Any:
-    """The plain dict that `load` would turn into `config` again: all defaults and names spelt out."""
+    """The plain dict that `load` would turn into `config`: all defaults and names spelt out."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         tree = {f.name: to_tree(getattr(config, f.name)) for f in dataclasses.fields(config)}
         plugin: Any = type(config)
@@ -190,7 +191,7 @@ def _import_plugins(modules: Any, report: Report) -> None:
 
 
 def _presets(config: Any, report: Report) -> Any:
-    """The preset of `model.arch` + `model.model_type` and the defaults of each dataset's builder."""
+    """The preset of `model.arch` + `model.model_type` and each builder's defaults."""
     tree: Any = OmegaConf.create({})
     arch, model_type = _get(config, "model.arch"), _get(config, "model.model_type")
     if model_type is not None and arch in list(MODELS):

@@ -1,4 +1,4 @@
-"""Random draws keyed by what they are for, so that workers, ranks and resumption cannot change them."""
+"""Random draws keyed by what they are for: workers, ranks and resumption cannot change them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 
 
 def keyed_int(*key: object) -> int:
-    """A 63-bit integer that depends on `key` alone, the same in every process and Python version."""
+    """A 63-bit integer of `key` alone, the same in every process and Python version."""
     text = "\x1f".join(str(k) for k in key)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 

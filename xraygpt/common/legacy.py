@@ -25,7 +25,7 @@ IGNORED = {
 
 
 def modernise(tree: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """A copy of `tree` without ignored keys and with moved ones in place; `notes` names them once."""
+    """`tree` without ignored keys and with moved ones in place; `notes` names them once."""
     dropped: list[str] = []
 
     def walk(node: Any, where: str) -> Any:

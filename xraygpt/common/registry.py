@@ -1,4 +1,4 @@
-"""Named plug-ins: one `Registry` per kind inside, the LAVIS spelling `@registry.register_model` outside.
+"""Named plug-ins: one `Registry` per kind inside, the LAVIS spelling outside.
 
 A plug-in is a class with a `Config` dataclass of its own: the fields are the legal YAML keys, their
 defaults the only defaults. `imports: [my_pkg.my_module]` at the root of a YAML brings in plug-ins
@@ -56,7 +56,7 @@ class Registry:
                 config = vars(entry).get("Config")
                 if not is_dataclass(config):
                     raise TypeError(
-                        f"{self.kind} '{name}': {entry.__qualname__} needs its own @dataclass Config"
+                        f"{self.kind} '{name}': {entry.__name__} needs its own @dataclass Config"
                     )
                 cast(Any, config).owner = entry
             for one in (name, *aliases):

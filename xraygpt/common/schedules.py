@@ -42,7 +42,7 @@ def linear_warmup_cosine_lr(step: int, s: Schedule) -> float:
 
 @registry.register_lr_scheduler("linear_warmup_step_lr")
 def linear_warmup_step_lr(step: int, s: Schedule) -> float:
-    """Linear from `warmup_lr` to `init_lr`, then times `decay_rate` each epoch, not below `min_lr`."""
+    """Linear from `warmup_lr` to `init_lr`, then × `decay_rate` each epoch, not below `min_lr`."""
     if step < s.warmup_steps:
         return _warmup(step, s)
     return max(s.min_lr, s.init_lr * s.decay_rate ** (step // max(s.steps_per_epoch, 1)))

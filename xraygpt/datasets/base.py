@@ -1,7 +1,7 @@
 """What every corpus becomes: `Sample`s out of a `StudyDataset`; a `Batch` is what a model receives.
 
-This file is the interface of the framework. Notation: B rows, T tokens, N images of a batch, C H W of
-an image, F frames of a clip, L tokens and D width of pre-computed features.
+This file is the interface of the framework. Notation: B rows, T tokens, N images of a batch, C H W
+of an image, F frames of a clip, L tokens and D width of pre-computed features.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from xraygpt.common.errors import DataError
+from xraygpt.processors.pixels import read_image
 from xraygpt.processors.prompts import Turn
 
 log = logging.getLogger(__name__)
@@ -147,3 +150,20 @@ class StudyDataset(Dataset[Sample | None]):
 def reference_of(turns: Sequence[Turn]) -> str:
     """The last answer: what a prediction is compared with."""
     return next((t["text"] for t in reversed(turns) if t["role"] == "assistant"), "")
+
+
+def read_tensor(ref: ImageRef, draw: str, processor: Any) -> Tensor:
+    """One image as `Sample.images` holds it; `.npy` files are features (L, D), not processed.
+
+    Raises:
+        ValueError: The file cannot be read; says which, why and what to do.
+    """
+    if ref.path.suffix == ".npy":
+        features = torch.from_numpy(np.load(ref.path, allow_pickle=False)).float()
+        if features.dim() == 1:
+            features = features[None]
+        if features.dim() != 2:
+            raise ValueError(f"{ref.path}: features must be (L, D), got {tuple(features.shape)}")
+        return features
+    tensor: Tensor = processor(read_image(ref.path, frame=ref.frame).pixels, draw)
+    return tensor

@@ -10,18 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from xraygpt.common.errors import DataError
 from xraygpt.common.registry import BUILDERS, Plugin, Registry
 from xraygpt.datasets import controls
-from xraygpt.datasets.base import ImageRef, Record, Split, StudyDataset
+from xraygpt.datasets.base import Record, Split, StudyDataset, read_tensor
 from xraygpt.datasets.splits import SplitRule
 from xraygpt.processors.base import BaseProcessor
 from xraygpt.processors.image import ImageSpec, XrayImage
-from xraygpt.processors.pixels import read_image
 from xraygpt.processors.text import Identity
 
 log = logging.getLogger(__name__)
@@ -89,12 +84,8 @@ class BaseBuilder(Plugin):
         """
         phase: Literal["train", "eval"] = "train" if split == "train" else "eval"
         vis, text = self._processor("vis", phase), self._processor("text", phase)
-        kept, problems = [], []
-        for where, record in self.records(text):
-            if isinstance(record, str):
-                problems.append(record)
-            elif where == split:
-                kept.append(record)
+        by_split, problems = self.survey(text)
+        kept = by_split.get(split, [])
         self._settle(problems, len(kept))
         data = StudyDataset(
             kept,
@@ -105,6 +96,19 @@ class BaseBuilder(Plugin):
             signature=vis.signature() if isinstance(vis, XrayImage) else {},
         )
         return controls.blanked(data) if self.config.blank_images else data
+
+    def survey(
+        self, clean: Callable[[str], str] | None = None
+    ) -> tuple[dict[str | None, list[Record]], list[str]]:
+        """Records by split (None: one nobody asked for), and what is wrong with the others."""
+        by_split: dict[str | None, list[Record]] = {}
+        problems = []
+        for where, record in self.records(clean or self._processor("text", "train")):
+            if isinstance(record, str):
+                problems.append(record)
+            else:
+                by_split.setdefault(where, []).append(record)
+        return by_split, problems
 
     def _processor(self, which: str, phase: Literal["train", "eval"]) -> Any:
         """The processor of a phase; either phase's stands in for the other, as the lineage did."""
@@ -177,20 +181,3 @@ def existing(path: Path) -> Path:
     if size == 0:
         raise RecordError(f"image file is empty ({path})")
     return path
-
-
-def read_tensor(ref: ImageRef, draw: str, processor: Any) -> Tensor:
-    """One image as `Sample.images` holds it; `.npy` files are features (L, D) and are not processed.
-
-    Raises:
-        ValueError: The file cannot be read; says which, why and what to do.
-    """
-    if ref.path.suffix == ".npy":
-        features = torch.from_numpy(np.load(ref.path, allow_pickle=False)).float()
-        if features.dim() == 1:
-            features = features[None]
-        if features.dim() != 2:
-            raise ValueError(f"{ref.path}: features must be (L, D), got {tuple(features.shape)}")
-        return features
-    tensor: Tensor = processor(read_image(ref.path, frame=ref.frame).pixels, draw)
-    return tensor

@@ -1,7 +1,8 @@
 """The XrayGPT folder: `image/` beside `filter_cap.json`, for OpenI, MIMIC-CXR and ROCO.
 
-Two shapes of the file are read: XrayGPT's ``{"annotations": [{"image_id", "caption"}]}``, whose ids are
-file names without or with their ending, and its fork's list of ``{"image", "prompt", "caption"}``.
+Two shapes of the file are read: XrayGPT's ``{"annotations": [{"image_id", "caption"}]}``, whose ids
+are file names without or with their ending, and its fork's list of ``{"image", "prompt",
+"caption"}``.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Collator:
         if len(ids) > self.max_len:
             raise DataError(
                 f"sample {sample['sample_id']}: {len(ids)} tokens ({sum(runs)} of images), but the "
-                f"LLM's context holds {self.max_len}; lower model.max_txt_len or shorten the question"
+                f"LLM's context holds {self.max_len}; lower model.max_txt_len or ask less"
             )
         return ids, labels
 

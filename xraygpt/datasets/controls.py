@@ -1,4 +1,4 @@
-"""Controls: the same corpus with the wrong image, or none. A model that does as well ignores the image."""
+"""Controls: the same corpus with the wrong image, or none. Doing as well is ignoring the image."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from xraygpt.datasets.base import ImageRef, ReadImage, Record, StudyDataset, ref
 def shuffled(data: StudyDataset, seed: int) -> StudyDataset:
     """`data` with the images of other studies, whose answer is another one, too.
 
-    A derangement by study and by answer text: no sample keeps its image, nor gets one that deserves the
-    same answer. Samples trade only with those of as many images.
+    A derangement by study and by answer text: no sample keeps its image, nor gets one that deserves
+    the same answer. Samples trade only with those of as many images.
     """
     texts = [reference_of(data.turns_of(i)) for i in range(len(data))]
     order = derangement(data.records, texts, seed)

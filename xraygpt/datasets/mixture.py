@@ -1,7 +1,8 @@
 """Several corpora as one endless, resumable stream of batches.
 
-An epoch is a keyed shuffle of all corpora, each taken `weight` times. Step k takes items k·G … (k+1)·G of
-the stream, G being the global batch, so a position is one number, whatever the workers and ranks.
+An epoch is a keyed shuffle of all corpora, each taken `weight` times. Step k takes items k·G …
+(k+1)·G of the stream, G being the global batch, so a position is one number, whatever the workers
+and ranks.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Any table of studies: JSONL, a JSON array or CSV, with `fields` that say what is called how.
 
-The project's own layout needs no mapping: ``{id, study, split, images: [{path, view}], turns: [{role,
-text}], labels?, boxes?, source?, licence?}``. Other layouts give report sections, human codes or a
-question and its answer, and `target` says which of them the model is to answer.
+The project's own layout needs no mapping: ``{id, study, split, images: [{path, view}], turns:
+[{role, text}], labels?, boxes?, source?, licence?}``. Other layouts give report sections, human
+codes or a question and its answer, and `target` says which of them the model is to answer.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ class RecordsBuilder(BaseBuilder):
         fields: FieldMap = field(default_factory=FieldMap)
         """What the corpus calls each thing."""
         target: Literal["auto", "report", "codes", "question", "code_questions"] = "auto"
-        """What the model is to answer. `report`: the `sections`. `question`: the row's own question.
-        `codes`: the human coding as a short list. `code_questions`: a yes/no question about one
-        coded heading, drawn anew each epoch. `auto`: the row's turns, else its question, else the
-        report."""
+        """What the model is to answer. `report`: the `sections`. `question`: the row's own
+        question. `codes`: the human coding as a short list. `code_questions`: a yes/no question
+        about one coded heading, drawn anew each epoch. `auto`: the row's turns, else its question,
+        else the report."""
         sections: list[str] = field(default_factory=lambda: ["findings", "impression"])
         """Report sections, in this order; those a study lacks are left out."""
         headings: bool = False
@@ -77,7 +77,7 @@ class RecordsBuilder(BaseBuilder):
         study_prefix: str = ""
         """Put before study ids, e.g. `CXR` for a table that calls study CXR1004 just 1004."""
         min_code_count: int = 25
-        """`code_questions` asks about headings that at least this many studies of the split have."""
+        """`code_questions` asks about headings that at least so many studies have."""
         only_images: bool = True
         """Refuse records without an image; false takes them as text-only samples."""
 

@@ -47,7 +47,7 @@ class SplitRule:
             raise ValueError("val_fraction + test_fraction must leave something to train on (< 1)")
 
     def of(self, study_id: str, said: str | None) -> str | None:
-        """``train``, ``val`` or ``test``; None if the field says something this rule does not use."""
+        """``train``, ``val`` or ``test``; None if the field says what this rule does not use."""
         if is_published_test(study_id):
             return "test"
         if self.field is not None and said:

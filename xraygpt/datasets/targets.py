@@ -1,7 +1,8 @@
 """What a study can be asked, and the answers its coding gives.
 
-Human codes such as ``Pulmonary Atelectasis/base/left`` are short and nearly all of their words depend on
-the image: a Q-Former that starts at random learns from them what a whole report would hide.
+Human codes such as ``Pulmonary Atelectasis/base/left`` are short and nearly all of their words
+depend on the image: a Q-Former that starts at random learns from them what a whole report would
+hide.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def code_list(marks: str, codes: Iterable[str]) -> tuple[Turn, Turn]:
 class CodeQuestions:
     """A yes/no question about one heading, drawn anew for each epoch.
 
-    Half of the draws ask about something that is there, if anything is, so that neither answer can be
-    guessed from the question's frequency alone.
+    Half of the draws ask about something that is there, if anything is, so that neither answer can
+    be guessed from the question's frequency alone.
 
     Args:
         marks: ``<image>`` for each image.

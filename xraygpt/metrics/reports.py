@@ -1,4 +1,4 @@
-"""All scores of generated reports: words, findings, and whether they differ from each other at all."""
+"""All scores of generated reports: words, findings, and whether they differ at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models: the composition of encoder, Q-Former and LLM, and the text-only LLM of the small preset."""
+"""Models: the composition of encoder, Q-Former and LLM, and the small text-only LLM."""
 
 from xraygpt.models import language_model, xraygpt
 

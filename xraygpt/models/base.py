@@ -61,7 +61,7 @@ class Generation:
 
 
 class BaseModel(nn.Module, Plugin):
-    """A network that answers about images. It chooses no prompts and reads no files in `forward`."""
+    """A network that answers about images. It chooses no prompts, reads no files in `forward`."""
 
     @dataclass(kw_only=True)
     class Config(Plugin.Config):

@@ -98,6 +98,20 @@ def load_llm(source: str, dtype: Dtype) -> tuple[nn.Module, Any]:
     return llm, tokenizer
 
 
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer of an LLM, without its weights.
+
+    Raises:
+        WeightsError: Nothing there that can be loaded.
+    """
+    folder, gguf = _locate(source)
+    options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"model.llama_model: {folder}: no tokenizer: {error}") from None
+
+
 def _locate(source: str) -> tuple[Path, str | None]:
     """The folder to load from and, for a GGUF, the file in it."""
     if source.startswith(PACKAGE):
@@ -114,7 +128,7 @@ def _locate(source: str) -> tuple[Path, str | None]:
             return llm, None
         raise WeightsError(f"model.llama_model: the run {path} trained no language model")
     raise WeightsError(
-        f"model.llama_model: {source} is no transformers folder (config.json), no .gguf file and no "
+        f"model.llama_model: {source} is no transformers folder (config.json), no .gguf and no "
         "run of the task language_modeling. Vicuna and its like are downloaded by hand; "
         "docs/weights.md says from where"
     )
@@ -136,7 +150,7 @@ def _package_gguf(name: str) -> Path:
 
 
 def new_llm(size: SmallLLM, tokenizer: Any, seed: int) -> nn.Module:
-    """A Llama of `size` with random weights drawn from `seed`; the global generator is left alone."""
+    """A Llama of `size` with weights drawn from `seed`; the global generator is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(

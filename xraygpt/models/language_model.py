@@ -13,7 +13,8 @@ from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
 from xraygpt.models import language
 from xraygpt.models.base import BaseModel, Generation, Output, Texts
-from xraygpt.models.causal import Decoder, answer_loss
+from xraygpt.models.decoding import Decoder
+from xraygpt.models.xraygpt import answer_loss
 from xraygpt.processors.image import ImageSpec
 from xraygpt.processors.prompts import PromptRenderer, load_prompts
 

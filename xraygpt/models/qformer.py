@@ -1,8 +1,9 @@
 """The Q-Former: learned queries read an image's patch tokens and become a fixed number of tokens.
 
-transformers' `Blip2QFormerModel`, query only, is used as it stands; around it lie what BLIP-2 puts there
-(`ln_vision`, the query tokens) and, for encoders whose tokens do not know where they lie, a learned
-position. Notation: N images, L patch tokens, D vision width, Q queries, K the Q-Former's width.
+transformers' `Blip2QFormerModel`, query only, is used as it stands; around it lie what BLIP-2 puts
+there (`ln_vision`, the query tokens) and, for encoders whose tokens do not know where they lie, a
+learned position. Notation: N images, L patch tokens, D vision width, Q queries, K the Q-Former's
+width.
 """
 
 from __future__ import annotations
@@ -94,9 +95,9 @@ class QFormer(nn.Module):
 def sin_cos_2d(num_patches: int, width: int) -> Tensor:
     """(1, L, D) sine and cosine of row and column of a square grid, in [-1, 1].
 
-    The 2-D form of the encoding of Vaswani et al. 2017. It is as large as the normalised tokens it is
-    added to: a small random position, as vision transformers use before their first norm, would take
-    the Q-Former thousands of steps to notice.
+    The 2-D form of the encoding of Vaswani et al. 2017. It is as large as the normalised tokens it
+    is added to: a small random position, as vision transformers use before their first norm, would
+    take the Q-Former thousands of steps to notice.
     """
     side = round(num_patches**0.5)
     if side * side != num_patches:

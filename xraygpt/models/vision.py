@@ -119,7 +119,7 @@ def build_vision(vit_model: str, image_size: int | None, weights: Path | None) -
 
 
 def _tiny(image_size: int) -> VisionEncoder:
-    """Random 8×8 patches, 16 wide: milliseconds. Its own generator keeps the global one untouched."""
+    """Random 8×8 patches, 16 wide: milliseconds. Drawn from a generator of its own."""
     net = nn.Conv2d(3, 16, kernel_size=8, stride=8)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -6,7 +6,8 @@ Numbered forward pass:
  3. a linear layer brings these to the LLM's width;
  4. they take the places of the placeholders among the embedded text tokens;
  5. the LLM reads the row; the loss is taken at the answers only.
-Nothing else is special, so several images, several turns, text-only rows and mixed batches all work.
+Nothing else is special, so several images, several turns, text-only rows and mixed batches all
+work.
 """
 
 from __future__ import annotations
@@ -19,19 +20,25 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
 from xraygpt.models import language, qformer, vision
 from xraygpt.models.base import BaseModel, Generation, Output
-from xraygpt.models.causal import Decoder, answer_loss
+from xraygpt.models.decoding import Decoder
 from xraygpt.processors.image import ImageSpec
-from xraygpt.processors.prompts import IMAGE_TOKEN_ID, PromptRenderer, load_prompts
+from xraygpt.processors.prompts import (
+    IGNORE_INDEX,
+    IMAGE_TOKEN_ID,
+    PromptRenderer,
+    load_prompts,
+)
 
 
 class QueryPacker:
-    """Images for a Q-Former: each takes `num_query_token` placeholders, a clip that many per frame."""
+    """Images for a Q-Former: each takes `num_query_token` places, a clip as many per frame."""
 
     def __init__(self, num_query_token: int) -> None:
         self.num_query_token = num_query_token
@@ -110,8 +117,8 @@ class XrayGPT(BaseModel):
         prompt_path: Path | None = None
         """Questions, one a line; one is drawn for each sample that brings none."""
         prompt_template: str = "none"
-        """`xraygpt`, `vicuna_v1`, `chat_template` (the tokenizer's), a text with one `{}`, or `none`:
-        the image and the answer without a word around them, as in XrayGPT's first stage."""
+        """`xraygpt`, `vicuna_v1`, `chat_template` (the tokenizer's), a text with one `{}`, or
+        `none`: the image and the answer without a word around them, as in XrayGPT's first stage."""
         seed: int = 0
         """Of the random initial weights."""
 
@@ -268,3 +275,42 @@ class XrayGPT(BaseModel):
         width = self.config.vit_width or self.vision.width  # type: ignore[union-attr]
         length = self.vision.num_tokens if self.vision is not None else 1
         return {"features": torch.zeros(1, length, width, device=like.device)}
+
+
+def answer_loss(
+    llm: nn.Module, embeds: Tensor, attention_mask: Tensor, labels: Tensor, return_logits: bool
+) -> Output:
+    """Cross-entropy of the labelled tokens.
+
+    Logits are computed only at positions where some row has a target, in float32.
+
+    Args:
+        llm: A transformers causal LM.
+        embeds: (B, T, H).
+        attention_mask: (B, T) int64.
+        labels: (B, T) int64, not shifted; IGNORE_INDEX carries no loss.
+        return_logits: Compute all (B, T, V) logits and return them.
+    """
+    shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # what position t should say
+    wanted = (shifted != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
+    if not len(wanted):
+        wanted = wanted.new_zeros(1)  # keeps the graph; its labels are all ignored
+    keep: Any = 0 if return_logits else wanted
+    logits = llm(
+        inputs_embeds=embeds, attention_mask=attention_mask, logits_to_keep=keep, use_cache=False
+    ).logits
+    scored = logits[:, wanted] if return_logits else logits
+    targets = shifted[:, wanted]
+    each = F.cross_entropy(
+        scored.float().flatten(0, 1),
+        targets.flatten(),
+        ignore_index=IGNORE_INDEX,
+        reduction="none",
+    ).view(targets.shape)
+    row_loss = each.sum(dim=1)
+    return Output(
+        loss=row_loss.sum(),
+        row_loss=row_loss.detach(),
+        num_targets=(targets != IGNORE_INDEX).sum(dim=1),
+        logits=logits if return_logits else None,
+    )

@@ -1,4 +1,4 @@
-"""What every processor offers: one item in, a tensor or a text out; no device, no file, no global RNG."""
+"""What every processor offers: an item in, a tensor or text out; no device, file or global RNG."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """The one prompt renderer: turns -> text and image pieces -> ids.
 
-Training, evaluation, prediction and chat all call it, so that what a model is asked later is what it
-was trained on.
+Training, evaluation, prediction and chat all call it, so that what a model is asked later is what
+it was trained on.
 
 A turn's text holds one ``<image>`` per image. A template puts its own words around the turns. Every
-piece of text is tokenised on its own, the question up to where the answer begins and then the answer, so
-the ids of a prompt to generate from are exactly the prefix of the ids trained on.
+piece of text is tokenised on its own, the question up to where the answer begins and then the
+answer, so the ids of a prompt to generate from are exactly the prefix of the ids trained on.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def find_template(name: str) -> Template | None:
 
 
 def load_prompts(path: Path | None) -> list[str]:
-    """Questions, one a line; ``#`` starts a comment. MiniGPT-4's ``<Img><ImageHere></Img>`` is dropped.
+    """Questions, one a line; ``#`` starts a comment, ``<Img><ImageHere></Img>`` is dropped.
 
     Raises:
         InputError: The file is absent or holds no question.
@@ -161,7 +161,7 @@ class PromptRenderer:
         self.stop_strings = self._stop_strings()
 
     def with_prompt(self, turns: list[Turn], draw: str) -> list[Turn]:
-        """`turns` with a prompt drawn by `draw` where the first question has no words of its own."""
+        """`turns` with a prompt drawn by `draw` where the first question has no words."""
         if not self.prompts:
             return turns
         first = next((i for i, t in enumerate(turns) if t["role"] == "user"), None)
@@ -228,7 +228,7 @@ class PromptRenderer:
         return text
 
     def _defuse(self, text: str) -> str:
-        """`text` with a space inside whatever the tokenizer or the template would take for a mark."""
+        """`text` with a space inside whatever would be taken for a mark."""
         for mark in {*self.tokenizer.all_special_tokens, self.end_sym}:
             if len(mark) > 1 and mark in text:
                 text = text.replace(mark, f"{mark[0]} {mark[1:]}")

@@ -77,7 +77,7 @@ class Identity(BaseProcessor):
 
 @registry.register_processor("blip_caption")
 class BlipCaption(Identity):
-    """Configured throughout the lineage and never called there: it leaves reports alone, as there."""
+    """Configured throughout the lineage and never called there; it leaves reports alone."""
 
     @dataclass(kw_only=True)
     class Config(BaseProcessor.Config):
@@ -91,8 +91,8 @@ class BlipCaption(Identity):
     def __init__(self, config: Any, **runtime: Any) -> None:
         super().__init__(config, **runtime)
         log.warning(
-            "text_processor blip_caption leaves reports as they are, as it did in XrayGPT, where it "
-            "was never called; name report_text to clean them"
+            "text_processor blip_caption leaves reports as they are, as in XrayGPT, where it was "
+            "never called; name report_text to clean them"
         )
 
 

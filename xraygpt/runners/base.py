@@ -10,7 +10,7 @@ from xraygpt.tasks.base import BaseTask
 
 
 class BaseRunner(Plugin):
-    """Owns device, precision, distribution, RNG, checkpoints and logs; knows no corpus, no model."""
+    """Owns device, precision, distribution, RNG, checkpoints, logs; knows no corpus, no model."""
 
     @dataclass(kw_only=True)
     class Config(Plugin.Config):

@@ -1,8 +1,8 @@
 """Evaluation: predictions are streamed to disk first, then scored, always beside the controls.
 
 Three conditions: the true image; the image of another study with another answer (mean of several
-seeds); a black image. Beside them the most common training answer. A model whose true-image column is
-no better than these does not read the image, however good its ROUGE.
+seeds); a black image. Beside them the most common training answer. A model whose true-image column
+is no better than these does not read the image, however good its ROUGE.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Evaluator(Plugin):
         task: BaseTask.Config
         """What to ask and how to score it."""
         output_dir: Path = Path("output/evaluate")
-        """Results go to a folder in it that is named after model, data and settings, so that the same
-        command goes on where it was stopped."""
+        """Results go to a folder in it that is named after model, data and settings, so that the
+        same command goes on where it was stopped."""
         split: Literal["train", "val", "test"] = "val"
         """Split to measure on."""
         max_samples: int | None = None

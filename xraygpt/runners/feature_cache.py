@@ -1,7 +1,8 @@
 """Frozen features on disk, so that a second epoch, run or stage never encodes an image again.
 
-A feature depends on the encoder's weights, the image processor's settings and the file, and is stored
-under a key of exactly these. Layout: ``<cache>/<encoder + processor>/<file>.npy``, float32 (L, D).
+A feature depends on the encoder's weights, the image processor's settings and the file, and is
+stored under a key of exactly these. Layout: ``<cache>/<encoder + processor>/<file>.npy``, float32
+(L, D).
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def use_cache(
 
 
 def _encode_readable(reader: CachedReader, refs: Sequence[ImageRef]) -> None:
-    """Encode a batch; if one image is bad, the others alone. The bad one speaks up when it is used."""
+    """Encode a batch; if one image is bad, the others alone. The bad one speaks up when used."""
     try:
         reader.encode(refs)
     except (ValueError, OSError):

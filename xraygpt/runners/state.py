@@ -21,7 +21,7 @@ WEIGHTS, STATE = "model.safetensors", "state.pt"
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of every global generator of this process, in types that load without pickle code."""
+    """The state of every global generator here, in types that load without pickle code."""
     kind, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -100,6 +100,6 @@ def read_state(checkpoint: Path, accelerator: Accelerator) -> dict[str, Any]:
     if len(state["rng"]) != accelerator.num_processes:
         raise WeightsError(
             f"{checkpoint} was saved by {len(state['rng'])} processes and this run has "
-            f"{accelerator.num_processes}; resume with as many, or start anew from it with model.ckpt"
+            f"{accelerator.num_processes}; resume with as many, or start from it with model.ckpt"
         )
     return state

@@ -8,7 +8,8 @@ One step, in order:
  4. clip, step, zero;
  5. log; evaluate if due; save if due; stop if asked to.
 
-Step k always takes the same samples with the same draws, so a run can be killed anywhere and resumed.
+Step k always takes the same samples with the same draws, so a run can be killed anywhere and
+resumed.
 """
 
 from __future__ import annotations
@@ -419,7 +420,7 @@ class Runner(BaseRunner):
             return
         names = [n for batch in group for n in batch["sample_id"]]
         raise TrainingError(
-            f"step {self.step + 1}: loss {loss}, gradient norm {norm}. Nothing of this step was kept; "
+            f"step {self.step + 1}: loss {loss}, gradient norm {norm}. Nothing of it was kept; "
             f"samples of it: {', '.join(names[:16])}. Lower run.init_lr, or resume from "
             f"{self.run_folder} after mending the data"
         )

@@ -1,6 +1,6 @@
-"""What every model here does with a causal LLM: loss at the answers, and decoding to a stop string.
+"""Decoding with a causal LLM, to a stop string.
 
-Notation: B rows, T tokens, H the LLM's width, V its vocabulary.
+Notation: B rows, T tokens, H the LLM's width.
 """
 
 from __future__ import annotations
@@ -9,51 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from transformers import StoppingCriteriaList, StopStringCriteria
 
-from xraygpt.models.base import Generation, Output
-from xraygpt.processors.prompts import IGNORE_INDEX, PromptRenderer
-
-
-def answer_loss(
-    llm: nn.Module, embeds: Tensor, attention_mask: Tensor, labels: Tensor, return_logits: bool
-) -> Output:
-    """Cross-entropy of the labelled tokens.
-
-    Logits are computed only at positions where some row has a target, in float32.
-
-    Args:
-        llm: A transformers causal LM.
-        embeds: (B, T, H).
-        attention_mask: (B, T) int64.
-        labels: (B, T) int64, not shifted; IGNORE_INDEX carries no loss.
-        return_logits: Compute all (B, T, V) logits and return them.
-    """
-    shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # what position t should say
-    wanted = (shifted != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
-    if not len(wanted):
-        wanted = wanted.new_zeros(1)  # keeps the graph; its labels are all ignored
-    keep: Any = 0 if return_logits else wanted
-    logits = llm(
-        inputs_embeds=embeds, attention_mask=attention_mask, logits_to_keep=keep, use_cache=False
-    ).logits
-    scored = logits[:, wanted] if return_logits else logits
-    targets = shifted[:, wanted]
-    each = F.cross_entropy(
-        scored.float().flatten(0, 1),
-        targets.flatten(),
-        ignore_index=IGNORE_INDEX,
-        reduction="none",
-    ).view(targets.shape)
-    row_loss = each.sum(dim=1)
-    return Output(
-        loss=row_loss.sum(),
-        row_loss=row_loss.detach(),
-        num_targets=(targets != IGNORE_INDEX).sum(dim=1),
-        logits=logits if return_logits else None,
-    )
+from xraygpt.models.base import Generation
+from xraygpt.processors.prompts import PromptRenderer
 
 
 class Decoder:

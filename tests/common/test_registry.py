@@ -1,0 +1,38 @@
+"""The registry: LAVIS spelling outside, one careful class inside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from xraygpt.common.registry import Plugin, Registry, registry
+from xraygpt.models.xraygpt import XrayGPT
+
+
+def test_lavis_spelling():
+    assert registry.get_model_class("xraygpt") is registry.get_model_class("mini_gpt4") is XrayGPT
+    assert {"openi", "mimic", "roco", "records"} <= set(registry.list_datasets())
+    assert {"report_generation", "vqa", "language_modeling"} <= set(registry.list_tasks())
+    assert "linear_warmup_step_lr" in registry.list_lr_schedulers()
+    assert {"xray_image", "report_text"} <= set(registry.list_processors())
+    assert "train_loop" in registry.list_runners()
+    assert "language_model" in registry.list_models()
+
+
+def test_taken_names_and_missing_configs_are_refused():
+    kind = Registry("thing", key="name", package="json")
+
+    @kind.register("a", "b")
+    class First(Plugin):
+        @dataclass
+        class Config(Plugin.Config):
+            pass
+
+    with pytest.raises(ValueError, match=r"thing 'b' is already .*First"):
+        kind.register("b")(type("Second", (First,), {"Config": First.Config}))
+    with pytest.raises(TypeError, match="needs its own @dataclass Config"):
+        kind.register("c")(type("Third", (First,), {}))
+    with pytest.raises(KeyError, match="unknown thing 'aa'; did you mean 'a'"):
+        kind.get("aa")
+    assert kind.name_of(First) == "a"

@@ -1,0 +1,141 @@
+"""Evaluation: controls tell a model that reads from one that does not; interrupted, it goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ANSWERS, toy_yaml
+from tests.runners.test_train_loop import MODEL, runner_of
+from xraygpt.common.config import load
+from xraygpt.common.errors import InputError
+from xraygpt.datasets.base import ImageRef, Record, StudyDataset
+from xraygpt.datasets.controls import derangement, most_common_answer
+from xraygpt.experiment import Evaluation, build_evaluator
+from xraygpt.processors.prompts import Turn
+from xraygpt.runners.evaluation import Evaluator
+
+RUN = """
+  task: {name: report_generation, generate: {max_new_tokens: 16}}
+  output_dir: %s
+  device: cpu
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    from tests.conftest import write_toy_corpus
+
+    base = tmp_path_factory.mktemp("trained")
+    corpus = write_toy_corpus(base / "corpus")
+    options = ["run.max_steps=200", "run.save_every=0", "run.eval_every=0", "run.init_lr=2e-3"]
+    runner_of(base, corpus, *options, "run.lr_sched=constant_lr").train()
+    return base
+
+
+def evaluator_of(base: Path, out: Path, *options: str, ckpt: bool = True) -> Evaluator:
+    weights = f"  ckpt: {base / 'out'}\n" if ckpt else ""
+    path = out / "eval.yaml"
+    path.write_text(toy_yaml(base / "corpus", RUN % (out / "results"), MODEL + weights))
+    return build_evaluator(load(Evaluation, path, options))
+
+
+def value(result: dict, name: str, condition: str = "true") -> dict:
+    return next(r for r in result["scores"] if r["name"] == name and r["condition"] == condition)
+
+
+def loss(result: dict, name: str) -> dict:
+    return next(r for r in result["losses"] if r["name"] == name)
+
+
+def test_a_reading_model_beats_every_control(trained, tmp_path):
+    result = evaluator_of(trained, tmp_path).run()
+    gap = loss(result, "loss_shuffled_minus_true")
+    assert gap["low"] > 0.05 and gap["n"] == 12
+    assert loss(result, "loss_blank_minus_true")["low"] > 0
+    true = value(result, "ROUGE-L")["value"]
+    assert true > 0.9
+    for control in ("shuffled", "blank", "most_common"):
+        assert value(result, "ROUGE-L", control)["value"] < true - 0.3
+    assert value(result, "ROUGE-L", "shuffled")["seeds"] == 5
+
+
+def test_a_model_that_never_learned_does_not(trained, tmp_path):
+    result = evaluator_of(trained, tmp_path, ckpt=False).run()
+    gap = loss(result, "loss_shuffled_minus_true")
+    assert gap["low"] < 0.02
+
+
+def test_predictions_are_streamed_and_taken_up_again(trained, tmp_path, monkeypatch):
+    first = evaluator_of(trained, tmp_path, "run.batch_size_eval=4")
+    calls = 0
+    original = first.task.predict
+
+    def dies(model, batch):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return original(model, batch)
+
+    monkeypatch.setattr(first.task, "predict", dies)
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    path = first.folder / "predictions_true.jsonl"
+    assert len(path.read_text().splitlines()) == 1 + 8
+    with path.open("a") as file:
+        file.write('{"sample_id": "torn')  # what a kill in the middle of a line leaves
+    second = evaluator_of(trained, tmp_path, "run.batch_size_eval=4")
+    asked = []
+    answer = second.task.predict
+    monkeypatch.setattr(
+        second.task, "predict", lambda m, b: asked.extend(b["sample_id"]) or answer(m, b)
+    )
+    result = second.run()
+    assert second.folder == first.folder
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert rows[0]["signature"] == result["signature"]
+    assert len({r["sample_id"] for r in rows[1:]}) == 12
+    done_before = {r["sample_id"] for r in rows[1:9]}
+    assert not done_before & set(asked[:4])
+    assert {r["reference"] for r in rows[1:]} <= set(ANSWERS.values())
+
+
+def test_another_checkpoint_or_split_is_another_folder(trained, tmp_path):
+    one = evaluator_of(trained, tmp_path)
+    two = evaluator_of(trained, tmp_path, "run.split=train")
+    three = evaluator_of(trained, tmp_path, ckpt=False)
+    assert len({one.folder, two.folder, three.folder}) == 3
+
+
+def test_an_empty_split_is_an_error(trained, tmp_path):
+    with pytest.raises(InputError, match="no sample in the split 'test'"):
+        evaluator_of(trained, tmp_path, "run.split=test")
+
+
+def records(texts: list[str], studies: list[str]) -> list[Record]:
+    return [
+        Record(f"s{i}", study, (ImageRef(Path(f"{i}.png")),), (Turn(role="assistant", text=text),))
+        for i, (text, study) in enumerate(zip(texts, studies, strict=True))
+    ]
+
+
+def test_derangement_by_study_and_by_text():
+    texts = ["normal"] * 20 + [f"finding {i}" for i in range(40)]
+    studies = [f"study{i // 2}" for i in range(60)]
+    rows = records(texts, studies)
+    orders = [derangement(rows, texts, seed) for seed in range(5)]
+    for order in orders:
+        assert sorted(order) == list(range(60))
+        for i, j in enumerate(order):
+            assert studies[i] != studies[j]
+            assert texts[i] != texts[j]
+    assert len({tuple(o) for o in orders}) == 5
+
+
+def test_most_common_answer():
+    texts = ["b", "a", "b", "a", "c"]
+    data = StudyDataset(records(texts, texts), lambda ref, draw: None)
+    assert most_common_answer(data) == "a"
