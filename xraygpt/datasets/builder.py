@@ -47,6 +47,8 @@ class BaseBuilder(Plugin):
         """Keep only images with one of these views; None keeps all."""
         on_error: Literal["error", "skip"] = "error"
         """What a bad record or image does: stop with a message, or be left out and counted."""
+        max_samples: int | None = None
+        """Only the first so many records of each split, to try things out; None takes all."""
         blank_images: bool = False
         """Show black pictures instead, in training too: a control that knows the question only."""
         weight: float = 1.0
@@ -85,7 +87,7 @@ class BaseBuilder(Plugin):
         phase: Literal["train", "eval"] = "train" if split == "train" else "eval"
         vis, text = self._processor("vis", phase), self._processor("text", phase)
         by_split, problems = self.survey(text)
-        kept = by_split.get(split, [])
+        kept = by_split.get(split, [])[: self.config.max_samples]
         self._settle(problems, len(kept))
         data = StudyDataset(
             kept,

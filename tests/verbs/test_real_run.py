@@ -1,0 +1,137 @@
+"""All of it on real X-rays, small: language model, both stages, evaluation, from the YAMLs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO
+from xraygpt.common.checkpoint import find_checkpoint
+from xraygpt.common.config import load
+from xraygpt.datasets.splits import published_test_studies
+from xraygpt.experiment import NO_IMAGES, Training
+
+
+def run(
+    script: str, config: str, base: Path, data: Path, *options: str
+) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [sys.executable, script, "--cfg-path", config, "--options", *options],
+        cwd=REPO,
+        env={**os.environ, "XRAYGPT_DATA": str(data), "XRAYGPT_CACHE": str(base / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_two_stages_and_evaluation_from_the_yaml_files(real_data, tmp_path):
+    few = "datasets.{}.max_samples=48"
+    lm, one, two = (tmp_path / n for n in ("lm", "one", "two"))
+    short = ["run.max_epoch=null", "run.max_steps=6", "run.eval_every=3", "run.batch_size_train=8"]
+    labels = ["reports", "codes", "questions"]
+    run(
+        "train.py",
+        "train_configs/iu_xray_lm.yaml",
+        tmp_path,
+        real_data,
+        *short,
+        f"run.output_dir={lm}",
+        "model.llm.layers=1",
+        *[few.format(x) for x in labels],
+    )
+    assert (find_checkpoint(lm) / "llm" / "tokenizer.json").is_file()
+    run(
+        "train.py",
+        "train_configs/iu_xray_stage1.yaml",
+        tmp_path,
+        real_data,
+        *short,
+        f"run.output_dir={one}",
+        f"model.llama_model={lm}",
+        *[few.format(x) for x in labels[1:]],
+    )
+    run(
+        "train.py",
+        "train_configs/iu_xray_stage2.yaml",
+        tmp_path,
+        real_data,
+        *short,
+        f"run.output_dir={two}",
+        f"model.llama_model={lm}",
+        f"model.ckpt={one}/best",
+        few.format("iu_xray"),
+    )
+    done = run(
+        "evaluate.py",
+        "eval_configs/iu_xray_val.yaml",
+        tmp_path,
+        real_data,
+        f"run.output_dir={tmp_path / 'eval'}",
+        f"model.llama_model={lm}",
+        f"model.ckpt={two}/best",
+        few.format("iu_xray"),
+        "run.shuffles=2",
+    )
+    (scores,) = tmp_path.glob("eval/*/scores.json")
+    result = json.loads(scores.read_text())
+    assert result["n"] == 48
+    conditions = {r["condition"] for r in result["scores"]}
+    assert conditions == {"true", "shuffled", "blank", "most_common"}
+    for row in result["scores"]:
+        assert row["n"] > 0 and row["signature"]
+    assert "Research use only" in done.stdout
+    logged = done.stderr + done.stdout
+    row = json.loads((scores.parent / "predictions_true.jsonl").read_text().splitlines()[1])
+    assert row["reference"] not in logged  # no report text in logs
+
+
+@pytest.mark.data
+def test_no_text_of_the_test_split_reaches_a_tokenizer(real_data, monkeypatch):
+    monkeypatch.setenv("XRAYGPT_DATA", str(real_data))
+    monkeypatch.chdir(REPO)
+    for name in ("iu_xray_lm", "iu_xray_stage1", "iu_xray_stage2"):
+        config = load(Training, f"train_configs/{name}.yaml")
+        for part in config.datasets.values():
+            for split in ("train", "val"):
+                data = part.build(image_spec=NO_IMAGES).build(split)
+                studies = {r.study_id for r in data.records}
+                assert not studies & published_test_studies()
+                assert len(studies) > 200
+
+
+def test_the_corpus_of_the_documentation_works(tmp_path, monkeypatch):
+    """docs/adding_a_dataset.md is run as it stands."""
+    page = (REPO / "docs" / "adding_a_dataset.md").read_text()
+    code, yaml = re.findall(r"```(?:python|yaml)\n(.*?)```", page, re.S)
+    package = tmp_path / "my_pkg"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "night_shift.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    night = tmp_path / "night"
+    night.mkdir()
+    from PIL import Image
+
+    for i in range(4):
+        Image.new("L", (16, 16), 40 * i).save(night / f"{i}.png")
+        (night / f"{i}.txt").write_text(f"Report {i}.")
+    (night / "alone.txt").write_text("No picture.")
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        yaml.replace("/data/night", str(night)).replace("split:", "on_error: skip, split:")
+        + "model: {arch: xraygpt, model_type: tiny}\nrun: {task: report_generation, max_steps: 1}\n"
+    )
+    loaded = load(Training, config)
+    data = loaded.datasets["night_shift"].build(image_spec=NO_IMAGES).build("train")
+    assert {r.sample_id for r in data.records} <= {"0", "1", "2", "3"}
+    assert len(data) >= 3
