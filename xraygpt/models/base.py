@@ -107,6 +107,13 @@ class BaseModel(nn.Module, Plugin):
     def save_assets(self, folder: Path) -> None:
         """Write what a checkpoint should hold beside the weights; nothing by default."""
 
+    def check_assets(self, folder: Path) -> None:
+        """Compare what `save_assets` wrote with what this model has; nothing by default.
+
+        Raises:
+            WeightsError: The checkpoint's weights would mean something else here.
+        """
+
     def encode_frozen(self, pixel_values: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, L, D) by the frozen vision encoder, for the feature cache."""
         raise NotImplementedError

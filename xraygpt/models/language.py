@@ -210,3 +210,6 @@ def add_lora(llm: nn.Module, settings: LoraSettings) -> None:
         inject_adapter_in_model(config, llm)
     except ValueError as error:
         raise WeightsError(f"model.lora.target {settings.target}: {error}") from None
+    for name, parameter in llm.named_parameters():
+        if "lora_" in name:  # what is trained is float32, whatever the frozen weights are
+            parameter.data = parameter.data.float()

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
+from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
 from xraygpt.models import language
@@ -87,6 +89,22 @@ class LanguageModel(BaseModel):
     def checkpoint_state(self) -> dict[str, Tensor]:
         """All weights, the tied output layer once."""
         return {k: v for k, v in self.state_dict().items() if k != "llm.lm_head.weight"}
+
+    def check_assets(self, folder: Path) -> None:
+        """The tokenizer learned from the corpus must be the one the weights were trained with.
+
+        Raises:
+            WeightsError: It is another one: the corpus has changed since.
+        """
+        saved = folder / "llm" / "tokenizer.json"
+        if not saved.is_file():
+            return
+        theirs = PreTrainedTokenizerFast(tokenizer_file=str(saved)).get_vocab()
+        if theirs != self.tokenizer.get_vocab():
+            raise WeightsError(
+                f"{folder}: its tokenizer is not the one learned from this corpus, which must have "
+                "changed since; train anew, or set model.llama_model to this run to keep its own"
+            )
 
     def save_assets(self, folder: Path) -> None:
         """Write `llm/`: a transformers folder that `model.llama_model` takes."""

@@ -237,8 +237,13 @@ class XrayGPT(BaseModel):
         """(N, C, H, W) -> (N, L, D), without gradient if the encoder is frozen."""
         if self.vision is None:
             raise ValueError("vit_model is precomputed: the corpus must hold .npy features")
-        with torch.no_grad() if self.config.freeze_vit else contextlib.nullcontext():
-            return self.vision.encode(pixel_values)
+        half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.config.vit_precision)
+        lower = half is not None and pixel_values.is_cuda
+        with (
+            torch.no_grad() if self.config.freeze_vit else contextlib.nullcontext(),
+            torch.autocast("cuda", half) if lower else contextlib.nullcontext(),
+        ):
+            return self.vision.encode(pixel_values).float()
 
     @torch.no_grad()
     def encode_frozen(self, pixel_values: Tensor) -> Tensor:

@@ -80,6 +80,7 @@ def load_weights(model: BaseModel, path: Path) -> tuple[Path, list[str]]:
     """
     single = path.is_file()
     source = path if single else find_checkpoint(path) / WEIGHTS
+    model.check_assets(source.parent)
     fresh = load_exactly(
         model,
         read_state_dict(source),

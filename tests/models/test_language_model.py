@@ -1,0 +1,66 @@
+"""The small LLM: it learns its tokenizer, becomes a transformers folder, knows its own weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from xraygpt.common.config import load
+from xraygpt.common.errors import WeightsError
+from xraygpt.experiment import Training, build_runner
+from xraygpt.models.language import load_llm, new_tokenizer
+from xraygpt.models.xraygpt import XrayGPT
+
+YAML = """
+model:
+  arch: language_model
+  llm: {vocab_size: 300, hidden: 32, layers: 1, heads: 2, context: 128}
+  prompt_template: xraygpt
+  end_sym: "</s>"
+datasets:
+  toy: {builder: records, storage: %s}
+run:
+  task: language_modeling
+  output_dir: %s
+  device: cpu
+  max_steps: %d
+  batch_size_train: 8
+  init_lr: 1e-2
+"""
+
+
+def train(tmp_path: Path, corpus: Path, steps: int, *options: str):
+    path = tmp_path / "lm.yaml"
+    path.write_text(YAML % (corpus, tmp_path / "lm", steps))
+    runner = build_runner(load(Training, path, options))
+    return runner, runner.train()
+
+
+def test_it_learns_and_is_loaded_as_any_llm(tmp_path, toy):
+    runner, scores = train(tmp_path, toy, 60)
+    assert scores["val/loss"] < 1.0  # ln 300 = 5.7 at the start
+    assert "val/image_gap" not in scores  # images are not read
+    llm, tokenizer = load_llm(str(tmp_path / "lm"), "float32")
+    ids = torch.tensor([[1, 70, 80, 90]])
+    with torch.no_grad():
+        assert torch.equal(llm(ids).logits, runner.model.eval().llm(ids).logits)
+    assert tokenizer.decode(tokenizer("Clear lungs.")["input_ids"]) == "Clear lungs."
+    config = XrayGPT.Config(vit_model="tiny", llama_model=str(tmp_path / "lm" / "best"))
+    assert XrayGPT(config).proj.out_features == 32
+
+
+def test_weights_of_another_tokenizer_are_refused(tmp_path, toy):
+    train(tmp_path, toy, 2)
+    lines = (toy / "corpus.jsonl").read_text().replace("Clear lungs.", "Clear, clear, clear lungs!")
+    (toy / "corpus.jsonl").write_text(lines)
+    with pytest.raises(WeightsError, match="its tokenizer is not the one learned from this corpus"):
+        train(tmp_path, toy, 4, f"run.resume_ckpt_path={tmp_path / 'lm'}")
+
+
+def test_the_tokenizer_spells_anything():
+    tokenizer = new_tokenizer(["Clear lungs."] * 5, 280)
+    text = "Ödem 12.5 cm — \u80ba \U0001fac1"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert len(tokenizer) <= 280
