@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from xraygpt import __version__
 from xraygpt.common import config as configuration
 from xraygpt.common.errors import InputError, XrayGPTError
 from xraygpt.datasets import controls
@@ -117,8 +118,10 @@ def build_evaluator(experiment: Evaluation) -> Evaluator:
     if experiment.model.ckpt is None:
         log.warning("model.ckpt is not set: measuring a model whose Q-Former was never trained")
     model = build_model(experiment, run.seed)
-    data = _datasets(experiment, run.split, model.image_spec, run.seed)[0]
-    train = _datasets(experiment, "train", model.image_spec, run.seed)[0]
+    builder = next(iter(experiment.datasets.values())).build(
+        image_spec=model.image_spec, seed=run.seed
+    )
+    data, train = builder.build(run.split, "eval"), builder.build("train", "eval")
     identity = {
         "model": configuration.to_tree(experiment.model),
         "weights": _digest_of(experiment.model.ckpt),
@@ -127,6 +130,10 @@ def build_evaluator(experiment: Evaluation) -> Evaluator:
         "split": run.split,
         "max_samples": run.max_samples,
         "seed": run.seed,
+        "parts": model.parts(),
+        "content": data.digest(),
+        "prompts": model.renderer.prompts[:1],
+        "version": __version__,
     }
     evaluator: Evaluator = Evaluator(
         run, task=run.task.build(), model=model, data=data, train=train, identity=identity
@@ -161,6 +168,7 @@ def command_line(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--options",
         nargs="*",
+        action="extend",
         default=[],
         metavar="KEY=VALUE",
         help="override keys, e.g. run.max_steps=20",
@@ -179,6 +187,14 @@ def guarded(main: Callable[[], Any]) -> int:
     try:
         main()
     except XrayGPTError as error:
-        log.error("%s", error)
+        # A loader's worker wraps the message into its own traceback; the last line is ours.
+        text = str(error)
+        log.error("%s", text.strip().splitlines()[-1] if "Original Traceback" in text else text)
         return error.exit_code
+    except OSError as error:
+        log.error("%s: %s", error.filename or "system", error.strerror or error)
+        return 1
+    except KeyboardInterrupt:
+        log.error("interrupted; what was written stays")
+        return 130
     return 0

@@ -124,6 +124,12 @@ logging: true
             "datasets.toy.fields.id: Interpolation key",
         ),
         (GOOD.replace("storage: somewhere", "views: 3"), "datasets.toy.views"),
+        (
+            GOOD.replace("storage: somewhere", "vis_processor: {trian: {name: xray_image}}"),
+            "line 8: datasets.toy.vis_processor.trian: unknown key; did you mean 'train'?",
+        ),
+        (GOOD + "  output_dir: ${oc.env:HOME\n", "cannot be read"),
+        (GOOD + "  seed: !!int abc\n", ""),
     ],
 )
 def test_each_kind_of_mistake(tmp_path, text, message):
@@ -137,13 +143,18 @@ def test_each_kind_of_mistake(tmp_path, text, message):
     [
         ("run.max_stesp=1", "--options: run.max_stesp: unknown key; did you mean 'max_steps'?"),
         ("run.max_steps=1.5", "--options: run.max_steps"),
-        ("run.init_lr=-1", "init_lr (-1.0) must be above 0"),
+        ("run.init_lr=-1", "must be finite, not < 0"),
+        ("run.init_lr=.nan", "must be finite, not < 0"),
+        ("run.init_lr=0", "init_lr (0.0) must be above 0"),
+        ("run.max_steps=0", "max_steps (0) must be at least 1"),
+        ("run.device=gpu", "--options: run.device"),
+        ("model.lora.r=4 model.freeze_llm=false", "lora and freeze_llm: false contradict"),
         ("nonsense", "--options: nonsense: expected key.path=value"),
         ("run.task.generate.top_p=0.5", "set do_sample: true"),
     ],
 )
 def test_each_bad_option(tmp_path, option, message):
-    found = problems(tmp_path, GOOD, option)
+    found = problems(tmp_path, GOOD, *option.split(" "))
     assert len(found) == 1, found
     assert message in found[0]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.conftest import toy_image, write_toy_corpus
@@ -14,7 +15,7 @@ from xraygpt.common.errors import DataError
 from xraygpt.datasets.caption_folder import CaptionFolder
 from xraygpt.datasets.records import FieldMap, RecordsBuilder
 from xraygpt.datasets.splits import SplitRule, is_published_test, published_test_studies
-from xraygpt.processors.image import ImageSpec
+from xraygpt.processors.image import ImageSpec, XrayImageTrain
 from xraygpt.processors.text import ReportText
 
 SPEC = ImageSpec(image_size=16, mean=(0.5,), std=(0.5,), tokens_per_image=4)
@@ -62,6 +63,7 @@ def test_the_list_of_the_fork(tmp_path):
         ({"image_id": "/etc/passwd", "caption": "x"}, r"leaves the image folder"),
         ({"image_id": "link", "caption": "x"}, r"leaves the image folder"),
         ({"image_id": "zero", "caption": "x"}, r"image file is empty"),
+        ({"image_id": "linked", "caption": "x"}, r"leaves the image folder"),
         ({"caption": "x"}, r"is not a path"),
         ("text", r"record 0: expected an object"),
     ],
@@ -76,10 +78,36 @@ def test_bad_records_stop_or_are_counted(tmp_path, row, message, caplog):
     folder(folder_, rows, "a.png")
     (corpus / "image" / "zero.png").write_bytes(b"")
     (corpus / "image" / "link").symlink_to(outside)
+    (corpus / "image" / "linked.png").symlink_to(outside)  # asked for without its ending
     with pytest.raises(DataError, match=message):
         build(corpus)
     assert len(build(corpus, on_error="skip")) == 1
     assert "1 records skipped, 1 kept" in caplog.text
+
+
+def test_dotted_names_and_several_questions_on_one_image(tmp_path):
+    rows = [
+        {"image": "1.2.840.7.png", "prompt": "A?", "caption": "a"},
+        {"image": "1.2.840.7.png", "prompt": "B?", "caption": "b"},
+        {"image": "1.2.840.8.png", "prompt": "A?", "caption": "c"},
+    ]
+    data = build(folder(tmp_path, rows, "1.2.840.7.png", "1.2.840.8.png"))
+    assert [r.sample_id for r in data.records] == ["1.2.840.7", "1.2.840.7#2", "1.2.840.8"]
+    assert len({r.study_id for r in data.records}) == 2
+
+
+def test_a_training_crop_is_no_crop_in_evaluation(tmp_path):
+    rows = [{"image_id": "a", "caption": "x", "split": s} for s in ("train", "val")]
+    corpus = folder(tmp_path, rows, "a.png")
+    crop = {"train": XrayImageTrain.Config(fit="pad", min_scale=0.5)}
+    train = build(corpus, vis_processor=crop)
+    assert not train.cacheable
+    assert not torch.equal(train[0, 0]["images"][0], train[0, 1]["images"][0])
+    assert torch.equal(train[0, 1]["images"][0], train[0, 1]["images"][0])  # keyed, not global
+    val = build(corpus, "val", vis_processor=crop)
+    assert val.cacheable
+    assert val.signature["fit"] == "pad"
+    assert torch.equal(val[0, 0]["images"][0], val[0, 1]["images"][0])
 
 
 def test_missing_folder_and_broken_json(tmp_path):
@@ -166,6 +194,32 @@ def test_misspelt_field_is_named(tmp_path):
         DataError, match=r"no record has the field 'stduy' \(fields.study\).*'study'"
     ):
         records(tmp_path, fields=FieldMap(study="stduy"))
+
+
+def test_openis_own_table_needs_its_prefix(tmp_path):
+    (tmp_path / "t.csv").write_text("uid,MeSH,Problems,findings\n1004,n,n,Clear.\n7,n,n,Wide.\n")
+    names = {"fields": FieldMap(study="uid"), "only_images": False}
+    with pytest.raises(DataError, match="set study_prefix: CXR"):
+        records(tmp_path, **names)
+    data = records(tmp_path, study_prefix="CXR", **names)
+    assert [r.study_id for r in data.records] == ["CXR7"]  # CXR1004 is of the published test split
+
+
+def test_grouping_refuses_what_it_would_lose(tmp_path):
+    save_image(tmp_path / "a.png")
+    rows = [{"image": "a.png", "study": "1", "question": q, "answer": "x"} for q in ("A?", "B?")]
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    assert len(records(tmp_path)) == 2
+    with pytest.raises(DataError, match="cannot merge rows with questions"):
+        records(tmp_path, group_by_study=True)
+
+
+def test_studies_without_coding_are_not_asked_about(tmp_path):
+    save_image(tmp_path / "a.png")
+    codes = {"1": ["normal"], "2": ["No Indexing"], "3": []}
+    rows = [{"image": "a.png", "study": s, "codes": c} for s, c in codes.items()]
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    assert [r.study_id for r in records(tmp_path, target="codes").records] == ["1"]
 
 
 def test_bad_table_says_the_line(tmp_path):

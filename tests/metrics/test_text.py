@@ -83,11 +83,24 @@ def test_bootstrap_covers_the_mean_as_often_as_it_says():
     inside = 0
     for k in range(200):
         values = rng.normal(1.0, 1.0, 60)
-        low, high = bootstrap(lambda i, v=values: float(v[i].mean()), 60, resamples=300, seed=k)
+        counts = np.stack([values, np.ones(60)], axis=1)
+        low, high = bootstrap(counts, lambda c: float(c[0] / c[1]), resamples=300, seed=k)
         inside += low <= 1.0 <= high
     assert 0.88 <= inside / 200 <= 0.99
     empty = mean_score("x", [], "s")
     assert empty.n == 0 and np.isnan(empty.value)
+
+
+def test_samples_of_one_study_are_not_independent():
+    """Ten copies of each sample must not narrow the interval; taken as independent they do."""
+    values = np.random.default_rng(0).normal(0, 1, 30).repeat(10)
+    studies = [f"s{i}" for i in range(30) for _ in range(10)]
+    grouped = mean_score("x", values.tolist(), "s", studies)
+    naive = mean_score("x", values.tolist(), "s")
+    single = mean_score("x", values[::10].tolist(), "s")
+    width = lambda s: s.high - s.low  # noqa: E731
+    assert width(grouped) == pytest.approx(width(single), rel=0.05)
+    assert width(naive) < 0.5 * width(grouped)
 
 
 def test_vqa_answers_are_normalised():

@@ -90,7 +90,7 @@ def test_it_learns_to_read_the_image_and_a_blind_control_does_not(tmp_path, toy)
     control = blind._evaluate()
     assert gap["val/image_gap"] > 0.4, gap
     assert abs(control["val/image_gap"]) < 0.02, control
-    assert gap["val/loss"] < control["val/loss"] - 0.1
+    assert gap["val/loss"] < 0.5 * control["val/loss"]
 
 
 @pytest.mark.parametrize("crash", [1, 3, 5])
@@ -199,6 +199,95 @@ def test_newest_and_best_are_kept(tmp_path, toy):
     assert kept == {"step-8", "step-9", f"step-{best}"}
     assert checkpoint.find_checkpoint(tmp_path / "out" / "best").name == f"step-{best}"
     assert (runner.run_folder / "loss.png").stat().st_size > 1000
+
+
+def test_accumulating_is_one_batch_of_four_times_the_size(tmp_path, toy):
+    """Answers of different lengths, so that a mean of micro-batch means would differ."""
+    rows = {}
+    dropout = "model.qformer.dropout=0.0"
+    for name, size, parts in (("one", 8, 1), ("four", 2, 4)):
+        options = [f"run.batch_size_train={size}", f"run.accum_grad_iters={parts}", dropout]
+        runner = runner_of(tmp_path, toy, *options, name=name)
+        runner.train()
+        rows[name] = read_rows(runner.run_folder / "metrics.jsonl")
+    for key in ("train/loss", "train/grad_norm"):
+        pairs = [[r[key] for r in rows[n] if key in r] for n in ("one", "four")]
+        assert np.allclose(*pairs, rtol=1e-5), key
+
+
+def test_workers_change_nothing_and_resume_exactly(tmp_path, toy, monkeypatch):
+    runner_of(tmp_path, toy).train()
+    many = ["run.num_workers=2", "run.save_every=1"]
+    broken = runner_of(tmp_path, toy, *many, name="broken")
+    crash_at(broken, 3, monkeypatch)
+    with pytest.raises(Crash):
+        broken.train()
+    runner_of(
+        tmp_path, toy, *many, f"run.resume_ckpt_path={tmp_path / 'broken'}", name="broken"
+    ).train()
+    assert same(weights(tmp_path / "out"), weights(tmp_path / "broken"))
+
+
+def test_resuming_an_older_checkpoint_forgets_what_came_after(tmp_path, toy):
+    runner = runner_of(tmp_path, toy, "run.save_every=1", "run.keep_checkpoints=6")
+    runner.train()
+    older = runner.run_folder / "checkpoints" / "step-2"
+    again = runner_of(tmp_path, toy, f"run.resume_ckpt_path={older}", "run.max_steps=3")
+    again.train()
+    assert again.run_folder == runner.run_folder
+    left = {p.name for p in (runner.run_folder / "checkpoints").glob("step-*")}
+    assert left <= {"step-1", "step-2", "step-3"}
+    assert checkpoint.best_step(runner.run_folder) in (None, 3)
+
+
+def test_patience_stops_early(tmp_path, toy):
+    options = ["run.patience=2", "run.eval_every=1", "run.init_lr=1e-12", "run.max_steps=50"]
+    runner = runner_of(tmp_path, toy, *options)
+    original = runner.mean_loss
+    runner.mean_loss = lambda data: original(data) + runner.step  # ever worse
+    runner.train()
+    assert runner.step == 3
+
+
+def test_another_llm_than_the_checkpoints_is_refused(tmp_path, toy):
+    runner_of(tmp_path, toy, "model.freeze_llm=true").train()
+    with pytest.raises(WeightsError, match="was trained with another LLM"):
+        runner_of(
+            tmp_path, toy, "model.freeze_llm=true", "model.seed=5", f"model.ckpt={tmp_path / 'out'}"
+        )
+
+
+def test_what_one_stage_trained_the_next_keeps(tmp_path, toy):
+    """Stage 1 trains the LLM, stage 2 freezes it: stage 2's checkpoint must still hold it."""
+    runner_of(tmp_path, toy, "model.freeze_llm=false").train()
+    second = ["model.freeze_llm=true", f"model.ckpt={tmp_path / 'out'}"]
+    runner_of(tmp_path, toy, *second, name="two").train()
+    one, two = weights(tmp_path / "out"), weights(tmp_path / "two")
+    llm = [k for k in one if k.startswith("llm.")]
+    assert llm and all(torch.equal(one[k], two[k]) for k in llm)
+    assert not torch.equal(one["proj.weight"], two["proj.weight"])
+
+
+def test_frozen_parts_and_buffers_are_bit_identical_after_a_run(tmp_path, toy):
+    runner = runner_of(tmp_path, toy, "model.freeze_llm=true", "model.lora.r=2")
+    before = {k: v.clone() for k, v in runner.model.state_dict().items()}
+    trained = {n for n, _ in runner.model.trainable_parameters()}
+    runner.train()
+    after = runner.model.state_dict()
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert changed and changed <= trained
+    assert not any(k.startswith("vision.") for k in changed)
+    assert all("lora_" in k for k in changed if k.startswith("llm."))
+
+
+def test_a_frozen_qformer_has_no_dropout(tmp_path, toy):
+    model = runner_of(tmp_path, toy, "model.freeze_qformer=true").model
+    model.train()
+    features = torch.randn(2, 16, 16)
+    assert torch.equal(model.qformer(features), model.qformer(features))
+    free = runner_of(tmp_path, toy).model
+    free.train()
+    assert not torch.equal(free.qformer(features), free.qformer(features))
 
 
 def test_epochs_are_counted_in_iters(tmp_path, toy):

@@ -16,6 +16,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from xraygpt.common.errors import TrainingError, WeightsError
 
 log = logging.getLogger(__name__)
@@ -53,11 +55,11 @@ def publish(run: Path, step: int, write: Callable[[Path], None]) -> Path:
         for path in aside.rglob("*"):
             _sync(path)
         _sync(aside)
-        if target.exists():  # the same step saved before a crash; its content is the same
+        if target.exists():  # left by an earlier attempt, perhaps damaged: this one is whole
             shutil.rmtree(target)
         aside.rename(target)
         _sync(folder)
-    except (OSError, RuntimeError) as error:  # safetensors raises its own on a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise TrainingError(
             f"cannot save step {step} under {folder}: {error}. Earlier checkpoints are intact; "
@@ -76,6 +78,16 @@ def prune(run: Path, keep: int) -> None:
             shutil.rmtree(folder / f"step-{step}", ignore_errors=True)
     for left in folder.glob("step-*.tmp-*"):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def forget_after(run: Path, step: int) -> None:
+    """Remove what an abandoned continuation left: later checkpoints, and a best among them."""
+    for later in _steps(run / FOLDER):
+        if later > step:
+            shutil.rmtree(run / FOLDER / f"step-{later}", ignore_errors=True)
+    best = best_step(run)
+    if best is not None and best > step:
+        (run / FOLDER / BEST).unlink(missing_ok=True)
 
 
 def mark_best(run: Path, step: int, metric: str, value: float) -> None:

@@ -13,7 +13,7 @@ import logging
 import types
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -115,7 +115,13 @@ def _read(path: Path, lines: dict[str, int], report: Report) -> Any:
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(str(path), ["line 1: expected the roots model, datasets and run"])
     _index(node, "", lines, report)
-    return OmegaConf.create(yaml.serialize(node, Dumper=yaml.SafeDumper))
+    try:
+        return OmegaConf.create(yaml.serialize(node, Dumper=yaml.SafeDumper))
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise ConfigError(str(path), [f"cannot be read: {what}"]) from None
+    except RecursionError:
+        raise ConfigError(str(path), ["an alias (*name) stands inside what it names"]) from None
 
 
 def _index(node: yaml.Node, where: str, lines: dict[str, int], report: Report) -> None:
@@ -313,10 +319,23 @@ def _value(hint: Any, value: Any, where: str, report: Report) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _parse(hint, value, where, report)
     if origin is dict and isinstance(value, dict) and _holds_dataclass(args[1]):
-        return {k: _entry(args[1], v, _join(where, k), report, str(k)) for k, v in value.items()}
+        return _entries(args, value, where, report)
     if origin is list and isinstance(value, list) and _holds_dataclass(args[0]):
         return [_value(args[0], v, _join(where, i), report) for i, v in enumerate(value)]
     return _BAD if _spoilt(value) else _leaf(hint, value, where, report)
+
+
+def _entries(args: tuple, value: dict, where: str, report: Report) -> dict:
+    """A map to dataclasses; its keys are checked where only some are allowed."""
+    allowed = get_args(args[0]) if get_origin(args[0]) is Literal else None
+    checked = {}
+    for key, one in value.items():
+        here = _join(where, key)
+        if allowed is not None and key not in allowed:
+            report(here, f"unknown key{did_you_mean(key, allowed)}")
+            continue
+        checked[key] = _entry(args[1], one, here, report, str(key))
+    return checked
 
 
 def _entry(hint: Any, value: Any, where: str, report: Report, label: str) -> Any:

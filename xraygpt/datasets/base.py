@@ -6,6 +6,8 @@ of an image, F frames of a clip, L tokens and D width of pre-computed features.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -51,7 +53,7 @@ class Batch(TypedDict):
         str, Tensor
     ]  # pixel_values (N, C, H, W), or features (N, L, D) with their mask
     sample_id: list[str]  # B; an empty string marks a row that only fills an empty batch
-    skipped: list[str]  # sample ids left out because their image could not be read
+    skipped: int  # samples left out because their image could not be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class StudyDataset(Dataset[Sample | None]):
         draw = f"{self.seed}/{epoch}/{record.sample_id}"
         try:
             images = [self.read_image(ref, draw) for ref in record.images]
-        except (DataError, ValueError, OSError) as error:
+        except ValueError as error:  # DataError is one; a full disk is none
             if self.on_error == "skip":
                 log.warning("skipped %s: %s", record.sample_id, error)
                 return None
@@ -141,6 +143,14 @@ class StudyDataset(Dataset[Sample | None]):
         record = self.records[index]
         draw = f"{self.seed}/{epoch}/{record.sample_id}"
         return list(record.turns(draw) if callable(record.turns) else record.turns)
+
+    def digest(self) -> str:
+        """SHA-256 over sample ids, image paths and turns: changes when the annotations do."""
+        sha = hashlib.sha256()
+        for i, record in enumerate(self.records):
+            row = [record.sample_id, [str(r.path) for r in record.images], self.turns_of(i)]
+            sha.update(json.dumps(row).encode())
+        return sha.hexdigest()
 
     def texts(self) -> list[str]:
         """Every text a tokenizer may learn from: all turns of all samples, in order."""

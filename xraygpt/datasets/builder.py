@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,6 +20,9 @@ from xraygpt.processors.image import ImageSpec, XrayImage
 from xraygpt.processors.text import Identity
 
 log = logging.getLogger(__name__)
+
+
+Phase = Literal["train", "eval"]
 
 
 class RecordError(ValueError):
@@ -78,13 +81,17 @@ class BaseBuilder(Plugin):
         """
         raise NotImplementedError
 
-    def build(self, split: Split) -> StudyDataset:
+    def build(self, split: Split, phase: Phase | None = None) -> StudyDataset:
         """The dataset of one split; empty if the corpus has nothing in it.
+
+        Args:
+            split: Which studies.
+            phase: Whose processors; None takes those of training for `train`, else of evaluation.
 
         Raises:
             DataError: A path is missing, or a record is bad and `on_error` is "error".
         """
-        phase: Literal["train", "eval"] = "train" if split == "train" else "eval"
+        phase = phase or ("train" if split == "train" else "eval")
         vis, text = self._processor("vis", phase), self._processor("text", phase)
         by_split, problems = self.survey(text)
         kept = by_split.get(split, [])[: self.config.max_samples]
@@ -95,7 +102,7 @@ class BaseBuilder(Plugin):
             on_error=self.config.on_error,
             seed=self.seed,
             cacheable=vis.deterministic,
-            signature=vis.signature() if isinstance(vis, XrayImage) else {},
+            signature=vis.signature(),
         )
         return controls.blanked(data) if self.config.blank_images else data
 
@@ -105,24 +112,26 @@ class BaseBuilder(Plugin):
         """Records by split (None: one nobody asked for), and what is wrong with the others."""
         by_split: dict[str | None, list[Record]] = {}
         problems = []
+        times: Counter[str] = Counter()
         for where, record in self.records(clean or self._processor("text", "train")):
             if isinstance(record, str):
                 problems.append(record)
-            else:
-                by_split.setdefault(where, []).append(record)
+                continue
+            times[record.sample_id] += 1
+            if times[record.sample_id] > 1:  # several questions on one image
+                name = f"{record.sample_id}#{times[record.sample_id]}"
+                record = replace(record, sample_id=name)
+            by_split.setdefault(where, []).append(record)
         return by_split, problems
 
-    def _processor(self, which: str, phase: Literal["train", "eval"]) -> Any:
+    def _processor(self, which: str, phase: Phase) -> Any:
         """The processor of a phase; either phase's stands in for the other, as the lineage did."""
         given = self.config.vis_processor if which == "vis" else self.config.text_processor
         config = given.get(phase) or given.get("train" if phase == "eval" else "eval")
-        if phase == "eval" and "eval" not in given and which == "vis" and config is not None:
-            # A random crop is never right outside training: same size, nothing random.
-            config = XrayImage.Config(
-                image_size=config.image_size, mean=config.mean, std=config.std
-            )
         if config is None:
             config = XrayImage.Config() if which == "vis" else Identity.Config()
+        if phase == "eval" and "eval" not in given:
+            config = config.for_eval()
         return config.build(image_spec=self.image_spec)
 
     def _settle(self, problems: list[str], kept: int) -> None:

@@ -61,7 +61,7 @@ class CaptionFolder(BaseBuilder):
         if not isinstance(caption, str) or not caption.strip():
             raise RecordError(f"caption is empty or no text (image {name!r})")
         path = _find(root, name)
-        stem = path.name.split(".")[0]
+        stem = _without_ending(path.name)
         prompt = row.get("prompt")
         question = f"{IMAGE} {prompt}" if isinstance(prompt, str) and prompt.strip() else IMAGE
         record = Record(
@@ -79,12 +79,19 @@ class CaptionFolder(BaseBuilder):
 
 def _find(root: Path, name: Any) -> Path:
     """The image called `name`, with whichever ending it has on disk."""
-    path = inside(root, name)
+    first = inside(root, name)
     for ending in _ENDINGS:
-        candidate = path.with_name(path.name + ending)
+        candidate = inside(root, f"{name}{ending}")  # the file itself may be a link that leads out
         if candidate.is_file():
             return existing(candidate)
-    raise RecordError(f"image not found ({path}, with or without {' '.join(_ENDINGS[1:])})")
+    raise RecordError(f"image not found ({first}, with or without {' '.join(_ENDINGS[1:])})")
+
+
+def _without_ending(name: str) -> str:
+    """A file name without the endings of images; ``1.2.840.5.dcm.png`` is ``1.2.840.5``."""
+    while name.lower().endswith(_ENDINGS[1:]):
+        name = name[: name.rindex(".")]
+    return name
 
 
 def _rows(path: Path) -> list[Any]:

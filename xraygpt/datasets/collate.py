@@ -110,5 +110,5 @@ class Collator:
             attention_mask=mask,
             image_inputs=self.packer.pack(images) if self.packer and images else {},
             sample_id=names,
-            skipped=[""] * skipped,
+            skipped=skipped,
         )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from xraygpt.common.draws import keyed_random
 from xraygpt.datasets.base import ImageRef, ReadImage, Record, StudyDataset, reference_of
+
+log = logging.getLogger(__name__)
 
 
 def shuffled(data: StudyDataset, seed: int) -> StudyDataset:
@@ -23,6 +28,13 @@ def shuffled(data: StudyDataset, seed: int) -> StudyDataset:
     """
     texts = [reference_of(data.turns_of(i)) for i in range(len(data))]
     order = derangement(data.records, texts, seed)
+    left = leftovers(data.records, texts, order)
+    if left:
+        log.warning(
+            "shuffled images: %d of %d samples got no image of another study and answer",
+            left,
+            len(data),
+        )
     records = [
         replace(r, images=data.records[j].images) for r, j in zip(data.records, order, strict=True)
     ]
@@ -31,6 +43,8 @@ def shuffled(data: StudyDataset, seed: int) -> StudyDataset:
 
 def blanked(data: StudyDataset) -> StudyDataset:
     """`data` with every image black."""
+    if is_blank(data):
+        return data
     return _like(data, data.records, partial(black_image, read_image=data.read_image, known={}))
 
 
@@ -56,24 +70,52 @@ def derangement(records: Sequence[Record], texts: Sequence[str], seed: int) -> l
         groups[len(record.images)].append(i)
     order = list(range(len(records)))
     for count, members in groups.items():
-        rng = keyed_random(seed, count, "derangement")
-        targets = members[:]
-        rng.shuffle(targets)
-
-        def bad(i: int, j: int) -> bool:
-            return records[i].study_id == records[j].study_id or texts[i] == texts[j]
-
-        for _ in range(20):  # swap the bad ones away; a few rounds suffice unless it is impossible
-            wrong = [k for k, i in enumerate(members) if bad(i, targets[k])]
-            if not wrong:
-                break
-            for k in wrong:
-                m = rng.randrange(len(members))
-                if not bad(members[k], targets[m]) and not bad(members[m], targets[k]):
-                    targets[k], targets[m] = targets[m], targets[k]
+        targets = _deranged(records, texts, members, keyed_random(seed, count, "derangement"))
         for i, j in zip(members, targets, strict=True):
             order[i] = j
     return order
+
+
+def _deranged(
+    records: Sequence[Record], texts: Sequence[str], members: list[int], rng: random.Random
+) -> list[int]:
+    """Partners of `members` among themselves, found by random swaps."""
+    targets = members[:]
+    rng.shuffle(targets)
+
+    def bad(i: int, j: int) -> bool:
+        return records[i].study_id == records[j].study_id or texts[i] == texts[j]
+
+    for _ in range(20):  # swap the bad ones away; a few rounds suffice unless it is impossible
+        wrong = [k for k, i in enumerate(members) if bad(i, targets[k])]
+        for k in wrong:
+            m = rng.randrange(len(members))
+            if not bad(members[k], targets[m]) and not bad(members[m], targets[k]):
+                targets[k], targets[m] = targets[m], targets[k]
+        if not wrong:
+            break
+    for k, i in enumerate(members):  # no other answer is left: at least another study
+        if records[i].study_id == records[targets[k]].study_id:
+            _swap_study_away(records, members, targets, k)
+    return targets
+
+
+def leftovers(records: Sequence[Record], texts: Sequence[str], order: Sequence[int]) -> int:
+    """Samples that kept their study, or got an image that deserves the same answer."""
+    return sum(
+        records[i].study_id == records[j].study_id or texts[i] == texts[j]
+        for i, j in enumerate(order)
+    )
+
+
+def _swap_study_away(
+    records: Sequence[Record], members: list[int], targets: list[int], k: int
+) -> None:
+    for m, other in enumerate(members):
+        mine, theirs = records[targets[k]].study_id, records[targets[m]].study_id
+        if theirs != records[members[k]].study_id and mine != records[other].study_id:
+            targets[k], targets[m] = targets[m], targets[k]
+            return
 
 
 def _like(data: StudyDataset, records: Sequence[Record], read_image: ReadImage) -> StudyDataset:
@@ -94,7 +136,15 @@ def is_blank(data: StudyDataset) -> bool:
 
 def black_image(ref: ImageRef, draw: str, read_image: Any, known: dict[str, Tensor]) -> Tensor:
     """What `read_image` would make of a black picture; found once."""
+    if ref.path.suffix == ".npy" or ref.frame is None:  # features and clips differ in length
+        return torch.zeros_like(read_image(ref, draw))
     if "black" not in known:
-        black = getattr(read_image, "black", None)
-        known["black"] = black() if black else torch.full_like(read_image(ref, draw), 0)
+        own = getattr(read_image, "black", None)
+        processor = getattr(read_image, "keywords", {}).get("processor")
+        if own is not None:
+            known["black"] = own()
+        elif processor is not None:
+            known["black"] = processor(np.zeros((64, 64), np.float32), draw)
+        else:
+            known["black"] = torch.zeros_like(read_image(ref, draw))
     return known["black"]

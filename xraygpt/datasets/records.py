@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,8 @@ from xraygpt.datasets.builder import BaseBuilder, RecordError, existing, inside
 from xraygpt.datasets.caption_folder import load_json
 from xraygpt.datasets.splits import openi_study
 from xraygpt.processors.prompts import IMAGE, Turn
+
+_CODED = ("codes", "code_questions")  # targets that need a human coding
 
 
 @dataclass(kw_only=True)
@@ -90,13 +91,12 @@ class RecordsBuilder(BaseBuilder):
         root = storage / (self.config.images or ".")
         rows = list(read_table(path, self.config.format))
         self._check_fields(path, rows)
-        studies = Counter(
-            heading for _, row in rows for heading in targets.headings(self._codes(row))
-        )
-        asked = [h for h, n in sorted(studies.items()) if n >= self.config.min_code_count]
+        asked = self._vocabulary(row for _, row in rows)
         merged: dict[str, list[tuple[int, dict]]] = {}
         for number, row in rows:
             try:
+                if self.config.target in _CODED and not targets.is_coded(self._codes(row)):
+                    continue  # nobody said whether it is normal: nothing to ask
                 key = self._study(row) if self.config.group_by_study else str(number)
                 merged.setdefault(key, []).append((number, row))
             except RecordError as error:
@@ -104,6 +104,7 @@ class RecordsBuilder(BaseBuilder):
         for group in merged.values():
             number, row = group[0]
             try:
+                self._check_group([r for _, r in group])
                 images = [ref for _, r in group for ref in self._images(r, root)]
                 if not images and self.config.only_images:
                     if self.config.views is not None:
@@ -113,6 +114,31 @@ class RecordsBuilder(BaseBuilder):
                 yield self._split(row, record), record
             except RecordError as error:
                 yield None, f"{path.name}, record {number}: {error}"
+
+    def _vocabulary(self, rows: Iterable[dict]) -> list[str]:
+        """Headings that enough training studies have; val and test have no say."""
+        if self.config.target != "code_questions":
+            return []
+        studies: dict[str, set[str]] = {}
+        for row in rows:
+            study = self._study(row)
+            if (
+                self.config.split.of(study, str(row.get(self.config.split.field or "") or ""))
+                == "train"
+            ):
+                for heading in targets.headings(self._codes(row)):
+                    studies.setdefault(heading, set()).add(study)
+        return sorted(h for h, s in studies.items() if len(s) >= self.config.min_code_count)
+
+    def _check_group(self, rows: list[dict]) -> None:
+        """Rows that become one sample must agree on the split and hold no questions."""
+        if len(rows) == 1:
+            return
+        names, field_ = self.config.fields, self.config.split.field
+        if any(r.get(names.turns) or r.get(names.question) for r in rows):
+            raise RecordError("group_by_study cannot merge rows with questions or turns")
+        if field_ and len({str(r.get(field_)) for r in rows}) > 1:
+            raise RecordError(f"rows of one study name different splits ({field_})")
 
     def _annotations(self, storage: Path) -> Path:
         if self.config.annotations is not None:
@@ -126,6 +152,11 @@ class RecordsBuilder(BaseBuilder):
     def _check_fields(self, path: Path, rows: list[tuple[int, dict]]) -> None:
         """A mapping the user gave must be found in some row; else it is a misspelling."""
         have = sorted({key for _, row in rows for key in row})
+        if {"uid", "MeSH", "Problems"} <= set(have) and not self.config.study_prefix:
+            raise DataError(
+                f"{path} is OpenI's table with bare study numbers: set study_prefix: CXR, so "
+                "that the studies of the published test split are known as such"
+            )
         default, given = FieldMap(), self.config.fields
         for f in fields(FieldMap):
             name = getattr(given, f.name)
@@ -231,7 +262,7 @@ def _own_turns(rows: Any, images: int) -> tuple[Turn, ...]:
     for row in rows if isinstance(rows, list) else []:
         role, text = (row.get("role"), row.get("text")) if isinstance(row, dict) else (None, None)
         if role not in ("system", "user", "assistant") or not isinstance(text, str):
-            raise RecordError(f"a turn is {{role: system|user|assistant, text}}, got {row!r:.80}")
+            raise RecordError("a turn is {role: system|user|assistant, text: some text}")
         turns.append(Turn(role=role, text=text))
     user = next((i for i, t in enumerate(turns) if t["role"] == "user"), None)
     if user is None or not any(t["role"] == "assistant" for t in turns):

@@ -27,6 +27,11 @@ def headings(codes: Iterable[str]) -> set[str]:
     return {h for h in found if h} - NOT_CODED
 
 
+def is_coded(codes: Iterable[str]) -> bool:
+    """Whether the indexers gave any code; "normal" is one, "No Indexing" is none."""
+    return bool(headings(codes))
+
+
 def code_list(marks: str, codes: Iterable[str]) -> tuple[Turn, Turn]:
     """Ask for all codes; they are answered in alphabetical order, ``none`` if nothing was coded."""
     spoken = sorted({", ".join(p.strip() for p in c.lower().split("/")) for c in codes})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,10 @@ MIN_SUPPORT = 8  # positives a finding needs for a line of its own
 
 
 def report_scores(
-    predictions: Sequence[str], references: Sequence[str], codes: Sequence[Any]
+    predictions: Sequence[str],
+    references: Sequence[str],
+    codes: Sequence[Any],
+    groups: Sequence[str] | None = None,
 ) -> list[Score]:
     """Scores of reports against their references and, where there is one, their human coding.
 
@@ -25,15 +28,18 @@ def report_scores(
         predictions: Generated reports.
         references: What was written.
         codes: Per sample a list of human codes (``Pleural Effusion/left``), or None.
+        groups: Per sample its study, which intervals resample; None takes samples as independent.
     """
     said = [positive_findings(p) for p in predictions]
-    scores = bleu_scores(predictions, references) + rouge_scores(predictions, references)
-    scores += finding_scores(said, [positive_findings(r) for r in references], "text")
+    scores = bleu_scores(predictions, references, groups)
+    scores += rouge_scores(predictions, references, groups)
+    scores += finding_scores(said, [positive_findings(r) for r in references], "text", groups)
     coded = [i for i, c in enumerate(codes) if c and is_coded(c)]
     if coded:
         truth = [set(findings_of(codes[i])) for i in coded]
-        scores += finding_scores([said[i] for i in coded], truth, "coding")
-    scores.append(_distinct(predictions))
+        own = [groups[i] for i in coded] if groups else None
+        scores += finding_scores([said[i] for i in coded], truth, "coding", own)
+    scores.append(_distinct(predictions, groups))
     return scores
 
 
@@ -43,7 +49,10 @@ def positive_findings(text: str) -> set[str]:
 
 
 def finding_scores(
-    said: Sequence[set[str]], truth: Sequence[set[str]], against: str
+    said: Sequence[set[str]],
+    truth: Sequence[set[str]],
+    against: str,
+    groups: Sequence[str] | None = None,
 ) -> list[Score]:
     """Precision, recall and F1: micro over all findings, micro without "no finding", and of each.
 
@@ -51,17 +60,18 @@ def finding_scores(
         said: Findings of every prediction.
         truth: Findings of every reference.
         against: Where the truth comes from, part of the names: ``text`` or ``coding``.
+        groups: See `report_scores`.
     """
     names = sorted({f for one in [*said, *truth] for f in one})
     counts = np.array([[_count(s, t, n) for n in names] for s, t in zip(said, truth, strict=True)])
     counts = counts.reshape(len(said), len(names), 3)  # true positives, said, true
     signature = f"{LABELLER}; truth from {against}"
-    scores = _prf(f"findings_{against}", counts.sum(axis=1), signature)
+    scores = _prf(f"findings_{against}", counts.sum(axis=1), signature, groups)
     abnormal = [i for i, n in enumerate(names) if n != "no_finding"]
-    scores += _prf(f"abnormal_{against}", counts[:, abnormal].sum(axis=1), signature)[2:]
+    scores += _prf(f"abnormal_{against}", counts[:, abnormal].sum(axis=1), signature, groups)[2:]
     for i, name in enumerate(names):
         if counts[:, i, 2].sum() >= MIN_SUPPORT:
-            scores.append(ratio_score(f"F1_{against}/{name}", counts[:, i], _f1, signature))
+            scores.append(ratio_score(f"F1_{against}/{name}", counts[:, i], _f1, signature, groups))
     return scores
 
 
@@ -69,21 +79,24 @@ def _count(said: set[str], truth: set[str], name: str) -> tuple[int, int, int]:
     return int(name in said and name in truth), int(name in said), int(name in truth)
 
 
-def _prf(name: str, counts: np.ndarray, signature: str) -> list[Score]:
-    return [
-        ratio_score(f"{name}_precision", counts, lambda c: float(c[0] / max(c[1], 1)), signature),
-        ratio_score(f"{name}_recall", counts, lambda c: float(c[0] / max(c[2], 1)), signature),
-        ratio_score(f"{name}_F1", counts, _f1, signature),
-    ]
+def _prf(
+    name: str, counts: np.ndarray, signature: str, groups: Sequence[str] | None
+) -> list[Score]:
+    parts: dict[str, Callable[[np.ndarray], float]] = {
+        "precision": lambda c: float(c[0] / max(c[1], 1)),
+        "recall": lambda c: float(c[0] / max(c[2], 1)),
+        "F1": _f1,
+    }
+    return [ratio_score(f"{name}_{p}", counts, r, signature, groups) for p, r in parts.items()]
 
 
 def _f1(counts: np.ndarray) -> float:
     return float(2 * counts[0] / max(counts[1] + counts[2], 1))
 
 
-def _distinct(predictions: Sequence[str]) -> Score:
+def _distinct(predictions: Sequence[str], groups: Sequence[str] | None) -> Score:
     """Share of reports that no other sample got: 1 over how often each text occurs, averaged."""
     times: dict[str, int] = {}
     for text in predictions:
         times[text] = times.get(text, 0) + 1
-    return mean_score("distinct", [1 / times[t] for t in predictions], "distinct texts / n")
+    return mean_score("distinct", [1 / times[t] for t in predictions], "distinct texts / n", groups)

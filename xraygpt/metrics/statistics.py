@@ -28,35 +28,43 @@ class Score:
 
 
 def bootstrap(
-    statistic: Callable[[np.ndarray], float], n: int, *, resamples: int = RESAMPLES, seed: int = 0
+    counts: np.ndarray,
+    ratio: Callable[[np.ndarray], float],
+    groups: Sequence[str] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % percentile interval of `statistic` over resampled indices (Efron 1979).
+    """95 % percentile interval of a ratio of sums (Efron 1979), resampling whole groups.
 
     Args:
-        statistic: From an int array of sample indices (with repeats) to a number.
-        n: Samples there are.
+        counts: (n, k) per-sample counts.
+        ratio: From the k sums to the number.
+        groups: Of each sample, e.g. its study: samples of one study are not independent. None takes
+            each sample as its own group.
         resamples: Draws.
         seed: Of the draws.
     """
-    if n == 0:
+    if len(counts) == 0:
         return float("nan"), float("nan")
+    if groups is not None:
+        _, place = np.unique(np.asarray(groups), return_inverse=True)
+        summed = np.zeros((place.max() + 1, counts.shape[1]))
+        np.add.at(summed, place, counts)
+        counts = summed
     rng = np.random.default_rng(seed)
-    values = [statistic(rng.integers(0, n, n)) for _ in range(resamples)]
+    n = len(counts)
+    values = [ratio(counts[rng.integers(0, n, n)].sum(axis=0)) for _ in range(resamples)]
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 
-def mean_score(name: str, values: Sequence[float], signature: str) -> Score:
-    """The mean of per-sample values with its interval."""
-    array = np.asarray(values, dtype=float)
-    n = len(array)
-    value = float(array.mean()) if n else float("nan")
-    low, high = bootstrap(lambda i: float(array[i].mean()), n)
-    return Score(name=name, value=value, n=n, low=low, high=high, signature=signature)
-
-
 def ratio_score(
-    name: str, counts: np.ndarray, ratio: Callable[[np.ndarray], float], signature: str
+    name: str,
+    counts: np.ndarray,
+    ratio: Callable[[np.ndarray], float],
+    signature: str,
+    groups: Sequence[str] | None = None,
 ) -> Score:
     """A ratio of sums, such as F1 or BLEU.
 
@@ -65,8 +73,17 @@ def ratio_score(
         counts: (n, k) per-sample counts that are summed.
         ratio: From the k sums to the number.
         signature: See `Score`.
+        groups: See `bootstrap`.
     """
     n = len(counts)
     value = ratio(counts.sum(axis=0)) if n else float("nan")
-    low, high = bootstrap(lambda i: ratio(counts[i].sum(axis=0)), n)
+    low, high = bootstrap(counts, ratio, groups)
     return Score(name=name, value=value, n=n, low=low, high=high, signature=signature)
+
+
+def mean_score(
+    name: str, values: Sequence[float], signature: str, groups: Sequence[str] | None = None
+) -> Score:
+    """The mean of per-sample values with its interval."""
+    counts = np.array([[v, 1.0] for v in values], dtype=float).reshape(-1, 2)
+    return ratio_score(name, counts, lambda c: float(c[0] / max(c[1], 1.0)), signature, groups)

@@ -30,7 +30,9 @@ class _Words:
         return [w for w in words(text) if w[0].isalnum()]
 
 
-def bleu_scores(predictions: Sequence[str], references: Sequence[str]) -> list[Score]:
+def bleu_scores(
+    predictions: Sequence[str], references: Sequence[str], groups: Sequence[str] | None = None
+) -> list[Score]:
     """Corpus BLEU-1 … BLEU-4, unsmoothed, in [0, 1] (Papineni et al. 2002)."""
     from sacrebleu.metrics import BLEU
 
@@ -47,7 +49,7 @@ def bleu_scores(predictions: Sequence[str], references: Sequence[str]) -> list[S
         signature = (
             f"sacrebleu {version('sacrebleu')}, order {order}, words lower-cased, no smoothing"
         )
-        scores.append(ratio_score(f"BLEU-{order}", counts, ratio, signature))
+        scores.append(ratio_score(f"BLEU-{order}", counts, ratio, signature, groups))
     return scores
 
 
@@ -83,8 +85,12 @@ def rouge_values(prediction: str, reference: str) -> dict[str, float]:
     return {label: scored[key].fmeasure for key, label in ROUGE.items()}
 
 
-def rouge_scores(predictions: Sequence[str], references: Sequence[str]) -> list[Score]:
+def rouge_scores(
+    predictions: Sequence[str], references: Sequence[str], groups: Sequence[str] | None = None
+) -> list[Score]:
     """Mean ROUGE over samples."""
     each = [rouge_values(p, r) for p, r in zip(predictions, references, strict=True)]
     signature = f"rouge-score {version('rouge-score')}, F1, words lower-cased, no stemming"
-    return [mean_score(label, [e[label] for e in each], signature) for label in ROUGE.values()]
+    return [
+        mean_score(label, [e[label] for e in each], signature, groups) for label in ROUGE.values()
+    ]

@@ -26,16 +26,31 @@ def is_closed(kind: Any, reference: str) -> bool:
 
 
 def vqa_scores(
-    predictions: Sequence[str], references: Sequence[str], kinds: Sequence[Any]
+    predictions: Sequence[str],
+    references: Sequence[str],
+    kinds: Sequence[Any],
+    groups: Sequence[str] | None = None,
 ) -> list[Score]:
-    """Accuracy over all, over closed and over open questions, each with its n."""
+    """Accuracy over all, over closed and over open questions, each with its n.
+
+    Args:
+        predictions: Answers given.
+        references: Answers wanted.
+        kinds: Per question what the corpus calls it: CLOSED, OPEN, or None.
+        groups: Per question its image, which intervals resample.
+    """
     right = [
         float(normalise(p) == normalise(r)) for p, r in zip(predictions, references, strict=True)
     ]
     closed = [is_closed(k, r) for k, r in zip(kinds, references, strict=True)]
-    groups = {
-        "accuracy": right,
-        "accuracy_closed": [v for v, c in zip(right, closed, strict=True) if c],
-        "accuracy_open": [v for v, c in zip(right, closed, strict=True) if not c],
+    chosen = {
+        "accuracy": range(len(right)),
+        "accuracy_closed": [i for i, c in enumerate(closed) if c],
+        "accuracy_open": [i for i, c in enumerate(closed) if not c],
     }
-    return [mean_score(name, values, SIGNATURE) for name, values in groups.items()]
+    return [
+        mean_score(
+            name, [right[i] for i in rows], SIGNATURE, [groups[i] for i in rows] if groups else None
+        )
+        for name, rows in chosen.items()
+    ]

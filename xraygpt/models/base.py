@@ -83,6 +83,7 @@ class BaseModel(nn.Module, Plugin):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+        self.loaded_keys: set[str] = set()  # came from a checkpoint, so they go into the next one
 
     def forward(self, batch: Batch, return_logits: bool = False) -> Output:
         """Loss of the batch's answers."""
@@ -106,6 +107,10 @@ class BaseModel(nn.Module, Plugin):
 
     def save_assets(self, folder: Path) -> None:
         """Write what a checkpoint should hold beside the weights; nothing by default."""
+
+    def parts(self) -> dict[str, Any]:
+        """What identifies the parts that came from elsewhere, such as the LLM's digest."""
+        return {}
 
     def check_assets(self, folder: Path) -> None:
         """Compare what `save_assets` wrote with what this model has; nothing by default.

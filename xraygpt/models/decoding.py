@@ -43,10 +43,9 @@ class Decoder:
             options |= {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
         if how.num_beams > 1:
             options["length_penalty"] = how.length_penalty
-        if how.repetition_penalty != 1.0:
-            options["repetition_penalty"] = how.repetition_penalty
-        if how.no_repeat_ngram_size:
-            options["no_repeat_ngram_size"] = how.no_repeat_ngram_size
+        # Neutral values are said outright, or those of the LLM's own generation_config would act.
+        options["repetition_penalty"] = how.repetition_penalty
+        options["no_repeat_ngram_size"] = how.no_repeat_ngram_size
         with torch.random.fork_rng(devices=[], enabled=how.do_sample):
             if how.do_sample:
                 torch.manual_seed(how.seed)

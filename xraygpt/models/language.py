@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
@@ -90,6 +92,9 @@ def load_llm(source: str, dtype: Dtype) -> tuple[nn.Module, Any]:
     options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
+        if gguf and hasattr(transformers, "GgufConfig"):
+            # Plain weights: packed ones have no gradient to their input in every kernel, nor LoRA.
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
         llm = AutoModelForCausalLM.from_pretrained(
             folder, dtype=resolve_dtype(dtype), local_files_only=True, **options
         )
@@ -147,6 +152,12 @@ def _package_gguf(name: str) -> Path:
     if not found:
         raise WeightsError(f"model.llama_model: the package {name} holds no .gguf file")
     return Path(str(found[0].locate()))
+
+
+def digest(llm: Any) -> str:
+    """SHA-256 of the embedding matrix in bfloat16: tells LLMs apart in whatever dtype."""
+    weight = llm.get_input_embeddings().weight.detach().cpu().to(torch.bfloat16).contiguous()
+    return hashlib.sha256(weight.view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def new_llm(size: SmallLLM, tokenizer: Any, seed: int) -> nn.Module:

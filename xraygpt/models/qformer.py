@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
+from xraygpt.common.errors import InputError
+
 
 @dataclass(kw_only=True)
 class QFormerConfig:
@@ -28,7 +30,13 @@ class QFormerConfig:
     dropout: float = 0.1
     """Of attention and of hidden states, in [0, 1)."""
 
+    patch_dropout: float = 0.0
+    """Share of patch tokens hidden from the queries in each training pass, in [0, 1): augmentation
+    that works on stored features."""
+
     def __post_init__(self) -> None:
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(f"patch_dropout ({self.patch_dropout}) must lie in [0, 1)")
         if self.hidden % 64:
             raise ValueError(
                 f"hidden ({self.hidden}) must be a multiple of 64, the width of a head"
@@ -59,6 +67,7 @@ class QFormer(nn.Module):
         self.ln_vision = nn.LayerNorm(vision_width, eps=1e-5)  # LAVIS's eps; 1e-6 elsewhere
         self.query_tokens = nn.Parameter(torch.zeros(1, num_query_token, config.hidden))
         nn.init.normal_(self.query_tokens, std=0.02)
+        self.patch_dropout = config.patch_dropout
         self.patch_position = None
         if num_patches is not None:
             self.patch_position = nn.Parameter(sin_cos_2d(num_patches, vision_width))
@@ -80,11 +89,15 @@ class QFormer(nn.Module):
         patches = self.ln_vision(patches.to(self.ln_vision.weight.dtype))
         if self.patch_position is not None:
             if patches.shape[1] != self.patch_position.shape[1]:
-                raise ValueError(
+                raise InputError(
                     f"{patches.shape[1]} patch tokens, but the Q-Former was made for "
                     f"{self.patch_position.shape[1]}; set model.image_size as it was in training"
                 )
             patches = patches + self.patch_position
+        if self.training and self.patch_dropout:
+            kept = torch.rand(patches.shape[:2], device=patches.device) >= self.patch_dropout
+            kept[:, 0] |= ~kept.any(dim=1)  # never all of them
+            mask = kept.long() if mask is None else mask * kept
         queries = self.query_tokens.expand(len(patches), -1, -1)
         out: Tensor = self.qformer(
             query_embeds=queries, encoder_hidden_states=patches, encoder_attention_mask=mask
@@ -101,7 +114,7 @@ def sin_cos_2d(num_patches: int, width: int) -> Tensor:
     """
     side = round(num_patches**0.5)
     if side * side != num_patches:
-        raise ValueError(f"{num_patches} patch tokens are no square grid")
+        raise InputError(f"model.vit_model: its {num_patches} patch tokens are no square grid")
     quarter = max(width // 4, 1)
     frequency = 1.0 / 100 ** (torch.arange(quarter) / quarter)
     angle = torch.arange(side)[:, None] * frequency  # (side, D/4)

@@ -63,6 +63,8 @@ class VisionEncoder(nn.Module):
         """(N, C, H, W) normalised -> (N, L, D)."""
         out = self.net(pixel_values)
         features: Tensor = out[-1] if isinstance(out, (list, tuple)) else out
+        if features.dim() == 4 and features.shape[-1] == getattr(self.net, "num_features", 0):
+            return features.flatten(1, 2)  # (N, h, w, D) of a Swin
         if features.dim() == 4:  # (N, D, h, w) of a CNN
             features = features.flatten(2).transpose(1, 2)
         return features

@@ -13,16 +13,19 @@ work.
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
 from xraygpt.models import language, qformer, vision
@@ -35,6 +38,10 @@ from xraygpt.processors.prompts import (
     PromptRenderer,
     load_prompts,
 )
+
+log = logging.getLogger(__name__)
+
+PARTS = "parts.json"  # what a checkpoint's weights belong to
 
 
 class QueryPacker:
@@ -127,6 +134,8 @@ class XrayGPT(BaseModel):
                 raise ValueError("vit_model: precomputed and vit_width go together")
             if self.num_query_token < 1:
                 raise ValueError(f"num_query_token ({self.num_query_token}) must be at least 1")
+            if self.lora is not None and not self.freeze_llm:
+                raise ValueError("lora and freeze_llm: false contradict each other; keep one")
             if self.max_txt_len is not None and self.max_txt_len < 2:
                 raise ValueError(f"max_txt_len ({self.max_txt_len}) must be at least 2")
 
@@ -134,6 +143,8 @@ class XrayGPT(BaseModel):
 
     def __init__(self, config: Config, **_: Any) -> None:
         super().__init__(config)
+        if config.low_resource:
+            log.warning("model.low_resource has no effect yet: the LLM is not loaded in 8 bit")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self._build(config)
@@ -167,7 +178,11 @@ class XrayGPT(BaseModel):
             self.tokenizer: Any = language.new_tokenizer([], 260)
             self.llm: Any = language.new_llm(config.llm, self.tokenizer, config.seed)
         else:
-            self.llm, self.tokenizer = language.load_llm(config.llama_model, config.llm_dtype)
+            dtype = config.llm_dtype
+            if dtype == "auto" and not config.freeze_llm:
+                dtype = "float32"  # AdamW's small updates vanish in bfloat16 weights
+            self.llm, self.tokenizer = language.load_llm(config.llama_model, dtype)
+        self._parts = {"llm": language.digest(self.llm)}
         self.llm.requires_grad_(not config.freeze_llm)
         if config.lora is not None:
             language.add_lora(self.llm, config.lora)
@@ -193,6 +208,18 @@ class XrayGPT(BaseModel):
             std=v.std,
             tokens_per_image=self.config.num_query_token,
         )
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's, except that frozen parts stay in evaluation mode: no dropout in them."""
+        super().train(mode)
+        if self.config.freeze_qformer:
+            self.qformer.eval()
+        if self.config.freeze_llm and not self.config.use_grad_checkpoint:
+            self.llm.eval()
+            for name, module in self.llm.named_modules():
+                if name.endswith("lora_dropout"):
+                    module.train(mode)
+        return self
 
     def forward(self, batch: Batch, return_logits: bool = False) -> Output:
         """Loss of the answers; see the numbered list above."""
@@ -252,7 +279,10 @@ class XrayGPT(BaseModel):
 
     def feature_key(self) -> str | None:
         """Hash of the frozen encoder's weights; None if it is trained or absent."""
-        return self.vision.digest() if self.vision is not None and self.config.freeze_vit else None
+        if self.vision is None or not self.config.freeze_vit:
+            return None
+        precision = self.config.vit_precision if torch.cuda.is_available() else "fp32"
+        return f"{self.config.vit_model} {precision} {self.vision.digest()}"
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         """Q-Former and projection always; LLM and encoder only as far as they are trained."""
@@ -265,7 +295,49 @@ class XrayGPT(BaseModel):
             for name, tensor in self.state_dict().items()
             if name.startswith(("qformer.", "proj."))
             or name in trained
+            or name in self.loaded_keys
             or (name in buffers and name.startswith("vision."))
+        }
+
+    def save_assets(self, folder: Path) -> None:
+        """Note which LLM and which words around images and answers the weights belong to."""
+        (folder / PARTS).write_text(json.dumps(self._described(), indent=1), encoding="utf-8")
+
+    def check_assets(self, folder: Path) -> None:
+        """Refuse another LLM; warn of another template, ending or LoRA scale.
+
+        Raises:
+            WeightsError: The checkpoint was trained with another LLM.
+        """
+        if not (folder / PARTS).is_file():
+            return
+        saved, own = json.loads((folder / PARTS).read_text(encoding="utf-8")), self._described()
+        if saved["llm"] != own["llm"]:
+            raise WeightsError(
+                f"{folder} was trained with another LLM than model.llama_model "
+                f"({self.config.llama_model}); its weights mean nothing to this one. If it was "
+                "trained anew since, train this model anew, or point llama_model to the old run"
+            )
+        other = [key for key in own if saved.get(key) != own[key]]
+        if other:
+            log.warning(
+                "%s was trained with %s",
+                folder,
+                ", ".join(f"{k} {saved.get(k)!r} (here {own[k]!r})" for k in other),
+            )
+
+    def parts(self) -> dict[str, Any]:
+        """Digest of the LLM as it was before any checkpoint."""
+        return dict(self._parts)
+
+    def _described(self) -> dict[str, Any]:
+        lora = self.config.lora
+        return {
+            **self._parts,
+            "vit_model": self.config.vit_model,
+            "prompt_template": self.config.prompt_template,
+            "end_sym": self.renderer.end_sym,
+            "lora_alpha": lora.alpha if lora else None,
         }
 
     def fresh_keys(self) -> tuple[str, ...]:

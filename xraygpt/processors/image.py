@@ -79,13 +79,12 @@ class XrayImage(BaseProcessor):
         return sized.clamp(0, 1)  # bicubic overshoots at edges
 
     def signature(self) -> dict[str, Any]:
-        """All that decides the result for given pixels; part of a feature cache's key."""
+        """As every processor's, with what came from the model's `image_spec`."""
         return {
-            "class": type(self).__name__,
-            "size": self.size,
+            **super().signature(),
+            "image_size": self.size,
             "mean": self.mean.flatten().tolist(),
             "std": self.std.flatten().tolist(),
-            "fit": self.config.fit,
         }
 
 
@@ -101,6 +100,12 @@ class XrayImageTrain(XrayImage):
         """Smallest share of the picture's area a crop keeps, in (0, 1]; 1 crops nothing."""
         ratio: list[float] = field(default_factory=lambda: [0.75, 1.333])
         """Range of the crop's aspect ratio, as in Inception-style random resized crops."""
+
+        def for_eval(self) -> BaseProcessor.Config:
+            """A random crop is never right outside training: the same without it."""
+            return XrayImage.Config(
+                image_size=self.image_size, mean=self.mean, std=self.std, fit=self.fit
+            )
 
         def __post_init__(self) -> None:
             super().__post_init__()

@@ -156,9 +156,13 @@ class PromptRenderer:
             )
         named_end = self.template.end if self.template else ""
         self.end_sym = (end_sym if end_sym is not None else named_end) or tokenizer.eos_token
-        self._end_ids = self._ids(self.end_sym)
+        if not self.end_sym:
+            raise InputError(
+                "the tokenizer has no end-of-sequence token: set model.end_sym to what ends answers"
+            )
         self._opening = [] if self.template is None else _opening_ids(tokenizer)
         self.stop_strings = self._stop_strings()
+        self._end_ids = self._ids(self.stop_strings[0])
 
     def with_prompt(self, turns: list[Turn], draw: str) -> list[Turn]:
         """`turns` with a prompt drawn by `draw` where the first question has no words."""
@@ -229,7 +233,7 @@ class PromptRenderer:
 
     def _defuse(self, text: str) -> str:
         """`text` with a space inside whatever would be taken for a mark."""
-        for mark in {*self.tokenizer.all_special_tokens, self.end_sym}:
+        for mark in {*self.tokenizer.all_special_tokens, self.end_sym} - {IMAGE}:
             if len(mark) > 1 and mark in text:
                 text = text.replace(mark, f"{mark[0]} {mark[1:]}")
         return text

@@ -25,7 +25,7 @@ from xraygpt.common.registry import Plugin
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import Sample, StudyDataset, reference_of
 from xraygpt.datasets.collate import Collator
-from xraygpt.metrics.statistics import Score, bootstrap
+from xraygpt.metrics.statistics import Score, ratio_score
 from xraygpt.models.base import BaseModel
 from xraygpt.runners import feature_cache, logs
 from xraygpt.tasks.base import BaseTask, Prediction
@@ -53,7 +53,7 @@ class Evaluator(Plugin):
         """Only the first so many samples; None takes all."""
         batch_size_eval: int = 16
         """Rows decoded at once."""
-        device: str = "auto"
+        device: Literal["auto", "cpu", "cuda"] = "auto"
         """`auto`, `cpu` or `cuda`."""
         shuffles: int = 5
         """Seeds of the shuffled-image control."""
@@ -65,6 +65,12 @@ class Evaluator(Plugin):
         """Keep the frozen encoder's features on disk."""
         seed: int = 0
         """Of draws and shuffles."""
+
+        def __post_init__(self) -> None:
+            for name in ("max_samples", "batch_size_eval", "shuffles"):
+                value = getattr(self, name)
+                if value is not None and value < 1:
+                    raise ValueError(f"{name} ({value}) must be at least 1")
 
     def __init__(
         self,
@@ -79,13 +85,18 @@ class Evaluator(Plugin):
         self.config, self.task = config, task
         self.accelerator = distributed.make_accelerator(config.device, amp=False)
         self.model = model.to(self.accelerator.device).eval()
+        if self.accelerator.num_processes > 1:
+            raise InputError("evaluate.py runs in one process; start it without torchrun")
+        data.records = data.records[: config.max_samples]
         if not len(data):
             raise InputError(f"no sample in the split '{config.split}' of this corpus")
-        data.records = data.records[: config.max_samples]
         self.data, self.train = data, train
         key = model.feature_key() if config.feature_cache else None
         if key is not None:
             feature_cache.use_cache(data, model, key, self.accelerator)
+        if data.on_error == "skip":  # once, for all conditions: pairs must stay pairs
+            data.records = [r for i, r in enumerate(data.records) if data[i] is not None]
+        self.studies = [r.study_id for r in data.records]
         # One question for every sample: what is compared is the image, not the wording.
         model.renderer.prompts = model.renderer.prompts[:1]
         self.collate = Collator(model.renderer, model.packer, max_len=model.context_len)
@@ -153,12 +164,23 @@ class Evaluator(Plugin):
             if not several:
                 continue
             mean = np.mean([v[:, 0] for v in several], axis=0)
-            rows.append(_per_character(f"loss_{name}", mean, true[:, 2]))
+            rows.append(self._per_character(f"loss_{name}", mean, true[:, 2]))
             if name != TRUE:
-                rows.append(
-                    _per_character(f"loss_{name}_minus_true", mean - true[:, 0], true[:, 2])
-                )
+                paired = mean - true[:, 0]
+                rows.append(self._per_character(f"loss_{name}_minus_true", paired, true[:, 2]))
         return rows
+
+    def _per_character(self, name: str, loss: np.ndarray, chars: np.ndarray) -> dict[str, Any]:
+        """Nats per character of the reference, over all samples; the interval resamples studies."""
+        counts = np.stack([loss, chars], axis=1)
+        score = ratio_score(
+            name,
+            counts,
+            lambda c: float(c[0] / max(c[1], 1)),
+            "nats per reference character",
+            self.studies,
+        )
+        return score.as_row()
 
     # --- predictions ---------------------------------------------------------------------------
 
@@ -248,18 +270,6 @@ class Evaluator(Plugin):
         moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         moved["image_inputs"] = {k: v.to(device) for k, v in batch["image_inputs"].items()}
         return moved
-
-
-def _per_character(name: str, loss: np.ndarray, characters: np.ndarray) -> dict[str, Any]:
-    """Nats per character of the reference, over all samples, with its interval."""
-
-    def ratio(i: np.ndarray) -> float:
-        return float(loss[i].sum() / max(characters[i].sum(), 1))
-
-    everything = np.arange(len(loss))
-    low, high = bootstrap(ratio, len(loss))
-    score = Score(name, ratio(everything), len(loss), low, high, "nats per reference character")
-    return score.as_row()
 
 
 def as_markdown(result: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from xraygpt.common.errors import DataError, TrainingError
 from xraygpt.common.logging import progress
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import ImageRef, ReadImage, StudyDataset
@@ -51,9 +52,10 @@ class CachedReader:
     def __call__(self, ref: ImageRef, draw: str = "") -> Tensor:
         """(L, D) float32 features of one image."""
         path = self.path(ref)
-        if not path.is_file():
-            self.encode([ref])
-        return torch.from_numpy(np.load(path, allow_pickle=False))
+        try:
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        except (OSError, ValueError, EOFError):  # not there yet, or cut off by a crash
+            return self.encode([ref])[0]
 
     def black(self) -> Tensor:
         """(L, D) features of a black picture."""
@@ -62,22 +64,40 @@ class CachedReader:
         return self._features(pixels[None])[0]
 
     def path(self, ref: ImageRef) -> Path:
-        """Where the features of a file lie; the name changes when the file does."""
-        facts = ref.path.stat()
+        """Where the features of a file lie; the name changes when the file does.
+
+        Raises:
+            DataError: The image is gone.
+        """
+        try:
+            facts = ref.path.stat()
+        except OSError as error:
+            raise DataError(f"{ref.path}: {error.strerror}") from None
         key = f"{ref.path.resolve()}|{facts.st_size}|{facts.st_mtime_ns}|{ref.frame}"
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
         return self.folder / name[:2] / f"{name}.npy"
 
-    def encode(self, refs: Sequence[ImageRef]) -> None:
-        """Encode and store; a file appears whole or not at all."""
-        pixels = torch.stack([self.read_image(ref, "") for ref in refs])
-        for ref, features in zip(refs, self._features(pixels), strict=True):
+    def encode(self, refs: Sequence[ImageRef]) -> Tensor:
+        """(N, L, D) features, stored on the way; a file appears whole or not at all.
+
+        Raises:
+            TrainingError: They cannot be stored. This is no fault of an image, so nothing skips it.
+        """
+        features = self._features(torch.stack([self.read_image(ref, "") for ref in refs]))
+        for ref, one in zip(refs, features, strict=True):
             path = self.path(ref)
-            path.parent.mkdir(parents=True, exist_ok=True)
             aside = path.with_suffix(f".tmp-{os.getpid()}")
-            with aside.open("wb") as file:
-                np.save(file, features.numpy())
-            aside.replace(path)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with aside.open("wb") as file:
+                    np.save(file, one.numpy())
+                aside.replace(path)
+            except OSError as error:
+                raise TrainingError(
+                    f"cannot store features under {self.folder}: {error.strerror}. Make room, set "
+                    "XRAYGPT_CACHE to another folder, or run.feature_cache to false"
+                ) from None
+        return features
 
     def _features(self, pixels: Tensor) -> Tensor:
         device = next(self.model.parameters()).device
@@ -99,7 +119,10 @@ def use_cache(
     if controls.is_blank(data):  # only the one black picture is ever encoded
         inner = data.read_image.keywords["read_image"]  # type: ignore[attr-defined]
         reader = CachedReader(inner, model, cache_root())
-        data.read_image = partial(controls.black_image, read_image=reader, known={})
+        # Found here, not in a loader's worker, where CUDA could not be used.
+        data.read_image = partial(
+            controls.black_image, read_image=reader, known={"black": reader.black()}
+        )
         return data
     refs = list(dict.fromkeys(ref for record in data.records for ref in record.images))
     stored = any(ref.path.suffix == ".npy" or ref.frame is None for ref in refs)
@@ -109,6 +132,7 @@ def use_cache(
     folder = cache_root() / "features" / hashlib.sha256(key.encode()).hexdigest()[:24]
     reader = CachedReader(data.read_image, model, folder)
     missing = [ref for ref in refs if not reader.path(ref).is_file()]
+    accelerator.wait_for_everyone()  # before anyone writes: all must divide the same list
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     if missing:
         log.info("encoding %d images once; features go to %s", len(missing), folder)
@@ -126,9 +150,9 @@ def _encode_readable(reader: CachedReader, refs: Sequence[ImageRef]) -> None:
     """Encode a batch; if one image is bad, the others alone. The bad one speaks up when used."""
     try:
         reader.encode(refs)
-    except (ValueError, OSError):
+    except ValueError:
         for ref in refs:
             try:
                 reader.encode([ref])
-            except (ValueError, OSError) as error:
+            except ValueError as error:
                 log.warning("cannot encode: %s", error)

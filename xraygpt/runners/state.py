@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from xraygpt.common.checkpoint import find_checkpoint
 from xraygpt.common.distributed import gathered
-from xraygpt.common.errors import WeightsError
+from xraygpt.common.errors import TrainingError, WeightsError
 from xraygpt.models.base import BaseModel
 from xraygpt.models.weights import load_exactly, read_state_dict
 
@@ -62,6 +62,9 @@ def write_state(
         name: tensor.detach().cpu().contiguous()
         for name, tensor in model.checkpoint_state().items()
     }
+    broken = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+    if broken:
+        raise TrainingError(f"not saved: {broken[0]} holds values that are no numbers")
     save_file(tensors, folder / WEIGHTS)
     torch.save(state, folder / STATE)
     (folder / "config.yaml").write_text(config, encoding="utf-8")
@@ -80,14 +83,16 @@ def load_weights(model: BaseModel, path: Path) -> tuple[Path, list[str]]:
     """
     single = path.is_file()
     source = path if single else find_checkpoint(path) / WEIGHTS
+    state = read_state_dict(source)
     model.check_assets(source.parent)
     fresh = load_exactly(
         model,
-        read_state_dict(source),
+        state,
         source,
         required=set(model.checkpoint_state()),
         fresh=model.fresh_keys(),
     )
+    model.loaded_keys |= set(state)
     return source, fresh
 
 

@@ -21,19 +21,17 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from xraygpt.common import checkpoint, distributed
-from xraygpt.common.config import Choice
 from xraygpt.common.errors import Stopped, TrainingError
 from xraygpt.common.logging import progress
-from xraygpt.common.registry import LR_SCHEDULERS, registry
+from xraygpt.common.registry import registry
 from xraygpt.common.schedules import Schedule
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import Batch
@@ -42,6 +40,7 @@ from xraygpt.datasets.mixture import Mixture, StreamSampler
 from xraygpt.models.base import BaseModel
 from xraygpt.runners import feature_cache, logs, state
 from xraygpt.runners.base import BaseRunner
+from xraygpt.runners.settings import RunSettings
 from xraygpt.tasks.base import BaseTask
 
 log = logging.getLogger(__name__)
@@ -51,86 +50,12 @@ log = logging.getLogger(__name__)
 class Runner(BaseRunner):
     """Trains one model on one task; knows neither corpus nor architecture."""
 
-    @dataclass(kw_only=True)
-    class Config(BaseRunner.Config):
-        """The `run` section of a YAML."""
-
-        output_dir: Path = Path("output")
-        """Run folders are made in it."""
-        seed: int = 42
-        """Of order, draws and dropout."""
-        device: str = "auto"
-        """`auto`, `cpu` or `cuda`; `cuda` falls back to CPU with a warning."""
-        amp: bool = True
-        """bfloat16 autocast on CUDA; no effect on a CPU."""
-        max_epoch: int | None = None
-        """Length of the run in epochs; set this or `max_steps`."""
-        max_steps: int | None = None
-        """Length of the run in optimizer steps."""
-        iters_per_epoch: int | None = None
-        """Optimizer steps that count as an epoch; None is one pass over the data."""
-        batch_size_train: int = 16
-        """Rows of a micro-batch on one process."""
-        batch_size_eval: int = 32
-        """Rows of an evaluation batch."""
-        accum_grad_iters: int = 1
-        """Micro-batches of one step."""
-        num_workers: int = 0
-        """Processes that read images; 0 reads in this one."""
-        init_lr: float = 1e-4
-        """Highest learning rate."""
-        min_lr: float = 0.0
-        """Learning rate at the end."""
-        warmup_lr: float = 0.0
-        """Learning rate of the first step."""
-        warmup_steps: int = 0
-        """Steps from `warmup_lr` to `init_lr`, counted over the run."""
-        lr_sched: Annotated[str, Choice(LR_SCHEDULERS)] = "linear_warmup_cosine_lr"
-        """Name of the schedule."""
-        lr_decay_rate: float = 0.9
-        """Factor per epoch of `linear_warmup_step_lr`; no effect on the others."""
-        weight_decay: float = 0.05
-        """AdamW's, on matrices; vectors (biases, norms) are not decayed."""
-        beta2: float = 0.999
-        """AdamW's second moment."""
-        grad_clip: float = 1.0
-        """Largest norm of a step's gradient; 0 does not clip."""
-        log_every: int = 10
-        """Steps between rows of metrics.jsonl."""
-        eval_every: int | None = None
-        """Steps between evaluations on val; None is once an epoch; 0 is never."""
-        eval_samples: int | None = None
-        """Use only the first so many samples of val while training; None takes all."""
-        save_every: int | None = None
-        """Steps between checkpoints; None is once an epoch. The last step is always saved."""
-        keep_checkpoints: int = 2
-        """Newest checkpoints kept, beside the best."""
-        patience: int | None = None
-        """Stop after so many evaluations without a better val loss; None never does."""
-        resume_ckpt_path: str | None = None
-        """Go on with this run: a run folder, a folder of runs (the newest), or `auto`: the newest
-        under `output_dir` if there is one."""
-        train_splits: list[Literal["train", "val"]] = field(default_factory=lambda: ["train"])
-        """Splits to train on."""
-        feature_cache: bool = True
-        """Keep the frozen encoder's features on disk; no effect on a trained one."""
-        profile: bool = False
-        """Write a trace of steps 2 to 5 to the run folder, for chrome://tracing."""
-
-        def __post_init__(self) -> None:
-            if self.max_epoch is not None and self.max_steps is not None:
-                raise ValueError("max_epoch and max_steps are both set; keep one")
-            for name in ("batch_size_train", "batch_size_eval", "accum_grad_iters", "log_every"):
-                if getattr(self, name) < 1:
-                    raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
-            if self.init_lr <= 0 or self.min_lr > self.init_lr:
-                raise ValueError(
-                    f"init_lr ({self.init_lr}) must be above 0 and not below min_lr ({self.min_lr})"
-                )
+    Config = RunSettings
+    config: RunSettings
 
     def __init__(
         self,
-        config: Config,
+        config: RunSettings,
         *,
         task: BaseTask,
         model: BaseModel,
@@ -155,7 +80,8 @@ class Runner(BaseRunner):
         )
         # Not `prepare(optimizer)`: this loop steps once per fetched group of micro-batches itself.
         self.wrapped: Any = self.accelerator.prepare(self.model) if self._world > 1 else self.model
-        self.step, self.best, self.stale = 0, math.inf, 0
+        self.step, self.best, self.best_step, self.stale = 0, math.inf, -1, 0
+        self._saved = -1  # step of the last checkpoint this process took part in
         self.run_folder = Path()
         self._signal: int | None = None  # what this process was sent
         self._stop = False  # whether some process was sent a signal
@@ -218,7 +144,12 @@ class Runner(BaseRunner):
         group = [next(batches) for _ in range(self.config.accum_grad_iters)]
         waited = time.perf_counter() - began
         targets = sum(int((b["labels"][:, 1:] != -100).sum()) for b in group)
-        count = max(distributed.total(self.accelerator, [targets])[0], 1.0)
+        count = distributed.total(self.accelerator, [targets])[0]
+        if count == 0:
+            raise TrainingError(
+                f"step {self.step + 1} has nothing to learn from: every sample of it was left out; "
+                "the warnings above say why"
+            )
         summed = torch.zeros((), device=self.accelerator.device)
         self.wrapped.train()
         for i, batch in enumerate(group):
@@ -240,7 +171,7 @@ class Runner(BaseRunner):
             "train/loss": mean,
             "train/grad_norm": norm,
             "train/tokens": count,
-            "train/skipped": float(sum(len(b["skipped"]) for b in group)),
+            "train/skipped": float(sum(b["skipped"] for b in group)),
             "train/data_seconds": waited,
             "train/step_seconds": time.perf_counter() - began,
         }
@@ -261,10 +192,8 @@ class Runner(BaseRunner):
         log.info("step %d: %s", self.step, "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
         self.stale += 1
         if values["val/loss"] < self.best:
-            self.best, self.stale = values["val/loss"], 0
+            self.best, self.best_step, self.stale = values["val/loss"], self.step, 0
             self.save()
-            if self.accelerator.is_main_process:
-                checkpoint.mark_best(self.run_folder, self.step, "val/loss", self.best)
         return values
 
     def mean_loss(self, data: Mixture) -> float:
@@ -279,31 +208,47 @@ class Runner(BaseRunner):
             sums[0] += float(output.loss)
             sums[1] += float(output.num_targets.sum())
         loss, count = distributed.total(self.accelerator, sums)
-        return loss / max(count, 1.0)
+        if count == 0:
+            raise TrainingError("val has no target token left: every sample of it was left out")
+        return loss / count
 
     def save(self) -> None:
-        """Publish a checkpoint of this step, unless it is there already."""
-        rng = state.all_rng_states()
+        """Publish a checkpoint of this step, unless that is done.
+
+        Raises:
+            TrainingError: It cannot be written; on every process.
+        """
+        if self._saved == self.step:
+            return
+        facts = {
+            "step": self.step,
+            "best": self.best,
+            "best_step": self.best_step,
+            "stale": self.stale,
+            "optimizer": self.optimizer.state_dict(),
+            "rng": state.all_rng_states(),
+        }
+        trouble = None
         if self.accelerator.is_main_process:
-            target = self.run_folder / checkpoint.FOLDER / f"step-{self.step}"
-            facts = {
-                "step": self.step,
-                "best": self.best,
-                "stale": self.stale,
-                "optimizer": self.optimizer.state_dict(),
-                "rng": rng,
-            }
-            if not target.exists():
-                versions = json.dumps(logs.versions(), indent=1)
-                checkpoint.publish(
-                    self.run_folder,
-                    self.step,
-                    lambda folder: state.write_state(
-                        folder, self.model, facts, self.resolved, versions
-                    ),
-                )
-            checkpoint.prune(self.run_folder, self.config.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
+            try:
+                self._publish(facts)
+            except TrainingError as error:
+                trouble = str(error)
+        trouble = distributed.shared(trouble)  # the others must not wait for a rank that gave up
+        if trouble is not None:
+            raise TrainingError(trouble)
+        self._saved = self.step
+
+    def _publish(self, facts: dict[str, Any]) -> None:
+        versions = json.dumps(logs.versions(), indent=1)
+        checkpoint.publish(
+            self.run_folder,
+            self.step,
+            lambda folder: state.write_state(folder, self.model, facts, self.resolved, versions),
+        )
+        if self.best_step == self.step:
+            checkpoint.mark_best(self.run_folder, self.step, "val/loss", self.best)
+        checkpoint.prune(self.run_folder, self.config.keep_checkpoints)
 
     # --- what surrounds the loop ---------------------------------------------------------------
 
@@ -320,7 +265,7 @@ class Runner(BaseRunner):
             state.load_weights(self.model, found)
             saved = state.read_state(found, self.accelerator)
             self.optimizer.load_state_dict(saved["optimizer"])
-            self.step, self.best, self.stale = saved["step"], saved["best"], saved["stale"]
+            self._take_up(saved)
             rng = saved["rng"][self.accelerator.process_index]
             log.info("resuming at step %d from %s", self.step, found)
         main = self.accelerator.is_main_process
@@ -344,6 +289,16 @@ class Runner(BaseRunner):
         )
         if rng is not None:
             state.set_rng_state(rng)
+
+    def _take_up(self, saved: dict[str, Any]) -> None:
+        """Counters of a checkpoint; what came after it in this run is forgotten."""
+        self.step, self.best, self.stale = saved["step"], saved["best"], saved["stale"]
+        self.best_step, self._saved = saved["best_step"], saved["step"]
+        if self.accelerator.is_main_process:
+            checkpoint.forget_after(self.run_folder, self.step)
+            if self.best_step >= 0 and checkpoint.best_step(self.run_folder) != self.best_step:
+                checkpoint.mark_best(self.run_folder, self.best_step, "val/loss", self.best)
+        self.accelerator.wait_for_everyone()
 
     def _resume_from(self) -> Path | None:
         named = self.config.resume_ckpt_path

@@ -25,6 +25,7 @@ class ReportGeneration(BaseTask):
             [p.prediction for p in predictions],
             [p.reference for p in predictions],
             [p.meta.get("codes") for p in predictions],
+            [p.study_id for p in predictions],
         )
 
 

@@ -32,5 +32,8 @@ class Vqa(BaseTask):
         """Accuracy over all, closed and open questions."""
         kinds = [p.meta.get(self.config.answer_type) for p in predictions]
         return vqa_scores(
-            [p.prediction for p in predictions], [p.reference for p in predictions], kinds
+            [p.prediction for p in predictions],
+            [p.reference for p in predictions],
+            kinds,
+            [p.study_id for p in predictions],
         )

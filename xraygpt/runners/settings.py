@@ -1,0 +1,109 @@
+"""The `run` section of a training YAML: every setting of the loop, with its default and unit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from xraygpt.common.config import Choice
+from xraygpt.common.registry import LR_SCHEDULERS
+from xraygpt.runners.base import BaseRunner
+
+_AT_LEAST_ONE = (
+    "max_epoch",
+    "max_steps",
+    "iters_per_epoch",
+    "batch_size_train",
+    "batch_size_eval",
+    "accum_grad_iters",
+    "log_every",
+    "eval_samples",
+    "keep_checkpoints",
+    "patience",
+)
+
+
+@dataclass(kw_only=True)
+class RunSettings(BaseRunner.Config):
+    """The `run` section of a YAML."""
+
+    output_dir: Path = Path("output")
+    """Run folders are made in it."""
+    seed: int = 42
+    """Of order, draws and dropout."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`, `cpu` or `cuda`; `cuda` falls back to CPU with a warning."""
+    amp: bool = True
+    """bfloat16 autocast on CUDA; no effect on a CPU."""
+    max_epoch: int | None = None
+    """Length of the run in epochs; set this or `max_steps`."""
+    max_steps: int | None = None
+    """Length of the run in optimizer steps."""
+    iters_per_epoch: int | None = None
+    """Optimizer steps that count as an epoch; None is one pass over the data."""
+    batch_size_train: int = 16
+    """Rows of a micro-batch on one process."""
+    batch_size_eval: int = 32
+    """Rows of an evaluation batch."""
+    accum_grad_iters: int = 1
+    """Micro-batches of one step."""
+    num_workers: int = 0
+    """Processes that read images; 0 reads in this one."""
+    init_lr: float = 1e-4
+    """Highest learning rate."""
+    min_lr: float = 0.0
+    """Learning rate at the end."""
+    warmup_lr: float = 0.0
+    """Learning rate of the first step."""
+    warmup_steps: int = 0
+    """Steps from `warmup_lr` to `init_lr`, counted over the run."""
+    lr_sched: Annotated[str, Choice(LR_SCHEDULERS)] = "linear_warmup_cosine_lr"
+    """Name of the schedule."""
+    lr_decay_rate: float = 0.9
+    """Factor per epoch of `linear_warmup_step_lr`; no effect on the others."""
+    weight_decay: float = 0.05
+    """AdamW's, on matrices; vectors (biases, norms) are not decayed."""
+    beta2: float = 0.999
+    """AdamW's second moment."""
+    grad_clip: float = 1.0
+    """Largest norm of a step's gradient; 0 does not clip."""
+    log_every: int = 10
+    """Steps between rows of metrics.jsonl."""
+    eval_every: int | None = None
+    """Steps between evaluations on val; None is once an epoch; 0 is never."""
+    eval_samples: int | None = None
+    """Use only the first so many samples of val while training; None takes all."""
+    save_every: int | None = None
+    """Steps between checkpoints; None is once an epoch. The last step is always saved."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept, beside the best."""
+    patience: int | None = None
+    """Stop after so many evaluations without a better val loss; None never does."""
+    resume_ckpt_path: str | None = None
+    """Go on with this run: a run folder, a folder of runs (the newest), or `auto`: the newest
+    under `output_dir` if there is one."""
+    train_splits: list[Literal["train", "val"]] = field(default_factory=lambda: ["train"])
+    """Splits to train on."""
+    feature_cache: bool = True
+    """Keep the frozen encoder's features on disk; no effect on a trained one."""
+    profile: bool = False
+    """Write a trace of steps 2 to 5 to the run folder, for chrome://tracing."""
+
+    def __post_init__(self) -> None:
+        if self.max_epoch is not None and self.max_steps is not None:
+            raise ValueError("max_epoch and max_steps are both set; keep one")
+        for name in _AT_LEAST_ONE:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} ({value}) must be at least 1")
+        rates = (self.init_lr, self.min_lr, self.warmup_lr, self.weight_decay, self.grad_clip)
+        if not all(math.isfinite(r) and r >= 0 for r in rates):
+            raise ValueError("learning rates, weight_decay and grad_clip must be finite, not < 0")
+        if self.init_lr <= 0 or self.min_lr > self.init_lr:
+            raise ValueError(
+                f"init_lr ({self.init_lr}) must be above 0 and not below min_lr ({self.min_lr})"
+            )
+        if min(self.num_workers, self.warmup_steps) < 0:
+            raise ValueError("num_workers and warmup_steps must not be negative")
