@@ -133,7 +133,7 @@ def test_auto_resumes_if_there_is_something(tmp_path, toy, monkeypatch):
         first.train()
     second = runner_of(tmp_path, toy, "run.resume_ckpt_path=auto")
     second._begin()
-    assert second.step == 2
+    assert second.step == 3  # its best evaluation was saved there
     assert second.run_folder == first.run_folder
 
 
@@ -297,11 +297,14 @@ def test_epochs_are_counted_in_iters(tmp_path, toy):
     assert (runner.steps_per_epoch, runner.max_steps) == (2, 6)
 
 
-def test_nothing_to_train_on_and_nothing_to_train(tmp_path, toy):
+def test_all_frozen_leaves_the_projection_as_in_the_lineage(tmp_path, toy):
+    runner = runner_of(tmp_path, toy, "model.freeze_llm=true", "model.freeze_qformer=true")
+    assert [n for n, _ in runner.model.trainable_parameters()] == ["proj.weight", "proj.bias"]
+
+
+def test_nothing_to_train_on(tmp_path, toy):
     with pytest.raises(InputError, match="nothing to train on"):
         runner_of(tmp_path, toy, "datasets.toy.split.train=[nope]")
-    with pytest.raises(TrainingError, match="every part is frozen"):
-        runner_of(tmp_path, toy, "model.freeze_llm=true", "model.freeze_qformer=true")
 
 
 def test_wrong_checkpoint_is_refused(tmp_path, toy):
@@ -469,4 +472,5 @@ def test_versions_and_config_lie_in_every_run_and_checkpoint(tmp_path, toy):
     runner.train()
     for folder in (runner.run_folder, checkpoint.find_checkpoint(runner.run_folder)):
         assert "num_query_token: 4" in (folder / "config.yaml").read_text()
-        assert json.loads((folder / "versions.json").read_text())["torch"] == torch.__version__
+        installed = json.loads((folder / "versions.json").read_text())["torch"]
+        assert torch.__version__.startswith(installed)
