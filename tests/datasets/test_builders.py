@@ -253,6 +253,22 @@ def test_codes_and_questions(tmp_path):
     }
 
 
+def test_several_questions_are_turns_about_one_image(tmp_path):
+    save_image(tmp_path / "a.png")
+    codes = ["Edema", "Mass/lung", "Hernia"]
+    rows = [{"image": "a.png", "study": str(i), "codes": [c]} for i, c in enumerate(codes)]
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    data = records(tmp_path, target="code_questions", min_code_count=1, questions=3)
+    turns = data[1]["turns"]
+    assert [t["role"] for t in turns] == ["user", "assistant"] * 3
+    assert [t["text"].count("<image>") for t in turns] == [1, 0, 0, 0, 0, 0]
+    answers = {
+        q["text"].split(": ")[1]: a["text"] for q, a in zip(turns[::2], turns[1::2], strict=True)
+    }
+    assert answers == {"edema?": "no.", "mass?": "yes.", "hernia?": "no."}
+    assert data[1, 1]["turns"] != data[1, 2]["turns"] or data[1, 3]["turns"] != turns
+
+
 def test_precomputed_features_and_clips(tmp_path):
     np.save(tmp_path / "f.npy", np.ones((7, 5), np.float32))
     rows = [

@@ -79,6 +79,8 @@ class RecordsBuilder(BaseBuilder):
         """Put before study ids, e.g. `CXR` for a table that calls study CXR1004 just 1004."""
         min_code_count: int = 25
         """`code_questions` asks about headings that at least so many studies have."""
+        questions: int = 1
+        """`code_questions`: how many of them one sample holds, each a turn of its own."""
         only_images: bool = True
         """Refuse records without an image; false takes them as text-only samples."""
 
@@ -232,7 +234,7 @@ class RecordsBuilder(BaseBuilder):
         if target == "codes":
             return targets.code_list(marks, self._codes(row))
         if target == "code_questions":
-            return targets.CodeQuestions(marks, self._codes(row), asked)
+            return targets.CodeQuestions(marks, self._codes(row), asked, self.config.questions)
         if target == "question":
             question, answer = row.get(names.question), row.get(names.answer)
             if not isinstance(question, str) or answer in (None, ""):

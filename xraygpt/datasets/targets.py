@@ -7,6 +7,7 @@ hide.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 
 from xraygpt.common.draws import keyed_random
@@ -40,27 +41,42 @@ def code_list(marks: str, codes: Iterable[str]) -> tuple[Turn, Turn]:
 
 
 class CodeQuestions:
-    """A yes/no question about one heading, drawn anew for each epoch.
+    """Yes/no questions about headings, drawn anew for each epoch, one turn each.
 
-    Half of the draws ask about something that is there, if anything is, so that neither answer can
-    be guessed from the question's frequency alone.
+    A single question is about something that is there in half of the draws, if anything is. Several
+    are drawn evenly from the vocabulary, so that their answers have the corpus's own frequencies. They
+    tell a Q-Former from scratch far more about an image than one does, for a few tokens each.
 
     Args:
         marks: ``<image>`` for each image.
         codes: The study's codes.
         vocabulary: Headings that may be asked about.
+        count: Questions in one sample.
     """
 
-    def __init__(self, marks: str, codes: Iterable[str], vocabulary: list[str]) -> None:
+    def __init__(
+        self, marks: str, codes: Iterable[str], vocabulary: list[str], count: int = 1
+    ) -> None:
         self.marks, self.present, self.vocabulary = marks, headings(codes), vocabulary
+        self.count = count
 
     def __call__(self, draw: str) -> list[Turn]:
-        """The question and answer of one draw."""
+        """The questions and answers of one draw."""
         rng = keyed_random(draw, "code")
+        if self.count == 1:
+            asked = [self._balanced(rng)]
+        else:
+            asked = rng.sample(self.vocabulary, min(self.count, len(self.vocabulary)))
+        turns: list[Turn] = []
+        for i, heading in enumerate(asked):
+            marks = f"{self.marks} " if i == 0 else ""
+            answer = "yes." if heading in self.present else "no."
+            turns += pair(f"{marks}Is this coded: {heading}?", answer)
+        return turns
+
+    def _balanced(self, rng: random.Random) -> str:
         here = sorted(self.present.intersection(self.vocabulary))
         absent = [h for h in self.vocabulary if h not in self.present]
         if here and (rng.random() < 0.5 or not absent):
-            heading, answer = rng.choice(here), "yes."
-        else:
-            heading, answer = (rng.choice(absent), "no.") if absent else ("normal", "yes.")
-        return list(pair(f"{self.marks} Is this coded: {heading}?", answer))
+            return rng.choice(here)
+        return rng.choice(absent or ["normal"])
