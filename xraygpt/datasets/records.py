@@ -66,8 +66,8 @@ class RecordsBuilder(BaseBuilder):
         """What the corpus calls each thing."""
         target: Literal["auto", "report", "codes", "question", "code_questions"] = "auto"
         """What the model is to answer. `report`: the `sections`. `question`: the row's own
-        question. `codes`: the human coding as a short list. `code_questions`: a yes/no question
-        about one coded heading, drawn anew each epoch. `auto`: the row's turns, else its question,
+        question. `codes`: the human coding as a short list. `code_questions`: yes/no questions
+        about coded headings, drawn anew each epoch. `auto`: the row's turns, else its question,
         else the report."""
         sections: list[str] = field(default_factory=lambda: ["findings", "impression"])
         """Report sections, in this order; those a study lacks are left out."""

@@ -44,7 +44,7 @@ class CodeQuestions:
     """Yes/no questions about headings, drawn anew for each epoch, one turn each.
 
     A single question is about something that is there in half of the draws, if anything is. Several
-    are drawn evenly from the vocabulary, so that their answers have the corpus's own frequencies. They
+    are drawn evenly from the vocabulary, so that answers have the corpus's own frequencies. They
     tell a Q-Former from scratch far more about an image than one does, for a few tokens each.
 
     Args:
