@@ -189,7 +189,20 @@ class XrayGPT(BaseModel):
         if config.use_grad_checkpoint:
             self.llm.gradient_checkpointing_enable({"use_reentrant": False})
         self.proj = nn.Linear(config.qformer.hidden, self.llm.config.hidden_size)
+        self._match_embeddings()
         self.context_len: int = self.llm.config.max_position_embeddings
+
+    @torch.no_grad()
+    def _match_embeddings(self) -> None:
+        """Begin with image tokens as large as the LLM's own.
+
+        Larger ones drown what its layers add to them and shrink the gradient through its norms, so
+        that a Q-Former from scratch learns many times slower.
+        """
+        embedding = self.llm.get_input_embeddings().weight.float()
+        size = float(embedding.pow(2).mean().sqrt())
+        nn.init.normal_(self.proj.weight, std=size / self.proj.in_features**0.5)
+        nn.init.zeros_(self.proj.bias)
 
     @property
     def image_spec(self) -> ImageSpec:  # type: ignore[override]
