@@ -40,7 +40,13 @@ def bleu_scores(
     true = [" ".join(words(r)) for r in references]
     scores = []
     for order in range(1, 5):
-        bleu = BLEU(max_ngram_order=order, tokenize="none", smooth_method="none", force=True)
+        bleu = BLEU(  # effective_order only quiets a warning: counts are summed, not averaged
+            max_ngram_order=order,
+            tokenize="none",
+            smooth_method="none",
+            force=True,
+            effective_order=True,
+        )
         counts = np.array(_bleu_counts(bleu, said, true), dtype=float).reshape(len(said), -1)
 
         def ratio(sums: np.ndarray, order: int = order) -> float:
