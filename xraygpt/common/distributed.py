@@ -29,6 +29,13 @@ def make_accelerator(device: str, amp: bool) -> Accelerator:
     return Accelerator(cpu=on_cpu, mixed_precision="bf16" if amp and not on_cpu else "no")
 
 
+def to_device(value: Any, device: torch.device) -> Any:
+    """`value` with every tensor in it, also inside dicts, moved to `device`."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    return {k: to_device(v, device) for k, v in value.items()} if isinstance(value, dict) else value
+
+
 def shared(value: Any) -> Any:
     """The main process's `value`, everywhere."""
     return broadcast_object_list([value])[0]

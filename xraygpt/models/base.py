@@ -13,7 +13,7 @@ from xraygpt.common.registry import MODELS, Plugin, Registry
 from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import ImagePacker
 from xraygpt.processors.image import ImageSpec
-from xraygpt.processors.prompts import PromptRenderer
+from xraygpt.processors.prompts import PromptRenderer, load_prompts
 
 
 @dataclass
@@ -126,6 +126,17 @@ class BaseModel(nn.Module, Plugin):
     def feature_key(self) -> str | None:
         """Identifies the frozen encoder's weights; None if features must not be cached."""
         return None
+
+
+def renderer_of(config: Any, tokenizer: Any) -> PromptRenderer:
+    """The renderer that a model's text settings (prompts, template, ending, length) ask for."""
+    return PromptRenderer(
+        tokenizer,
+        config.prompt_template,
+        prompts=load_prompts(config.prompt_path),
+        end_sym=config.end_sym,
+        max_txt_len=config.max_txt_len,
+    )
 
 
 Texts = Callable[[], Sequence[str]]  # the training split's texts, read only if a model asks

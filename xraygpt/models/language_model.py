@@ -14,11 +14,11 @@ from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
 from xraygpt.models import language
-from xraygpt.models.base import BaseModel, Generation, Output, Texts
+from xraygpt.models.base import BaseModel, Generation, Output, Texts, renderer_of
 from xraygpt.models.decoding import Decoder
 from xraygpt.models.xraygpt import answer_loss
 from xraygpt.processors.image import ImageSpec
-from xraygpt.processors.prompts import PromptRenderer, load_prompts
+from xraygpt.processors.prompts import load_prompts
 
 
 @registry.register_model("language_model")
@@ -58,13 +58,7 @@ class LanguageModel(BaseModel):
             self.llm = language.new_llm(config.llm, self.tokenizer, config.seed)
         self.context_len: int = self.llm.config.max_position_embeddings
         self.image_spec = ImageSpec(image_size=8, mean=(0.5,), std=(0.5,), tokens_per_image=0)
-        self.renderer = PromptRenderer(
-            self.tokenizer,
-            config.prompt_template,
-            prompts=load_prompts(config.prompt_path),
-            end_sym=config.end_sym,
-            max_txt_len=config.max_txt_len,
-        )
+        self.renderer = renderer_of(config, self.tokenizer)
         self._decoder: Decoder | None = None
 
     def _tokenizer(self, texts: Texts) -> Any:

@@ -29,14 +29,12 @@ from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
 from xraygpt.models import language, qformer, vision
-from xraygpt.models.base import BaseModel, Generation, Output
+from xraygpt.models.base import BaseModel, Generation, Output, renderer_of
 from xraygpt.models.decoding import Decoder
 from xraygpt.processors.image import ImageSpec
 from xraygpt.processors.prompts import (
     IGNORE_INDEX,
     IMAGE_TOKEN_ID,
-    PromptRenderer,
-    load_prompts,
 )
 
 log = logging.getLogger(__name__)
@@ -149,13 +147,7 @@ class XrayGPT(BaseModel):
             torch.manual_seed(config.seed)
             self._build(config)
         self.packer = QueryPacker(config.num_query_token)
-        self.renderer = PromptRenderer(
-            self.tokenizer,
-            config.prompt_template,
-            prompts=load_prompts(config.prompt_path),
-            end_sym=config.end_sym,
-            max_txt_len=config.max_txt_len,
-        )
+        self.renderer = renderer_of(config, self.tokenizer)
         self._decoder: Decoder | None = None
 
     def _build(self, config: Config) -> None:

@@ -266,10 +266,7 @@ class Evaluator(Plugin):
         return (range(i, min(i + size, n)) for i in range(0, n, size))
 
     def _on_device(self, batch: Any) -> Any:
-        device = self.accelerator.device
-        moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-        moved["image_inputs"] = {k: v.to(device) for k, v in batch["image_inputs"].items()}
-        return moved
+        return distributed.to_device(batch, self.accelerator.device)
 
 
 def as_markdown(result: dict[str, Any]) -> str:

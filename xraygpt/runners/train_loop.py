@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from xraygpt.common import checkpoint, distributed
@@ -381,14 +380,7 @@ class Runner(BaseRunner):
         )
 
     def _to_device(self, batch: Batch) -> Batch:
-        device = self.accelerator.device
-
-        def move(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return value.to(device, non_blocking=True)
-            return {k: move(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-        moved: Batch = move(batch)
+        moved: Batch = distributed.to_device(batch, self.accelerator.device)
         return moved
 
     def _due(self, every: int | None) -> bool:
