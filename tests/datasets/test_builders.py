@@ -253,6 +253,23 @@ def test_codes_and_questions(tmp_path):
     }
 
 
+def test_codes_stand_where_the_image_would_for_a_language_model(tmp_path):
+    save_image(tmp_path / "a.png")
+    row = {"images": [{"path": "a.png"}] * 2, "study": "1", "findings": "Small heart.", "codes": []}
+    row["codes"] = ["Opacity/left", "Mass"]
+    (tmp_path / "t.json").write_text(json.dumps([row]))
+    data = records(tmp_path, target="report", tell_images=True)
+    asked = [data[0, epoch]["turns"][0]["text"] for epoch in range(60)]
+    whole = [f"<image>{words}</image>" for words in ("mass; opacity, left", "opacity, left; mass")]
+    assert set(asked) == {*whole} | {
+        "<image>mass</image>",
+        "<image>opacity, left</image>",
+        "<image></image>",
+    }
+    assert sum(text in whole for text in asked) > 30
+    assert data[0]["turns"][1]["text"] == "Small heart."
+
+
 def test_several_questions_are_turns_about_one_image(tmp_path):
     save_image(tmp_path / "a.png")
     codes = ["Edema", "Mass/lung", "Hernia"]

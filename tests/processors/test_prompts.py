@@ -81,6 +81,19 @@ def test_what_is_generated_from_is_the_prefix_of_what_was_trained_on(tokenizer, 
         assert whole[: len(prompt)] == prompt
 
 
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("xraygpt", "###Patient: <Img>mass</Img> Look. ###Doctor: A chest.###"),
+        ("chat_template", "[user]mass Look.[end]\n[assistant]A chest.[end]"),
+    ],
+)
+def test_an_image_told_in_words_stands_where_images_do(tokenizer, template, text):
+    renderer = PromptRenderer(tokenizer, template, prompts=["Look."])
+    turns = renderer.with_prompt([Turn(role="user", text="<image>mass</image>"), SAY], "1")
+    assert shown(renderer, renderer.render(turns, [])["input_ids"]) == text
+
+
 def test_two_turns_in_the_lineage_template(tokenizer):
     renderer = PromptRenderer(tokenizer, "xraygpt")
     turns = [ASK, SAY, Turn(role="user", text="Sure?"), Turn(role="assistant", text="Yes.")]

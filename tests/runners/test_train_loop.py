@@ -5,19 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from accelerate.state import AcceleratorState
 
 from tests.conftest import REPO, toy_yaml, write_toy_corpus
+from tests.killing import finish, kill_thrice_and_finish, same, wait_for_step, weights
 from xraygpt.common import checkpoint
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError, TrainingError, WeightsError
@@ -48,14 +47,6 @@ def runner_of(tmp_path: Path, corpus: Path, *options: str, name: str = "out") ->
     path = tmp_path / f"{name}.yaml"
     path.write_text(text)
     return build_runner(load(Training, path, options))
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint.find_checkpoint(run) / "model.safetensors")
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 class Crash(Exception):
@@ -112,6 +103,22 @@ def test_resumed_is_uninterrupted_to_the_bit(tmp_path, toy, crash, monkeypatch):
     true = read_rows(whole.run_folder / "metrics.jsonl")
     pick = lambda rs: [r["train/loss"] for r in rs if "train/loss" in r]  # noqa: E731
     assert pick(rows) == pick(true)
+
+
+def test_bfloat16_on_a_cpu_must_be_asked_for(tmp_path, toy):
+    losses = {}
+    for amp in ("true", "bf16"):
+        AcceleratorState._reset_state(True)
+        runner = runner_of(tmp_path, toy, f"run.amp={amp}", "run.max_steps=1", name=amp)
+        runner.train()
+        losses[amp] = read_rows(runner.run_folder / "metrics.jsonl")[0]["train/loss"]
+    AcceleratorState._reset_state(True)
+    plain = runner_of(tmp_path, toy, "run.amp=false", "run.max_steps=1", name="plain")
+    plain.train()
+    expected = read_rows(plain.run_folder / "metrics.jsonl")[0]["train/loss"]
+    assert losses["true"] == expected
+    assert losses["bf16"] != expected
+    assert losses["bf16"] == pytest.approx(expected, rel=0.02)
 
 
 def test_a_dropped_rng_state_is_noticed(tmp_path, toy, monkeypatch):
@@ -328,44 +335,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
-def wait_for_step(tmp_path: Path, name: str, step: int) -> None:
-    for _ in range(1200):
-        rows = [r for p in tmp_path.glob(f"{name}/*/metrics.jsonl") for r in read_rows(p)]
-        if any(r["step"] >= step for r in rows):
-            return
-        time.sleep(0.05)
-    raise AssertionError("the run never got there")
-
-
 @pytest.mark.slow
 def test_sigkill_at_random_steps_then_resume_is_the_same_to_the_bit(tmp_path, toy):
-    rng = random.Random()
     options = ["run.max_steps=60", "run.save_every=5", "run.eval_every=20"]
-    done = subprocess.run(
-        command(tmp_path, toy, "whole", *options), cwd=REPO, env=environment(), capture_output=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    low = 1
-    for _ in range(3):
-        target = rng.randint(low, low + 15)
-        killed = subprocess.Popen(
-            command(tmp_path, toy, "killed", *options, "run.resume_ckpt_path=auto"),
-            cwd=REPO,
-            env=environment(),
-            stderr=subprocess.DEVNULL,
-        )
-        wait_for_step(tmp_path, "killed", target)
-        killed.send_signal(signal.SIGKILL)
-        killed.wait()
-        low = target + 1
-    done = subprocess.run(
-        command(tmp_path, toy, "killed", *options, "run.resume_ckpt_path=auto"),
-        cwd=REPO,
-        env=environment(),
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(list(tmp_path.glob("killed/*"))) <= 2  # a kill before the first save starts anew
+    finish(command(tmp_path, toy, "whole", *options), environment())
+    again = command(tmp_path, toy, "killed", *options, "run.resume_ckpt_path=auto")
+    kill_thrice_and_finish(again, tmp_path / "killed", environment(), reach=15)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
 
 
@@ -380,7 +355,7 @@ def test_sigterm_saves_and_says_so(tmp_path, toy):
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for_step(tmp_path, "term", 3)
+    wait_for_step(tmp_path / "term", 3)
     running.send_signal(signal.SIGTERM)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 143

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO
+from tests.killing import finish, kill_thrice_and_finish, same, weights
 from xraygpt.common.checkpoint import find_checkpoint
 from xraygpt.common.config import load
 from xraygpt.datasets.splits import published_test_studies
@@ -93,6 +94,31 @@ def test_two_stages_and_evaluation_from_the_yaml_files(real_data, tmp_path):
     logged = done.stderr + done.stdout
     row = json.loads((scores.parent / "predictions_true.jsonl").read_text().splitlines()[1])
     assert row["reference"] not in logged  # no report text in logs
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_every_stage_killed_three_times_ends_at_the_same_weights(real_data, tmp_path):
+    """Real X-rays; dropout, patch dropout and LoRA as in the YAMLs."""
+    env = {**os.environ, "XRAYGPT_DATA": str(real_data), "CUDA_VISIBLE_DEVICES": ""}
+    env["XRAYGPT_CACHE"] = str(tmp_path / "cache")
+    few = "datasets.{}.max_samples=32"
+    lm, one = f"model.llama_model={tmp_path}/lm/whole", f"model.ckpt={tmp_path}/stage1/whole"
+    stages = {
+        "lm": ["model.llm.layers=1", *map(few.format, ("reports", "codes", "questions"))],
+        "stage1": [lm, *map(few.format, ("codes", "questions"))],
+        "stage2": [lm, one, few.format("iu_xray")],
+    }
+    for stage, options in stages.items():
+        command = [sys.executable, "train.py", "--cfg-path", f"train_configs/iu_xray_{stage}.yaml"]
+        command += ["--options", *options, "run.max_epoch=null", "run.max_steps=12"]
+        command += ["run.save_every=2", "run.eval_every=5", "run.eval_samples=8", "run.log_every=1"]
+        command += ["run.batch_size_train=4"]
+        folder = tmp_path / stage
+        finish([*command, f"run.output_dir={folder}/whole"], env)
+        again = [*command, f"run.output_dir={folder}/killed", "run.resume_ckpt_path=auto"]
+        steps = kill_thrice_and_finish(again, folder / "killed", env, reach=2)
+        assert same(weights(folder / "whole"), weights(folder / "killed")), (stage, steps)
 
 
 @pytest.mark.data

@@ -362,6 +362,10 @@ def _leaf(hint: Any, value: Any, where: str, report: Report) -> Any:
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
+        if get_origin(hint) in (Union, types.UnionType):
+            said = dict.fromkeys(one["msg"] for one in error.errors())
+            report(where, f"{'; or: '.join(said)}; got {value!r}")
+            return _BAD
         for one in error.errors():
             place = _join(where, ".".join(str(p) for p in one["loc"])) if one["loc"] else where
             report(place, f"{one['msg']}, got {one['input']!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 log = logging.getLogger(__name__)
 
 
-def make_accelerator(device: str, amp: bool) -> Accelerator:
+def make_accelerator(device: str, amp: bool | Literal["bf16"]) -> Accelerator:
     """Device, process group and precision.
 
     `cpu=True` is said outright: under torchrun without CUDA, accelerate would otherwise start two
@@ -20,13 +20,14 @@ def make_accelerator(device: str, amp: bool) -> Accelerator:
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``; `cuda` without CUDA falls back to CPU with a warning.
-        amp: bfloat16 autocast; acts on CUDA alone, a CPU computes in float32.
+        amp: bfloat16 autocast; True acts on CUDA alone, ``bf16`` on a CPU as well.
     """
     has_cuda = torch.cuda.is_available()
     if device.startswith("cuda") and not has_cuda:
         log.warning("run.device is %s but there is no CUDA here: going on with the CPU", device)
     on_cpu = device == "cpu" or not has_cuda
-    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if amp and not on_cpu else "no")
+    lower = amp == "bf16" or (amp and not on_cpu)
+    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if lower else "no")
 
 
 def to_device(value: Any, device: torch.device) -> Any:

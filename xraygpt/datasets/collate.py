@@ -10,7 +10,13 @@ from torch import Tensor
 
 from xraygpt.common.errors import DataError
 from xraygpt.datasets.base import Batch, Sample
-from xraygpt.processors.prompts import IGNORE_INDEX, IMAGE_TOKEN_ID, PromptRenderer, Turn
+from xraygpt.processors.prompts import (
+    IGNORE_INDEX,
+    IMAGE_TOKEN_ID,
+    PromptRenderer,
+    Turn,
+    without_images,
+)
 
 
 class ImagePacker(Protocol):
@@ -71,9 +77,7 @@ class Collator:
             turns = self.renderer.with_prompt(sample["turns"], sample["draw"])
         runs = [self.packer.tokens(i) for i in sample["images"]] if self.packer else []
         if self.packer is None:
-            turns = [
-                Turn(role=t["role"], text=t["text"].replace("<image>", "").strip()) for t in turns
-            ]
+            turns = [Turn(role=t["role"], text=without_images(t["text"])) for t in turns]
         rendered = self.renderer.render(turns, runs, sample["sample_id"])
         ids, labels = rendered["input_ids"], rendered["labels"]
         if self.all_tokens:

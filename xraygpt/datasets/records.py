@@ -81,6 +81,9 @@ class RecordsBuilder(BaseBuilder):
         """`code_questions` asks about headings that at least so many studies have."""
         questions: int = 1
         """`code_questions`: how many of them one sample holds, each a turn of its own."""
+        tell_images: bool = False
+        """Write each study's codes where its image would be: for `language_modeling`, which sees
+        none. The LLM so learns to write what stands at that place."""
         only_images: bool = True
         """Refuse records without an image; false takes them as text-only samples."""
 
@@ -208,11 +211,12 @@ class RecordsBuilder(BaseBuilder):
         meta = {key: row[key] for key in names.keep if key in row}
         meta |= {"codes": self._codes(row), "views": [i.view for i in images]}
         meta["sections"] = {s: row[s] for s in self.config.sections if row.get(s)}
+        turns = self._turns(row, len(images), clean, asked)
         return Record(
             sample_id=study if self.config.group_by_study else str(name),
             study_id=study,
             images=tuple(images),
-            turns=self._turns(row, len(images), clean, asked),
+            turns=targets.ToldImages(turns, self._codes(row)) if self.config.tell_images else turns,
             meta=meta,
         )
 

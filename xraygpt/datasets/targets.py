@@ -8,10 +8,10 @@ hide.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from xraygpt.common.draws import keyed_random
-from xraygpt.processors.prompts import Turn
+from xraygpt.processors.prompts import IMAGE, Turn
 
 LIST_QUESTION = "List the coded findings."
 NOT_CODED = frozenset({"no indexing"})  # the indexers gave no code: neither normal nor abnormal
@@ -35,9 +35,13 @@ def is_coded(codes: Iterable[str]) -> bool:
 
 def code_list(marks: str, codes: Iterable[str]) -> tuple[Turn, Turn]:
     """Ask for all codes; they are answered in alphabetical order, ``none`` if nothing was coded."""
-    spoken = sorted({", ".join(p.strip() for p in c.lower().split("/")) for c in codes})
-    answer = "; ".join(c for c in spoken if c and c not in NOT_CODED) or "none"
-    return pair(f"{marks} {LIST_QUESTION}", f"{answer}.")
+    return pair(f"{marks} {LIST_QUESTION}", f"{'; '.join(spoken(codes)) or 'none'}.")
+
+
+def spoken(codes: Iterable[str]) -> list[str]:
+    """Codes in words, in alphabetical order: ``["pulmonary atelectasis, base, left"]``."""
+    words = {", ".join(p.strip() for p in c.lower().split("/")) for c in codes}
+    return sorted(w for w in words if w and w not in NOT_CODED)
 
 
 class CodeQuestions:
@@ -80,3 +84,36 @@ class CodeQuestions:
         if here and (rng.random() < 0.5 or not absent):
             return rng.choice(here)
         return rng.choice(absent or ["normal"])
+
+
+class ToldImages:
+    """Turns in which a study's codes stand where its first image would, anew for each epoch.
+
+    A language model that has read such text writes what stands at that place; the Q-Former, trained
+    afterwards with this LLM frozen, then has only to say it. Order is drawn, a tenth of the codes
+    is left out, and in a tenth of the draws all are: the list is neither complete nor needed.
+
+    Args:
+        turns: The turns, or what draws them.
+        codes: The study's codes.
+    """
+
+    left_out = 0.1
+
+    def __init__(
+        self, turns: Sequence[Turn] | Callable[[str], Sequence[Turn]], codes: Iterable[str]
+    ) -> None:
+        self.turns, self.words = turns, [w.replace("<", "") for w in spoken(codes)]
+
+    def __call__(self, draw: str) -> list[Turn]:
+        """The turns of one draw."""
+        rng = keyed_random(draw, "told")
+        all_left_out = rng.random() < self.left_out
+        words = [w for w in self.words if rng.random() >= self.left_out and not all_left_out]
+        rng.shuffle(words)
+        turns = self.turns(draw) if callable(self.turns) else self.turns
+        told = f"<image>{'; '.join(words)}</image>"
+        return [
+            Turn(role=t["role"], text=t["text"].replace(IMAGE, told, 1).replace(f" {IMAGE}", ""))
+            for t in turns
+        ]

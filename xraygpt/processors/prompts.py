@@ -6,6 +6,9 @@ it was trained on.
 A turn's text holds one ``<image>`` per image. A template puts its own words around the turns. Every
 piece of text is tokenised on its own, the question up to where the answer begins and then the
 answer, so the ids of a prompt to generate from are exactly the prefix of the ids trained on.
+
+``<image>words</image>`` is an image told in words, for language models that see none: the words
+stand where the template puts an image.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from xraygpt.common.errors import DataError, InputError
 from xraygpt.common.registry import did_you_mean
 
 IMAGE = "<image>"  # stands for one image in a turn's text
+TOLD = re.compile(r"<image>([^<]*)</image>")  # an image told in words
+_SEEN = re.compile(r"<image>(?![^<]*</image>)")
 IMAGE_TOKEN_ID = -200  # placeholder in input_ids; negative, so no text can spell it
 IGNORE_INDEX = -100  # label of a token that carries no loss
 
@@ -30,6 +35,11 @@ class Turn(TypedDict):
 
     role: str  # "system" | "user" | "assistant"
     text: str  # one `<image>` per image
+
+
+def without_images(text: str) -> str:
+    """`text` for a model that takes none; images told in words stay."""
+    return _SEEN.sub("", text).strip()
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,8 @@ class Template:
         open_with = before
         for turn in turns:
             if turn["role"] == "user":
-                question = turn["text"].replace(IMAGE, self.image.format(IMAGE))
+                question = TOLD.sub(lambda m: self.image.format(m[1]), turn["text"])
+                question = question.replace(IMAGE, self.image.format(IMAGE))
                 pieces.append(Piece(f"{open_with}{question}{between}"))
             elif turn["role"] == "assistant":
                 pieces.append(Piece(f"{turn['text']}{end}", is_target=True))
@@ -169,7 +180,7 @@ class PromptRenderer:
         if not self.prompts:
             return turns
         first = next((i for i, t in enumerate(turns) if t["role"] == "user"), None)
-        if first is None or turns[first]["text"].replace(IMAGE, "").strip():
+        if first is None or without_images(TOLD.sub("", turns[first]["text"])):
             return turns
         prompt = keyed_random(draw, "prompt").choice(self.prompts)
         asked = Turn(role="user", text=f"{turns[first]['text'].strip()} {prompt}".strip())
@@ -186,7 +197,7 @@ class PromptRenderer:
         Raises:
             DataError: The number of ``<image>`` in the text is not that of the images.
         """
-        wanted = sum(t["text"].count(IMAGE) for t in turns)
+        wanted = sum(TOLD.sub("", t["text"]).count(IMAGE) for t in turns)
         if wanted != len(image_tokens):
             raise DataError(
                 f"sample {name}: {wanted} {IMAGE} in its text but {len(image_tokens)} images"
@@ -225,7 +236,7 @@ class PromptRenderer:
         return pieces
 
     def _chat(self, turns: list[Turn], ask: bool) -> str:
-        messages = [{"role": t["role"], "content": t["text"]} for t in turns]
+        messages = [{"role": t["role"], "content": TOLD.sub(r"\1", t["text"])} for t in turns]
         text: str = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=ask
         )

@@ -35,8 +35,9 @@ class RunSettings(BaseRunner.Config):
     """Of order, draws and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`, `cpu` or `cuda`; `cuda` falls back to CPU with a warning."""
-    amp: bool = True
-    """bfloat16 autocast on CUDA; no effect on a CPU."""
+    amp: bool | Literal["bf16"] = True
+    """bfloat16 autocast on CUDA, none on a CPU; `bf16` is on a CPU too, which is faster where the
+    CPU has bfloat16 instructions (AMX) and slower where it has none."""
     max_epoch: int | None = None
     """Length of the run in epochs; set this or `max_steps`."""
     max_steps: int | None = None
