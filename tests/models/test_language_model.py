@@ -51,6 +51,20 @@ def test_it_learns_and_is_loaded_as_any_llm(tmp_path, toy):
     assert XrayGPT(config).proj.out_features == 32
 
 
+def test_dropout_acts_in_training_alone_and_stays_out_of_the_saved_llm(tmp_path, toy):
+    runner, _ = train(tmp_path, toy, 2, "model.dropout=0.5")
+    model = runner.model.eval()
+    batch = next(runner._batches())
+    plain = model(batch).loss
+    assert model(batch).loss == plain
+    model.train()
+    assert model(batch).loss != model(batch).loss
+    llm, _ = load_llm(str(tmp_path / "lm"), "float32")
+    ids = batch["input_ids"]
+    with torch.no_grad():
+        assert torch.equal(llm.train()(ids).logits, model.eval().llm(ids).logits)
+
+
 def test_weights_of_another_tokenizer_are_refused(tmp_path, toy):
     train(tmp_path, toy, 2)
     lines = (toy / "corpus.jsonl").read_text().replace("Clear lungs.", "Clear, clear, clear lungs!")

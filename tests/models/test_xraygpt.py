@@ -11,6 +11,7 @@ from xraygpt.datasets.base import Sample
 from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.records import RecordsBuilder
 from xraygpt.models.base import Generation
+from xraygpt.models.decoding import Decoder
 from xraygpt.models.language import LoraSettings, SmallLLM
 from xraygpt.models.qformer import QFormerConfig
 from xraygpt.models.vision import build_vision
@@ -103,14 +104,69 @@ def test_image_tokens_lie_where_the_placeholders_are():
     torch.testing.assert_close(embeds, expected.flatten(0, 1))
 
 
-def test_generated_batches_of_eight_equal_singles():
+def sharp():
+    """A tiny model whose two best logits are no near-ties, and which has seen an image."""
     model = tiny().eval()
     torch.manual_seed(3)
-    for p in model.llm.parameters():  # sharpen, so that the two best logits are not near-ties
+    for p in model.llm.parameters():
         p.data.mul_(3)
+    model.train()(collator(model)([sample("seen", [picture(9)], "x")]))
+    return model.eval()
+
+
+def test_guided_decoding_is_its_formula():
+    """Against a loop without cache, batch or processor."""
+    model, g = sharp(), 2.0
+    model.average_tokens.normal_()  # an average unlike this image
+    asked = collator(model).prompts([sample("s", [picture(1)], "x")])
+    seen, plain = model.embed(asked), model.embed(asked, model.average_tokens)
+    assert not torch.equal(seen, plain)
+    ids: list[int] = []
+    for _ in range(12):
+        new = model.llm.get_input_embeddings()(torch.tensor([ids], dtype=torch.long))
+        a, b = (
+            model.llm(inputs_embeds=torch.cat([x, new], 1)).logits[0, -1].log_softmax(-1)
+            for x in (seen, plain)
+        )
+        score = (a + g * (a - b)).masked_fill(a.exp() < 0.1 * a.exp().max(), -torch.inf)
+        ids.append(int(score.argmax()))
+        if ids[-1] == model.renderer.tokenizer.eos_token_id:
+            break
+    decoder = Decoder(model.llm, model.renderer)
+    decoder._text = list  # ids: a random model says no readable bytes
+    mask, how = asked["attention_mask"], {"max_new_tokens": 12}
+    assert decoder(seen, mask, Generation(**how, guidance=g), plain) == [ids]
+    assert decoder(seen, mask, Generation(**how), plain) != [ids]
+
+
+def test_guidance_needs_an_average_image():
+    model = tiny().eval()
+    asked = collator(model).prompts([sample("s", [picture(1)], "x")])
+    with pytest.raises(InputError, match="average training image"):
+        model.generate(asked, Generation(guidance=1.0))
+    with pytest.raises(ValueError, match="without beams"):
+        Generation(guidance=1.0, num_beams=2)
+
+
+def test_the_average_image_is_that_of_the_images_trained_on():
+    model = tiny()
+    collate = collator(model)
+    batch = collate([sample(str(i), [picture(i)], "x") for i in range(3)])
+    model.train()(batch)
+    model.eval()
+    expected = model.image_tokens(**batch["image_inputs"]).mean(dim=0)
+    torch.testing.assert_close(model.average_tokens, expected)
+    model(batch)
+    assert model.average_count == 1  # evaluation leaves it alone
+    assert {"average_tokens", "average_count"} <= set(model.checkpoint_state())
+
+
+@pytest.mark.parametrize("guidance", [0.0, 2.0])
+def test_generated_batches_of_eight_equal_singles(guidance):
+    model = sharp()
     collate = collator(model)
     samples = [sample(f"s{i}", [picture(i)] * (i % 3), "x", "why " * (i + 1)) for i in range(8)]
-    how = Generation(max_new_tokens=24)
+    how = Generation(max_new_tokens=24, guidance=guidance)
     together = model.generate(collate.prompts(samples), how)
     alone = [model.generate(collate.prompts([s]), how)[0] for s in samples]
     assert together == alone

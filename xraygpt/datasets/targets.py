@@ -47,15 +47,14 @@ def spoken(codes: Iterable[str]) -> list[str]:
 class CodeQuestions:
     """Yes/no questions about headings, drawn anew for each epoch, one turn each.
 
-    A single question is about something that is there in half of the draws, if anything is. Several
-    are drawn evenly from the vocabulary, so that answers have the corpus's own frequencies. They
-    tell a Q-Former from scratch far more about an image than one does, for a few tokens each.
+    Each is about something that is there in half of the draws, as long as anything is left: drawn
+    evenly, nearly all answers would be no, whatever the image.
 
     Args:
         marks: ``<image>`` for each image.
         codes: The study's codes.
         vocabulary: Headings that may be asked about.
-        count: Questions in one sample.
+        count: Questions in one sample, each about another heading.
     """
 
     def __init__(
@@ -66,24 +65,23 @@ class CodeQuestions:
 
     def __call__(self, draw: str) -> list[Turn]:
         """The questions and answers of one draw."""
-        rng = keyed_random(draw, "code")
-        if self.count == 1:
-            asked = [self._balanced(rng)]
-        else:
-            asked = rng.sample(self.vocabulary, min(self.count, len(self.vocabulary)))
         turns: list[Turn] = []
-        for i, heading in enumerate(asked):
+        for i, heading in enumerate(self._asked(keyed_random(draw, "code"))):
             marks = f"{self.marks} " if i == 0 else ""
             answer = "yes." if heading in self.present else "no."
             turns += pair(f"{marks}Is this coded: {heading}?", answer)
         return turns
 
-    def _balanced(self, rng: random.Random) -> str:
+    def _asked(self, rng: random.Random) -> list[str]:
         here = sorted(self.present.intersection(self.vocabulary))
         absent = [h for h in self.vocabulary if h not in self.present]
-        if here and (rng.random() < 0.5 or not absent):
-            return rng.choice(here)
-        return rng.choice(absent or ["normal"])
+        rng.shuffle(here)
+        rng.shuffle(absent)
+        asked: list[str] = []
+        while len(asked) < self.count and (here or absent):
+            from_here = bool(here) and (rng.random() < 0.5 or not absent)
+            asked.append(here.pop() if from_here else absent.pop())
+        return asked or ["normal"]
 
 
 class ToldImages:

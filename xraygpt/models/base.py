@@ -46,10 +46,15 @@ class Generation:
     """Above 1 makes tokens already said less likely."""
     no_repeat_ngram_size: int = 0
     """No run of this many tokens is said twice; 0 is off."""
+    guidance: float = 0.0
+    """How much more the answer follows what sets this image apart from the average training image;
+    0 is off, 1 to 4 are usual. Twice the work. No beams."""
     seed: int = 0
     """Of sampling."""
 
     def __post_init__(self) -> None:
+        if self.guidance < 0 or (self.guidance and self.num_beams > 1):
+            raise ValueError("guidance must be at least 0, and goes without beams (num_beams: 1)")
         if self.do_sample and self.num_beams > 1:
             raise ValueError("do_sample and num_beams > 1 contradict each other; choose one")
         if not self.do_sample and (self.temperature != 1.0 or self.top_p != 1.0):

@@ -5,15 +5,64 @@ Notation: B rows, T tokens, H the LLM's width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList, StopStringCriteria
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
+from xraygpt.common.errors import InputError
 from xraygpt.models.base import Generation
 from xraygpt.processors.prompts import PromptRenderer
+
+
+class Guidance(LogitsProcessor):
+    """Count what this image makes likelier than an average one does.
+
+    A token's score is log p(token | image) + g · (log p(token | image) − log p(token | average)),
+    as in classifier-free guidance of language models (Sanchez et al. 2023), among the tokens at
+    least `plausible` times as likely as the likeliest, as in contrastive decoding (Li et al. 2023).
+
+    Args:
+        llm: The LLM.
+        plain: (B, T, H) the same rows with the average image in each image's place.
+        mask: (B, T) 1 on tokens; left-padded.
+        guidance: g, at least 0.
+    """
+
+    plausible = 0.1
+
+    def __init__(self, llm: Any, plain: Tensor, mask: Tensor, guidance: float) -> None:
+        self.llm, self.embeds, self.mask, self.guidance = llm, plain, mask, guidance
+        self.cache: Any = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, new) tokens said so far and the (B, V) logits after them -> (B, V) scores."""
+        if self.cache is not None:
+            self.embeds = self.llm.get_input_embeddings()(input_ids[:, -1:])
+            self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
+        positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -self.embeds.shape[1] :]
+        out = self.llm(
+            inputs_embeds=self.embeds,
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            logits_to_keep=1,
+            use_cache=True,
+        )
+        self.cache = out.past_key_values
+        seen = scores.float().log_softmax(dim=-1)
+        plain = out.logits[:, -1].float().log_softmax(dim=-1)
+        least = seen.max(dim=-1, keepdim=True).values + math.log(self.plausible)
+        guided: Tensor = seen + self.guidance * (seen - plain)
+        return guided.masked_fill(seen < least, -math.inf)
 
 
 class Decoder:
@@ -35,8 +84,32 @@ class Decoder:
         self.text_stops = [s for s in self.stop_strings if s not in specials]
         self.end_ids |= {specials[s] for s in self.stop_strings if s in specials}
 
-    def __call__(self, embeds: Tensor, attention_mask: Tensor, how: Generation) -> list[str]:
-        """(B, T, H) embeddings, left-padded, with their (B, T) mask -> B answers."""
+    def __call__(
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor,
+        how: Generation,
+        plain: Tensor | None = None,
+    ) -> list[str]:
+        """(B, T, H) embeddings, left-padded, with their (B, T) mask -> B answers.
+
+        Args:
+            embeds: What to go on from.
+            attention_mask: 1 on tokens.
+            how: Settings.
+            plain: `embeds` with an average image in each image's place, for `how.guidance`.
+
+        Raises:
+            InputError: Guidance is asked for and there is no average image.
+        """
+        guides = LogitsProcessorList()
+        if how.guidance:
+            if plain is None:
+                raise InputError(
+                    "generate.guidance compares with the average training image, which this model "
+                    "has not: train it one step more, or set guidance: 0"
+                )
+            guides.append(Guidance(self.llm, plain, attention_mask, how.guidance))
         pad = self.tokenizer.pad_token_id
         options: dict[str, Any] = {"do_sample": how.do_sample, "num_beams": how.num_beams}
         if how.do_sample:
@@ -56,6 +129,7 @@ class Decoder:
                 eos_token_id=sorted(self.end_ids),
                 pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
                 stopping_criteria=self._criteria(),
+                logits_processor=guides,
                 **options,
             )
         return [self._text(row) for row in ids.tolist()]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from xraygpt.common.errors import WeightsError
@@ -33,6 +34,8 @@ class LanguageModel(BaseModel):
         """Its size, and its tokenizer's."""
         llama_model: str | None = None
         """Go on from this LLM instead of a random one; its tokenizer is kept."""
+        dropout: float = 0.0
+        """Of the embeddings and of what each attention and MLP adds, while training, in [0, 1)."""
         max_txt_len: int | None = 256
         """Most tokens of an answer, its end included."""
         end_sym: str | None = None
@@ -43,6 +46,10 @@ class LanguageModel(BaseModel):
         """As in the model that will use this LLM."""
         seed: int = 0
         """Of the random initial weights."""
+
+        def __post_init__(self) -> None:
+            if not 0 <= self.dropout < 1:
+                raise ValueError(f"dropout ({self.dropout}) must lie in [0, 1)")
 
     config: Config
     packer = None
@@ -56,10 +63,28 @@ class LanguageModel(BaseModel):
         else:
             self.tokenizer = self._tokenizer(texts)
             self.llm = language.new_llm(config.llm, self.tokenizer, config.seed)
+        self._add_dropout()
         self.context_len: int = self.llm.config.max_position_embeddings
         self.image_spec = ImageSpec(image_size=8, mean=(0.5,), std=(0.5,), tokens_per_image=0)
         self.renderer = renderer_of(config, self.tokenizer)
         self._decoder: Decoder | None = None
+
+    def _add_dropout(self) -> None:
+        """Llama has none of its own; a few thousand reports are known by heart without it."""
+
+        def drop(module: nn.Module, _: Any, output: Any) -> Any:
+            whole = output if isinstance(output, tuple) else (output,)
+            first = F.dropout(whole[0], self.config.dropout, module.training)
+            return (first, *whole[1:]) if isinstance(output, tuple) else first
+
+        if self.config.dropout:
+            decoder = self.llm.get_decoder()
+            parts = [
+                decoder.embed_tokens,
+                *(p for x in decoder.layers for p in (x.self_attn, x.mlp)),
+            ]
+            for part in parts:
+                part.register_forward_hook(drop)
 
     def _tokenizer(self, texts: Texts) -> Any:
         prompts = load_prompts(self.config.prompt_path)

@@ -138,6 +138,8 @@ class XrayGPT(BaseModel):
                 raise ValueError(f"max_txt_len ({self.max_txt_len}) must be at least 2")
 
     config: Config
+    average_tokens: Tensor
+    average_count: Tensor
 
     def __init__(self, config: Config, **_: Any) -> None:
         super().__init__(config)
@@ -182,6 +184,9 @@ class XrayGPT(BaseModel):
             self.llm.gradient_checkpointing_enable({"use_reentrant": False})
         self.proj = nn.Linear(config.qformer.hidden, self.llm.config.hidden_size)
         self._match_embeddings()
+        average = torch.zeros(config.num_query_token, self.proj.out_features)
+        self.register_buffer("average_tokens", average)  # of the images trained on, lately
+        self.register_buffer("average_count", torch.zeros(()))
         self.context_len: int = self.llm.config.max_position_embeddings
 
     @torch.no_grad()
@@ -238,19 +243,40 @@ class XrayGPT(BaseModel):
         """One answer per row of a left-padded batch."""
         if self._decoder is None:
             self._decoder = Decoder(self.llm, self.renderer)
-        return self._decoder(self.embed(batch), batch["attention_mask"], how)
+        plain = None
+        if how.guidance and (self.average_count or not batch["image_inputs"]):
+            plain = self.embed(batch, self.average_tokens)
+        return self._decoder(self.embed(batch), batch["attention_mask"], how, plain)
 
-    def embed(self, batch: Batch) -> Tensor:
-        """(B, T) ids with placeholders -> (B, T, H) embeddings with the images in place."""
+    def embed(self, batch: Batch, every_image: Tensor | None = None) -> Tensor:
+        """(B, T) ids with placeholders -> (B, T, H) embeddings with the images in place.
+
+        Args:
+            batch: Ids and images.
+            every_image: (Q, H) tokens to put in every image's place instead of its own.
+        """
         ids = batch["input_ids"]
         at = ids == IMAGE_TOKEN_ID
         embeds: Tensor = self.llm.get_input_embeddings()(ids.masked_fill(at, 0))
+        if every_image is not None:
+            tokens = every_image.repeat(int(at.sum()) // len(every_image), 1).to(embeds.dtype)
+            return embeds.masked_scatter(at.unsqueeze(-1), tokens)
         if batch["image_inputs"]:
-            tokens = self.image_tokens(**batch["image_inputs"]).to(embeds.dtype)
+            tokens = self.image_tokens(**batch["image_inputs"])
+            self._note_average(tokens)
+            tokens = tokens.to(embeds.dtype)
             return embeds.masked_scatter(at.unsqueeze(-1), tokens)
         if self.training:  # all ranks must touch the same parameters
             embeds = embeds + 0 * self.image_tokens(**self._dummy(embeds)).sum().to(embeds.dtype)
         return embeds
+
+    @torch.no_grad()
+    def _note_average(self, tokens: Tensor) -> None:
+        """Keep a running mean of training images' (N, Q, H) tokens, over about 100 batches."""
+        if self.training:
+            self.average_count += 1
+            weight = (1 / self.average_count).clamp(min=0.01)
+            self.average_tokens.lerp_(tokens.float().mean(dim=0), weight)
 
     def image_tokens(
         self,
@@ -298,7 +324,7 @@ class XrayGPT(BaseModel):
         return {
             name: tensor
             for name, tensor in self.state_dict().items()
-            if name.startswith(("qformer.", "proj."))
+            if name.startswith(("qformer.", "proj.", "average_"))
             or name in trained
             or name in self.loaded_keys
             or (name in buffers and name.startswith("vision."))
@@ -346,8 +372,8 @@ class XrayGPT(BaseModel):
         }
 
     def fresh_keys(self) -> tuple[str, ...]:
-        """LoRA begins as no change, so a first-stage checkpoint may lack it."""
-        return ("lora_",)
+        """LoRA begins as no change; the lineage's weights know no average image."""
+        return ("lora_", "average_")
 
     def _dummy(self, like: Tensor) -> dict[str, Tensor]:
         """One black image, or one empty feature, for a training batch without any."""
