@@ -256,6 +256,21 @@ def test_patience_stops_early(tmp_path, toy):
     assert runner.step == 3
 
 
+def test_a_part_frozen_before_may_be_trained_now(tmp_path, toy):
+    """The checkpoint of the first stage holds no LLM; the next one trains it."""
+    runner_of(tmp_path, toy, "model.freeze_llm=true").train()
+    assert not any(n.startswith("llm.") for n in weights(tmp_path / "out"))
+    follows = runner_of(tmp_path, toy, f"model.ckpt={tmp_path / 'out'}", name="next")
+    before = {n: p.clone() for n, p in follows.model.named_parameters() if n.startswith("llm.")}
+    follows.train()
+    after = weights(tmp_path / "next")
+    assert all(n in after for n in before)
+    assert any(not torch.equal(after[n], p) for n, p in before.items())
+    state.save_file({}, tmp_path / "empty.safetensors")
+    with pytest.raises(WeightsError, match="saved from another model"):
+        runner_of(tmp_path, toy, f"model.ckpt={tmp_path / 'empty.safetensors'}", name="empty")
+
+
 def test_another_llm_than_the_checkpoints_is_refused(tmp_path, toy):
     runner_of(tmp_path, toy, "model.freeze_llm=true").train()
     with pytest.raises(WeightsError, match="was trained with another LLM"):

@@ -101,15 +101,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def plot_losses(rows: list[dict[str, Any]], path: Path) -> None:
-    """Training loss per token, and validation loss with the true and with another's image."""
+    """Training loss per token (a mean over ten rows) and validation loss, true image and other."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="nats per token")
     for name in ("train/loss", "val/loss", "val/loss_shuffled"):
         points = [(r["step"], r[name]) for r in rows if name in r]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=name, marker="." if "val" in name else "")
+        if not points:
+            continue
+        steps, values = ([p[i] for p in points] for i in (0, 1))
+        if name == "train/loss":
+            axes.plot(steps, values, color="C0", alpha=0.25)
+            windows = [values[max(i - 9, 0) : i + 1] for i in range(len(values))]
+            values = [sum(w) / len(w) for w in windows]
+        axes.plot(steps, values, label=name, marker="." if "val" in name else "")
     if axes.lines:
         axes.legend()
     axes.grid(alpha=0.3)

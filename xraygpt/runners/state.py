@@ -85,11 +85,14 @@ def load_weights(model: BaseModel, path: Path) -> tuple[Path, list[str]]:
     source = path if single else find_checkpoint(path) / WEIGHTS
     state = read_state_dict(source)
     model.check_assets(source.parent)
+    # A part that was frozen when this was saved is whole in the model already, from elsewhere.
+    whole = tuple(p for p in ("llm.", "vision.") if not any(n.startswith(p) for n in state))
+    required = {n for n in model.checkpoint_state() if not (state and n.startswith(whole))}
     fresh = load_exactly(
         model,
         state,
         source,
-        required=set(model.checkpoint_state()),
+        required=required,
         fresh=model.fresh_keys(),
     )
     model.loaded_keys |= set(state)
