@@ -297,7 +297,8 @@ def test_frozen_parts_and_buffers_are_bit_identical_after_a_run(tmp_path, toy):
     runner.train()
     after = runner.model.state_dict()
     changed = {k for k in before if not torch.equal(before[k], after[k])}
-    assert changed and changed <= trained
+    averages = {"average_tokens", "average_count"}  # of the images trained on
+    assert changed and changed <= trained | averages
     assert not any(k.startswith("vision.") for k in changed)
     assert all("lora_" in k for k in changed if k.startswith("llm."))
 
