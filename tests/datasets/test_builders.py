@@ -15,7 +15,9 @@ from xraygpt.common.errors import DataError
 from xraygpt.datasets.caption_folder import CaptionFolder
 from xraygpt.datasets.records import FieldMap, RecordsBuilder
 from xraygpt.datasets.splits import SplitRule, is_published_test, published_test_studies
+from xraygpt.datasets.targets import ToldImages
 from xraygpt.processors.image import ImageSpec, XrayImageTrain
+from xraygpt.processors.prompts import Turn
 from xraygpt.processors.text import ReportText
 
 SPEC = ImageSpec(image_size=16, mean=(0.5,), std=(0.5,), tokens_per_image=4)
@@ -268,6 +270,16 @@ def test_codes_stand_where_the_image_would_for_a_language_model(tmp_path):
     }
     assert sum(text in whole for text in asked) > 30
     assert data[0]["turns"][1]["text"] == "Small heart."
+
+
+def test_told_codes_take_the_first_mark_wherever_it_stands():
+    turns = [Turn(role="user", text="Look: <image> <image> What?"), Turn(role="user", text="And?")]
+    told = ToldImages(turns, ["Mass"])
+    asked = {tuple(t["text"] for t in told(str(draw))) for draw in range(40)}
+    assert asked == {
+        ("Look: <image>mass</image> What?", "And?"),
+        ("Look: <image></image> What?", "And?"),
+    }
 
 
 def test_several_questions_are_turns_about_one_image(tmp_path):

@@ -111,7 +111,9 @@ class ToldImages:
         rng.shuffle(words)
         turns = self.turns(draw) if callable(self.turns) else self.turns
         told = f"<image>{'; '.join(words)}</image>"
-        return [
-            Turn(role=t["role"], text=t["text"].replace(IMAGE, told, 1).replace(f" {IMAGE}", ""))
-            for t in turns
-        ]
+        first = next((i for i, t in enumerate(turns) if IMAGE in t["text"]), None)
+        said = [Turn(role=t["role"], text=t["text"]) for t in turns]
+        if first is not None:
+            before, _, after = said[first]["text"].partition(IMAGE)
+            said[first]["text"] = before + told + after.replace(f" {IMAGE}", "")
+        return said

@@ -259,13 +259,14 @@ class XrayGPT(BaseModel):
         at = ids == IMAGE_TOKEN_ID
         embeds: Tensor = self.llm.get_input_embeddings()(ids.masked_fill(at, 0))
         if every_image is not None:
-            tokens = every_image.repeat(int(at.sum()) // len(every_image), 1).to(embeds.dtype)
-            return embeds.masked_scatter(at.unsqueeze(-1), tokens)
-        if batch["image_inputs"]:
+            tokens = every_image.repeat(int(at.sum()) // len(every_image), 1)
+        elif batch["image_inputs"]:
             tokens = self.image_tokens(**batch["image_inputs"])
             self._note_average(tokens)
-            tokens = tokens.to(embeds.dtype)
-            return embeds.masked_scatter(at.unsqueeze(-1), tokens)
+        else:
+            tokens = None
+        if tokens is not None:
+            return embeds.masked_scatter(at.unsqueeze(-1), tokens.to(embeds.dtype))
         if self.training:  # all ranks must touch the same parameters
             embeds = embeds + 0 * self.image_tokens(**self._dummy(embeds)).sum().to(embeds.dtype)
         return embeds
