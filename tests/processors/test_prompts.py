@@ -120,6 +120,9 @@ def test_count_mismatch_names_the_sample_and_both_counts(tokenizer):
     renderer = PromptRenderer(tokenizer, "xraygpt")
     with pytest.raises(DataError, match=r"sample s7: 1 <image> in its text but 2 images"):
         renderer.render([ASK, SAY], [4, 4], "s7")
+    told = Turn(role="user", text="<image>large heart</image> Report?")
+    with pytest.raises(DataError, match=r"0 <image> .* but 1 images; .*leave tell_images out"):
+        renderer.render([told, SAY], [4], "s7")
 
 
 def test_cutting_keeps_images_and_the_end_of_the_answer(tokenizer):

@@ -15,7 +15,7 @@ from xraygpt.processors.prompts import (
     IMAGE_TOKEN_ID,
     PromptRenderer,
     Turn,
-    without_images,
+    without_marks,
 )
 
 
@@ -77,7 +77,7 @@ class Collator:
             turns = self.renderer.with_prompt(sample["turns"], sample["draw"])
         runs = [self.packer.tokens(i) for i in sample["images"]] if self.packer else []
         if self.packer is None:
-            turns = [Turn(role=t["role"], text=without_images(t["text"])) for t in turns]
+            turns = [Turn(role=t["role"], text=without_marks(t["text"])) for t in turns]
         rendered = self.renderer.render(turns, runs, sample["sample_id"])
         ids, labels = rendered["input_ids"], rendered["labels"]
         if self.all_tokens:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,14 @@ class Score:
     low: float  # 95 % bootstrap interval
     high: float
     signature: str  # metric, variant and version
+    # What it was computed from, so that scores of the same samples can be compared in pairs.
+    counts: np.ndarray = field(repr=False, compare=False)
+    ratio: Callable[[np.ndarray], float] = field(repr=False, compare=False)
+    groups: Sequence[str] | None = field(default=None, repr=False, compare=False)
 
     def as_row(self) -> dict[str, Any]:
         """For scores.json."""
-        return asdict(self)
+        return {k: getattr(self, k) for k in ("name", "value", "n", "low", "high", "signature")}
 
 
 def bootstrap(
@@ -78,7 +82,25 @@ def ratio_score(
     n = len(counts)
     value = ratio(counts.sum(axis=0)) if n else float("nan")
     low, high = bootstrap(counts, ratio, groups)
-    return Score(name=name, value=value, n=n, low=low, high=high, signature=signature)
+    return Score(name, value, n, low, high, signature, counts, ratio, groups)
+
+
+def weighted_sum(terms: Sequence[tuple[float, Score]]) -> Score:
+    """A metric's values on the same samples, weighted and added; every draw resamples all alike.
+
+    Args:
+        terms: Weight and score: 1/k for each of k seeds is their mean; 1 for one condition and -1
+            for another is their paired difference.
+    """
+    first = terms[0][1]
+    width = first.counts.shape[1]
+
+    def ratio(sums: np.ndarray) -> float:
+        each = (sums[i * width : (i + 1) * width] for i in range(len(terms)))
+        return sum(w * s.ratio(part) for (w, s), part in zip(terms, each, strict=True))
+
+    counts = np.hstack([score.counts for _, score in terms])
+    return ratio_score(first.name, counts, ratio, first.signature, first.groups)
 
 
 def mean_score(

@@ -37,7 +37,7 @@ class Turn(TypedDict):
     text: str  # one `<image>` per image
 
 
-def without_images(text: str) -> str:
+def without_marks(text: str) -> str:
     """`text` for a model that takes none; images told in words stay."""
     return _SEEN.sub("", text).strip()
 
@@ -180,7 +180,7 @@ class PromptRenderer:
         if not self.prompts:
             return turns
         first = next((i for i, t in enumerate(turns) if t["role"] == "user"), None)
-        if first is None or without_images(TOLD.sub("", turns[first]["text"])):
+        if first is None or without_marks(TOLD.sub("", turns[first]["text"])):
             return turns
         prompt = keyed_random(draw, "prompt").choice(self.prompts)
         asked = Turn(role="user", text=f"{turns[first]['text'].strip()} {prompt}".strip())
@@ -195,12 +195,15 @@ class PromptRenderer:
             name: The sample, for messages.
 
         Raises:
-            DataError: The number of ``<image>`` in the text is not that of the images.
+            DataError: The number of ``<image>`` in the text is not that of the images. Images told
+                in words (`tell_images`) are for the task language_modeling alone.
         """
         wanted = sum(TOLD.sub("", t["text"]).count(IMAGE) for t in turns)
         if wanted != len(image_tokens):
+            told = any(TOLD.search(t["text"]) for t in turns)
             raise DataError(
                 f"sample {name}: {wanted} {IMAGE} in its text but {len(image_tokens)} images"
+                + ("; its images are told in words: leave tell_images out" if told else "")
             )
         turns = [Turn(role=t["role"], text=self._defuse(t["text"])) for t in turns]
         ids: list[int] = list(self._opening)

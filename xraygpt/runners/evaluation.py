@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from xraygpt.common.registry import Plugin
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import Sample, StudyDataset, reference_of
 from xraygpt.datasets.collate import Collator
-from xraygpt.metrics.statistics import Score, ratio_score
+from xraygpt.metrics.statistics import Score, ratio_score, weighted_sum
 from xraygpt.models.base import BaseModel
 from xraygpt.runners import feature_cache, logs
 from xraygpt.tasks.base import BaseTask, Prediction
@@ -245,20 +245,23 @@ class Evaluator(Plugin):
         return [Prediction(**{**p.as_row(), "prediction": text}) for p in predictions]
 
     def _score_rows(self, predictions: dict[str, list[Prediction]]) -> list[dict[str, Any]]:
-        """Every score of every condition; the shuffled ones averaged over seeds."""
-        rows = []
+        """Every score of every condition, the shuffled ones averaged over seeds.
+
+        A control's row holds as `true_minus` how far the true image is above it, paired.
+        """
         groups: dict[str, list[list[Score]]] = {}
         for name, said in predictions.items():
             groups.setdefault(name.split("-")[0], []).append(self.task.score(said))
+        rows = []
         for condition, several in groups.items():
-            for same in zip(*several, strict=True):
-                values = {
-                    k: float(np.mean([getattr(s, k) for s in same]))
-                    for k in ("value", "low", "high")
-                }
-                rows.append(
-                    {**same[0].as_row(), **values, "condition": condition, "seeds": len(same)}
-                )
+            weight = 1 / len(several)
+            for true, *same in zip(*groups[TRUE], *several, strict=True):
+                mean = weighted_sum([(weight, s) for s in same])
+                row = {**mean.as_row(), "condition": condition, "seeds": len(same)}
+                if condition != TRUE:
+                    ahead = weighted_sum([(1.0, true), *((-weight, s) for s in same)])
+                    row["true_minus"] = {k: ahead.as_row()[k] for k in ("value", "low", "high")}
+                rows.append(row)
         return rows
 
     def _chunks(self, n: int) -> Iterator[range]:
@@ -283,17 +286,29 @@ def as_markdown(result: dict[str, Any]) -> str:
     conditions = list(dict.fromkeys(r["condition"] for r in result["scores"]))
     if not conditions:
         return "\n".join(lines) + "\n"
-    lines += ["", "| metric | " + " | ".join(conditions) + " | n |"]
-    lines.append("|---" * (len(conditions) + 2) + "|")
     cells: dict[str, dict[str, dict[str, Any]]] = {}
     for row in result["scores"]:
         cells.setdefault(row["name"], {})[row["condition"]] = row
-    for name, by in cells.items():
-        shown = [_cell(by.get(c)) for c in conditions]
-        n = next(iter(by.values()))["n"]
-        lines.append(f"| {name} | {' | '.join(shown)} | {n} |")
+    lines += _table(conditions, cells, lambda row: row)
+    if others := [c for c in conditions if c != TRUE]:
+        lines += ["", "True image minus each control, paired:"]
+        lines += _table(others, cells, lambda row: row["true_minus"])
     return "\n".join(lines) + "\n"
 
 
-def _cell(row: dict[str, Any] | None) -> str:
-    return "" if row is None else f"{row['value']:.3f} ({row['low']:.3f} … {row['high']:.3f})"
+def _table(
+    conditions: Sequence[str],
+    cells: dict[str, dict[str, dict[str, Any]]],
+    shown: Callable[[dict[str, Any]], dict[str, float]],
+) -> list[str]:
+    """One line a metric, one column a condition."""
+    lines = ["", "| metric | " + " | ".join(conditions) + " | n |"]
+    lines.append("|---" * (len(conditions) + 2) + "|")
+    for name, by in cells.items():
+        row = [_cell(shown(by[c])) if c in by else "" for c in conditions]
+        lines.append(f"| {name} | {' | '.join(row)} | {next(iter(by.values()))['n']} |")
+    return lines
+
+
+def _cell(row: dict[str, float]) -> str:
+    return f"{row['value']:.3f} ({row['low']:.3f} … {row['high']:.3f})"
