@@ -11,10 +11,11 @@ from PIL import Image
 from tests.conftest import toy_image
 from tests.models.test_xraygpt import tiny
 from xraygpt.common.errors import TrainingError
+from xraygpt.common.paths import cache_root
 from xraygpt.datasets import controls
 from xraygpt.datasets.records import RecordsBuilder
 from xraygpt.processors.image import XrayImageTrain
-from xraygpt.runners.feature_cache import CachedReader, cache_root, use_cache
+from xraygpt.runners.feature_cache import CachedReader, use_cache
 
 
 @pytest.fixture

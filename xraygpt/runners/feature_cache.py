@@ -22,6 +22,7 @@ from torch import Tensor
 
 from xraygpt.common.errors import DataError, TrainingError
 from xraygpt.common.logging import progress
+from xraygpt.common.paths import cache_root
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import ImageRef, ReadImage, StudyDataset
 from xraygpt.models.base import BaseModel
@@ -29,12 +30,6 @@ from xraygpt.models.base import BaseModel
 log = logging.getLogger(__name__)
 
 BATCH = 16  # images encoded at once
-
-
-def cache_root() -> Path:
-    """`XRAYGPT_CACHE`, or the user's cache folder."""
-    named = os.environ.get("XRAYGPT_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "xraygpt"
 
 
 class CachedReader:

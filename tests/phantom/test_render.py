@@ -1,0 +1,124 @@
+"""Phantoms show what they say, where they say it, and nothing else changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from xraygpt.phantom import frontal
+from xraygpt.phantom.findings import KINDS, Finding
+from xraygpt.phantom.render import Study, render
+from xraygpt.phantom.scene import MM
+
+SIZE = 192
+FULL = {"nodule": {"size_mm": 20.0}, "calcified_granuloma": {"size_mm": 7.0}}
+
+
+def every_finding() -> list[Finding]:
+    """Each kind on each side, in each zone and degree it may have."""
+    found = []
+    for kind in KINDS.values():
+        for side in kind.sides or ("",):
+            for zone in kind.zones or ("",):
+                for degree in kind.degrees or ("",):
+                    found.append(Finding(kind.name, side, zone, degree, **FULL.get(kind.name, {})))
+    return found
+
+
+def difference(finding: Finding, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """How a finding changes the picture, and its mask."""
+    without = render(Study("s", (), seed), size=SIZE).pixels.astype(int)
+    picture = render(Study("s", (finding,), seed), size=SIZE)
+    return np.abs(picture.pixels - without), picture.masks[0]
+
+
+@pytest.mark.parametrize("finding", every_finding(), ids=lambda f: f.code)
+def test_a_finding_changes_the_picture_where_its_mask_says(finding):
+    changed, mask = difference(finding, seed=3)
+    assert mask.any()
+    inside, outside = changed[mask > 0], changed[mask == 0]
+    if finding.name == "hyperinflation":  # the whole chest grows
+        assert inside.mean() > 10
+        return
+    assert np.percentile(inside, 90) > 12
+    # Scatter and noise reach further, but faintly; a raised diaphragm or a displaced rib is local.
+    assert np.median(outside) <= 1
+    assert inside.mean() > 4 * outside.mean()
+
+
+@pytest.mark.parametrize("finding", every_finding(), ids=lambda f: f.code)
+def test_it_lies_on_its_side_and_in_its_zone(finding):
+    picture = render(Study("s", (finding,), seed=5), size=SIZE)
+    rows, columns = np.nonzero(picture.masks[0])
+    x, y = columns.mean() / SIZE, rows.mean() / SIZE
+    if finding.side in ("left", "right") and finding.name not in ("pacemaker", "catheter"):
+        assert (x > 0.5) == (finding.side == "left")  # the patient's left is the picture's right
+    if finding.side == "bilateral":
+        assert (columns < SIZE / 2).any() and (columns > SIZE / 2).any()
+    if finding.zone:
+        low, high = {"upper": (0.1, 0.38), "middle": (0.3, 0.57), "lower": (0.48, 0.80)}[
+            finding.zone
+        ]
+        assert low < y < high
+    x0, y0, x1, y1 = picture.boxes[0]
+    assert x0 * SIZE == pytest.approx(columns.min(), abs=0.6)
+    assert y1 * SIZE == pytest.approx(rows.max() + 1, abs=0.6)
+    assert 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1
+
+
+@pytest.mark.parametrize("view", ["frontal", "lateral"])
+def test_a_study_is_the_same_to_the_bit_and_its_seed_another(view):
+    study = Study("s", (Finding("nodule", "left", "upper", size_mm=20.0),), 7)
+    first, again = (render(study, view, SIZE).pixels for _ in range(2))
+    assert np.array_equal(first, again)
+    other = render(Study("s", study.findings, 8), view, SIZE).pixels
+    assert (first != other).mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("degree", "low", "high"),
+    [("mild", 0.51, 0.60), ("moderate", 0.56, 0.66), ("severe", 0.62, 0.73)],
+)
+def test_cardiothoracic_ratio_is_the_degree(degree, low, high):
+    """Measured as a radiologist does: widest heart over widest chest (Danzer 1919)."""
+    for seed in range(5):
+        pose_free = render(Study("s", (Finding("cardiomegaly", degree=degree),), seed), size=SIZE)
+        columns = np.nonzero(pose_free.masks[0].any(axis=0))[0]
+        width = (columns[-1] + 1 - columns[0]) / SIZE
+        assert low < width / frontal.CHEST / 0.97 < high + 0.04
+
+
+def test_a_normal_heart_is_narrower_than_half_the_chest():
+    from xraygpt.phantom.body import draw_body
+    from xraygpt.phantom.canvas import Canvas, Pose
+
+    for seed in range(30):
+        body = draw_body(np.random.default_rng(seed), (), lateral=False)
+        heart = Canvas(SIZE, Pose()).fill(frontal.heart_outline(body)) > 0.5
+        lungs = [
+            Canvas(SIZE, Pose()).fill(frontal.lung_outline(body, s)) for s in ("left", "right")
+        ]
+        chest = (lungs[0] + lungs[1] > 0.5).any(axis=0).nonzero()[0]
+        columns = heart.any(axis=0).nonzero()[0]
+        assert 0.36 < np.ptp(columns) / np.ptp(chest) < 0.51
+
+
+def test_a_nodule_is_as_large_as_its_millimetres():
+    for size in (12.0, 30.0):
+        mask = render(Study("s", (Finding("nodule", "right", "middle", size_mm=size),), 1)).masks[0]
+        diameter = 2 * np.sqrt(mask.sum() / np.pi) / 224
+        assert diameter == pytest.approx(size * MM, rel=0.25)
+
+
+def test_what_a_view_does_not_show_has_no_box():
+    picture = render(Study("s", (Finding("pneumothorax", "left", degree="severe"),)), "lateral")
+    assert not picture.masks[0].any() and picture.boxes == [None]
+
+
+def test_a_wrong_finding_says_what_there_is():
+    with pytest.raises(ValueError, match=r"no finding 'nodul'; there are cardiomegaly"):
+        Finding("nodul")
+    with pytest.raises(ValueError, match=r"pneumothorax: side 'bilateral'; possible: left, right"):
+        Finding("pneumothorax", "bilateral", degree="mild")
+    with pytest.raises(ValueError, match=r"cardiomegaly: zone 'upper'; possible: none"):
+        Finding("cardiomegaly", zone="upper", degree="mild")

@@ -1,0 +1,52 @@
+"""Chest phantoms as a corpus: drawn on first use, kept, then read like any table of studies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from xraygpt.common.paths import cache_root
+from xraygpt.common.registry import registry
+from xraygpt.datasets.base import Record
+from xraygpt.datasets.records import RecordsBuilder
+from xraygpt.phantom.corpus import ROWS, VERSION, Recipe, write_corpus
+from xraygpt.phantom.scene import View
+
+
+@registry.register_builder("synthetic_cxr")
+class SyntheticCxr(RecordsBuilder):
+    """SYNTHETIC chest radiographs with reports; nothing measured on them concerns patients."""
+
+    @dataclass(kw_only=True)
+    class Config(RecordsBuilder.Config):
+        """Settings of the phantoms, and of a table of studies."""
+
+        studies: int = 3000
+        """Studies drawn, in all splits together; eight tenths are train."""
+        phantom_seed: int = 0
+        """Another seed, other studies."""
+        picture_size: int = 256
+        """Height and width of the pictures, in pixels."""
+        picture_views: list[View] = field(default_factory=lambda: ["frontal"])
+        """Views drawn of each study."""
+
+    config: Config
+
+    def records(self, clean: Callable[[str], str]) -> Iterator[tuple[str | None, Record | str]]:
+        """Each study, or each picture, with its split; draws what is not there."""
+        config = self.config
+        recipe = Recipe(
+            config.studies, config.phantom_seed, config.picture_size, tuple(config.picture_views)
+        )
+        key = json.dumps([VERSION, asdict(recipe)])
+        name = hashlib.sha256(key.encode()).hexdigest()[:16]  # another recipe, another folder
+        base = cache_root() / "synthetic_cxr" if config.storage == Path() else config.storage
+        write_corpus(base / name, recipe)
+        self.config = replace(config, storage=base / name, annotations=Path(ROWS))
+        try:
+            yield from super().records(clean)
+        finally:
+            self.config = config

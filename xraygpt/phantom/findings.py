@@ -1,0 +1,112 @@
+"""What a phantom can show: findings with side, zone, size and degree, and their codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Side = Literal["left", "right", "bilateral", ""]
+Zone = Literal["upper", "middle", "lower", ""]
+Degree = Literal["mild", "moderate", "severe", ""]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A finding that can be drawn.
+
+    Attributes:
+        name: As :mod:`xraygpt.metrics.findings` calls it.
+        sides: Sides it may have; empty if it has none.
+        zones: Zones it may lie in; empty if that is not said.
+        degrees: Degrees it may have; empty if it has none.
+        code: Pattern of its code, in the vocabulary of :mod:`xraygpt.metrics.mesh`.
+    """
+
+    name: str
+    code: str
+    sides: tuple[Side, ...] = ()
+    zones: tuple[Zone, ...] = ()
+    degrees: tuple[Degree, ...] = ()
+
+
+_SIDES: tuple[Side, ...] = ("left", "right")
+_BOTH: tuple[Side, ...] = ("left", "right", "bilateral")
+_ZONES: tuple[Zone, ...] = ("upper", "middle", "lower")
+_DEGREES: tuple[Degree, ...] = ("mild", "moderate", "severe")
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("cardiomegaly", "Cardiomegaly/{degree}", degrees=_DEGREES),
+        Kind("pleural_effusion", "Pleural Effusion/{side}/{degree}", sides=_BOTH, degrees=_DEGREES),
+        Kind("pneumothorax", "Pneumothorax/{side}/{degree}", sides=_SIDES, degrees=_DEGREES),
+        Kind(
+            "consolidation",
+            "Consolidation/lung/{zone} lobe/{side}",
+            sides=_SIDES,
+            zones=_ZONES,
+            degrees=_DEGREES,
+        ),
+        Kind("nodule", "Nodule/lung/{zone} lobe/{side}", sides=_SIDES, zones=_ZONES),
+        Kind("atelectasis", "Pulmonary Atelectasis/base/{side}", sides=_BOTH),
+        Kind(
+            "calcified_granuloma",
+            "Calcified Granuloma/lung/{zone} lobe/{side}",
+            sides=_SIDES,
+            zones=_ZONES,
+        ),
+        Kind("hyperinflation", "Lung/hyperdistention"),
+        Kind("fracture", "Fractures, Bone/ribs/{side}", sides=_SIDES),
+        Kind("pacemaker", "Implanted Medical Device/{side}", sides=_SIDES),
+        Kind("catheter", "Catheters, Indwelling/{side}", sides=_SIDES),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding of one study.
+
+    Attributes:
+        name: A key of `KINDS`.
+        side: Of the patient, not of the picture.
+        zone: Third of the lung.
+        degree: How much of it there is.
+        size_mm: Diameter of a nodule or granuloma; 0 where the degree says it all.
+
+    Raises:
+        ValueError: A value its kind does not have.
+    """
+
+    name: str
+    side: Side = ""
+    zone: Zone = ""
+    degree: Degree = ""
+    size_mm: float = 0.0
+
+    def __post_init__(self) -> None:
+        kind = KINDS.get(self.name)
+        if kind is None:
+            raise ValueError(f"no finding '{self.name}'; there are {', '.join(KINDS)}")
+        allowed = {"side": kind.sides, "zone": kind.zones, "degree": kind.degrees}
+        for what, values in allowed.items():
+            value = getattr(self, what)
+            if value not in (values or ("",)):
+                choices = ", ".join(values) or "none"
+                raise ValueError(f"{self.name}: {what} '{value}'; possible: {choices}")
+
+    @property
+    def code(self) -> str:
+        """Its code: ``Pleural Effusion/left/mild``."""
+        return KINDS[self.name].code.format(side=self.side, zone=self.zone, degree=self.degree)
+
+    @property
+    def drawn_sides(self) -> tuple[Side, ...]:
+        """``("left", "right")`` for a bilateral one."""
+        return _SIDES if self.side == "bilateral" else (self.side,)
+
+
+def codes_of(findings: Iterable[Finding]) -> list[str]:
+    """Codes of a study, ``["normal"]`` if it has no finding."""
+    return [f.code for f in findings] or ["normal"]

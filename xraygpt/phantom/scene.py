@@ -1,0 +1,80 @@
+"""The layers a picture is made of, and how they become one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from xraygpt.phantom.body import Body
+from xraygpt.phantom.canvas import Canvas, Layer
+
+View = Literal["frontal", "lateral"]
+MM = 1 / 380  # a millimetre, as a fraction of the picture
+_TISSUE = 0.82  # share of a lung's depth that takes no part in attenuation
+
+
+@dataclass
+class Scene:
+    """Layers of one view; attenuation is in units of the chest's depth in soft tissue.
+
+    Attributes:
+        canvas: Draws them.
+        body: Whom.
+        lungs: Each lung's outline, by the patient's side.
+        heart: Its shadow.
+        view: Frontal or lateral.
+        depth: Depth of the body without its wall.
+        wall: Skin, fat, muscle.
+        air: Share of the depth that is aerated lung.
+        vessels: Pulmonary vessels, which fluid and pneumothorax take away.
+        gas: Windpipe and stomach, subtracted.
+        bones: Added.
+        dense: What findings add.
+    """
+
+    canvas: Canvas
+    body: Body
+    lungs: dict[str, Layer]
+    heart: Layer
+    view: View
+    depth: Layer = field(default_factory=lambda: np.zeros(0))
+    wall: Layer = field(default_factory=lambda: np.zeros(0))
+    air: Layer = field(default_factory=lambda: np.zeros(0))
+    vessels: Layer = field(default_factory=lambda: np.zeros(0))
+    gas: Layer = field(default_factory=lambda: np.zeros(0))
+    bones: Layer = field(default_factory=lambda: np.zeros(0))
+    dense: Layer | float = 0.0
+
+    def attenuation(self) -> Layer:
+        """Line integral along the beam, before noise."""
+        soft = self.depth * (1 - _TISSUE * self.air) + 0.11 * self.vessels * self.air
+        inside = np.clip(self.wall * 8, 0, 1)
+        total: Layer = self.wall + soft - self.gas + (self.bones + self.dense) * inside
+        return total
+
+    def picture(self, rng: np.random.Generator) -> np.ndarray:
+        """(H, W) uint8, bones bright.
+
+        The detector counts quanta, so noise grows with what the beam went through (Beer and
+        Lambert); the reading is proportional to the logarithm of the exposure, then windowed.
+        """
+        body, size = self.body, self.canvas.size
+        total = self.attenuation()
+        total = 0.93 * total + 0.07 * self.canvas.soften(total, 0.06)  # scatter
+        noise = rng.standard_normal((size, size), dtype=np.float32)
+        total = total + body.grain * np.exp(0.55 * total) * noise
+        value = np.clip((total - 0.30 + body.bright) / 1.28 * body.contrast, 0, None)
+        shown = 1 - np.exp(-((1.12 * value) ** 1.05) * 1.5)  # shoulder of the display curve
+        return np.clip(255 * shown, 0, 255).astype(np.uint8)
+
+
+def box_of(mask: Layer) -> list[float] | None:
+    """[x0, y0, x1, y1] around what a mask shows, as fractions of the picture; None if nothing."""
+    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
+    if not len(rows):
+        return None
+    h, w = mask.shape
+    corners = columns[0] / w, rows[0] / h, (columns[-1] + 1) / w, (rows[-1] + 1) / h
+    return [round(float(c), 4) for c in corners]
