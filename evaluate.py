@@ -20,7 +20,7 @@ def main() -> None:
         return
     evaluator = build_evaluator(experiment)
     print(as_markdown(evaluator.run()), end="")
-    print(evaluator.folder)
+    print(evaluator.folder / "report.html")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from xraygpt import __version__
+from xraygpt.common import checkpoint
 from xraygpt.common import config as configuration
 from xraygpt.common.errors import InputError, XrayGPTError
 from xraygpt.datasets import controls
@@ -135,19 +138,40 @@ def build_evaluator(experiment: Evaluation) -> Evaluator:
         "prompts": model.renderer.prompts[:1],
         "version": __version__,
     }
-    evaluator: Evaluator = Evaluator(
-        run, task=run.task.build(), model=model, data=data, train=train, identity=identity
+    return Evaluator(
+        run,
+        task=run.task.build(),
+        model=model,
+        data=data,
+        train=train,
+        identity=identity,
+        resolved=configuration.to_yaml(experiment),
+        trained_in=_training_runs(configuration.to_tree(experiment.model)),
     )
-    return evaluator
+
+
+def _training_runs(model: dict[str, Any]) -> list[Path]:
+    """Folders of the runs that made a model, oldest first: its LLM's, then from stage to stage."""
+    found: list[Path] = []
+    for key in ("llama_model", "ckpt"):
+        source = Path(str(model.get(key) or ""))
+        if not model.get(key) or not checkpoint.is_run_like(source):
+            continue
+        run = checkpoint.run_of(checkpoint.find_checkpoint(source))
+        before = run / "config.yaml"
+        if before.is_file():
+            tree = yaml.safe_load(before.read_text(encoding="utf-8")) or {}
+            found += _training_runs(tree.get("model") or {})
+        found.append(run)
+    return list(dict.fromkeys(found))
 
 
 def _digest_of(ckpt: Path | None) -> str | None:
     """SHA-256 of the weights, as the checkpoint's manifest says."""
     if ckpt is None:
         return None
-    from xraygpt.common.checkpoint import digest, find_checkpoint
-
-    return digest(ckpt if ckpt.is_file() else find_checkpoint(ckpt) / "model.safetensors")
+    file = ckpt if ckpt.is_file() else checkpoint.find_checkpoint(ckpt) / "model.safetensors"
+    return checkpoint.digest(file)
 
 
 def _datasets(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from xraygpt.datasets.base import ImageRef, Record, StudyDataset
 from xraygpt.datasets.controls import derangement, most_common_answer
 from xraygpt.experiment import Evaluation, build_evaluator
 from xraygpt.processors.prompts import Turn
+from xraygpt.runners import result_page
 from xraygpt.runners.evaluation import Evaluator
 
 RUN = """
@@ -141,3 +143,27 @@ def test_most_common_answer():
     texts = ["b", "a", "b", "a", "c"]
     data = StudyDataset(records(texts, texts), lambda ref, draw: None)
     assert most_common_answer(data) == "a"
+
+
+def test_the_page_shows_cases_scores_and_curves_and_fetches_nothing(trained, tmp_path):
+    evaluator = evaluator_of(trained, tmp_path, "run.page_cases=5")
+    evaluator.run()
+    page = (evaluator.folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("<article") == 5 == page.count("data:image/jpeg;base64,")
+    assert "Research use only" in page and "5 of 12 cases, drawn at random" in page
+    assert page.count("<polyline") == 1  # the loss of training; val was never measured
+    assert page.count('class="chip agreed"') == 0  # toy answers name no finding
+    outside = re.findall(r"(?:src|href)=\"(?!data:)[^\"]+|https?://[^\s\"<]+", page)
+    assert not outside
+    assert len(page) < 400_000
+
+
+def test_text_on_the_page_is_text(tmp_path):
+    """A report that spells markup does not become markup."""
+    nasty = "<script>alert(1)</script>"
+    case = result_page.Case(
+        sample_id=nasty, images=(), prompt=nasty, prediction=nasty, reference=nasty, missed=[nasty]
+    )
+    path = tmp_path / "page.html"
+    result_page.write_page(path, title="t", subtitle="s", cases=[case], facts={"x": nasty})
+    assert nasty not in path.read_text()

@@ -27,7 +27,7 @@ from xraygpt.datasets.base import Sample, StudyDataset, reference_of
 from xraygpt.datasets.collate import Collator
 from xraygpt.metrics.statistics import Score, ratio_score, weighted_sum
 from xraygpt.models.base import BaseModel
-from xraygpt.runners import feature_cache, logs
+from xraygpt.runners import feature_cache, logs, result_page
 from xraygpt.tasks.base import BaseTask, Prediction
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ class Evaluator(Plugin):
         """Keep the frozen encoder's features on disk."""
         seed: int = 0
         """Of draws and shuffles."""
+        page_cases: int = 200
+        """Cases shown on the result page, drawn at random; 0 shows the scores alone."""
 
         def __post_init__(self) -> None:
             for name in ("max_samples", "batch_size_eval", "shuffles"):
@@ -81,8 +83,10 @@ class Evaluator(Plugin):
         data: StudyDataset,
         train: StudyDataset,
         identity: dict[str, Any],
+        resolved: str = "",
+        trained_in: Sequence[Path] = (),
     ) -> None:
-        self.config, self.task = config, task
+        self.config, self.task, self.resolved, self.trained_in = config, task, resolved, trained_in
         self.accelerator = distributed.make_accelerator(config.device, amp=False)
         self.model = model.to(self.accelerator.device).eval()
         if self.accelerator.num_processes > 1:
@@ -127,7 +131,47 @@ class Evaluator(Plugin):
         }
         checkpoint.write_file(self.folder / "scores.json", json.dumps(result, indent=1))
         checkpoint.write_file(self.folder / "scores.md", as_markdown(result))
+        self._write_page(result, predictions)
         return result
+
+    def _write_page(self, result: dict[str, Any], predictions: dict[str, list[Prediction]]) -> None:
+        """Everything a reader wants to see in one file."""
+        said = predictions.get(TRUE, [])
+        by_id = {k: {p.sample_id: p for p in v} for k, v in predictions.items()}
+        images = {r.sample_id: r.images for r in self.data.records}
+        places = result_page.chosen(len(said), self.config.page_cases, self.config.seed)
+        cases = []
+        for one in (said[i] for i in places):
+            others = {
+                name.split("-")[0]: by_id[name][one.sample_id].prediction
+                for name in (f"{SHUFFLED}-0", BLANK)
+                if one.sample_id in by_id.get(name, {})
+            }
+            cases.append(
+                result_page.Case(
+                    sample_id=one.sample_id,
+                    images=images[one.sample_id],
+                    prompt=one.prompt,
+                    prediction=one.prediction,
+                    reference=one.reference,
+                    others=others,
+                    source=str(one.meta.get("source", "")),
+                    **vars(self.task.compare(one)),
+                )
+            )
+        number = f"all {len(said)}" if len(cases) == len(said) else f"{len(cases)} of {len(said)}"
+        result_page.write_page(
+            self.folder / "report.html",
+            title="xraygpt: evaluation",
+            subtitle=f"Split {self.config.split}, {result['n']} samples, run {self.signature}.",
+            cases=cases,
+            shown=f"{number} cases{', drawn at random' if len(cases) < len(said) else ''}.",
+            scores=result["scores"],
+            losses=result["losses"],
+            runs=self.trained_in,
+            facts=logs.facts(self.accelerator.device) | {"seed": self.config.seed},
+            configuration=self.resolved,
+        )
 
     def _conditions(self) -> dict[str, StudyDataset]:
         found = {TRUE: self.data}

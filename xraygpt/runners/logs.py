@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import secrets
 import subprocess
@@ -31,6 +32,19 @@ def versions() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {**found, "git": _git_revision(), "machine": platform.machine()}
+
+
+def facts(device: Any) -> dict[str, str]:
+    """Versions, machine and date, for a reader."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
+    found = {k: str(v) for k, v in versions().items() if k != "machine"}
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "machine": machine,
+        "device": str(device),
+        **found,
+    }
 
 
 def _git_revision() -> str:

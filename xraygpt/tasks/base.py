@@ -29,6 +29,15 @@ class Prediction:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """How one answer compares with its reference, in names a reader understands."""
+
+    agreed: list[str] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
+
+
 class BaseTask(Plugin):
     """Chooses what is asked of a model and what counts as good."""
 
@@ -60,3 +69,7 @@ class BaseTask(Plugin):
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
         """Every metric of this task, each with its n and interval."""
         raise NotImplementedError
+
+    def compare(self, prediction: Prediction) -> Comparison:
+        """What one answer has right and wrong; nothing where a task cannot say."""
+        return Comparison()

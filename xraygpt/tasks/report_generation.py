@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xraygpt.common.registry import registry
-from xraygpt.metrics.reports import report_scores
+from xraygpt.metrics.reports import positive_findings, report_scores
 from xraygpt.metrics.statistics import Score
-from xraygpt.tasks.base import BaseTask, Prediction
+from xraygpt.tasks.base import BaseTask, Comparison, Prediction
 
 
 @registry.register_task("report_generation")
@@ -27,6 +27,11 @@ class ReportGeneration(BaseTask):
             [p.meta.get("codes") for p in predictions],
             [p.study_id for p in predictions],
         )
+
+    def compare(self, prediction: Prediction) -> Comparison:
+        """Findings that both texts affirm or suspect, and those only one of them does."""
+        said, true = (positive_findings(t) for t in (prediction.prediction, prediction.reference))
+        return Comparison(sorted(said & true), sorted(true - said), sorted(said - true))
 
 
 @registry.register_task("image_text_pretrain")

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from xraygpt.common.registry import registry
 from xraygpt.metrics.statistics import Score
-from xraygpt.metrics.vqa import vqa_scores
+from xraygpt.metrics.vqa import normalise, vqa_scores
 from xraygpt.models.base import Generation
-from xraygpt.tasks.base import BaseTask, Prediction
+from xraygpt.tasks.base import BaseTask, Comparison, Prediction
 
 
 @registry.register_task("vqa")
@@ -37,3 +37,8 @@ class Vqa(BaseTask):
             kinds,
             [p.study_id for p in predictions],
         )
+
+    def compare(self, prediction: Prediction) -> Comparison:
+        """Whether the answer is right."""
+        right = normalise(prediction.prediction) == normalise(prediction.reference)
+        return Comparison(agreed=["right answer"]) if right else Comparison(missed=["right answer"])

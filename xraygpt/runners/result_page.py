@@ -1,0 +1,217 @@
+"""One self-contained HTML file of a run: scores beside controls, loss curves, cases with pictures.
+
+It fetches nothing: pictures are inside it, and its content policy forbids the network.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from xraygpt.common.checkpoint import write_file
+from xraygpt.common.draws import keyed_random
+from xraygpt.datasets.base import ImageRef
+from xraygpt.processors.pixels import read_image
+from xraygpt.runners import logs
+
+log = logging.getLogger(__name__)
+
+SIDE, QUALITY = 256, 70  # pixels of a picture's longer side; of JPEG
+NAMES = {
+    "true": "true image",
+    "shuffled": "another study's image",
+    "blank": "black image",
+    "most_common": "most common answer",
+}
+HEADLINES = (
+    "BLEU-4", "ROUGE-L", "findings_text_F1", "abnormal_text_F1", "findings_coding_F1",
+    "abnormal_coding_F1", "accuracy", "accuracy_closed", "accuracy_open", "distinct",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One sample on the page."""
+
+    sample_id: str
+    images: Sequence[ImageRef]
+    prompt: str
+    prediction: str
+    reference: str = ""
+    agreed: Sequence[str] = ()
+    missed: Sequence[str] = ()
+    added: Sequence[str] = ()
+    others: Mapping[str, str] = field(default_factory=dict)  # control -> what was said then
+    source: str = ""
+
+
+def write_page(
+    path: Path,
+    *,
+    title: str,
+    subtitle: str,
+    cases: Sequence[Case],
+    shown: str = "",
+    scores: Sequence[Mapping[str, Any]] = (),
+    losses: Sequence[Mapping[str, Any]] = (),
+    runs: Sequence[Path] = (),
+    facts: Mapping[str, Any],
+    configuration: str = "",
+) -> None:
+    """Write the page, whole or not at all.
+
+    Args:
+        path: The HTML file.
+        title: Of the page.
+        subtitle: One line below it.
+        cases: Samples to show, in order.
+        shown: Which cases these are.
+        scores: Rows of scores.json.
+        losses: Likewise.
+        runs: Folders of the training runs, oldest first; their losses are drawn.
+        facts: Versions, seed, machine and so on.
+        configuration: The resolved YAML.
+    """
+    from jinja2 import Environment
+
+    source = (resources.files("xraygpt") / "data" / "result_page.html").read_text("utf-8")
+    template = Environment(autoescape=True, trim_blocks=True).from_string(source)
+    synthetic = bool(cases) and all(c.source.startswith("SYNTHETIC") for c in cases)
+    present = list(dict.fromkeys(str(r["condition"]) for r in scores))
+    html = template.render(
+        title=title,
+        subtitle=subtitle,
+        notice="The images are SYNTHETIC drawings."
+        if synthetic
+        else "Holds images and texts of the corpus: share it only as the corpus's licence allows.",
+        conditions=[{"key": c, "name": NAMES.get(c, c)} for c in present],
+        chart=_chart(scores),
+        losses=losses,
+        curves=[c for c in map(_curve, runs) if c],
+        cases=[_shown(case) for case in cases],
+        shown=shown,
+        findings=sorted({f for c in cases for f in (*c.agreed, *c.missed, *c.added)}),
+        scores=scores,
+        facts=list(facts.items()),
+        configuration=configuration,
+    )
+    write_file(path, html)
+
+
+def chosen(count: int, most: int, seed: int) -> list[int]:
+    """At most `most` of `count` places, drawn at random, in order."""
+    places = list(range(count))
+    if count > most:
+        places = sorted(keyed_random(seed, "cases").sample(places, most))
+    return places
+
+
+def _shown(case: Case) -> dict[str, Any]:
+    pictures = []
+    for ref in case.images:
+        try:
+            pictures.append(
+                {"data": _thumbnail(ref), "alt": f"{case.sample_id} {ref.view}".strip()}
+            )
+        except (ValueError, OSError) as error:
+            log.warning("no picture of %s on the page: %s", case.sample_id, error)
+    return {
+        **vars(case),
+        "pictures": pictures,
+        "views": ", ".join(r.view for r in case.images if r.view),
+        "synthetic": case.source.startswith("SYNTHETIC"),
+        "others": [{"name": NAMES.get(k, k), "text": v} for k, v in case.others.items()],
+    }
+
+
+def _thumbnail(ref: ImageRef) -> str:
+    """A small JPEG as a data URI.
+
+    Raises:
+        ValueError: The file cannot be read, or holds no picture.
+    """
+    if ref.path.suffix == ".npy":
+        raise ValueError(f"{ref.path} holds features, no picture")
+    pixels = read_image(ref.path, frame=ref.frame).pixels
+    if ref.frame is None and pixels.ndim >= 3 and pixels.shape[-1] != 3:
+        pixels = pixels[len(pixels) // 2]  # a clip: its middle frame
+    image = Image.fromarray(np.round(pixels * 255).astype(np.uint8))
+    image.thumbnail((SIDE, SIDE))
+    file = io.BytesIO()
+    image.save(file, format="JPEG", quality=QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _chart(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Headline metrics; per metric one strip a condition, in per cent of the rail."""
+    chart = []
+    for name in HEADLINES:
+        rows = [r for r in scores if r["name"] == name and math.isfinite(r["value"])]
+        if not rows:
+            continue
+        strips = []
+        for row in rows:
+            low, high = (min(max(row[k], 0.0), 1.0) * 100 for k in ("low", "high"))
+            strips.append(
+                {
+                    "key": row["condition"],
+                    "low": f"{low:.1f}",
+                    "width": f"{high - low:.1f}",
+                    "at": f"{min(max(row['value'], 0.0), 1.0) * 100:.1f}",
+                    "label": f"{row['value']:.3f} ({row['low']:.3f}–{row['high']:.3f})",
+                }
+            )
+        chart.append({"name": name.replace("_", " "), "n": rows[0]["n"], "rows": strips})
+    return chart
+
+
+_LINES = (
+    ("train/loss", "true", "training"),
+    ("val/loss", "most_common", "val"),
+    ("val/loss_shuffled", "shuffled", "val with another study's image"),
+)
+
+
+def _curve(run: Path) -> dict[str, Any] | None:
+    """Polylines of a run's losses, the training loss as a mean over ten rows."""
+    rows = logs.read_rows(run / "metrics.jsonl")
+    series = {}
+    for name, _, _ in _LINES:
+        points = [(r["step"], r[name]) for r in rows if name in r and math.isfinite(r[name])]
+        if name == "train/loss":
+            points = [
+                (step, float(np.mean([v for _, v in points[max(i - 9, 0) : i + 1]])))
+                for i, (step, _) in enumerate(points)
+            ]
+            points = points[:: max(len(points) // 200, 1)]
+        if points:
+            series[name] = points
+    if not series:
+        return None
+    last = max(step for points in series.values() for step, _ in points)
+    values = [v for points in series.values() for _, v in points]
+    low, high = min(values), float(np.percentile(values, 98))
+    spread = max(high - low, 1e-6)
+
+    def at(value: float) -> float:
+        return round(190 - 175 * min((value - low) / spread, 1.02), 1)
+
+    lines, words = [], []
+    for name, key, word in _LINES:
+        if name in series:
+            drawn = " ".join(f"{42 + 350 * s / max(last, 1):.1f},{at(v)}" for s, v in series[name])
+            lines.append({"key": key, "points": drawn, "width": 1.3 if key == "true" else 2})
+            words.append(f"{word} {series[name][-1][1]:.3f}")
+    grid = [{"at": at(v), "label": f"{v:.2f}"} for v in np.linspace(low, high, 4)]
+    caption = f"nats per target token, last values: {', '.join(words)}"
+    return {"name": run.parent.name, "lines": lines, "grid": grid, "last": last, "caption": caption}
