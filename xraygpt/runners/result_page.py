@@ -127,6 +127,7 @@ def _shown(case: Case) -> dict[str, Any]:
             log.warning("no picture of %s on the page: %s", case.sample_id, error)
     return {
         **vars(case),
+        "findings": [*case.agreed, *case.missed, *case.added],
         "pictures": pictures,
         "views": ", ".join(r.view for r in case.images if r.view),
         "synthetic": case.source.startswith("SYNTHETIC"),
