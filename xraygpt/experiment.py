@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from xraygpt.common import checkpoint
 from xraygpt.common import config as configuration
 from xraygpt.common.errors import InputError, XrayGPTError
 from xraygpt.datasets import controls
-from xraygpt.datasets.base import Split, StudyDataset
+from xraygpt.datasets.base import Split, StudyDataset, read_tensor
 from xraygpt.datasets.builder import BaseBuilder
 from xraygpt.datasets.mixture import Mixture
 from xraygpt.models.base import BaseModel
 from xraygpt.processors.image import ImageSpec
 from xraygpt.runners.base import BaseRunner
 from xraygpt.runners.evaluation import Evaluator
+from xraygpt.runners.prediction import Predictor, find_inputs
 from xraygpt.runners.state import load_weights
 from xraygpt.runners.train_loop import Runner
 
@@ -126,17 +128,12 @@ def build_evaluator(experiment: Evaluation) -> Evaluator:
     )
     data, train = builder.build(run.split, "eval"), builder.build("train", "eval")
     identity = {
-        "model": configuration.to_tree(experiment.model),
-        "weights": _digest_of(experiment.model.ckpt),
-        "datasets": configuration.to_tree(experiment.datasets),
-        "task": configuration.to_tree(run.task),
+        **_identity(experiment, model),
         "split": run.split,
         "max_samples": run.max_samples,
         "seed": run.seed,
-        "parts": model.parts(),
         "content": data.digest(),
         "prompts": model.renderer.prompts[:1],
-        "version": __version__,
     }
     return Evaluator(
         run,
@@ -148,6 +145,56 @@ def build_evaluator(experiment: Evaluation) -> Evaluator:
         resolved=configuration.to_yaml(experiment),
         trained_in=_training_runs(configuration.to_tree(experiment.model)),
     )
+
+
+def build_predictor(
+    experiment: Evaluation,
+    source: Path,
+    *,
+    output_dir: Path,
+    question: str = "",
+    **settings: Any,
+) -> Predictor:
+    """Model and images, ready to answer; image processor and decoding are those of evaluation.
+
+    Args:
+        experiment: An evaluation YAML.
+        source: Image, folder or table.
+        output_dir: Where results go.
+        question: Asked of every image; empty takes the model's first prompt.
+        settings: See `Predictor`: device, batch_size, workers.
+    """
+    records = find_inputs(source, question)
+    model = build_model(experiment, experiment.run.seed)
+    builder = next(iter(experiment.datasets.values())).build(image_spec=model.image_spec)
+    vis = builder.processor("vis", "eval")
+    data = StudyDataset(records, partial(read_tensor, processor=vis), signature=vis.signature())
+    identity = {
+        **_identity(experiment, model),
+        "input": str(source.resolve()),
+        "question": question or model.renderer.prompts[:1],
+    }
+    return Predictor(
+        model,
+        experiment.run.task.build(),
+        data,
+        output_dir=output_dir,
+        identity=identity,
+        resolved=configuration.to_yaml(experiment),
+        **settings,
+    )
+
+
+def _identity(experiment: Evaluation, model: BaseModel) -> dict[str, Any]:
+    """What decides the answers of a model."""
+    return {
+        "model": configuration.to_tree(experiment.model),
+        "weights": _digest_of(experiment.model.ckpt),
+        "datasets": configuration.to_tree(experiment.datasets),
+        "task": configuration.to_tree(experiment.run.task),
+        "parts": model.parts(),
+        "version": __version__,
+    }
 
 
 def _training_runs(model: dict[str, Any]) -> list[Path]:

@@ -92,7 +92,7 @@ class BaseBuilder(Plugin):
             DataError: A path is missing, or a record is bad and `on_error` is "error".
         """
         phase = phase or ("train" if split == "train" else "eval")
-        vis, text = self._processor("vis", phase), self._processor("text", phase)
+        vis, text = self.processor("vis", phase), self.processor("text", phase)
         by_split, problems = self.survey(text)
         kept = by_split.get(split, [])[: self.config.max_samples]
         self._settle(problems, len(kept))
@@ -113,7 +113,7 @@ class BaseBuilder(Plugin):
         by_split: dict[str | None, list[Record]] = {}
         problems = []
         times: Counter[str] = Counter()
-        for where, record in self.records(clean or self._processor("text", "train")):
+        for where, record in self.records(clean or self.processor("text", "train")):
             if isinstance(record, str):
                 problems.append(record)
                 continue
@@ -124,7 +124,7 @@ class BaseBuilder(Plugin):
             by_split.setdefault(where, []).append(record)
         return by_split, problems
 
-    def _processor(self, which: str, phase: Phase) -> Any:
+    def processor(self, which: Literal["vis", "text"], phase: Phase) -> Any:
         """The processor of a phase; either phase's stands in for the other, as the lineage did."""
         given = self.config.vis_processor if which == "vis" else self.config.text_processor
         config = given.get(phase) or given.get("train" if phase == "eval" else "eval")

@@ -1,0 +1,52 @@
+"""Answer about images: python predict.py --cfg-path eval_configs/x.yaml --input folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Parse, load, build, answer."""
+    from xraygpt.common.config import load, to_yaml
+    from xraygpt.experiment import Evaluation, build_predictor, command_line
+
+    parser = command_line(__doc__)
+    parser.add_argument(
+        "--input", type=Path, help="image, DICOM, folder, or table (CSV, JSONL) with a column image"
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/predict"), help="folder")
+    parser.add_argument("--question", "--prompt", default="", help="asked of every image")
+    parser.add_argument("--batch-size", type=int, default=8, help="images answered at once")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--workers", type=int, default=None, help="processes that read images")
+    args = parser.parse_args()
+    experiment = load(Evaluation, args.cfg_path, args.options)
+    if args.print_config:
+        print(to_yaml(experiment), end="")
+        return
+    if args.input is None:
+        parser.error("--input is missing: an image, a DICOM, a folder or a table")
+    predictor = build_predictor(
+        experiment,
+        args.input,
+        output_dir=args.output,
+        question=args.question,
+        device=args.device,
+        batch_size=args.batch_size,
+        workers=args.workers,
+    )
+    if args.dry_run:
+        print(f"{len(predictor.data)} inputs, results would go to {predictor.folder}")
+        return
+    predictions = predictor.run()
+    if len(predictions) == 1:
+        print(predictions[0].prediction)
+    print("AI output, not verified. Research use only, not for diagnosis.")
+    print(predictor.folder / "report.html")
+
+
+if __name__ == "__main__":
+    from xraygpt.experiment import guarded
+
+    sys.exit(guarded(main))

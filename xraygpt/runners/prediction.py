@@ -1,0 +1,271 @@
+"""Prediction: image files -> answers, streamed to disk, resumable; a bad file stops nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from xraygpt.common import checkpoint, distributed
+from xraygpt.common.errors import DataError, XrayGPTError
+from xraygpt.common.logging import progress
+from xraygpt.datasets.base import ImageRef, Record, Sample, StudyDataset
+from xraygpt.datasets.collate import Collator
+from xraygpt.datasets.records import read_table
+from xraygpt.models.base import BaseModel
+from xraygpt.processors.prompts import IMAGE, Turn
+from xraygpt.runners import logs, result_page
+from xraygpt.tasks.base import BaseTask, Prediction
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".dcm", ".dicom"})
+TABLES = frozenset({".csv", ".jsonl"})
+PAGE_CASES = 200
+
+
+class SomeFailed(XrayGPTError):
+    """Some inputs gave no answer; the others have theirs."""
+
+
+def find_inputs(path: Path, question: str = "") -> list[Record]:
+    """What a command line names, as records without an answer.
+
+    Args:
+        path: An image; a folder, searched with all folders in it; or a table (CSV, JSONL) with a
+            column `image` and, if wanted, `id`, `study`, `view` and `question`. Paths in a table
+            are relative to it.
+        question: Asked of every image that has none of its own; empty takes the model's prompt.
+
+    Raises:
+        DataError: Nothing is there, or no image is.
+    """
+    if not path.exists():
+        raise DataError(f"--input {path}: no such file or folder")
+    if path.is_dir():
+        files = sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith("."))
+        images = [f for f in files if _may_be_image(f)]
+        if len(files) > len(images):
+            log.info("%s: %d files are no images and left alone", path, len(files) - len(images))
+        records = [_record(str(f.relative_to(path)), f, question=question) for f in images]
+    elif path.suffix.lower() in TABLES:
+        records = [_row(path, number, row, question) for number, row in read_table(path)]
+    else:
+        records = [_record(path.name, path, question=question)]
+    if not records:
+        raise DataError(f"--input {path}: holds no PNG, JPEG or DICOM file")
+    return _distinct(records)
+
+
+def _may_be_image(file: Path) -> bool:
+    """By its ending; a file without one is a DICOM if it says so."""
+    if file.suffix.lower() in SUFFIXES:
+        return True
+    # Departments name DICOM files by UID, so the "ending" may be a number.
+    if file.suffix and not file.suffix[1:].isdigit():
+        return False
+    with file.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def _row(table: Path, number: int, row: dict[str, Any], question: str) -> Record:
+    name = row.get("image") or row.get("path")
+    if not isinstance(name, str):
+        have = ", ".join(map(str, row))
+        raise DataError(f"{table}, record {number}: no column 'image' (there are: {have})")
+    return _record(
+        str(row.get("id") or name),
+        table.parent / name,
+        study=str(row.get("study") or ""),
+        view=str(row.get("view") or ""),
+        question=str(row.get("question") or question),
+    )
+
+
+def _record(
+    name: str, path: Path, *, study: str = "", view: str = "", question: str = ""
+) -> Record:
+    turn = Turn(role="user", text=f"{IMAGE} {question}".strip())
+    return Record(name, study or name, (ImageRef(path, view),), (turn,), {"path": str(path)})
+
+
+def _distinct(records: list[Record]) -> list[Record]:
+    """Refuse two records of one name: their answers could not be told apart."""
+    seen: set[str] = set()
+    for record in records:
+        if record.sample_id in seen:
+            raise DataError(f"two inputs are called {record.sample_id}; give each its own `id`")
+        seen.add(record.sample_id)
+    return records
+
+
+class _Tolerant(Dataset[tuple[int, Sample | str]]):
+    """Reads in a loader's worker; what cannot be read becomes the reason why."""
+
+    def __init__(self, data: StudyDataset, places: Sequence[int]) -> None:
+        self.data, self.places = data, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[int, Sample | str]:
+        place = self.places[index]
+        try:
+            sample = self.data[place]
+        except DataError as error:
+            why = str(error).removeprefix(f"sample {self.data.records[place].sample_id}: ")
+            return place, why.split(" (on_error:")[0]
+        assert sample is not None
+        return place, sample
+
+
+class Predictor:
+    """Answers for many images.
+
+    Args:
+        model: What answers.
+        task: How answers are decoded.
+        data: What to answer about.
+        output_dir: Results go to a folder in it named after model, question and settings.
+        identity: All that decides an answer; goes into the folder's name and the first line.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        batch_size: Rows decoded at once.
+        workers: Processes that read images; None takes one per core, at most four.
+    """
+
+    def __init__(
+        self,
+        model: BaseModel,
+        task: BaseTask,
+        data: StudyDataset,
+        *,
+        output_dir: Path,
+        identity: dict[str, Any],
+        device: str = "auto",
+        batch_size: int = 8,
+        workers: int | None = None,
+        resolved: str = "",
+    ) -> None:
+        self.accelerator = distributed.make_accelerator(device, amp=False)
+        self.model, self.task, self.data = model.to(self.accelerator.device).eval(), task, data
+        model.renderer.prompts = model.renderer.prompts[:1]  # one question for all, as measured
+        self.collate = Collator(model.renderer, model.packer, max_len=model.context_len)
+        self.batch_size, self.identity, self.resolved = batch_size, identity, resolved
+        few = len(data) < 2 * batch_size
+        cores = min(os.cpu_count() or 1, 4)
+        self.workers = workers if workers is not None else (0 if few else cores)
+        text = json.dumps(identity, sort_keys=True, default=str)
+        self.asked = {r.sample_id: r for r in data.records}
+        self.signature = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.folder = output_dir / self.signature
+
+    def run(self) -> list[Prediction]:
+        """Answer what is not answered yet, then write the page.
+
+        Raises:
+            SomeFailed: Some images could not be read; all others have their answer.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "predictions.jsonl"
+        done = self._done(path)
+        todo = [i for i, r in enumerate(self.data.records) if r.sample_id not in done]
+        if len(todo) < len(self.data):
+            log.info("%d of %d are answered already", len(self.data) - len(todo), len(self.data))
+        failed: dict[str, str] = {}
+        with (
+            path.open("a", encoding="utf-8") as file,
+            progress(total=len(todo), desc="answers", unit="image") as bar,
+        ):
+            for batch in self._batches(todo):
+                good = [(i, s) for i, s in batch if not isinstance(s, str)]
+                failed |= {
+                    self.data.records[i].sample_id: s for i, s in batch if isinstance(s, str)
+                }
+                for prediction in self._answer([s for _, s in good]):
+                    done[prediction.sample_id] = prediction
+                    file.write(json.dumps(prediction.as_row()) + "\n")
+                file.flush()
+                bar.update(len(batch))
+        result = [done[r.sample_id] for r in self.data.records if r.sample_id in done]
+        errors = "".join(json.dumps({"sample_id": k, "error": v}) + "\n" for k, v in failed.items())
+        checkpoint.write_file(self.folder / "errors.jsonl", errors)
+        self._write_page(result)
+        if failed:
+            named = "\n".join(f"  {name}: {why}" for name, why in failed.items())
+            raise SomeFailed(
+                f"{len(failed)} of {len(self.data)} could not be read, {len(result)} are answered "
+                f"in {self.folder}:\n{named}"
+            )
+        return result
+
+    def _batches(self, todo: Sequence[int]) -> Iterator[list[tuple[int, Sample | str]]]:
+        loader: DataLoader[Any] = DataLoader(
+            _Tolerant(self.data, todo),
+            batch_size=self.batch_size,
+            num_workers=self.workers,
+            collate_fn=list,
+        )
+        return iter(loader)
+
+    def _answer(self, samples: Sequence[Sample]) -> Iterator[Prediction]:
+        if not samples:
+            return
+        batch = distributed.to_device(self.collate.prompts(samples), self.accelerator.device)
+        for sample, text in zip(samples, self.task.predict(self.model, batch), strict=True):
+            yield Prediction(
+                sample_id=sample["sample_id"],
+                study_id=sample["study_id"],
+                prompt="\n".join(t["text"] for t in self.collate.question(sample)),
+                prediction=text,
+                reference="",
+                seed=self.task.config.generate.seed,
+                meta=sample["meta"],
+            )
+
+    def _done(self, path: Path) -> dict[str, Prediction]:
+        """Answers of an earlier command; a torn last line is dropped."""
+        rows = logs.read_rows(path)
+        if not rows:
+            rows = [{"signature": self.signature, "identity": self.identity}]
+        text = "".join(json.dumps(row, default=str) + "\n" for row in rows)
+        checkpoint.write_file(path, text)
+        answered = (Prediction(**row) for row in rows[1:])
+        return {p.sample_id: p for p in answered if self._is_of(p)}
+
+    def _is_of(self, prediction: Prediction) -> bool:
+        """Whether an answer is to this command's file and question of that name."""
+        record = self.asked.get(prediction.sample_id)
+        if record is None or record.meta["path"] != prediction.meta.get("path"):
+            return False
+        turns = [] if callable(record.turns) else list(record.turns)
+        said = self.model.renderer.with_prompt(turns, "")
+        return prediction.prompt == "\n".join(t["text"] for t in said)
+
+    def _write_page(self, predictions: Sequence[Prediction]) -> None:
+        images = {r.sample_id: r.images for r in self.data.records}
+        places = result_page.chosen(len(predictions), PAGE_CASES, 0)
+        said = [predictions[i] for i in places]
+        cases = [
+            result_page.Case(
+                sample_id=p.sample_id,
+                images=images[p.sample_id],
+                prompt=p.prompt,
+                prediction=p.prediction,
+            )
+            for p in said
+        ]
+        drawn = f", {len(said)} of them shown, drawn at random" if len(said) < len(images) else ""
+        result_page.write_page(
+            self.folder / "report.html",
+            title="xraygpt: AI drafts",
+            subtitle=f"{len(predictions)} images{drawn}, run {self.signature}.",
+            cases=cases,
+            facts=logs.facts(self.accelerator.device),
+            configuration=self.resolved,
+        )
