@@ -9,7 +9,8 @@ from random import Random
 import pytest
 from PIL import Image
 
-from xraygpt.metrics.findings import label, mentions
+from xraygpt.metrics.drawn import drawn_in, drawn_scores
+from xraygpt.metrics.findings import label
 from xraygpt.metrics.mesh import findings_of
 from xraygpt.phantom import corpus
 from xraygpt.phantom.corpus import Recipe, write_corpus
@@ -17,13 +18,6 @@ from xraygpt.phantom.design import balanced
 from xraygpt.phantom.findings import KINDS, codes_of
 from xraygpt.phantom.grammar import report
 
-# What the labeller calls a phantom's finding, where it calls it otherwise.
-LABELS = {
-    "nodule": {"lung_lesion"},
-    "consolidation": {"consolidation", "lung_opacity"},
-    "pacemaker": {"support_devices"},
-    "catheter": {"catheter", "support_devices"},
-}
 SMALL = Recipe(studies=12, seed=4, size=64, views=("frontal", "lateral"))
 
 
@@ -35,17 +29,8 @@ def test_the_labeller_reads_exactly_what_was_drawn_with_its_side():
         text = " ".join(report(findings, rng).values())
         read = {name for name, status in label(text).items() if status != "negative"}
         assert read == findings_of(codes_of(findings)), text
-        for finding in findings:
-            if not finding.side:
-                continue
-            names = LABELS.get(finding.name, {finding.name})
-            said = {
-                m.laterality
-                for m in mentions(text)
-                if m.finding in names and m.status != "negative"
-            }
-            others = {f.side for f in findings if LABELS.get(f.name, {f.name}) & names}
-            assert finding.side in said and said - {None} <= others, text
+        sides = {f.name: {*f.drawn_sides} - {""} for f in findings}
+        assert drawn_in(text) == sides, text
 
 
 def test_every_finding_is_drawn_about_equally_often():
@@ -99,3 +84,24 @@ def test_an_interrupted_drawing_goes_on(tmp_path, monkeypatch):
     again = write_corpus(tmp_path / "cut", SMALL, workers=1)
     assert again.read_text() == whole.read_text()
     assert len(calls) == 12 * 2 - 6  # the three studies that were whole are not drawn again
+
+
+def test_scores_tell_a_wrong_side_and_a_missed_finding_from_the_truth():
+    truth = [
+        [{"name": "pneumothorax", "side": "left"}, {"name": "cardiomegaly", "side": ""}],
+        [{"name": "pleural_effusion", "side": "bilateral"}],
+        [{"name": "pacemaker", "side": "left"}],
+        [],
+    ]
+    said = [
+        "Small right pneumothorax.",  # wrong side; the heart is missed
+        "Bilateral pleural effusions.",
+        "Right central line.",  # a device, but no pacemaker
+        "Small left pneumothorax.",  # nothing is there
+    ]
+    scores = {s.name: s for s in drawn_scores(said, truth)}
+    assert scores["drawn_F1/pneumothorax"].value == pytest.approx(2 / 3)
+    assert scores["drawn_F1/pleural_effusion"].value == 1
+    assert scores["drawn_F1/cardiomegaly"].value == scores["drawn_F1/pacemaker"].value == 0
+    assert scores["drawn_macro_F1"].value == pytest.approx((2 / 3 + 1) / 4)
+    assert scores["drawn_laterality"].value == pytest.approx(1 / 2)

@@ -34,6 +34,7 @@ NAMES = {
     "most_common": "most common answer",
 }
 HEADLINES = (
+    "drawn_macro_F1", "drawn_laterality",
     "BLEU-4", "ROUGE-L", "findings_text_F1", "abnormal_text_F1", "findings_coding_F1",
     "abnormal_coding_F1", "accuracy", "accuracy_closed", "accuracy_open", "distinct",
 )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xraygpt.common.registry import registry
+from xraygpt.metrics.drawn import drawn_scores
 from xraygpt.metrics.reports import positive_findings, report_scores
 from xraygpt.metrics.statistics import Score
 from xraygpt.tasks.base import BaseTask, Comparison, Prediction
@@ -20,13 +21,17 @@ class ReportGeneration(BaseTask):
         """Settings of report generation: those of every task."""
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
-        """BLEU, ROUGE, finding labels against the text and the human coding, distinct reports."""
-        return report_scores(
-            [p.prediction for p in predictions],
+        """BLEU, ROUGE, finding labels against the text and the coding; phantoms also as drawn."""
+        said, studies = [p.prediction for p in predictions], [p.study_id for p in predictions]
+        scores = report_scores(
+            said,
             [p.reference for p in predictions],
             [p.meta.get("codes") for p in predictions],
-            [p.study_id for p in predictions],
+            studies,
         )
+        if all(str(p.meta.get("source", "")).startswith("SYNTHETIC") for p in predictions):
+            scores += drawn_scores(said, [p.meta["labels"] for p in predictions], studies)
+        return scores
 
     def compare(self, prediction: Prediction) -> Comparison:
         """Findings that both texts affirm or suspect, and those only one of them does."""
