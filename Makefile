@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PY := $(BIN)/python
 
-.PHONY: help install style test test-fast test-slow format clean
+.PHONY: help install style test test-fast test-slow format clean quickstart
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ test-fast: install  ## under two minutes on two cores
 
 test-slow: install  ## minutes: real data, killed and resumed runs
 	$(PY) -m pytest -q -m slow
+
+quickstart: install  ## train, measure and show a model on synthetic X-rays; QUICKSTART=mini: with SmolLM2
+	$(PY) -m xraygpt.quickstart $(or $(QUICKSTART),nano)
 
 clean:  ## remove the virtual environment and caches
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

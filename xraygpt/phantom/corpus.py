@@ -48,7 +48,7 @@ class Recipe:
     size: int = 256
     views: tuple[View, ...] = ("frontal",)
     shares: dict[str, float] = field(
-        default_factory=lambda: {"train": 0.8, "val": 0.1, "test": 0.1}, hash=False
+        default_factory=lambda: {"train": 0.82, "val": 0.04, "test": 0.14}, hash=False
     )
 
     def study(self, number: int) -> tuple[Study, dict[str, str], str]:
