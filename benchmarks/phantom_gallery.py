@@ -37,12 +37,15 @@ SHOWN: tuple[tuple[str, tuple[Finding, ...]], ...] = (
     ("frontal", (Finding("fracture", "left"),)),
     ("frontal", (Finding("pacemaker", "left"),)),
     ("frontal", (Finding("catheter", "right"),)),
-    ("frontal", (Finding("catheter", "left"), Finding("pleural_effusion", "left", degree="severe"))),
+    (
+        "frontal",
+        (Finding("pleural_effusion", "left", degree="severe"), Finding("catheter", "left")),
+    ),
     ("lateral", ()),
     ("lateral", (Finding("hyperinflation"),)),
     ("lateral", (Finding("pleural_effusion", "right", degree="moderate"),)),
     ("lateral", (Finding("consolidation", "right", "lower", "severe"),)),
-)  # fmt: skip
+)
 
 
 def gallery() -> Image.Image:

@@ -21,6 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     "common",
     "processors",
+    "phantom",
     "datasets",
     "models",
     "metrics",
@@ -28,6 +29,8 @@ ORDER = [
     "runners",
     "experiment",
     "validate",
+    "synthesize",
+    "quickstart",
 ]
 MAX_FILE, MAX_FUNCTION = 500, 60
 

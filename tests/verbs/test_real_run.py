@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -133,31 +132,3 @@ def test_no_text_of_the_test_split_reaches_a_tokenizer(real_data, monkeypatch):
                 studies = {r.study_id for r in data.records}
                 assert not studies & published_test_studies()
                 assert len(studies) > 200
-
-
-def test_the_corpus_of_the_documentation_works(tmp_path, monkeypatch):
-    """docs/adding_a_dataset.md is run as it stands."""
-    page = (REPO / "docs" / "adding_a_dataset.md").read_text()
-    code, yaml = re.findall(r"```(?:python|yaml)\n(.*?)```", page, re.S)
-    package = tmp_path / "my_pkg"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "night_shift.py").write_text(code)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    night = tmp_path / "night"
-    night.mkdir()
-    from PIL import Image
-
-    for i in range(4):
-        Image.new("L", (16, 16), 40 * i).save(night / f"{i}.png")
-        (night / f"{i}.txt").write_text(f"Report {i}.")
-    (night / "alone.txt").write_text("No picture.")
-    config = tmp_path / "run.yaml"
-    config.write_text(
-        yaml.replace("/data/night", str(night)).replace("split:", "on_error: skip, split:")
-        + "model: {arch: xraygpt, model_type: tiny}\nrun: {task: report_generation, max_steps: 1}\n"
-    )
-    loaded = load(Training, config)
-    data = loaded.datasets["night_shift"].build(image_spec=NO_IMAGES).build("train")
-    assert {r.sample_id for r in data.records} <= {"0", "1", "2", "3"}
-    assert len(data) >= 3

@@ -49,10 +49,14 @@ class Generation:
     guidance: float = 0.0
     """How much more the answer follows what sets this image apart from the average training image;
     0 is off, 1 to 4 are usual. Twice the work. No beams."""
+    candidates: int = 1
+    """Above 1: draw so many answers and give the one most like the others. Needs do_sample."""
     seed: int = 0
     """Of sampling."""
 
     def __post_init__(self) -> None:
+        if self.candidates > 1 and not self.do_sample:
+            raise ValueError("candidates above 1 are drawn: set do_sample: true")
         if self.guidance < 0 or (self.guidance and self.num_beams > 1):
             raise ValueError("guidance must be at least 0, and goes without beams (num_beams: 1)")
         if self.do_sample and self.num_beams > 1:
@@ -61,8 +65,8 @@ class Generation:
             raise ValueError("temperature and top_p act on sampling only; set do_sample: true")
         if not 0 < self.top_p <= 1 or self.temperature <= 0:
             raise ValueError("top_p must lie in (0, 1] and temperature above 0")
-        if min(self.max_new_tokens, self.num_beams) < 1:
-            raise ValueError("max_new_tokens and num_beams must be at least 1")
+        if min(self.max_new_tokens, self.num_beams, self.candidates) < 1:
+            raise ValueError("max_new_tokens, num_beams and candidates must be at least 1")
 
 
 class BaseModel(nn.Module, Plugin):

@@ -1,4 +1,4 @@
-"""Draw a corpus of phantoms: python -m xraygpt.phantom --out phantoms --studies 500."""
+"""Draw a corpus of phantoms: python -m xraygpt.synthesize --out phantoms --studies 500."""
 
 from __future__ import annotations
 

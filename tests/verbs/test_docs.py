@@ -1,0 +1,106 @@
+"""The worked examples of docs/ are run as they stand."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import REPO
+from xraygpt.common.config import load
+from xraygpt.experiment import NO_IMAGES, Training
+from xraygpt.phantom.findings import Finding
+from xraygpt.processors.image import ImageSpec
+from xraygpt.tasks.base import Prediction
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Code blocks of a page."""
+    return re.findall(rf"```{language}\n(.*?)```", (REPO / "docs" / page).read_text(), re.S)
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Puts a page's module where its YAML looks for it; returns that YAML."""
+
+    def install(page: str) -> str:
+        (code,), (yaml,) = blocks(page, "python"), blocks(page, "yaml")
+        path = tmp_path / code.splitlines()[0].removeprefix("# ")
+        path.parent.mkdir(exist_ok=True)
+        (path.parent / "__init__.py").write_text("")
+        path.write_text(code)
+        return yaml
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_pkg", raising=False)
+    return install
+
+
+def training(tmp_path: Path, yaml: str) -> Training:
+    rest = "model: {arch: xraygpt, model_type: tiny}\n"
+    if "run:" not in yaml:
+        rest += "run: {task: report_generation, max_steps: 1}\n"
+    if "datasets:" not in yaml:
+        rest += "datasets: {openi: {}}\n"
+        yaml = yaml.replace("run:", "run:\n  max_steps: 1")
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml + rest)
+    return load(Training, path)
+
+
+def test_adding_a_dataset(tmp_path, installed):
+    yaml = installed("adding_a_dataset.md")
+    night = tmp_path / "night"
+    night.mkdir()
+    for i in range(4):
+        Image.new("L", (16, 16), 40 * i).save(night / f"{i}.png")
+        (night / f"{i}.txt").write_text(f"Report {i}.")
+    (night / "alone.txt").write_text("No picture.")
+    yaml = yaml.replace("/data/night", str(night)).replace("split:", "on_error: skip, split:")
+    config = training(tmp_path, yaml)
+    data = config.datasets["night_shift"].build(image_spec=NO_IMAGES).build("train")
+    assert {r.sample_id for r in data.records} <= {"0", "1", "2", "3"}
+    assert len(data) >= 3
+
+
+def test_adding_a_processor(tmp_path, installed):
+    yaml = installed("adding_a_processor.md")
+    storage = tmp_path / "mine"
+    storage.mkdir()
+    pixels = (np.linspace(0, 1, 64 * 64) ** 4 * 255).astype(np.uint8).reshape(64, 64)
+    Image.fromarray(pixels).save(storage / "a.png")
+    row = {"id": "a", "study": "a", "split": "train", "images": [{"path": "a.png"}]}
+    row["turns"] = [{"role": "user", "text": "?"}, {"role": "assistant", "text": "Dark."}]
+    (storage / "rows.jsonl").write_text(json.dumps(row))
+    config = training(tmp_path, yaml.replace("/data/mine", str(storage)))
+    spec = ImageSpec(image_size=64, mean=(0.0,), std=(1.0,), tokens_per_image=1)
+    builder = config.datasets["mine"].build(image_spec=spec)
+    (image,) = builder.build("train")[0]["images"]
+    assert image.mean() == pytest.approx(0.5, abs=0.05)  # levels are spread evenly
+    assert builder.processor("vis", "eval").config.levels == 128
+
+
+def test_adding_a_task(tmp_path, installed):
+    task = training(tmp_path, installed("adding_a_task.md")).run.task.build()
+    said = [
+        Prediction("a", "a", "", "Clear lungs.", "Clear lungs.", 0),
+        Prediction("b", "b", "", "word " * 31, "Clear lungs.", 0),
+    ]
+    scores = {s.name: s for s in task.score(said)}
+    assert scores["short"].value == 0.5 and scores["short"].n == 2
+    assert "ROUGE-L" in scores
+
+
+def test_phantoms_from_python():
+    (code,) = blocks("phantom.md", "python")
+    names: dict = {"Finding": Finding}
+    exec(code, names)
+    picture = names["picture"]
+    assert picture.pixels.shape == picture.masks[0].shape == (224, 224)
+    assert picture.pixels.dtype == np.uint8
+    assert picture.boxes[0][0] > 0.4  # the patient's left is the picture's right

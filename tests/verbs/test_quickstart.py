@@ -1,0 +1,91 @@
+"""The tour: a failed step is repeated, a done one is not; the commands work on phantoms."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from tests.conftest import REPO
+from tests.killing import finish
+from xraygpt import quickstart
+from xraygpt.common.errors import TrainingError
+
+
+@pytest.fixture
+def pretend(tmp_path, monkeypatch):
+    """Commands that only note that they ran; the second fails as long as `broken` says so."""
+    state = SimpleNamespace(ran=[], broken=True)
+    page = tmp_path / "report.html"
+    page.write_text("")
+    row = {"name": "drawn_macro_F1", "condition": "true", "value": 0.6}
+    (tmp_path / "scores.json").write_text(json.dumps({"scores": [row]}))
+
+    def run(command, **_):
+        state.ran.append(command[3].rsplit("_", 1)[-1].rsplit("/", 1)[-1])
+        failed = state.broken and len(state.ran) == 2
+        return SimpleNamespace(returncode=int(failed), stdout=f"table\n{page}\n")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(quickstart.subprocess, "run", run)
+    return state
+
+
+def test_it_goes_on_with_the_step_that_failed(pretend, capsys):
+    with pytest.raises(TrainingError, match=r"step 2 \(train.py .*stage1.yaml\) ended with 1"):
+        quickstart.run("nano")
+    pretend.broken = False
+    quickstart.run("nano")
+    assert pretend.ran == [
+        "lm.yaml",
+        "stage1.yaml",
+        "stage1.yaml",
+        "stage2.yaml",
+        "quickstart.yaml",
+    ]
+    said = capsys.readouterr().out
+    assert "SYNTHETIC" in said and "Research use only" in said and "0.600" in said
+    quickstart.run("nano")
+    assert len(pretend.ran) == 5  # nothing is left to do
+
+
+def test_mini_makes_no_language_model(pretend):
+    pretend.broken = False
+    quickstart.run("mini")
+    assert pretend.ran == ["stage1.yaml", "stage2.yaml", "quickstart.yaml"]
+
+
+@pytest.mark.slow
+def test_its_commands_run_on_a_few_phantoms(tmp_path):
+    env = {**os.environ, "XRAYGPT_CACHE": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+    lm, one, two = (str(tmp_path / name) for name in ("lm", "stage1", "stage2"))
+    few = ["run.max_steps=3", "run.batch_size_train=4", "run.eval_samples=4", "run.eval_every=3"]
+    parts = {"lm": ["reports", "codes"], "stage1": ["codes", "questions"], "stage2": ["phantoms"]}
+    links = {
+        "lm": ["model.llm.layers=1"],
+        "stage1": [f"model.llama_model={lm}"],
+        "stage2": [f"model.llama_model={lm}", f"model.ckpt={one}"],
+    }
+    for name, labels in parts.items():
+        command = [
+            sys.executable,
+            "train.py",
+            "--cfg-path",
+            f"train_configs/quickstart_{name}.yaml",
+        ]
+        studies = [f"datasets.{label}.studies=120" for label in labels]
+        command += ["--options", *few, *studies, *links[name], f"run.output_dir={tmp_path / name}"]
+        finish(command, env)
+    command = [sys.executable, "evaluate.py", "--cfg-path", "eval_configs/quickstart.yaml"]
+    command += ["--options", f"model.llama_model={lm}", f"model.ckpt={two}", "run.shuffles=1"]
+    command += ["datasets.phantoms.studies=120", f"run.output_dir={tmp_path / 'evaluate'}"]
+    done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (page,) = tmp_path.glob("evaluate/*/report.html")
+    text = page.read_text(encoding="utf-8")
+    assert "SYNTHETIC drawings" in text and "drawn macro F1" in text
+    assert text.count("<polyline") >= 6  # losses of all three runs
