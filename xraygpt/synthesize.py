@@ -27,7 +27,16 @@ def main() -> None:
     given = parser.parse_args()
     if given.studies < 1 or given.size < 32:
         raise InputError("--studies must be at least 1 and --size at least 32")
-    recipe = Recipe(given.studies, given.seed, given.size, tuple(given.views))
+    if given.texts == "openi" and given.design != "openi":
+        raise InputError("--texts openi needs --design openi, whose codes they go with")
+    recipe = Recipe(
+        studies=given.studies,
+        seed=given.seed,
+        size=given.size,
+        views=tuple(given.views),
+        design=given.design,
+        texts=given.texts,
+    )
     rows = write_corpus(given.out, recipe, workers=given.workers)
     sys.stdout.write(f"{rows}: {given.studies} studies. {SOURCE}. Research use only.\n")
 

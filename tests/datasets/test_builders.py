@@ -12,9 +12,10 @@ from PIL import Image
 
 from tests.conftest import toy_image, write_toy_corpus
 from xraygpt.common.errors import DataError
+from xraygpt.common.openi import is_published_test, published_test_studies
 from xraygpt.datasets.caption_folder import CaptionFolder
 from xraygpt.datasets.records import FieldMap, RecordsBuilder
-from xraygpt.datasets.splits import SplitRule, is_published_test, published_test_studies
+from xraygpt.datasets.splits import SplitRule
 from xraygpt.datasets.targets import ToldImages
 from xraygpt.processors.image import ImageSpec, XrayImageTrain
 from xraygpt.processors.prompts import Turn

@@ -14,7 +14,7 @@ from tests.conftest import REPO
 from tests.killing import finish, kill_thrice_and_finish, same, weights
 from xraygpt.common.checkpoint import find_checkpoint
 from xraygpt.common.config import load
-from xraygpt.datasets.splits import published_test_studies
+from xraygpt.common.openi import published_test_studies
 from xraygpt.experiment import NO_IMAGES, Training
 
 

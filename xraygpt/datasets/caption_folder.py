@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from xraygpt.common.errors import DataError
+from xraygpt.common.openi import openi_study
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import ImageRef, Record
 from xraygpt.datasets.builder import BaseBuilder, RecordError, existing, inside
-from xraygpt.datasets.splits import openi_study
 from xraygpt.processors.prompts import IMAGE, Turn
 
 _ENDINGS = ("", ".png", ".jpg", ".jpeg", ".dcm")

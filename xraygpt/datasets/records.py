@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xraygpt.common.errors import DataError
+from xraygpt.common.openi import openi_study
 from xraygpt.common.registry import did_you_mean, registry
 from xraygpt.datasets import targets
 from xraygpt.datasets.base import ImageRef, Record
 from xraygpt.datasets.builder import BaseBuilder, RecordError, existing, inside
 from xraygpt.datasets.caption_folder import load_json
-from xraygpt.datasets.splits import openi_study
 from xraygpt.processors.prompts import IMAGE, Turn
 
 _CODED = ("codes", "code_questions")  # targets that need a human coding

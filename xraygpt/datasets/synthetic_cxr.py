@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from xraygpt.common.paths import cache_root
 from xraygpt.common.registry import registry
@@ -28,10 +29,20 @@ class SyntheticCxr(RecordsBuilder):
         """Studies drawn, in all splits together; eight tenths are train."""
         phantom_seed: int = 0
         """Another seed, other studies."""
+        design: Literal["balanced", "openi"] = "balanced"
+        """Which findings a study has: each about equally often, or together as people coded them in
+        OpenI's reports (`pip install --no-deps torchxrayvision`)."""
+        texts: Literal["grammar", "openi"] = "grammar"
+        """Reports of our own wording, or, with `design: openi`, the real report of those codes."""
         picture_size: int = 256
         """Height and width of the pictures, in pixels."""
         picture_views: list[View] = field(default_factory=lambda: ["frontal"])
         """Views drawn of each study."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.texts == "openi" and self.design != "openi":
+                raise ValueError("texts: openi needs design: openi, whose codes they go with")
 
     config: Config
 
@@ -39,7 +50,12 @@ class SyntheticCxr(RecordsBuilder):
         """Each study, or each picture, with its split; draws what is not there."""
         config = self.config
         recipe = Recipe(
-            config.studies, config.phantom_seed, config.picture_size, tuple(config.picture_views)
+            studies=config.studies,
+            seed=config.phantom_seed,
+            size=config.picture_size,
+            views=tuple(config.picture_views),
+            design=config.design,
+            texts=config.texts,
         )
         key = json.dumps([VERSION, asdict(recipe)])
         name = hashlib.sha256(key.encode()).hexdigest()[:16]  # another recipe, another folder

@@ -62,7 +62,7 @@ def drawn_scores(
         share where exactly that side is named; no side is wrong.
     """
     said = [drawn_in(p) for p in predictions]
-    drawn = [{str(f["name"]): _both(str(f["side"])) for f in row} for row in labels]
+    drawn = [_drawn(row) for row in labels]
     names = [n for n in KINDS if any(n in d for d in drawn)]
     counts = np.array(
         [[_count(s, d, n) for n in names] for s, d in zip(said, drawn, strict=True)], dtype=float
@@ -77,6 +77,14 @@ def drawn_scores(
     sides = np.array([_sides(s, d) for s, d in zip(said, drawn, strict=True)], dtype=float)
     scores.append(ratio_score("drawn_laterality", sides.reshape(-1, 2), _share, SIGNATURE, groups))
     return scores
+
+
+def _drawn(row: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for finding in row:
+        sides = found.setdefault(str(finding["name"]), set())
+        sides |= _both(str(finding["side"]))
+    return found
 
 
 def _count(

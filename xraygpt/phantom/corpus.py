@@ -11,14 +11,14 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from xraygpt.common.errors import DataError
 from xraygpt.common.logging import progress
-from xraygpt.phantom import design
+from xraygpt.phantom import design, openi
 from xraygpt.phantom.findings import codes_of
 from xraygpt.phantom.grammar import report
 from xraygpt.phantom.render import Study, render
@@ -40,6 +40,10 @@ class Recipe:
         seed: Another seed, another corpus.
         size: Height and width of the pictures in pixels.
         views: Views drawn of each study.
+        design: ``balanced``: every finding about equally often. ``openi``: as people coded them in
+            OpenI's reports, without those of the published val and test split.
+        texts: ``grammar``: reports of our own wording. ``openi``: the report whose codes are drawn,
+            which may say more than can be drawn; for the design ``openi`` alone.
         shares: Share of the studies in each split.
     """
 
@@ -47,17 +51,30 @@ class Recipe:
     seed: int = 0
     size: int = 256
     views: tuple[View, ...] = ("frontal",)
+    design: Literal["balanced", "openi"] = "balanced"
+    texts: Literal["grammar", "openi"] = "grammar"
     shares: dict[str, float] = field(
         default_factory=lambda: {"train": 0.82, "val": 0.04, "test": 0.14}, hash=False
     )
+
+    def __post_init__(self) -> None:
+        if self.texts == "openi" and self.design != "openi":
+            raise ValueError("texts: openi needs design: openi, whose codes they go with")
 
     def study(self, number: int) -> tuple[Study, dict[str, str], str]:
         """One study, its report and its split; the same for the same recipe and number."""
         rng = Random(f"{self.seed}/{number}/phantom")
         study_id = f"SYN{self.seed}-{number:05d}"
-        study = Study(study_id, design.balanced(rng), self.seed)
-        split = rng.choices(list(self.shares), weights=list(self.shares.values()))[0]
-        return study, report(study.findings, rng), split
+        if self.design == "balanced":
+            findings, chooser = design.balanced(rng), rng
+        else:
+            source = openi.study_number(number, self.seed)
+            findings = openi.findings_of(source.codes, rng)
+            chooser = Random(f"{self.seed}/{source.study_id}/split")  # a report is in one split
+        study = Study(study_id, findings, self.seed)
+        text = source.sections if self.texts == "openi" else report(findings, rng)
+        split = chooser.choices(list(self.shares), weights=list(self.shares.values()))[0]
+        return study, text, split
 
 
 def write_corpus(folder: Path, recipe: Recipe, *, workers: int | None = None) -> Path:

@@ -19,7 +19,7 @@ _EXCLUDE = (
     {"hyperinflation", "atelectasis"},
 )
 # Drawn in this order, so that fluid covers a consolidation and wires lie over everything.
-_ORDER = [
+ORDER = [
     "hyperinflation", "cardiomegaly", "consolidation", "nodule", "calcified_granuloma",
     "atelectasis", "pneumothorax", "pleural_effusion", "fracture", "catheter", "pacemaker",
 ]  # fmt: skip
@@ -32,7 +32,7 @@ def balanced(rng: Random, kinds: Sequence[str] = tuple(KINDS)) -> tuple[Finding,
     for name in rng.sample(list(kinds), len(kinds)):
         if len(chosen) < count and not any({name, other} in _EXCLUDE for other in chosen):
             chosen.append(name)
-    return tuple(draw(name, rng) for name in sorted(chosen, key=_ORDER.index))
+    return tuple(draw(name, rng) for name in sorted(chosen, key=ORDER.index))
 
 
 def draw(name: str, rng: Random, **given: Any) -> Finding:
