@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import REPO
+from tests.conftest import REPO, write_toy_corpus
 from xraygpt.common.config import load
-from xraygpt.experiment import NO_IMAGES, Training
+from xraygpt.experiment import NO_IMAGES, Training, build_runner
 from xraygpt.phantom.findings import Finding
 from xraygpt.processors.image import ImageSpec
+from xraygpt.runners.logs import read_rows
 from xraygpt.tasks.base import Prediction
 
 
@@ -42,7 +43,7 @@ def installed(tmp_path, monkeypatch):
 
 
 def training(tmp_path: Path, yaml: str) -> Training:
-    rest = "model: {arch: xraygpt, model_type: tiny}\n"
+    rest = "" if "model:" in yaml else "model: {arch: xraygpt, model_type: tiny}\n"
     if "run:" not in yaml:
         rest += "run: {task: report_generation, max_steps: 1}\n"
     if "datasets:" not in yaml:
@@ -94,6 +95,30 @@ def test_adding_a_task(tmp_path, installed):
     scores = {s.name: s for s in task.score(said)}
     assert scores["short"].value == 0.5 and scores["short"].n == 2
     assert "ROUGE-L" in scores
+
+
+def test_adding_a_model_that_learns(tmp_path, installed):
+    """The example is trained: its loss with the true image ends far below the shuffled one's."""
+    corpus = write_toy_corpus(tmp_path / "corpus")
+    model = installed("adding_a_model.md") + "  freeze_llm: false\n"
+    data = f"datasets:\n  toy: {{builder: records, storage: {corpus}}}\n"
+    run = f"""run:
+  task: report_generation
+  output_dir: {tmp_path / "out"}
+  device: cpu
+  max_steps: 300
+  eval_every: 300
+  save_every: 0
+  batch_size_train: 8
+  init_lr: 3e-3
+"""
+    path = tmp_path / "run.yaml"
+    path.write_text(model + data + run)
+    runner = build_runner(load(Training, path))
+    assert not any("query_tokens" in n for n, _ in runner.model.trainable_parameters())
+    runner.train()
+    last = [r for r in read_rows(runner.run_folder / "metrics.jsonl") if "val/loss" in r][-1]
+    assert last["val/image_gap"] > 0.1
 
 
 def test_phantoms_from_python():

@@ -161,12 +161,7 @@ class XrayGPT(BaseModel):
             patches = None if self.vision.has_position else self.vision.num_tokens
             if config.freeze_vit:
                 self.vision.freeze()
-        self.qformer = qformer.QFormer(
-            config.qformer,
-            vision_width=width,
-            num_patches=patches,
-            num_query_token=config.num_query_token,
-        )
+        self.qformer = self.make_qformer(width, patches)
         self.qformer.requires_grad_(not config.freeze_qformer)
         if config.llama_model is None:
             self.tokenizer: Any = language.new_tokenizer([], 260)
@@ -188,6 +183,24 @@ class XrayGPT(BaseModel):
         self.register_buffer("average_tokens", average)  # of the images trained on, lately
         self.register_buffer("average_count", torch.zeros(()))
         self.context_len: int = self.llm.config.max_position_embeddings
+
+    def make_qformer(self, width: int, patches: int | None) -> nn.Module:
+        """What makes tokens of features; plug-ins may put another module here.
+
+        Args:
+            width: D of the features.
+            patches: Features of an image, if the encoder does not say where each comes from.
+
+        Returns:
+            A module that maps (N, L, D) features and their (N, L) mask, or None, to
+            (N, `num_query_token`, `qformer.hidden`).
+        """
+        return qformer.QFormer(
+            self.config.qformer,
+            vision_width=width,
+            num_patches=patches,
+            num_query_token=self.config.num_query_token,
+        )
 
     @torch.no_grad()
     def _match_embeddings(self) -> None:
