@@ -17,7 +17,7 @@ import yaml
 from xraygpt import __version__
 from xraygpt.common import checkpoint
 from xraygpt.common import config as configuration
-from xraygpt.common.errors import InputError, XrayGPTError
+from xraygpt.common.errors import InputError, WeightsError, XrayGPTError
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import Split, StudyDataset, read_tensor
 from xraygpt.datasets.builder import BaseBuilder
@@ -197,18 +197,26 @@ def _identity(experiment: Evaluation, model: BaseModel) -> dict[str, Any]:
     }
 
 
-def _training_runs(model: dict[str, Any]) -> list[Path]:
-    """Folders of the runs that made a model, oldest first: its LLM's, then from stage to stage."""
+def _training_runs(model: dict[str, Any], known: tuple[Path, ...] = ()) -> list[Path]:
+    """Folders of the runs that made a model, oldest first: its LLM's, then from stage to stage.
+
+    They are only looked at, so a run that is gone or damaged is left out.
+    """
     found: list[Path] = []
     for key in ("llama_model", "ckpt"):
         source = Path(str(model.get(key) or ""))
         if not model.get(key) or not checkpoint.is_run_like(source):
             continue
-        run = checkpoint.run_of(checkpoint.find_checkpoint(source))
+        try:
+            run = checkpoint.run_of(checkpoint.find_checkpoint(source))
+        except WeightsError:
+            continue
+        if run in known:  # it went on from its own folder
+            continue
         before = run / "config.yaml"
         if before.is_file():
             tree = yaml.safe_load(before.read_text(encoding="utf-8")) or {}
-            found += _training_runs(tree.get("model") or {})
+            found += _training_runs(tree.get("model") or {}, (*known, run))
         found.append(run)
     return list(dict.fromkeys(found))
 

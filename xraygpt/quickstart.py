@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import resource
@@ -84,11 +85,12 @@ def run(preset: str) -> Path:
     """
     folder = ROOT if preset == "nano" else ROOT.parent / "quickstart_mini"
     tour = steps(preset)
-    seconds = 0.0
+    seconds, peak, key = 0.0, 0.0, ""
     for number, step in enumerate(tour, start=1):
-        done = _done(folder, number, step)
+        key = _key(step, key)
+        done = _done(folder, number, key)
         if done is not None:
-            seconds += done["seconds"]
+            seconds, peak = seconds + done["seconds"], max(peak, done["peak_gib"])
             log.info("step %d of %d, %s: done before", number, len(tour), step.title)
             continue
         log.info("\nstep %d of %d: %s", number, len(tour), step.title)
@@ -100,15 +102,17 @@ def run(preset: str) -> Path:
                 "mend what it says above and type the same command again: it goes on from there"
             )
         took = time.monotonic() - start
+        used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
         facts = {
-            "command": step.command,
+            "key": key,
             "seconds": took,
+            "peak_gib": used,
             "result": ended.stdout.strip().splitlines()[-1],
         }
         write_file(_marker(folder, number), json.dumps(facts))
-        seconds += took
+        seconds, peak = seconds + took, max(peak, used)
     page = Path(json.loads(_marker(folder, len(tour)).read_text())["result"])
-    _say_what_came_of_it(page, seconds)
+    _say_what_came_of_it(page, seconds, peak, tour[-1])
     return page
 
 
@@ -116,24 +120,31 @@ def _marker(folder: Path, number: int) -> Path:
     return folder / f"step-{number}.json"
 
 
-def _done(folder: Path, number: int, step: Step) -> dict[str, Any] | None:
+def _key(step: Step, before: str) -> str:
+    """Changes with the command, its YAML, and every step before it."""
+    yaml = (CONFIGS / step.config).read_text(encoding="utf-8")
+    return hashlib.sha256(json.dumps([step.command, yaml, before]).encode()).hexdigest()
+
+
+def _done(folder: Path, number: int, key: str) -> dict[str, Any] | None:
     """What an earlier call noted of this very step, if its result is still there."""
     try:
         facts: dict[str, Any] = json.loads(_marker(folder, number).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    same = facts.get("command") == step.command and Path(facts["result"]).exists()
+    same = facts.get("key") == key and Path(facts["result"]).exists()
     return facts if same else None
 
 
-def _say_what_came_of_it(page: Path, seconds: float) -> None:
+def _say_what_came_of_it(page: Path, seconds: float, peak: float, last: Step) -> None:
     scores = json.loads((page.parent / "scores.json").read_text(encoding="utf-8"))["scores"]
     conditions = list(dict.fromkeys(row["condition"] for row in scores))
     out = ["", f"{'':18}" + "".join(f"{c:>13}" for c in conditions)]
     for name in HEADLINES:
         by = {r["condition"]: r["value"] for r in scores if r["name"] == name}
         out.append(f"{name:18}" + "".join(f"{by.get(c, float('nan')):13.3f}" for c in conditions))
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    model = [o for o in last.options if o.startswith("model.")]
+    options = f"--options {' '.join(model)} " if model else ""
     out += [
         "",
         f"{seconds / 60:.1f} minutes of computing, at most {peak:.1f} GiB in one process.",
@@ -141,7 +152,7 @@ def _say_what_came_of_it(page: Path, seconds: float) -> None:
         "",
         f"The page:         {page.resolve()}",
         "An image:         .venv/bin/python predict.py --cfg-path eval_configs/quickstart.yaml "
-        "--input my.png",
+        f"{options}--input my.png",
         "Your own corpus:  docs/data.md",
         "",
     ]

@@ -24,19 +24,22 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, default=None, help="processes; one per core if absent"
     )
+    parser.add_argument("--design", choices=("balanced", "openi"), default=default.design)
+    parser.add_argument("--texts", choices=("grammar", "openi"), default=default.texts)
     given = parser.parse_args()
     if given.studies < 1 or given.size < 32:
         raise InputError("--studies must be at least 1 and --size at least 32")
-    if given.texts == "openi" and given.design != "openi":
-        raise InputError("--texts openi needs --design openi, whose codes they go with")
-    recipe = Recipe(
-        studies=given.studies,
-        seed=given.seed,
-        size=given.size,
-        views=tuple(given.views),
-        design=given.design,
-        texts=given.texts,
-    )
+    try:
+        recipe = Recipe(
+            studies=given.studies,
+            seed=given.seed,
+            size=given.size,
+            views=tuple(given.views),
+            design=given.design,
+            texts=given.texts,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from None
     rows = write_corpus(given.out, recipe, workers=given.workers)
     sys.stdout.write(f"{rows}: {given.studies} studies. {SOURCE}. Research use only.\n")
 

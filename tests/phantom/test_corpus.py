@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from random import Random
 
 import pytest
 from PIL import Image
 
+from xraygpt import synthesize
+from xraygpt.common.errors import DataError, InputError
 from xraygpt.metrics.drawn import drawn_in, drawn_scores
 from xraygpt.metrics.findings import label
 from xraygpt.metrics.mesh import findings_of
@@ -79,6 +82,8 @@ def test_an_interrupted_drawing_goes_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_corpus(tmp_path / "cut", SMALL, workers=1)
     assert not (tmp_path / "cut" / "reports.jsonl").exists()
+    with pytest.raises(DataError, match="another recipe"):
+        write_corpus(tmp_path / "cut", Recipe(studies=12, seed=5, size=64), workers=1)
     calls = []
     monkeypatch.setattr(corpus, "render", lambda *a: calls.append(a) or original(*a))
     again = write_corpus(tmp_path / "cut", SMALL, workers=1)
@@ -105,3 +110,14 @@ def test_scores_tell_a_wrong_side_and_a_missed_finding_from_the_truth():
     assert scores["drawn_F1/cardiomegaly"].value == scores["drawn_F1/pacemaker"].value == 0
     assert scores["drawn_macro_F1"].value == pytest.approx((2 / 3 + 1) / 4)
     assert scores["drawn_laterality"].value == pytest.approx(1 / 2)
+
+
+def test_the_command_line_draws(tmp_path, monkeypatch, capsys):
+    command = ["synthesize", "--out", str(tmp_path / "out"), "--studies", "2", "--size", "48"]
+    monkeypatch.setattr(sys, "argv", [*command, "--workers", "1", "--views", "frontal", "lateral"])
+    synthesize.main()
+    assert "SYNTHETIC" in capsys.readouterr().out
+    assert len(list((tmp_path / "out" / "images").glob("*.png"))) == 4
+    monkeypatch.setattr(sys, "argv", [*command, "--texts", "openi"])
+    with pytest.raises(InputError, match="needs design: openi"):
+        synthesize.main()

@@ -122,3 +122,5 @@ def test_a_wrong_finding_says_what_there_is():
         Finding("pneumothorax", "bilateral", degree="mild")
     with pytest.raises(ValueError, match=r"cardiomegaly: zone 'upper'; possible: none"):
         Finding("cardiomegaly", zone="upper", degree="mild")
+    with pytest.raises(ValueError, match="nodule has a size_mm above 0, got 0"):
+        Finding("nodule", "left", "upper")

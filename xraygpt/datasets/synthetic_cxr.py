@@ -43,6 +43,8 @@ class SyntheticCxr(RecordsBuilder):
             super().__post_init__()
             if self.texts == "openi" and self.design != "openi":
                 raise ValueError("texts: openi needs design: openi, whose codes they go with")
+            if "frontal" not in self.picture_views:
+                raise ValueError("picture_views must hold frontal: the lateral does not show all")
 
     config: Config
 

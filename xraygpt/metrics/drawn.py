@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,9 @@ def drawn_scores(
     for i, name in enumerate(names):
         scores.append(ratio_score(f"drawn_F1/{name}", counts[:, i], _f1, SIGNATURE, groups))
     sides = np.array([_sides(s, d) for s, d in zip(said, drawn, strict=True)], dtype=float)
-    scores.append(ratio_score("drawn_laterality", sides.reshape(-1, 2), _share, SIGNATURE, groups))
-    return scores
+    sides = sides.reshape(-1, 2)
+    share = ratio_score("drawn_laterality", sides, _share, SIGNATURE, groups)
+    return [*scores, replace(share, n=int((sides[:, 1] > 0).sum()))]
 
 
 def _drawn(row: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,7 @@ def weighted_sum(terms: Sequence[tuple[float, Score]]) -> Score:
         return sum(w * s.ratio(part) for (w, s), part in zip(terms, each, strict=True))
 
     counts = np.hstack([score.counts for _, score in terms])
-    return ratio_score(first.name, counts, ratio, first.signature, first.groups)
+    return replace(ratio_score(first.name, counts, ratio, first.signature, first.groups), n=first.n)
 
 
 def mean_score(

@@ -52,7 +52,7 @@ class Generation:
     candidates: int = 1
     """Above 1: draw so many answers and give the one most like the others. Needs do_sample."""
     seed: int = 0
-    """Of sampling."""
+    """Of sampling. Answers of one batch are drawn from one stream: another batch, other draws."""
 
     def __post_init__(self) -> None:
         if self.candidates > 1 and not self.do_sample:

@@ -169,9 +169,14 @@ class Decoder:
         return [self._text(consensus(answers)) for answers in drawn]
 
     def _said(self, ids: list[int]) -> list[int]:
-        """`ids` before the end of the answer."""
+        """`ids` before the end of the answer, without what pads it to the longest of the batch."""
         end = next((i for i, token in enumerate(ids) if token in self.end_ids), len(ids))
-        return ids[:end]
+        if not self.text_stops:
+            return ids[:end]
+        said: list[int] = self.tokenizer(self._text(ids[:end]), add_special_tokens=False)[
+            "input_ids"
+        ]
+        return said
 
     def _criteria(self) -> StoppingCriteriaList:
         if not self.text_stops:

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from typing import Any, Literal
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from xraygpt.common.checkpoint import write_file
 from xraygpt.common.errors import DataError
 from xraygpt.common.logging import progress
 from xraygpt.phantom import design, openi
@@ -60,6 +61,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.texts == "openi" and self.design != "openi":
             raise ValueError("texts: openi needs design: openi, whose codes they go with")
+        if "frontal" not in self.views:
+            raise ValueError("views must hold frontal: the lateral alone does not show everything")
 
     def study(self, number: int) -> tuple[Study, dict[str, str], str]:
         """One study, its report and its split; the same for the same recipe and number."""
@@ -68,7 +71,7 @@ class Recipe:
         if self.design == "balanced":
             findings, chooser = design.balanced(rng), rng
         else:
-            source = openi.study_number(number, self.seed)
+            source = openi.study_number(number, self.seed, with_text=self.texts == "openi")
             findings = openi.findings_of(source.codes, rng)
             chooser = Random(f"{self.seed}/{source.study_id}/split")  # a report is in one split
         study = Study(study_id, findings, self.seed)
@@ -92,10 +95,11 @@ def write_corpus(folder: Path, recipe: Recipe, *, workers: int | None = None) ->
         DataError: The folder cannot be written.
     """
     rows_path, partial = folder / ROWS, folder / f"{ROWS}.partial"
-    if rows_path.is_file():
-        return rows_path
     try:
         (folder / "images").mkdir(parents=True, exist_ok=True)
+        _check_recipe(folder / "recipe.json", recipe)
+        if rows_path.is_file():
+            return rows_path
         with (folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one draws, the others wait
             if not rows_path.is_file():
@@ -111,6 +115,21 @@ def write_corpus(folder: Path, recipe: Recipe, *, workers: int | None = None) ->
     except OSError as error:
         raise DataError(f"cannot draw phantoms in {folder}: {error.strerror}") from None
     return rows_path
+
+
+def _check_recipe(path: Path, recipe: Recipe) -> None:
+    """Note what the folder holds, or compare.
+
+    Raises:
+        DataError: It holds, or is about to hold, something else.
+    """
+    wanted = json.dumps({"version": VERSION, **asdict(recipe)}, indent=1)
+    if not path.is_file():
+        write_file(path, wanted)
+    elif path.read_text(encoding="utf-8") != wanted:
+        raise DataError(
+            f"{path.parent} holds phantoms of another recipe (see {path.name}); name another folder"
+        )
 
 
 def _drawn(partial: Path) -> int:

@@ -21,6 +21,7 @@ class Kind:
         zones: Zones it may lie in; empty if that is not said.
         degrees: Degrees it may have; empty if it has none.
         code: Pattern of its code, in the vocabulary of :mod:`xraygpt.metrics.mesh`.
+        measured: Whether it has a size in millimetres.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Kind:
     sides: tuple[Side, ...] = ()
     zones: tuple[Zone, ...] = ()
     degrees: tuple[Degree, ...] = ()
+    measured: bool = False
 
 
 _SIDES: tuple[Side, ...] = ("left", "right")
@@ -48,13 +50,14 @@ KINDS: dict[str, Kind] = {
             zones=_ZONES,
             degrees=_DEGREES,
         ),
-        Kind("nodule", "Nodule/lung/{zone} lobe/{side}", sides=_SIDES, zones=_ZONES),
+        Kind("nodule", "Nodule/lung/{zone} lobe/{side}", sides=_SIDES, zones=_ZONES, measured=True),
         Kind("atelectasis", "Pulmonary Atelectasis/base/{side}", sides=_BOTH),
         Kind(
             "calcified_granuloma",
             "Calcified Granuloma/lung/{zone} lobe/{side}",
             sides=_SIDES,
             zones=_ZONES,
+            measured=True,
         ),
         Kind("hyperinflation", "Lung/hyperdistention"),
         Kind("fracture", "Fractures, Bone/ribs/{side}", sides=_SIDES),
@@ -95,6 +98,9 @@ class Finding:
             if value not in (values or ("",)):
                 choices = ", ".join(values) or "none"
                 raise ValueError(f"{self.name}: {what} '{value}'; possible: {choices}")
+        if kind.measured != (self.size_mm > 0):
+            wanted = "a size_mm above 0" if kind.measured else "no size_mm"
+            raise ValueError(f"{self.name} has {wanted}, got {self.size_mm}")
 
     @property
     def code(self) -> str:

@@ -79,9 +79,15 @@ def coded_studies() -> tuple[CodedStudy, ...]:
     return tuple(sorted(kept, key=lambda s: int(s.study_id[3:])))
 
 
-def study_number(number: int, seed: int) -> CodedStudy:
-    """Each study once in an order of `seed`'s own, then all over again."""
-    studies = coded_studies()
+def study_number(number: int, seed: int, *, with_text: bool = False) -> CodedStudy:
+    """Each study once in an order of `seed`'s own, then all over again.
+
+    Args:
+        number: Of the phantom.
+        seed: Another one, another order.
+        with_text: Leave out those without findings and impression.
+    """
+    studies = [s for s in coded_studies() if s.sections or not with_text]
     return studies[_order(len(studies), seed)[number % len(studies)]]
 
 

@@ -233,6 +233,10 @@ class Evaluator(Plugin):
         path = self.folder / f"predictions_{name}.jsonl"
         done = self._done(path)
         todo = [i for i in range(len(data)) if data.records[i].sample_id not in done]
+        for i, record in enumerate(data.records):  # answers drawn before are not drawn anew
+            if record.sample_id in done:
+                before = done[record.sample_id]
+                self._answers.setdefault(self._key(data, i, before.prompt), before.prediction)
         with path.open("a", encoding="utf-8") as file:
             for indices in progress(
                 list(self._chunks(len(todo))), f"answers, {name}", unit="batch"
@@ -246,7 +250,7 @@ class Evaluator(Plugin):
     def _answer(self, data: StudyDataset, indices: Sequence[int]) -> Iterator[Prediction]:
         """Decode what was not asked before: the same image and question have the same answer."""
         samples = [(i, s) for i, s in ((i, data[i]) for i in indices) if s is not None]
-        keys = {i: self._key(data, i, s) for i, s in samples}
+        keys = {i: self._key(data, i, self._question(s)) for i, s in samples}
         new: dict[tuple[Any, ...], Sample] = {}
         for i, sample in samples:
             if keys[i] not in self._answers:
@@ -266,10 +270,11 @@ class Evaluator(Plugin):
                 meta={k: v for k, v in sample["meta"].items() if k != "sections"},
             )
 
-    def _key(self, data: StudyDataset, index: int, sample: Sample) -> tuple[Any, ...]:
-        black = ("black",) * len(sample["images"])
-        images = black if controls.is_blank(data) else data.records[index].images
-        return (*images, self._question(sample))
+    def _key(self, data: StudyDataset, index: int, question: str) -> tuple[Any, ...]:
+        images: tuple[Any, ...] = data.records[index].images
+        if controls.is_blank(data):
+            images = ("black",) * len(images)
+        return (*images, question)
 
     def _question(self, sample: Sample) -> str:
         return "\n".join(t["text"] for t in self.collate.question(sample))

@@ -70,8 +70,11 @@ def _may_be_image(file: Path) -> bool:
     # Departments name DICOM files by UID, so the "ending" may be a number.
     if file.suffix and not file.suffix[1:].isdigit():
         return False
-    with file.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+    try:
+        with file.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return True  # it will be named among those that could not be read
 
 
 def _row(table: Path, number: int, row: dict[str, Any], question: str) -> Record:
@@ -92,7 +95,17 @@ def _record(
     name: str, path: Path, *, study: str = "", view: str = "", question: str = ""
 ) -> Record:
     turn = Turn(role="user", text=f"{IMAGE} {question}".strip())
-    return Record(name, study or name, (ImageRef(path, view),), (turn,), {"path": str(path)})
+    meta = {"path": str(path), "file": _facts(path)}
+    return Record(name, study or name, (ImageRef(path, view),), (turn,), meta)
+
+
+def _facts(path: Path) -> str:
+    """Changes when the file does."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return "absent"
+    return f"{facts.st_size} bytes, {facts.st_mtime_ns} ns"
 
 
 def _distinct(records: list[Record]) -> list[Record]:
@@ -241,7 +254,7 @@ class Predictor:
     def _is_of(self, prediction: Prediction) -> bool:
         """Whether an answer is to this command's file and question of that name."""
         record = self.asked.get(prediction.sample_id)
-        if record is None or record.meta["path"] != prediction.meta.get("path"):
+        if record is None or record.meta != prediction.meta:
             return False
         turns = [] if callable(record.turns) else list(record.turns)
         said = self.model.renderer.with_prompt(turns, "")
@@ -260,7 +273,9 @@ class Predictor:
             )
             for p in said
         ]
-        drawn = f", {len(said)} of them shown, drawn at random" if len(said) < len(images) else ""
+        drawn = (
+            f", {len(said)} of them shown, drawn at random" if len(said) < len(predictions) else ""
+        )
         result_page.write_page(
             self.folder / "report.html",
             title="xraygpt: AI drafts",
