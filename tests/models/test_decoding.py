@@ -7,7 +7,8 @@ import random
 import pytest
 
 from xraygpt.models.base import Generation
-from xraygpt.models.decoding import common_length, consensus
+from xraygpt.models.decoding import Decoder, common_length, consensus
+from xraygpt.models.language import new_tokenizer
 
 
 def table(a: list[int], b: list[int]) -> int:
@@ -29,9 +30,23 @@ def test_common_length_is_that_of_the_table():
 def test_the_answer_in_the_middle_is_chosen():
     middle = [1, 2, 3, 4, 5]
     answers = [[1, 2, 3, 9, 8], [6, 6, 6, 6, 6], middle, [7, 7, 3, 4, 5]]
-    assert consensus(answers) == middle
+    assert answers[consensus(answers)] == middle
 
 
 def test_candidates_must_be_drawn():
     with pytest.raises(ValueError, match="set do_sample: true"):
         Generation(candidates=8)
+
+
+def test_padding_has_no_vote():
+    """Short answers, padded to a long one elsewhere in the batch, are as unlike as unpadded."""
+    tokenizer = new_tokenizer(["left side is clear", "right lung"], 260)
+    decoder = object.__new__(Decoder)
+    decoder.tokenizer, decoder.text_stops, decoder.end_ids = tokenizer, ["###"], {2}
+    long = "left side is clear left side is clear"
+    short = ["right lung", "lung right right", long, long + " left", long + " side"]
+    rows = [tokenizer(f"{t}###", add_special_tokens=False)["input_ids"] for t in short]
+    padded = [row + [tokenizer.pad_token_id] * (200 - len(row)) for row in rows]
+    texts = [decoder._text(row) for row in padded]
+    assert texts == short
+    assert decoder._chosen(texts) == long

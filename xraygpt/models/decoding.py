@@ -65,13 +65,13 @@ class Guidance(LogitsProcessor):
         return guided.masked_fill(seen < least, -math.inf)
 
 
-def consensus(answers: Sequence[Sequence[int]]) -> Sequence[int]:
-    """The answer most like the others: minimum Bayes risk among samples (Kumar and Byrne 2004).
+def consensus(answers: Sequence[Sequence[int]]) -> int:
+    """The place of the answer most like the others: minimum Bayes risk (Kumar and Byrne 2004).
 
     Likeness is the F1 of the longest common subsequence of tokens (ROUGE-L, Lin 2004).
     """
     if len(answers) < 3:
-        return answers[0]
+        return 0
 
     def likeness(a: Sequence[int], b: Sequence[int]) -> float:
         return 2 * common_length(a, b) / max(len(a) + len(b), 1)
@@ -79,7 +79,7 @@ def consensus(answers: Sequence[Sequence[int]]) -> Sequence[int]:
     gains = [
         sum(likeness(a, b) for j, b in enumerate(answers) if i != j) for i, a in enumerate(answers)
     ]
-    return answers[gains.index(max(gains))]
+    return gains.index(max(gains))
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
@@ -164,19 +164,16 @@ class Decoder:
                 logits_processor=guides,
                 **options,
             )
-        rows = [self._said(row) for row in ids.tolist()]
-        drawn = [rows[i : i + how.candidates] for i in range(0, len(rows), how.candidates)]
-        return [self._text(consensus(answers)) for answers in drawn]
+        texts = [self._text(row) for row in ids.tolist()]
+        drawn = [texts[i : i + how.candidates] for i in range(0, len(texts), how.candidates)]
+        return [self._chosen(answers) for answers in drawn]
 
-    def _said(self, ids: list[int]) -> list[int]:
-        """`ids` before the end of the answer, without what pads it to the longest of the batch."""
-        end = next((i for i, token in enumerate(ids) if token in self.end_ids), len(ids))
-        if not self.text_stops:
-            return ids[:end]
-        said: list[int] = self.tokenizer(self._text(ids[:end]), add_special_tokens=False)[
-            "input_ids"
-        ]
-        return said
+    def _chosen(self, answers: list[str]) -> str:
+        """The one most like the others; by its text alone, whatever padded it in its batch."""
+        if len(answers) == 1:
+            return answers[0]
+        tokens = self.tokenizer(answers, add_special_tokens=False)["input_ids"]
+        return answers[consensus(tokens)]
 
     def _criteria(self) -> StoppingCriteriaList:
         if not self.text_stops:
