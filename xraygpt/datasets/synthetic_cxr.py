@@ -41,24 +41,24 @@ class SyntheticCxr(RecordsBuilder):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.texts == "openi" and self.design != "openi":
-                raise ValueError("texts: openi needs design: openi, whose codes they go with")
-            if "frontal" not in self.picture_views:
-                raise ValueError("picture_views must hold frontal: the lateral does not show all")
+            self.recipe()  # its rules are ours
+
+        def recipe(self) -> Recipe:
+            """What is drawn."""
+            return Recipe(
+                studies=self.studies,
+                seed=self.phantom_seed,
+                size=self.picture_size,
+                views=tuple(self.picture_views),
+                design=self.design,
+                texts=self.texts,
+            )
 
     config: Config
 
     def records(self, clean: Callable[[str], str]) -> Iterator[tuple[str | None, Record | str]]:
         """Each study, or each picture, with its split; draws what is not there."""
-        config = self.config
-        recipe = Recipe(
-            studies=config.studies,
-            seed=config.phantom_seed,
-            size=config.picture_size,
-            views=tuple(config.picture_views),
-            design=config.design,
-            texts=config.texts,
-        )
+        config, recipe = self.config, self.config.recipe()
         key = json.dumps([VERSION, asdict(recipe)])
         name = hashlib.sha256(key.encode()).hexdigest()[:16]  # another recipe, another folder
         base = cache_root() / "synthetic_cxr" if config.storage == Path() else config.storage

@@ -7,7 +7,6 @@ is no better than these does not read the image, however good its ROUGE.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from xraygpt.datasets.base import Sample, StudyDataset, reference_of
 from xraygpt.datasets.collate import Collator
 from xraygpt.metrics.statistics import Score, ratio_score, weighted_sum
 from xraygpt.models.base import BaseModel
-from xraygpt.runners import feature_cache, logs, result_page
+from xraygpt.runners import answers, feature_cache, logs, result_page
 from xraygpt.tasks.base import BaseTask, Prediction
 
 log = logging.getLogger(__name__)
@@ -104,8 +103,7 @@ class Evaluator(Plugin):
         # One question for every sample: what is compared is the image, not the wording.
         model.renderer.prompts = model.renderer.prompts[:1]
         self.collate = Collator(model.renderer, model.packer, max_len=model.context_len)
-        text = json.dumps(identity, sort_keys=True, default=str)
-        self.signature = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.signature = answers.signature_of(identity)
         self.identity = identity
         self.folder = config.output_dir / f"{config.split}-{self.signature}"
         self._answers: dict[tuple[Any, ...], str] = {}
@@ -231,7 +229,7 @@ class Evaluator(Plugin):
     def _predict(self, name: str, data: StudyDataset) -> list[Prediction]:
         """All predictions of a condition, streamed to disk; those already there are taken."""
         path = self.folder / f"predictions_{name}.jsonl"
-        done = self._done(path)
+        done = answers.stored(path, self.identity)
         todo = [i for i in range(len(data)) if data.records[i].sample_id not in done]
         for i, record in enumerate(data.records):  # answers drawn before are not drawn anew
             if record.sample_id in done:
@@ -257,8 +255,8 @@ class Evaluator(Plugin):
                 new.setdefault(keys[i], sample)
         if new:
             batch = self._on_device(self.collate.prompts(list(new.values())))
-            answers = self.task.predict(self.model, batch)
-            self._answers.update(zip(new, answers, strict=True))
+            said = self.task.predict(self.model, batch)
+            self._answers.update(zip(new, said, strict=True))
         for i, sample in samples:
             yield Prediction(
                 sample_id=sample["sample_id"],
@@ -278,16 +276,6 @@ class Evaluator(Plugin):
 
     def _question(self, sample: Sample) -> str:
         return "\n".join(t["text"] for t in self.collate.question(sample))
-
-    def _done(self, path: Path) -> dict[str, Prediction]:
-        """Predictions of an earlier, interrupted command; a torn last line is dropped."""
-        if not path.is_file():
-            header = {"signature": self.signature, "identity": self.identity}
-            checkpoint.write_file(path, json.dumps(header, default=str) + "\n")
-            return {}
-        rows = logs.read_rows(path)
-        checkpoint.write_file(path, "".join(json.dumps(r) + "\n" for r in rows))
-        return {r["sample_id"]: Prediction(**r) for r in rows[1:]}
 
     def _most_common(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         text = controls.most_common_answer(self.train)

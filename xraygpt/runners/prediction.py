@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.records import read_table
 from xraygpt.models.base import BaseModel
 from xraygpt.processors.prompts import IMAGE, Turn
-from xraygpt.runners import logs, result_page
+from xraygpt.runners import answers, logs, result_page
 from xraygpt.tasks.base import BaseTask, Prediction
 
 log = logging.getLogger(__name__)
@@ -173,9 +172,8 @@ class Predictor:
         few = len(data) < 2 * batch_size
         cores = min(os.cpu_count() or 1, 4)
         self.workers = workers if workers is not None else (0 if few else cores)
-        text = json.dumps(identity, sort_keys=True, default=str)
         self.asked = {r.sample_id: r for r in data.records}
-        self.signature = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.signature = answers.signature_of(identity)
         self.folder = output_dir / self.signature
 
     def run(self) -> list[Prediction]:
@@ -186,7 +184,8 @@ class Predictor:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "predictions.jsonl"
-        done = self._done(path)
+        earlier = answers.stored(path, self.identity)
+        done = {name: p for name, p in earlier.items() if self._is_of(p)}
         todo = [i for i, r in enumerate(self.data.records) if r.sample_id not in done]
         if len(todo) < len(self.data):
             log.info("%d of %d are answered already", len(self.data) - len(todo), len(self.data))
@@ -240,16 +239,6 @@ class Predictor:
                 seed=self.task.config.generate.seed,
                 meta=sample["meta"],
             )
-
-    def _done(self, path: Path) -> dict[str, Prediction]:
-        """Answers of an earlier command; a torn last line is dropped."""
-        rows = logs.read_rows(path)
-        if not rows:
-            rows = [{"signature": self.signature, "identity": self.identity}]
-        text = "".join(json.dumps(row, default=str) + "\n" for row in rows)
-        checkpoint.write_file(path, text)
-        answered = (Prediction(**row) for row in rows[1:])
-        return {p.sample_id: p for p in answered if self._is_of(p)}
 
     def _is_of(self, prediction: Prediction) -> bool:
         """Whether an answer is to this command's file and question of that name."""
