@@ -11,8 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from xraygpt.common.checkpoint import find_checkpoint
 from xraygpt.common.errors import WeightsError
 
+WEIGHTS = "model.safetensors"  # of a checkpoint of ours
 LITE0 = "efficientnet-lite0-57934424.pth"
 # Blocks of EfficientNet-Lite0 per stage; its authors number them through, timm by stage.
 _LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
@@ -55,6 +57,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ) from None
     state = content.get("model", content.get("state_dict", content))
     return {name: t for name, t in state.items() if isinstance(t, Tensor)}
+
+
+def read_weights(path: Path) -> tuple[Path, dict[str, Tensor]]:
+    """The weight file of a run, a checkpoint, or the file itself, and its tensors.
+
+    Raises:
+        WeightsError: Nothing usable there.
+    """
+    source = path if path.is_file() else find_checkpoint(path) / WEIGHTS
+    return source, read_state_dict(source)
 
 
 def efficientnet_lite_to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:

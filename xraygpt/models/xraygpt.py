@@ -31,6 +31,7 @@ from xraygpt.datasets.base import Batch
 from xraygpt.models import language, qformer, vision
 from xraygpt.models.base import BaseModel, Generation, Output, renderer_of
 from xraygpt.models.decoding import Decoder
+from xraygpt.models.weights import load_exactly, read_weights
 from xraygpt.processors.image import ImageSpec
 from xraygpt.processors.prompts import (
     IGNORE_INDEX,
@@ -107,6 +108,8 @@ class XrayGPT(BaseModel):
         """Accepted for the lineage's YAML files; quantised loading is not built yet."""
         lora: language.LoraSettings | None = None
         """Adapters in the LLM; null has none."""
+        q_former_model: Path | None = None
+        """A run with another LLM whose Q-Former this model begins with; the linear layer is new."""
         freeze_vit: bool = True
         """Train no weight of the vision encoder."""
         freeze_qformer: bool = False
@@ -162,6 +165,8 @@ class XrayGPT(BaseModel):
             if config.freeze_vit:
                 self.vision.freeze()
         self.qformer = self.make_qformer(width, patches)
+        if config.q_former_model is not None and config.ckpt is None:
+            self._take_qformer(config.q_former_model)
         self.qformer.requires_grad_(not config.freeze_qformer)
         if config.llama_model is None:
             self.tokenizer: Any = language.new_tokenizer([], 260)
@@ -384,6 +389,26 @@ class XrayGPT(BaseModel):
             "end_sym": self.renderer.end_sym,
             "lora_alpha": lora.alpha if lora else None,
         }
+
+    def _take_qformer(self, path: Path) -> None:
+        """Begin with the Q-Former of another model's run.
+
+        Raises:
+            WeightsError: It is of another shape, or read another encoder's features.
+        """
+        source, state = read_weights(path)
+        described, own = source.parent / PARTS, self.config.vit_model
+        encoder = own
+        if described.is_file():
+            encoder = json.loads(described.read_text(encoding="utf-8"))["vit_model"]
+        if encoder != own:
+            raise WeightsError(
+                f"model.q_former_model: the Q-Former of {source} reads features of {encoder}, "
+                f"not of model.vit_model ({own})"
+            )
+        prefix = "qformer."
+        found = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+        load_exactly(self.qformer, found, source, required=set(self.qformer.state_dict()))
 
     def fresh_keys(self) -> tuple[str, ...]:
         """LoRA begins as no change; the lineage's weights know no average image."""

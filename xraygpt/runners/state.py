@@ -11,13 +11,12 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from xraygpt.common.checkpoint import find_checkpoint
 from xraygpt.common.distributed import gathered
 from xraygpt.common.errors import TrainingError, WeightsError
 from xraygpt.models.base import BaseModel
-from xraygpt.models.weights import load_exactly, read_state_dict
+from xraygpt.models.weights import WEIGHTS, load_exactly, read_weights
 
-WEIGHTS, STATE = "model.safetensors", "state.pt"
+STATE = "state.pt"
 
 
 def rng_state() -> dict[str, Any]:
@@ -81,9 +80,7 @@ def load_weights(model: BaseModel, path: Path) -> tuple[Path, list[str]]:
     Raises:
         WeightsError: Nothing usable there, or it was saved from another model.
     """
-    single = path.is_file()
-    source = path if single else find_checkpoint(path) / WEIGHTS
-    state = read_state_dict(source)
+    source, state = read_weights(path)
     model.check_assets(source.parent)
     # A part that was frozen when this was saved is whole in the model already, from elsewhere.
     whole = tuple(p for p in ("llm.", "vision.") if not any(n.startswith(p) for n in state))
