@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.conftest import write_toy_corpus
 from xraygpt.common.errors import InputError, WeightsError
@@ -244,6 +247,35 @@ def test_checkpoint_of_other_shapes_names_them(tmp_path):
     assert fresh and all("lora_" in n for n in fresh)
     with pytest.raises(WeightsError, match=r"set model\.lora\.r"):
         load_exactly(model, with_lora.checkpoint_state(), tmp_path, required=set())
+
+
+def save_qformer(folder: Path, **settings: object) -> XrayGPT:
+    model = tiny(seed=1, **settings)
+    save_file(model.checkpoint_state(), folder / "model.safetensors")
+    model.save_assets(folder)
+    return model
+
+
+def test_a_qformer_goes_on_with_another_llm(tmp_path):
+    other = save_qformer(tmp_path, llm=SmallLLM(vocab_size=260, hidden=48, layers=1, heads=2))
+    model = tiny(seed=2, q_former_model=tmp_path / "model.safetensors")
+    features = torch.randn(1, model.vision.num_tokens, model.vision.width)
+    assert torch.equal(model.qformer(features, None), other.qformer(features, None))
+    assert torch.equal(model.proj.weight, tiny(seed=2).proj.weight)
+    # Once the model has weights of its own, the other run may be gone.
+    tiny(q_former_model=tmp_path / "gone", ckpt=tmp_path / "own")
+
+
+def test_a_qformer_that_does_not_fit_is_refused(tmp_path):
+    save_qformer(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    with pytest.raises(WeightsError, match="query_tokens"):
+        tiny(q_former_model=weights, num_query_token=5)
+    (tmp_path / "parts.json").write_text('{"vit_model": "eva_clip_g"}', encoding="utf-8")
+    with pytest.raises(WeightsError, match="eva_clip_g.*tiny"):
+        tiny(q_former_model=weights)
+    with pytest.raises(WeightsError, match="no usable checkpoint"):
+        tiny(q_former_model=tmp_path / "gone")
 
 
 def test_building_leaves_the_global_generator_alone():
