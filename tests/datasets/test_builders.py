@@ -256,6 +256,29 @@ def test_codes_and_questions(tmp_path):
     }
 
 
+def test_codes_can_be_read_in_reports_nobody_coded(tmp_path):
+    save_image(tmp_path / "a.png")
+    reports = {
+        "1": ("Small left pleural effusion. No pneumothorax.", "Cardiomegaly."),
+        "2": ("Heart size normal. Lungs clear.", ""),
+        "3": ("Patient did not show up.", ""),
+        "4": ("Bilateral effusions, possible right pneumothorax.", ""),
+    }
+    rows = [
+        {"image": "a.png", "study": s, "findings": f, "impression": i, "codes": ["Mass"]}
+        for s, (f, i) in reports.items()
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = records(tmp_path, target="codes", codes_from="report").records
+    assert {r.study_id: r.turns[-1]["text"] for r in found} == {
+        "1": "cardiomegaly; pleural effusion, left.",
+        "2": "normal.",
+        "4": "pleural effusion, bilateral; pneumothorax, right.",
+    }
+    # What people coded stays what evaluation compares with.
+    assert all(r.meta["codes"] == ["Mass"] for r in found)
+
+
 def test_codes_stand_where_the_image_would_for_a_language_model(tmp_path):
     save_image(tmp_path / "a.png")
     row = {"images": [{"path": "a.png"}] * 2, "study": "1", "findings": "Small heart.", "codes": []}

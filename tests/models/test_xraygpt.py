@@ -272,7 +272,7 @@ def test_a_qformer_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(WeightsError, match="query_tokens"):
         tiny(q_former_model=weights, num_query_token=5)
     (tmp_path / "parts.json").write_text('{"vit_model": "eva_clip_g"}', encoding="utf-8")
-    with pytest.raises(WeightsError, match="eva_clip_g.*tiny"):
+    with pytest.raises(WeightsError, match=r"eva_clip_g.*tiny"):
         tiny(q_former_model=weights)
     with pytest.raises(WeightsError, match="no usable checkpoint"):
         tiny(q_former_model=tmp_path / "gone")

@@ -23,7 +23,7 @@ from xraygpt.datasets.builder import BaseBuilder, RecordError, existing, inside
 from xraygpt.datasets.caption_folder import load_json
 from xraygpt.processors.prompts import IMAGE, Turn
 
-_CODED = ("codes", "code_questions")  # targets that need a human coding
+_CODED = ("codes", "code_questions")  # targets that need codes
 
 
 @dataclass(kw_only=True)
@@ -66,7 +66,7 @@ class RecordsBuilder(BaseBuilder):
         """What the corpus calls each thing."""
         target: Literal["auto", "report", "codes", "question", "code_questions"] = "auto"
         """What the model is to answer. `report`: the `sections`. `question`: the row's own
-        question. `codes`: the human coding as a short list. `code_questions`: yes/no questions
+        question. `codes`: what is coded as a short list. `code_questions`: yes/no questions
         about coded headings, drawn anew each epoch. `auto`: the row's turns, else its question,
         else the report."""
         sections: list[str] = field(default_factory=lambda: ["findings", "impression"])
@@ -84,6 +84,9 @@ class RecordsBuilder(BaseBuilder):
         tell_images: bool = False
         """Write each study's codes where its image would be: for `language_modeling`, which sees
         none. The LLM so learns to write what stands at that place."""
+        codes_from: Literal["coding", "report"] = "coding"
+        """Where codes come from: the field `fields.codes`, or, for a corpus nobody coded, the
+        findings that the rule-based labeller reads in the `sections`, with their side."""
         only_images: bool = True
         """Refuse records without an image; false takes them as text-only samples."""
 
@@ -209,7 +212,7 @@ class RecordsBuilder(BaseBuilder):
         if name in (None, ""):
             name = images[0].path.stem if images else study
         meta = {key: row[key] for key in names.keep if key in row}
-        meta |= {"codes": self._codes(row), "views": [i.view for i in images]}
+        meta |= {"codes": self._coding(row), "views": [i.view for i in images]}
         meta["sections"] = {s: row[s] for s in self.config.sections if row.get(s)}
         turns = self._turns(row, len(images), clean, asked)
         return Record(
@@ -221,6 +224,12 @@ class RecordsBuilder(BaseBuilder):
         )
 
     def _codes(self, row: dict) -> list[str]:
+        if self.config.codes_from == "report":
+            texts = (row.get(section) for section in self.config.sections)
+            return list(targets.codes_of_report("\n".join(t for t in texts if isinstance(t, str))))
+        return self._coding(row)
+
+    def _coding(self, row: dict) -> list[str]:
         codes = row.get(self.config.fields.codes) or []
         return codes.split(";") if isinstance(codes, str) else [str(c) for c in codes]
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 
 from xraygpt.common.draws import keyed_random
+from xraygpt.metrics.findings import label, mentions
 from xraygpt.processors.prompts import IMAGE, Turn
 
 LIST_QUESTION = "List the coded findings."
@@ -31,6 +33,28 @@ def headings(codes: Iterable[str]) -> set[str]:
 def is_coded(codes: Iterable[str]) -> bool:
     """Whether the indexers gave any code; "normal" is one, "No Indexing" is none."""
     return bool(headings(codes))
+
+
+@lru_cache(maxsize=65536)
+def codes_of_report(text: str) -> tuple[str, ...]:
+    """What the rule-based labeller reads in a report, written as a person would code it.
+
+    Args:
+        text: Findings and impression.
+
+    Returns:
+        ``("pleural effusion/left",)`` with every side named, ``("normal",)`` if there is nothing to
+        find, and nothing at all for a text that does not speak of a chest. Doubted findings count.
+    """
+    held = [name for name, status in label(text).items() if status != "negative"]
+    sides: dict[str, set[str]] = {}
+    for mention in mentions(text):
+        if mention.status != "negative" and mention.laterality:
+            sides.setdefault(mention.finding, set()).add(mention.laterality)
+    return tuple(
+        "/".join(["normal" if name == "no_finding" else spaced, *sorted(sides.get(name, ()))])
+        for name, spaced in ((name, name.replace("_", " ")) for name in held)
+    )
 
 
 def code_list(marks: str, codes: Iterable[str]) -> tuple[Turn, Turn]:
