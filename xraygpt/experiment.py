@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -59,6 +60,17 @@ class Training(Experiment):
         run = self.run
         if isinstance(run, Runner.Config) and run.max_epoch is None and run.max_steps is None:
             raise ValueError("run: set max_epoch or max_steps")
+
+
+_ELSEWHERE = (
+    "; name a folder of your own: run.output_dir, --output or --out for results, "
+    "XRAYGPT_CACHE for stored features and drawings"
+)
+REMEDIES = {
+    errno.EROFS: _ELSEWHERE,
+    errno.EACCES: _ELSEWHERE,
+    errno.ENOSPC: "; make room and type the same again: what was finished is kept",
+}
 
 
 @dataclass(kw_only=True)
@@ -271,7 +283,8 @@ def guarded(main: Callable[[], Any]) -> int:
         log.error("%s", text.strip().splitlines()[-1] if "Original Traceback" in text else text)
         return error.exit_code
     except OSError as error:
-        log.error("%s: %s", error.filename or "system", error.strerror or error)
+        remedy = REMEDIES.get(error.errno or 0, "")
+        log.error("%s: %s%s", error.filename or "system", error.strerror or error, remedy)
         return 1
     except KeyboardInterrupt:
         log.error("interrupted; what was written stays")

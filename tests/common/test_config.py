@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from tests.conftest import REPO
 from xraygpt.common.config import load, to_yaml
 from xraygpt.common.errors import ConfigError, InputError
-from xraygpt.experiment import Evaluation, Training
+from xraygpt.experiment import Evaluation, Training, guarded
 
 GOOD = """
 model:
@@ -309,3 +310,15 @@ def test_command_line_says_it_without_a_trace(tmp_path):
     assert done.returncode == 2
     assert "run.max_step: unknown key; did you mean 'max_steps'?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.EROFS, "run.output_dir"), (errno.EACCES, "XRAYGPT_CACHE"), (errno.ENOSPC, "make room")],
+)
+def test_a_disk_that_refuses_is_explained(number, remedy, caplog):
+    def full() -> None:
+        raise OSError(number, os.strerror(number), "/somewhere/output")
+
+    assert guarded(full) == 1
+    assert "/somewhere/output" in caplog.text and remedy in caplog.text
