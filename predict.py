@@ -43,6 +43,7 @@ def main() -> None:
     if len(predictions) == 1:
         print(predictions[0].prediction)
     print("AI output, not verified. Research use only, not for diagnosis.")
+    print(predictor.folder / "predictions.jsonl")
     print(predictor.folder / "report.html")
 
 

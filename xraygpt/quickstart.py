@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -15,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from xraygpt.common.checkpoint import write_file
+from xraygpt.common.config import load, to_yaml
 from xraygpt.common.errors import TrainingError
-from xraygpt.experiment import guarded
+from xraygpt.experiment import Evaluation, Experiment, Training, guarded
 
 log = logging.getLogger(__name__)
 
 ROOT = Path("output/quickstart")
 CONFIGS = Path(__file__).parent.parent
+STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # exit codes after Ctrl-C and SIGTERM
 HEADLINES = ("drawn_macro_F1", "drawn_laterality", "ROUGE-L", "distinct")
 
 
@@ -41,6 +44,15 @@ class Step:
         command = [sys.executable, str(CONFIGS / self.script), "--cfg-path", str(path)]
         more = ["run.resume_ckpt_path=auto"] if self.script == "train.py" else []
         return [*command, "--options", *self.options, *more]
+
+    def load(self) -> Experiment:
+        """What it would run.
+
+        Raises:
+            ConfigError: Its YAML or an option is wrong.
+        """
+        kind = Training if self.script == "train.py" else Evaluation
+        return load(kind, CONFIGS / self.config, list(self.options))
 
 
 def steps(preset: str) -> list[Step]:
@@ -80,60 +92,96 @@ def steps(preset: str) -> list[Step]:
 def run(preset: str) -> Path:
     """Every step that is not done yet; returns the page.
 
+    A step whose configuration changed since it was begun starts anew, and so do those after it;
+    what it had made is moved aside.
+
     Raises:
-        TrainingError: A step failed; the message says which. What was done stays.
+        TrainingError: A step failed or was stopped; the message says which. What was done stays.
     """
     folder = ROOT if preset == "nano" else ROOT.parent / "quickstart_mini"
     tour = steps(preset)
-    seconds, peak, key = 0.0, 0.0, ""
+    seconds, peak, before = 0.0, 0.0, ""
     for number, step in enumerate(tour, start=1):
-        key = _key(step, key)
-        done = _done(folder, number, key)
-        if done is not None:
-            seconds, peak = seconds + done["seconds"], max(peak, done["peak_gib"])
+        noted = _noted(_marker(folder, number), step.load(), before)
+        if noted.get("result") and Path(noted["result"]).exists():
             log.info("step %d of %d, %s: done before", number, len(tour), step.title)
-            continue
-        log.info("\nstep %d of %d: %s", number, len(tour), step.title)
-        start = time.monotonic()
-        ended = subprocess.run(step.command, stdout=subprocess.PIPE, text=True, check=False)
-        if ended.returncode:
-            raise TrainingError(
-                f"step {number} ({step.script} {step.config}) ended with {ended.returncode}; "
-                "mend what it says above and type the same command again: it goes on from there"
-            )
-        took = time.monotonic() - start
-        used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-        facts = {
-            "key": key,
-            "seconds": took,
-            "peak_gib": used,
-            "result": ended.stdout.strip().splitlines()[-1],
-        }
-        write_file(_marker(folder, number), json.dumps(facts))
-        seconds, peak = seconds + took, max(peak, used)
-    page = Path(json.loads(_marker(folder, len(tour)).read_text())["result"])
+        else:
+            log.info("\nstep %d of %d: %s", number, len(tour), step.title)
+            noted = _do(step, number, noted, _marker(folder, number))
+        before = f"{noted['key']} {noted['result']}"
+        seconds, peak = seconds + noted["seconds"], max(peak, noted["peak_gib"])
+    page = Path(noted["result"])
     _say_what_came_of_it(page, seconds, peak, tour[-1])
     return page
+
+
+def _do(step: Step, number: int, noted: dict[str, Any], marker: Path) -> dict[str, Any]:
+    """Run a step; its time counts even if it does not come to its end."""
+    start = time.monotonic()
+    code, said = _call(step.command)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    noted = noted | {
+        "seconds": noted["seconds"] + time.monotonic() - start,
+        "peak_gib": max(noted["peak_gib"], used),
+        "result": said.strip().splitlines()[-1] if code == 0 else "",
+    }
+    write_file(marker, json.dumps(noted))
+    if code in STOPPED:
+        raise TrainingError(f"stopped in step {number}; type the same command again to go on")
+    if code:
+        raise TrainingError(
+            f"step {number} ({step.script} {step.config}) ended with {code}; mend what it says "
+            "above and type the same command again: it goes on from there"
+        )
+    return noted
+
+
+def _call(command: list[str]) -> tuple[int, str]:
+    """Exit code and output of a command that saves before it ends, so it is always waited for.
+
+    Ctrl-C reaches it by itself, SIGTERM is handed on.
+    """
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            signal.signal(signal.SIGINT, lambda *_: None)
+            signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+            said, _ = child.communicate()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return child.returncode, said
 
 
 def _marker(folder: Path, number: int) -> Path:
     return folder / f"step-{number}.json"
 
 
-def _key(step: Step, before: str) -> str:
-    """Changes with the command, its YAML, and every step before it."""
-    yaml = (CONFIGS / step.config).read_text(encoding="utf-8")
-    return hashlib.sha256(json.dumps([step.command, yaml, before]).encode()).hexdigest()
+def _key(experiment: Experiment, before: str) -> str:
+    """Changes with whatever decides a step's result: settings, presets, questions, steps before."""
+    asked = getattr(experiment.model, "prompt_path", None)
+    questions = asked.read_text(encoding="utf-8") if asked is not None else ""
+    parts = [to_yaml(experiment), questions, before]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _done(folder: Path, number: int, key: str) -> dict[str, Any] | None:
-    """What an earlier call noted of this very step, if its result is still there."""
+def _noted(marker: Path, experiment: Any, before: str) -> dict[str, Any]:
+    """What earlier calls noted of this very step; what other settings made is moved aside."""
+    key = _key(experiment, before)
+    fresh = {"key": key, "seconds": 0.0, "peak_gib": 0.0, "result": ""}
     try:
-        facts: dict[str, Any] = json.loads(_marker(folder, number).read_text(encoding="utf-8"))
+        noted: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    same = facts.get("key") == key and Path(facts["result"]).exists()
-    return facts if same else None
+        noted = {}
+    if noted.get("key") == key:
+        return fresh | noted
+    output = Path(experiment.run.output_dir)
+    if noted and output.exists():
+        aside = output.with_name(f"{output.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        output.rename(aside)
+        log.info("%s was made with other settings: it is now %s", output, aside)
+    write_file(marker, json.dumps(fresh))
+    return fresh
 
 
 def _say_what_came_of_it(page: Path, seconds: float, peak: float, last: Step) -> None:

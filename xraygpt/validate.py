@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
 from xraygpt.common.logging import progress
-from xraygpt.datasets.base import Record, reference_of
+from xraygpt.datasets.base import ImageRef, Record, reference_of
 from xraygpt.datasets.builder import BaseBuilder
 from xraygpt.experiment import NO_IMAGES, Experiment, Training, guarded
 from xraygpt.models.language import load_tokenizer
@@ -40,15 +40,20 @@ def check(experiment: Experiment, sheet: Path | None) -> list[str]:
     tokenizer = _tokenizer(experiment.model, problems)
     limit = getattr(experiment.model, "max_txt_len", None)
     pictures: list[tuple[str, np.ndarray]] = []
+    seen: set[ImageRef] = set()  # several datasets may be one folder, asked in different ways
     for label, config in experiment.datasets.items():
         builder: BaseBuilder = config.build(image_spec=NO_IMAGES)
         by_split, found = builder.survey()
-        problems += [f"{label}: {p}" for p in found]
+        problems += [f"{label}: {p}" for p in found if not any(q.endswith(p) for q in problems)]
         problems += [f"{label}: {p}" for p in _two_splits(by_split)]
         for split, records in by_split.items():
-            print(f"{label} {split or '(a split nobody asks for)'}: {len(records)} samples")
+            studies = len({r.study_id for r in records})
+            where = split or "(a split nobody asks for)"
+            print(f"{label} {where}: {len(records)} samples of {studies} studies")
         everything = [r for records in by_split.values() for r in records]
-        problems += [f"{label}: {p}" for p in _images(everything, pictures)]
+        if not everything:
+            problems.append(f"{label}: no sample at all, so nothing would be learnt from it")
+        problems += [f"{label}: {p}" for p in _images(everything, pictures, seen)]
         print(f"{label} answers: {_lengths(everything, tokenizer, limit)}")
     if sheet is not None and pictures:
         contact_sheet(pictures, sheet)
@@ -78,9 +83,15 @@ def _two_splits(by_split: dict[str | None, list[Record]]) -> Iterator[str]:
             yield f"study {study} is in two splits: {', '.join(sorted(splits))}"
 
 
-def _images(records: Sequence[Record], pictures: list[tuple[str, np.ndarray]]) -> Iterator[str]:
-    """Read every image once; keep some for the contact sheet."""
-    refs = {ref: r.sample_id for r in records for ref in r.images if ref.path.suffix != ".npy"}
+def _images(
+    records: Sequence[Record], pictures: list[tuple[str, np.ndarray]], seen: set[ImageRef]
+) -> Iterator[str]:
+    """Read every image not seen before; keep some for the contact sheet."""
+    named = ((ref, r.sample_id) for r in records for ref in r.images)
+    refs = {ref: n for ref, n in named if ref.path.suffix != ".npy" and ref not in seen}
+    seen.update(refs)
+    if not refs:
+        return
     every = max(1, len(refs) // (COLUMNS * 6))
     sizes: Counter[tuple[int, ...]] = Counter()
     for i, (ref, sample_id) in enumerate(progress(refs.items(), desc="images", unit="image")):

@@ -263,6 +263,7 @@ def test_codes_can_be_read_in_reports_nobody_coded(tmp_path):
         "2": ("Heart size normal. Lungs clear.", ""),
         "3": ("Patient did not show up.", ""),
         "4": ("Bilateral effusions, possible right pneumothorax.", ""),
+        "5": ("History of left effusion. Small right pleural effusion. Old left rib fracture.", ""),
     }
     rows = [
         {"image": "a.png", "study": s, "findings": f, "impression": i, "codes": ["Mass"]}
@@ -274,9 +275,64 @@ def test_codes_can_be_read_in_reports_nobody_coded(tmp_path):
         "1": "cardiomegaly; pleural effusion, left.",
         "2": "normal.",
         "4": "pleural effusion, bilateral; pneumothorax, right.",
+        "5": "fracture, left; pleural effusion, right.",
     }
     # What people coded stays what evaluation compares with.
     assert all(r.meta["codes"] == ["Mass"] for r in found)
+
+
+def test_a_table_as_spreadsheets_write_it(tmp_path, caplog):
+    for folder in ("s1", "s2"):
+        (tmp_path / folder).mkdir()
+        save_image(tmp_path / folder / "frontal.png")
+    (tmp_path / "t.csv").write_text(
+        "\ufeffimage; study; findings\ns1/frontal.png;s1;Clear, dry.\n;;\ns2/frontal.png;s2;Wet.\n"
+    )
+    found = records(tmp_path).records
+    assert [r.sample_id for r in found] == ["s1/frontal", "s2/frontal"]
+    assert [r.study_id for r in found] == ["s1", "s2"]
+    assert found[0].turns[-1]["text"] == "Clear, dry."
+    assert "no record has the field" not in caplog.text
+
+
+def test_a_table_without_studies_is_warned_of(tmp_path, caplog):
+    save_image(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text("image,Study,findings\na.png,s1,Clear.\n")
+    records(tmp_path)
+    assert "no record has the field 'study'" in caplog.text
+
+
+def test_patients_are_split_whole_where_they_are_known(tmp_path):
+    save_image(tmp_path / "a.png")
+    rows = [
+        {"image": "a.png", "study": f"{p}-{s}", "patient": p, "findings": "Clear."}
+        for p in range(30)
+        for s in range(3)
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rule = SplitRule(val_fraction=0.3, test_fraction=0.3)
+    parts = {n: records(tmp_path, of=n, split=rule).records for n in ("train", "val", "test")}
+    patients = {n: {r.study_id.split("-")[0] for r in p} for n, p in parts.items()}
+    assert all(patients.values()) and sum(map(len, patients.values())) == 30
+    assert sum(len(p) for p in parts.values()) == 90
+
+
+def test_few_studies_leave_little_to_ask_about(tmp_path, caplog):
+    save_image(tmp_path / "a.png")
+    rows = [{"image": "a.png", "study": "1", "codes": ["Mass"]}, {"image": "", "study": ""}]
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    records(tmp_path, target="code_questions", on_error="skip")
+    assert "nothing to ask about" in caplog.text and "25 training studies" in caplog.text
+
+
+def test_reports_the_labeller_cannot_read_are_counted(tmp_path, caplog):
+    caplog.set_level("INFO")
+    save_image(tmp_path / "a.png")
+    texts = ["Herz nicht vergrößert.", "Small left effusion."]
+    rows = [{"image": "a.png", "study": str(i), "findings": t} for i, t in enumerate(texts)]
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    assert len(records(tmp_path, target="codes", codes_from="report")) == 1
+    assert "English" in caplog.text and "1 of 2 records" in caplog.text
 
 
 def test_codes_stand_where_the_image_would_for_a_language_model(tmp_path):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -22,16 +24,17 @@ def pretend(tmp_path, monkeypatch):
     state = SimpleNamespace(ran=[], broken=True)
     page = tmp_path / "report.html"
     page.write_text("")
+    (tmp_path / "prompts").symlink_to(REPO / "prompts")
     row = {"name": "drawn_macro_F1", "condition": "true", "value": 0.6}
     (tmp_path / "scores.json").write_text(json.dumps({"scores": [row]}))
 
-    def run(command, **_):
+    def call(command):
         state.ran.append(command[3].rsplit("_", 1)[-1].rsplit("/", 1)[-1])
         failed = state.broken and len(state.ran) == 2
-        return SimpleNamespace(returncode=int(failed), stdout=f"table\n{page}\n")
+        return int(failed), f"table\n{page}\n"
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(quickstart.subprocess, "run", run)
+    monkeypatch.setattr(quickstart, "_call", call)
     return state
 
 
@@ -51,6 +54,80 @@ def test_it_goes_on_with_the_step_that_failed(pretend, capsys):
     assert "SYNTHETIC" in said and "Research use only" in said and "0.600" in said
     quickstart.run("nano")
     assert len(pretend.ran) == 5  # nothing is left to do
+
+
+def test_a_changed_setting_repeats_that_step_and_those_after_it(pretend, tmp_path, monkeypatch):
+    pretend.broken = False
+    quickstart.run("nano")
+    old = tmp_path / "output" / "quickstart" / "stage1"
+    old.mkdir()
+    (old / "kept").touch()
+    pretend.ran.clear()
+    tour = quickstart.steps("nano")
+    tour[1] = replace(tour[1], options=("run.max_steps=7",))
+    monkeypatch.setattr(quickstart, "steps", lambda _: tour)
+    quickstart.run("nano")
+    assert pretend.ran == ["stage1.yaml", "stage2.yaml", "quickstart.yaml"]
+    assert not old.exists() and list(old.parent.glob("stage1-*/kept"))
+
+
+def test_another_result_of_a_step_repeats_those_after_it(pretend, tmp_path):
+    pretend.broken = False
+    quickstart.run("nano")
+    marker = tmp_path / "output" / "quickstart" / "step-2.json"
+    noted = json.loads(marker.read_text())
+    marker.write_text(json.dumps(noted | {"result": str(tmp_path / "gone")}))
+    (tmp_path / "elsewhere").touch()
+    pretend.ran.clear()
+    quickstart.run("nano")
+    assert pretend.ran == ["stage1.yaml"]  # its result is the same again
+    marker.write_text(json.dumps(noted | {"result": str(tmp_path / "elsewhere")}))
+    pretend.ran.clear()
+    quickstart.run("nano")
+    assert pretend.ran == ["stage2.yaml", "quickstart.yaml"]
+
+
+@pytest.mark.parametrize("preset", ["nano", "mini"])
+def test_its_settings_are_valid(preset, monkeypatch):
+    monkeypatch.chdir(REPO)
+    for step in quickstart.steps(preset):
+        assert step.load().run.output_dir
+
+
+CHILD = """
+import signal, sys, time
+def save(number, _):
+    time.sleep(0.5)
+    print("saved", flush=True)
+    sys.exit(143)
+signal.signal(signal.SIGINT, save)
+signal.signal(signal.SIGTERM, save)
+print("up", file=sys.stderr, flush=True)
+time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_tour_waits_until_its_training_has_saved(number, tmp_path):
+    (tmp_path / "child.py").write_text(CHILD)
+    code = "import sys; from xraygpt.quickstart import _call as call\n"
+    code += "print(call([sys.executable, 'child.py']))"
+    tour = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+    )
+    assert tour.stderr.readline() == "up\n"
+    if number == signal.SIGINT:
+        os.killpg(tour.pid, number)  # as a terminal does
+    else:
+        tour.send_signal(number)
+    said, _ = tour.communicate(timeout=20)
+    assert said.strip() == "(143, 'saved\\n')"
 
 
 def test_mini_makes_no_language_model(pretend):

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from xraygpt.common.errors import DataError
-from xraygpt.common.openi import openi_study
+from xraygpt.common.openi import is_published_test, openi_study
 from xraygpt.common.registry import did_you_mean, registry
 from xraygpt.datasets import targets
 from xraygpt.datasets.base import ImageRef, Record
 from xraygpt.datasets.builder import BaseBuilder, RecordError, existing, inside
 from xraygpt.datasets.caption_folder import load_json
 from xraygpt.processors.prompts import IMAGE, Turn
+
+log = logging.getLogger(__name__)
 
 _CODED = ("codes", "code_questions")  # targets that need codes
 
@@ -34,6 +37,8 @@ class FieldMap:
     """Names the record; if absent, the image's name is taken."""
     study: str = "study"
     """Names the study; studies, not images, are split."""
+    patient: str = "patient"
+    """Names the patient; where it is given, patients are split and not studies."""
     image: str = "image"
     """Path of the image, or a list of paths."""
     images: str = "images"
@@ -101,14 +106,20 @@ class RecordsBuilder(BaseBuilder):
         self._check_fields(path, rows)
         asked = self._vocabulary(row for _, row in rows)
         merged: dict[str, list[tuple[int, dict]]] = {}
+        uncoded = 0
         for number, row in rows:
             try:
                 if self.config.target in _CODED and not targets.is_coded(self._codes(row)):
+                    uncoded += 1
                     continue  # nobody said whether it is normal: nothing to ask
                 key = self._study(row) if self.config.group_by_study else str(number)
                 merged.setdefault(key, []).append((number, row))
             except RecordError as error:
                 yield None, f"{path.name}, record {number}: {error}"
+        if uncoded:
+            how = "the labeller, which reads English, finds nothing to say of the chest in"
+            how = how if self.config.codes_from == "report" else "no code in"
+            log.info("%s: %s %d of %d records; not asked about", path, how, uncoded, len(rows))
         for group in merged.values():
             number, row = group[0]
             try:
@@ -118,7 +129,7 @@ class RecordsBuilder(BaseBuilder):
                     if self.config.views is not None:
                         continue  # none of this study's views was asked for
                     raise RecordError("no image (only_images: false takes text-only records)")
-                record = self._record(row, images, clean, asked)
+                record = self._record(row, images, root, clean, asked)
                 yield self._split(row, record), record
             except RecordError as error:
                 yield None, f"{path.name}, record {number}: {error}"
@@ -129,14 +140,23 @@ class RecordsBuilder(BaseBuilder):
             return []
         studies: dict[str, set[str]] = {}
         for row in rows:
-            study = self._study(row)
-            if (
-                self.config.split.of(study, str(row.get(self.config.split.field or "") or ""))
-                == "train"
-            ):
+            try:
+                study = self._study(row)
+            except RecordError:
+                continue  # it is named where records are made
+            if self._split_of(study, row) == "train":
                 for heading in targets.headings(self._codes(row)):
                     studies.setdefault(heading, set()).add(study)
-        return sorted(h for h, s in studies.items() if len(s) >= self.config.min_code_count)
+        often = sorted(h for h, s in studies.items() if len(s) >= self.config.min_code_count)
+        if len(often) < 2:
+            log.warning(
+                "%s: code_questions has %s to ask about, for no other heading has %d training "
+                "studies; lower min_code_count or bring more studies",
+                self.config.storage,
+                often[0] if often else "nothing",
+                self.config.min_code_count,
+            )
+        return often
 
     def _check_group(self, rows: list[dict]) -> None:
         """Rows that become one sample must agree on the split and hold no questions."""
@@ -166,6 +186,13 @@ class RecordsBuilder(BaseBuilder):
                 "that the studies of the published test split are known as such"
             )
         default, given = FieldMap(), self.config.fields
+        if rows and given.study not in have:
+            log.warning(
+                "%s: no record has the field '%s', so each image counts as a study of its own; two "
+                "of one patient may come into different splits (fields.study names the field)",
+                path,
+                given.study,
+            )
         for f in fields(FieldMap):
             name = getattr(given, f.name)
             if isinstance(name, str) and name != getattr(default, f.name) and name not in have:
@@ -173,12 +200,17 @@ class RecordsBuilder(BaseBuilder):
                 raise DataError(f"{path}: no record has the field '{name}' (fields.{f.name}){hint}")
 
     def _split(self, row: dict, record: Record) -> str | None:
+        by_image = next((s for s in (openi_study(i.path.name) for i in record.images) if s), None)
+        if by_image is not None and is_published_test(by_image):
+            return "test"
+        return self._split_of(record.study_id, row)
+
+    def _split_of(self, study: str, row: dict) -> str | None:
         rule = self.config.split
         said = row.get(rule.field) if rule.field else None
-        by_image = next((s for s in (openi_study(i.path.name) for i in record.images) if s), None)
-        if by_image is not None and rule.of(by_image, None) == "test":
-            return "test"
-        return rule.of(record.study_id, str(said) if said else None)
+        patient = row.get(self.config.fields.patient)
+        unit = study if patient in (None, "") or is_published_test(study) else f"patient {patient}"
+        return rule.of(unit, str(said) if said else None)
 
     def _study(self, row: dict) -> str:
         names = self.config.fields
@@ -204,13 +236,21 @@ class RecordsBuilder(BaseBuilder):
                 yield ImageRef(existing(inside(root, entry.get("path"))), view, frame)
 
     def _record(
-        self, row: dict, images: list[ImageRef], clean: Callable[[str], str], asked: list[str]
+        self,
+        row: dict,
+        images: list[ImageRef],
+        root: Path,
+        clean: Callable[[str], str],
+        asked: list[str],
     ) -> Record:
         names = self.config.fields
         study = self._study(row)
         name = row.get(names.id)
         if name in (None, ""):
-            name = images[0].path.stem if images else study
+            name = study
+            if images:  # patients' folders often hold files of the same names
+                path = images[0].path
+                name = str(path.relative_to(root)).removesuffix(path.suffix)
         meta = {key: row[key] for key in names.keep if key in row}
         meta |= {"codes": self._coding(row), "views": [i.view for i in images]}
         meta["sections"] = {s: row[s] for s in self.config.sections if row.get(s)}
@@ -311,15 +351,25 @@ def read_table(path: Path, layout: str = "auto") -> Iterator[tuple[int, dict[str
         yield number, row
 
 
+def _cells(path: Path, file: TextIO) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows of a CSV, parted by commas, semicolons or tabs; those with empty cells alone go."""
+    heading = file.readline()
+    file.seek(0)
+    parted = max(",;\t", key=heading.count)
+    reader = csv.DictReader(file, delimiter=parted, skipinitialspace=True)
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+    for row in reader:
+        if None in row:
+            raise DataError(f"{path}, line {reader.line_num}: more cells than headings")
+        if any((cell or "").strip() for cell in row.values()):
+            yield reader.line_num, row
+
+
 def _lines(path: Path, layout: str) -> Iterator[tuple[int, Any]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if layout == "csv":
-                reader = csv.DictReader(file)
-                for row in reader:
-                    if None in row:
-                        raise DataError(f"{path}, line {reader.line_num}: more cells than headings")
-                    yield reader.line_num, row
+                yield from _cells(path, file)
                 return
             for number, line in enumerate(file, start=1):
                 if line.strip():

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from xraygpt.common.draws import keyed_random
-from xraygpt.metrics.findings import label, mentions
+from xraygpt.metrics.findings import LASTING_FINDINGS, label, mentions
 from xraygpt.processors.prompts import IMAGE, Turn
 
 LIST_QUESTION = "List the coded findings."
@@ -49,7 +49,8 @@ def codes_of_report(text: str) -> tuple[str, ...]:
     held = [name for name, status in label(text).items() if status != "negative"]
     sides: dict[str, set[str]] = {}
     for mention in mentions(text):
-        if mention.status != "negative" and mention.laterality:
+        past = mention.historical and mention.finding not in LASTING_FINDINGS
+        if mention.status != "negative" and mention.laterality and not past:
             sides.setdefault(mention.finding, set()).add(mention.laterality)
     return tuple(
         "/".join(["normal" if name == "no_finding" else spaced, *sorted(sides.get(name, ()))])

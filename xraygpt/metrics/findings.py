@@ -149,6 +149,7 @@ _RULES = _load(
         resources.files("xraygpt").joinpath("data/finding_rules.yaml").read_text("utf-8")
     )
 )
+LASTING_FINDINGS = _RULES.lasting  # those that an old mention still affirms, as a granuloma
 
 #: Every finding that the labeller can name, ``no_finding`` first.
 FINDINGS: tuple[str, ...] = ("no_finding", *_RULES.terms)

@@ -21,6 +21,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # EfficientNet-Lite was trained on (pixel - 127) / 128 with pixels in 0..255.
 LITE = (127 / 255,) * 3, (128 / 255,) * 3
+WITH_WEIGHTS = ("efficientnet_lite0", "tiny")  # the second is for tests
 # EVA-CLIP-g as BLIP-2 uses it: the output of the 39th of 40 blocks, without norm and head.
 EVA = {
     "depth": 39,

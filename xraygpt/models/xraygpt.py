@@ -164,6 +164,13 @@ class XrayGPT(BaseModel):
             patches = None if self.vision.has_position else self.vision.num_tokens
             if config.freeze_vit:
                 self.vision.freeze()
+                known = config.vit_ckpt or config.ckpt or config.vit_model in vision.WITH_WEIGHTS
+                if not known:
+                    log.warning(
+                        "the vision encoder %s is frozen with random weights, so nothing can be "
+                        "read from it: set model.vit_ckpt",
+                        config.vit_model,
+                    )
         self.qformer = self.make_qformer(width, patches)
         if config.q_former_model is not None and config.ckpt is None:
             self._take_qformer(config.q_former_model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,21 @@ def signature_of(identity: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def write(path: Path, identity: dict[str, Any], predictions: Sequence[Prediction]) -> None:
+    """The whole file anew, at once or not at all."""
+    rows = [_heading(identity), *(p.as_row() for p in predictions)]
+    checkpoint.write_file(path, "".join(json.dumps(row, default=str) + "\n" for row in rows))
+
+
+def _heading(identity: dict[str, Any]) -> dict[str, Any]:
+    return {"signature": signature_of(identity), "identity": identity}
+
+
 def stored(path: Path, identity: dict[str, Any]) -> dict[str, Prediction]:
     """Answers of an earlier, interrupted command, by sample; a torn last line is dropped.
 
     The file has its first line afterwards, and answers can be appended to it.
     """
-    rows = logs.read_rows(path) or [{"signature": signature_of(identity), "identity": identity}]
+    rows = logs.read_rows(path) or [_heading(identity)]
     checkpoint.write_file(path, "".join(json.dumps(row, default=str) + "\n" for row in rows))
     return {row["sample_id"]: Prediction(**row) for row in rows[1:]}

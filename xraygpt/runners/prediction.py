@@ -77,10 +77,17 @@ def _may_be_image(file: Path) -> bool:
 
 
 def _row(table: Path, number: int, row: dict[str, Any], question: str) -> Record:
-    name = row.get("image") or row.get("path")
-    if not isinstance(name, str):
+    listed = row.get("images")  # the project's own layout
+    first = listed[0] if isinstance(listed, list) and listed else None
+    name = row.get("image") or row.get("path") or first
+    if isinstance(name, dict):
+        row = {"view": name.get("view"), **row}
+        name = name.get("path")
+    if not {"image", "path", "images"} & set(row):
         have = ", ".join(map(str, row))
         raise DataError(f"{table}, record {number}: no column 'image' (there are: {have})")
+    if not isinstance(name, str) or not name:
+        name = f"record {number} (no image named)"  # it is reported with those not read
     return _record(
         str(row.get("id") or name),
         table.parent / name,
@@ -205,6 +212,7 @@ class Predictor:
                 file.flush()
                 bar.update(len(batch))
         result = [done[r.sample_id] for r in self.data.records if r.sample_id in done]
+        answers.write(path, self.identity, result)  # in order; those to changed files go
         errors = "".join(json.dumps({"sample_id": k, "error": v}) + "\n" for k, v in failed.items())
         checkpoint.write_file(self.folder / "errors.jsonl", errors)
         self._write_page(result)

@@ -74,6 +74,13 @@ class Runner(BaseRunner):
         epoch = len(splits["train"].epoch(0, config.seed))
         self.steps_per_epoch = config.iters_per_epoch or max(1, math.ceil(epoch / per_step))
         self.max_steps = config.max_steps or (config.max_epoch or 1) * self.steps_per_epoch
+        if 2 * config.warmup_steps > self.max_steps > 1:
+            log.warning(
+                "warmup_steps (%d) takes most of the %d steps of this run; lower it, or init_lr "
+                "is hardly ever reached",
+                config.warmup_steps,
+                self.max_steps,
+            )
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=config.init_lr, betas=(0.9, config.beta2)
         )
