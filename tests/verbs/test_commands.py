@@ -103,3 +103,10 @@ def test_commands_about_a_yaml_of_ones_own_run(tmp_path):
             [sys.executable, *words], cwd=REPO, env=environment(), capture_output=True, text=True
         )
         assert done.returncode == 0, (command, done.stderr[-800:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    gone = [x for x in links if "://" not in x and not (page.parent / x).exists()]
+    assert not gone
