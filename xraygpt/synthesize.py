@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from xraygpt.common.errors import InputError
@@ -30,14 +31,8 @@ def main() -> None:
     if given.studies < 1 or given.size < 32:
         raise InputError("--studies must be at least 1 and --size at least 32")
     try:
-        recipe = Recipe(
-            studies=given.studies,
-            seed=given.seed,
-            size=given.size,
-            views=tuple(given.views),
-            design=given.design,
-            texts=given.texts,
-        )
+        named = {f.name: getattr(given, f.name) for f in fields(Recipe) if f.name in given}
+        recipe = Recipe(**named | {"views": tuple(given.views)})
     except ValueError as error:
         raise InputError(str(error)) from None
     rows = write_corpus(given.out, recipe, workers=given.workers)

@@ -15,6 +15,7 @@ from tests.runners.test_evaluation import RUN
 from tests.runners.test_train_loop import MODEL, environment, runner_of
 from xraygpt.common.config import load
 from xraygpt.common.errors import DataError
+from xraygpt.datasets.base import ImageRef
 from xraygpt.experiment import Evaluation, build_predictor
 from xraygpt.runners.prediction import Predictor, SomeFailed, find_inputs
 
@@ -133,3 +134,16 @@ def test_one_file_on_the_command_line_prints_its_answer(yaml_path, folder, tmp_p
     assert done.stdout.startswith(ANSWERS["left"])
     assert "Research use only" in done.stdout
     assert Path(done.stdout.splitlines()[-1]).is_file()
+
+
+def test_a_table_in_the_projects_own_layout(tmp_path):
+    Image.new("L", (32, 32), 9).save(tmp_path / "a.png")
+    table = tmp_path / "t.jsonl"
+    row = {"id": "s1", "study": "s1", "images": [{"path": "a.png", "view": "PA"}]}
+    table.write_text(json.dumps(row))
+    (found,) = find_inputs(table)
+    assert found.images == (ImageRef(tmp_path / "a.png", "PA"),)
+    row["images"] = [{"path": "a.png"}, {"path": "b.png"}]
+    table.write_text(json.dumps(row))
+    with pytest.raises(DataError, match="2 images, but"):
+        find_inputs(table)

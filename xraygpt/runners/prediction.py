@@ -78,8 +78,13 @@ def _may_be_image(file: Path) -> bool:
 
 def _row(table: Path, number: int, row: dict[str, Any], question: str) -> Record:
     listed = row.get("images")  # the project's own layout
-    first = listed[0] if isinstance(listed, list) and listed else None
-    name = row.get("image") or row.get("path") or first
+    listed = listed if isinstance(listed, list) else []
+    name = row.get("image") or row.get("path") or (listed[0] if listed else None)
+    if len(listed) > 1:
+        raise DataError(
+            f"{table}, record {number}: {len(listed)} images, but predict.py answers about one a "
+            "row; write a row for each"
+        )
     if isinstance(name, dict):
         row = {"view": name.get("view"), **row}
         name = name.get("path")
