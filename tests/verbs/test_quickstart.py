@@ -29,7 +29,7 @@ def pretend(tmp_path, monkeypatch):
     (tmp_path / "scores.json").write_text(json.dumps({"scores": [row]}))
 
     def call(command):
-        state.ran.append(command[3].rsplit("_", 1)[-1].rsplit("/", 1)[-1])
+        state.ran.append(command[3].rsplit("/", 1)[-1].removeprefix("quickstart_"))
         failed = state.broken and len(state.ran) == 2
         return int(failed), f"table\n{page}\n"
 
@@ -74,7 +74,7 @@ def test_a_changed_setting_repeats_that_step_and_those_after_it(pretend, tmp_pat
 def test_another_result_of_a_step_repeats_those_after_it(pretend, tmp_path):
     pretend.broken = False
     quickstart.run("nano")
-    marker = tmp_path / "output" / "quickstart" / "step-2.json"
+    marker = tmp_path / "output" / "quickstart" / "stage1.step.json"
     noted = json.loads(marker.read_text())
     marker.write_text(json.dumps(noted | {"result": str(tmp_path / "gone")}))
     (tmp_path / "elsewhere").touch()
@@ -130,10 +130,17 @@ def test_a_stopped_tour_waits_until_its_training_has_saved(number, tmp_path):
     assert said.strip() == "(143, 'saved\\n')"
 
 
-def test_mini_makes_no_language_model(pretend):
+def test_mini_goes_on_from_the_q_former_that_nano_taught(pretend, capsys):
     pretend.broken = False
+    quickstart.run("nano")
+    assert "eval_configs/quickstart.yaml --input" in capsys.readouterr().out
+    pretend.ran.clear()
     quickstart.run("mini")
-    assert pretend.ran == ["stage1.yaml", "stage2.yaml", "quickstart.yaml"]
+    mini = ["mini_lm.yaml", "mini_stage1.yaml", "mini_stage2.yaml"]
+    assert pretend.ran == [*mini, "mini.yaml"]
+    assert "eval_configs/quickstart_mini.yaml --input" in capsys.readouterr().out
+    taught = quickstart.steps("mini")[3].load().model
+    assert taught.q_former_model == quickstart.steps("nano")[1].load().run.output_dir
 
 
 @pytest.mark.slow

@@ -86,6 +86,8 @@ class RecordsBuilder(BaseBuilder):
         """`code_questions` asks about headings that at least so many studies have."""
         questions: int = 1
         """`code_questions`: how many of them one sample holds, each a turn of its own."""
+        question_sides: bool = False
+        """`code_questions`: answer with the side where one is coded, "yes, left."."""
         tell_images: bool = False
         """Write each study's codes where its image would be: for `language_modeling`, which sees
         none. The LLM so learns to write what stands at that place."""
@@ -287,7 +289,13 @@ class RecordsBuilder(BaseBuilder):
         if target == "codes":
             return targets.code_list(marks, self._codes(row))
         if target == "code_questions":
-            return targets.CodeQuestions(marks, self._codes(row), asked, self.config.questions)
+            return targets.CodeQuestions(
+                marks,
+                self._codes(row),
+                asked,
+                self.config.questions,
+                with_sides=self.config.question_sides,
+            )
         if target == "question":
             question, answer = row.get(names.question), row.get(names.answer)
             if not isinstance(question, str) or answer in (None, ""):

@@ -16,6 +16,8 @@ from xraygpt.metrics.findings import LASTING_FINDINGS, label, mentions
 from xraygpt.processors.prompts import IMAGE, Turn
 
 LIST_QUESTION = "List the coded findings."
+BOTH = "bilateral"
+SIDES = frozenset({"left", "right", BOTH})
 NOT_CODED = frozenset({"no indexing"})  # the indexers gave no code: neither normal nor abnormal
 
 
@@ -69,6 +71,16 @@ def spoken(codes: Iterable[str]) -> list[str]:
     return sorted(w for w in words if w and w not in NOT_CODED)
 
 
+def sides(codes: Iterable[str]) -> dict[str, str]:
+    """Headings coded with a side: ``{"pneumothorax": "left", "opacity": "left and right"}``."""
+    found: dict[str, set[str]] = {}
+    for code in codes:
+        heading, *places = (part.strip().lower() for part in code.split("/"))
+        for side in SIDES.intersection(places):
+            found.setdefault(heading, set()).update(SIDES - {side} if side == BOTH else {side})
+    return {heading: " and ".join(sorted(named)) for heading, named in found.items()}
+
+
 class CodeQuestions:
     """Yes/no questions about headings, drawn anew for each epoch, one turn each.
 
@@ -80,21 +92,30 @@ class CodeQuestions:
         codes: The study's codes.
         vocabulary: Headings that may be asked about.
         count: Questions in one sample, each about another heading.
+        with_sides: Answer "yes, left." where a side is coded, instead of "yes.".
     """
 
     def __init__(
-        self, marks: str, codes: Iterable[str], vocabulary: list[str], count: int = 1
+        self,
+        marks: str,
+        codes: Iterable[str],
+        vocabulary: list[str],
+        count: int = 1,
+        *,
+        with_sides: bool = False,
     ) -> None:
+        codes = list(codes)
         self.marks, self.present, self.vocabulary = marks, headings(codes), vocabulary
-        self.count = count
+        self.count, self.sides = count, sides(codes) if with_sides else {}
 
     def __call__(self, draw: str) -> list[Turn]:
         """The questions and answers of one draw."""
         turns: list[Turn] = []
         for i, heading in enumerate(self._asked(keyed_random(draw, "code"))):
             marks = f"{self.marks} " if i == 0 else ""
-            answer = "yes." if heading in self.present else "no."
-            turns += pair(f"{marks}Is this coded: {heading}?", answer)
+            answer = ["yes" if heading in self.present else "no", self.sides.get(heading, "")]
+            said = ", ".join(filter(None, answer))
+            turns += pair(f"{marks}Is this coded: {heading}?", f"{said}.")
         return turns
 
     def _asked(self, rng: random.Random) -> list[str]:

@@ -59,8 +59,17 @@ class SmallLLM:
     """Attention heads."""
     context: int = 512
     """Most tokens of one sequence, image tokens included."""
+    init_std: float = 0.06
+    """Standard deviation of the random weights."""
+    embedding_std: float = 0.2
+    """The same of the token embeddings. With 0.02 for both, as large models have it, words that
+    occur in the same places (left and right) soon have one embedding, and a short training never
+    learns to repeat from the prompt which of them stands there."""
 
     def __post_init__(self) -> None:
+        for name in ("init_std", "embedding_std"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be above 0")
         if self.hidden % self.heads:
             raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
         if self.vocab_size < 260:
@@ -162,23 +171,27 @@ def digest(llm: Any) -> str:
 
 def new_llm(size: SmallLLM, tokenizer: Any, seed: int) -> nn.Module:
     """A Llama of `size` with weights drawn from `seed`; the global generator is left alone."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=size.hidden,
+        intermediate_size=size.hidden * 8 // 3 // 16 * 16,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        max_position_embeddings=size.context,
+        tie_word_embeddings=True,
+        initializer_range=size.init_std,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=size.hidden,
-                intermediate_size=size.hidden * 8 // 3 // 16 * 16,
-                num_hidden_layers=size.layers,
-                num_attention_heads=size.heads,
-                num_key_value_heads=size.heads,
-                max_position_embeddings=size.context,
-                tie_word_embeddings=True,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
+        llm = LlamaForCausalLM(config)
+    embeddings: Any = llm.get_input_embeddings()
+    with torch.no_grad():
+        embeddings.weight.mul_(size.embedding_std / size.init_std)
+    return llm
 
 
 def new_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
