@@ -193,6 +193,7 @@ def build_predictor(
         output_dir=output_dir,
         identity=identity,
         resolved=configuration.to_yaml(experiment),
+        trained_in=_training_runs(configuration.to_tree(experiment.model)),
         **settings,
     )
 

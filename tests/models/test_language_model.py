@@ -10,7 +10,7 @@ import torch
 from xraygpt.common.config import load
 from xraygpt.common.errors import WeightsError
 from xraygpt.experiment import Training, build_runner
-from xraygpt.models.language import load_llm, new_tokenizer
+from xraygpt.models.language import SmallLLM, load_llm, new_llm, new_tokenizer
 from xraygpt.models.xraygpt import XrayGPT
 
 YAML = """
@@ -78,3 +78,36 @@ def test_the_tokenizer_spells_anything():
     text = "Ödem 12.5 cm — \u80ba \U0001fac1"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert len(tokenizer) <= 280
+
+
+def share_that_repeats_the_told_twin(steps: int, **settings: float) -> float:
+    """Two tokens in the same places, as left and right; the last of 24 repeats the one told."""
+    size = SmallLLM(vocab_size=260, hidden=64, layers=2, heads=2, **settings)
+    llm = new_llm(size, new_tokenizer([], 260), seed=0)
+    optimizer = torch.optim.AdamW(llm.parameters(), 3e-3)
+    generator = torch.Generator().manual_seed(0)
+
+    def batch(rows: int):
+        ids = torch.randint(10, 100, (rows, 24), generator=generator)
+        twin = torch.randint(200, 202, (rows,), generator=generator)
+        ids[torch.arange(rows), torch.randint(0, 22, (rows,), generator=generator)] = twin
+        ids[:, -2], ids[:, -1] = 5, twin
+        return ids, twin
+
+    for _ in range(steps):
+        ids, _ = batch(32)
+        loss = llm(input_ids=ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
+        optimizer.step()
+    ids, twin = batch(256)
+    with torch.no_grad():
+        said = llm(input_ids=ids).logits[:, -2].argmax(-1)
+    return float((said == twin).float().mean())
+
+
+def test_it_soon_repeats_which_of_two_twins_it_was_told():
+    assert share_that_repeats_the_told_twin(60) > 0.95
+    small = {"init_std": 0.02, "embedding_std": 0.02}  # what transformers would draw
+    assert share_that_repeats_the_told_twin(60, **small) < 0.75

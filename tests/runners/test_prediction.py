@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from tests.conftest import ANSWERS, REPO, toy_image, toy_yaml, write_toy_corpus
@@ -73,6 +74,24 @@ def test_three_bad_of_many_are_named_and_the_rest_answered(yaml_path, folder, tm
     assert {e["sample_id"] for e in errors} == {"empty.png", "torn.png", "text.dcm"}
     page = (predictor.folder / "report.html").read_text()
     assert page.count("<article") == 12 and "Research use only" in page
+
+
+def test_a_model_that_knows_drawings_alone_says_so(yaml_path, folder, tmp_path, caplog):
+    for name, corpora in {
+        "drawn": ["synthetic_cxr"] * 2,
+        "real": ["synthetic_cxr", "records"],
+    }.items():
+        datasets = {f"d{i}": {"builder": b} for i, b in enumerate(corpora)}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump({"datasets": datasets}))
+    runs = {"drawn": ["drawn"], "real": ["drawn", "real"], "unknown": ["drawn", "gone"]}
+    for name, folders in runs.items():
+        predictor = predictor_of(yaml_path, folder / "one", tmp_path / f"out-{name}")
+        predictor.trained_in = [tmp_path / f for f in folders]
+        caplog.clear()
+        predictor.run()
+        for text in (caplog.text, (predictor.folder / "report.html").read_text()):
+            assert ("learned from SYNTHETIC drawings alone" in text) == (name == "drawn")
 
 
 def test_it_goes_on_where_it_was_stopped(yaml_path, folder, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from xraygpt.common.checkpoint import write_file
@@ -27,6 +28,7 @@ from xraygpt.runners import logs
 log = logging.getLogger(__name__)
 
 SIDE, QUALITY = 256, 70  # pixels of a picture's longer side; of JPEG
+DRAWINGS_ALONE = "The model learned from SYNTHETIC drawings alone and knows no patient's X-ray."
 NAMES = {
     "true": "true image",
     "shuffled": "another study's image",
@@ -88,13 +90,16 @@ def write_page(
     source = (resources.files("xraygpt") / "data" / "result_page.html").read_text("utf-8")
     template = Environment(autoescape=True, trim_blocks=True).from_string(source)
     synthetic = bool(cases) and all(c.source.startswith("SYNTHETIC") for c in cases)
+    notice = "Holds images and texts of the corpus: share it only as the corpus's licence allows."
+    if synthetic:
+        notice = "The images are SYNTHETIC drawings."
+    elif learned_from_drawings(runs):
+        notice = f"{DRAWINGS_ALONE} {notice}"
     present = list(dict.fromkeys(str(r["condition"]) for r in scores))
     html = template.render(
         title=title,
         subtitle=subtitle,
-        notice="The images are SYNTHETIC drawings."
-        if synthetic
-        else "Holds images and texts of the corpus: share it only as the corpus's licence allows.",
+        notice=notice,
         conditions=[{"key": c, "name": NAMES.get(c, c)} for c in present],
         chart=_chart(scores),
         losses=losses,
@@ -107,6 +112,18 @@ def write_page(
         configuration=configuration,
     )
     write_file(path, html)
+
+
+def learned_from_drawings(runs: Sequence[Path]) -> bool:
+    """Whether every one of these training runs saw SYNTHETIC phantoms and nothing else."""
+    corpora: list[Any] = []
+    for run in runs:
+        try:
+            tree = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {}
+            corpora += [(c or {}).get("builder") for c in (tree.get("datasets") or {}).values()]
+        except (OSError, yaml.YAMLError):
+            return False  # nobody knows
+    return bool(corpora) and set(corpora) == {"synthetic_cxr"}
 
 
 def chosen(count: int, most: int, seed: int) -> list[int]:
