@@ -34,7 +34,7 @@ format: install  ## let ruff mend what it can
 test: test-fast test-slow  ## all that CI runs, offline, fast part first
 
 test-fast: install  ## under two minutes on two cores
-	$(PY) -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: install  ## minutes: real data, killed and resumed runs
 	$(PY) -m pytest -q -m slow

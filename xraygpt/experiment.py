@@ -13,12 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from xraygpt import __version__
 from xraygpt.common import checkpoint
 from xraygpt.common import config as configuration
-from xraygpt.common.errors import InputError, WeightsError, XrayGPTError
+from xraygpt.common.errors import InputError, XrayGPTError
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import Split, StudyDataset, read_tensor
 from xraygpt.datasets.builder import BaseBuilder
@@ -27,6 +25,7 @@ from xraygpt.models.base import BaseModel
 from xraygpt.processors.image import ImageSpec
 from xraygpt.runners.base import BaseRunner
 from xraygpt.runners.evaluation import Evaluator
+from xraygpt.runners.history import history_of
 from xraygpt.runners.prediction import Predictor, find_inputs
 from xraygpt.runners.state import load_weights
 from xraygpt.runners.train_loop import Runner
@@ -155,7 +154,7 @@ def build_evaluator(experiment: Evaluation) -> Evaluator:
         train=train,
         identity=identity,
         resolved=configuration.to_yaml(experiment),
-        trained_in=_training_runs(configuration.to_tree(experiment.model)),
+        history=history_of(configuration.to_tree(experiment.model)),
     )
 
 
@@ -193,7 +192,7 @@ def build_predictor(
         output_dir=output_dir,
         identity=identity,
         resolved=configuration.to_yaml(experiment),
-        trained_in=_training_runs(configuration.to_tree(experiment.model)),
+        history=history_of(configuration.to_tree(experiment.model)),
         **settings,
     )
 
@@ -208,30 +207,6 @@ def _identity(experiment: Evaluation, model: BaseModel) -> dict[str, Any]:
         "parts": model.parts(),
         "version": __version__,
     }
-
-
-def _training_runs(model: dict[str, Any], known: tuple[Path, ...] = ()) -> list[Path]:
-    """Folders of the runs that made a model, oldest first: its LLM's, then from stage to stage.
-
-    They are only looked at, so a run that is gone or damaged is left out.
-    """
-    found: list[Path] = []
-    for key in ("llama_model", "ckpt"):
-        source = Path(str(model.get(key) or ""))
-        if not model.get(key) or not checkpoint.is_run_like(source):
-            continue
-        try:
-            run = checkpoint.run_of(checkpoint.find_checkpoint(source))
-        except WeightsError:
-            continue
-        if run in known:  # it went on from its own folder
-            continue
-        before = run / "config.yaml"
-        if before.is_file():
-            tree = yaml.safe_load(before.read_text(encoding="utf-8")) or {}
-            found += _training_runs(tree.get("model") or {}, (*known, run))
-        found.append(run)
-    return list(dict.fromkeys(found))
 
 
 def _digest_of(ckpt: Path | None) -> str | None:

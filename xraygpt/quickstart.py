@@ -46,24 +46,22 @@ class Step:
     title: str
     script: str
     config: str
-    options: tuple[str, ...] = ()
 
     @property
     def command(self) -> list[str]:
         """What runs it; a training goes on where it was."""
-        more = ["run.resume_ckpt_path=auto"] if self.script == "train.py" else []
-        options = ["--options", *self.options, *more] if self.options or more else []
+        resume = ["--options", "run.resume_ckpt_path=auto"] if self.script == "train.py" else []
         path = CONFIGS / self.config
-        return [sys.executable, str(CONFIGS / self.script), "--cfg-path", str(path), *options]
+        return [sys.executable, str(CONFIGS / self.script), "--cfg-path", str(path), *resume]
 
     def load(self) -> Experiment:
         """What it would run.
 
         Raises:
-            ConfigError: Its YAML or an option is wrong.
+            ConfigError: Its YAML is wrong.
         """
         kind = Training if self.script == "train.py" else Evaluation
-        return load(kind, CONFIGS / self.config, list(self.options))
+        return load(kind, CONFIGS / self.config)
 
 
 def steps(preset: str) -> list[Step]:
@@ -167,10 +165,10 @@ def _noted(marker: Path, experiment: Any, before: str) -> dict[str, Any]:
     if noted.get("key") == key:
         return fresh | noted
     output = Path(experiment.run.output_dir)
-    if noted and output.exists():
+    if output.exists():  # a step of this tour has its marker before it makes any
         aside = output.with_name(f"{output.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         output.rename(aside)
-        log.info("%s was made with other settings: it is now %s", output, aside)
+        log.info("%s was made with other settings or by hand: it is now %s", output, aside)
     write_file(marker, json.dumps(fresh))
     return fresh
 

@@ -259,8 +259,10 @@ def test_codes_and_questions(tmp_path):
 def test_questions_answer_with_the_sides_that_are_coded(tmp_path):
     save_image(tmp_path / "a.png")
     codes = ["Effusion/left/small", "Edema/bilateral", "Mass/lobe/right", "Mass/Left", "Hernia"]
-    (tmp_path / "t.json").write_text(json.dumps([{"image": "a.png", "study": "1", "codes": codes}]))
-    settings = {"target": "code_questions", "min_code_count": 1, "questions": 4}
+    rows = [{"image": "a.png", "study": "1", "codes": codes}]
+    rows.append({"image": "a.png", "study": "2", "codes": ["Pneumothorax/left"]})
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    settings = {"target": "code_questions", "min_code_count": 1, "questions": 5}
     for with_sides, sides in [
         (True, ("left", "left and right", "left and right", "")),
         (False, [""] * 4),
@@ -272,7 +274,8 @@ def test_questions_answer_with_the_sides_that_are_coded(tmp_path):
         }
         headings = ("effusion?", "edema?", "mass?", "hernia?")
         wanted = (f"yes, {side}." if side else "yes." for side in sides)
-        assert answers == dict(zip(headings, wanted, strict=True))
+        there = dict(zip(headings, wanted, strict=True))
+        assert answers == {**there, "pneumothorax?": "no."}
 
 
 def test_codes_can_be_read_in_reports_nobody_coded(tmp_path):

@@ -64,11 +64,22 @@ def test_a_changed_setting_repeats_that_step_and_those_after_it(pretend, tmp_pat
     (old / "kept").touch()
     pretend.ran.clear()
     tour = quickstart.steps("nano")
-    tour[1] = replace(tour[1], options=("run.max_steps=7",))
+    changed = (REPO / tour[1].config).read_text().replace("seed: 42", "seed: 43")
+    (tmp_path / "quickstart_stage1.yaml").write_text(changed)
+    tour[1] = replace(tour[1], config=str(tmp_path / "quickstart_stage1.yaml"))
     monkeypatch.setattr(quickstart, "steps", lambda _: tour)
     quickstart.run("nano")
     assert pretend.ran == ["stage1.yaml", "stage2.yaml", "quickstart.yaml"]
     assert not old.exists() and list(old.parent.glob("stage1-*/kept"))
+
+
+def test_what_others_made_there_is_moved_aside(pretend, tmp_path):
+    pretend.broken = False
+    old = tmp_path / "output" / "quickstart" / "lm"
+    old.mkdir(parents=True)
+    (old / "kept").touch()
+    quickstart.run("nano")
+    assert not old.exists() and list(old.parent.glob("lm-*/kept"))
 
 
 def test_another_result_of_a_step_repeats_those_after_it(pretend, tmp_path):
@@ -164,6 +175,16 @@ def test_its_commands_run_on_a_few_phantoms(tmp_path):
         studies = [f"datasets.{label}.studies=120" for label in labels]
         command += ["--options", *few, *studies, *links[name], f"run.output_dir={tmp_path / name}"]
         finish(command, env)
+    command = [
+        sys.executable,
+        "train.py",
+        "--cfg-path",
+        "train_configs/quickstart_mini_stage1.yaml",
+    ]
+    command += ["--options", *few, *(f"datasets.{d}.studies=120" for d in parts["stage1"])]
+    command += [f"model.llama_model={lm}", "model.prompt_template=xraygpt", "model.end_sym=</s>"]
+    command += [f"model.q_former_model={one}", f"run.output_dir={tmp_path / 'mini'}"]
+    finish(command, env)
     command = [sys.executable, "evaluate.py", "--cfg-path", "eval_configs/quickstart.yaml"]
     command += ["--options", f"model.llama_model={lm}", f"model.ckpt={two}", "run.shuffles=1"]
     command += ["datasets.phantoms.studies=120", f"run.output_dir={tmp_path / 'evaluate'}"]

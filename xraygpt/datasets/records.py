@@ -87,7 +87,8 @@ class RecordsBuilder(BaseBuilder):
         questions: int = 1
         """`code_questions`: how many of them one sample holds, each a turn of its own."""
         question_sides: bool = False
-        """`code_questions`: answer with the side where one is coded, "yes, left."."""
+        """`code_questions`: answer with the side where one is coded: "yes, left.", "yes, left and
+        right.". For training: the task `vqa` takes such an answer for that of an open question."""
         tell_images: bool = False
         """Write each study's codes where its image would be: for `language_modeling`, which sees
         none. The LLM so learns to write what stands at that place."""

@@ -49,13 +49,13 @@ def codes_of_report(text: str) -> tuple[str, ...]:
         find, and nothing at all for a text that does not speak of a chest. Doubted findings count.
     """
     held = [name for name, status in label(text).items() if status != "negative"]
-    sides: dict[str, set[str]] = {}
+    placed: dict[str, set[str]] = {}
     for mention in mentions(text):
         past = mention.historical and mention.finding not in LASTING_FINDINGS
         if mention.status != "negative" and mention.laterality and not past:
-            sides.setdefault(mention.finding, set()).add(mention.laterality)
+            placed.setdefault(mention.finding, set()).add(mention.laterality)
     return tuple(
-        "/".join(["normal" if name == "no_finding" else spaced, *sorted(sides.get(name, ()))])
+        "/".join(["normal" if name == "no_finding" else spaced, *sorted(placed.get(name, ()))])
         for name, spaced in ((name, name.replace("_", " ")) for name in held)
     )
 
@@ -72,7 +72,10 @@ def spoken(codes: Iterable[str]) -> list[str]:
 
 
 def sides(codes: Iterable[str]) -> dict[str, str]:
-    """Headings coded with a side: ``{"pneumothorax": "left", "opacity": "left and right"}``."""
+    """Headings coded with a side: ``{"pneumothorax": "left", "opacity": "left and right"}``.
+
+    A finding coded as bilateral, or once on either side, is left and right.
+    """
     found: dict[str, set[str]] = {}
     for code in codes:
         heading, *places = (part.strip().lower() for part in code.split("/"))

@@ -60,11 +60,12 @@ class SmallLLM:
     context: int = 512
     """Most tokens of one sequence, image tokens included."""
     init_std: float = 0.06
-    """Standard deviation of the random weights."""
+    """Standard deviation of the random weights but the embeddings; chosen at hidden 128."""
     embedding_std: float = 0.2
-    """The same of the token embeddings. With 0.02 for both, as large models have it, words that
-    occur in the same places (left and right) soon have one embedding, and a short training never
-    learns to repeat from the prompt which of them stands there."""
+    """The same of the token embeddings, chosen at hidden 128: logits grow with it and with the
+    width's square root, so wider models want less. With 0.02 for both, as large models have it,
+    words that occur in the same places (left and right) soon have one embedding, and a short
+    training never learns to repeat from the prompt which of them stands there."""
 
     def __post_init__(self) -> None:
         for name in ("init_std", "embedding_std"):

@@ -27,6 +27,7 @@ from xraygpt.datasets.collate import Collator
 from xraygpt.metrics.statistics import Score, ratio_score, weighted_sum
 from xraygpt.models.base import BaseModel
 from xraygpt.runners import answers, feature_cache, logs, result_page
+from xraygpt.runners.history import History
 from xraygpt.tasks.base import BaseTask, Prediction
 
 log = logging.getLogger(__name__)
@@ -83,9 +84,10 @@ class Evaluator(Plugin):
         train: StudyDataset,
         identity: dict[str, Any],
         resolved: str = "",
-        trained_in: Sequence[Path] = (),
+        history: History | None = None,
     ) -> None:
-        self.config, self.task, self.resolved, self.trained_in = config, task, resolved, trained_in
+        self.config, self.task, self.resolved = config, task, resolved
+        self.history = history or History()
         self.accelerator = distributed.make_accelerator(config.device, amp=False)
         self.model = model.to(self.accelerator.device).eval()
         if self.accelerator.num_processes > 1:
@@ -166,7 +168,7 @@ class Evaluator(Plugin):
             shown=f"{number} cases{', drawn at random' if len(cases) < len(said) else ''}.",
             scores=result["scores"],
             losses=result["losses"],
-            runs=self.trained_in,
+            history=self.history,
             facts=logs.facts(self.accelerator.device) | {"seed": self.config.seed},
             configuration=self.resolved,
         )

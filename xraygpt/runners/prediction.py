@@ -20,6 +20,7 @@ from xraygpt.datasets.records import read_table
 from xraygpt.models.base import BaseModel
 from xraygpt.processors.prompts import IMAGE, Turn
 from xraygpt.runners import answers, logs, result_page
+from xraygpt.runners.history import DRAWINGS_ALONE, History
 from xraygpt.tasks.base import BaseTask, Prediction
 
 log = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ class Predictor:
         batch_size: Rows decoded at once.
         workers: Processes that read images; None takes one per core, at most four.
         resolved: The whole configuration, for the page.
-        trained_in: Folders of the model's training runs, for the page.
+        history: The training runs behind the model, for the page.
     """
 
     def __init__(
@@ -177,14 +178,14 @@ class Predictor:
         batch_size: int = 8,
         workers: int | None = None,
         resolved: str = "",
-        trained_in: Sequence[Path] = (),
+        history: History | None = None,
     ) -> None:
         self.accelerator = distributed.make_accelerator(device, amp=False)
         self.model, self.task, self.data = model.to(self.accelerator.device).eval(), task, data
         model.renderer.prompts = model.renderer.prompts[:1]  # one question for all, as measured
         self.collate = Collator(model.renderer, model.packer, max_len=model.context_len)
         self.batch_size, self.identity = batch_size, identity
-        self.resolved, self.trained_in = resolved, trained_in
+        self.resolved, self.history = resolved, history or History()
         few = len(data) < 2 * batch_size
         cores = min(os.cpu_count() or 1, 4)
         self.workers = workers if workers is not None else (0 if few else cores)
@@ -198,8 +199,8 @@ class Predictor:
         Raises:
             SomeFailed: Some images could not be read; all others have their answer.
         """
-        if result_page.learned_from_drawings(self.trained_in):
-            log.warning(result_page.DRAWINGS_ALONE)
+        if self.history.drawings_alone:
+            log.warning(DRAWINGS_ALONE)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "predictions.jsonl"
         earlier = answers.stored(path, self.identity)
@@ -289,7 +290,7 @@ class Predictor:
             title="xraygpt: AI drafts",
             subtitle=f"{len(predictions)} images{drawn}, run {self.signature}.",
             cases=cases,
-            runs=self.trained_in,
+            history=self.history,
             facts=logs.facts(self.accelerator.device),
             configuration=self.resolved,
         )

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from xraygpt.common.checkpoint import write_file
@@ -24,11 +23,11 @@ from xraygpt.common.draws import keyed_random
 from xraygpt.datasets.base import ImageRef
 from xraygpt.processors.pixels import read_image
 from xraygpt.runners import logs
+from xraygpt.runners.history import DRAWINGS_ALONE, History
 
 log = logging.getLogger(__name__)
 
 SIDE, QUALITY = 256, 70  # pixels of a picture's longer side; of JPEG
-DRAWINGS_ALONE = "The model learned from SYNTHETIC drawings alone and knows no patient's X-ray."
 NAMES = {
     "true": "true image",
     "shuffled": "another study's image",
@@ -67,7 +66,7 @@ def write_page(
     shown: str = "",
     scores: Sequence[Mapping[str, Any]] = (),
     losses: Sequence[Mapping[str, Any]] = (),
-    runs: Sequence[Path] = (),
+    history: History | None = None,
     facts: Mapping[str, Any],
     configuration: str = "",
 ) -> None:
@@ -81,19 +80,20 @@ def write_page(
         shown: Which cases these are.
         scores: Rows of scores.json.
         losses: Likewise.
-        runs: Folders of the training runs, oldest first; their losses are drawn.
+        history: Its training runs; their losses are drawn.
         facts: Versions, seed, machine and so on.
         configuration: The resolved YAML.
     """
     from jinja2 import Environment
 
+    history = history or History()
     source = (resources.files("xraygpt") / "data" / "result_page.html").read_text("utf-8")
     template = Environment(autoescape=True, trim_blocks=True).from_string(source)
     synthetic = bool(cases) and all(c.source.startswith("SYNTHETIC") for c in cases)
     notice = "Holds images and texts of the corpus: share it only as the corpus's licence allows."
     if synthetic:
         notice = "The images are SYNTHETIC drawings."
-    elif learned_from_drawings(runs):
+    elif history.drawings_alone:
         notice = f"{DRAWINGS_ALONE} {notice}"
     present = list(dict.fromkeys(str(r["condition"]) for r in scores))
     html = template.render(
@@ -103,7 +103,7 @@ def write_page(
         conditions=[{"key": c, "name": NAMES.get(c, c)} for c in present],
         chart=_chart(scores),
         losses=losses,
-        curves=[c for c in map(_curve, runs) if c],
+        curves=[c for c in map(_curve, history.runs) if c],
         cases=[_shown(case) for case in cases],
         shown=shown,
         findings=sorted({f for c in cases for f in (*c.agreed, *c.missed, *c.added)}),
@@ -112,18 +112,6 @@ def write_page(
         configuration=configuration,
     )
     write_file(path, html)
-
-
-def learned_from_drawings(runs: Sequence[Path]) -> bool:
-    """Whether every one of these training runs saw SYNTHETIC phantoms and nothing else."""
-    corpora: list[Any] = []
-    for run in runs:
-        try:
-            tree = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {}
-            corpora += [(c or {}).get("builder") for c in (tree.get("datasets") or {}).values()]
-        except (OSError, yaml.YAMLError):
-            return False  # nobody knows
-    return bool(corpora) and set(corpora) == {"synthetic_cxr"}
 
 
 def chosen(count: int, most: int, seed: int) -> list[int]:
