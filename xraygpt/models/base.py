@@ -110,6 +110,20 @@ class BaseModel(nn.Module, Plugin):
         """Everything that is not a frozen part from elsewhere."""
         raise NotImplementedError
 
+    def translate(
+        self, state: dict[str, Tensor], source: Path
+    ) -> tuple[dict[str, Tensor], set[str]] | None:
+        """Another project's weights under our names, and the names they must hold.
+
+        Args:
+            state: Tensors of a file.
+            source: Named in messages.
+
+        Returns:
+            None if the names are ours already; by default they are.
+        """
+        return None
+
     def fresh_keys(self) -> tuple[str, ...]:
         """Prefixes of keys that a checkpoint may lack because they start fresh (LoRA)."""
         return ()

@@ -6,6 +6,7 @@ Notation: N images, L tokens of one image, D the encoder's width, h w its grid o
 from __future__ import annotations
 
 import hashlib
+import logging
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from xraygpt.common.errors import InputError, WeightsError
+from xraygpt.models import lineage
 from xraygpt.models.weights import LITE0, efficientnet_lite_to_timm, read_state_dict
+
+log = logging.getLogger(__name__)
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -155,6 +159,10 @@ def _timm(
     mean, std = norm or (config["mean"], config["std"])
     if weights is not None:
         state = read_state_dict(weights)
+        if options.get("depth") == EVA["depth"]:
+            account = lineage.translate(state, weights)
+            log.info("model.vit_ckpt %s: %s", weights, account)
+            state = {n.removeprefix("vision.net."): t for n, t in account.state.items()}
         missing, unexpected = net.load_state_dict(state, strict=False)
         if missing or unexpected:
             raise WeightsError(

@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
-from xraygpt.models import language, qformer, vision
+from xraygpt.models import language, lineage, qformer, vision
 from xraygpt.models.base import BaseModel, Generation, Output, renderer_of
 from xraygpt.models.decoding import Decoder
 from xraygpt.models.weights import load_exactly, read_weights
@@ -109,7 +109,8 @@ class XrayGPT(BaseModel):
         lora: language.LoraSettings | None = None
         """Adapters in the LLM; null has none."""
         q_former_model: Path | None = None
-        """A run with another LLM whose Q-Former this model begins with; the linear layer is new."""
+        """A run with another LLM whose Q-Former this model begins with, or a BLIP-2 file; the linear
+        layer is new. No effect with a `ckpt` that holds a Q-Former."""
         freeze_vit: bool = True
         """Train no weight of the vision encoder."""
         freeze_qformer: bool = False
@@ -404,6 +405,10 @@ class XrayGPT(BaseModel):
             WeightsError: It is of another shape, or read another encoder's features.
         """
         source, state = read_weights(path)
+        if lineage.is_lineage(state):
+            account = lineage.translate(state, source)
+            log.info("model.q_former_model %s: %s", source, account)
+            state = account.state
         described, own = source.parent / PARTS, self.config.vit_model
         encoder = own
         if described.is_file():
@@ -416,6 +421,31 @@ class XrayGPT(BaseModel):
         prefix = "qformer."
         found = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
         load_exactly(self.qformer, found, source, required=set(self.qformer.state_dict()))
+
+    def translate(
+        self, state: dict[str, Tensor], source: Path
+    ) -> tuple[dict[str, Tensor], set[str]] | None:
+        """Weights of XrayGPT, MiniGPT-4 or LAVIS: whole parts, or none of a part."""
+        if not lineage.is_lineage(state):
+            return None
+        account = lineage.translate(state, source)
+        log.info("%s: %s", source, account)
+        parts = {name.split(".")[0] for name in account.state}
+        if "qformer" not in parts:
+            if self.config.q_former_model is None:
+                raise WeightsError(
+                    f"{source} holds no Q-Former, as is usual in its lineage; set "
+                    "model.q_former_model to the BLIP-2 file it was trained with"
+                )
+            self._take_qformer(self.config.q_former_model)
+        projection = account.state.get("proj.weight")
+        width = self.proj.out_features
+        if projection is not None and len(projection) != width:
+            raise WeightsError(
+                f"{source}: its projection is for an LLM of width {len(projection)}, but "
+                f"model.llama_model has {width} (Vicuna 7B: 4096, 13B: 5120)"
+            )
+        return account.state, {n for n in self.state_dict() if n.split(".")[0] in parts}
 
     def fresh_keys(self) -> tuple[str, ...]:
         """LoRA begins as no change; the lineage's weights know no average image."""

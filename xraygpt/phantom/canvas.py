@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -29,10 +30,18 @@ class Pose:
 
     def to_picture(self, points: Points) -> Points:
         """(n, 2) body coordinates -> (n, 2) fractions of the picture."""
-        c, s = np.cos(self.tilt), np.sin(self.tilt)
-        turned = (points - 0.5) @ np.array([[c, s], [-s, c]]) * self.scale
-        placed: Points = turned + 0.5 + np.array(self.shift)
+        turned = (points - 0.5) @ self._turn * self.scale
+        placed: Points = turned + 0.5 + self._shift
         return placed
+
+    @cached_property
+    def _turn(self) -> np.ndarray:
+        c, s = np.cos(self.tilt), np.sin(self.tilt)
+        return np.array([[c, s], [-s, c]])
+
+    @cached_property
+    def _shift(self) -> np.ndarray:
+        return np.array(self.shift)
 
 
 class Canvas:
@@ -65,8 +74,12 @@ class Canvas:
             fine: Pieces between two points; 1 draws straight lines.
         """
         image, draw = self._sheet()
-        for points, width, strength in sorted(lines, key=lambda line: line[2]):
-            pixels = self._pixels(curve(points, fine=fine) if fine > 1 else points)
+        lines = sorted(lines, key=lambda line: line[2])
+        smooth = [curve(points, fine=fine) if fine > 1 else points for points, _, _ in lines]
+        placed = self._pixels(np.concatenate(smooth)) if smooth else []
+        start = 0
+        for (_, width, strength), points in zip(lines, smooth, strict=True):
+            pixels = placed[start : (start := start + len(points))]
             wide = max(round(width * self.pose.scale * self.size * _FINE), 1)
             joint = "curve" if wide > 4 and fine > 1 else None
             draw.line(pixels, fill=round(255 * strength), width=wide, joint=joint)
@@ -92,7 +105,7 @@ class Canvas:
 
     def _pixels(self, points: Points) -> list[tuple[float, float]]:
         placed = self.pose.to_picture(points) * (self.size * _FINE) - 0.5
-        return [(x, y) for x, y in placed.tolist()]
+        return list(map(tuple, placed.tolist()))
 
     def _layer(self, image: Image.Image) -> Layer:
         return np.asarray(image.reduce(_FINE), dtype=np.float32) / 255
@@ -110,12 +123,18 @@ def curve(points: Points, *, closed: bool = False, fine: int = 6) -> Points:
             [2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]]
         )
     a, b, c, d = ring[:-3, None], ring[1:-2, None], ring[2:-1, None], ring[3:, None]
-    t = (np.arange(fine) / fine)[:, None]
+    t, t2, t3 = _powers(fine)
     between = 0.5 * (
-        2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3
+        2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t2 + (3 * b - a - 3 * c + d) * t3
     )
     smooth = between.reshape(-1, 2)
     return smooth if closed else np.concatenate([smooth, points[-1:]])
+
+
+@lru_cache
+def _powers(fine: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    t = (np.arange(fine) / fine)[:, None]
+    return t, t**2, t**3
 
 
 def mirrored(points: Points) -> Points:

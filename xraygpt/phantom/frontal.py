@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from xraygpt.phantom.body import Body
@@ -160,11 +162,15 @@ def _branch(
     splits: int,
 ) -> None:
     """One vessel and what leaves it; angles are measured from the outward horizontal, down."""
-    bends = angle + np.cumsum(rng.uniform(-0.22, 0.22, 3))
-    steps = np.stack([np.cos(bends), np.sin(bends)], axis=1) * (reach * 0.45 / 3)
-    if right:
-        steps[:, 0] *= -1
-    points = np.concatenate([start[None], start + np.cumsum(steps, axis=0)])
+    step, bend = reach * 0.45 / 3, 0.0
+    x = y = 0.0
+    way = [(0.0, 0.0)]
+    for turn in rng.uniform(-0.22, 0.22, 3).tolist():  # plain numbers: arrays so small are slow
+        bend += turn
+        x += math.cos(angle + bend) * (-step if right else step)
+        y += math.sin(angle + bend) * step
+        way.append((x, y))
+    points = start + np.array(way)
     lines.append((points, width, min(0.25 + 45 * width, 0.9)))
     if splits:
         for turn in (-1, 1):

@@ -81,10 +81,14 @@ def load_weights(model: BaseModel, path: Path) -> tuple[Path, list[str]]:
         WeightsError: Nothing usable there, or it was saved from another model.
     """
     source, state = read_weights(path)
-    model.check_assets(source.parent)
-    # A part that was frozen when this was saved is whole in the model already, from elsewhere.
-    whole = tuple(p for p in ("llm.", "vision.") if not any(n.startswith(p) for n in state))
-    required = {n for n in model.checkpoint_state() if not (state and n.startswith(whole))}
+    foreign = model.translate(state, source)
+    if foreign is not None:
+        state, required = foreign
+    else:
+        model.check_assets(source.parent)
+        # A part frozen when this was saved is whole in the model already, from elsewhere.
+        whole = tuple(p for p in ("llm.", "vision.") if not any(n.startswith(p) for n in state))
+        required = {n for n in model.checkpoint_state() if not (state and n.startswith(whole))}
     fresh = load_exactly(
         model,
         state,
