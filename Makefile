@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PY := $(BIN)/python
 
-.PHONY: help install packages style test test-fast test-slow format clean quickstart
+.PHONY: help install install-dev packages style test test-fast test-slow format clean quickstart
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,6 +15,12 @@ $(BIN)/.installed: requirements.txt requirements-dev.txt constraints.txt pyproje
 	@$(PYTHON) tools/check_machine.py
 	$(PYTHON) -m venv .venv
 	@$(MAKE) --no-print-directory packages || { echo "make install: pip could not finish. Without a network it cannot: behind a proxy set HTTPS_PROXY, with a mirror PIP_INDEX_URL. Then type make install again." >&2; exit 1; }
+	@touch $@
+
+install-dev: $(BIN)/.installed-dev  ## the same, and salesforce-lavis as the reference of tests/parity
+
+$(BIN)/.installed-dev: $(BIN)/.installed requirements-parity.txt
+	$(PY) -m pip install --quiet --no-deps -r requirements-parity.txt
 	@touch $@
 
 packages:  # into an environment that is there
@@ -33,10 +39,10 @@ format: install  ## let ruff mend what it can
 
 test: test-fast test-slow  ## all that CI runs, offline, fast part first
 
-test-fast: install  ## under two minutes on two cores
+test-fast: install-dev  ## under two minutes on two cores
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not slow" --numprocesses 2 --dist loadfile
 
-test-slow: install  ## minutes: real data, killed and resumed runs
+test-slow: install-dev  ## minutes: real data, killed and resumed runs
 	$(PY) -m pytest -q -m slow
 
 quickstart: install  ## train, measure and show a model on synthetic X-rays; QUICKSTART=mini: with SmolLM2

@@ -149,6 +149,17 @@ def _efficientnet_lite0(image_size: int) -> VisionEncoder:
     return VisionEncoder(net, image_size=image_size, mean=LITE[0], std=LITE[1], has_position=False)
 
 
+def eva_state(file: Path) -> dict[str, Tensor]:
+    """Tensors of an `eva_vit_g.pth` that EVA-CLIP-g has here; the log says what was left out.
+
+    Raises:
+        WeightsError: Absent, damaged, or of another kind.
+    """
+    account = lineage.translate(read_state_dict(file), file)
+    log.info("model.vit_ckpt %s: %s", file, account)
+    return {name.removeprefix("vision.net."): t for name, t in account.state.items()}
+
+
 def _timm(
     name: str, image_size: int | None, weights: Path | None, options: dict[str, Any], norm: Any
 ) -> VisionEncoder:
@@ -158,11 +169,8 @@ def _timm(
     config = timm.data.resolve_model_data_config(net)
     mean, std = norm or (config["mean"], config["std"])
     if weights is not None:
-        state = read_state_dict(weights)
-        if options.get("depth") == EVA["depth"]:
-            account = lineage.translate(state, weights)
-            log.info("model.vit_ckpt %s: %s", weights, account)
-            state = {n.removeprefix("vision.net."): t for n, t in account.state.items()}
+        eva = options.get("depth") == EVA["depth"]
+        state = eva_state(weights) if eva else read_state_dict(weights)
         missing, unexpected = net.load_state_dict(state, strict=False)
         if missing or unexpected:
             raise WeightsError(

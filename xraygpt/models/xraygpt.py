@@ -109,8 +109,8 @@ class XrayGPT(BaseModel):
         lora: language.LoraSettings | None = None
         """Adapters in the LLM; null has none."""
         q_former_model: Path | None = None
-        """A run with another LLM whose Q-Former this model begins with, or a BLIP-2 file; the linear
-        layer is new. No effect with a `ckpt` that holds a Q-Former."""
+        """A run with another LLM, or a file of BLIP-2, whose Q-Former this model begins with; the
+        linear layer is new. No effect with a `ckpt` that holds a Q-Former."""
         freeze_vit: bool = True
         """Train no weight of the vision encoder."""
         freeze_qformer: bool = False

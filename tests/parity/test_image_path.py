@@ -1,0 +1,142 @@
+"""Pixels -> tokens for the LLM: LAVIS's own ViT and Q-Former beside ours, through their files."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from timm.models.eva import Eva
+from torch import nn
+
+from tests.parity.reference import lavis_modules, old_bert
+from xraygpt.models import vision
+from xraygpt.models.language import SmallLLM
+from xraygpt.models.qformer import QFormerConfig
+from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.runners.state import load_weights
+
+WIDTH, DEPTH, SIZE = 88, 3, 56  # of the ViT
+HIDDEN, LAYERS, QUERIES, LLM = 64, 4, 8, 32
+
+
+class Original(nn.Module):
+    """What XrayGPT and MiniGPT-4 compose, under their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        bert, eva = lavis_modules("lavis.models.blip2_models.Qformer", "lavis.models.eva_vit")
+        old_bert(bert)
+        self.visual_encoder = eva.VisionTransformer(
+            img_size=SIZE,
+            patch_size=14,
+            embed_dim=WIDTH,
+            depth=DEPTH,
+            num_heads=4,
+            mlp_ratio=4.3637,
+            qkv_bias=True,
+            use_mean_pooling=False,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        )
+        self.ln_vision = nn.LayerNorm(WIDTH)
+        config = bert.BertConfig(
+            hidden_size=HIDDEN,
+            num_attention_heads=HIDDEN // 64,
+            num_hidden_layers=LAYERS,
+            intermediate_size=4 * HIDDEN,
+            vocab_size=30,
+        )
+        config.encoder_width, config.add_cross_attention = WIDTH, True
+        config.cross_attention_freq, config.query_length = 2, QUERIES
+        self.Qformer = bert.BertLMHeadModel(config=config)
+        self.query_tokens = nn.Parameter(torch.zeros(1, QUERIES, HIDDEN))
+        self.t5_proj, self.llama_proj = nn.Linear(HIDDEN, 40), nn.Linear(HIDDEN, LLM)
+        generator = torch.Generator().manual_seed(5)
+        for name, p in self.named_parameters():
+            scale = name.endswith("weight") and p.dim() == 1  # of a norm
+            p.data = torch.randn(p.shape, generator=generator) * 0.06 + float(scale)
+
+    def forward(self, pixels: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        features = self.ln_vision(self.visual_encoder(pixels))
+        mask = torch.ones(features.shape[:2], dtype=torch.long) if mask is None else mask
+        out = self.Qformer.bert(
+            query_embeds=self.query_tokens.expand(len(pixels), -1, -1),
+            encoder_hidden_states=features,
+            encoder_attention_mask=mask,
+            return_dict=True,
+        )
+        return self.llama_proj(out.last_hidden_state)
+
+
+@pytest.fixture(scope="module")
+def original() -> Original:
+    torch.manual_seed(0)
+    return Original().eval()
+
+
+@pytest.fixture
+def ours(original, tmp_path, monkeypatch) -> XrayGPT:
+    """Our model from three files in the layout of the originals."""
+    state = original.state_dict()
+    eva = {k[15:]: v for k, v in state.items() if k.startswith("visual_encoder.")}
+    blip2 = {k: v for k, v in state.items() if not k.startswith(("visual_encoder.", "llama_proj"))}
+    last = {k: v for k, v in state.items() if k.startswith("llama_proj")}
+    last |= {k: v for k, v in state.items() if k.endswith("position_ids")}
+    torch.save(eva, tmp_path / "eva_vit_g.pth")
+    torch.save({"model": blip2}, tmp_path / "blip2_pretrained.pth")
+    torch.save({"model": last, "epoch": 3}, tmp_path / "xraygpt.pth")
+    small = {**vision.EVA, "depth": DEPTH}
+
+    def build(*_, **__) -> vision.VisionEncoder:
+        net = Eva(
+            img_size=SIZE,
+            patch_size=14,
+            embed_dim=WIDTH,
+            num_heads=4,
+            mlp_ratio=int(WIDTH * 4.3637) / WIDTH,
+            **small,
+        )
+        net.load_state_dict(vision.eva_state(tmp_path / "eva_vit_g.pth"))
+        mean, std = vision.CLIP
+        return vision.VisionEncoder(net, image_size=SIZE, mean=mean, std=std, has_position=True)
+
+    monkeypatch.setattr(vision, "build_vision", build)
+    config = XrayGPT.Config(
+        vit_model="eva_clip_g",
+        num_query_token=QUERIES,
+        qformer=QFormerConfig(layers=LAYERS, hidden=HIDDEN),
+        llm=SmallLLM(vocab_size=260, hidden=LLM, layers=1, heads=2),
+        q_former_model=tmp_path / "blip2_pretrained.pth",
+        ckpt=tmp_path / "xraygpt.pth",
+    )
+    model = XrayGPT(config).eval()
+    load_weights(model, Path(config.ckpt))
+    return model
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_the_image_path_is_the_originals(original, ours, dtype, most):
+    pixels = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).to(dtype)
+    original, ours = original.to(dtype), ours.to(dtype)
+    with torch.no_grad():
+        theirs = original(pixels)
+        features = ours.vision.encode(pixels)
+        seen = original.visual_encoder(pixels)
+        tokens = ours.proj(ours.qformer(features))
+    original.float()
+    assert theirs.std() > 0.1
+    assert (features - seen).abs().max() <= most
+    assert (tokens - theirs).abs().max() <= most
+
+
+def test_padded_features_are_masked_alike(original, ours):
+    pixels = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
+    mask = torch.ones(2, 17, dtype=torch.long)
+    mask[0, 9:] = 0
+    with torch.no_grad():
+        theirs = original(pixels, mask)
+        tokens = ours.image_tokens(features=ours.encode(pixels), feature_mask=mask)
+        whole = ours.image_tokens(pixels)
+    assert (tokens - theirs).abs().max() <= 1e-5
+    assert (tokens[0] - whole[0]).abs().max() > 1e-3  # the mask matters
