@@ -44,19 +44,44 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise WeightsError(f"no weights at {path}")
+    _refuse_other_files(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise WeightsError(f"{path} is damaged or no weight file: {error}") from None
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path} ({path.stat().st_size} bytes) is cut off, damaged or no weight file: {error}"
+        ) from None
     except pickle.UnpicklingError:
         raise WeightsError(
             f"{path} is a pickle that wants to run code, which is refused; "
             "save its tensors alone, best as .safetensors"
         ) from None
-    state = content.get("model", content.get("state_dict", content))
-    return {name: t for name, t in state.items() if isinstance(t, Tensor)}
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    state = content if isinstance(content, dict) else {}
+    tensors = {name: t for name, t in state.items() if isinstance(t, Tensor)}
+    if not tensors:
+        raise WeightsError(f"{path} holds no named tensors but a {type(content).__name__}")
+    return tensors
+
+
+def _refuse_other_files(path: Path) -> None:
+    """What a broken download leaves in a weight file's place.
+
+    Raises:
+        WeightsError: It is one of these.
+    """
+    with path.open("rb") as file:
+        start = file.read(200).lstrip().lower()
+    if not start:
+        raise WeightsError(f"{path} is empty; download it again")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise WeightsError(f"{path} is a web page: the link gave no file; download it again")
+    if start.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{path} is a Git LFS pointer, not the file; type: git lfs pull")
 
 
 def read_weights(path: Path) -> tuple[Path, dict[str, Tensor]]:
