@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
@@ -99,18 +102,75 @@ def load_llm(source: str, dtype: Dtype) -> tuple[nn.Module, Any]:
         WeightsError: Nothing there that can be loaded; says what was looked for.
     """
     folder, gguf = _locate(source)
+    if not gguf:
+        _refuse_unready(folder)
     options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
         if gguf and hasattr(transformers, "GgufConfig"):
             # Plain weights: packed ones have no gradient to their input in every kernel, nor LoRA.
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-        llm = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=resolve_dtype(dtype), local_files_only=True, **options
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=resolve_dtype(dtype),
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with both sizes
+            **options,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"model.llama_model: {folder} does not load: {error}") from None
+    llm, account = loaded
+    _refuse_gaps(folder, account)
     return llm, tokenizer
+
+
+def _refuse_gaps(folder: Path, account: Mapping[str, Any]) -> None:
+    """Weights that a folder lacks are drawn at random by transformers, with a warning alone.
+
+    Raises:
+        WeightsError: A weight is missing or of another shape than the configuration says.
+    """
+    lines = [f"missing {name}" for name in sorted(account["missing_keys"])]
+    for name, theirs, ours in sorted(account["mismatched_keys"], key=str):
+        lines.append(f"{name}: {tuple(theirs)} in the file, {tuple(ours)} by config.json")
+    if lines:
+        more = f"; and {len(lines) - 5} more" if len(lines) > 5 else ""
+        raise WeightsError(f"model.llama_model: {folder}: {'; '.join(lines[:5])}{more}")
+    if account["unexpected_keys"]:
+        some = ", ".join(sorted(account["unexpected_keys"])[:5])
+        log.warning("%s: weights that the LLM has no place for are left out: %s", folder, some)
+
+
+def _refuse_unready(folder: Path) -> None:
+    """What can be told of a folder without reading its weights.
+
+    Raises:
+        WeightsError: It holds a delta to LLaMA, or lacks a shard.
+    """
+    config = _json(folder / "config.json")
+    named = f"{config.get('_name_or_path', '')} {folder.name}".lower()
+    if re.search(r"vicuna.*delta|delta.*vicuna", named):
+        raise WeightsError(
+            f"model.llama_model: {folder} is Vicuna's difference to LLaMA, not Vicuna; add it to "
+            "LLaMA first (fastchat.model.apply_delta), or take v1.5, which is whole"
+        )
+    for index in sorted(folder.glob("*.index.json")):
+        shards = set(_json(index).get("weight_map", {}).values())
+        gone = sorted(s for s in shards if not (folder / s).is_file())
+        if gone:
+            raise WeightsError(
+                f"model.llama_model: {folder} lacks {len(gone)} of {len(shards)} files that "
+                f"{index.name} names: {', '.join(gone[:5])}; download them again"
+            )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"model.llama_model: {path} cannot be read: {error}") from None
+    return content if isinstance(content, dict) else {}
 
 
 def load_tokenizer(source: str) -> Any:
