@@ -147,6 +147,10 @@ WRONG = {
         lambda s: [s.pop(k) for k in [*s] if not k.startswith("llama_proj")],
         "no Q-Former.*q_former_model",
     ),
+    "no vision encoder": (
+        lambda s: [s.pop(k) for k in [*s] if k.startswith("visual_encoder")],
+        "no vision encoder.*vit_ckpt",
+    ),
 }
 
 

@@ -104,6 +104,7 @@ def ours(original, tmp_path, monkeypatch) -> XrayGPT:
     monkeypatch.setattr(vision, "build_vision", build)
     config = XrayGPT.Config(
         vit_model="eva_clip_g",
+        vit_ckpt=tmp_path / "eva_vit_g.pth",
         num_query_token=QUERIES,
         qformer=QFormerConfig(layers=LAYERS, hidden=HIDDEN),
         llm=SmallLLM(vocab_size=260, hidden=LLM, layers=1, heads=2),

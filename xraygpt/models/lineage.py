@@ -7,6 +7,7 @@ The files come in layers: `eva_vit_g.pth` (the vision encoder, bare names), BLIP
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from xraygpt.common.errors import WeightsError
 
+log = logging.getLogger(__name__)
+
 _VISION_STEMS = ("cls_token", "pos_embed", "patch_embed.", "blocks.")
-# EVA-CLIP-g ends after 40 blocks; BLIP-2 takes what the 39th gives.
-_CUT = re.compile(r"blocks\.39\..+|(?:fc_)?norm\..+|head\..+")
 _LLAMA_2_WIDTH = 5632  # four tokens of 1408 in a row: MiniGPT-4 for Llama 2 has no Q-Former
 
 
@@ -61,6 +62,13 @@ RULES = (
     Rule(r"Qformer\.bert\.embeddings\.position_ids", None, _CONSTANT),
     Rule(r"llama_model\..*rotary_emb\.inv_freq", None, _CONSTANT),
 )
+# Of a file that holds the encoder alone. It has 40 blocks; BLIP-2 takes what the 39th gives.
+VISION_RULES = (
+    Rule(
+        r"blocks\.39\..+|(?:fc_)?norm\..+|head\..+", None, "the encoder's last block, norm and head"
+    ),
+    Rule(r"((?:cls_token|pos_embed|patch_embed|blocks)\b.*)", r"vision.net.\1"),
+)
 
 
 @dataclass
@@ -70,18 +78,16 @@ class Account:
     Attributes:
         state: Tensors under our names.
         dropped: Reason -> keys left out for it.
-        unknown: Keys that no rule speaks of.
     """
 
     state: dict[str, Tensor] = field(default_factory=dict)
     dropped: dict[str, list[str]] = field(default_factory=dict)
-    unknown: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         """One line: how many were taken, dropped and why."""
         parts = [f"{len(self.state)} taken"]
         parts += [f"{len(keys)} left out ({why})" for why, keys in self.dropped.items()]
-        return ", ".join(parts + ([f"{len(self.unknown)} unknown"] if self.unknown else []))
+        return ", ".join(parts)
 
 
 def is_lineage(state: Mapping[str, Tensor]) -> bool:
@@ -91,7 +97,7 @@ def is_lineage(state: Mapping[str, Tensor]) -> bool:
 
 
 def translate(state: Mapping[str, Tensor], source: Path) -> Account:
-    """Our names for the tensors of a file of the lineage.
+    """Our names for the tensors of a file of the lineage; the log gets the account.
 
     Args:
         state: Tensors of an `eva_vit_g.pth`, `blip2_pretrained_*.pth`, or of the `model` in a
@@ -101,17 +107,11 @@ def translate(state: Mapping[str, Tensor], source: Path) -> Account:
     Raises:
         WeightsError: A key is unknown, or the file belongs to a model without a Q-Former.
     """
-    account = Account()
+    account, unknown = Account(), []
     bare = any(k.removeprefix("module.").startswith(_VISION_STEMS) for k in state)
     for name, tensor in state.items():
         key = name.removeprefix("module.")
-        if bare and _CUT.fullmatch(key):
-            account.dropped.setdefault("the encoder's last block, norm and head", []).append(name)
-            continue
-        if bare and key.startswith(_VISION_STEMS):
-            account.state[f"vision.net.{key}"] = tensor
-            continue
-        for rule in RULES:
+        for rule in VISION_RULES if bare else RULES:
             match = re.fullmatch(rule.pattern, key)
             if match and rule.to is not None:
                 account.state[match.expand(rule.to)] = tensor
@@ -120,17 +120,18 @@ def translate(state: Mapping[str, Tensor], source: Path) -> Account:
             if match:
                 break
         else:
-            account.unknown.append(name)
+            unknown.append(name)
     projection = account.state.get("proj.weight")
     if projection is not None and projection.dim() == 2 and projection.shape[1] == _LLAMA_2_WIDTH:
         raise WeightsError(
             f"{source}: its projection takes {_LLAMA_2_WIDTH} numbers, four image tokens in a row: "
             "this is MiniGPT-4 for Llama 2, which has no Q-Former and is another model"
         )
-    if account.unknown:
-        some = ", ".join(account.unknown[:5])
+    if unknown:
+        some = ", ".join(unknown[:5])
         raise WeightsError(
-            f"{source}: {len(account.unknown)} keys are none of this lineage's: {some}"
-            f"{', …' if len(account.unknown) > 5 else ''}"
+            f"{source}: {len(unknown)} keys are none of this lineage's: {some}"
+            f"{', …' if len(unknown) > 5 else ''}"
         )
+    log.info("%s: %s", source, account)
     return account

@@ -6,7 +6,6 @@ Notation: N images, L tokens of one image, D the encoder's width, h w its grid o
 from __future__ import annotations
 
 import hashlib
-import logging
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
@@ -18,8 +17,6 @@ from torch import Tensor, nn
 from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.models import lineage
 from xraygpt.models.weights import LITE0, efficientnet_lite_to_timm, read_state_dict
-
-log = logging.getLogger(__name__)
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -155,9 +152,8 @@ def eva_state(file: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: Absent, damaged, or of another kind.
     """
-    account = lineage.translate(read_state_dict(file), file)
-    log.info("model.vit_ckpt %s: %s", file, account)
-    return {name.removeprefix("vision.net."): t for name, t in account.state.items()}
+    state = lineage.translate(read_state_dict(file), file).state
+    return {name.removeprefix("vision.net."): t for name, t in state.items()}
 
 
 def _timm(

@@ -406,9 +406,7 @@ class XrayGPT(BaseModel):
         """
         source, state = read_weights(path)
         if lineage.is_lineage(state):
-            account = lineage.translate(state, source)
-            log.info("model.q_former_model %s: %s", source, account)
-            state = account.state
+            state = lineage.translate(state, source).state
         described, own = source.parent / PARTS, self.config.vit_model
         encoder = own
         if described.is_file():
@@ -429,7 +427,6 @@ class XrayGPT(BaseModel):
         if not lineage.is_lineage(state):
             return None
         account = lineage.translate(state, source)
-        log.info("%s: %s", source, account)
         parts = {name.split(".")[0] for name in account.state}
         if "qformer" not in parts:
             if self.config.q_former_model is None:
@@ -438,6 +435,14 @@ class XrayGPT(BaseModel):
                     "model.q_former_model to the BLIP-2 file it was trained with"
                 )
             self._take_qformer(self.config.q_former_model)
+        given = self.config.vit_ckpt or self.config.vit_model in vision.WITH_WEIGHTS
+        if "vision" not in parts and self.vision is not None and not given:
+            raise WeightsError(
+                f"{source} holds no vision encoder, so {self.config.vit_model} would stay random; "
+                "set model.vit_ckpt to its file (eva_vit_g.pth)"
+            )
+        if "proj" not in parts:
+            log.warning("%s holds no projection to the LLM: it begins at random", source)
         projection = account.state.get("proj.weight")
         width = self.proj.out_features
         if projection is not None and len(projection) != width:
