@@ -28,19 +28,13 @@ from torch.nn.utils.rnn import pad_sequence
 from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
-from xraygpt.models import language, lineage, qformer, vision
+from xraygpt.models import adopt, language, qformer, vision
 from xraygpt.models.base import BaseModel, Generation, Output, renderer_of
 from xraygpt.models.decoding import Decoder
-from xraygpt.models.weights import load_exactly, read_weights
 from xraygpt.processors.image import ImageSpec
-from xraygpt.processors.prompts import (
-    IGNORE_INDEX,
-    IMAGE_TOKEN_ID,
-)
+from xraygpt.processors.prompts import IGNORE_INDEX, IMAGE_TOKEN_ID
 
 log = logging.getLogger(__name__)
-
-PARTS = "parts.json"  # what a checkpoint's weights belong to
 
 
 class QueryPacker:
@@ -174,7 +168,7 @@ class XrayGPT(BaseModel):
                     )
         self.qformer = self.make_qformer(width, patches)
         if config.q_former_model is not None and config.ckpt is None:
-            self._take_qformer(config.q_former_model)
+            adopt.take_qformer(self, config.q_former_model)
         self.qformer.requires_grad_(not config.freeze_qformer)
         if config.llama_model is None:
             self.tokenizer: Any = language.new_tokenizer([], 260)
@@ -359,7 +353,7 @@ class XrayGPT(BaseModel):
 
     def save_assets(self, folder: Path) -> None:
         """Note which LLM and which words around images and answers the weights belong to."""
-        (folder / PARTS).write_text(json.dumps(self._described(), indent=1), encoding="utf-8")
+        (folder / adopt.PARTS).write_text(json.dumps(self._described(), indent=1), encoding="utf-8")
 
     def check_assets(self, folder: Path) -> None:
         """Refuse another LLM; warn of another template, ending or LoRA scale.
@@ -367,9 +361,12 @@ class XrayGPT(BaseModel):
         Raises:
             WeightsError: The checkpoint was trained with another LLM.
         """
-        if not (folder / PARTS).is_file():
+        if not (folder / adopt.PARTS).is_file():
             return
-        saved, own = json.loads((folder / PARTS).read_text(encoding="utf-8")), self._described()
+        saved, own = (
+            json.loads((folder / adopt.PARTS).read_text(encoding="utf-8")),
+            self._described(),
+        )
         if saved["llm"] != own["llm"]:
             raise WeightsError(
                 f"{folder} was trained with another LLM than model.llama_model "
@@ -398,59 +395,11 @@ class XrayGPT(BaseModel):
             "lora_alpha": lora.alpha if lora else None,
         }
 
-    def _take_qformer(self, path: Path) -> None:
-        """Begin with the Q-Former of another model's run.
-
-        Raises:
-            WeightsError: It is of another shape, or read another encoder's features.
-        """
-        source, state = read_weights(path)
-        if lineage.is_lineage(state):
-            state = lineage.translate(state, source).state
-        described, own = source.parent / PARTS, self.config.vit_model
-        encoder = own
-        if described.is_file():
-            encoder = json.loads(described.read_text(encoding="utf-8"))["vit_model"]
-        if encoder != own:
-            raise WeightsError(
-                f"model.q_former_model: the Q-Former of {source} reads features of {encoder}, "
-                f"not of model.vit_model ({own})"
-            )
-        prefix = "qformer."
-        found = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-        load_exactly(self.qformer, found, source, required=set(self.qformer.state_dict()))
-
     def translate(
         self, state: dict[str, Tensor], source: Path
     ) -> tuple[dict[str, Tensor], set[str]] | None:
         """Weights of XrayGPT, MiniGPT-4 or LAVIS: whole parts, or none of a part."""
-        if not lineage.is_lineage(state):
-            return None
-        account = lineage.translate(state, source)
-        parts = {name.split(".")[0] for name in account.state}
-        if "qformer" not in parts:
-            if self.config.q_former_model is None:
-                raise WeightsError(
-                    f"{source} holds no Q-Former, as is usual in its lineage; set "
-                    "model.q_former_model to the BLIP-2 file it was trained with"
-                )
-            self._take_qformer(self.config.q_former_model)
-        given = self.config.vit_ckpt or self.config.vit_model in vision.WITH_WEIGHTS
-        if "vision" not in parts and self.vision is not None and not given:
-            raise WeightsError(
-                f"{source} holds no vision encoder, so {self.config.vit_model} would stay random; "
-                "set model.vit_ckpt to its file (eva_vit_g.pth)"
-            )
-        if "proj" not in parts:
-            log.warning("%s holds no projection to the LLM: it begins at random", source)
-        projection = account.state.get("proj.weight")
-        width = self.proj.out_features
-        if projection is not None and len(projection) != width:
-            raise WeightsError(
-                f"{source}: its projection is for an LLM of width {len(projection)}, but "
-                f"model.llama_model has {width} (Vicuna 7B: 4096, 13B: 5120)"
-            )
-        return account.state, {n for n in self.state_dict() if n.split(".")[0] in parts}
+        return adopt.foreign_state(self, state, source)
 
     def fresh_keys(self) -> tuple[str, ...]:
         """LoRA begins as no change; the lineage's weights know no average image."""

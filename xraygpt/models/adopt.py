@@ -1,0 +1,84 @@
+"""Parts of other runs and of other projects put into an `xraygpt` model."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from xraygpt.common.errors import WeightsError
+from xraygpt.models import lineage, vision
+from xraygpt.models.weights import load_exactly, read_weights
+
+if TYPE_CHECKING:
+    from xraygpt.models.xraygpt import XrayGPT
+
+log = logging.getLogger(__name__)
+
+PARTS = "parts.json"  # what a checkpoint's weights belong to
+
+
+def take_qformer(model: XrayGPT, path: Path) -> None:
+    """Begin with the Q-Former of another model's run, or of a file of BLIP-2.
+
+    Raises:
+        WeightsError: It is of another shape, or read another encoder's features.
+    """
+    source, state = read_weights(path)
+    if lineage.is_lineage(state):
+        state = lineage.translate(state, source).state
+    described, own = source.parent / PARTS, model.config.vit_model
+    encoder = own
+    if described.is_file():
+        encoder = json.loads(described.read_text(encoding="utf-8"))["vit_model"]
+    if encoder != own:
+        raise WeightsError(
+            f"model.q_former_model: the Q-Former of {source} reads features of {encoder}, "
+            f"not of model.vit_model ({own})"
+        )
+    prefix = "qformer."
+    found = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    load_exactly(model.qformer, found, source, required=set(model.qformer.state_dict()))
+
+
+def foreign_state(
+    model: XrayGPT, state: dict[str, Tensor], source: Path
+) -> tuple[dict[str, Tensor], set[str]] | None:
+    """Weights of XrayGPT, MiniGPT-4 or LAVIS under the names of `model`.
+
+    Returns:
+        Tensors of whole parts, and the names they must hold; None if the file is ours.
+
+    Raises:
+        WeightsError: A part that nothing else brings is absent, or does not fit.
+    """
+    if not lineage.is_lineage(state):
+        return None
+    account = lineage.translate(state, source)
+    parts = {name.split(".")[0] for name in account.state}
+    if "qformer" not in parts:
+        if model.config.q_former_model is None:
+            raise WeightsError(
+                f"{source} holds no Q-Former, as is usual in its lineage; set "
+                "model.q_former_model to the BLIP-2 file it was trained with"
+            )
+        take_qformer(model, model.config.q_former_model)
+    given = model.config.vit_ckpt or model.config.vit_model in vision.WITH_WEIGHTS
+    if "vision" not in parts and model.vision is not None and not given:
+        raise WeightsError(
+            f"{source} holds no vision encoder, so {model.config.vit_model} would stay random; "
+            "set model.vit_ckpt to its file (eva_vit_g.pth)"
+        )
+    if "proj" not in parts:
+        log.warning("%s holds no projection to the LLM: it begins at random", source)
+    projection = account.state.get("proj.weight")
+    width = model.proj.out_features
+    if projection is not None and len(projection) != width:
+        raise WeightsError(
+            f"{source}: its projection is for an LLM of width {len(projection)}, but "
+            f"model.llama_model has {width} (Vicuna 7B: 4096, 13B: 5120)"
+        )
+    return account.state, {n for n in model.state_dict() if n.split(".")[0] in parts}
