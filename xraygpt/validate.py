@@ -19,7 +19,7 @@ from xraygpt.common.logging import progress
 from xraygpt.datasets.base import ImageRef, Record, reference_of
 from xraygpt.datasets.builder import BaseBuilder
 from xraygpt.experiment import NO_IMAGES, Experiment, Training, guarded
-from xraygpt.models.language import load_tokenizer
+from xraygpt.models.llm_files import load_tokenizer
 from xraygpt.processors.pixels import ImageError, read_image
 
 log = logging.getLogger(__name__)

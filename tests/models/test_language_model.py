@@ -10,7 +10,8 @@ import torch
 from xraygpt.common.config import load
 from xraygpt.common.errors import WeightsError
 from xraygpt.experiment import Training, build_runner
-from xraygpt.models.language import SmallLLM, load_llm, new_llm, new_tokenizer
+from xraygpt.models.language import SmallLLM, new_llm, new_tokenizer
+from xraygpt.models.llm_files import load_llm
 from xraygpt.models.xraygpt import XrayGPT
 
 YAML = """

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from xraygpt.common.errors import WeightsError
-from xraygpt.models.language import SmallLLM, load_llm, new_llm, new_tokenizer
+from xraygpt.models.language import SmallLLM, new_llm, new_tokenizer
+from xraygpt.models.llm_files import load_llm
 
 
 @pytest.fixture

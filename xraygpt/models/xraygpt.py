@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
-from xraygpt.models import adopt, language, qformer, vision
+from xraygpt.models import adopt, language, llm_files, qformer, vision
 from xraygpt.models.base import BaseModel, Generation, Output, renderer_of
 from xraygpt.models.decoding import Decoder
 from xraygpt.processors.image import ImageSpec
@@ -96,10 +96,14 @@ class XrayGPT(BaseModel):
         `language_modeling`; null makes a random one of size `llm`, for tests."""
         llm: language.SmallLLM = field(default_factory=language.SmallLLM)
         """Size of the random LLM; no effect with `llama_model`."""
-        llm_dtype: language.Dtype = "auto"
+        llm_dtype: llm_files.Dtype = "auto"
         """Of the LLM's weights; `auto` is bfloat16 with CUDA, float32 without."""
+        llm_bits: llm_files.Bits | None = None
+        """Pack the frozen LLM's weights in 8 or 4 bits, by bitsandbytes; null leaves them."""
+        llm_device_map: str | None = None
+        """`auto` spreads the LLM's layers over all GPUs and then memory; null keeps it whole."""
         low_resource: bool = False
-        """Accepted for the lineage's YAML files; quantised loading is not built yet."""
+        """The lineage's name for `llm_bits: 8`."""
         lora: language.LoraSettings | None = None
         """Adapters in the LLM; null has none."""
         q_former_model: Path | None = None
@@ -130,6 +134,9 @@ class XrayGPT(BaseModel):
                 raise ValueError("vit_model: precomputed and vit_width go together")
             if self.num_query_token < 1:
                 raise ValueError(f"num_query_token ({self.num_query_token}) must be at least 1")
+            packed = self.llm_bits is not None or self.low_resource
+            if packed and not self.freeze_llm:
+                raise ValueError("packed weights (llm_bits) cannot be trained: freeze_llm: true")
             if self.lora is not None and not self.freeze_llm:
                 raise ValueError("lora and freeze_llm: false contradict each other; keep one")
             if self.max_txt_len is not None and self.max_txt_len < 2:
@@ -141,8 +148,6 @@ class XrayGPT(BaseModel):
 
     def __init__(self, config: Config, **_: Any) -> None:
         super().__init__(config)
-        if config.low_resource:
-            log.warning("model.low_resource has no effect yet: the LLM is not loaded in 8 bit")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self._build(config)
@@ -177,7 +182,10 @@ class XrayGPT(BaseModel):
             dtype = config.llm_dtype
             if dtype == "auto" and not config.freeze_llm:
                 dtype = "float32"  # AdamW's small updates vanish in bfloat16 weights
-            self.llm, self.tokenizer = language.load_llm(config.llama_model, dtype)
+            bits = config.llm_bits or (8 if config.low_resource else None)
+            self.llm, self.tokenizer = llm_files.load_llm(
+                config.llama_model, dtype, bits=bits, device_map=config.llm_device_map
+            )
         self._parts = {"llm": language.digest(self.llm)}
         self.llm.requires_grad_(not config.freeze_llm)
         if config.lora is not None:
@@ -251,6 +259,16 @@ class XrayGPT(BaseModel):
                     module.train(mode)
         return self
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """As torch's, which moves and casts; what a device map placed stays where it is."""
+        if not self.config.llm_device_map:
+            return super()._apply(fn, recurse)
+        llm = self._modules.pop("llm")
+        try:
+            return super()._apply(fn, recurse)
+        finally:
+            self._modules["llm"] = llm
+
     def forward(self, batch: Batch, return_logits: bool = False) -> Output:
         """Loss of the answers; see the numbered list above."""
         embeds = self.embed(batch)
@@ -286,7 +304,7 @@ class XrayGPT(BaseModel):
         else:
             tokens = None
         if tokens is not None:
-            return embeds.masked_scatter(at.unsqueeze(-1), tokens.to(embeds.dtype))
+            return embeds.masked_scatter(at.unsqueeze(-1).to(embeds.device), tokens.to(embeds))
         if self.training:  # all ranks must touch the same parameters
             embeds = embeds + 0 * self.image_tokens(**self._dummy(embeds)).sum().to(embeds.dtype)
         return embeds
