@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from xraygpt.common.errors import WeightsError
-from xraygpt.models.weights import read_state_dict
+from xraygpt.models.weight_files import read_state_dict
 
 STATE = {"a.weight": torch.arange(600.0), "b": torch.ones(2, 3)}
 

@@ -15,9 +15,9 @@ from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.records import RecordsBuilder
 from xraygpt.models.base import Generation
 from xraygpt.models.decoding import Decoder
+from xraygpt.models.encoders import build_vision
 from xraygpt.models.language import LoraSettings, SmallLLM
 from xraygpt.models.qformer import QFormerConfig
-from xraygpt.models.vision import build_vision
 from xraygpt.models.weights import load_exactly
 from xraygpt.models.xraygpt import XrayGPT
 from xraygpt.processors.prompts import IMAGE_TOKEN_ID, Turn

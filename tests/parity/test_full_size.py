@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.parity.reference import lavis_modules, old_bert
-from xraygpt.models import vision
+from xraygpt.models import encoders
 from xraygpt.models.lineage import translate
 from xraygpt.models.qformer import QFormer, QFormerConfig
 
@@ -60,7 +60,7 @@ def test_eva_has_every_parameter_of_eva_vit_g():
                 use_mean_pooling=False,
                 norm_layer=partial(nn.LayerNorm, eps=1e-6),
             )
-            ours = timm.create_model("eva_giant_patch14_clip_224", **vision.EVA)
+            ours = timm.create_model("eva_giant_patch14_clip_224", **encoders.EVA)
         finally:
             torch.linspace = linspace
     assert theirs_under_our_names(dict(original.state_dict())) == shapes(ours, "vision.net.")

@@ -11,10 +11,11 @@ from timm.models.eva import Eva
 from torch import nn
 
 from tests.parity.reference import lavis_modules, old_bert
-from xraygpt.models import vision
+from xraygpt.models import encoders, vision
 from xraygpt.models.language import SmallLLM
 from xraygpt.models.qformer import QFormerConfig
 from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.processors.image import InputSpec
 from xraygpt.runners.state import load_weights
 
 WIDTH, DEPTH, SIZE = 88, 3, 56  # of the ViT
@@ -86,7 +87,7 @@ def ours(original, tmp_path, monkeypatch) -> XrayGPT:
     torch.save(eva, tmp_path / "eva_vit_g.pth")
     torch.save({"model": blip2}, tmp_path / "blip2_pretrained.pth")
     torch.save({"model": last, "epoch": 3}, tmp_path / "xraygpt.pth")
-    small = {**vision.EVA, "depth": DEPTH}
+    small = {**encoders.EVA, "depth": DEPTH}
 
     def build(*_, **__) -> vision.VisionEncoder:
         net = Eva(
@@ -97,11 +98,12 @@ def ours(original, tmp_path, monkeypatch) -> XrayGPT:
             mlp_ratio=int(WIDTH * 4.3637) / WIDTH,
             **small,
         )
-        net.load_state_dict(vision.eva_state(tmp_path / "eva_vit_g.pth"))
-        mean, std = vision.CLIP
-        return vision.VisionEncoder(net, image_size=SIZE, mean=mean, std=std, has_position=True)
+        net.load_state_dict(encoders.eva_state(tmp_path / "eva_vit_g.pth"))
+        mean, std = encoders.CLIP
+        wants = InputSpec(image_size=SIZE, mean=mean, std=std)
+        return vision.VisionEncoder(net, wants, has_position=True)
 
-    monkeypatch.setattr(vision, "build_vision", build)
+    monkeypatch.setattr(encoders, "build_vision", build)
     config = XrayGPT.Config(
         vit_model="eva_clip_g",
         vit_ckpt=tmp_path / "eva_vit_g.pth",

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from xraygpt.common.errors import WeightsError
-from xraygpt.models import lineage, vision
-from xraygpt.models.weights import load_exactly, read_weights
+from xraygpt.models import encoders, lineage
+from xraygpt.models.weight_files import read_weights
+from xraygpt.models.weights import load_exactly
 
 if TYPE_CHECKING:
     from xraygpt.models.xraygpt import XrayGPT
@@ -66,7 +67,7 @@ def foreign_state(
                 "model.q_former_model to the BLIP-2 file it was trained with"
             )
         take_qformer(model, model.config.q_former_model)
-    given = model.config.vit_ckpt or model.config.vit_model in vision.WITH_WEIGHTS
+    given = model.config.vit_ckpt or encoders.has_weights(model.config.vit_model)
     if "vision" not in parts and model.vision is not None and not given:
         raise WeightsError(
             f"{source} holds no vision encoder, so {model.config.vit_model} would stay random; "

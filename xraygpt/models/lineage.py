@@ -7,35 +7,16 @@ The files come in layers: `eva_vit_g.pth` (the vision encoder, bare names), BLIP
 
 from __future__ import annotations
 
-import logging
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
 from xraygpt.common.errors import WeightsError
-
-log = logging.getLogger(__name__)
+from xraygpt.models.weights import Account, Rule, apply_rules
 
 _VISION_STEMS = ("cls_token", "pos_embed", "patch_embed.", "blocks.")
 _LLAMA_2_WIDTH = 5632  # four tokens of 1408 in a row: MiniGPT-4 for Llama 2 has no Q-Former
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What becomes of keys that a pattern matches as a whole.
-
-    Attributes:
-        pattern: Regular expression over the key.
-        to: Its name here, with the pattern's groups; None leaves it out.
-        why: Said of keys that are left out.
-    """
-
-    pattern: str
-    to: str | None
-    why: str = ""
 
 
 _LAYER = r"Qformer\.bert\.encoder\.(layer\.\d+)\."
@@ -71,25 +52,6 @@ VISION_RULES = (
 )
 
 
-@dataclass
-class Account:
-    """What became of each key of a file.
-
-    Attributes:
-        state: Tensors under our names.
-        dropped: Reason -> keys left out for it.
-    """
-
-    state: dict[str, Tensor] = field(default_factory=dict)
-    dropped: dict[str, list[str]] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        """One line: how many were taken, dropped and why."""
-        parts = [f"{len(self.state)} taken"]
-        parts += [f"{len(keys)} left out ({why})" for why, keys in self.dropped.items()]
-        return ", ".join(parts)
-
-
 def is_lineage(state: Mapping[str, Tensor]) -> bool:
     """Whether a file's keys are those of LAVIS and its children."""
     marks = ("Qformer.", "llama_proj.", "visual_encoder.", *_VISION_STEMS[2:])
@@ -107,31 +69,13 @@ def translate(state: Mapping[str, Tensor], source: Path) -> Account:
     Raises:
         WeightsError: A key is unknown, or the file belongs to a model without a Q-Former.
     """
-    account, unknown = Account(), []
     bare = any(k.removeprefix("module.").startswith(_VISION_STEMS) for k in state)
-    for name, tensor in state.items():
-        key = name.removeprefix("module.")
-        for rule in VISION_RULES if bare else RULES:
-            match = re.fullmatch(rule.pattern, key)
-            if match and rule.to is not None:
-                account.state[match.expand(rule.to)] = tensor
-            elif match:
-                account.dropped.setdefault(rule.why, []).append(name)
-            if match:
-                break
-        else:
-            unknown.append(name)
+    account = apply_rules(VISION_RULES if bare else RULES, state)
     projection = account.state.get("proj.weight")
     if projection is not None and projection.dim() == 2 and projection.shape[1] == _LLAMA_2_WIDTH:
         raise WeightsError(
             f"{source}: its projection takes {_LLAMA_2_WIDTH} numbers, four image tokens in a row: "
             "this is MiniGPT-4 for Llama 2, which has no Q-Former and is another model"
         )
-    if unknown:
-        some = ", ".join(unknown[:5])
-        raise WeightsError(
-            f"{source}: {len(unknown)} keys are none of this lineage's: {some}"
-            f"{', …' if len(unknown) > 5 else ''}"
-        )
-    log.info("%s: %s", source, account)
+    account.close(source, "this lineage")
     return account

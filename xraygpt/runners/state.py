@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from xraygpt.common.distributed import gathered
 from xraygpt.common.errors import TrainingError, WeightsError
 from xraygpt.models.base import BaseModel
-from xraygpt.models.weights import WEIGHTS, load_exactly, read_weights
+from xraygpt.models.weight_files import WEIGHTS, read_weights
+from xraygpt.models.weights import load_exactly
 
 STATE = "state.pt"
 

