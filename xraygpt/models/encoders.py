@@ -238,15 +238,37 @@ def _filled(
     if weights is None:
         net = timm.create_model(name, pretrained=False, **settings)
     else:
-        with torch.device("meta"):
-            net = timm.create_model(name, pretrained=False, **settings)
-        if any(m._non_persistent_buffers_set for m in net.modules()):
-            net = timm.create_model(name, pretrained=False, **settings)
         state = state_of(weights)
+        net = _without_memory(name, settings)
         _fit_position(net, state)
         load_exactly(net, state, weights, required=set(net.state_dict()))
+        _make_constants(net)
     has_position = any("pos_embed" in n for n, _ in net.named_parameters())
     return VisionEncoder(net, wants, has_position=has_position)
+
+
+def _without_memory(name: str, settings: dict[str, Any]) -> nn.Module:
+    """Timm's network on the meta device, or a plain one if its constants could not be made anew."""
+    with torch.device("meta"):
+        net: nn.Module = timm.create_model(name, pretrained=False, **settings)
+    if all(hasattr(m, "init_non_persistent_buffers") for m in _with_constants(net)):
+        return net
+    return timm.create_model(name, pretrained=False, **settings)
+
+
+def _with_constants(net: nn.Module) -> list[Any]:
+    """Modules with buffers that are computed and not saved, such as tables of positions."""
+    return [m for m in net.modules() if m._non_persistent_buffers_set]
+
+
+def _make_constants(net: nn.Module) -> None:
+    for module in _with_constants(net):
+        buffers = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
+        empty = {name: b for name, b in buffers.items() if b is not None and b.is_meta}
+        for name, buffer in empty.items():
+            module._buffers[name] = torch.empty_like(buffer, device="cpu")
+        if empty:
+            module.init_non_persistent_buffers()
 
 
 def _fit_position(net: nn.Module, state: dict[str, Tensor]) -> None:

@@ -1,0 +1,293 @@
+"""Published encoders through files of their layout, beside the classes they were trained with."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    SwinConfig,
+    SwinModel,
+)
+
+from xraygpt.common.errors import InputError, WeightsError
+from xraygpt.models.encoders import build_vision, has_weights
+from xraygpt.processors.image import ImageSpec, InputSpec, XrayImage
+
+OLD_SWIN = (
+    (".attention.q_proj.", ".attention.self.query."),
+    (".attention.k_proj.", ".attention.self.key."),
+    (".attention.v_proj.", ".attention.self.value."),
+    (".attention.o_proj.", ".attention.output.dense."),
+    (".attention.relative_position_bias.", ".attention.self."),
+    (".mlp.fc1.", ".intermediate.dense."),
+    (".mlp.fc2.", ".output.dense."),
+)
+
+
+def shaken(model: torch.nn.Module) -> torch.nn.Module:
+    """Every weight and statistic away from its first value, so that a lost one shows."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.add_(
+                    torch.rand_like(tensor) * 0.1
+                    if "var" in name
+                    else torch.randn_like(tensor) * 0.02
+                )
+    return model.eval()
+
+
+def medclip_folder(folder: Path, vision: dict[str, torch.Tensor]) -> Path:
+    state = {f"vision_model.model.{k}": v for k, v in vision.items()}
+    state["vision_model.projection_head.weight"] = torch.randn(512, 768)
+    state["text_model.model.embeddings.word_embeddings.weight"] = torch.randn(10, 8)
+    state["text_model.projection_head.weight"] = torch.randn(512, 8)
+    state["logit_scale"] = torch.tensor(2.6)
+    folder.mkdir()
+    torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def swin() -> SwinModel:
+    config = SwinConfig(
+        image_size=224, patch_size=4, embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24]
+    )
+    return shaken(SwinModel(config))
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["transformers 4 names", "transformers 5 names"])
+def test_medclip_swin_gives_the_tokens_of_swin(tmp_path: Path, swin: SwinModel, old: bool):
+    state = dict(swin.state_dict())
+    if old:
+        for new, name in OLD_SWIN:
+            state = {k.replace(new, name): v for k, v in state.items()}
+        index = torch.zeros(49, 49, dtype=torch.long)
+        state["encoder.layers.0.blocks.0.attention.self.relative_position_index"] = index
+    ours = build_vision("medclip_swin", None, medclip_folder(tmp_path / "medclip-vit", state))
+    pixels = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        expected = swin(pixels).last_hidden_state
+        assert (ours.encode(pixels) - expected).abs().max() < 1e-5
+    assert (ours.num_tokens, ours.width) == (49, 768)
+
+
+def test_medclip_resnet_gives_the_tokens_of_resnet(tmp_path: Path):
+    resnet = shaken(torchvision.models.resnet50())
+    resnet.fc = torch.nn.Linear(2048, 512, bias=False)
+    ours = build_vision(
+        "medclip_resnet50", None, medclip_folder(tmp_path / "r", resnet.state_dict())
+    )
+    pixels = torch.randn(2, 3, 224, 224)
+    stages = torch.nn.Sequential(*list(resnet.children())[:-2])
+    with torch.no_grad():
+        expected = stages(pixels).flatten(2).transpose(1, 2)
+        assert (ours.encode(pixels) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (ours.num_tokens, ours.width) == (49, 2048)
+
+
+def test_medclip_pixels_are_its_own(tmp_path: Path):
+    """As its feature extractor: Pillow's grey, black squares, bicubic, one mean and deviation."""
+    swin = build_vision("medclip_swin", None, None)
+    wide = np.random.default_rng(0).integers(0, 256, (120, 200, 3), dtype=np.uint8)
+    grey = Image.fromarray(wide).convert("L")
+    square = Image.new("L", (200, 200), 0)
+    square.paste(grey, (0, 40))
+    sized = np.asarray(square.resize((224, 224), Image.Resampling.BICUBIC), dtype=np.float32)
+    expected = (sized / 255 - 0.5862785803043838) / 0.27950088968644304
+    spec = ImageSpec(**vars(swin.wants), tokens_per_image=1)
+    ours = XrayImage(XrayImage.Config(), image_spec=spec)(wide.astype(np.float32) / 255)
+    assert ours.shape == (3, 224, 224)
+    assert torch.equal(ours[0], ours[2])
+    assert np.abs(ours[0].numpy() - expected).max() < 1.6 / 255 / 0.2795  # its steps are 8 bit
+
+
+def test_biomedclip_takes_its_image_tower(tmp_path: Path):
+    import timm
+
+    tower = shaken(timm.create_model("vit_base_patch16_224", num_classes=0, global_pool=""))
+    state = {f"visual.trunk.{k}": v for k, v in tower.state_dict().items()}
+    state["visual.head.proj.weight"] = torch.randn(512, 768)
+    state["text.transformer.embeddings.word_embeddings.weight"] = torch.randn(10, 8)
+    state["logit_scale"] = torch.tensor(4.4)
+    torch.save(state, tmp_path / "open_clip_pytorch_model.bin")
+    ours = build_vision("biomedclip", None, tmp_path)
+    pixels = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(ours.encode(pixels), tower(pixels))
+    assert (ours.num_tokens, ours.width, ours.has_position) == (197, 768, True)
+
+
+def xrv_module() -> types.ModuleType:
+    """torchxrayvision's own model file, without the reading packages the rest of it imports."""
+    if importlib.util.find_spec("torchxrayvision") is None:
+        pytest.skip("torchxrayvision is absent (make install)")
+    place = importlib.util.find_spec("torchxrayvision").submodule_search_locations
+    package = types.ModuleType("torchxrayvision")
+    package.__path__ = list(place)
+    names = ("torchxrayvision", "torchxrayvision.datasets", "torchxrayvision.utils", "requests")
+    before = {n: sys.modules.get(n) for n in names}
+    sys.modules["torchxrayvision"] = package
+    for name in names[1:]:
+        sys.modules.setdefault(name, types.ModuleType(name))
+        setattr(package, name.rpartition(".")[2], sys.modules[name])
+    package.datasets.default_pathologies = [""] * 18
+    try:
+        return importlib.import_module("torchxrayvision.models")
+    finally:
+        sys.modules.pop("torchxrayvision.models", None)
+        for name, module in before.items():
+            sys.modules.pop(name, None)
+            if module is not None:
+                sys.modules[name] = module
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole module", "state dict"])
+@pytest.mark.filterwarnings("ignore")
+def test_torchxrayvision_gives_the_features_of_its_densenet(tmp_path: Path, whole: bool):
+    models = xrv_module()
+    net = shaken(models.DenseNet(weights=None, num_classes=18, in_channels=1))
+    net.op_threshs = torch.full((18,), 0.5)
+    file = tmp_path / "nih-densenet121.pt"
+    with pytest.MonkeyPatch.context() as patch:  # pickle looks a class up by its module
+        patch.setitem(sys.modules, "torchxrayvision", types.ModuleType("torchxrayvision"))
+        patch.setitem(sys.modules, "torchxrayvision.models", models)
+        torch.save(net if whole else net.state_dict(), file)
+    ours = build_vision("torchxrayvision", None, file)
+    pixels = torch.randn(1, 1, 224, 224) * 500
+    with torch.no_grad():
+        expected = torch.relu(net.features(pixels)).flatten(2).transpose(1, 2)
+        assert (ours.encode(pixels) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (ours.num_tokens, ours.width, ours.wants.channels) == (49, 1024, 1)
+    assert "torchxrayvision.models" not in sys.modules  # nothing of it was run to read the file
+    spec = ImageSpec(**vars(ours.wants), tokens_per_image=1)
+    white = XrayImage(XrayImage.Config(), image_spec=spec)(np.ones((40, 60), dtype=np.float32))
+    assert white.shape == (1, 224, 224)
+    assert white.numpy() == pytest.approx(1024, abs=0.01)
+
+
+def dinov2_folder(folder: Path) -> Dinov2Model:
+    net = shaken(
+        Dinov2Model(
+            Dinov2Config(
+                hidden_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=70,
+                patch_size=14,
+            )
+        )
+    )
+    net.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "do_center_crop": True,
+                "crop_size": {"height": 70, "width": 70},
+                "size": {"shortest_edge": 70},
+                "image_mean": [0.53] * 3,
+                "image_std": [0.25] * 3,
+                "resample": 3,
+                "image_processor_type": "BitImageProcessor",
+            }
+        )
+    )
+    return net
+
+
+def test_a_transformers_encoder_says_what_it_wants(tmp_path: Path):
+    net = dinov2_folder(tmp_path / "rad-dino")
+    ours = build_vision(f"hf/{tmp_path / 'rad-dino'}", None, None)
+    assert ours.wants == InputSpec(
+        image_size=70, mean=(0.53,) * 3, std=(0.25,) * 3, fit="crop", interpolation="bicubic"
+    )
+    assert (ours.num_tokens, ours.width, ours.has_position) == (26, 64, True)
+    pixels = torch.randn(1, 3, 70, 70)
+    with torch.no_grad():
+        assert torch.equal(ours.encode(pixels), net(pixels).last_hidden_state)
+    assert build_vision(f"hf/{tmp_path / 'rad-dino'}", 112, None).num_tokens == 65
+
+
+def test_a_siglip_vision_model_stretches_its_positions(tmp_path: Path):
+    config = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        image_size=32, patch_size=8, vision_use_head=False,
+    )  # fmt: skip
+    net = shaken(SiglipVisionModel(config))
+    net.save_pretrained(tmp_path)
+    settings = {
+        "size": {"height": 32, "width": 32},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**settings, "resample": 2}))
+    assert build_vision(f"hf/{tmp_path}", None, None).wants.interpolation == "bilinear"
+    ours = build_vision(f"hf/{tmp_path}", 64, None)
+    assert ours.num_tokens == 64
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = net(pixels, interpolate_pos_encoding=True).last_hidden_state
+        assert torch.equal(ours.encode(pixels), expected)
+
+
+def test_a_timm_encoder_leaves_its_classifier_and_reads_its_own_settings(tmp_path: Path):
+    import timm
+
+    net = shaken(timm.create_model("resnet18"))
+    save_file(net.state_dict(), tmp_path / "model.safetensors")
+    ours = build_vision("timm/resnet18.tv_in1k", None, tmp_path)
+    assert ours.wants.interpolation == "bilinear"  # as its published settings say
+    with torch.no_grad():
+        pixels = torch.randn(1, 3, 224, 224)
+        expected = net.forward_features(pixels).flatten(2).transpose(1, 2)
+        assert torch.equal(ours.encode(pixels), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("medclip_swin", {"visual.trunk.norm.weight": torch.ones(768)}, "no weights of MedCLIP"),
+        (
+            "biomedclip",
+            {"visual.trunk.norm.weight": torch.ones(8)},
+            r"\(8,\) in the file, \(768,\)",
+        ),
+        ("timm/resnet18", {"conv1.weight": torch.ones(64, 3, 7, 7)}, "missing bn1.bias"),
+        ("torchxrayvision", {"model.conv1.weight": torch.ones(1)}, "no weights of torchxray"),
+        ("eva_clip_g", {"query_tokens": torch.ones(1, 32, 768)}, "no vision encoder"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_a_file_of_another_encoder_is_refused(tmp_path: Path, name: str, content, says: str):
+    file = tmp_path / "weights.safetensors"
+    save_file(content, file)
+    with pytest.raises(WeightsError, match=says):
+        build_vision(name, None, file)
+
+
+def test_what_cannot_be_found_is_named(tmp_path: Path):
+    with pytest.raises(InputError, match="none of efficientnet_lite0, eva_clip_g"):
+        build_vision("resnet50", None, None)
+    with pytest.raises(WeightsError, match="name its revision too"):
+        build_vision("hf/microsoft/rad-dino", None, None)
+    with pytest.raises(WeightsError, match=r"xraygpt\.download microsoft/rad-dino"):
+        build_vision(f"hf/microsoft/rad-dino@{'a' * 40}", None, None)
+    with pytest.raises(InputError, match="brings its weights"):
+        build_vision("efficientnet_lite0", None, tmp_path)
+    assert has_weights("hf/x")
+    assert not has_weights("eva_clip_g")
