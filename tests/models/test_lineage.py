@@ -133,7 +133,7 @@ WRONG = {
     ),
     "another width": (
         lambda s: s.update({"ln_vision.weight": torch.ones(1408)}),
-        r"\(1408,\) in the file, \(192,\)",
+        r"width 1408, and .* gives 192",
     ),
     "another LLM": (
         lambda s: s.update({"llama_proj.weight": torch.ones(5120, 64)}),
@@ -173,3 +173,59 @@ def test_eva_loses_what_blip2_cuts_off():
     assert account.dropped == {
         "the encoder's last block, norm and head": [*names[2:], "head.weight"]
     }
+
+
+def blip2_of_width(width: int, tmp_path: Path) -> tuple[XrayGPT, Path]:
+    """A Q-Former's file made with an encoder of `width`, and the model it came from."""
+    model = tiny(seed=1, vit_model="precomputed", vit_width=width, image_size=None)
+    state = part(old_names(model), "Qformer", "query_tokens", "ln_vision")
+    return model, save(tmp_path / "blip2.pth", state)
+
+
+def wider(tmp_path: Path, **qformer) -> XrayGPT:
+    sizes = QFormerConfig(layers=LAYERS, hidden=64, **qformer)
+    return tiny(q_former_model=tmp_path / "blip2.pth", qformer=sizes)
+
+
+def test_another_width_names_two_ways_out(tmp_path):
+    blip2_of_width(96, tmp_path)
+    with pytest.raises(WeightsError, match=r"width 96, and .* gives 192") as error:
+        wider(tmp_path)
+    assert "adapter: 96" in str(error.value)
+    assert "new_cross_attention: true" in str(error.value)
+
+
+def test_an_adapter_keeps_all_of_the_qformer(tmp_path):
+    sizes = QFormerConfig(layers=LAYERS, hidden=64, adapter=96)
+    model, file = blip2_of_width(96, tmp_path)
+    config = XrayGPT.Config(
+        vit_model="timm/vit_tiny_patch16_224", image_size=32, num_query_token=4, qformer=sizes,
+        q_former_model=file, freeze_qformer=True, llm=model.config.llm,
+    )  # fmt: skip
+    ours = XrayGPT(config)
+    theirs = model.qformer.state_dict()
+    own = ours.qformer.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in theirs.items())
+    assert set(own) - set(theirs) == {"adapter.weight", "adapter.bias"}
+    trained = {n for n, _ in ours.trainable_parameters() if n.startswith("qformer")}
+    assert trained == {"qformer.adapter.weight", "qformer.adapter.bias"}
+
+
+def test_new_cross_attention_keeps_the_rest(tmp_path):
+    model, file = blip2_of_width(96, tmp_path)
+    config = XrayGPT.Config(
+        vit_model="timm/vit_tiny_patch16_224", image_size=32, num_query_token=4,
+        qformer=QFormerConfig(layers=LAYERS, hidden=64, new_cross_attention=True),
+        q_former_model=file, llm=model.config.llm,
+    )  # fmt: skip
+    own, theirs = XrayGPT(config).qformer.state_dict(), model.qformer.state_dict()
+    anew = {n for n, t in theirs.items() if not torch.equal(own[n].flatten(), t.flatten())}
+    reading = [
+        f"layer.{i}.crossattention.attention.{k}.weight" for i in (0, 2) for k in ("key", "value")
+    ]
+    expected = {f"qformer.encoder.{n}" for n in reading} | {"ln_vision.weight", "ln_vision.bias"}
+    assert anew == expected
+    with pytest.raises(ValueError, match="at random"):
+        XrayGPT.Config(
+            freeze_qformer=True, qformer=QFormerConfig(layers=LAYERS, new_cross_attention=True)
+        )

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from timm.models.eva import Eva
 from torch import nn
 
 from tests.parity.reference import lavis_modules, old_bert
-from xraygpt.models import encoders, vision
+from xraygpt.models.encoders import build_vision
 from xraygpt.models.language import SmallLLM
 from xraygpt.models.qformer import QFormerConfig
 from xraygpt.models.xraygpt import XrayGPT
-from xraygpt.processors.image import InputSpec
 from xraygpt.runners.state import load_weights
 
 WIDTH, DEPTH, SIZE = 88, 3, 56  # of the ViT
@@ -77,7 +75,7 @@ def original() -> Original:
 
 
 @pytest.fixture
-def ours(original, tmp_path, monkeypatch) -> XrayGPT:
+def ours(original, tmp_path) -> XrayGPT:
     """Our model from three files in the layout of the originals."""
     state = original.state_dict()
     eva = {k[15:]: v for k, v in state.items() if k.startswith("visual_encoder.")}
@@ -87,25 +85,8 @@ def ours(original, tmp_path, monkeypatch) -> XrayGPT:
     torch.save(eva, tmp_path / "eva_vit_g.pth")
     torch.save({"model": blip2}, tmp_path / "blip2_pretrained.pth")
     torch.save({"model": last, "epoch": 3}, tmp_path / "xraygpt.pth")
-    small = {**encoders.EVA, "depth": DEPTH}
-
-    def build(*_, **__) -> vision.VisionEncoder:
-        net = Eva(
-            img_size=SIZE,
-            patch_size=14,
-            embed_dim=WIDTH,
-            num_heads=4,
-            mlp_ratio=int(WIDTH * 4.3637) / WIDTH,
-            **small,
-        )
-        net.load_state_dict(encoders.eva_state(tmp_path / "eva_vit_g.pth"))
-        mean, std = encoders.CLIP
-        wants = InputSpec(image_size=SIZE, mean=mean, std=std)
-        return vision.VisionEncoder(net, wants, has_position=True)
-
-    monkeypatch.setattr(encoders, "build_vision", build)
     config = XrayGPT.Config(
-        vit_model="eva_clip_g",
+        vit_model="eva_tiny",
         vit_ckpt=tmp_path / "eva_vit_g.pth",
         num_query_token=QUERIES,
         qformer=QFormerConfig(layers=LAYERS, hidden=HIDDEN),
@@ -143,3 +124,17 @@ def test_padded_features_are_masked_alike(original, ours):
         whole = ours.image_tokens(pixels)
     assert (tokens - theirs).abs().max() <= 1e-5
     assert (tokens[0] - whole[0]).abs().max() > 1e-3  # the mask matters
+
+
+@pytest.mark.parametrize("size", [84, 28])
+def test_positions_are_stretched_as_the_original_does(original, ours, tmp_path, size):
+    (eva,) = lavis_modules("lavis.models.eva_vit")
+    target = nn.Module()
+    target.patch_embed = nn.Module()
+    target.patch_embed.num_patches = (size // 14) ** 2
+    target.pos_embed = torch.zeros(1, target.patch_embed.num_patches + 1, WIDTH)
+    state = {"pos_embed": original.visual_encoder.pos_embed.detach().clone()}
+    eva.interpolate_pos_embed(target, state)
+    stretched = build_vision("eva_tiny", size, tmp_path / "eva_vit_g.pth")
+    assert stretched.num_tokens == state["pos_embed"].shape[1]
+    assert torch.equal(stretched.net.pos_embed, state["pos_embed"])

@@ -71,6 +71,11 @@ class Collator:
         last = max((i for i, t in enumerate(turns) if t["role"] == "assistant"), default=len(turns))
         return turns[:last]
 
+    def _asked(self, sample: Sample) -> str:
+        """What the user said in the turns before the last answer, without marks of images."""
+        texts = [t["text"] for t in self.question(sample) if t["role"] == "user"]
+        return " ".join(without_marks(" ".join(texts)).split())
+
     def _row(self, sample: Sample, ask: bool = False) -> tuple[list[int], list[int]]:
         turns = self.question(sample) if ask else None
         if turns is None:
@@ -98,8 +103,9 @@ class Collator:
         left: bool = False,
     ) -> Batch:
         names = [s["sample_id"] for s in kept]
+        questions = [self._asked(s) for s in kept]
         if not rows:  # a rank must still take part in the step
-            rows, names = [([self.pad_id], [IGNORE_INDEX])], [""]
+            rows, names, questions = [([self.pad_id], [IGNORE_INDEX])], [""], [""]
         width = max(len(ids) for ids, _ in rows)
         input_ids = torch.full((len(rows), width), self.pad_id)
         labels = torch.full((len(rows), width), IGNORE_INDEX)
@@ -113,6 +119,7 @@ class Collator:
             labels=labels,
             attention_mask=mask,
             image_inputs=self.packer.pack(images) if self.packer and images else {},
+            question=questions,
             sample_id=names,
             skipped=skipped,
         )

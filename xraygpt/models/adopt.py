@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# What BLIP-2 has not: its encoder has its Q-Former's width, and its tokens know their places.
+ADDED = ("qformer.adapter.", "qformer.patch_position")
 PARTS = "parts.json"  # what a checkpoint's weights belong to
 
 
@@ -29,20 +31,52 @@ def take_qformer(model: XrayGPT, path: Path) -> None:
         WeightsError: It is of another shape, or read another encoder's features.
     """
     source, state = read_weights(path)
+    added: tuple[str, ...] = ()
     if lineage.is_lineage(state):
-        state = lineage.translate(state, source).state
-    described, own = source.parent / PARTS, model.config.vit_model
-    encoder = own
+        state = lineage.translate(state, source, text=_reads_text(model)).state
+        added = tuple(name.removeprefix("qformer.") for name in ADDED)
+    described, encoder = source.parent / PARTS, model.config.vit_model
     if described.is_file():
         encoder = json.loads(described.read_text(encoding="utf-8"))["vit_model"]
-    if encoder != own:
+    if encoder != model.config.vit_model:
         raise WeightsError(
             f"model.q_former_model: the Q-Former of {source} reads features of {encoder}, "
-            f"not of model.vit_model ({own})"
+            f"not of model.vit_model ({model.config.vit_model})"
         )
     prefix = "qformer."
     found = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-    load_exactly(model.qformer, found, source, required=set(model.qformer.state_dict()))
+    if not found:
+        raise WeightsError(f"model.q_former_model: {source} holds no Q-Former")
+    own = model.qformer.state_dict()
+    fresh = _unread(model, found, source)
+    kept = {n: t for n, t in found.items() if n not in fresh}
+    load_exactly(model.qformer, kept, source, required=set(own) - fresh, fresh=added)
+    if fresh:
+        log.warning("%s: %d weights that read the image begin anew", source, len(fresh))
+
+
+def _reads_text(model: XrayGPT) -> bool:
+    return bool(getattr(model.qformer, "reads_text", False))
+
+
+def _unread(model: XrayGPT, found: dict[str, Tensor], source: Path) -> set[str]:
+    """Weights that read an encoder of another width, if the configuration lets them begin anew.
+
+    Raises:
+        WeightsError: It does not.
+    """
+    own = model.qformer.state_dict()
+    theirs, width = found.get("ln_vision.weight"), own.get("ln_vision.weight")
+    if theirs is None or width is None or theirs.shape == width.shape:
+        return set()
+    if not model.config.qformer.new_cross_attention:
+        raise WeightsError(
+            f"{source}: its Q-Former reads features of width {len(theirs)}, and "
+            f"{model.config.vit_model} gives {len(width)}. Two ways out, both of which need "
+            f"training: model.qformer.adapter: {len(theirs)} puts a linear layer between them; "
+            "model.qformer.new_cross_attention: true begins the layers that read the image anew"
+        )
+    return {n for n, t in own.items() if n in found and found[n].shape != t.shape}
 
 
 def foreign_state(
@@ -58,7 +92,9 @@ def foreign_state(
     """
     if not lineage.is_lineage(state):
         return None
-    account = lineage.translate(state, source)
+    account = lineage.translate(state, source, text=_reads_text(model))
+    if model.vision is None:  # pre-computed features: the encoder ran elsewhere
+        account.state = {n: t for n, t in account.state.items() if not n.startswith("vision.")}
     parts = {name.split(".")[0] for name in account.state}
     if "qformer" not in parts:
         if model.config.q_former_model is None:
@@ -73,6 +109,10 @@ def foreign_state(
             f"{source} holds no vision encoder, so {model.config.vit_model} would stay random; "
             "set model.vit_ckpt to its file (eva_vit_g.pth)"
         )
+    found = {n.removeprefix("qformer."): t for n, t in account.state.items()}
+    fresh = {f"qformer.{n}" for n in _unread(model, found, source)}
+    for name in fresh:
+        del account.state[name]
     if "proj" not in parts:
         log.warning("%s holds no projection to the LLM: it begins at random", source)
     projection = account.state.get("proj.weight")
@@ -82,4 +122,5 @@ def foreign_state(
             f"{source}: its projection is for an LLM of width {len(projection)}, but "
             f"model.llama_model has {width} (Vicuna 7B: 4096, 13B: 5120)"
         )
-    return account.state, {n for n in model.state_dict() if n.split(".")[0] in parts}
+    required = {n for n in model.state_dict() if n.split(".")[0] in parts}
+    return account.state, {n for n in required - fresh if not n.startswith(ADDED)}

@@ -13,6 +13,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import resample_abs_pos_embed
+from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from xraygpt.common.errors import InputError, WeightsError
@@ -52,6 +53,7 @@ KNOWN = (
     "hf/<owner>/<name>@<revision>",
     "precomputed",
     "tiny",
+    "eva_tiny",
 )
 _REVISION = re.compile(r"[0-9a-f]{40}")
 
@@ -121,7 +123,7 @@ def build_vision(vit_model: str, image_size: int | None, weights: Path | None) -
 
 def has_weights(vit_model: str) -> bool:
     """Whether an encoder comes with its weights, without `vit_ckpt`."""
-    return vit_model in ("efficientnet_lite0", "tiny") or vit_model.startswith("hf/")
+    return vit_model in ("efficientnet_lite0", "tiny", "eva_tiny") or vit_model.startswith("hf/")
 
 
 def _build(vit_model: str, image_size: int | None, weights: Path | None) -> VisionEncoder:
@@ -134,6 +136,7 @@ def _build(vit_model: str, image_size: int | None, weights: Path | None) -> Visi
         return _transformers(vit_model.removeprefix("hf/"), image_size)
     published = {
         "eva_clip_g": _eva_clip_g,
+        "eva_tiny": _eva_tiny,
         "medclip_swin": _medclip_swin,
         "medclip_resnet50": _medclip_resnet50,
         "biomedclip": _biomedclip,
@@ -173,6 +176,21 @@ def _efficientnet_lite0(image_size: int | None) -> VisionEncoder:
 def _eva_clip_g(image_size: int | None, weights: Path | None) -> VisionEncoder:
     wants = InputSpec(image_size=image_size or 224, mean=CLIP[0], std=CLIP[1])
     return _filled("eva_giant_patch14_clip_224", EVA, wants, weights, eva_state)
+
+
+def _eva_tiny(image_size: int | None, weights: Path | None) -> VisionEncoder:
+    """EVA-CLIP-g's layout, three blocks of 88, for tests; random without a file."""
+    wants = InputSpec(image_size=image_size or 56, mean=CLIP[0], std=CLIP[1])
+    settings: dict[str, Any] = {"depth": 3, "embed_dim": 88, "num_heads": 4, "patch_size": 14}
+    settings |= {"img_size": wants.image_size, "mlp_ratio": 4.3637}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = Eva(**{**EVA, **settings})
+    if weights is not None:
+        state = eva_state(weights)
+        _fit_position(net, state)
+        load_exactly(net, state, weights, required=set(net.state_dict()))
+    return VisionEncoder(net, wants, has_position=True)
 
 
 def _medclip_swin(image_size: int | None, weights: Path | None) -> VisionEncoder:

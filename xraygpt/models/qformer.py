@@ -9,6 +9,7 @@ width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,18 @@ class QFormerConfig:
     """Share of patch tokens hidden from the queries in each training pass, in [0, 1): augmentation
     that works on stored features."""
 
+    adapter: int | None = None
+    """Width of a trained linear layer between encoder and Q-Former; null puts none. 1408 lets a
+    Q-Former of BLIP-2 read another encoder; it is trained even with `freeze_qformer`."""
+    new_cross_attention: bool = False
+    """Begin the layers that read the image anew where those of `q_former_model` are of another
+    width; the other way to read another encoder with a Q-Former of BLIP-2."""
+
     def __post_init__(self) -> None:
+        if self.adapter is not None and self.adapter < 1:
+            raise ValueError(f"adapter ({self.adapter}) must be at least 1")
+        if self.adapter is not None and self.new_cross_attention:
+            raise ValueError("adapter and new_cross_attention are two ways; choose one")
         if not 0 <= self.patch_dropout < 1:
             raise ValueError(f"patch_dropout ({self.patch_dropout}) must lie in [0, 1)")
         if self.hidden % 64:
@@ -64,6 +76,10 @@ class QFormer(nn.Module):
         num_query_token: int,
     ) -> None:
         super().__init__()
+        self.adapter: nn.Linear | None = None
+        if config.adapter is not None:
+            self.adapter = nn.Linear(vision_width, config.adapter)
+            vision_width = config.adapter
         self.ln_vision = nn.LayerNorm(vision_width, eps=1e-5)  # LAVIS's eps; 1e-6 elsewhere
         self.query_tokens = nn.Parameter(torch.zeros(1, num_query_token, config.hidden))
         nn.init.normal_(self.query_tokens, std=0.02)
@@ -71,22 +87,21 @@ class QFormer(nn.Module):
         self.patch_position = None
         if num_patches is not None:
             self.patch_position = nn.Parameter(sin_cos_2d(num_patches, vision_width))
-        self.qformer = Blip2QFormerModel(
-            Blip2QFormerConfig(
-                hidden_size=config.hidden,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.hidden // 64,
-                intermediate_size=4 * config.hidden,
-                encoder_hidden_size=vision_width,
-                cross_attention_frequency=config.cross_attention_every,
-                hidden_dropout_prob=config.dropout,
-                attention_probs_dropout_prob=config.dropout,
-            )
-        )
+        self.qformer = self.make_network(config, vision_width)
 
-    def forward(self, patches: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(N, L, D) patch tokens, (N, L) 1 on those that are there -> (N, Q, K)."""
-        patches = self.ln_vision(patches.to(self.ln_vision.weight.dtype))
+    def make_network(self, config: QFormerConfig, vision_width: int) -> nn.Module:
+        """Transformers' network that the queries go through."""
+        return Blip2QFormerModel(Blip2QFormerConfig(**sizes(config, vision_width)))
+
+    def forward(self, patches: Tensor, mask: Tensor | None = None, **text: Tensor) -> Tensor:
+        """(N, L, D) patch tokens, (N, L) 1 on those that are there -> (N, Q, K).
+
+        `text` goes to `read`.
+        """
+        patches = patches.to(self.ln_vision.weight.dtype)
+        if self.adapter is not None:
+            patches = self.adapter(patches)
+        patches = self.ln_vision(patches)
         if self.patch_position is not None:
             if patches.shape[1] != self.patch_position.shape[1]:
                 raise InputError(
@@ -99,10 +114,28 @@ class QFormer(nn.Module):
             kept[:, 0] |= ~kept.any(dim=1)  # never all of them
             mask = kept.long() if mask is None else mask * kept
         queries = self.query_tokens.expand(len(patches), -1, -1)
+        return self.read(queries, patches, mask, **text)
+
+    def read(self, queries: Tensor, patches: Tensor, mask: Tensor | None) -> Tensor:
+        """(N, Q, K) queries and (N, L, D) normalised tokens -> (N, Q, K)."""
         out: Tensor = self.qformer(
             query_embeds=queries, encoder_hidden_states=patches, encoder_attention_mask=mask
         ).last_hidden_state
         return out
+
+
+def sizes(config: QFormerConfig, vision_width: int) -> dict[str, Any]:
+    """Arguments of transformers' Q-Former configurations."""
+    return {
+        "hidden_size": config.hidden,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.hidden // 64,
+        "intermediate_size": 4 * config.hidden,
+        "encoder_hidden_size": vision_width,
+        "cross_attention_frequency": config.cross_attention_every,
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.dropout,
+    }
 
 
 def sin_cos_2d(num_patches: int, width: int) -> Tensor:

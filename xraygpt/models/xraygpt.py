@@ -139,6 +139,8 @@ class XrayGPT(BaseModel):
             packed = self.llm_bits is not None or self.low_resource
             if packed and not self.freeze_llm:
                 raise ValueError("packed weights (llm_bits) cannot be trained: freeze_llm: true")
+            if self.freeze_qformer and self.qformer.new_cross_attention:
+                raise ValueError("freeze_qformer would leave new_cross_attention at random")
             if self.lora is not None and not self.freeze_llm:
                 raise ValueError("lora and freeze_llm: false contradict each other; keep one")
             if self.max_txt_len is not None and self.max_txt_len < 2:
@@ -179,6 +181,8 @@ class XrayGPT(BaseModel):
         if config.q_former_model is not None and config.ckpt is None:
             adopt.take_qformer(self, config.q_former_model)
         self.qformer.requires_grad_(not config.freeze_qformer)
+        if config.qformer.adapter is not None:
+            self.qformer.get_submodule("adapter").requires_grad_(True)
         if config.llama_model is None:
             self.tokenizer: Any = language.new_tokenizer([], 260)
             self.llm: Any = language.new_llm(config.llm, self.tokenizer, config.seed)
@@ -294,7 +298,7 @@ class XrayGPT(BaseModel):
         if every_image is not None:
             tokens = every_image.repeat(int(at.sum()) // len(every_image), 1)
         elif batch["image_inputs"]:
-            tokens = self.image_tokens(**batch["image_inputs"])
+            tokens = self.image_tokens(**batch["image_inputs"], **self.reading(batch))
             self._note_average(tokens)
         else:
             tokens = None
@@ -303,6 +307,10 @@ class XrayGPT(BaseModel):
         if self.training:  # all ranks must touch the same parameters
             embeds = embeds + 0 * self.image_tokens(**self._dummy(embeds)).sum().to(embeds.dtype)
         return embeds
+
+    def reading(self, batch: Batch) -> dict[str, Tensor]:
+        """What the Q-Former takes beside the images of a batch; by default nothing."""
+        return {}
 
     @torch.no_grad()
     def _note_average(self, tokens: Tensor) -> None:
@@ -317,12 +325,16 @@ class XrayGPT(BaseModel):
         pixel_values: Tensor | None = None,
         features: Tensor | None = None,
         feature_mask: Tensor | None = None,
+        **reading: Tensor,
     ) -> Tensor:
-        """(N, C, H, W) pixels, or (N, L, D) features with their (N, L) mask -> (N, Q, H)."""
+        """(N, C, H, W) pixels, or (N, L, D) features with their (N, L) mask -> (N, Q, H).
+
+        `reading` is what the Q-Former takes beside them.
+        """
         if features is None:
             assert pixel_values is not None
             features = self.encode(pixel_values)
-        tokens: Tensor = self.proj(self.qformer(features, feature_mask))
+        tokens: Tensor = self.proj(self.qformer(features, feature_mask, **reading))
         return tokens
 
     def encode(self, pixel_values: Tensor) -> Tensor:
