@@ -22,6 +22,7 @@ from xraygpt.datasets.base import Split, StudyDataset, read_tensor
 from xraygpt.datasets.builder import BaseBuilder
 from xraygpt.datasets.mixture import Mixture
 from xraygpt.models.base import BaseModel
+from xraygpt.models.weight_files import weight_files, weight_source
 from xraygpt.processors.image import ImageSpec
 from xraygpt.runners.base import BaseRunner
 from xraygpt.runners.evaluation import Evaluator
@@ -213,8 +214,8 @@ def _digest_of(ckpt: Path | None) -> str | None:
     """SHA-256 of the weights, as the checkpoint's manifest says."""
     if ckpt is None:
         return None
-    file = ckpt if ckpt.is_file() else checkpoint.find_checkpoint(ckpt) / "model.safetensors"
-    return checkpoint.digest(file)
+    files = weight_files(weight_source(ckpt))
+    return " ".join(checkpoint.digest(file) for file in files)
 
 
 def _datasets(

@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -46,15 +47,7 @@ def publish(run: Path, step: int, write: Callable[[Path], None]) -> Path:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         write(aside)
-        manifest = {
-            str(p.relative_to(aside)): {"sha256": digest(p), "size": p.stat().st_size}
-            for p in sorted(aside.rglob("*"))
-            if p.is_file()
-        }
-        write_file(aside / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=1))
-        for path in aside.rglob("*"):
-            _sync(path)
-        _sync(aside)
+        seal(aside, step=step)
         if target.exists():  # left by an earlier attempt, perhaps damaged: this one is whole
             shutil.rmtree(target)
         aside.rename(target)
@@ -66,6 +59,33 @@ def publish(run: Path, step: int, write: Callable[[Path], None]) -> Path:
             "make room and resume with run.resume_ckpt_path"
         ) from None
     return target
+
+
+def seal(folder: Path, **facts: Any) -> None:
+    """Write the manifest of a finished folder, and all of it through to the disk.
+
+    Args:
+        folder: Holds its files.
+        facts: What the manifest says beside their sizes and SHA-256.
+    """
+    files = {
+        str(p.relative_to(folder)): {"sha256": digest(p), "size": p.stat().st_size}
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+    write_file(folder / MANIFEST, json.dumps({**facts, "files": files}, indent=1))
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """What a folder's manifest says; empty if there is none."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def prune(run: Path, keep: int) -> None:
@@ -166,8 +186,17 @@ def verify(checkpoint: Path) -> None:
         path = checkpoint / name
         if not path.is_file():
             raise WeightsError(f"{checkpoint}: {name} is missing")
-        if path.stat().st_size != facts["size"] or digest(path) != facts["sha256"]:
-            raise WeightsError(f"{checkpoint}: {name} is damaged (its SHA-256 differs)")
+        size = path.stat().st_size
+        if size != facts["size"]:
+            raise WeightsError(
+                f"{checkpoint}: {name} is damaged: {size} bytes, {facts['size']} in {MANIFEST}"
+            )
+        found = digest(path)
+        if found != facts["sha256"]:
+            raise WeightsError(
+                f"{checkpoint}: {name} is damaged (its SHA-256 differs): {found}, "
+                f"{facts['sha256']} in {MANIFEST}"
+            )
 
 
 def write_file(path: Path, text: str) -> None:

@@ -32,7 +32,7 @@ def take_qformer(model: XrayGPT, path: Path) -> None:
     """
     source, state = read_weights(path)
     added: tuple[str, ...] = ()
-    if lineage.is_lineage(state):
+    if lineage.is_foreign(state, source):
         state = lineage.translate(state, source, text=_reads_text(model)).state
         added = tuple(name.removeprefix("qformer.") for name in ADDED)
     described, encoder = source.parent / PARTS, model.config.vit_model
@@ -90,7 +90,7 @@ def foreign_state(
     Raises:
         WeightsError: A part that nothing else brings is absent, or does not fit.
     """
-    if not lineage.is_lineage(state):
+    if not lineage.is_foreign(state, source):
         return None
     account = lineage.translate(state, source, text=_reads_text(model))
     if model.vision is None:  # pre-computed features: the encoder ran elsewhere

@@ -16,11 +16,12 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
+from xraygpt.common.checkpoint import manifest_of
 from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.models import lineage
 from xraygpt.models.lite0 import LITE0, efficientnet_lite_to_timm
 from xraygpt.models.vision import VisionEncoder
-from xraygpt.models.weight_files import read_state_dict
+from xraygpt.models.weight_files import is_converted, read_state_dict
 from xraygpt.models.weights import Account, Rule, apply_rules, load_exactly
 from xraygpt.processors.image import Fit, InputSpec, Interpolation
 
@@ -116,6 +117,10 @@ def build_vision(vit_model: str, image_size: int | None, weights: Path | None) -
         InputError: No such encoder.
         WeightsError: The weights are absent or do not fit.
     """
+    if weights is not None:
+        made = manifest_of(weights if weights.is_dir() else weights.parent).get("vit_model")
+        if made not in (None, vit_model):
+            raise WeightsError(f"{weights} was converted from {made}, not from {vit_model}")
     encoder = _build(vit_model, image_size, weights)
     log.info("vision encoder %s: %s", vit_model, encoder)
     return encoder
@@ -334,7 +339,8 @@ def swin_state(path: Path) -> dict[str, Tensor]:
 
 def _by(rules: tuple[Rule, ...], kind: str) -> Any:
     def state_of(path: Path) -> dict[str, Tensor]:
-        account: Account = apply_rules(rules, read_state_dict(path))
+        own = (Rule(r"vision\.net\.(.+)", r"\1"),)
+        account: Account = apply_rules(own if is_converted(path) else rules, read_state_dict(path))
         if not account.state:
             raise WeightsError(f"{path} holds no weights of {kind}")
         account.close(path, kind)

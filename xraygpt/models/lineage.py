@@ -7,14 +7,17 @@ The files come in layers: `eva_vit_g.pth` (the vision encoder, bare names), BLIP
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from xraygpt.common.errors import WeightsError
+from xraygpt.models.weight_files import is_converted
 from xraygpt.models.weights import Account, Rule, apply_rules
 
+OWN = "xraygpt."  # before keys of ours that the originals pass over
 _VISION_STEMS = ("cls_token", "pos_embed", "patch_embed.", "blocks.")
 # transformers keeps BLIP-2 under names of its own (Salesforce/blip2-*, instructblip-*).
 _HF_STEMS = ("vision_model.embeddings.", "qformer.encoder.", "language_projection.")
@@ -41,6 +44,7 @@ _LAVIS = (
     Rule(r"Qformer\.cls\..+|(?:vision_proj|text_proj|itm_head)\..+|temp", None, _STAGE_1),
     Rule(r"(?:t5|opt)_proj\..+", None, _OTHER),
     Rule(r"Qformer\.bert\.embeddings\.position_ids", None, _CONSTANT),
+    Rule(re.escape(OWN) + r"(average_.+)", r"\1"),
     Rule(r"(?:llama|llm)_model\..*rotary_emb\.inv_freq", None, _CONSTANT),
 )
 _HF_LAYER = r"qformer\.(encoder\.layer\.\d+\."
@@ -92,6 +96,14 @@ _WITH_TEXT = (
     Rule(_HF_LAYER + r"(?:intermediate|output)\..+)", r"qformer.qformer.\1"),
     Rule(r"qformer\.layernorm\.(.+)", r"qformer.qformer.embeddings.layernorm.\1"),
 )
+# Of a folder that `python -m xraygpt.convert` made: our names, the text side kept if there is one.
+_CONVERTED = (Rule(r"((?:qformer|vision|proj|average_).+)", r"\1"),)
+_CONVERTED_QUERIES_ALONE = (
+    Rule(r"qformer\.qformer\.embeddings\.layernorm\.(.+)", r"qformer.qformer.layernorm.\1"),
+    Rule(r"qformer\.qformer\.embeddings\..+", None, _TEXT),
+    Rule(r"qformer\.qformer\.encoder\.layer\.\d+\.(?:intermediate|output)\..+", None, _TEXT),
+    *_CONVERTED,
+)
 # Of a file that holds the encoder alone. It has 40 blocks; BLIP-2 takes what the 39th gives.
 _VISION = (
     Rule(
@@ -99,6 +111,11 @@ _VISION = (
     ),
     Rule(r"((?:cls_token|pos_embed|patch_embed|blocks)\b.*)", r"vision.net.\1"),
 )
+
+
+def is_foreign(state: Mapping[str, Tensor], source: Path) -> bool:
+    """Whether `translate` is for a file: another project's, or one that was converted from it."""
+    return is_lineage(state) or is_converted(source)
 
 
 def is_lineage(state: Mapping[str, Tensor]) -> bool:
@@ -121,9 +138,11 @@ def translate(state: Mapping[str, Tensor], source: Path, *, text: bool = False) 
     """
     names = [name.removeprefix("module.") for name in state]
     rules: tuple[Rule, ...] = (*(_WITH_TEXT if text else _QUERIES_ALONE), *_LAVIS)
-    if any(name.startswith(_VISION_STEMS) for name in names):
+    if is_converted(source):
+        rules = _CONVERTED if text else _CONVERTED_QUERIES_ALONE
+    elif any(name.startswith(_VISION_STEMS) for name in names):
         rules = _VISION
-    theirs = any(name.startswith(_HF_STEMS) for name in names)
+    theirs = not is_converted(source) and any(name.startswith(_HF_STEMS) for name in names)
     if theirs:
         rules = (*(_WITH_TEXT if text else _QUERIES_ALONE), *_HF)
     account = apply_rules(rules, state)
@@ -150,4 +169,4 @@ def _split_bias(account: Account, source: Path) -> None:
         if key.any():
             raise WeightsError(f"{source}: {name} has a bias for the key, so this is no EVA-CLIP-g")
         stem = name.removesuffix("qkv.bias")
-        account.state |= {f"{stem}q_bias": query, f"{stem}v_bias": value}
+        account.state |= {f"{stem}q_bias": query.clone(), f"{stem}v_bias": value.clone()}

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from xraygpt.common.checkpoint import find_checkpoint
+from xraygpt.common.checkpoint import find_checkpoint, manifest_of, verify
 from xraygpt.common.errors import WeightsError
 
 WEIGHTS = "model.safetensors"  # of a checkpoint of ours
@@ -52,6 +52,8 @@ def weight_files(path: Path) -> list[Path]:
     """
     if path.is_file():
         return [path]
+    if is_converted(path):
+        verify(path)
     for name in _INDEXES:
         if (path / name).is_file():
             return _shards(path / name)
@@ -150,15 +152,29 @@ def _refuse_other_files(path: Path) -> None:
 
 
 def read_weights(path: Path) -> tuple[Path, dict[str, Tensor]]:
-    """The weight file of a run, a checkpoint, or the file itself, and its tensors.
+    """The weight file of a run, a checkpoint, or the file or folder itself, and its tensors.
 
     Raises:
         WeightsError: Nothing usable there.
     """
-    source = path
-    if not path.is_file() and not is_downloaded(path):
-        source = find_checkpoint(path) / WEIGHTS
+    source = weight_source(path)
     return source, read_state_dict(source)
+
+
+def weight_source(path: Path) -> Path:
+    """Where the weights lie that `path` means: a file, a foreign folder, or a checkpoint's file.
+
+    Raises:
+        WeightsError: Nothing usable there.
+    """
+    if path.is_file() or is_downloaded(path):
+        return path
+    return find_checkpoint(path) / WEIGHTS
+
+
+def is_converted(source: Path) -> bool:
+    """Whether a folder, or the folder of a file, was made by `python -m xraygpt.convert`."""
+    return "converted" in manifest_of(source if source.is_dir() else source.parent)
 
 
 def is_downloaded(folder: Path) -> bool:

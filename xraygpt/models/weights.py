@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,10 @@ class Rule:
     to: str | None
     why: str = ""
 
+    def __str__(self) -> str:
+        """As it stands in a manifest."""
+        return f"{self.pattern} -> {self.to if self.to is not None else f'left out: {self.why}'}"
+
 
 @dataclass
 class Account:
@@ -38,11 +43,13 @@ class Account:
         state: Tensors under our names.
         dropped: Reason -> keys left out for it.
         unknown: Keys that no rule matches.
+        applied: Rule, written out -> keys it matched.
     """
 
     state: dict[str, Tensor] = field(default_factory=dict)
     dropped: dict[str, list[str]] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
+    applied: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         """One line: how many were taken, dropped and why."""
@@ -73,6 +80,7 @@ def apply_rules(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> Account:
             match = re.fullmatch(rule.pattern, name.removeprefix("module."))
             if match is None:
                 continue
+            account.applied[str(rule)] += 1
             if rule.to is None:
                 account.dropped.setdefault(rule.why, []).append(name)
             else:

@@ -220,6 +220,16 @@ class PromptRenderer:
                 ids, labels = ids + new, labels + [IGNORE_INDEX] * len(new)
         return Rendered(input_ids=ids, labels=labels)
 
+    @property
+    def opens_with_bos(self) -> bool:
+        """Whether every row begins with the beginning-of-sequence token."""
+        return bool(self._opening)
+
+    def written(self, turns: list[Turn]) -> str:
+        """The conversation as text, with ``<image>`` where images lie."""
+        turns = [Turn(role=t["role"], text=self._defuse(t["text"])) for t in turns]
+        return "".join(piece.text for piece in self._pieces(turns))
+
     def _pieces(self, turns: list[Turn]) -> list[Piece]:
         if self.template is not None:
             return self.template.pieces(turns, self.end_sym)

@@ -1,0 +1,290 @@
+"""Weights in and out: the lineage's `.pth`, transformers' BLIP-2, and folders of ours."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import Blip2ForConditionalGeneration, Blip2Processor, LlamaConfig
+
+from tests.conftest import REPO, toy_yaml, write_toy_corpus
+from tests.models.test_encoders import medclip_folder, shaken
+from tests.models.test_hf_folders import blip2  # noqa: F401  (a fixture)
+from tests.models.test_hf_folders import ours as small_eva
+from xraygpt.common.config import load
+from xraygpt.common.errors import InputError, WeightsError
+from xraygpt.convert import main
+from xraygpt.experiment import Training, build_runner
+from xraygpt.models.encoders import build_vision
+from xraygpt.models.language import SmallLLM, new_llm, new_tokenizer
+from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.processors.image import ImageSpec, XrayImage
+from xraygpt.processors.prompts import IMAGE_TOKEN_ID, Turn
+from xraygpt.runners.state import load_weights
+
+MODEL = """
+  vit_model: eva_tiny
+  image_size: null
+  num_query_token: 8
+  qformer: {layers: 4, hidden: 64, cross_attention_every: 2, dropout: 0.0}
+"""
+RUN = """
+  task: report_generation
+  output_dir: %s
+  device: cpu
+  max_steps: 2
+  save_every: 2
+  eval_every: 0
+  batch_size_train: 4
+"""
+
+
+def convert(monkeypatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
+    main()
+
+
+def eva_file(path: Path) -> Path:
+    """An encoder whose tokens vary about as much as a trained one's."""
+    state = dict(shaken(build_vision("eva_tiny", None, None).net).state_dict())
+    torch.manual_seed(6)
+    state["pos_embed"] = torch.randn_like(state["pos_embed"]) * 3
+    torch.save(state, path)
+    return path
+
+
+def trained(folder: Path, *options: str) -> Path:
+    """A run of two steps whose weights are then shaken, so that every one of them matters."""
+    corpus = write_toy_corpus(folder / "corpus", 16)
+    path = folder / "run.yaml"
+    path.write_text(toy_yaml(corpus, RUN % (folder / "run"), MODEL))
+    if not any("vit_model" in option for option in options):
+        options = (*options, f"model.vit_ckpt={eva_file(folder / 'eva.pth')}")
+    runner = build_runner(load(Training, path, options))
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for parameter in runner.model.trainable_parameters():
+            parameter[1].add_(torch.randn_like(parameter[1]) * 0.1)
+    runner.train()
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return trained(tmp_path_factory.mktemp("eva"))
+
+
+def of(run: Path, **settings) -> XrayGPT:
+    checkpoint = next(run.glob("*/checkpoints/step-2"))
+    experiment = load(Training, checkpoint / "config.yaml", ["model.ckpt=null"])
+    for name, value in settings.items():
+        setattr(experiment.model, name, value)
+    model = experiment.model.build(texts=list)
+    load_weights(model, checkpoint)
+    return model.eval()
+
+
+def test_ours_to_pth_and_back_is_equal_to_the_bit(run, tmp_path, monkeypatch):
+    convert(monkeypatch, run, tmp_path / "ours.pth", "--to", "pth", "--with-vision")
+    content = torch.load(tmp_path / "ours.pth", weights_only=True)["model"]
+    assert "Qformer.bert.encoder.layer.0.crossattention.self.key.weight" in content
+    model, back = of(run), of(run)
+    with torch.no_grad():
+        for parameter in back.parameters():
+            parameter.zero_()
+    back.average_tokens.zero_()
+    source, fresh = load_weights(back, tmp_path / "ours.pth")
+    assert (source, fresh) == (tmp_path / "ours.pth", [])
+    own = {n: t for n, t in model.state_dict().items() if not n.startswith("llm.")}
+    assert own["average_tokens"].any()
+    assert all(torch.equal(back.state_dict()[n], t) for n, t in own.items())
+    # And into our layout: the same again.
+    convert(monkeypatch, tmp_path / "ours.pth", tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert set(again) == set(own)
+    assert all(torch.equal(again[n], t) for n, t in own.items())
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("spare", [0, 3], ids=["full vocabulary", "spare rows"])
+def test_plain_transformers_says_the_same(tmp_path, monkeypatch, tied, spare):
+    """Twenty prompts: the same greedy tokens, the same logits to 1e-5."""
+    size = SmallLLM(vocab_size=260, hidden=64, layers=2, heads=2, init_std=0.2, embedding_std=0.3)
+    tokenizer = new_tokenizer(["The heart is large. No effusion is seen."] * 9, 300)
+    llm = new_llm(size, tokenizer, 3)
+    if not tied or spare:
+        config = LlamaConfig(**llm.config.to_dict() | {
+            "tie_word_embeddings": tied, "vocab_size": len(tokenizer) + spare,
+        })  # fmt: skip
+        torch.manual_seed(7)
+        llm = shaken(type(llm)(config))
+        llm.get_input_embeddings().weight.data.normal_(0, 0.3)
+        llm.get_input_embeddings().weight.data[len(tokenizer) :] = 0  # of no token, never said
+        llm.lm_head.weight.data[len(tokenizer) :] = 0
+    llm.save_pretrained(tmp_path / "llm")
+    tokenizer.save_pretrained(tmp_path / "llm")
+    run = trained(tmp_path, f"model.llama_model={tmp_path / 'llm'}")
+    convert(monkeypatch, run, tmp_path / "hf", "--to", "transformers", "--license", "apache-2.0")
+    model = of(run)
+    theirs = Blip2ForConditionalGeneration.from_pretrained(tmp_path / "hf").eval()
+    processor = Blip2Processor.from_pretrained(tmp_path / "hf")
+    prompt = json.loads((tmp_path / "hf" / "prompt.json").read_text())
+    image_id = prompt["image_token_id"]
+    assert theirs.config.image_token_id == image_id
+    assert len(theirs.get_input_embeddings().weight) == len(tokenizer) + max(spare, 1)
+    said = set()
+    for number in range(20):
+        pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(number))
+        question = f"Question {number}: is the {'heart large' * (number % 3)}?"
+        turns = [Turn(role="user", text=f"<image> {question}")]
+        rendered = model.renderer.render(turns, [8])["input_ids"]
+        text = prompt["text"].replace(prompt["question"], question)
+        ids = torch.tensor([processor.tokenizer(text, add_special_tokens=False)["input_ids"]])
+        own = torch.tensor([rendered])
+        assert torch.equal(ids.masked_fill(ids == image_id, IMAGE_TOKEN_ID), own)
+        with torch.no_grad():
+            embeds = model.embed({
+                "input_ids": own, "image_inputs": {"pixel_values": pixels}, "question": [question],
+            })  # fmt: skip
+            mine = model.llm(inputs_embeds=embeds).logits
+            other = theirs(pixels, input_ids=ids).logits[..., : mine.shape[-1]]
+            assert (mine - other).abs().max() <= 1e-5 * max(1, float(mine.abs().max()))
+            expected = model.llm.generate(
+                inputs_embeds=embeds, attention_mask=torch.ones_like(own), max_new_tokens=12,
+                do_sample=False,
+            )  # fmt: skip
+            found = theirs.generate(
+                pixels, input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12,
+                do_sample=False, suppress_tokens=[image_id],
+            )  # fmt: skip
+        found = found[:, -expected.shape[1] :]
+        assert torch.equal(found, expected)
+        said.add(tuple(expected[0].tolist()))
+    assert len(said) > 10  # answers differ, so equality says something
+
+
+def test_the_exported_processor_makes_our_pixels_and_the_card_says_what_it_must(
+    run, tmp_path, monkeypatch
+):
+    convert(monkeypatch, run, tmp_path / "hf", "--to", "transformers", "--license", "llama2")
+    processor = Blip2Processor.from_pretrained(tmp_path / "hf")
+    rows, columns = np.mgrid[:70, :90]
+    grey = (127 + 60 * np.sin(rows / 7) + 60 * np.cos(columns / 9)).astype(np.uint8)
+    image = Image.fromarray(grey).convert("RGB")
+    theirs = processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
+    spec = ImageSpec(**vars(of(run).vision.wants), tokens_per_image=8)
+    mine = XrayImage(XrayImage.Config(), image_spec=spec)(grey.astype(np.float32) / 255)
+    assert (theirs - mine).abs().max() < 1.1 / 255 / 0.26  # theirs is rounded to 8 bit
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n")
+    assert "license: llama2" in card
+    assert "Research use only" in card
+    assert str(tmp_path) not in card
+    example = card.split("```python\n")[1].split("```")[0]
+    image.save(tmp_path / "hf" / "chest.png")
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path / "hf", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_lora_is_merged_or_refused(tmp_path, monkeypatch):
+    run = trained(tmp_path, "model.lora={r: 4}", "model.freeze_llm=true")
+    with pytest.raises(WeightsError, match="--merge-lora"):
+        convert(monkeypatch, run, tmp_path / "hf", "--to", "transformers")
+    convert(monkeypatch, run, tmp_path / "hf", "--to", "transformers", "--merge-lora")
+    model = of(run)
+    theirs = Blip2ForConditionalGeneration.from_pretrained(tmp_path / "hf").eval()
+    ids = torch.arange(5, 30)[None]
+    with torch.no_grad():
+        mine = model.llm(input_ids=ids).logits
+        merged = theirs.language_model(input_ids=ids).logits[..., : mine.shape[-1]]
+        for module in model.llm.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.enable_adapters(False)
+        without = model.llm(input_ids=ids).logits
+    assert (mine - merged).abs().max() < 1e-5
+    assert (mine - without).abs().max() > 1e-3  # the adapters do something
+
+
+@pytest.mark.parametrize(
+    ("option", "to", "says"),
+    [
+        ("model.vit_model=tiny", "transformers", "tokens without places"),
+        ("model.vit_model=timm/vit_tiny_patch16_224", "transformers", "holds the EVA-CLIP-g tower"),
+        ("model.qformer.adapter=96", "pth", "an adapter between"),
+    ],
+)
+def test_what_has_no_place_there_is_refused(tmp_path, monkeypatch, option, to, says):
+    more = ["model.image_size=32"] if "vit_model" in option else []
+    run = trained(tmp_path, option, *more)
+    with pytest.raises(WeightsError, match=says):
+        convert(monkeypatch, run, tmp_path / "out", "--to", to)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_blip2_folder_becomes_ours_and_its_llm_a_folder(blip2, tmp_path, monkeypatch):  # noqa: F811
+    net, folder = blip2
+    convert(monkeypatch, folder, tmp_path / "ours")
+    manifest = json.loads((tmp_path / "ours" / "MANIFEST.json").read_text())
+    assert manifest["parts"] == ["proj", "qformer", "vision"]
+    assert manifest["vit_model"] == "eva_clip_g"
+    assert sum(manifest["rules"].values()) > 100
+    assert len(manifest["converted"]) == len(list(folder.glob("*.safetensors")))
+    model, direct = small_eva(XrayGPT), small_eva(XrayGPT)
+    load_weights(model, tmp_path / "ours")
+    load_weights(direct, folder)
+    pixels = torch.randn(1, 3, 56, 56)
+    with torch.no_grad():
+        assert torch.equal(model.image_tokens(pixels), direct.image_tokens(pixels))
+    state = load_file(tmp_path / "ours" / "llm" / "model.safetensors")
+    kept = net.language_model.state_dict()
+    assert all(torch.equal(state[n], t) for n, t in kept.items())
+
+
+def test_an_encoder_is_recognised_and_kept(tmp_path, monkeypatch):
+    import torchvision
+
+    resnet = shaken(torchvision.models.resnet50())
+    resnet.fc = torch.nn.Linear(2048, 512, bias=False)
+    folder = medclip_folder(tmp_path / "medclip-resnet", resnet.state_dict())
+    convert(monkeypatch, folder, tmp_path / "ours")
+    direct = build_vision("medclip_resnet50", None, folder)
+    kept = build_vision("medclip_resnet50", None, tmp_path / "ours")
+    assert kept.digest() == direct.digest()
+    with pytest.raises(WeightsError, match="converted from medclip_resnet50, not from timm"):
+        build_vision("timm/resnet50", None, tmp_path / "ours")
+    file = tmp_path / "ours" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"SHA-256 differs\): [0-9a-f]{64}, [0-9a-f]{64} in"):
+        build_vision("medclip_resnet50", None, tmp_path / "ours")
+
+
+def test_mistakes_leave_nothing_behind(run, tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("mine")
+    with pytest.raises(InputError, match="is there already"):
+        convert(monkeypatch, run, tmp_path / "there", "--to", "transformers")
+    with pytest.raises(WeightsError, match="is a run of ours already"):
+        convert(monkeypatch, run, tmp_path / "x")
+    torch.save({"net.weight": torch.ones(2)}, tmp_path / "odd.pth")
+    with pytest.raises(WeightsError, match="--vit-model"):
+        convert(monkeypatch, tmp_path / "odd.pth", tmp_path / "x")
+    done = subprocess.run(
+        [sys.executable, "-m", "xraygpt.convert", "absent.pth", str(tmp_path / "x")],
+        cwd=REPO, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 or done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "absent.pth" in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["odd.pth", "there"]

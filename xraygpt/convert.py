@@ -1,0 +1,339 @@
+"""Weights into our layout, and ours into others': python -m xraygpt.convert SOURCE OUT.
+
+any weights -> a folder here:  python -m xraygpt.convert eva_vit_g.pth weights/eva
+ours -> the lineage's .pth:    python -m xraygpt.convert output/my_run/best my.pth --to pth
+ours -> plain transformers:    python -m xraygpt.convert output/my_run/best out --to transformers
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xraygpt import __version__
+from xraygpt.common.checkpoint import digest, find_checkpoint, seal
+from xraygpt.common.config import load
+from xraygpt.common.errors import InputError, WeightsError
+from xraygpt.experiment import Training, guarded
+from xraygpt.models import encoders, exchange, lineage, llm_files
+from xraygpt.models.weight_files import WEIGHTS, is_downloaded, read_state_dict, weight_files
+from xraygpt.models.weights import Account, Rule, apply_rules
+from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.runners.state import load_weights
+
+log = logging.getLogger(__name__)
+
+SHARD = "4GB"
+NOTICE = "Research use only. Not a medical device: never for diagnosis or treatment."
+# What a file's names say it is, where a user does not: (a name begins so, the encoder).
+_SIGNS = (
+    ("vision_model.model.encoder.layers.", "medclip_swin"),
+    ("vision_model.model.layer1.", "medclip_resnet50"),
+    ("visual.trunk.", "biomedclip"),
+    ("features.denseblock1.", "torchxrayvision"),
+)
+
+
+def main() -> None:
+    """Read the command line and convert."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", help="file, folder, run of ours, or package:<name> for its GGUF")
+    parser.add_argument("out", type=Path, help="folder to make; a file for --to pth")
+    parser.add_argument("--to", choices=("xraygpt", "pth", "transformers"), default="xraygpt")
+    parser.add_argument("--vit-model", help="which encoder a file holds, if its names do not say")
+    parser.add_argument("--merge-lora", action="store_true", help="add LoRA to the LLM's weights")
+    parser.add_argument("--with-vision", action="store_true", help="--to pth: the encoder too")
+    parser.add_argument("--license", default="other", help="for the model card, e.g. llama2")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="--to transformers: of all"
+    )
+    parser.add_argument(
+        "--options", nargs="*", default=[], metavar="KEY=VALUE", help="change the run's settings"
+    )
+    given = parser.parse_args()
+    done = {"xraygpt": to_ours, "pth": to_pth, "transformers": to_transformers}[given.to](given)
+    sys.stdout.write(f"{done}\n")
+
+
+# --- into our layout ---------------------------------------------------------------------------
+
+
+def to_ours(given: argparse.Namespace) -> str:
+    """Another project's weights as safetensors and a manifest.
+
+    Raises:
+        WeightsError: They are damaged, of no known kind, or ours already.
+    """
+    source = given.source
+    if source.startswith(llm_files.PACKAGE) or source.endswith(".gguf"):
+        return _llm_folder(given)
+    path = Path(source)
+    config = _config_of(path)
+    if "text_config" not in config and str(config.get("architectures", "")).find("CausalLM") > 0:
+        return _llm_folder(given)
+    if not path.is_file() and not is_downloaded(path):
+        find_checkpoint(path)
+        raise WeightsError(f"{path} is a run of ours already; --to pth or --to transformers?")
+    files = weight_files(path)
+    state = read_state_dict(path)
+    account, vit_model = _account(state, path, given.vit_model)
+    parts = sorted({name.split(".")[0] for name in account.state})
+    language = {n: t for n, t in state.items() if n.startswith("language_model.")}
+
+    def write(folder: Path) -> None:
+        _save(account.state, folder)
+        if language:
+            (folder / "llm").mkdir()
+            _save_llm(language, path, folder / "llm")
+
+    facts = {
+        "converted": [
+            {"name": f.name, "size": f.stat().st_size, "sha256": digest(f)} for f in files
+        ],
+        "parts": parts,
+        "vit_model": vit_model,
+        "rules": dict(account.applied),
+        "left_out": {why: len(keys) for why, keys in account.dropped.items()},
+        "xraygpt": __version__,
+    }
+    _publish(given.out, write, facts)
+    more = f"; its LLM is in {given.out / 'llm'}" if language else ""
+    return f"{given.out}: {', '.join(parts)}; {account}{more}"
+
+
+def _account(
+    state: Mapping[str, Tensor], path: Path, vit_model: str | None
+) -> tuple[Account, str | None]:
+    """What becomes of a file's keys, and the encoder it holds."""
+    if vit_model is None and lineage.is_lineage(state):
+        text = any("word_embeddings" in name for name in state)
+        account = lineage.translate(state, path, text=text)
+        holds = any(name.startswith("vision.") for name in account.state)
+        return account, "eva_clip_g" if holds else None
+    names = [name.removeprefix("module.") for name in state]
+    kind = vit_model or next((k for s, k in _SIGNS if any(n.startswith(s) for n in names)), None)
+    if kind is None:
+        raise WeightsError(
+            f"{path}: its names ({', '.join(names[:3])}, …) are of no project known here; "
+            "name the encoder with --vit-model timm/<name>"
+        )
+    net = encoders.build_vision(kind, None, path).net
+    account = apply_rules((Rule(r"(.+)", r"vision.net.\1"),), net.state_dict())
+    return account, kind
+
+
+def _llm_folder(given: argparse.Namespace) -> str:
+    """An LLM as a transformers folder: plain weights, read faster than a GGUF."""
+    llm, tokenizer = llm_files.load_llm(given.source, given.dtype or "float32")
+
+    def write(folder: Path) -> None:
+        model: Any = llm
+        model.config.quantization_config = None
+        del model.config.quantization_config
+        model.save_pretrained(folder, max_shard_size=SHARD)
+        tokenizer.save_pretrained(folder)
+
+    _publish(given.out, write, {"converted": [{"name": Path(given.source).name}]})
+    return f"{given.out}: an LLM for model.llama_model"
+
+
+def _save_llm(state: Mapping[str, Tensor], source: Path, folder: Path) -> None:
+    """The LLM inside a BLIP-2 folder as a folder of its own."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    text: Any = AutoConfig.from_pretrained(source, local_files_only=True).text_config
+    text.save_pretrained(folder)
+    _save({n.removeprefix("language_model."): t for n, t in state.items()}, folder)
+    try:
+        AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(folder)
+    except (OSError, ValueError):
+        log.warning("%s holds no tokenizer; put the LLM's into %s/llm", source, folder.parent)
+
+
+# --- ours into others' -------------------------------------------------------------------------
+
+
+def to_pth(given: argparse.Namespace) -> str:
+    """A run's weights as the lineage keeps them: one pickle, ``{"model": {...}}``."""
+    model = _trained(given)
+    state = exchange.pth_state(model, with_vision=given.with_vision)
+    out = given.out
+    if out.exists():
+        raise InputError(f"{out} is there already; name another")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
+    torch.save({"model": {n: t.contiguous() for n, t in state.items()}}, aside)
+    aside.replace(out)
+    return f"{out}: {len(state)} tensors under the names of XrayGPT and MiniGPT-4"
+
+
+def to_transformers(given: argparse.Namespace) -> str:
+    """A run as a folder that `Blip2ForConditionalGeneration.from_pretrained` opens."""
+    model = _trained(given)
+    state = exchange.blip2_state(model)
+    if given.dtype:
+        dtype = getattr(torch, given.dtype)
+        state = {n: t.to(dtype) for n, t in state.items()}
+    effect = exchange.eps_effect(model)
+    (log.warning if effect > 1e-4 else log.info)(
+        "transformers has one layer-norm eps where BLIP-2 has two: features change by up to %.1e",
+        effect,
+    )
+    image_id, origin = exchange.image_token_id(model, state)
+    log.info("images take %s", origin)
+    config = exchange.blip2_config(model, state, image_id)
+    processor: Any = exchange.blip2_processor(model, image_id)
+    token = processor.image_token.content
+    question = (model.renderer.prompts or ["Describe the findings of this chest X-ray."])[0]
+    text, ids = exchange.prompt_text(model, question, token)
+    found = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    same = found == exchange.with_image_id(ids, image_id)
+    if not same:
+        log.warning(
+            "the tokenizer splits the prompt's text into other tokens than training did (%d, %d): "
+            "pass the ids of prompt.json to generate()",
+            len(found),
+            len(ids),
+        )
+
+    def write(folder: Path) -> None:
+        config.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        _save(state, folder)
+        prompt = {
+            "question": question,
+            "text": text,
+            "input_ids": exchange.with_image_id(ids, image_id),
+            "stop_strings": model.renderer.stop_strings,
+            "image_token_id": image_id,
+        }
+        (folder / "prompt.json").write_text(json.dumps(prompt, indent=1), encoding="utf-8")
+        (folder / "README.md").write_text(
+            _card(model, given.license, token, same), encoding="utf-8"
+        )
+
+    _publish(given.out, write, {"exported": __version__, "image_token": origin})
+    return f"{given.out}: opens with Blip2ForConditionalGeneration.from_pretrained; {origin}"
+
+
+def _trained(given: argparse.Namespace) -> XrayGPT:
+    """The model of a run, by the configuration beside its weights."""
+    checkpoint = find_checkpoint(Path(given.source))
+    experiment = load(Training, checkpoint / "config.yaml", [*given.options, "model.ckpt=null"])
+    model = experiment.model.build(texts=list)
+    if not isinstance(model, XrayGPT):
+        raise WeightsError(
+            f"{given.source} is a run of {type(model).__name__}, which is no image model; a run "
+            "of the task language_modeling holds a transformers folder already (llm/)"
+        )
+    load_weights(model, checkpoint)
+    model.eval()
+    if given.merge_lora:
+        exchange.merge_lora(model)
+    return model
+
+
+def _card(model: XrayGPT, licence: str, token: str, same: bool) -> str:
+    """README.md of an exported model: front matter for the hub, an example, the notice."""
+    llm = (model.config.llama_model or "a small one of our own").rstrip("/").split("/")[-1]
+    count = model.config.num_query_token
+    stops = model.renderer.stop_strings
+    ids = (
+        "prompt = json.load(open(f'{folder}/prompt.json'))"
+        if same
+        else "prompt = json.load(open(f'{folder}/prompt.json'))  # take its ids: its text differs"
+    )
+    return f"""---
+library_name: transformers
+pipeline_tag: image-text-to-text
+license: {licence}
+tags: [medical, radiology, blip-2, xraygpt]
+---
+
+# A chest X-ray model made with xraygpt
+
+**{NOTICE}**
+
+EVA-CLIP-g, a Q-Former of {count} queries, a linear layer, and {llm}. The licence above is this
+model's; those of its parts and of the data it was trained on hold too. Guidance and votes, which
+xraygpt offers in decoding, are not part of the export.
+
+```python
+import json
+import torch
+from PIL import Image
+from transformers import Blip2ForConditionalGeneration, Blip2Processor
+
+folder = "."
+model = Blip2ForConditionalGeneration.from_pretrained(folder)
+processor = Blip2Processor.from_pretrained(folder)
+{ids}
+ids = torch.tensor([prompt["input_ids"]])
+pixels = processor.image_processor(Image.open("chest.png").convert("RGB"), return_tensors="pt")
+out = model.generate(
+    pixels["pixel_values"], input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=160,
+    do_sample=False, suppress_tokens=[prompt["image_token_id"]],
+    stop_strings={stops!r}, tokenizer=processor.tokenizer,
+)
+print(processor.tokenizer.decode(out[0], skip_special_tokens=True))
+```
+
+Another question goes into `prompt["text"]`, in which `{token}` stands {count} times for the image;
+tokenise it with `add_special_tokens=False`. Pictures are to be shown bones bright.
+"""
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def _save(state: Mapping[str, Tensor], folder: Path) -> None:
+    from huggingface_hub import save_torch_state_dict
+
+    whole = {n: t.detach().cpu().contiguous() for n, t in state.items()}
+    save_torch_state_dict(
+        whole, folder, max_shard_size=SHARD, metadata={"format": "pt"}, filename_pattern=_PATTERN
+    )
+
+
+_PATTERN = WEIGHTS.replace(".safetensors", "{suffix}.safetensors")
+
+
+def _publish(out: Path, write: Callable[[Path], None], facts: dict[str, Any]) -> None:
+    """Fill `out`; nothing is there until all of it is."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is there already; name another folder")
+    aside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        write(aside)
+        seal(aside, **facts)
+        if out.is_dir():
+            out.rmdir()
+        aside.rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _config_of(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
