@@ -7,8 +7,9 @@ import sys
 
 def main() -> None:
     """Parse, load, build, predict, score."""
+    from xraygpt.common.cli import command_line
     from xraygpt.common.config import load, to_yaml
-    from xraygpt.experiment import Evaluation, build_evaluator, command_line
+    from xraygpt.experiment import Evaluation, build_evaluator
     from xraygpt.runners.evaluation import as_markdown
 
     args = command_line(__doc__).parse_args()
@@ -24,6 +25,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from xraygpt.experiment import guarded
+    from xraygpt.common.cli import guarded
 
     sys.exit(guarded(main))

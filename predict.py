@@ -8,8 +8,9 @@ from pathlib import Path
 
 def main() -> None:
     """Parse, load, build, answer."""
+    from xraygpt.common.cli import command_line
     from xraygpt.common.config import load, to_yaml
-    from xraygpt.experiment import Evaluation, build_predictor, command_line
+    from xraygpt.experiment import Evaluation, build_predictor
 
     parser = command_line(__doc__)
     parser.add_argument(
@@ -48,6 +49,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from xraygpt.experiment import guarded
+    from xraygpt.common.cli import guarded
 
     sys.exit(guarded(main))

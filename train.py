@@ -8,8 +8,9 @@ import sys
 
 def main() -> None:
     """Parse, load, build, train."""
+    from xraygpt.common.cli import command_line
     from xraygpt.common.config import load, to_yaml
-    from xraygpt.experiment import Training, build_runner, command_line
+    from xraygpt.experiment import Training, build_runner
 
     args = command_line(__doc__).parse_args()
     experiment = load(Training, args.cfg_path, args.options)
@@ -26,6 +27,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from xraygpt.experiment import guarded
+    from xraygpt.common.cli import guarded
 
     sys.exit(guarded(main))

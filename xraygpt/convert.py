@@ -22,9 +22,10 @@ from torch import Tensor
 
 from xraygpt import __version__
 from xraygpt.common.checkpoint import digest, find_checkpoint, seal
+from xraygpt.common.cli import guarded
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError, WeightsError
-from xraygpt.experiment import Training, guarded
+from xraygpt.experiment import Training
 from xraygpt.models import encoders, exchange, lineage, llm_files
 from xraygpt.models.weight_files import WEIGHTS, is_downloaded, read_state_dict, weight_files
 from xraygpt.models.weights import Account, Rule, apply_rules

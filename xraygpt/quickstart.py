@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from xraygpt.common.checkpoint import write_file
+from xraygpt.common.cli import guarded
 from xraygpt.common.config import load, to_yaml
 from xraygpt.common.errors import TrainingError
-from xraygpt.experiment import Evaluation, Experiment, Training, guarded
+from xraygpt.experiment import Evaluation, Experiment, Training
 
 log = logging.getLogger(__name__)
 

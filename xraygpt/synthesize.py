@@ -7,8 +7,8 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from xraygpt.common.cli import guarded
 from xraygpt.common.errors import InputError
-from xraygpt.experiment import guarded
 from xraygpt.phantom.corpus import SOURCE, Recipe, write_corpus
 from xraygpt.phantom.render import VIEWS
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO
+from xraygpt.common.cli import guarded
 from xraygpt.common.config import load, to_yaml
 from xraygpt.common.errors import ConfigError, InputError
-from xraygpt.experiment import Evaluation, Training, guarded
+from xraygpt.experiment import Evaluation, Training
 
 GOOD = """
 model:

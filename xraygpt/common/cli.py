@@ -1,0 +1,67 @@
+"""What every command shares: its arguments, its log, and one line for a user's mistake."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from xraygpt.common.errors import XrayGPTError
+
+log = logging.getLogger(__name__)
+
+_ELSEWHERE = (
+    "; name a folder of your own: run.output_dir, --output or --out for results, "
+    "XRAYGPT_CACHE for stored features and drawings"
+)
+REMEDIES = {
+    errno.EROFS: _ELSEWHERE,
+    errno.EACCES: _ELSEWHERE,
+    errno.ENOSPC: "; make room and type the same again: what was finished is kept",
+}
+
+
+def command_line(doc: str | None) -> argparse.ArgumentParser:
+    """The arguments train.py and evaluate.py share."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cfg-path", required=True, help="the YAML of this run")
+    parser.add_argument(
+        "--options",
+        nargs="*",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override keys, e.g. run.max_steps=20",
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the resolved YAML, stop")
+    parser.add_argument("--dry-run", action="store_true", help="build all, one batch, stop")
+    return parser
+
+
+def guarded(main: Callable[[], Any]) -> int:
+    """Run `main`; a user's mistake is one message on stderr and an exit code, not a trace."""
+    level = logging.INFO if int(os.environ.get("RANK", "0")) == 0 else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    logging.captureWarnings(True)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' shard bars
+    try:
+        main()
+    except XrayGPTError as error:
+        # A loader's worker wraps the message into its own traceback; the last line is ours.
+        text = str(error)
+        log.error("%s", text.strip().splitlines()[-1] if "Original Traceback" in text else text)
+        return error.exit_code
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, "")
+        log.error("%s: %s%s", error.filename or "system", error.strerror or error, remedy)
+        return 1
+    except KeyboardInterrupt:
+        log.error("interrupted; what was written stays")
+        return 130
+    return 0

@@ -1,0 +1,351 @@
+"""Fetch public weights from the Hugging Face hub: python -m xraygpt.download vicuna-7b.
+
+    what there is:               python -m xraygpt.download --list
+    any other model of the hub:  python -m xraygpt.download owner/name
+    check what is here:          python -m xraygpt.download vicuna-7b --offline
+
+The first download writes the commit and every file's size and SHA-256 into weights.lock.json; from
+then on that commit is taken and every file checked against it. Commit the lock file with your work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import logging
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xraygpt.common.checkpoint import digest, write_file
+from xraygpt.common.errors import InputError, WeightsError
+
+log = logging.getLogger(__name__)
+
+LOCK = "weights.lock.json"
+# What is needed of a model: no second copy in another format, no pictures, no notebooks.
+_SKIPPED = (
+    "*.msgpack", "*.h5", "*.onnx", "*.ot", "*.tflite", "*.ipynb", "*.png", "*.svg", "*.jpg",
+    "example_data/*", "onnx/*", "openvino/*", ".gitattributes",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A named set.
+
+    Attributes:
+        repo: Owner and name on the hub.
+        use: What to write into a YAML; ``{}`` is the folder.
+        licence: As its authors state it.
+        gigabytes: Of the files fetched, about; parameters times bytes.
+    """
+
+    repo: str
+    use: str
+    licence: str
+    gigabytes: float
+
+
+SETS = {
+    "vicuna-7b": Weights(
+        "lmsys/vicuna-7b-v1.5", "model.llama_model: {}", "Llama 2 Community License", 13.5
+    ),
+    "vicuna-13b": Weights(
+        "lmsys/vicuna-13b-v1.5", "model.llama_model: {}", "Llama 2 Community License", 26.0
+    ),
+    "smollm2": Weights(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", "model.llama_model: {}", "Apache-2.0", 0.3
+    ),
+    "blip2-opt": Weights(
+        "Salesforce/blip2-opt-2.7b",
+        "model.vit_ckpt: {0} and model.q_former_model: {0}",
+        "MIT",
+        15.0,
+    ),
+    "instructblip-7b": Weights(
+        "Salesforce/instructblip-vicuna-7b",
+        "python -m xraygpt.convert {} OUT, then model.ckpt and model.llama_model",
+        "research only: LLaMA, Vicuna and LLaVA data",
+        31.7,
+    ),
+    "biomedclip": Weights(
+        "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
+        "model.vit_model: biomedclip and model.vit_ckpt: {}",
+        "MIT",
+        0.8,
+    ),
+    "rad-dino": Weights("microsoft/rad-dino", "model.vit_model: hf/{}", "MIT", 0.35),
+}
+
+
+def main() -> None:
+    """Read the command line and fetch."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", nargs="?", help=f"one of {', '.join(SETS)}, or owner/name")
+    parser.add_argument("--out", type=Path, default=Path("weights"), help="folder of all weights")
+    parser.add_argument("--revision", help="commit, tag or branch; the lock file's if it has one")
+    parser.add_argument("--include", nargs="+", metavar="PATTERN", help="these files alone")
+    parser.add_argument("--offline", action="store_true", help="fetch nothing, check what is here")
+    parser.add_argument("--list", action="store_true", help="the named sets")
+    given = parser.parse_args()
+    if given.list or given.name is None:
+        for name, one in SETS.items():
+            sys.stdout.write(f"{name:16} {one.gigabytes:5.1f} GB  {one.licence:44} {one.repo}\n")
+        return
+    folder = fetch(given.name, given.out, given.revision, given.include, offline=given.offline)
+    known = SETS.get(given.name)
+    use = known.use.format(folder) if known else str(folder)
+    sys.stdout.write(f"{folder}: whole, checked against {given.out / LOCK}. {use}\n")
+
+
+def fetch(
+    name: str,
+    out: Path,
+    revision: str | None = None,
+    include: list[str] | None = None,
+    *,
+    offline: bool = False,
+) -> Path:
+    """Bring a model of the hub into `out`, or check that it is there.
+
+    Args:
+        name: A key of `SETS`, or owner/name.
+        out: Gets a folder a model, and the lock file.
+        revision: Commit, tag or branch; None takes the lock file's, or the newest.
+        include: Patterns of the files wanted; None takes all but copies in other formats.
+        offline: Fetch nothing.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        InputError: No such name, or the hub says no.
+        WeightsError: A file differs from what the lock file or the hub says of it.
+    """
+    repo = SETS[name].repo if name in SETS else name
+    if repo.count("/") != 1:
+        raise InputError(f"'{name}' is none of {', '.join(SETS)}, and no owner/name of the hub")
+    folder = out / repo.split("/")[1]
+    lock = _read_lock(out / LOCK)
+    locked = lock.get(repo)
+    if offline:
+        if locked is None:
+            raise WeightsError(f"{out / LOCK} knows no {repo}: it was never fetched to {out}")
+        _check(folder, locked["files"])
+        return folder
+    if locked and revision in (None, locked["revision"]):
+        revision = locked["revision"]
+        wanted = {n: f for n, f in locked["files"].items() if _matches(n, include)}
+        if include is None and _is_whole(folder, wanted):
+            _check(folder, wanted)
+            return folder
+    if locked and revision != locked["revision"]:
+        raise InputError(
+            f"{out / LOCK} holds {repo} at {locked['revision']}, not {revision}; to change it, "
+            "take its entry out of that file"
+        )
+    commit, files = _listing(repo, revision, include)
+    if locked:
+        _compare(repo, locked["files"], files)
+    _room(out, sum(f["size"] for n, f in files.items() if not (folder / n).is_file()))
+    log.info("%s at %s: %d files, %.2f GB", repo, commit, len(files), _gigabytes(files))
+    for file, said in files.items():
+        known, whose = (locked or {}).get("files", {}).get(file), "the lock file"
+        if known is None:
+            known, whose = said, "the hub"
+        _complete(repo, commit, file, folder, known, whose)
+        said["sha256"] = said["sha256"] or digest(folder / file)
+    entry = lock.setdefault(repo, {"revision": commit, "files": {}})
+    entry["files"].update({n: files[n] for n in sorted(files)})
+    write_file(out / LOCK, json.dumps(lock, indent=1, sort_keys=True) + "\n")
+    return folder
+
+
+def _read_lock(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for entry in content.values():
+            entry["revision"], entry["files"]
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no lock file of this command: {error!r}") from None
+    return content
+
+
+def _listing(
+    repo: str, revision: str | None, include: list[str] | None
+) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The commit and, of each file wanted, its size and what the hub says of its SHA-256."""
+    from huggingface_hub import HfApi
+
+    with _hub_errors(repo, revision):
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+    files: dict[str, dict[str, Any]] = {}
+    for one in info.siblings or []:
+        if not _matches(one.rfilename, include):
+            continue
+        sha = one.lfs.sha256 if one.lfs else None  # small files have a git hash alone
+        files[one.rfilename] = {"size": one.size, "sha256": sha}
+    if include is None and any(n.endswith(".safetensors") for n in files):
+        files = {n: f for n, f in files.items() if not n.endswith((".bin", ".pt", ".pth"))}
+    if not files:
+        raise InputError(f"{repo} holds no file that {include or 'this command'} asks for")
+    assert info.sha is not None
+    return info.sha, files
+
+
+def _matches(name: str, include: list[str] | None) -> bool:
+    if include is not None:
+        return any(fnmatch.fnmatch(name, pattern) for pattern in include)
+    return not any(fnmatch.fnmatch(name, pattern) for pattern in _SKIPPED)
+
+
+def _compare(repo: str, locked: dict[str, Any], files: dict[str, Any]) -> None:
+    """Refuse a hub that has changed files under one commit."""
+    for name, said in files.items():
+        known = locked.get(name)
+        if known and said["sha256"] and said["sha256"] != known["sha256"]:
+            raise WeightsError(
+                f"{repo}: the hub says {name} has SHA-256 {said['sha256']}, the lock file "
+                f"{known['sha256']}: it was changed; do not use it before you know why"
+            )
+
+
+def _room(out: Path, size: int) -> None:
+    place = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if size > free:
+        raise InputError(
+            f"{size / 1e9:.1f} GB to fetch, {free / 1e9:.1f} GB free at {place}; "
+            "name another folder with --out"
+        )
+
+
+def _complete(
+    repo: str, commit: str, file: str, folder: Path, known: dict[str, Any], whose: str
+) -> None:
+    """Have one file in `folder`, checked before it gets its name.
+
+    Raises:
+        WeightsError: It is not what `whose` entry says.
+    """
+    if (folder / file).is_file():
+        _check_file(folder / file, known, whose)
+        return
+    part = _bring(repo, commit, file, folder, known["size"])
+    try:
+        _check_file(part, known, whose)
+    except WeightsError:
+        part.unlink()  # gone on from, it would never become right
+        raise
+    part.rename(folder / file)
+
+
+def _bring(repo: str, commit: str, file: str, folder: Path, size: int | None) -> Path:
+    """One file under a name that says it is not checked yet; what came before is gone on from."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    part = folder / f"{file}.part"
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with _hub_errors(repo, commit), part.open("ab") as content:
+        http_get(
+            hf_hub_url(repo, file, revision=commit),
+            content,
+            resume_size=content.tell(),
+            headers=build_hf_headers(library_name="xraygpt"),
+            expected_size=size,
+            displayed_filename=file,
+        )
+    return part
+
+
+class _hub_errors:
+    """Turns what the hub's library raises into one line with the way out."""
+
+    def __init__(self, repo: str, revision: str | None) -> None:
+        self.what = f"{repo}{f' at {revision}' if revision else ''}"
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        from huggingface_hub import errors
+
+        if error is None:
+            return
+        if isinstance(error, errors.GatedRepoError):
+            raise InputError(
+                f"{self.what} asks for an agreement: accept it on its page of the hub, then type "
+                "`hf auth login` (or set HF_TOKEN) and this command again"
+            ) from None
+        if isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)):
+            raise InputError(
+                f"the hub has no {self.what}, or it is private: check the name, or set HF_TOKEN"
+            ) from None
+        if isinstance(error, (OSError, RuntimeError, errors.HfHubHTTPError)) or _is_network(error):
+            raise InputError(
+                f"{self.what} could not be fetched: {str(error).strip().splitlines()[0]}. What "
+                "came stays and is gone on from: type the same again. Behind a proxy set "
+                "HTTPS_PROXY, with a mirror HF_ENDPOINT"
+            ) from None
+
+
+def _is_network(error: BaseException) -> bool:
+    return type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore")
+
+
+def _is_whole(folder: Path, files: dict[str, Any]) -> bool:
+    return all((folder / n).is_file() for n in files)
+
+
+def _check(folder: Path, files: dict[str, Any]) -> None:
+    gone = [n for n in files if not (folder / n).is_file()]
+    if gone:
+        raise WeightsError(
+            f"{folder} lacks {len(gone)} of {len(files)} files: {', '.join(gone[:5])}; fetch it "
+            "again without --offline"
+        )
+    for name, known in files.items():
+        _check_file(folder / name, known, "the lock file")
+
+
+def _check_file(path: Path, known: dict[str, Any], whose: str) -> None:
+    """Refuse a file that is not what it should be.
+
+    Raises:
+        WeightsError: Its size or SHA-256 differs; names both.
+    """
+    size = path.stat().st_size
+    if known["size"] is not None and size != known["size"]:
+        raise WeightsError(
+            f"{path} has {size} bytes, {known['size']} by {whose}; delete it and fetch it again"
+        )
+    if known["sha256"] is None:
+        return
+    found = digest(path)
+    if found != known["sha256"]:
+        raise WeightsError(
+            f"{path} is damaged or another file: its SHA-256 is {found}, {known['sha256']} by "
+            f"{whose}; delete it and fetch it again"
+        )
+
+
+def _gigabytes(files: dict[str, dict[str, Any]]) -> float:
+    return sum(f["size"] or 0 for f in files.values()) / 1e9
+
+
+if __name__ == "__main__":
+    import os
+
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "0"
+    from xraygpt.common.cli import guarded
+
+    sys.exit(guarded(main))
