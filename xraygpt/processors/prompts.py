@@ -59,12 +59,15 @@ class Template:
         image: Text around an image, with one ``{}``.
         end: Closes every answer; the tokenizer's end-of-sequence token if empty.
         system: Opens the conversation when no turn does.
+        joined: Tokenise what lies between two images as one text, earlier answers with it, as the
+            lineage's chat does; otherwise each turn and each answer on its own.
     """
 
     turn: str
     image: str = "{}"
     end: str = ""
     system: str = ""
+    joined: bool = False
 
     def pieces(self, turns: Sequence[Turn], end: str) -> list[Piece]:
         """Write `turns` out; an answer is followed by `end`, which the model learns to say."""
@@ -81,12 +84,32 @@ class Template:
                 pieces.append(Piece(f"{turn['text']}{end}", is_target=True))
                 # "###Patient: a ###Doctor: b###" goes on with "Patient:", not with "######Patient:"
                 open_with = before.removeprefix(end) if end else before
-        return pieces
+        return _joined(pieces) if self.joined else pieces
 
 
+def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """All but a last answer as one piece; an answer stands after a space."""
+    asked = pieces[:-1] if pieces and pieces[-1].is_target else pieces
+    text = "".join(f" {p.text}" if p.is_target else p.text for p in asked)
+    return [Piece(text), *pieces[len(asked) :]]
+
+
+_XRAYGPT = Template(turn="###Patient: {} ###Doctor: ", image="<Img>{}</Img>", end="###")
 TEMPLATES = {
     "none": Template(turn="{}"),
-    "xraygpt": Template(turn="###Patient: {} ###Doctor: ", image="<Img>{}</Img>", end="###"),
+    "xraygpt": _XRAYGPT,
+    # The lineage's two ways of asking, to the id: its second stage, and its demo, whose prompt no
+    # training ever showed.
+    "legacy_train": _XRAYGPT,
+    "legacy_chat": Template(
+        turn="Patient: {}###Doctor:",
+        image="<Img>{}</Img>",
+        end="###",
+        system="You are an experienced Doctor, give the following medical scan: "
+        "<Img>ImageContent</Img>. You will be able to see the medical scan once I provide it to "
+        "you. Please answer my questions.###",
+        joined=True,
+    ),
     "vicuna_v1": Template(
         turn="USER: {} ASSISTANT:",
         system="A chat between a curious user and an artificial intelligence assistant. "
