@@ -155,8 +155,8 @@ def test_packed_weights_are_smaller_and_nearly_the_same(tmp_path, bits):
         exact, rough = plain(ids).logits.flatten(), packed(ids).logits.float().flatten()
         other = plain(ids.flip(1)).logits.flatten()
     close = torch.corrcoef(torch.stack([exact, rough, other]))[0]
-    assert close[1] > (0.999 if bits == 8 else 0.98)
-    assert close[2] < 0.9
+    assert close[1] > (0.99 if bits == 8 else 0.9)
+    assert close[2] < 0.5
     embeds = packed.get_input_embeddings()(ids).detach().requires_grad_()
     packed(inputs_embeds=embeds).logits.sum().backward()
     assert embeds.grad.abs().max() > 0  # what image tokens learn from
