@@ -7,12 +7,17 @@ from pathlib import Path
 
 import timm
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
+from tests.conftest import REPO
 from tests.parity.reference import lavis_modules, old_bert
-from xraygpt.models import encoders
+from xraygpt.models import adopt, encoders, language
+from xraygpt.models.language import SmallLLM
 from xraygpt.models.lineage import translate
 from xraygpt.models.qformer import QFormer, QFormerConfig
+from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.runners import state
 
 
 def shapes(module: nn.Module, prefix: str) -> dict[str, torch.Size]:
@@ -65,3 +70,64 @@ def test_eva_has_every_parameter_of_eva_vit_g():
             torch.linspace = linspace
     assert theirs_under_our_names(dict(original.state_dict())) == shapes(ours, "vision.net.")
     assert round(count(ours) / 1e6, 1) == 985.9
+
+
+def published_layers() -> tuple[dict, dict, dict]:
+    """What the three files of XrayGPT hold, at full size, as LAVIS's own modules name it."""
+    (bert,) = lavis_modules("lavis.models.blip2_models.Qformer")
+    old_bert(bert)
+    config = bert.BertConfig()
+    config.encoder_width, config.add_cross_attention = 1408, True
+    config.cross_attention_freq, config.query_length = 2, 32
+    config.vocab_size = 30523
+    names = {"num_classes": 1024, "global_pool": "avg"}  # with the block and head BLIP-2 cuts
+    with torch.device("meta"):
+        qformer = bert.BertLMHeadModel(config=config)
+        vit = timm.create_model("eva_giant_patch14_clip_224", **names)
+    eva = {k: v.half() for k, v in vit.state_dict().items()}
+    empty = partial(torch.empty, device="meta")
+    blip2 = {f"Qformer.{k}": v for k, v in qformer.state_dict().items()}
+    blip2 |= {"query_tokens": empty(1, 32, 768), "temp": empty(())}
+    blip2 |= {f"ln_vision.{k}": empty(1408) for k in ("weight", "bias")}
+    blip2 |= {"t5_proj.weight": empty(4096, 768), "t5_proj.bias": empty(4096)}
+    for head, shape in (("vision_proj", 256), ("text_proj", 256), ("itm_head", 2)):
+        blip2 |= {f"{head}.weight": empty(shape, 768), f"{head}.bias": empty(shape)}
+    last = {"llama_proj.weight": empty(4096, 768), "llama_proj.bias": empty(4096)}
+    last["Qformer.bert.embeddings.position_ids"] = empty(1, 512)
+    for i in range(32):
+        last[f"llama_model.model.layers.{i}.self_attn.rotary_emb.inv_freq"] = empty(64)
+    return eva, blip2, last
+
+
+def test_pretrain_vicuna_takes_the_three_published_files(monkeypatch, caplog, tmp_path):
+    """The whole preset on the meta device; every key of every file is taken or named."""
+    caplog.set_level("INFO")
+    files = dict(
+        zip(("eva_vit_g.pth", "blip2.pth", "xraygpt.pth"), published_layers(), strict=True)
+    )
+    monkeypatch.setattr(adopt, "read_weights", lambda path: (path, files[path.name]))
+    monkeypatch.setattr(state, "read_weights", lambda path: (path, files[path.name]))
+    monkeypatch.setattr(encoders, "read_state_dict", lambda path: files[path.name])
+    monkeypatch.setattr(language, "digest", lambda llm: "")
+    monkeypatch.setattr(XrayGPT, "_match_embeddings", lambda self: None)
+    preset = REPO / "xraygpt" / "configs" / "models" / "xraygpt" / "pretrain_vicuna.yaml"
+    settings = OmegaConf.to_container(OmegaConf.load(preset))["model"] | {
+        "llm": SmallLLM(vocab_size=260, hidden=4096, layers=1, heads=32), "llama_model": None,
+        "vit_ckpt": tmp_path / "eva_vit_g.pth", "q_former_model": tmp_path / "blip2.pth",
+        "ckpt": tmp_path / "xraygpt.pth",
+    }  # fmt: skip
+    settings["qformer"] = QFormerConfig(**settings.get("qformer", {}))
+    with torch.device("meta"):
+        model = XrayGPT(XrayGPT.Config(**settings))
+    _, fresh = state.load_weights(model, tmp_path / "xraygpt.pth")
+    assert fresh == []
+    assert round(count(model.vision) / 1e6, 1) == 985.9
+    assert round(count(model.qformer.qformer) / 1e6, 1) == 105.1
+    assert tuple(model.proj.weight.shape) == (4096, 768)
+    taken = {"eva_vit_g.pth": 511, "blip2.pth": 257, "xraygpt.pth": 2}
+    for name, number in taken.items():
+        account = translate(files[name], tmp_path / name)
+        left_out = sum(len(keys) for keys in account.dropped.values())
+        assert len(account.state) + left_out == len(files[name])
+        assert len(account.state) == number, name
+        assert str(account) in caplog.text

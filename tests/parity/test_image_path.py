@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,41 +21,54 @@ WIDTH, DEPTH, SIZE = 88, 3, 56  # of the ViT
 HIDDEN, LAYERS, QUERIES, LLM = 64, 4, 8, 32
 
 
+@dataclass(frozen=True)
+class Sizes:
+    width: int = WIDTH
+    depth: int = DEPTH
+    size: int = SIZE
+    heads: int = 4
+    hidden: int = HIDDEN
+    layers: int = LAYERS
+    queries: int = QUERIES
+    llm: int = LLM
+    std: float = 0.06
+
+
 class Original(nn.Module):
     """What XrayGPT and MiniGPT-4 compose, under their names."""
 
-    def __init__(self) -> None:
+    def __init__(self, z: Sizes = Sizes()) -> None:
         super().__init__()
         bert, eva = lavis_modules("lavis.models.blip2_models.Qformer", "lavis.models.eva_vit")
         old_bert(bert)
         self.visual_encoder = eva.VisionTransformer(
-            img_size=SIZE,
+            img_size=z.size,
             patch_size=14,
-            embed_dim=WIDTH,
-            depth=DEPTH,
-            num_heads=4,
+            embed_dim=z.width,
+            depth=z.depth,
+            num_heads=z.heads,
             mlp_ratio=4.3637,
             qkv_bias=True,
             use_mean_pooling=False,
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
         )
-        self.ln_vision = nn.LayerNorm(WIDTH)
+        self.ln_vision = nn.LayerNorm(z.width)
         config = bert.BertConfig(
-            hidden_size=HIDDEN,
-            num_attention_heads=HIDDEN // 64,
-            num_hidden_layers=LAYERS,
-            intermediate_size=4 * HIDDEN,
+            hidden_size=z.hidden,
+            num_attention_heads=z.hidden // 64,
+            num_hidden_layers=z.layers,
+            intermediate_size=4 * z.hidden,
             vocab_size=30,
         )
-        config.encoder_width, config.add_cross_attention = WIDTH, True
-        config.cross_attention_freq, config.query_length = 2, QUERIES
+        config.encoder_width, config.add_cross_attention = z.width, True
+        config.cross_attention_freq, config.query_length = 2, z.queries
         self.Qformer = bert.BertLMHeadModel(config=config)
-        self.query_tokens = nn.Parameter(torch.zeros(1, QUERIES, HIDDEN))
-        self.t5_proj, self.llama_proj = nn.Linear(HIDDEN, 40), nn.Linear(HIDDEN, LLM)
+        self.query_tokens = nn.Parameter(torch.zeros(1, z.queries, z.hidden))
+        self.t5_proj, self.llama_proj = nn.Linear(z.hidden, 40), nn.Linear(z.hidden, z.llm)
         generator = torch.Generator().manual_seed(5)
         for name, p in self.named_parameters():
             scale = name.endswith("weight") and p.dim() == 1  # of a norm
-            p.data = torch.randn(p.shape, generator=generator) * 0.06 + float(scale)
+            p.data = torch.randn(p.shape, generator=generator) * z.std + float(scale)
 
     def forward(self, pixels: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         features = self.ln_vision(self.visual_encoder(pixels))
