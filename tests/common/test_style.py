@@ -30,6 +30,8 @@ ORDER = [
     "experiment",
     "validate",
     "synthesize",
+    "convert",
+    "download",
     "quickstart",
 ]
 MAX_FILE, MAX_FUNCTION = 500, 60

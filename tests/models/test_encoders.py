@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from xraygpt.common.errors import InputError, WeightsError
-from xraygpt.models.encoders import build_vision, has_weights
+from xraygpt.models.encoders import EVA, build_vision, has_weights
 from xraygpt.processors.image import ImageSpec, InputSpec, XrayImage
 
 OLD_SWIN = (
@@ -291,3 +291,23 @@ def test_what_cannot_be_found_is_named(tmp_path: Path):
         build_vision("efficientnet_lite0", None, tmp_path)
     assert has_weights("hf/x")
     assert not has_weights("eva_clip_g")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"embed_dim": 96}, r"\(1, 1, 96\) in the file, \(1, 1, 88\) in the model"),
+        ({"patch_size": 28}, r"patch_embed.proj.weight: \(88, 3, 28, 28\) in the file"),
+        ({"depth": 4}, "unknown blocks.3"),
+        ({"depth": 2}, "missing blocks.2"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, dict) else "",
+)
+def test_an_eva_of_another_shape_is_refused_with_both_sides(tmp_path: Path, change, says: str):
+    from timm.models.eva import Eva
+
+    settings = {"depth": 3, "embed_dim": 88, "num_heads": 4, "patch_size": 14, "img_size": 56}
+    net = Eva(**{**EVA, **settings, "mlp_ratio": 4.3637, **change})
+    torch.save(net.state_dict(), tmp_path / "eva_vit_g.pth")
+    with pytest.raises(WeightsError, match=says):
+        build_vision("eva_tiny", None, tmp_path / "eva_vit_g.pth")

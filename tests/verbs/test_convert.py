@@ -113,8 +113,15 @@ def test_ours_to_pth_and_back_is_equal_to_the_bit(run, tmp_path, monkeypatch):
     assert all(torch.equal(again[n], t) for n, t in own.items())
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("spare", [0, 3], ids=["full vocabulary", "spare rows"])
+@pytest.mark.parametrize(
+    ("tied", "spare"),
+    [
+        pytest.param(True, 0, id="tied, full vocabulary"),
+        pytest.param(False, 0, id="untied, full vocabulary", marks=pytest.mark.slow),
+        pytest.param(True, 3, id="tied, spare rows", marks=pytest.mark.slow),
+        pytest.param(False, 3, id="untied, spare rows", marks=pytest.mark.slow),
+    ],
+)
 def test_plain_transformers_says_the_same(tmp_path, monkeypatch, tied, spare):
     """Twenty prompts: the same greedy tokens, the same logits to 1e-5."""
     size = SmallLLM(vocab_size=260, hidden=64, layers=2, heads=2, init_std=0.2, embedding_std=0.3)

@@ -126,8 +126,9 @@ class XrayGPT(BaseModel):
         prompt_path: Path | None = None
         """Questions, one a line; one is drawn for each sample that brings none."""
         prompt_template: str = "none"
-        """`xraygpt`, `vicuna_v1`, `chat_template` (the tokenizer's), a text with one `{}`, or
-        `none`: the image and the answer without a word around them, as in XrayGPT's first stage."""
+        """`xraygpt`, `vicuna_v1`, `legacy_train`, `legacy_chat`, `chat_template` (the tokenizer's),
+        a text with one `{}`, or `none`: the image and the answer without a word around them, as in
+        XrayGPT's first stage."""
         seed: int = 0
         """Of the random initial weights."""
 
