@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from xraygpt import __version__
-from xraygpt.common.checkpoint import digest, find_checkpoint, seal
+from xraygpt.common.checkpoint import digest, find_checkpoint, is_run_like, seal
 from xraygpt.common.cli import guarded
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.experiment import Training
 from xraygpt.models import encoders, exchange, lineage, llm_files
-from xraygpt.models.weight_files import WEIGHTS, is_downloaded, read_state_dict, weight_files
+from xraygpt.models.weight_files import WEIGHTS, read_state_dict, weight_files
 from xraygpt.models.weights import Account, Rule, apply_rules
 from xraygpt.models.xraygpt import XrayGPT
 from xraygpt.runners.state import load_weights
@@ -84,8 +84,7 @@ def to_ours(given: argparse.Namespace) -> str:
     config = _config_of(path)
     if "text_config" not in config and str(config.get("architectures", "")).find("CausalLM") > 0:
         return _llm_folder(given)
-    if not path.is_file() and not is_downloaded(path):
-        find_checkpoint(path)
+    if not path.is_file() and is_run_like(path):
         raise WeightsError(f"{path} is a run of ours already; --to pth or --to transformers?")
     files = weight_files(path)
     state = read_state_dict(path)
@@ -139,15 +138,19 @@ def _llm_folder(given: argparse.Namespace) -> str:
     """An LLM as a transformers folder: plain weights, read faster than a GGUF."""
     llm, tokenizer = llm_files.load_llm(given.source, given.dtype or "float32")
 
-    def write(folder: Path) -> None:
-        model: Any = llm
-        model.config.quantization_config = None
-        del model.config.quantization_config
-        model.save_pretrained(folder, max_shard_size=SHARD)
-        tokenizer.save_pretrained(folder)
-
-    _publish(given.out, write, {"converted": [{"name": Path(given.source).name}]})
+    _publish(
+        given.out,
+        lambda folder: _write_llm(llm, tokenizer, folder),
+        {"converted": [{"name": Path(given.source).name}]},
+    )
     return f"{given.out}: an LLM for model.llama_model"
+
+
+def _write_llm(llm: Any, tokenizer: Any, folder: Path) -> None:
+    llm.config.quantization_config = None  # of the GGUF it was read from
+    del llm.config.quantization_config
+    llm.save_pretrained(folder, max_shard_size=SHARD)
+    tokenizer.save_pretrained(folder)
 
 
 def _save_llm(state: Mapping[str, Tensor], source: Path, folder: Path) -> None:
@@ -173,11 +176,16 @@ def to_pth(given: argparse.Namespace) -> str:
     out = given.out
     if out.exists():
         raise InputError(f"{out} is there already; name another")
+    more = ""
+    if given.merge_lora or not model.config.freeze_llm:  # the .pth has no place for an LLM
+        folder = out.with_name(f"{out.stem}-llm")
+        _publish(folder, lambda f: _write_llm(model.llm, model.tokenizer, f), {"converted": []})
+        more = f"; its LLM, which was trained, is in {folder}"
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     torch.save({"model": {n: t.contiguous() for n, t in state.items()}}, aside)
     aside.replace(out)
-    return f"{out}: {len(state)} tensors under the names of XrayGPT and MiniGPT-4"
+    return f"{out}: {len(state)} tensors under the names of XrayGPT and MiniGPT-4{more}"
 
 
 def to_transformers(given: argparse.Namespace) -> str:

@@ -13,7 +13,12 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import Blip2ForConditionalGeneration, Blip2Processor, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    LlamaConfig,
+)
 
 from tests.conftest import REPO, toy_yaml, write_toy_corpus
 from tests.models.test_encoders import medclip_folder, shaken
@@ -208,12 +213,15 @@ def test_lora_is_merged_or_refused(tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match="--merge-lora"):
         convert(monkeypatch, run, tmp_path / "hf", "--to", "transformers")
     convert(monkeypatch, run, tmp_path / "hf", "--to", "transformers", "--merge-lora")
+    convert(monkeypatch, run, tmp_path / "my.pth", "--to", "pth", "--merge-lora")
     model = of(run)
     theirs = Blip2ForConditionalGeneration.from_pretrained(tmp_path / "hf").eval()
+    beside = AutoModelForCausalLM.from_pretrained(tmp_path / "my-llm").eval()
     ids = torch.arange(5, 30)[None]
     with torch.no_grad():
         mine = model.llm(input_ids=ids).logits
         merged = theirs.language_model(input_ids=ids).logits[..., : mine.shape[-1]]
+        assert (mine - beside(input_ids=ids).logits).abs().max() < 1e-5
         for module in model.llm.modules():
             if isinstance(module, BaseTunerLayer):
                 module.enable_adapters(False)
