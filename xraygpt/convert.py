@@ -8,28 +8,31 @@ ours -> plain transformers:    python -m xraygpt.convert output/my_run/best out 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from xraygpt import __version__
-from xraygpt.common.checkpoint import digest, find_checkpoint, is_run_like, seal
+from xraygpt.common.checkpoint import digest, find_checkpoint, is_run_like, manifest_of, seal
 from xraygpt.common.cli import guarded
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.experiment import Training
 from xraygpt.models import encoders, exchange, lineage, llm_files
-from xraygpt.models.weight_files import WEIGHTS, read_state_dict, weight_files
-from xraygpt.models.weights import Account, Rule, apply_rules
+from xraygpt.models.weight_files import WEIGHTS, is_converted, read_state_dict, weight_files
+from xraygpt.models.weights import Account
 from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.processors.image import XrayImage
 from xraygpt.runners.state import load_weights
 
 log = logging.getLogger(__name__)
@@ -84,6 +87,10 @@ def to_ours(given: argparse.Namespace) -> str:
     config = _config_of(path)
     if "text_config" not in config and str(config.get("architectures", "")).find("CausalLM") > 0:
         return _llm_folder(given)
+    if "exported" in manifest_of(path):
+        raise WeightsError(f"{path} was exported from a run of ours: it opens in transformers")
+    if is_converted(path):
+        raise WeightsError(f"{path} was converted already: it stands wherever the original may")
     if not path.is_file() and is_run_like(path):
         raise WeightsError(f"{path} is a run of ours already; --to pth or --to transformers?")
     files = weight_files(path)
@@ -91,17 +98,21 @@ def to_ours(given: argparse.Namespace) -> str:
     account, vit_model = _account(state, path, given.vit_model)
     parts = sorted({name.split(".")[0] for name in account.state})
     language = {n: t for n, t in state.items() if n.startswith("language_model.")}
+    if language and not path.is_dir():
+        raise WeightsError(
+            f"{path} holds an LLM too, whose configuration lies in its folder: name that"
+        )
 
     def write(folder: Path) -> None:
         _save(account.state, folder)
         if language:
             (folder / "llm").mkdir()
             _save_llm(language, path, folder / "llm")
+            seal(folder / "llm", converted=sources)
 
+    sources = [{"name": f.name, "size": f.stat().st_size, "sha256": digest(f)} for f in files]
     facts = {
-        "converted": [
-            {"name": f.name, "size": f.stat().st_size, "sha256": digest(f)} for f in files
-        ],
+        "converted": sources,
         "parts": parts,
         "vit_model": vit_model,
         "rules": dict(account.applied),
@@ -117,20 +128,24 @@ def _account(
     state: Mapping[str, Tensor], path: Path, vit_model: str | None
 ) -> tuple[Account, str | None]:
     """What becomes of a file's keys, and the encoder it holds."""
-    if vit_model is None and lineage.is_lineage(state):
+    names = [name.removeprefix("module.") for name in state]
+    bare = any(n.startswith("blocks.") for n in names)  # a ViT alone; EVA's has no bias for the key
+    if lineage.is_lineage(state) and (not bare or any(n.endswith(".attn.q_bias") for n in names)):
         text = any("word_embeddings" in name for name in state)
         account = lineage.translate(state, path, text=text)
         holds = any(name.startswith("vision.") for name in account.state)
-        return account, "eva_clip_g" if holds else None
-    names = [name.removeprefix("module.") for name in state]
+        if holds and vit_model not in (None, *exchange.EVA_KINDS):
+            raise WeightsError(f"{path} holds an EVA-CLIP-g, not {vit_model}")
+        return account, (vit_model or "eva_clip_g") if holds else None
     kind = vit_model or next((k for s, k in _SIGNS if any(n.startswith(s) for n in names)), None)
     if kind is None:
         raise WeightsError(
             f"{path}: its names ({', '.join(names[:3])}, …) are of no project known here; "
             "name the encoder with --vit-model timm/<name>"
         )
-    net = encoders.build_vision(kind, None, path).net
-    account = apply_rules((Rule(r"(.+)", r"vision.net.\1"),), net.state_dict())
+    encoders.build_vision(kind, None, path)  # refuses what does not fit
+    account = encoders.account_of(kind, path)
+    account.state = {f"vision.net.{n}": t for n, t in account.state.items()}
     return account, kind
 
 
@@ -141,13 +156,20 @@ def _llm_folder(given: argparse.Namespace) -> str:
     _publish(
         given.out,
         lambda folder: _write_llm(llm, tokenizer, folder),
-        {"converted": [{"name": Path(given.source).name}]},
+        {"converted": [_llm_source(given.source)]},
     )
     return f"{given.out}: an LLM for model.llama_model"
 
 
+def _llm_source(source: str) -> dict[str, Any]:
+    folder, gguf = llm_files.locate(source)
+    files = [folder / gguf] if gguf else weight_files(folder, check=False)
+    return {"name": Path(source).name, "sha256": {f.name: digest(f) for f in files}}
+
+
 def _write_llm(llm: Any, tokenizer: Any, folder: Path) -> None:
     llm.config.quantization_config = None  # of the GGUF it was read from
+    llm.config._name_or_path = ""  # a path of this machine
     del llm.config.quantization_config
     llm.save_pretrained(folder, max_shard_size=SHARD)
     tokenizer.save_pretrained(folder)
@@ -157,12 +179,15 @@ def _save_llm(state: Mapping[str, Tensor], source: Path, folder: Path) -> None:
     """The LLM inside a BLIP-2 folder as a folder of its own."""
     from transformers import AutoConfig, AutoTokenizer
 
-    text: Any = AutoConfig.from_pretrained(source, local_files_only=True).text_config
+    try:
+        text: Any = AutoConfig.from_pretrained(source, **llm_files.LOCAL).text_config
+    except llm_files.BROKEN as error:
+        raise WeightsError(f"{source}: no usable config.json: {error}") from None
     text.save_pretrained(folder)
     _save({n.removeprefix("language_model."): t for n, t in state.items()}, folder)
     try:
-        AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(folder)
-    except (OSError, ValueError):
+        AutoTokenizer.from_pretrained(source, **llm_files.LOCAL).save_pretrained(folder)
+    except llm_files.BROKEN:
         log.warning("%s holds no tokenizer; put the LLM's into %s/llm", source, folder.parent)
 
 
@@ -171,7 +196,7 @@ def _save_llm(state: Mapping[str, Tensor], source: Path, folder: Path) -> None:
 
 def to_pth(given: argparse.Namespace) -> str:
     """A run's weights as the lineage keeps them: one pickle, ``{"model": {...}}``."""
-    model = _trained(given)
+    model, _ = _trained(given)
     state = exchange.pth_state(model, with_vision=given.with_vision)
     out = given.out
     if out.exists():
@@ -183,14 +208,18 @@ def to_pth(given: argparse.Namespace) -> str:
         more = f"; its LLM, which was trained, is in {folder}"
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
-    torch.save({"model": {n: t.contiguous() for n, t in state.items()}}, aside)
-    aside.replace(out)
+    try:
+        with _writing(out):
+            torch.save({"model": {n: t.contiguous() for n, t in state.items()}}, aside)
+        aside.replace(out)
+    finally:
+        aside.unlink(missing_ok=True)
     return f"{out}: {len(state)} tensors under the names of XrayGPT and MiniGPT-4{more}"
 
 
 def to_transformers(given: argparse.Namespace) -> str:
     """A run as a folder that `Blip2ForConditionalGeneration.from_pretrained` opens."""
-    model = _trained(given)
+    model, experiment = _trained(given)
     state = exchange.blip2_state(model)
     if given.dtype:
         dtype = getattr(torch, given.dtype)
@@ -203,7 +232,7 @@ def to_transformers(given: argparse.Namespace) -> str:
     image_id, origin = exchange.image_token_id(model, state)
     log.info("images take %s", origin)
     config = exchange.blip2_config(model, state, image_id)
-    processor: Any = exchange.blip2_processor(model, image_id)
+    processor: Any = exchange.blip2_processor(model, _image_processor(experiment, model), image_id)
     token = processor.image_token.content
     question = (model.renderer.prompts or ["Describe the findings of this chest X-ray."])[0]
     text, ids = exchange.prompt_text(model, question, token)
@@ -237,7 +266,22 @@ def to_transformers(given: argparse.Namespace) -> str:
     return f"{given.out}: opens with Blip2ForConditionalGeneration.from_pretrained; {origin}"
 
 
-def _trained(given: argparse.Namespace) -> XrayGPT:
+def _image_processor(experiment: Training, model: XrayGPT) -> XrayImage:
+    """How the run's pictures are made outside training; the first corpus' if they differ."""
+    made = [
+        c.build(image_spec=model.image_spec).processor("vis", "eval")
+        for c in experiment.datasets.values()
+    ]
+    if len({json.dumps(p.signature(), sort_keys=True, default=str) for p in made}) > 1:
+        log.warning("the run's corpora have different vis_processors; the first is exported")
+    if not isinstance(made[0], XrayImage):
+        raise WeightsError(
+            f"the run's vis_processor is {type(made[0]).__name__}, which transformers has not"
+        )
+    return made[0]
+
+
+def _trained(given: argparse.Namespace) -> tuple[XrayGPT, Training]:
     """The model of a run, by the configuration beside its weights."""
     checkpoint = find_checkpoint(Path(given.source))
     experiment = load(Training, checkpoint / "config.yaml", [*given.options, "model.ckpt=null"])
@@ -251,7 +295,7 @@ def _trained(given: argparse.Namespace) -> XrayGPT:
     model.eval()
     if given.merge_lora:
         exchange.merge_lora(model)
-    return model
+    return model, experiment
 
 
 def _card(model: XrayGPT, licence: str, token: str, same: bool) -> str:
@@ -327,13 +371,25 @@ def _publish(out: Path, write: Callable[[Path], None], facts: dict[str, Any]) ->
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        write(aside)
+        with _writing(out):
+            write(aside)
         seal(aside, **facts)
         if out.is_dir():
             out.rmdir()
         aside.rename(out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """A full disk in the words of whoever wrote becomes one line."""
+    try:
+        yield
+    except WeightsError:
+        raise
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(f"{out} cannot be written: {error}") from None
 
 
 def _config_of(path: Path) -> dict[str, Any]:

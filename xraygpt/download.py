@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import hashlib
 import json
 import logging
+import re
 import shutil
 import sys
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from xraygpt.common.checkpoint import digest, write_file
@@ -29,8 +31,11 @@ LOCK = "weights.lock.json"
 # What is needed of a model: no second copy in another format, no pictures, no notebooks.
 _SKIPPED = (
     "*.msgpack", "*.h5", "*.onnx", "*.ot", "*.tflite", "*.ipynb", "*.png", "*.svg", "*.jpg",
-    "example_data/*", "onnx/*", "openvino/*", ".gitattributes",
+    "*.csv", "example_data/*", "onnx/*", "openvino/*", ".gitattributes",
 )  # fmt: skip
+
+
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,7 @@ def fetch(
         WeightsError: A file differs from what the lock file or the hub says of it.
     """
     repo = SETS[name].repo if name in SETS else name
-    if repo.count("/") != 1:
+    if not _REPO.fullmatch(repo):
         raise InputError(f"'{name}' is none of {', '.join(SETS)}, and no owner/name of the hub")
     folder = out / repo.split("/")[1]
     lock = _read_lock(out / LOCK)
@@ -141,9 +146,7 @@ def fetch(
         return folder
     if locked and revision in (None, locked["revision"]):
         revision = locked["revision"]
-        wanted = {n: f for n, f in locked["files"].items() if _matches(n, include)}
-        if include is None and _is_whole(folder, wanted):
-            _check(folder, wanted)
+        if _is_here(folder, locked, include):
             return folder
     if locked and revision != locked["revision"]:
         raise InputError(
@@ -153,6 +156,8 @@ def fetch(
     commit, files = _listing(repo, revision, include)
     if locked:
         _compare(repo, locked["files"], files)
+        if include is None:  # what was once asked for by a pattern of its own stays part of it
+            files = {n: dict(f) for n, f in locked["files"].items()} | files
     _room(out, sum(f["size"] for n, f in files.items() if not (folder / n).is_file()))
     log.info("%s at %s: %d files, %.2f GB", repo, commit, len(files), _gigabytes(files))
     for file, said in files.items():
@@ -161,10 +166,26 @@ def fetch(
             known, whose = said, "the hub"
         _complete(repo, commit, file, folder, known, whose)
         said["sha256"] = said["sha256"] or digest(folder / file)
-    entry = lock.setdefault(repo, {"revision": commit, "files": {}})
-    entry["files"].update({n: files[n] for n in sorted(files)})
+    entry = lock.setdefault(repo, {"revision": commit, "whole": False, "files": {}})
+    entry["whole"] = entry.get("whole", False) or include is None
+    for file, said in files.items():
+        entry["files"][file] = {"size": said["size"], "sha256": said["sha256"]}
     write_file(out / LOCK, json.dumps(lock, indent=1, sort_keys=True) + "\n")
     return folder
+
+
+def _is_here(folder: Path, locked: dict[str, Any], include: list[str] | None) -> bool:
+    """Whether all that is wanted was fetched before; if so it is checked.
+
+    Raises:
+        WeightsError: A file is not what the lock file says.
+    """
+    wanted = {n: f for n, f in locked["files"].items() if include is None or _any(n, include)}
+    whole = locked.get("whole", False) if include is None else bool(wanted)
+    if not whole or not all((folder / n).is_file() for n in wanted):
+        return False
+    _check(folder, wanted)
+    return True
 
 
 def _read_lock(path: Path) -> dict[str, Any]:
@@ -173,8 +194,11 @@ def _read_lock(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for entry in content.values():
-            entry["revision"], entry["files"]
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+            assert isinstance(entry["revision"], str)
+            for name, facts in entry["files"].items():
+                _safe(name)
+                assert facts.keys() >= {"size", "sha256"}
+    except (ValueError, AttributeError, KeyError, TypeError, AssertionError) as error:
         raise InputError(f"{path} is no lock file of this command: {error!r}") from None
     return content
 
@@ -191,20 +215,46 @@ def _listing(
     for one in info.siblings or []:
         if not _matches(one.rfilename, include):
             continue
+        _safe(one.rfilename)
         sha = one.lfs.sha256 if one.lfs else None  # small files have a git hash alone
-        files[one.rfilename] = {"size": one.size, "sha256": sha}
-    if include is None and any(n.endswith(".safetensors") for n in files):
-        files = {n: f for n, f in files.items() if not n.endswith((".bin", ".pt", ".pth"))}
+        files[one.rfilename] = {"size": one.size, "sha256": sha, "git": one.blob_id}
+    if include is None:
+        files = _needed(files)
     if not files:
         raise InputError(f"{repo} holds no file that {include or 'this command'} asks for")
     assert info.sha is not None
     return info.sha, files
 
 
+def _needed(files: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """One copy of the weights: safetensors before pickles, and no second model beside the first."""
+    if not any(n.endswith(".safetensors") for n in files):
+        return files
+    pickles = (".bin", ".bin.index.json", ".pt", ".pth", ".ckpt")
+    kept = {n: f for n, f in files.items() if not n.endswith(pickles)}
+    if "model.safetensors" in kept:
+        others = {n for n in kept if n.endswith(".safetensors") and "/" not in n}
+        kept = {n: f for n, f in kept.items() if n not in others - {"model.safetensors"}}
+    return kept
+
+
+def _safe(name: str) -> None:
+    """Refuse a file name that leads out of its folder.
+
+    Raises:
+        InputError: It does.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
+        raise InputError(f"a file is called {name!r}, which leads out of its folder: not fetched")
+
+
 def _matches(name: str, include: list[str] | None) -> bool:
-    if include is not None:
-        return any(fnmatch.fnmatch(name, pattern) for pattern in include)
-    return not any(fnmatch.fnmatch(name, pattern) for pattern in _SKIPPED)
+    return _any(name, include) if include is not None else not _any(name, list(_SKIPPED))
+
+
+def _any(name: str, patterns: list[str]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
 def _compare(repo: str, locked: dict[str, Any], files: dict[str, Any]) -> None:
@@ -256,6 +306,8 @@ def _bring(repo: str, commit: str, file: str, folder: Path, size: int | None) ->
 
     part = folder / f"{file}.part"
     part.parent.mkdir(parents=True, exist_ok=True)
+    if size is not None and part.is_file() and part.stat().st_size > size:
+        part.unlink()  # of another version: gone on from, it would never become right
     with _hub_errors(repo, commit), part.open("ab") as content:
         http_get(
             hf_hub_url(repo, file, revision=commit),
@@ -291,8 +343,9 @@ class _hub_errors:
                 f"the hub has no {self.what}, or it is private: check the name, or set HF_TOKEN"
             ) from None
         if isinstance(error, (OSError, RuntimeError, errors.HfHubHTTPError)) or _is_network(error):
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
-                f"{self.what} could not be fetched: {str(error).strip().splitlines()[0]}. What "
+                f"{self.what} could not be fetched: {why}. What "
                 "came stays and is gone on from: type the same again. Behind a proxy set "
                 "HTTPS_PROXY, with a mirror HF_ENDPOINT"
             ) from None
@@ -300,10 +353,6 @@ class _hub_errors:
 
 def _is_network(error: BaseException) -> bool:
     return type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore")
-
-
-def _is_whole(folder: Path, files: dict[str, Any]) -> bool:
-    return all((folder / n).is_file() for n in files)
 
 
 def _check(folder: Path, files: dict[str, Any]) -> None:
@@ -329,6 +378,10 @@ def _check_file(path: Path, known: dict[str, Any], whose: str) -> None:
             f"{path} has {size} bytes, {known['size']} by {whose}; delete it and fetch it again"
         )
     if known["sha256"] is None:
+        if known.get("git") not in (None, _git_hash(path)):
+            raise WeightsError(
+                f"{path} is another file than {whose} has; delete it, fetch it again"
+            )
         return
     found = digest(path)
     if found != known["sha256"]:
@@ -336,6 +389,12 @@ def _check_file(path: Path, known: dict[str, Any], whose: str) -> None:
             f"{path} is damaged or another file: its SHA-256 is {found}, {known['sha256']} by "
             f"{whose}; delete it and fetch it again"
         )
+
+
+def _git_hash(path: Path) -> str:
+    """What git calls a file: SHA-1 over ``blob <size>``, a zero byte and its bytes."""
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _gigabytes(files: dict[str, dict[str, Any]]) -> float:

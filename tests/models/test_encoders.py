@@ -157,9 +157,9 @@ def xrv_module() -> types.ModuleType:
                 sys.modules[name] = module
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["whole module", "state dict"])
+@pytest.mark.parametrize("kind", ["whole module", "whole module, old format", "state dict"])
 @pytest.mark.filterwarnings("ignore")
-def test_torchxrayvision_gives_the_features_of_its_densenet(tmp_path: Path, whole: bool):
+def test_torchxrayvision_gives_the_features_of_its_densenet(tmp_path: Path, kind: str):
     models = xrv_module()
     net = shaken(models.DenseNet(weights=None, num_classes=18, in_channels=1))
     net.op_threshs = torch.full((18,), 0.5)
@@ -167,7 +167,8 @@ def test_torchxrayvision_gives_the_features_of_its_densenet(tmp_path: Path, whol
     with pytest.MonkeyPatch.context() as patch:  # pickle looks a class up by its module
         patch.setitem(sys.modules, "torchxrayvision", types.ModuleType("torchxrayvision"))
         patch.setitem(sys.modules, "torchxrayvision.models", models)
-        torch.save(net if whole else net.state_dict(), file)
+        content = net.state_dict() if kind == "state dict" else net
+        torch.save(content, file, _use_new_zipfile_serialization="old" not in kind)
     ours = build_vision("torchxrayvision", None, file)
     pixels = torch.randn(1, 1, 224, 224) * 500
     with torch.no_grad():
@@ -283,7 +284,7 @@ def test_a_file_of_another_encoder_is_refused(tmp_path: Path, name: str, content
 def test_what_cannot_be_found_is_named(tmp_path: Path):
     with pytest.raises(InputError, match="none of efficientnet_lite0, eva_clip_g"):
         build_vision("resnet50", None, None)
-    with pytest.raises(WeightsError, match="name its revision too"):
+    with pytest.raises(WeightsError, match="named with its revision"):
         build_vision("hf/microsoft/rad-dino", None, None)
     with pytest.raises(WeightsError, match=r"xraygpt\.download microsoft/rad-dino"):
         build_vision(f"hf/microsoft/rad-dino@{'a' * 40}", None, None)
@@ -311,3 +312,33 @@ def test_an_eva_of_another_shape_is_refused_with_both_sides(tmp_path: Path, chan
     torch.save(net.state_dict(), tmp_path / "eva_vit_g.pth")
     with pytest.raises(WeightsError, match=says):
         build_vision("eva_tiny", None, tmp_path / "eva_vit_g.pth")
+
+
+class Evil:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code was run')",))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_code_among_the_layers_of_an_old_file_is_refused(tmp_path: Path):
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    net.evil = Evil()
+    torch.save(net, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(WeightsError, match="wants to run code, which is refused"):
+        build_vision("torchxrayvision", None, tmp_path / "old.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("timm/resnet18.nope", None),
+        ("timm/deit_tiny_distilled_patch16_224", None),
+    ],
+)
+def test_a_timm_network_that_does_not_fit_is_one_line(name: str, size: int | None):
+    with pytest.raises(InputError, match=r"model\.vit_model"):
+        build_vision(name, size, None)
+
+
+def test_another_size_is_asked_of_a_network_made_for_its_own():
+    assert build_vision("timm/vit_tiny_patch16_384", 224, None).num_tokens == 197

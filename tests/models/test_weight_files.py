@@ -53,7 +53,7 @@ BAD = {
     ),
     "text.pth": (
         lambda p: b"404: Not Found",
-        r"14 bytes\) is cut off, damaged or no weight|pickle",
+        r"is text, not weights \('404: not found'\)",
     ),
     "half.pth": (lambda p: saved(p, STATE)[:-900], "is cut off"),
     "half_old.pth": (lambda p: saved(p, STATE, old=True)[:-900], "is cut off"),

@@ -200,6 +200,8 @@ def test_the_exported_processor_makes_our_pixels_and_the_card_says_what_it_must(
     assert "license: llama2" in card
     assert "Research use only" in card
     assert str(tmp_path) not in card
+    for file in (tmp_path / "hf").glob("*.json"):
+        assert str(run.parent) not in file.read_text(), file.name
     example = card.split("```python\n")[1].split("```")[0]
     image.save(tmp_path / "hf" / "chest.png")
     done = subprocess.run(
@@ -244,6 +246,42 @@ def test_what_has_no_place_there_is_refused(tmp_path, monkeypatch, option, to, s
     with pytest.raises(WeightsError, match=says):
         convert(monkeypatch, run, tmp_path / "out", "--to", to)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_trained_encoder_goes_along_or_is_refused(tmp_path, monkeypatch):
+    run = trained(tmp_path, "model.freeze_vit=false")
+    with pytest.raises(WeightsError, match="--with-vision"):
+        convert(monkeypatch, run, tmp_path / "my.pth", "--to", "pth")
+    convert(monkeypatch, run, tmp_path / "my.pth", "--to", "pth", "--with-vision")
+    trained_here = of(run)
+    content = torch.load(tmp_path / "my.pth", weights_only=True)["model"]
+    assert torch.equal(content["visual_encoder.cls_token"], trained_here.vision.net.cls_token)
+
+
+def test_the_export_makes_pictures_as_the_run_did(tmp_path, monkeypatch):
+    other = "datasets.toy.vis_processor={eval: {name: xray_image, mean: [0.2], std: [0.3]}}"
+    run = trained(tmp_path, other)
+    convert(monkeypatch, run, tmp_path / "hf", "--to", "transformers")
+    made = Blip2Processor.from_pretrained(tmp_path / "hf").image_processor
+    assert made.image_mean == pytest.approx([0.2] * 3)
+    assert made.image_std == pytest.approx([0.3] * 3)
+
+
+def test_another_vit_is_not_taken_for_eva(tmp_path, monkeypatch):
+    import timm
+
+    net = shaken(timm.create_model("vit_tiny_patch16_224"))
+    torch.save(net.state_dict(), tmp_path / "vit.pth")
+    with pytest.raises(WeightsError, match="--vit-model"):
+        convert(monkeypatch, tmp_path / "vit.pth", tmp_path / "x")
+    name = "timm/vit_tiny_patch16_224"
+    convert(monkeypatch, tmp_path / "vit.pth", tmp_path / "ours", "--vit-model", name)
+    manifest = json.loads((tmp_path / "ours" / "MANIFEST.json").read_text())
+    assert manifest["left_out"] == {"its classifier": 2}
+    direct = build_vision(name, None, tmp_path / "vit.pth")
+    assert build_vision(name, None, tmp_path / "ours").digest() == direct.digest()
+    with pytest.raises(WeightsError, match="converted already"):
+        convert(monkeypatch, tmp_path / "ours", tmp_path / "again")
 
 
 def test_a_blip2_folder_becomes_ours_and_its_llm_a_folder(blip2, tmp_path, monkeypatch):  # noqa: F811

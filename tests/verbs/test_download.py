@@ -31,6 +31,8 @@ class Hub:
             "model.safetensors": rng.bytes(24_000_000),
             "pytorch_model.bin": b"a second copy",
             "picture.png": b"no weights",
+            "pytorch_model.bin.index.json": b"{}",
+            "dino_head.safetensors": b"another model beside it",
         }
         self.served: list[tuple[str, str | None]] = []  # file and range of every GET
         self.cut: int | None = None
@@ -41,7 +43,8 @@ class Hub:
     def info(self) -> dict:
         siblings = []
         for name, content in self.files.items():
-            one = {"rfilename": name, "size": len(content), "blobId": "b" * 40}
+            git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            one = {"rfilename": name, "size": len(content), "blobId": git}
             if len(content) > 1000:
                 sha = self.claimed.get(name, hashlib.sha256(content).hexdigest())
                 one["lfs"] = {"sha256": sha, "size": len(content), "pointerSize": 130}
@@ -222,7 +225,44 @@ def test_a_killed_download_is_gone_on_from(hub):
     assert not part.exists()
 
 
+def test_a_part_asked_for_by_a_pattern_is_not_the_whole(hub):
+    assert download(hub, "lab/tiny", "--include", "config.json").returncode == 0
+    assert not lock(hub)["whole"]
+    assert download(hub, "lab/tiny").returncode == 0
+    assert lock(hub)["whole"]
+    assert (hub.out / "tiny" / "model.safetensors").is_file()
+    assert download(hub, "lab/tiny", "--include", "*.bin").returncode == 0
+    (hub.out / "tiny" / "pytorch_model.bin").unlink()
+    assert "lacks 1 of 3 files" in download(hub, "lab/tiny", "--offline").stderr
+    assert download(hub, "lab/tiny").returncode == 0
+    assert download(hub, "lab/tiny", "--offline").returncode == 0
+
+
+def test_a_small_file_that_was_there_before_is_checked_too(hub):
+    (hub.out / "tiny").mkdir(parents=True)
+    (hub.out / "tiny" / "config.json").write_bytes(hub.files["config.json"].replace(b"i", b"o"))
+    assert "is another file than the hub has" in download(hub, "lab/tiny").stderr
+
+
+@pytest.mark.parametrize("name", ["/tmp/outside.txt", "../../outside.txt", "a/../../b.txt"])
+def test_a_name_that_leads_out_of_the_folder_is_refused(hub, name):
+    hub.files[name] = b"x"
+    done = download(hub, "lab/tiny")
+    assert done.returncode != 0
+    assert "leads out of its folder" in done.stderr
+    assert hub.served == []
+
+
+def test_a_part_that_is_too_long_is_begun_anew(hub):
+    part = hub.out / "tiny" / "model.safetensors.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"x" * 24_000_001)
+    assert download(hub, "lab/tiny").returncode == 0
+
+
 def test_mistakes_are_named(hub):
+    for odd in ("./vicuna", "lab/", "/tmp", "my models/x y"):
+        assert "no owner/name of the hub" in download(hub, odd).stderr
     assert "no owner/name of the hub" in download(hub, "vicuna").stderr
     assert "never fetched" in download(hub, "lab/tiny", "--offline").stderr
     assert "holds no file that" in download(hub, "lab/tiny", "--include", "*.gguf").stderr

@@ -71,12 +71,17 @@ def seal(folder: Path, **facts: Any) -> None:
     files = {
         str(p.relative_to(folder)): {"sha256": digest(p), "size": p.stat().st_size}
         for p in sorted(folder.rglob("*"))
-        if p.is_file()
+        if p.is_file() and not _sealed_apart(p.parent, folder)
     }
     write_file(folder / MANIFEST, json.dumps({**facts, "files": files}, indent=1))
     for path in folder.rglob("*"):
         _sync(path)
     _sync(folder)
+
+
+def _sealed_apart(place: Path, folder: Path) -> bool:
+    """Whether a folder within `folder` has a manifest of its own."""
+    return place != folder and ((place / MANIFEST).is_file() or _sealed_apart(place.parent, folder))
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
@@ -172,8 +177,8 @@ def run_of(checkpoint: Path) -> Path:
     return checkpoint.parent.parent
 
 
-def verify(checkpoint: Path) -> None:
-    """Check every file against the manifest.
+def verify(checkpoint: Path, only: str | None = None) -> None:
+    """Check every file against the manifest, or `only` one.
 
     Raises:
         WeightsError: The manifest is absent, or a file is missing or changed.
@@ -183,6 +188,8 @@ def verify(checkpoint: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         raise WeightsError(f"{checkpoint} has no readable {MANIFEST}") from None
     for name, facts in files.items():
+        if only not in (None, name):
+            continue
         path = checkpoint / name
         if not path.is_file():
             raise WeightsError(f"{checkpoint}: {name} is missing")

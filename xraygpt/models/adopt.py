@@ -50,9 +50,17 @@ def take_qformer(model: XrayGPT, path: Path) -> None:
     own = model.qformer.state_dict()
     fresh = _unread(model, found, source)
     kept = {n: t for n, t in found.items() if n not in fresh}
-    load_exactly(model.qformer, kept, source, required=set(own) - fresh, fresh=added)
-    if fresh:
-        log.warning("%s: %d weights that read the image begin anew", source, len(fresh))
+    absent = load_exactly(model.qformer, kept, source, required=set(own) - fresh, fresh=added)
+    _warn_fresh({*fresh, *absent}, source)
+
+
+def _warn_fresh(names: set[str], source: Path) -> None:
+    if names:
+        some = ", ".join(sorted(names)[:3])
+        log.warning(
+            "%s: %d weights that it has not, or of another width, begin at random and need "
+            "training: %s%s", source, len(names), some, ", …" if len(names) > 3 else "",
+        )  # fmt: skip
 
 
 def _reads_text(model: XrayGPT) -> bool:
@@ -123,4 +131,6 @@ def foreign_state(
             f"model.llama_model has {width} (Vicuna 7B: 4096, 13B: 5120)"
         )
     required = {n for n in model.state_dict() if n.split(".")[0] in parts}
-    return account.state, {n for n in required - fresh if not n.startswith(ADDED)}
+    absent = {n for n in required - set(account.state) if n.startswith(ADDED)}
+    _warn_fresh(fresh | absent, source)
+    return account.state, required - fresh - absent

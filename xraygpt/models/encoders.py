@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,21 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from xraygpt.common.checkpoint import manifest_of
+from xraygpt.common.checkpoint import is_run_like, manifest_of
 from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.models import lineage
+from xraygpt.models.hf_vision import transformers_encoder
 from xraygpt.models.lite0 import LITE0, efficientnet_lite_to_timm
 from xraygpt.models.vision import VisionEncoder
-from xraygpt.models.weight_files import is_converted, read_state_dict
+from xraygpt.models.weight_files import (
+    read_state_dict,
+    weight_source,
+)
 from xraygpt.models.weights import Account, Rule, apply_rules, load_exactly
-from xraygpt.processors.image import Fit, InputSpec, Interpolation
+from xraygpt.processors.image import InputSpec
 
 log = logging.getLogger(__name__)
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 MEDCLIP = (0.5862785803043838,), (0.27950088968644304,)
 # EfficientNet-Lite was trained on (pixel - 127) / 128 with pixels in 0..255.
@@ -56,7 +58,7 @@ KNOWN = (
     "tiny",
     "eva_tiny",
 )
-_REVISION = re.compile(r"[0-9a-f]{40}")
+_SIZED = ("vit", "eva", "swin", "deit", "beit")  # networks made for one size
 
 _TEXT, _POOLED, _CONSTANT = "its text encoder", "projections of pooled vectors", "constants"
 _CLASSES = "its classifier"
@@ -118,6 +120,8 @@ def build_vision(vit_model: str, image_size: int | None, weights: Path | None) -
         WeightsError: The weights are absent or do not fit.
     """
     if weights is not None:
+        if is_run_like(weights):
+            weights = weight_source(weights)
         made = manifest_of(weights if weights.is_dir() else weights.parent).get("vit_model")
         if made not in (None, vit_model):
             raise WeightsError(f"{weights} was converted from {made}, not from {vit_model}")
@@ -138,7 +142,7 @@ def _build(vit_model: str, image_size: int | None, weights: Path | None) -> Visi
             raise InputError(f"model.vit_ckpt: {vit_model} brings its weights; leave it out")
         if vit_model in simple:
             return simple[vit_model](image_size)
-        return _transformers(vit_model.removeprefix("hf/"), image_size)
+        return transformers_encoder(vit_model.removeprefix("hf/"), image_size)
     published = {
         "eva_clip_g": _eva_clip_g,
         "eva_tiny": _eva_tiny,
@@ -180,7 +184,7 @@ def _efficientnet_lite0(image_size: int | None) -> VisionEncoder:
 
 def _eva_clip_g(image_size: int | None, weights: Path | None) -> VisionEncoder:
     wants = InputSpec(image_size=image_size or 224, mean=CLIP[0], std=CLIP[1])
-    return _filled("eva_giant_patch14_clip_224", EVA, wants, weights, eva_state)
+    return _filled("eva_giant_patch14_clip_224", EVA, wants, weights, eva_account)
 
 
 def _eva_tiny(image_size: int | None, weights: Path | None) -> VisionEncoder:
@@ -200,7 +204,7 @@ def _eva_tiny(image_size: int | None, weights: Path | None) -> VisionEncoder:
 
 def _medclip_swin(image_size: int | None, weights: Path | None) -> VisionEncoder:
     """Swin-T after its last norm: 49 tokens, 768 wide."""
-    return _filled("swin_tiny_patch4_window7_224", {}, _medclip(image_size), weights, swin_state)
+    return _filled("swin_tiny_patch4_window7_224", {}, _medclip(image_size), weights, swin_account)
 
 
 def _medclip_resnet50(image_size: int | None, weights: Path | None) -> VisionEncoder:
@@ -216,22 +220,20 @@ def _medclip(image_size: int | None) -> InputSpec:
 def _biomedclip(image_size: int | None, weights: Path | None) -> VisionEncoder:
     """The image tower, ViT-B/16: 197 tokens, the first that of the class, 768 wide."""
     wants = InputSpec(image_size=image_size or 224, mean=CLIP[0], std=CLIP[1], fit="crop")
-    state = _by(BIOMEDCLIP, "BiomedCLIP")
-    return _filled("vit_base_patch16_224", {}, wants, weights, state)
+    account = _by(BIOMEDCLIP, "BiomedCLIP")
+    return _filled("vit_base_patch16_224", {}, wants, weights, account)
 
 
 def _torchxrayvision(image_size: int | None, weights: Path | None) -> VisionEncoder:
     """DenseNet-121 before its pooling: 49 tokens, 1024 wide."""
     size = image_size or 224
     wants = InputSpec(image_size=size, mean=XRV[0], std=XRV[1], channels=1, fit="crop")
-    state = _by(XRV_DENSENET, "torchxrayvision's DenseNet")
-    return _filled("densenet121", {"in_chans": 1}, wants, weights, state)
+    account = _by(XRV_DENSENET, "torchxrayvision's DenseNet")
+    return _filled("densenet121", {"in_chans": 1}, wants, weights, account)
 
 
 def _timm(name: str, image_size: int | None, weights: Path | None) -> VisionEncoder:
-    if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "none"
-        raise InputError(f"model.vit_model: timm has no '{name}' (some near it: {near})")
+    rules = _timm_rules(name)
     published: Any = timm.get_pretrained_cfg(name)
     data = timm.data.resolve_data_config({}, pretrained_cfg=published.to_dict())
     wants = InputSpec(
@@ -240,15 +242,36 @@ def _timm(name: str, image_size: int | None, weights: Path | None) -> VisionEnco
         std=tuple(data["std"]),
         interpolation="bilinear" if data["interpolation"] == "bilinear" else "bicubic",
     )
-    classifier = published.classifier or ()
-    heads = [classifier] if isinstance(classifier, str) else list(classifier)
-    rules = [Rule(rf"{re.escape(head)}\..+", None, _CLASSES) for head in heads]
-    rules.append(Rule(r"(.+)", r"\1"))
-    return _filled(name, {}, wants, weights, _by(tuple(rules), f"timm/{name}"))
+    try:
+        return _filled(name, {}, wants, weights, _by(rules, f"timm/{name}"))
+    except (AssertionError, RuntimeError, TypeError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"model.vit_model: timm/{name} gives no tokens at {wants.image_size} px: {why}"
+        ) from None
+
+
+def _timm_rules(name: str) -> tuple[Rule, ...]:
+    """What of a timm file is its classifier.
+
+    Raises:
+        InputError: timm has no such network.
+    """
+    try:
+        published: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    except RuntimeError as error:
+        raise InputError(f"model.vit_model: timm/{name}: {error}") from None
+    if published is None:
+        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "none"
+        raise InputError(f"model.vit_model: timm has no '{name}' (some near it: {near})")
+    heads = published.classifier or ()
+    names = [heads] if isinstance(heads, str) else list(heads)
+    left = [Rule(rf"{re.escape(head)}\..+", None, _CLASSES) for head in names]
+    return (*left, Rule(r"(.+)", r"\1"))
 
 
 def _filled(
-    name: str, options: dict[str, Any], wants: InputSpec, weights: Path | None, state_of: Any
+    name: str, options: dict[str, Any], wants: InputSpec, weights: Path | None, account: Any
 ) -> VisionEncoder:
     """Timm's network `name`, with `state_of(weights)` in it.
 
@@ -256,12 +279,13 @@ def _filled(
     not fit is refused first and one that fits is not copied.
     """
     settings: dict[str, Any] = {"num_classes": 0, "global_pool": "", **options}
-    if name.startswith(("vit", "eva", "swin", "deit", "beit")) and wants.image_size != 224:
+    native: Any = timm.get_pretrained_cfg(name)
+    if name.startswith(_SIZED) and wants.image_size != native.input_size[-1]:
         settings["img_size"] = wants.image_size
     if weights is None:
         net = timm.create_model(name, pretrained=False, **settings)
     else:
-        state = state_of(weights)
+        state = account(weights).state
         net = _without_memory(name, settings)
         _fit_position(net, state)
         load_exactly(net, state, weights, required=set(net.state_dict()))
@@ -309,118 +333,92 @@ def _fit_position(net: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def eva_state(file: Path) -> dict[str, Tensor]:
-    """Tensors of an `eva_vit_g.pth` that EVA-CLIP-g has here; the log says what was left out.
+    """Tensors of an `eva_vit_g.pth` that EVA-CLIP-g has here; see `eva_account`."""
+    return eva_account(file).state
+
+
+def eva_account(file: Path) -> Account:
+    """What becomes of the keys of an `eva_vit_g.pth`, or of a BLIP-2 with one in it.
 
     Raises:
         WeightsError: Absent, damaged, or of another kind.
     """
-    state = lineage.translate(read_state_dict(file), file).state
+    state = read_state_dict(file)
+    if _own(state):
+        return _of_ours(state, file)
+    account = lineage.translate(state, file)
     prefix = "vision.net."
-    found = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-    if not found:
+    others = [n for n in account.state if not n.startswith(prefix)]
+    if len(others) == len(account.state):
         raise WeightsError(f"{file} holds no vision encoder")
-    return found
+    account.dropped["other parts of the model"] = others
+    account.state = {
+        n.removeprefix(prefix): t for n, t in account.state.items() if n.startswith(prefix)
+    }
+    return account
 
 
-def swin_state(path: Path) -> dict[str, Tensor]:
+def swin_account(path: Path) -> Account:
     """MedCLIP's Swin under timm's names; query, key and value become one.
 
     Raises:
         WeightsError: Absent, damaged, or of another kind.
     """
-    state = _by(MEDCLIP_SWIN, "MedCLIP's Swin")(path)
+    account = _by(MEDCLIP_SWIN, "MedCLIP's Swin")(path)
+    state = account.state
     for name in [n for n in state if ".attn.q." in n]:
         three = [state.pop(name.replace(".attn.q.", f".attn.{k}."), None) for k in "qkv"]
         there = [t for t in three if t is not None]
         if len(there) == 3:
             state[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(there)
-    return state
+    return account
 
 
-def _by(rules: tuple[Rule, ...], kind: str) -> Any:
-    def state_of(path: Path) -> dict[str, Tensor]:
-        own = (Rule(r"vision\.net\.(.+)", r"\1"),)
-        account: Account = apply_rules(own if is_converted(path) else rules, read_state_dict(path))
+def _by(rules: tuple[Rule, ...], kind: str) -> Callable[[Path], Account]:
+    def account_of(path: Path) -> Account:
+        state = read_state_dict(path)
+        if _own(state):
+            return _of_ours(state, path)
+        account = apply_rules(rules, state)
         if not account.state:
             raise WeightsError(f"{path} holds no weights of {kind}")
         account.close(path, kind)
-        return account.state
+        return account
 
-    return state_of
+    return account_of
 
 
-def _transformers(source: str, image_size: int | None) -> VisionEncoder:
-    """A vision model of transformers, in a folder or in the hub's cache; nothing is fetched.
+def _own(state: Mapping[str, Tensor]) -> bool:
+    """Whether the names are ours: a converted folder, or a run that trained its encoder."""
+    return any(name.startswith(("vision.net.", "qformer.qformer.")) for name in state)
+
+
+def _of_ours(state: Mapping[str, Tensor], path: Path) -> Account:
+    rules = (Rule(r"vision\.net\.(.+)", r"\1"), Rule(r".+", None, "other parts of the model"))
+    account = apply_rules(rules, state)
+    if not account.state:
+        raise WeightsError(f"{path} holds no vision encoder: it was frozen when this was saved")
+    account.close(path, "ours")
+    return account
+
+
+def account_of(vit_model: str, path: Path) -> Account:
+    """What becomes of each key of an encoder's file, under the names of its network.
 
     Raises:
-        WeightsError: It is absent or does not load.
+        InputError: No such encoder, or one that has no file.
+        WeightsError: The file is absent, damaged or of another kind.
     """
-    from transformers import AutoModel
-
-    name, _, revision = source.partition("@")
-    options: dict[str, Any] = {"local_files_only": True}
-    if not Path(name).is_dir():
-        if not _REVISION.fullmatch(revision):
-            raise WeightsError(
-                f"model.vit_model: hf/{source}: there is no folder {name}; for a model of the hub "
-                "name its revision too: hf/<owner>/<name>@<40 digits of the commit>"
-            )
-        options["revision"] = revision
-    try:
-        loaded: Any = AutoModel.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, **options
-        )
-        settings = _preprocessor(name, options)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise WeightsError(
-            f"model.vit_model: hf/{source} does not load: {str(error).splitlines()[0]} "
-            f"(python -m xraygpt.download {name} fetches a model of the hub)"
-        ) from None
-    net, account = loaded
-    net = getattr(net, "vision_model", net)  # of a pair with a text encoder
-    gone = [n for n in account["missing_keys"] if not n.startswith(("pooler.", "head."))]
-    if gone:
-        raise WeightsError(f"model.vit_model: hf/{source} lacks weights: {', '.join(gone[:5])}")
-    wants = _wanted(settings, image_size, getattr(net.config, "image_size", 224))
-    has_position = any("position_embedding" in n for n, _ in net.named_parameters())
-    resized = "interpolate_pos_encoding" in inspect.signature(net.forward).parameters
-    if resized and wants.image_size != getattr(net.config, "image_size", wants.image_size):
-        net = _Resized(net)
-    return VisionEncoder(net, wants, has_position=has_position)
-
-
-class _Resized(nn.Module):
-    """A vision model of transformers that is asked to stretch its positions."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, pixel_values: Tensor) -> Any:
-        """(N, C, H, W) -> what the model gives."""
-        return self.net(pixel_values, interpolate_pos_encoding=True)
-
-
-def _preprocessor(name: str, options: dict[str, Any]) -> Mapping[str, Any]:
-    """`preprocessor_config.json` of a model."""
-    from transformers import BaseImageProcessor
-
-    settings: Mapping[str, Any] = BaseImageProcessor.get_image_processor_dict(name, **options)[0]
-    return settings
-
-
-def _wanted(settings: Mapping[str, Any], image_size: int | None, own: Any) -> InputSpec:
-    """What `preprocessor_config.json` asks for."""
-    crop = settings.get("do_center_crop") and settings.get("crop_size")
-    size = crop or settings.get("size") or own
-    if isinstance(size, Mapping):
-        size = size.get("height") or size.get("shortest_edge")
-    fit: Fit = "crop" if crop else "squash"
-    mode: Interpolation = "bilinear" if settings.get("resample") == 2 else "bicubic"
-    return InputSpec(
-        image_size=int(image_size or size or own),
-        mean=tuple(settings.get("image_mean") or IMAGENET[0]),
-        std=tuple(settings.get("image_std") or IMAGENET[1]),
-        fit=fit,
-        interpolation=mode,
-    )
+    accounts = {
+        "eva_clip_g": eva_account,
+        "eva_tiny": eva_account,
+        "medclip_swin": swin_account,
+        "medclip_resnet50": _by(MEDCLIP_RESNET, "MedCLIP"),
+        "biomedclip": _by(BIOMEDCLIP, "BiomedCLIP"),
+        "torchxrayvision": _by(XRV_DENSENET, "torchxrayvision's DenseNet"),
+    }
+    if vit_model.startswith("timm/"):
+        return _by(_timm_rules(vit_model.removeprefix("timm/")), vit_model)(path)
+    if vit_model not in accounts:
+        raise InputError(f"'{vit_model}' has no file to convert; {', '.join(accounts)} have")
+    return accounts[vit_model](path)

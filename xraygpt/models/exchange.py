@@ -24,6 +24,7 @@ from xraygpt.models.lineage import OWN
 from xraygpt.models.qformer import QFormer, sizes
 from xraygpt.models.weights import Rule, apply_rules
 from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.processors.image import XrayImage
 from xraygpt.processors.prompts import IMAGE_TOKEN_ID, Turn
 
 IMAGE_TOKEN = "<image>"
@@ -91,6 +92,10 @@ def refuse_odd_parts(model: XrayGPT, kind: str) -> None:
         reasons.append(
             f"{model.config.vit_model} gives tokens without places, so its Q-Former adds them"
         )
+    if model.config.llm_bits or model.config.low_resource:
+        reasons.append(
+            "its LLM's weights are packed: --options model.llm_bits=null model.low_resource=false"
+        )
     if any("lora_" in name for name, _ in model.llm.named_parameters()):
         reasons.append("its LLM has LoRA adapters; --merge-lora adds them to the weights")
     if reasons:
@@ -108,6 +113,9 @@ def pth_state(model: XrayGPT, *, with_vision: bool) -> dict[str, Tensor]:
         WeightsError: A part has no place there.
     """
     refuse_odd_parts(model, "the original layout")
+    trained = not model.config.freeze_vit or any(n.startswith("vision.") for n in model.loaded_keys)
+    if trained and not with_vision:
+        raise WeightsError("its encoder was trained, so it has to go along: --with-vision")
     if with_vision and model.config.vit_model not in EVA_KINDS:
         raise WeightsError(
             f"the original layout holds EVA-CLIP-g, not {model.config.vit_model}; leave out "
@@ -117,6 +125,8 @@ def pth_state(model: XrayGPT, *, with_vision: bool) -> dict[str, Tensor]:
     own = {n: t.detach().cpu() for n, t in model.state_dict().items() if n.startswith(prefixes)}
     account = apply_rules(TO_PTH, own)
     assert not account.unknown, account.unknown
+    if getattr(model.qformer, "reads_text", False):  # LAVIS calls InstructBLIP's projection so
+        return {n.replace("llama_proj.", "llm_proj."): t for n, t in account.state.items()}
     return account.state
 
 
@@ -134,8 +144,6 @@ def blip2_state(model: XrayGPT) -> dict[str, Tensor]:
             f"transformers' BLIP-2 holds the EVA-CLIP-g tower, not {model.config.vit_model}: "
             "such a model opens here alone"
         )
-    if model.config.llm_bits or model.config.low_resource:
-        raise WeightsError("the LLM's weights are packed: export without llm_bits or low_resource")
     account = apply_rules(TO_BLIP2, {n: t.detach() for n, t in model.state_dict().items()})
     assert not account.unknown, account.unknown
     state = account.state
@@ -158,14 +166,23 @@ def image_token_id(model: XrayGPT, state: dict[str, Tensor]) -> tuple[int, str]:
     for token, number in sorted(tokenizer.get_added_vocab().items(), key=lambda t: t[1]):
         if _RESERVED.search(token):
             return number, f"id {number}, the tokenizer's {token}"
-    name = "language_model.model.embed_tokens.weight"
+    name = embedding_name(model)
     rows, taken = len(state[name]), len(tokenizer)
     if taken < rows:
         return taken, f"id {taken}, of the {rows - taken} rows no token takes"
-    for key in (name, "language_model.lm_head.weight"):
+    head = model.llm.get_output_embeddings()
+    heads = [f"language_model.{n}.weight" for n, m in model.llm.named_modules() if m is head]
+    for key in (name, *heads):
         if key in state:  # zeros: its logit is 0, below any that is likely
             state[key] = torch.cat([state[key], torch.zeros_like(state[key][:1])])
     return taken, f"id {taken}, for which the embedding grew from {rows} to {rows + 1} rows"
+
+
+def embedding_name(model: XrayGPT) -> str:
+    """The LLM's token embedding in an exported state."""
+    embedding = model.llm.get_input_embeddings()
+    found = next(n for n, m in model.llm.named_modules() if m is embedding)
+    return f"language_model.{found}.weight"
 
 
 def blip2_config(model: XrayGPT, state: dict[str, Tensor], image_id: int) -> Blip2Config:
@@ -185,7 +202,8 @@ def blip2_config(model: XrayGPT, state: dict[str, Tensor], image_id: int) -> Bli
         qkv_bias=True,
     )
     text = model.llm.config.to_dict()
-    text["vocab_size"] = len(state["language_model.model.embed_tokens.weight"])
+    text["vocab_size"] = len(state[embedding_name(model)])
+    text.pop("_name_or_path", None)  # a path of this machine
     config = Blip2Config(
         vision_config=vision,
         qformer_config=Blip2QFormerConfig(**sizes(model.config.qformer, net.embed_dim)),
@@ -199,14 +217,22 @@ def blip2_config(model: XrayGPT, state: dict[str, Tensor], image_id: int) -> Bli
     return config
 
 
-def blip2_processor(model: XrayGPT, image_id: int) -> Blip2Processor:
-    """Images as our processor makes them, and texts in which `<image>` takes `image_id`."""
-    wants = model.vision.wants  # type: ignore[union-attr]
+def blip2_processor(model: XrayGPT, vis: XrayImage, image_id: int) -> Blip2Processor:
+    """Images as the run's processor makes them, and texts in which `<image>` takes `image_id`.
+
+    Raises:
+        WeightsError: The run's pictures were fitted in a way that processor does not know.
+    """
+    if vis.fit != "squash" or vis.grey or vis.channels != 3:
+        raise WeightsError(
+            f"the run's vis_processor makes pictures square by fit: {vis.fit}; transformers' "
+            "BLIP-2 processor only squashes them"
+        )
     images = BlipImageProcessor(
-        size={"height": wants.image_size, "width": wants.image_size},
-        resample=3,
-        image_mean=list(wants.mean),
-        image_std=list(wants.std),
+        size={"height": vis.size, "width": vis.size},
+        resample={"bilinear": 2, "bicubic": 3}[vis.interpolation],
+        image_mean=vis.mean.flatten().tolist(),
+        image_std=vis.std.flatten().tolist(),
     )
     tokenizer = model.tokenizer
     named = {number: token for token, number in tokenizer.get_added_vocab().items()}.get(image_id)

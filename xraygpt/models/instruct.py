@@ -104,9 +104,9 @@ class InstructXrayGPT(XrayGPT):
             llm = self.config.llama_model
             return language.new_tokenizer([], 260) if llm is None else llm_files.load_tokenizer(llm)
         try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            why = str(error).splitlines()[0]
+            return AutoTokenizer.from_pretrained(folder, **llm_files.LOCAL)
+        except llm_files.BROKEN as error:
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise WeightsError(
                 f"model.qformer_tokenizer: {folder} holds no tokenizer: {why}"
             ) from None

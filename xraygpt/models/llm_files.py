@@ -7,7 +7,9 @@ import functools
 import importlib.util
 import json
 import logging
+import pickle
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -21,12 +23,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xraygpt.common.checkpoint import find_checkpoint, is_run_like
 from xraygpt.common.errors import WeightsError
+from xraygpt.models.weight_files import refuse_other_files, weight_files
 
 log = logging.getLogger(__name__)
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Bits = Literal[4, 8]
 PACKAGE = "package:"
+# What transformers raises over broken folders.
+BROKEN = (
+    OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError, EOFError,
+    SafetensorError, pickle.UnpicklingError, struct.error,
+)  # fmt: skip
+# Never the code that a folder may bring along.
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def resolve_dtype(name: Dtype) -> torch.dtype:
@@ -54,7 +64,7 @@ def load_llm(
     Raises:
         WeightsError: Nothing there that can be loaded; says what was looked for.
     """
-    folder, gguf = _locate(source)
+    folder, gguf = locate(source)
     if not gguf:
         _refuse_unready(folder)
     elif bits:
@@ -65,15 +75,18 @@ def load_llm(
     try:
         with _read_once():
             return _load(folder, gguf, resolve_dtype(dtype), bits, device_map)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise WeightsError(f"model.llama_model: {folder} does not load: {error}") from None
+    except WeightsError:
+        raise
+    except BROKEN as error:
+        why = str(error).strip() or type(error).__name__
+        raise WeightsError(f"model.llama_model: {folder} does not load: {why}") from None
 
 
 def _load(
     folder: Path, gguf: str | None, dtype: torch.dtype, bits: Bits | None, device_map: str | None
 ) -> tuple[nn.Module, Any]:
     options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL, **options)
     if gguf and hasattr(transformers, "GgufConfig"):
         # Plain weights: packed ones have no gradient to their input in every kernel, nor LoRA.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -85,7 +98,7 @@ def _load(
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
-        local_files_only=True,
+        **LOCAL,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # refused below, with both sizes
         **options,
@@ -164,14 +177,12 @@ def _refuse_unready(folder: Path) -> None:
             f"model.llama_model: {folder} is Vicuna's difference to LLaMA, not Vicuna; add it to "
             "LLaMA first (fastchat.model.apply_delta), or take v1.5, which is whole"
         )
-    for index in sorted(folder.glob("*.index.json")):
-        shards = set(_json(index).get("weight_map", {}).values())
-        gone = sorted(s for s in shards if not (folder / s).is_file())
-        if gone:
-            raise WeightsError(
-                f"model.llama_model: {folder} lacks {len(gone)} of {len(shards)} files that "
-                f"{index.name} names: {', '.join(gone[:5])}; download them again"
-            )
+    try:
+        files = weight_files(folder, check=False)
+    except WeightsError as error:
+        raise WeightsError(f"model.llama_model: {error}") from None
+    for file in files:
+        refuse_other_files(file)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -188,15 +199,15 @@ def load_tokenizer(source: str) -> Any:
     Raises:
         WeightsError: Nothing there that can be loaded.
     """
-    folder, gguf = _locate(source)
+    folder, gguf = locate(source)
     options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+        return AutoTokenizer.from_pretrained(folder, **LOCAL, **options)
+    except BROKEN as error:
         raise WeightsError(f"model.llama_model: {folder}: no tokenizer: {error}") from None
 
 
-def _locate(source: str) -> tuple[Path, str | None]:
+def locate(source: str) -> tuple[Path, str | None]:
     """The folder to load from and, for a GGUF, the file in it."""
     if source.startswith(PACKAGE):
         path = _package_gguf(source.removeprefix(PACKAGE))
@@ -213,8 +224,8 @@ def _locate(source: str) -> tuple[Path, str | None]:
         raise WeightsError(f"model.llama_model: the run {path} trained no language model")
     raise WeightsError(
         f"model.llama_model: {source} is no transformers folder (config.json), no .gguf and no "
-        "run of the task language_modeling. Vicuna and its like are downloaded by hand; "
-        "docs/weights.md says from where"
+        "run of the task language_modeling. `python -m xraygpt.download` fetches Vicuna and other "
+        "models of the hub"
     )
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import pickle
+import struct
+import warnings
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +21,20 @@ from xraygpt.common.checkpoint import find_checkpoint, manifest_of, verify
 from xraygpt.common.errors import WeightsError
 
 WEIGHTS = "model.safetensors"  # of a checkpoint of ours
-# Files of a folder that hold all its weights, and their indexes where they are in shards.
-_WHOLE = (
+# What may hold the weights of a folder, in the order transformers looks; an index names shards.
+_CANDIDATES = (
     WEIGHTS,
+    "model.safetensors.index.json",
     "open_clip_model.safetensors",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
     "open_clip_pytorch_model.bin",
 )
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# What reading a damaged or made-up file may raise, besides pickle's own error.
+_DAMAGED = (
+    SafetensorError, RuntimeError, EOFError, OSError, ValueError, IndexError, KeyError,
+    AttributeError, TypeError, AssertionError, struct.error,
+)  # fmt: skip
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -44,25 +53,24 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The file itself, or the weight files of a folder.
+def weight_files(path: Path, *, check: bool = True) -> list[Path]:
+    """The file itself, or the weight files of a folder; a converted one is checked if asked.
 
     Raises:
         WeightsError: Nothing there, or a shard is.
     """
     if path.is_file():
+        if check and is_converted(path):
+            verify(path.parent, only=path.name)
         return [path]
-    if is_converted(path):
+    if check and is_converted(path):
         verify(path)
-    for name in _INDEXES:
-        if (path / name).is_file():
-            return _shards(path / name)
-    found = [path / name for name in _WHOLE if (path / name).is_file()]
-    if not found:
-        looked = ", ".join((*_WHOLE, *_INDEXES))
+    found = next((n for n in _CANDIDATES if (path / n).is_file()), None)
+    if found is None:
+        looked = ", ".join(_CANDIDATES)
         kind = f"none of {looked} in {path}" if path.is_dir() else f"no weights at {path}"
         raise WeightsError(kind)
-    return found[:1]
+    return _shards(path / found) if found.endswith(".json") else [path / found]
 
 
 def _shards(index: Path) -> list[Path]:
@@ -80,14 +88,12 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
-    _refuse_other_files(path)
+    refuse_other_files(path)
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" or _looks_like_safetensors(path):
             return load_file(path)
-        with torch.serialization.safe_globals(_inert_layers()):
-            mapped = zipfile.is_zipfile(path)
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        content = _unpickled(path)
+    except _DAMAGED as error:
         raise WeightsError(
             f"{path} ({path.stat().st_size} bytes) is cut off, damaged or no weight file: {error}"
         ) from None
@@ -97,15 +103,44 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             "save its tensors alone, best as .safetensors"
         ) from None
     if isinstance(content, _Inert):
-        return content.tensors()
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    state = content if isinstance(content, dict) else {}
-    tensors = {name: t for name, t in state.items() if isinstance(t, Tensor)}
+        tensors = _tensors(content)
+    else:
+        for key in ("model", "state_dict"):
+            if isinstance(content, dict) and isinstance(content.get(key), dict):
+                content = content[key]
+        state = content if isinstance(content, dict) else {}
+        tensors = {str(name): t for name, t in state.items() if isinstance(t, Tensor)}
     if not tensors:
         raise WeightsError(f"{path} holds no named tensors but a {type(content).__name__}")
     return tensors
+
+
+def _looks_like_safetensors(path: Path) -> bool:
+    """Whether a file begins with the length of a JSON header and the header, whatever its name."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    length = int.from_bytes(start[:8], "little")
+    return start[8:] == b"{" and length < path.stat().st_size
+
+
+def _unpickled(path: Path) -> Any:
+    """What a PyTorch file holds; of code it may name torch's layers alone, and none of it is run.
+
+    Raises:
+        pickle.UnpicklingError: It names anything else.
+    """
+    with torch.serialization.safe_globals(_inert_layers()):
+        try:
+            mapped = zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except pickle.UnpicklingError:
+            if mapped:
+                raise
+    # Before 1.6 torch wrote whole modules in a way its safe reader does not know.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it asks whether the layers' source has changed
+        restricted: Any = _Restricted
+        return torch.load(path, map_location="cpu", pickle_module=restricted, weights_only=False)
 
 
 class _Inert:
@@ -113,16 +148,56 @@ class _Inert:
 
     def __init__(self, *_: Any) -> None: ...
 
-    def tensors(self, prefix: str = "") -> dict[str, Tensor]:
-        """Parameters and buffers under the names `state_dict` would give them."""
-        found: dict[str, Tensor] = {}
-        for kind in ("_parameters", "_buffers"):
-            named = vars(self).get(kind) or {}
-            found |= {prefix + n: t.detach() for n, t in named.items() if isinstance(t, Tensor)}
-        for name, child in (vars(self).get("_modules") or {}).items():
-            if isinstance(child, _Inert):
-                found |= child.tensors(f"{prefix}{name}.")
-        return found
+
+def _tensors(module: _Inert, prefix: str = "", seen: frozenset[int] = frozenset()) -> Any:
+    """Parameters and saved buffers under the names `state_dict` would give them."""
+    found: dict[str, Tensor] = {}
+    content = vars(module)
+    unsaved = content.get("_non_persistent_buffers_set")
+    unsaved = unsaved if isinstance(unsaved, set) else set()
+    for kind in ("_parameters", "_buffers", "_modules"):
+        named = content.get(kind)
+        for name, value in named.items() if isinstance(named, dict) else ():
+            if isinstance(value, Tensor) and not (kind == "_buffers" and name in unsaved):
+                found[f"{prefix}{name}"] = value.detach()
+            elif isinstance(value, _Inert) and id(value) not in seen:
+                found |= _tensors(value, f"{prefix}{name}.", seen | {id(module)})
+    return found
+
+
+class _Restricted:
+    """The part of the module `pickle` that `torch.load` uses, with a list of what may be named."""
+
+    class Unpickler(pickle.Unpickler):
+        """Finds what tensors are rebuilt with, and the inert layers."""
+
+        def find_class(self, module: str, name: str) -> Any:
+            """The object called ``module.name``.
+
+            Raises:
+                pickle.UnpicklingError: It is not on the list.
+            """
+            inert = {known: layer for layer, known in _inert_layers()}
+            allowed = {
+                "collections.OrderedDict": OrderedDict,
+                "torch._utils._rebuild_tensor": torch._utils._rebuild_tensor,
+                "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+                "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
+                "torch.nn.parameter.Parameter": nn.Parameter,
+                "torch.Size": torch.Size,
+                "builtins.set": set,
+                "__builtin__.set": set,
+                **inert,
+            }
+            full = f"{module}.{name}"
+            if full not in allowed:
+                raise pickle.UnpicklingError(f"{full} is not on the list")
+            return allowed[full]
+
+    @staticmethod
+    def load(file: Any, **options: Any) -> Any:
+        """As `pickle.load`."""
+        return _Restricted.Unpickler(file, **options).load()
 
 
 @functools.cache
@@ -135,7 +210,7 @@ def _inert_layers() -> list[Any]:
     return [(type(name, (_Inert,), {}), name) for name in sorted(names)]
 
 
-def _refuse_other_files(path: Path) -> None:
+def refuse_other_files(path: Path) -> None:
     """What a broken download leaves in a weight file's place.
 
     Raises:
@@ -149,6 +224,10 @@ def _refuse_other_files(path: Path) -> None:
         raise WeightsError(f"{path} is a web page: the link gave no file; download it again")
     if start.startswith(b"version https://git-lfs"):
         raise WeightsError(f"{path} is a Git LFS pointer, not the file; type: git lfs pull")
+    if path.stat().st_size < 4096 and start.isascii() and start.decode().isprintable():
+        raise WeightsError(
+            f"{path} is text, not weights ('{start[:60].decode()}'); download it again"
+        )
 
 
 def read_weights(path: Path) -> tuple[Path, dict[str, Tensor]]:
@@ -179,5 +258,5 @@ def is_converted(source: Path) -> bool:
 
 def is_downloaded(folder: Path) -> bool:
     """Whether a folder is another project's, not a run or a checkpoint of ours."""
-    theirs = any((folder / name).is_file() for name in (*_WHOLE, *_INDEXES))
+    theirs = any((folder / name).is_file() for name in _CANDIDATES)
     return theirs and not (folder / "config.yaml").is_file()

@@ -83,8 +83,11 @@ def apply_rules(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> Account:
             account.applied[str(rule)] += 1
             if rule.to is None:
                 account.dropped.setdefault(rule.why, []).append(name)
-            else:
-                account.state[match.expand(rule.to)] = tensor
+                break
+            target = match.expand(rule.to)
+            if target in account.state:
+                account.unknown.append(f"{name} (a second {target})")
+            account.state[target] = tensor
             break
         else:
             account.unknown.append(name)

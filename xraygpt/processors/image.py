@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tvf
 
 from xraygpt.common.draws import keyed_random
+from xraygpt.common.errors import InputError
 from xraygpt.common.registry import registry
 from xraygpt.processors.base import BaseProcessor
 
@@ -74,6 +75,8 @@ class XrayImage(BaseProcessor):
         def __post_init__(self) -> None:
             if self.image_size is not None and not 8 <= self.image_size <= 4096:
                 raise ValueError(f"image_size ({self.image_size}) must lie in 8..4096 pixels")
+            if self.std is not None and min(self.std, default=0) <= 0:
+                raise ValueError(f"std ({self.std}) must be above 0")
 
     config: Config
 
@@ -177,6 +180,10 @@ class XrayImageTrain(XrayImage):
 
 def _per_channel(values: Any, channels: int) -> Tensor:
     each = list(values) * (channels if len(values) == 1 else 1)
+    if len(each) != channels:
+        raise InputError(
+            f"{len(each)} values of mean or std, but the encoder has {channels} channels"
+        )
     return torch.tensor(each, dtype=torch.float32).view(-1, 1, 1)
 
 

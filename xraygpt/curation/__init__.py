@@ -1,0 +1,1 @@
+"""From raw reports to training texts: sources, rules, filters, checks. Needs no network."""

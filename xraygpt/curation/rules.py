@@ -1,0 +1,166 @@
+"""Report text without priors, masks and views, by rules alone: nothing is rephrased.
+
+The recipe is XrayGPT's (Thawkar et al. 2023) but for its last step, the fluent rewriting. What a
+sentence says of today stays, what it says of an earlier study goes: "stable cardiomegaly compared
+to the prior exam" becomes "cardiomegaly".
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from xraygpt.metrics.findings import mentions
+from xraygpt.processors.text import ReportText, split_sentences
+
+_STUDY = (
+    r"(?:exam(?:ination)?|stud(?:y|ies)|film|radiograph|x-?ray|image|imaging|scan|ct|chest|"
+    r"comparison|report|cxr|mri|time|date|year|month|week|day)s?"
+)
+_EARLIER = (
+    r"(?:prior|previous|preceding|earlier|last|most recent|recent|comparison|old|older|remote)"
+)
+# Clauses that speak of an earlier study and of nothing else.
+_CLAUSES = [
+    re.compile(p, re.IGNORECASE)
+    for p in (
+        r",?\s*(?:\(?(?:as|when|which is|is)\s+)?compared?\s+(?:to|with)\b[^.;,]*",
+        r",?\s*in comparison (?:to|with)\b[^.;,]*",
+        r",?\s*(?:as|when) (?:seen|noted|described|shown) (?:on|in) (?:the )?"
+        + _EARLIER
+        + r"\b[^.;,]*",
+        r",?\s*\b(?:since|from|than|over|as|to|on|in|with)\s+(?:that of |on |in |a |an |the |his |"
+        r"her |this |patient'?s )*" + _EARLIER + r"\s+(?:\S+\s+){0,3}?" + _STUDY + r"\b[^.;,]*",
+        r",?\s*(?:with |and )?(?:there (?:has been|is|was) )?(?:\bno|without) "
+        r"(?:significant |acute |definite |appreciable |substantial |gross |obvious |major )*"
+        r"(?:interval )?change\b[^.;,]*",
+        r",?\s*previously (?:seen|noted|described|identified|visualized|demonstrated|reported)",
+        r",?\s*since (?:the )?(?:prior|previous|last)\b[^.;,]*",
+    )
+]
+# Words that compare; the rest of the sentence stands without them.
+_WORDS = re.compile(
+    r"\b(?:(?:grossly|essentially|relatively|largely|overall|otherwise) (?=stable|unchanged))?"
+    r"(?:stabl[ey]|unchanged|persistent(?:ly)?|(?:mild |slight |moderate |marked )?interval(?: "
+    r"(?:increase|decrease|improvement|worsening|development|progression) (?:in|of))?|new(?:ly)?|"
+    r"(?:once )?again|improv(?:ed|ing)|worsen(?:ed|ing)|redemonstrat(?:ed|ion of))\b[ ,]*",
+    re.IGNORECASE,
+)
+# "Heart size is stable": after the word is gone nothing is said any more.
+_EMPTY_END = re.compile(
+    r"\s*\b(?:is|are|was|were|has|have|remains?|appears?|appearance|and|or|but|also|been|"
+    r"also (?:is|are))\s*$",
+    re.IGNORECASE,
+)
+_REMAINS = re.compile(r"\bremains?\b", re.IGNORECASE)
+_CONNECTIVE_END = re.compile(r"[ ,]*\b(?:and|or|but|also|with)\s*$", re.IGNORECASE)
+# "No change in the nodule" says that there is one.
+_NO_CHANGE_IN = re.compile(
+    r"^(?:there (?:has been|is|was) )?no (?:significant |acute |definite |gross )*(?:interval )?"
+    r"change in (?:the )?(?:(?:appearance|size|position|configuration) of (?:the )?)?",
+    re.IGNORECASE,
+)
+# What a finished text must not hold; `checks.py` refuses it.
+COMPARISON = re.compile(
+    r"\b(?:compar(?:ed|ison|able)|unchanged|interval|previously|redemonstrat\w*|"
+    + _EARLIER
+    + r"\s+(?:\S+\s+){0,2}?"
+    + _STUDY
+    + r")\b|\b(?:no|without) (?:\w+ )?change\b|\bstable\b",
+    re.IGNORECASE,
+)
+MASK = re.compile(r"\bX{3,}\b|_{3,}|XXXX")
+_VIEWS = re.compile(
+    r"^(?:(?:single|two|2|three|3|portable|upright|erect|supine|frontal|lateral|pa|ap|"
+    r"posteroanterior|anteroposterior|and|,|/|&|semi-?erect|ap/pa|chest|the)[ .]*)*"
+    r"(?:views?|radiographs?|projections?|images?|films?|x-?rays?)\b"
+    r"(?: (?:of|the|chest|thorax|were|was|are|is|obtained|provided|submitted|reviewed|performed|"
+    r"available|for|review|interpretation|presented|in|and|lateral|frontal|pa|ap|two|with|2))*$",
+    re.IGNORECASE,
+)
+_CLEAN = ReportText(ReportText.Config(masks="remove"))
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A text and what was done to it.
+
+    Attributes:
+        text: The result; may be empty.
+        removed: Reason -> sentences that went whole.
+        changed: Sentences that lost words.
+    """
+
+    text: str
+    removed: dict[str, int]
+    changed: int
+
+
+def clean(sections: list[str]) -> Cleaned:
+    """Findings and impression as one text.
+
+    Args:
+        sections: Texts in the order they are to stand in.
+    """
+    removed: dict[str, int] = {}
+    kept: list[str] = []
+    seen: set[str] = set()
+    changed = 0
+    for section in sections:
+        for raw in split_sentences(" ".join(section.split())):
+            sentence, why = _sentence(raw)
+            key = re.sub(r"\W+", " ", sentence).strip().lower()
+            if not why and key in seen:
+                why = "said twice"
+            if why:
+                removed[why] = removed.get(why, 0) + 1
+                continue
+            changed += sentence != raw
+            seen.add(key)
+            kept.append(sentence)
+    return Cleaned(" ".join(kept), removed, changed)
+
+
+def _sentence(raw: str) -> tuple[str, str]:
+    """A sentence without priors and masks, or why it goes."""
+    if _VIEWS.match(raw.rstrip(". ")):
+        return "", "view"
+    text = _CLEAN(raw)
+    if not re.search(r"[A-Za-z]{2}", text):
+        return "", "nothing left beside masks"
+    plain = _NO_CHANGE_IN.sub("", text)
+    for clause in _CLAUSES:
+        plain = clause.sub("", plain)
+    plain = _WORDS.sub("", plain)
+    if plain == text:
+        return text, ""
+    plain = _REMAINS.sub("is", plain)
+    plain = _tidy(_CONNECTIVE_END.sub("", _tidy(plain).rstrip(". ")))
+    says = _says_something(plain)
+    if says and not COMPARISON.search(plain):
+        return plain, ""
+    present = {(m.finding, m.laterality) for m in mentions(text) if m.status == "positive"}
+    bare = _tidy(_EMPTY_END.sub("", plain.rstrip(". ")))
+    if present and not COMPARISON.search(bare):
+        still = {(m.finding, m.laterality) for m in mentions(bare) if m.status == "positive"}
+        if still == present:
+            return bare, ""
+    return "", "prior study"
+
+
+def _says_something(text: str) -> bool:
+    body = text.rstrip(". ")
+    return len(re.findall(r"[A-Za-z]{2,}", body)) > 1 and not _EMPTY_END.search(body)
+
+
+def _tidy(text: str) -> str:
+    """White space, stray commas, a capital at the start and a stop at the end."""
+    text = re.sub(r"\s+", " ", text)
+    text = re.sub(r"\s+([.,;:)])", r"\1", text)
+    text = re.sub(r"([,;:])(?:\s*[,;:])+", r"\1", text)
+    text = re.sub(r"\(\s*\)", "", text)
+    text = re.sub(r"[,;:\s]+\.", ".", text).strip(" ,;:")
+    if not text.rstrip(". "):
+        return ""
+    text = text[0].upper() + text[1:]
+    return text if text.endswith((".", "!", "?")) else f"{text}."
