@@ -144,15 +144,10 @@ def fetch(
             raise WeightsError(f"{out / LOCK} knows no {repo}: it was never fetched to {out}")
         _check(folder, locked["files"])
         return folder
-    if locked and revision in (None, locked["revision"]):
-        revision = locked["revision"]
+    if locked:
+        revision = _pinned(repo, locked["revision"], revision, out / LOCK)
         if _is_here(folder, locked, include):
             return folder
-    if locked and revision != locked["revision"]:
-        raise InputError(
-            f"{out / LOCK} holds {repo} at {locked['revision']}, not {revision}; to change it, "
-            "take its entry out of that file"
-        )
     commit, files = _listing(repo, revision, include)
     if locked:
         _compare(repo, locked["files"], files)
@@ -160,11 +155,10 @@ def fetch(
             files = {n: dict(f) for n, f in locked["files"].items()} | files
     _room(out, sum(f["size"] for n, f in files.items() if not (folder / n).is_file()))
     log.info("%s at %s: %d files, %.2f GB", repo, commit, len(files), _gigabytes(files))
+    known = locked["files"] if locked else {}
     for file, said in files.items():
-        known, whose = (locked or {}).get("files", {}).get(file), "the lock file"
-        if known is None:
-            known, whose = said, "the hub"
-        _complete(repo, commit, file, folder, known, whose)
+        whose = "the lock file" if file in known else "the hub"
+        _complete(repo, commit, file, folder, known.get(file, said), whose)
         said["sha256"] = said["sha256"] or digest(folder / file)
     entry = lock.setdefault(repo, {"revision": commit, "whole": False, "files": {}})
     entry["whole"] = entry.get("whole", False) or include is None
@@ -172,6 +166,20 @@ def fetch(
         entry["files"][file] = {"size": said["size"], "sha256": said["sha256"]}
     write_file(out / LOCK, json.dumps(lock, indent=1, sort_keys=True) + "\n")
     return folder
+
+
+def _pinned(repo: str, locked: str, revision: str | None, lock: Path) -> str:
+    """The commit of the lock file.
+
+    Raises:
+        InputError: Another one is asked for.
+    """
+    if revision in (None, locked):
+        return locked
+    raise InputError(
+        f"{lock} holds {repo} at {locked}, not {revision}; to change it, take its entry out of "
+        "that file"
+    )
 
 
 def _is_here(folder: Path, locked: dict[str, Any], include: list[str] | None) -> bool:
