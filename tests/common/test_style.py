@@ -23,6 +23,7 @@ ORDER = [
     "processors",
     "phantom",
     "metrics",
+    "curation",
     "datasets",
     "models",
     "tasks",

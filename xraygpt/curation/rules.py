@@ -70,6 +70,7 @@ COMPARISON = re.compile(
     re.IGNORECASE,
 )
 MASK = re.compile(r"\bX{3,}\b|_{3,}|XXXX")
+_GLUED = re.compile(r"[A-Za-z0-9]*(?:X{4,}|_{3,})[A-Za-z0-9]*")  # "4XXXX" was "4th rib"
 _VIEWS = re.compile(
     r"^(?:(?:single|two|2|three|3|portable|upright|erect|supine|frontal|lateral|pa|ap|"
     r"posteroanterior|anteroposterior|and|,|/|&|semi-?erect|ap/pa|chest|the)[ .]*)*"
@@ -125,7 +126,7 @@ def _sentence(raw: str) -> tuple[str, str]:
     """A sentence without priors and masks, or why it goes."""
     if _VIEWS.match(raw.rstrip(". ")):
         return "", "view"
-    text = _CLEAN(raw)
+    text = _CLEAN(_GLUED.sub("XXXX", raw))
     if not re.search(r"[A-Za-z]{2}", text):
         return "", "nothing left beside masks"
     plain = _NO_CHANGE_IN.sub("", text)

@@ -12,7 +12,7 @@ import re
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -225,8 +225,8 @@ def mimic_sections(text: str) -> dict[str, str]:
     """Text of each section of one report; see `read_mimic`."""
     parts: dict[str, list[str]] = defaultdict(list)
     headings = list(_HEADING.finditer(text))
-    for heading, following in zip(headings, [*headings[1:], None], strict=True):
-        end = following.start() if following else len(text)
+    ends = [h.start() for h in headings[1:]] + [len(text)]
+    for heading, end in zip(headings, ends, strict=False):
         name = _MIMIC.get(" ".join(heading[1].lower().split()))
         if name is not None:
             parts[name].append(text[heading.end() : end])
@@ -291,7 +291,7 @@ def _table(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[str, dict[str,
         yield where, {name: value.strip() for name, value in zip(header, row, strict=True)}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Corpus:
     """A raw corpus: how it is read and what its licence allows.
 
@@ -306,7 +306,6 @@ class Corpus:
     read: Callable[[Path], Rows]
     licence: str
     has_sections: bool = True
-    notes: list[str] = field(default_factory=list)
 
 
 CORPORA = {
