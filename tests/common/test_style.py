@@ -33,6 +33,7 @@ ORDER = [
     "synthesize",
     "convert",
     "download",
+    "curate",
     "quickstart",
 ]
 MAX_FILE, MAX_FUNCTION = 500, 60

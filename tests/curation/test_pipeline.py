@@ -1,0 +1,136 @@
+"""From raw files to a folder that trains, with every report counted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import REPO
+from tests.curation.test_sources import XML
+from xraygpt.common.errors import DataError, InputError
+from xraygpt.common.openi import published_test_studies
+from xraygpt.curation.checks import problems, wilson
+from xraygpt.curation.pipeline import Filters, curate
+from xraygpt.datasets.caption_folder import CaptionFolder
+from xraygpt.experiment import NO_IMAGES
+
+TEST = min(int(s[3:]) for s in published_test_studies())
+FINDINGS = "The heart is large. The lungs are clear. No pleural effusion is seen. No pneumothorax."
+CANARY = "zebra canary words"
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Four studies: good, of the test split, too short, and one whose finding would get lost."""
+    reports, images = tmp_path / "ecgen-radiology", tmp_path / "png"
+    reports.mkdir()
+    images.mkdir()
+    texts = {
+        90001: (f"Stable cardiomegaly compared to the prior exam. {FINDINGS}", "Large heart."),
+        TEST: (FINDINGS, "Large heart."),
+        90003: ("The heart is large.", "Large."),
+        90004: (
+            f"{FINDINGS} Compared to the prior exam, interval {CANARY} comparison with old films "
+            "shows the left effusion to be stable.", "Stable effusion since then, compared.",
+        ),
+    }  # fmt: skip
+    for number, (findings, impression) in texts.items():
+        text = XML.format(number).replace("The heart\n is large.", findings)
+        (reports / f"{number}.xml").write_text(text.replace("Large heart.", impression))
+        Image.new("L", (8, 8)).save(images / f"CXR{number}_1_IM-0001-4001.png")
+    (reports / "bad.xml").write_text(f"<broken> {CANARY}")
+    return tmp_path
+
+
+def made(raw: Path, **settings) -> dict:
+    return curate("openi", raw / "ecgen-radiology", raw / "png", raw / "out", Filters(**settings))
+
+
+def test_every_report_is_counted_and_the_folder_loads(raw):
+    manifest = made(raw)
+    assert list(manifest["left_after"].values()) == [4, 4, 3, 3]
+    assert (manifest["unreadable"], manifest["accepted"], manifest["held_back"]) == (1, 2, 1)
+    assert manifest["pictures_of_published_test_split"] == 1
+    rows = json.loads((raw / "out" / "filter_cap.json").read_text())["annotations"]
+    texts = {row["study"]: row["caption"] for row in rows}
+    assert texts["CXR90001"] == f"Cardiomegaly. {FINDINGS} Large heart."
+    config = CaptionFolder.Config(storage=raw / "out")
+    builder = config.build(image_spec=NO_IMAGES)
+    splits = {s: [r.study_id for r in builder.build(s, "eval").records] for s in ("train", "test")}
+    assert splits == {"train": ["CXR90001"], "test": [f"CXR{TEST}"]}
+
+
+def test_what_is_held_back_is_named_without_its_text(raw):
+    made(raw)
+    text = (raw / "out" / "held_back.csv").read_text()
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [r["source_id"] for r in rows] == ["CXR90004", ""]
+    assert "compares with an earlier study" in rows[0]["reasons"] or rows[0]["reasons"]
+    assert rows[1]["where"].endswith("bad.xml")
+    for file in ("held_back.csv", "manifest.json"):
+        assert CANARY not in (raw / "out" / file).read_text()
+
+
+def test_the_command_says_what_became_of_them_and_no_text(raw):
+    command = [
+        sys.executable, "-m", "xraygpt.curate", "openi", "--reports", raw / "ecgen-radiology",
+        "--images", raw / "png", "--out", raw / "out",
+    ]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 accepted" in done.stdout
+    assert CANARY not in done.stdout + done.stderr
+    again = subprocess.run(list(map(str, command)), cwd=REPO, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert "holds a curated corpus already" in again.stderr
+
+
+def test_mistakes_are_named(raw):
+    with pytest.raises(DataError, match="no pictures"):
+        curate("openi", raw / "ecgen-radiology", raw / "nowhere", raw / "out", Filters())
+    (raw / "other").mkdir()
+    Image.new("L", (8, 8)).save(raw / "other" / "CXR5_1_IM-0001-4001.png")
+    with pytest.raises(DataError, match="none has a picture"):
+        curate("openi", raw / "ecgen-radiology", raw / "other", raw / "out", Filters())
+    made(raw)
+    with pytest.raises(InputError, match="holds a curated corpus"):
+        made(raw)
+
+
+@pytest.mark.parametrize(
+    ("source", "result", "why"),
+    [
+        ("Large left effusion. Lungs clear.", "Lungs clear.", "no longer affirmed"),
+        ("No effusion. Lungs clear.", "Effusion. Lungs clear.", "newly affirmed"),
+        ("Left effusion.", "Right effusion.", "another side"),
+        ("A 5 mm nodule.", "A 9 mm nodule.", "a number that is not in the source"),
+        ("Lungs clear today.", "Lungs unchanged.", "compares with an earlier study"),
+        ("Lungs clear today.", "Lungs clear XXXX.", "a mask"),
+        ("Lungs clear.", "", "nothing is left"),
+        ("Lungs clear.", "Lungs clear and clear and clear.", "times as many words"),
+    ],
+)
+def test_each_check_catches_its_fault(source: str, result: str, why: str):
+    assert any(why in reason for reason in problems(source, result))
+    assert problems(source, source) == [] or "XXXX" in source
+
+
+def test_wilson_against_a_published_value():
+    """Newcombe 1998, table I: 81 of 263."""
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+
+
+@pytest.mark.data
+def test_real_openi_from_kaggle(real_data, tmp_path):
+    images = real_data / "iu_xray" / "images"
+    made = curate("openi_kaggle", real_data / "openi_kaggle", images, tmp_path / "out", Filters())
+    assert list(made["left_after"].values()) == [3851, 3331, 3320, 3312]
+    assert made["acceptance"]["low"] > 0.97
+    assert made["pictures"] > 2500
+    assert made["pictures_of_published_test_split"] == 0  # their images are not in this copy

@@ -1,0 +1,92 @@
+"""What a rewritten report must keep and must not hold, before it is accepted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from xraygpt.curation.rules import COMPARISON, MASK
+from xraygpt.metrics.findings import mentions
+
+MIN_RATIO, MAX_RATIO = 0.2, 1.5  # of words, result to source
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+def problems(source: str, result: str, *, priors: bool = False) -> list[str]:
+    """Why `result` cannot stand for `source`; empty if it can. No report text in the reasons.
+
+    Args:
+        source: Findings and impression as they were.
+        result: The rewritten text.
+        priors: Whether comparisons with earlier studies may stay.
+    """
+    if not result.strip():
+        return ["nothing is left"]
+    found = []
+    if MASK.search(result):
+        found.append("a mask of de-identification is left")
+    if not priors and COMPARISON.search(result):
+        found.append("it compares with an earlier study")
+    found += _findings(source, result)
+    if set(_NUMBER.findall(result)) - set(_NUMBER.findall(source)):
+        found.append("a number that is not in the source")
+    ratio = len(result.split()) / max(len(source.split()), 1)
+    if not MIN_RATIO <= ratio <= MAX_RATIO:
+        found.append(f"{ratio:.1f} times as many words as the source")
+    return found
+
+
+def _findings(source: str, result: str) -> list[str]:
+    """Findings, their negation and their side, which a rewriting must not change."""
+    before, after = _said(source), _said(result)
+    found = []
+    for status, word in (("positive", "affirmed"), ("negative", "denied")):
+        lost = before[status] - after[status]
+        new = after[status] - before[status]
+        # What was only denied may go unsaid; what is denied anew was made up.
+        if lost and status == "positive":
+            found.append(f"no longer {word}: {', '.join(sorted(lost))}")
+        if new:
+            found.append(f"newly {word}: {', '.join(sorted(new))}")
+    sides = {(n, s) for n, s in _sides(result) if n in before["positive"]}
+    wrong = {n for n, _ in sides - _sides(source)}
+    if wrong:
+        found.append(f"another side: {', '.join(sorted(wrong))}")
+    return found
+
+
+def _said(text: str) -> dict[str, set[str]]:
+    by_status: dict[str, set[str]] = {"positive": set(), "negative": set(), "uncertain": set()}
+    for mention in mentions(text):
+        by_status[mention.status].add(mention.finding)
+    return by_status
+
+
+def _sides(text: str) -> set[tuple[str, str]]:
+    return {
+        (m.finding, m.laterality) for m in mentions(text) if m.status == "positive" and m.laterality
+    }
+
+
+def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927).
+
+    Args:
+        hits: Of `count`.
+        count: At least 1.
+        z: Quantile of the normal distribution.
+    """
+    share, spread = hits / count, z * z / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * (share * (1 - share) / count + spread / (4 * count)) ** 0.5 / (1 + spread)
+    return middle - half, middle + half
+
+
+def reasons_counted(reasons: Sequence[Sequence[str]]) -> dict[str, int]:
+    """How many texts each kind of reason holds back; names of findings are left out."""
+    counts: dict[str, int] = {}
+    for each in reasons:
+        for kind in {r.split(":")[0] for r in each}:
+            kind = re.sub(r"[\d.]+ times", "x times", kind)
+            counts[kind] = counts.get(kind, 0) + 1
+    return dict(sorted(counts.items(), key=lambda c: -c[1]))
