@@ -126,6 +126,7 @@ def test_wilson_against_a_published_value():
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_real_openi_from_kaggle(real_data, tmp_path):
     images = real_data / "iu_xray" / "images"

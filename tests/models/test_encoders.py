@@ -224,6 +224,17 @@ def test_a_transformers_encoder_says_what_it_wants(tmp_path: Path):
     assert build_vision(f"hf/{tmp_path / 'rad-dino'}", 112, None).num_tokens == 65
 
 
+def test_a_model_of_the_hubs_cache_is_named_with_its_revision(tmp_path: Path, monkeypatch):
+    import huggingface_hub
+
+    revision = "0123456789abcdef" * 2 + "01234567"
+    folder = tmp_path / "models--lab--dino" / "snapshots" / revision
+    net = dinov2_folder(folder)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    ours = build_vision(f"hf/lab/dino@{revision}", None, None)
+    assert torch.equal(ours.net.embeddings.cls_token, net.embeddings.cls_token)
+
+
 def test_a_siglip_vision_model_stretches_its_positions(tmp_path: Path):
     config = SiglipVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from xraygpt.common.errors import WeightsError
@@ -35,16 +36,16 @@ def transformers_encoder(source: str, image_size: int | None) -> VisionEncoder:
     name, _, revision = source.partition("@")
     options: dict[str, Any] = dict(LOCAL)
     local = Path(name).is_dir()
-    if not local:
-        if not _REVISION.fullmatch(revision):
-            raise WeightsError(
-                f"model.vit_model: hf/{source}: there is no folder {name}; "
-                f"`python -m xraygpt.download {name}` makes one. A model in the hub's own cache is "
-                "named with its revision: hf/<owner>/<name>@<40 digits of the commit>"
-            )
-        options["revision"] = revision
+    if not local and not _REVISION.fullmatch(revision):
+        raise WeightsError(
+            f"model.vit_model: hf/{source}: there is no folder {name}; "
+            f"`python -m xraygpt.download {name}` makes one. A model in the hub's own cache is "
+            "named with its revision: hf/<owner>/<name>@<40 digits of the commit>"
+        )
     try:
-        for file in weight_files(Path(name)) if local else ():
+        if not local:  # the hub's cache, and nothing but it
+            name = snapshot_download(name, revision=revision, local_files_only=True)
+        for file in weight_files(Path(name)):
             refuse_other_files(file)
         loaded: Any = AutoModel.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, **options
@@ -54,7 +55,8 @@ def transformers_encoder(source: str, image_size: int | None) -> VisionEncoder:
         raise WeightsError(f"model.vit_model: {error}") from None
     except BROKEN as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        way = "" if local else f"; `python -m xraygpt.download {name}` fetches it into a folder"
+        hub = source.partition("@")[0]
+        way = "" if local else f"; `python -m xraygpt.download {hub}` fetches it into a folder"
         raise WeightsError(f"model.vit_model: hf/{source} does not load: {why}{way}") from None
     net, account = loaded
     net = getattr(net, "vision_model", net)  # of a pair with a text encoder
