@@ -35,7 +35,7 @@ _CLAUSES = [
         r"(?:significant |acute |definite |appreciable |substantial |gross |obvious |major )*"
         r"(?:interval )?change\b[^.;,]*",
         r",?\s*previously (?:seen|noted|described|identified|visualized|demonstrated|reported)",
-        r",?\s*since (?:the )?(?:prior|previous|last)\b[^.;,]*",
+        r",?\s*(?:since|from) (?:the )?(?:prior|previous|last)s?\b(?:[^.;,]*| *$)",
     )
 ]
 # Words that compare; the rest of the sentence stands without them.
@@ -70,6 +70,15 @@ COMPARISON = re.compile(
     re.IGNORECASE,
 )
 MASK = re.compile(r"\bX{3,}\b|_{3,}|XXXX")
+_NUMBERED = re.compile(r"^\(?\d{1,2}[.)]\s+")
+_DANGLING = re.compile(r"\b(is|are|was|were|appears?) (?:and|or|but|to|,)\s+", re.IGNORECASE)
+# What a mask leaves where it stood for the noun: "are intact", "of the".
+_BROKEN = re.compile(
+    r"^(?:(?:the|a|an|no|normal) )?(?:is|are|was|were|has|have|with|of)\b"
+    r"|\b(?:the|a|an|of|in|at|from|to|by|with|and|or|for)\s*[.,;]"
+    r"|\b(?:the|a|an) (?:is|are|was|were|of|in|at|bilaterally)\b|\bpulmonary (?:is|are|and)\b",
+    re.IGNORECASE,
+)
 _GLUED = re.compile(r"[A-Za-z0-9]*(?:X{4,}|_{3,})[A-Za-z0-9]*")  # "4XXXX" was "4th rib"
 _VIEWS = re.compile(
     r"^(?:(?:single|two|2|three|3|portable|upright|erect|supine|frontal|lateral|pa|ap|"
@@ -126,7 +135,13 @@ def _sentence(raw: str) -> tuple[str, str]:
     """A sentence without priors and masks, or why it goes."""
     if _VIEWS.match(raw.rstrip(". ")):
         return "", "view"
+    raw = _NUMBERED.sub("", raw)
     text = _CLEAN(_GLUED.sub("XXXX", raw))
+    if text != raw and _BROKEN.search(text) and not _BROKEN.search(raw):
+        lost = {m.finding for m in mentions(raw)}
+        if not lost:
+            return "", "broken by a mask"
+    text = text[:1].upper() + text[1:]
     if not re.search(r"[A-Za-z]{2}", text):
         return "", "nothing left beside masks"
     plain = _NO_CHANGE_IN.sub("", text)
@@ -135,7 +150,7 @@ def _sentence(raw: str) -> tuple[str, str]:
     plain = _WORDS.sub("", plain)
     if plain == text:
         return text, ""
-    plain = _REMAINS.sub("is", plain)
+    plain = _DANGLING.sub(r"\1 ", _REMAINS.sub("is", plain))
     plain = _tidy(_CONNECTIVE_END.sub("", _tidy(plain).rstrip(". ")))
     says = _says_something(plain)
     if says and not COMPARISON.search(plain):
