@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -135,3 +136,25 @@ def test_real_openi_from_kaggle(real_data, tmp_path):
     assert made["acceptance"]["low"] > 0.97
     assert made["pictures"] > 2500
     assert made["pictures_of_published_test_split"] == 0  # their images are not in this copy
+
+
+@pytest.mark.parametrize(
+    ("script", "more"),
+    [
+        ("OpenI_Scripts/process_openI.py", []),
+        ("OpenI_Scripts/process_openI.py", ["--kaggle"]),
+        ("ROCO_Val_Scripts/process_ROCO.py", []),
+        ("MIMIC_Scripts/process_MIMIC.py", []),
+    ],
+)
+def test_the_scripts_reach_their_corpus(monkeypatch, tmp_path, script: str, more: list[str]):
+    path = REPO / "Data_Creation_Scripts" / script
+    asked = [*more, "--reports", tmp_path, "--images", tmp_path, "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", [str(path), *map(str, asked)])
+    names = {
+        "process_openI.py": "OpenI reports", "process_ROCO.py": "captions.txt",
+        "process_MIMIC.py": "MIMIC-CXR reports",
+    }  # fmt: skip
+    expected = "indiana_projections.csv" if more else names[path.name]
+    with pytest.raises(DataError, match=expected):
+        runpy.run_path(str(path))["main"]()

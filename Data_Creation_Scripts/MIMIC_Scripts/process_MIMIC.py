@@ -1,0 +1,22 @@
+"""MIMIC-CXR into a training folder: `python -m xraygpt.curate mimic` under the name its users know.
+
+python Data_Creation_Scripts/MIMIC_Scripts/process_MIMIC.py --reports … --images … --out …
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Put the corpus before the arguments and curate."""
+    from xraygpt.curate import main as curate
+
+    sys.argv.insert(1, "mimic")
+    curate()
+
+
+if __name__ == "__main__":
+    from xraygpt.common.cli import guarded
+
+    sys.exit(guarded(main))

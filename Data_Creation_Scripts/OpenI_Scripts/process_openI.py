@@ -1,0 +1,25 @@
+"""OpenI into a training folder: `python -m xraygpt.curate openi` under the name its users know.
+
+python Data_Creation_Scripts/OpenI_Scripts/process_openI.py --reports … --images … --out …
+python Data_Creation_Scripts/OpenI_Scripts/process_openI.py --kaggle --reports … --images … --out …
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Put the corpus before the arguments and curate."""
+    from xraygpt.curate import main as curate
+
+    tables = any(a == "--kaggle" for a in sys.argv)
+    rest = [a for a in sys.argv[1:] if a != "--kaggle"]
+    sys.argv = [sys.argv[0], "openi_kaggle" if tables else "openi", *rest]
+    curate()
+
+
+if __name__ == "__main__":
+    from xraygpt.common.cli import guarded
+
+    sys.exit(guarded(main))

@@ -1,0 +1,22 @@
+"""ROCO into a training folder: `python -m xraygpt.curate roco` under the name its users know.
+
+python Data_Creation_Scripts/ROCO_Val_Scripts/process_ROCO.py --reports … --images … --out …
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Put the corpus before the arguments and curate."""
+    from xraygpt.curate import main as curate
+
+    sys.argv.insert(1, "roco")
+    curate()
+
+
+if __name__ == "__main__":
+    from xraygpt.common.cli import guarded
+
+    sys.exit(guarded(main))
