@@ -67,6 +67,7 @@ def main() -> None:
         "--options", nargs="*", default=[], metavar="KEY=VALUE", help="change the run's settings"
     )
     given = parser.parse_args()
+    _refuse_taken(given.out)
     done = {"xraygpt": to_ours, "pth": to_pth, "transformers": to_transformers}[given.to](given)
     sys.stdout.write(f"{done}\n")
 
@@ -199,8 +200,6 @@ def to_pth(given: argparse.Namespace) -> str:
     model, _ = _trained(given)
     state = exchange.pth_state(model, with_vision=given.with_vision)
     out = given.out
-    if out.exists():
-        raise InputError(f"{out} is there already; name another")
     more = ""
     if given.merge_lora or not model.config.freeze_llm:  # the .pth has no place for an LLM
         folder = out.with_name(f"{out.stem}-llm")
@@ -302,6 +301,8 @@ def _card(model: XrayGPT, licence: str, token: str, same: bool) -> str:
     """README.md of an exported model: front matter for the hub, an example, the notice."""
     llm = (model.config.llama_model or "a small one of our own").rstrip("/").split("/")[-1]
     count = model.config.num_query_token
+    tiny = model.config.vit_model == "eva_tiny"
+    encoder = "eva_tiny (for tests, it sees nothing)" if tiny else "EVA-CLIP-g"
     stops = model.renderer.stop_strings
     ids = (
         "prompt = json.load(open(f'{folder}/prompt.json'))"
@@ -319,7 +320,7 @@ tags: [medical, radiology, blip-2, xraygpt]
 
 **{NOTICE}**
 
-EVA-CLIP-g, a Q-Former of {count} queries, a linear layer, and {llm}. The licence above is this
+{encoder}, a Q-Former of {count} queries, a linear layer, and {llm}. The licence above is this
 model's; those of its parts and of the data it was trained on hold too. Guidance and votes, which
 xraygpt offers in decoding, are not part of the export.
 
@@ -329,7 +330,7 @@ import torch
 from PIL import Image
 from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
-folder = "."
+folder = "."  # this folder
 model = Blip2ForConditionalGeneration.from_pretrained(folder)
 processor = Blip2Processor.from_pretrained(folder)
 {ids}
@@ -363,16 +364,30 @@ def _save(state: Mapping[str, Tensor], folder: Path) -> None:
 _PATTERN = WEIGHTS.replace(".safetensors", "{suffix}.safetensors")
 
 
+def _refuse_taken(out: Path) -> None:
+    """Before anything is loaded.
+
+    Raises:
+        InputError: Something is there.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is there already; name another")
+
+
 def _publish(out: Path, write: Callable[[Path], None], facts: dict[str, Any]) -> None:
     """Fill `out`; nothing is there until all of it is."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is there already; name another folder")
+    _refuse_taken(out)
     aside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         with _writing(out):
             write(aside)
+        umask = os.umask(0)
+        os.umask(umask)
+        for path in aside.rglob("*"):
+            if path.is_file():  # some writers leave files that only their owner may read
+                path.chmod(0o666 & ~umask)
         seal(aside, **facts)
         if out.is_dir():
             out.rmdir()

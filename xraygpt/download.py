@@ -24,6 +24,7 @@ from typing import Any
 
 from xraygpt.common.checkpoint import digest, write_file
 from xraygpt.common.errors import InputError, WeightsError
+from xraygpt.common.registry import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -135,8 +136,11 @@ def fetch(
     """
     repo = SETS[name].repo if name in SETS else name
     if not _REPO.fullmatch(repo):
-        raise InputError(f"'{name}' is none of {', '.join(SETS)}, and no owner/name of the hub")
-    folder = out / repo.split("/")[1]
+        raise InputError(
+            f"'{name}' is none of {', '.join(SETS)}, and no owner/name of the hub"
+            f"{did_you_mean(name, SETS) if '/' not in name else ''}"
+        )
+    folder = out / (name if name in SETS else repo.split("/")[1])
     lock = _read_lock(out / LOCK)
     locked = lock.get(repo)
     if offline:
@@ -353,9 +357,9 @@ class _hub_errors:
         if isinstance(error, (OSError, RuntimeError, errors.HfHubHTTPError)) or _is_network(error):
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
-                f"{self.what} could not be fetched: {why}. What "
-                "came stays and is gone on from: type the same again. Behind a proxy set "
-                "HTTPS_PROXY, with a mirror HF_ENDPOINT"
+                f"{self.what} could not be fetched: {why}. Type the "
+                "same again: a file that was begun is continued. Behind a proxy set HTTPS_PROXY, "
+                "with a mirror HF_ENDPOINT"
             ) from None
 
 

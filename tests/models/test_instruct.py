@@ -73,5 +73,5 @@ def test_a_bert_tokenizer_is_the_qformers_own(tmp_path):
     batch = collator(model)([sample("s", [picture(1)], "x", "What is what is what?")])
     assert model.reading(batch)["text_ids"].tolist() == [[2, 6, 8, 6, 3]]
     assert model.qformer.qformer.embeddings.word_embeddings.num_embeddings == 9
-    with pytest.raises(WeightsError, match="holds no tokenizer"):
+    with pytest.raises(WeightsError, match="there is no folder"):
         asking(qformer_tokenizer=tmp_path / "absent")

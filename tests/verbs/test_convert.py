@@ -235,7 +235,7 @@ def test_lora_is_merged_or_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("option", "to", "says"),
     [
-        ("model.vit_model=tiny", "transformers", "tokens without places"),
+        ("model.vit_model=tiny", "transformers", "this run's encoder is tiny"),
         ("model.vit_model=timm/vit_tiny_patch16_224", "transformers", "holds the EVA-CLIP-g tower"),
         ("model.qformer.adapter=96", "pth", "an adapter between"),
     ],

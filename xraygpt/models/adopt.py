@@ -11,6 +11,7 @@ from torch import Tensor
 
 from xraygpt.common.errors import WeightsError
 from xraygpt.models import encoders, lineage
+from xraygpt.models.vision import VisionEncoder
 from xraygpt.models.weight_files import read_weights
 from xraygpt.models.weights import load_exactly
 
@@ -22,6 +23,21 @@ log = logging.getLogger(__name__)
 # What BLIP-2 has not: its encoder has its Q-Former's width, and its tokens know their places.
 ADDED = ("qformer.adapter.", "qformer.patch_position")
 PARTS = "parts.json"  # what a checkpoint's weights belong to
+
+
+def vision_of(config: XrayGPT.Config) -> VisionEncoder:
+    """The encoder of a configuration; what is wrong with its file names the key.
+
+    Raises:
+        WeightsError: The file is absent or does not fit.
+    """
+    try:
+        return encoders.build_vision(config.vit_model, config.image_size, config.vit_ckpt)
+    except WeightsError as error:
+        text = str(error)
+        raise WeightsError(
+            text if text.startswith("model.") else f"model.vit_ckpt: {text}"
+        ) from None
 
 
 def take_qformer(model: XrayGPT, path: Path) -> None:

@@ -195,7 +195,9 @@ def _eva_tiny(image_size: int | None, weights: Path | None) -> VisionEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = Eva(**{**EVA, **settings})
-    if weights is not None:
+    if weights is None:
+        log.warning("eva_tiny is random and sees nothing: it is there for tests of files")
+    else:
         state = eva_state(weights)
         _fit_position(net, state)
         load_exactly(net, state, weights, required=set(net.state_dict()))

@@ -90,7 +90,8 @@ def refuse_odd_parts(model: XrayGPT, kind: str) -> None:
         reasons.append("it has an adapter between encoder and Q-Former")
     elif model.qformer.patch_position is not None:
         reasons.append(
-            f"{model.config.vit_model} gives tokens without places, so its Q-Former adds them"
+            f"this run's encoder is {model.config.vit_model}, to whose tokens the Q-Former adds "
+            "positions; EVA-CLIP-g's have theirs"
         )
     if model.config.llm_bits or model.config.low_resource:
         reasons.append(

@@ -38,8 +38,9 @@ def transformers_encoder(source: str, image_size: int | None) -> VisionEncoder:
     local = Path(name).is_dir()
     if not local and not _REVISION.fullmatch(revision):
         raise WeightsError(
-            f"model.vit_model: hf/{source}: there is no folder {name}; "
-            f"`python -m xraygpt.download {name}` makes one. A model in the hub's own cache is "
+            f"model.vit_model: hf/{source}: there is no folder {name}. `python -m xraygpt.download "
+            "--list` names what it can fetch (rad-dino goes to weights/rad-dino, owner/name to "
+            "weights/name); set vit_model to hf/<that folder>. A model in the hub's own cache is "
             "named with its revision: hf/<owner>/<name>@<40 digits of the commit>"
         )
     try:
@@ -56,7 +57,13 @@ def transformers_encoder(source: str, image_size: int | None) -> VisionEncoder:
     except BROKEN as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         hub = source.partition("@")[0]
-        way = "" if local else f"; `python -m xraygpt.download {hub}` fetches it into a folder"
+        way = (
+            ""
+            if local
+            else (
+                f"; `python -m xraygpt.download {hub}` fetches it into weights/{hub.split('/')[-1]}"
+            )
+        )
         raise WeightsError(f"model.vit_model: hf/{source} does not load: {why}{way}") from None
     net, account = loaded
     net = getattr(net, "vision_model", net)  # of a pair with a text encoder

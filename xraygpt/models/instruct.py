@@ -5,6 +5,7 @@ Notation as in `qformer.py`; T tokens of a question.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,9 @@ class TextQFormer(QFormer):
         return out[:, : queries.shape[1]]
 
 
+log = logging.getLogger(__name__)
+
+
 @registry.register_model("xraygpt_instruct", "instruct_blip")
 class InstructXrayGPT(XrayGPT):
     """`xraygpt` whose image tokens depend on the question."""
@@ -100,7 +104,10 @@ class InstructXrayGPT(XrayGPT):
 
     def _question_tokenizer(self) -> Any:
         folder = self.config.qformer_tokenizer
+        if folder is not None and not folder.is_dir():
+            raise WeightsError(f"model.qformer_tokenizer: there is no folder {folder}")
         if folder is None:
+            log.info("model.qformer_tokenizer is not set: the Q-Former reads the LLM's tokens")
             llm = self.config.llama_model
             return language.new_tokenizer([], 260) if llm is None else llm_files.load_tokenizer(llm)
         try:

@@ -95,7 +95,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         content = _unpickled(path)
     except _DAMAGED as error:
         raise WeightsError(
-            f"{path} ({path.stat().st_size} bytes) is cut off, damaged or no weight file: {error}"
+            f"{path} ({path.stat().st_size} bytes) is cut off, damaged or no weight file "
+            f"({type(error).__name__}: {error})"
         ) from None
     except pickle.UnpicklingError:
         raise WeightsError(

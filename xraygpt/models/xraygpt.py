@@ -164,9 +164,7 @@ class XrayGPT(BaseModel):
         self.vision: vision.VisionEncoder | None = None
         width, patches = config.vit_width, None
         if width is None:
-            self.vision = encoders.build_vision(
-                config.vit_model, config.image_size, config.vit_ckpt
-            )
+            self.vision = adopt.vision_of(config)
             width = self.vision.width
             patches = None if self.vision.has_position else self.vision.num_tokens
             if config.freeze_vit:
