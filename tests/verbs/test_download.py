@@ -244,7 +244,7 @@ def test_a_small_file_that_was_there_before_is_checked_too(hub):
     assert "is another file than the hub has" in download(hub, "lab/tiny").stderr
 
 
-@pytest.mark.parametrize("name", ["/tmp/outside.txt", "../../outside.txt", "a/../../b.txt"])
+@pytest.mark.parametrize("name", ["/outside.txt", "../../outside.txt", "a/../../b.txt"])
 def test_a_name_that_leads_out_of_the_folder_is_refused(hub, name):
     hub.files[name] = b"x"
     done = download(hub, "lab/tiny")

@@ -206,10 +206,8 @@ def _write(
         path: Path = row.pop("_path")
         target = out / "image" / path.name
         if not target.exists():
-            if copy:
-                shutil.copyfile(path, target)
-            else:
-                os.link(path, target) if _same_disk(path, out) else shutil.copyfile(path, target)
+            bring = shutil.copyfile if copy or not _same_disk(path, out) else os.link
+            bring(path, target)
         rows.append(row)
     write_file(out / "filter_cap.json", json.dumps({"annotations": rows}, indent=1))
     aside = out / f"held_back.csv.tmp-{os.getpid()}"
