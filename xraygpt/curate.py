@@ -1,12 +1,20 @@
-"""Raw reports and pictures -> a training folder, by rules alone: python -m xraygpt.curate openi ….
+"""Raw reports and pictures -> a training folder: python -m xraygpt.curate openi ….
 
     openi         --reports ecgen-radiology (or the .tgz)   --images NLMCXR_png
     openi_kaggle  --reports FOLDER (the pair of CSV files)  --images FOLDER/images_normalized
     roco          --reports captions.txt (or a .csv)        --images images
     mimic         --reports mimic-cxr-reports               --images mimic-cxr-jpg
 
-No key, no network, no text leaves this machine. Priors, masks and views go, findings stay; a report
-whose findings, sides or numbers would change is held back and named.
+By itself it works by rules: no key, no network, no text leaves this machine. Priors, masks and
+views go, findings stay; a report whose findings, sides or numbers would change is held back and
+named. --provider local, openai or azure has a language model rewrite; docs/curation.md.
+
+Single steps: filter (reports that pass, as JSON lines), images (their pictures), audit (a page of
+random rows, source beside result, for a person to mark).
+
+Ends with 0: every report was decided on. 3: the folder is written, but a file could not be read, a
+picture is missing, or the model gave no usable answer to some; held_back.csv names them. 1: the
+endpoint or the budget stopped it. 2: a mistake in the command or the data. 130, 143: interrupted.
 """
 
 from __future__ import annotations
@@ -14,44 +22,277 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from xraygpt.common.cli import guarded
-from xraygpt.common.errors import InputError
-from xraygpt.curation.pipeline import Filters, curate
+from xraygpt.common.errors import InputError, XrayGPTError
+from xraygpt.curation.endpoint import PROVIDERS, Endpoint, load_price, privacy
+from xraygpt.curation.folder import HELD_BACK, TROUBLE
+from xraygpt.curation.select import (
+    Filters,
+    corpus_named,
+    select_pictures,
+    select_reports,
+    write_left_out,
+    write_reports,
+)
 from xraygpt.curation.sources import CORPORA
 
 
+class SomeLeft(XrayGPTError):
+    """The folder is written; some reports a file or an endpoint failed."""
+
+    exit_code = 3
+
+
 def main() -> None:
-    """Read the command line and curate."""
-    default = Filters()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    """Read the command line and do the step it names."""
+    given = _parser().parse_args()
+    given.run(given)
+
+
+def _parser() -> argparse.ArgumentParser:
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
+    steps = parser.add_subparsers(required=True, metavar="CORPUS or STEP")
+    for name in CORPORA:
+        step = steps.add_parser(name, help=f"{name} into a training folder")
+        step.set_defaults(run=_curate, corpus=name)
+        _add_source(step, images=True)
+        step.add_argument("--out", type=Path, required=True, help="the training folder")
+        step.add_argument("--copy", action="store_true", help="copy pictures, do not link them")
+        _add_filters(step)
+        _add_model(step)
+    step = steps.add_parser("filter", help="reports that pass the filters, as JSON lines")
+    step.set_defaults(run=_filter)
+    step.add_argument("corpus", choices=CORPORA)
+    _add_source(step, images=False)
+    step.add_argument("--out", type=Path, required=True, help="the file, ending in .jsonl")
+    _add_filters(step)
+    step = steps.add_parser("images", help="pictures of reports that pass, checked, in one folder")
+    step.set_defaults(run=_images)
+    step.add_argument("corpus", choices=CORPORA)
+    _add_source(step, images=True)
+    step.add_argument("--out", type=Path, required=True, help="the folder")
+    step.add_argument("--copy", action="store_true", help="copy pictures, do not link them")
+    _add_filters(step)
+    step = steps.add_parser("audit", help="random rows, source beside result, for a person")
+    step.set_defaults(run=_audit)
+    step.add_argument("corpus", choices=CORPORA)
+    _add_source(step, images=False)
+    step.add_argument("--out", type=Path, required=True, help="the training folder to look into")
+    step.add_argument("--rows", type=int, default=30)
+    step.add_argument("--seed", type=int, default=0)
+    step.add_argument("--marks", type=Path, help="a marked audit.csv: print how many rows are good")
+    return parser
+
+
+def _add_source(step: argparse.ArgumentParser, images: bool) -> None:
+    step.add_argument(
+        "--reports", type=Path, required=True, help="as downloaded, or filter's .jsonl"
     )
-    parser.add_argument("corpus", choices=CORPORA)
-    parser.add_argument("--reports", type=Path, required=True, help="as downloaded")
-    parser.add_argument("--images", type=Path, required=True, help="folder of the pictures")
-    parser.add_argument("--out", type=Path, required=True, help="the training folder")
-    parser.add_argument("--min-findings-words", type=int, default=default.min_findings_words)
-    parser.add_argument("--min-impression-words", type=int, default=default.min_impression_words)
-    parser.add_argument("--views", choices=("frontal", "all"), default=default.views)
-    parser.add_argument("--copy", action="store_true", help="copy pictures instead of linking them")
-    given = parser.parse_args()
-    if min(given.min_findings_words, given.min_impression_words) < 0:
-        raise InputError("--min-findings-words and --min-impression-words must not be negative")
-    filters = Filters(
+    if images:
+        step.add_argument("--images", type=Path, required=True, help="folder of the pictures")
+
+
+def _add_filters(step: argparse.ArgumentParser) -> None:
+    default = Filters()
+    step.add_argument("--min-findings-words", type=int, default=default.min_findings_words)
+    step.add_argument("--min-impression-words", type=int, default=default.min_impression_words)
+    step.add_argument("--views", choices=("frontal", "all"), default=default.views)
+    step.add_argument("--modality", default=default.modality, help="of captions: xray, ct, …, any")
+    step.add_argument("--region", choices=("chest", "any"), default=default.region)
+
+
+def _add_model(step: argparse.ArgumentParser) -> None:
+    default = Endpoint()
+    group = step.add_argument_group("with a language model")
+    add = group.add_argument
+    add("--provider", choices=PROVIDERS, default="rules", help="rules needs no model (the default)")
+    add("--task", choices=("summarise", "describe", "vqa"), default="summarise")
+    add("--model", default="", help="as the endpoint calls it; Azure: the deployment")
+    add("--base-url", default="", help="local: http://127.0.0.1:8000/v1 unless said otherwise")
+    add("--prompt", type=Path, help="a file like those in prompts/curation/")
+    add("--temperature", type=_temperature, default=default.temperature, help="0 to 2, or none")
+    add("--model-seed", type=int, dest="model_seed", help="sent along; few endpoints honour it")
+    add("--concurrency", type=int, default=32, help="most calls at once")
+    add("--rpm", type=float, help="most requests a minute")
+    add("--tpm", type=float, help="most tokens a minute")
+    add("--timeout", type=float, default=120.0, help="seconds for one call")
+    add("--attempts", type=int, default=6, help="most calls for one answer when the endpoint errs")
+    add("--prices", type=Path, help="YAML: model: {input: …, output: …} for a million tokens")
+    add("--max-usd", type=float, help="stop before the folder has cost more (needs --prices)")
+    add("--max-tokens", type=int, help="stop before the folder has taken more")
+    add("--dry-run", action="store_true", help="count tokens, time and money; send nothing")
+    add("--sample", type=int, default=200, help="rows that --dry-run counts")
+    add("--batch", action="store_true", help="by the Batch API: slower, often cheaper")
+    add("--poll-seconds", type=float, default=60.0, help="between two looks at a batch")
+    add("--again", nargs="+", choices=("refused", "invalid"), default=[], help="ask these anew")
+    add("--partial", action="store_true", help="write the folder of what is there")
+    add(
+        "--zero-retention-agreement", default="", metavar="REFERENCE",
+        help="your written agreement, for credentialed data on another host",
+    )  # fmt: skip
+
+
+def _temperature(text: str) -> float | None:
+    value = None if text.lower() == "none" else float(text)
+    if value is not None and not 0 <= value <= 2:
+        raise argparse.ArgumentTypeError("0 to 2, or none")
+    return value
+
+
+def _filters(given: argparse.Namespace) -> Filters:
+    return Filters(
         min_findings_words=given.min_findings_words,
         min_impression_words=given.min_impression_words,
         views=given.views,
+        modality=given.modality,
+        region=given.region,
     )
-    made = curate(given.corpus, given.reports, given.images, given.out, filters, copy=given.copy)
-    left = " > ".join(f"{count} {name}" for name, count in made["left_after"].items())
-    rate = made["acceptance"]
-    sys.stdout.write(
-        f"{left} > {made['accepted']} accepted ({rate['rate']:.1%}, {rate['low']:.1%} to "
-        f"{rate['high']:.1%}), {made['held_back']} held back, {made['unreadable']} unreadable\n"
-        f"{given.out}: {made['pictures']} pictures, {made['pictures_of_published_test_split']} of "
-        "the published test split. held_back.csv names what was left out\n"
+
+
+def _curate(given: argparse.Namespace) -> None:
+    from xraygpt.curation.pipeline import curate
+
+    filters = _filters(given)
+    how = None if given.provider == "rules" else _rewriting(given)
+    if how is None and (given.dry_run or given.batch or given.task != "summarise"):
+        raise InputError("--dry-run, --batch and --task are for a language model: name --provider")
+    if given.dry_run:
+        _dry_run(given, filters, how)
+        return
+    made = curate(
+        given.corpus, given.reports, given.images, given.out, filters, rewriting=how,
+        copy=given.copy,
+    )  # fmt: skip
+    manifest, rate = made.manifest, made.manifest["acceptance"]
+    left_out = manifest["left_out"]
+    steps = " > ".join(f"{count} {name}" for name, count in manifest["left_after"].items())
+    say(
+        f"{steps} > {manifest['accepted']} accepted ({rate['rate']:.1%}, {rate['low']:.1%} to "
+        f"{rate['high']:.1%})"
     )
+    say("left out: " + (", ".join(f"{n} {s}" for s, n in left_out.items()) or "nothing"))
+    say(
+        f"{given.out}: {manifest['pictures']} pictures, "
+        f"{manifest['pictures_of_published_test_split']} of the published test split"
+    )
+    if how is not None:
+        money = f", {made.spent.money:.2f} by the price file" if how.price else ""
+        say(
+            f"{made.calls} calls now; over all runs {made.spent.tokens_in:,} tokens read and "
+            f"{made.spent.tokens_out:,} written{money}"
+        )
+    trouble = {stage: left_out[stage] for stage in TROUBLE if left_out.get(stage)}
+    if trouble:
+        named = ", ".join(f"{count} {stage}" for stage, count in trouble.items())
+        raise SomeLeft(f"{named}: see {given.out / HELD_BACK}")
+
+
+def say(line: str) -> None:
+    """A line on stdout."""
+    sys.stdout.write(f"{line}\n")
+
+
+def _rewriting(given: argparse.Namespace) -> Any:
+    from xraygpt.curation.engine import Limits
+    from xraygpt.curation.limits import Patience
+    from xraygpt.curation.pipeline import Rewriting
+    from xraygpt.curation.prompts import load_prompt
+    from xraygpt.curation.tasks import TASKS
+
+    if not given.model:
+        raise InputError(f"--provider {given.provider} needs --model, as the endpoint calls it")
+    if given.max_usd is not None and given.prices is None:
+        raise InputError("--max-usd needs --prices, a file with the price of the model")
+    low = {
+        "--concurrency": given.concurrency,
+        "--attempts": given.attempts,
+        "--sample": given.sample,
+    }
+    for name, value in low.items():
+        if value < 1:
+            raise InputError(f"{name} must be at least 1")
+    for name in ("rpm", "tpm", "timeout", "max_usd", "max_tokens", "poll_seconds"):
+        value = getattr(given, name)
+        if value is not None and value <= 0:
+            raise InputError(f"--{name.replace('_', '-')} must be above 0")
+    limits = Limits(
+        concurrency=given.concurrency, rpm=given.rpm, tpm=given.tpm,
+        max_tokens=given.max_tokens, max_money=given.max_usd,
+    )  # fmt: skip
+    return Rewriting(
+        endpoint=Endpoint(
+            provider=given.provider, model=given.model, base_url=given.base_url,
+            temperature=given.temperature, seed=given.model_seed,
+        ),
+        task=TASKS[given.task],
+        prompt=load_prompt(given.task, given.prompt),
+        limits=limits,
+        patience=Patience(attempts=given.attempts, timeout=given.timeout),
+        price=load_price(given.prices, given.model) if given.prices else None,
+        agreement=given.zero_retention_agreement,
+        batch=given.batch,
+        poll_seconds=given.poll_seconds,
+        again=tuple(given.again),
+        partial=given.partial,
+    )  # fmt: skip
+
+
+def _dry_run(given: argparse.Namespace, filters: Filters, how: Any) -> None:
+    from xraygpt.curation.cost import estimate_run
+    from xraygpt.curation.pipeline import items_of
+
+    decision = privacy(corpus_named(given.corpus), how.endpoint, how.agreement, how.batch)
+    selection = select_reports(given.corpus, given.reports, filters)
+    select_pictures(selection, given.images, filters)
+    items = [item for item, _ in items_of(selection, how)]
+    say(str(estimate_run(items, how, given.out, given.sample)))
+    say(f"  privacy  would be {decision}")
+
+
+def _filter(given: argparse.Namespace) -> None:
+    if given.out.suffix != ".jsonl":
+        raise InputError(f"--out {given.out}: the file's name must end in .jsonl")
+    selection = select_reports(given.corpus, given.reports, _filters(given))
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    write_reports(selection, given.out)
+    left_out = given.out.with_suffix(".left_out.csv")
+    write_left_out(selection.left_out, left_out)
+    say(" > ".join(f"{count} {name}" for name, count in selection.steps))
+    say(f"{given.out}: {len(selection.reports)} reports; {left_out} names the others")
+    unread = sum(row.stage == "unreadable" for row in selection.left_out)
+    if unread:
+        raise SomeLeft(f"{unread} unreadable: see {left_out}")
+
+
+def _images(given: argparse.Namespace) -> None:
+    from xraygpt.curation.folder import bring_pictures
+
+    selection = select_reports(given.corpus, given.reports, _filters(given))
+    select_pictures(selection, given.images, _filters(given))
+    pictures = [p for found in selection.pictures.values() for p in found]
+    bring_pictures(pictures, given.out / "image", given.copy)
+    write_left_out(selection.left_out, given.out / HELD_BACK)
+    say(" > ".join(f"{count} {name}" for name, count in selection.steps))
+    say(f"{given.out / 'image'}: {len(pictures)} pictures; {HELD_BACK} names what is left out")
+    trouble = sum(row.stage in TROUBLE for row in selection.left_out)
+    if trouble:
+        raise SomeLeft(f"{trouble} unreadable or without a picture: see {given.out / HELD_BACK}")
+
+
+def _audit(given: argparse.Namespace) -> None:
+    from xraygpt.curation.audit import audit, read_marks
+
+    if given.rows < 1:
+        raise InputError("--rows must be at least 1")
+    if given.marks:
+        say(read_marks(given.marks))
+        return
+    everything = Filters(min_findings_words=0, min_impression_words=0, modality="any")
+    selection = select_reports(given.corpus, given.reports, everything)
+    say(audit(selection, given.out, given.rows, given.seed))
 
 
 if __name__ == "__main__":

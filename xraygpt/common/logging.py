@@ -12,4 +12,7 @@ def progress(*args: Any, **options: Any) -> Any:
     """`tqdm`, as it suits where stderr goes."""
     if sys.stderr.isatty():
         return tqdm(*args, **options)
-    return tqdm(*args, mininterval=30.0, maxinterval=60.0, ascii=True, ncols=80, **options)
+    plain = {"mininterval": 30.0, "maxinterval": 60.0, "ascii": True}
+    if "bar_format" not in options:
+        plain["ncols"] = 80
+    return tqdm(*args, **{**plain, **options})

@@ -12,13 +12,24 @@ MIN_RATIO, MAX_RATIO = 0.2, 1.5  # of words, result to source
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
-def problems(source: str, result: str, *, priors: bool = False) -> list[str]:
+def problems(
+    source: str,
+    result: str,
+    *,
+    priors: bool = False,
+    findings: bool = True,
+    complete: bool = True,
+    max_ratio: float = MAX_RATIO,
+) -> list[str]:
     """Why `result` cannot stand for `source`; empty if it can. No report text in the reasons.
 
     Args:
         source: Findings and impression as they were.
         result: The rewritten text.
         priors: Whether comparisons with earlier studies may stay.
+        findings: Whether findings are held against the source; questions affirm nothing.
+        complete: Whether all that is affirmed must be said again, at the length of a report.
+        max_ratio: Most words for each word of the source.
     """
     if not result.strip():
         return ["nothing is left"]
@@ -27,24 +38,29 @@ def problems(source: str, result: str, *, priors: bool = False) -> list[str]:
         found.append("a mask of de-identification is left")
     if not priors and COMPARISON.search(result):
         found.append("it compares with an earlier study")
-    found += _findings(source, result)
+    if findings:
+        found += _findings(source, result, complete)
     if set(_NUMBER.findall(result)) - set(_NUMBER.findall(source)):
         found.append("a number that is not in the source")
     ratio = len(result.split()) / max(len(source.split()), 1)
-    if not MIN_RATIO <= ratio <= MAX_RATIO:
+    if complete and not MIN_RATIO <= ratio <= max_ratio:
         found.append(f"{ratio:.1f} times as many words as the source")
     return found
 
 
-def _findings(source: str, result: str) -> list[str]:
+def _findings(source: str, result: str, complete: bool) -> list[str]:
     """Findings, their negation and their side, which a rewriting must not change."""
     before, after = _said(source), _said(result)
     found = []
-    for status, word in (("positive", "affirmed"), ("negative", "denied")):
+    for status, word in (
+        ("positive", "affirmed"),
+        ("negative", "denied"),
+        ("uncertain", "doubted"),
+    ):
         lost = before[status] - after[status]
         new = after[status] - before[status]
-        # What was only denied may go unsaid; what is denied anew was made up.
-        if lost and status == "positive":
+        # What was only denied may go unsaid; what is denied or doubted anew was made up.
+        if lost and status != "negative" and complete:
             found.append(f"no longer {word}: {', '.join(sorted(lost))}")
         if new:
             found.append(f"newly {word}: {', '.join(sorted(new))}")

@@ -1,61 +1,86 @@
-"""A raw corpus -> the training folder: `image/`, `filter_cap.json`, `manifest.json`.
+"""A raw corpus -> the training folder, by rules or with a language model.
 
-Every report is counted somewhere: read, left out by a named filter, held back by a check, accepted.
+Every report is counted somewhere: unreadable, left out by a named filter, without a picture, held
+back by a check, refused, failed, or accepted.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
-import os
-import re
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from xraygpt import __version__
-from xraygpt.common.checkpoint import digest, write_file
-from xraygpt.common.errors import DataError, InputError
+from xraygpt.common.errors import XrayGPTError
 from xraygpt.common.logging import progress
-from xraygpt.common.openi import is_published_test
-from xraygpt.curation.checks import problems, reasons_counted, wilson
+from xraygpt.curation.checks import problems
+from xraygpt.curation.endpoint import Endpoint, Price, privacy
+from xraygpt.curation.engine import Ended, Engine, Item, Limits, item_key
+from xraygpt.curation.folder import Texts, check_free, item_name, write_folder
+from xraygpt.curation.ledger import DONE, FINAL, Ledger, Row, Spent
+from xraygpt.curation.limits import Breaker, Patience
+from xraygpt.curation.prompts import Prompt
 from xraygpt.curation.rules import clean
-from xraygpt.curation.sources import CORPORA, Corpus, ImageName, Problem, SourceReport
+from xraygpt.curation.select import (
+    Filters,
+    LeftOut,
+    Selection,
+    corpus_named,
+    select_pictures,
+    select_reports,
+)
+from xraygpt.curation.tasks import Task
 
 log = logging.getLogger(__name__)
 
-# OpenI's own name and Kaggle's for one picture: CXR1_1_IM-0001-4001.png, 1_IM-0001-4001.dcm.png.
-_OPENI = re.compile(r"^(?:CXR)?(\d+)_(?:\d+_)?(IM-\d+(?:-\d+)*)")
-_PICTURES = (".png", ".jpg", ".jpeg", ".dcm")
+
+class Unfinished(XrayGPTError):
+    """The run stopped before each row had its final state; what was answered is kept."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 @dataclass(frozen=True, kw_only=True)
-class Filters:
-    """Which reports are worth learning from; the defaults are XrayGPT's (Thawkar et al. 2023)."""
+class Rewriting:
+    """How a language model is asked."""
 
-    min_findings_words: int = 10
-    """Fewest words of the findings, between blanks."""
-    min_impression_words: int = 2
-    """Fewest words of the impression."""
-    views: Literal["frontal", "all"] = "frontal"
-    """Which pictures; a corpus that does not say its views keeps all."""
+    endpoint: Endpoint
+    task: Task
+    prompt: Prompt
+    limits: Limits = field(default_factory=Limits)
+    patience: Patience = field(default_factory=Patience)
+    price: Price | None = None
+    agreement: str = ""
+    """Reference of the user's written zero-retention agreement."""
+    batch: bool = False
+    """By the Batch API instead of single calls."""
+    poll_seconds: float = 60.0
+    """Between two looks at a batch."""
+    again: tuple[str, ...] = ()
+    """Final states to ask again: ``refused``, ``invalid``."""
+    partial: bool = False
+    """Write the folder though some rows have no final state yet."""
+    breaker: Breaker | None = None
+    """None: one that suits the concurrency."""
 
 
-@dataclass
-class Counts:
-    """What became of the reports."""
+@dataclass(frozen=True)
+class Curated:
+    """What a run made.
 
-    steps: list[tuple[str, int]] = field(default_factory=list)  # filter -> left after it
-    removed: Counter[str] = field(default_factory=Counter)  # sentences, by reason
-    changed: int = 0  # sentences that lost words
-    held: list[list[str]] = field(default_factory=list)  # reasons of each report held back
-    accepted: int = 0
-    without_image: int = 0
+    Attributes:
+        manifest: As written.
+        spent: Over all runs on the folder; nothing for rules.
+        calls: Sent in this run.
+    """
+
+    manifest: dict[str, Any]
+    spent: Spent = field(default_factory=Spent)
+    calls: int = 0
 
 
 def curate(
@@ -65,196 +90,148 @@ def curate(
     out: Path,
     filters: Filters,
     *,
+    rewriting: Rewriting | None = None,
     copy: bool = False,
-) -> dict[str, Any]:
-    """Make the training folder of a corpus by rules alone.
+) -> Curated:
+    """Make the training folder of a corpus.
 
     Args:
         corpus_name: A key of `CORPORA`.
-        raw: Its reports, as downloaded.
+        raw: Its reports, as downloaded, or as the filter wrote them (`.jsonl`).
         images: Folder of its pictures.
-        out: Gets the training folder; must not hold one.
-        filters: Which reports.
+        out: Gets the training folder, and the ledger of a language model; goes on with what is
+            there.
+        filters: Which reports and pictures.
+        rewriting: None for rules.
         copy: Copy pictures instead of linking them.
 
-    Returns:
-        The manifest.
-
     Raises:
-        InputError: The folder is taken.
+        InputError: The folder is taken, or the texts may not be sent to that endpoint.
         DataError: Nothing was accepted, or the corpus is not there.
+        Unfinished: A language model was stopped on its way.
     """
-    if (out / "filter_cap.json").exists():
-        raise InputError(f"{out} holds a curated corpus already; name another folder")
-    corpus, counts = CORPORA[corpus_name], Counts()
-    rows = list(corpus.read(raw))
-    unread = [r for r in rows if isinstance(r, Problem)]
-    reports = [r for r in rows if isinstance(r, SourceReport)]
-    counts.steps.append(("read", len(reports)))
-    for name, keep in _filters(corpus, filters):
-        reports = [r for r in reports if keep(r)]
-        counts.steps.append((name, len(reports)))
-    index = _pictures(images)
-    held_back: list[tuple[SourceReport, list[str]]] = []
-    annotations: list[dict[str, Any]] = []
-    for report in progress(reports, desc="curating", unit="report"):
-        text, why = _rewritten(report, corpus, counts)
-        if why:
-            held_back.append((report, why))
-            counts.held.append(why)
-            continue
-        counts.accepted += 1
-        found = _of(report, index, filters)
-        counts.without_image += not found
-        annotations += [_annotation(report, image, path, text) for image, path in found]
-    if not annotations:
-        raise DataError(
-            f"nothing to train on: {len(reports)} of {len(rows)} reports passed the filters, "
-            f"{counts.accepted} the checks, and none has a picture in {images}"
+    how = rewriting
+    decision = privacy(
+        corpus_named(corpus_name), how.endpoint if how else None, how.agreement if how else "",
+        bool(how and how.batch),
+    )  # fmt: skip
+    check_free(out, corpus_name, how is not None)
+    selection = select_reports(corpus_name, raw, filters)
+    select_pictures(selection, images, filters)
+    if how is None:
+        texts = by_rules(selection)
+        texts.facts["privacy"] = decision
+        return Curated(write_folder(out, selection, texts, filters, raw, copy))
+    with Ledger(out) as ledger:
+        ended, texts = by_model(selection, how, ledger)
+        spent = ledger.spent()
+    texts.facts["privacy"] = decision
+    left = sum(row.stage == "todo" for row in texts.left_out)
+    if left and not how.partial:
+        done = texts.asked - sum(row.stage in ("todo", "failed") for row in texts.left_out)
+        raise Unfinished(
+            f"{ended.why or 'not finished'}. {done} of {texts.asked} have an answer, kept in "
+            f"{ledger.path}; the same command goes on, --partial writes the folder of these",
+            ended.exit_code or 1,
         )
-    _write(out, annotations, held_back, unread, copy)
-    manifest = _manifest(corpus, raw, filters, counts, unread, annotations)
-    write_file(out / "manifest.json", json.dumps(manifest, indent=1))
-    return manifest
+    manifest = write_folder(out, selection, texts, filters, raw, copy)
+    return Curated(manifest, spent, ended.calls)
 
 
-def _filters(
-    corpus: Corpus, filters: Filters
-) -> Iterator[tuple[str, Callable[[SourceReport], bool]]]:
-    """Name and test of each filter, in their order."""
-
-    def words(report: SourceReport, section: str) -> int:
-        return len(report.sections.get(section, "").split())
-
-    if not corpus.has_sections:
-        yield "a caption", lambda r: words(r, "findings") > 0
-        return
-    yield "findings and impression", lambda r: bool(words(r, "findings") and words(r, "impression"))
-    yield (
-        f"at least {filters.min_findings_words} words of findings",
-        lambda r: words(r, "findings") >= filters.min_findings_words,
-    )
-    yield (
-        f"at least {filters.min_impression_words} words of impression",
-        lambda r: words(r, "impression") >= filters.min_impression_words,
-    )
-
-
-def _rewritten(report: SourceReport, corpus: Corpus, counts: Counts) -> tuple[str, list[str]]:
-    names = ("findings", "impression") if corpus.has_sections else ("findings",)
-    sections = [report.sections[name] for name in names]
-    done = clean(sections)
-    counts.removed.update(done.removed)
-    counts.changed += done.changed
-    return done.text, problems(" ".join(sections), done.text)
-
-
-def _pictures(folder: Path) -> dict[Any, Path]:
-    """Key of a picture's name -> its file.
-
-    Raises:
-        DataError: The folder is absent or holds none.
-    """
-    found = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in _PICTURES]
-    if not found:
-        raise DataError(f"no pictures ({', '.join(_PICTURES)}) in {folder}")
-    index: dict[Any, Path] = {}
-    for path in found:
-        index.setdefault(_key(str(path.relative_to(folder))), path)
-        index.setdefault(_key(path.name), path)
-    return index
-
-
-def _key(name: str) -> Any:
-    match = _OPENI.match(Path(name).name)
-    if match:
-        return int(match[1]), match[2]
-    while Path(name).suffix.lower() in _PICTURES:
-        name = name[: -len(Path(name).suffix)]
-    return name
-
-
-def _of(
-    report: SourceReport, index: dict[Any, Path], filters: Filters
-) -> list[tuple[ImageName, Path]]:
-    """Pictures of a report that are there and wanted."""
-    wanted = [
-        i for i in report.images if filters.views == "all" or i.view.lower() in ("", "frontal")
-    ]
-    return [(i, index[_key(i.name)]) for i in wanted if _key(i.name) in index]
-
-
-def _annotation(report: SourceReport, image: ImageName, path: Path, text: str) -> dict[str, Any]:
-    row = {"image_id": path.stem, "caption": text, "study": report.source_id}
-    if image.view:
-        row["view"] = image.view
-    if is_published_test(report.source_id):
-        row["split"] = "test"
-    return {**row, "_path": path}
-
-
-def _write(
-    out: Path,
-    annotations: list[dict[str, Any]],
-    held_back: list[tuple[SourceReport, list[str]]],
-    unread: list[Problem],
-    copy: bool,
-) -> None:
-    (out / "image").mkdir(parents=True, exist_ok=True)
-    rows = []
-    for row in annotations:
-        path: Path = row.pop("_path")
-        target = out / "image" / path.name
-        if not target.exists():
-            bring = shutil.copyfile if copy or not _same_disk(path, out) else os.link
-            bring(path, target)
-        rows.append(row)
-    write_file(out / "filter_cap.json", json.dumps({"annotations": rows}, indent=1))
-    aside = out / f"held_back.csv.tmp-{os.getpid()}"
-    with aside.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["source_id", "where", "reasons"])
-        table.writerows([r.source_id, r.where, "; ".join(why)] for r, why in held_back)
-        table.writerows(["", p.where, p.why] for p in unread)
-    aside.replace(out / "held_back.csv")
-
-
-def _same_disk(path: Path, out: Path) -> bool:
-    return path.stat().st_dev == out.stat().st_dev
-
-
-def _manifest(
-    corpus: Corpus,
-    raw: Path,
-    filters: Filters,
-    counts: Counts,
-    unread: list[Problem],
-    annotations: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """Counts, hashes of the input, settings; no report text."""
-    checked = counts.accepted + len(counts.held)
-    low, high = wilson(counts.accepted, checked) if checked else (0.0, 0.0)
-    hashes = {raw.name: digest(raw)} if raw.is_file() else {}
-    if raw.is_dir():
-        hashes = {p.name: digest(p) for p in sorted(raw.glob("*.csv"))}
-    return {
-        "corpus": corpus.name,
-        "licence": corpus.licence,
+def by_rules(selection: Selection) -> Texts:
+    """Rewrite by `rules.clean`; a text that fails a check is held back."""
+    texts = Texts()
+    removed: Counter[str] = Counter()
+    changed = 0
+    for report in progress(selection.reports, desc="curating", unit="report"):
+        done = clean([report.sections[name] for name in selection.sections()])
+        removed.update(done.removed)
+        changed += done.changed
+        texts.asked += 1
+        why = problems(selection.text(report), done.text)
+        if why:
+            out = LeftOut(report.source_id, report.where, "check", "; ".join(why))
+            texts.left_out.append(out)
+        else:
+            texts.by_item[item_name(report, None)] = done.text
+    texts.facts = {
         "provider": "rules",
-        "xraygpt": __version__,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "inputs": hashes,
-        "filters": asdict(filters),
-        "unreadable": len(unread),
-        "left_after": dict(counts.steps),
-        "sentences_removed": dict(counts.removed),
-        "sentences_changed": counts.changed,
-        "held_back": len(counts.held),
-        "held_back_for": reasons_counted(counts.held),
-        "accepted": counts.accepted,
-        "acceptance": {"rate": counts.accepted / max(checked, 1), "low": low, "high": high},
-        "accepted_without_image": counts.without_image,
-        "pictures": len(annotations),
-        "pictures_of_published_test_split": sum(r.get("split") == "test" for r in annotations),
-        "privacy": "rules alone: no text left this machine",
+        "sentences_removed": dict(removed),
+        "sentences_changed": changed,
+    }
+    return texts
+
+
+def items_of(selection: Selection, how: Rewriting) -> list[tuple[Item, str]]:
+    """What is asked about, with the place of each source."""
+    found = []
+    for report in selection.reports:
+        sections = {name: report.sections[name] for name in selection.sections()}
+        for picture in selection.pictures[report.source_id] if how.task.sees_picture else [None]:
+            name = item_name(report, picture)
+            sha256 = picture.sha256 if picture else ""
+            key = item_key(how.endpoint, how.task, how.prompt, name, sections, sha256)
+            path = picture.path if picture else None
+            item = Item(key, name, sections, selection.text(report), path)
+            found.append((item, report.where))
+    return found
+
+
+def by_model(selection: Selection, how: Rewriting, ledger: Ledger) -> tuple[Ended, Texts]:
+    """Rewrite by a language model; what the ledger knows is not asked again."""
+    placed = items_of(selection, how)
+    items = [item for item, _ in placed]
+    wanted = [(item.key, item.source_id) for item in items]
+    left = set(ledger.plan(wanted, how.prompt.repair_sha256, how.again))
+    if len(left) < len(items):
+        log.info("%d of %d answered before", len(items) - len(left), len(items))
+    todo = [item for item in items if item.key in left]
+    ended = Ended()
+    if todo:
+        engine = Engine(
+            ledger, how.endpoint, how.task, how.prompt, how.limits, how.patience, how.price,
+            how.breaker,
+        )  # fmt: skip
+        if how.batch:
+            from xraygpt.curation.batch import run_batches
+
+            ended = run_batches(engine, todo, how.poll_seconds)
+        else:
+            ended = engine.run(todo)
+    rows = ledger.rows([item.key for item in items])
+    texts = Texts(asked=len(items))
+    for item, where in placed:
+        row = rows[item.key]
+        if row.state == DONE:
+            texts.by_item[item.source_id] = _payload(row)
+        else:
+            stage = row.state if row.state in (*FINAL, "failed") else "todo"
+            texts.left_out.append(LeftOut(item.source_id, where, stage, row.reason or "not asked"))
+    texts.facts = _facts(how, [rows[item.key] for item in items])
+    return ended, texts
+
+
+def _payload(row: Row) -> Any:
+    """Text or turns of an accepted answer."""
+    (value,) = json.loads(row.answer or "{}").values()
+    return value
+
+
+def _facts(how: Rewriting, rows: list[Row]) -> dict[str, Any]:
+    done = [row for row in rows if row.state == DONE]
+    return {
+        "provider": how.endpoint.provider,
+        "model": how.endpoint.model,
+        "decoding": how.endpoint.decoding(how.task.output_tokens),
+        "task": how.task.name,
+        "prompt": {
+            "version": how.prompt.version,
+            "sha256": how.prompt.sha256,
+            "repair_sha256": how.prompt.repair_sha256,
+        },
+        "accepted_after_repair": sum(bool(row.repair) for row in done),
+        "tokens": {
+            "read": sum(row.tokens_in for row in rows),
+            "written": sum(row.tokens_out for row in rows),
+        },
     }

@@ -193,8 +193,9 @@ _PARAGRAPH = re.compile(r"\n[ \t]*\n")
 
 
 def read_mimic(root: Path) -> Rows:
-    """Reports of MIMIC-CXR: `files/p1x/p1xxxxxxx/sxxxxxxxx.txt`, images in a folder of that name.
+    """Reports of MIMIC-CXR: `files/p1x/p1xxxxxxx/sxxxxxxxx.txt`.
 
+    The pictures of MIMIC-CXR-JPG lie in folders of the same names (`s…/`), wherever they are.
     Sections are found by their headings at the start of a line. A report without `FINDINGS` and
     `IMPRESSION` keeps its last paragraph as `last_paragraph`, as the corpus' own splitter does.
 
@@ -215,10 +216,7 @@ def read_mimic(root: Path) -> Rows:
         if not sections:
             yield Problem(where, "no section and no paragraph with text")
             continue
-        folder = file.with_suffix("")
-        names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        images = tuple(ImageName(f"{file.stem}/{n}") for n in names if not n.startswith("."))
-        yield SourceReport(file.stem, where, sections, images, file.parent.name)
+        yield SourceReport(file.stem, where, sections, (), file.parent.name)
 
 
 def mimic_sections(text: str) -> dict[str, str]:
@@ -300,17 +298,19 @@ class Corpus:
         read: Folder or file -> rows.
         licence: ``open`` or ``credentialed``.
         has_sections: Whether a report has findings and impression apart; a caption has not.
+        modality: Which pictures are kept unless the user says another; see `select.MODALITIES`.
     """
 
     name: str
     read: Callable[[Path], Rows]
     licence: str
     has_sections: bool = True
+    modality: str = "any"
 
 
 CORPORA = {
     "openi": Corpus("openi", read_openi_xml, "open"),
     "openi_kaggle": Corpus("openi_kaggle", read_openi_csv, "open"),
-    "roco": Corpus("roco", read_roco, "open", has_sections=False),
+    "roco": Corpus("roco", read_roco, "open", has_sections=False, modality="xray"),
     "mimic": Corpus("mimic", read_mimic, "credentialed"),
 }

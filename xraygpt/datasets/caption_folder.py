@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xraygpt.common.errors import DataError
-from xraygpt.common.openi import openi_study
+from xraygpt.common.openi import is_published_test, openi_study
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import ImageRef, Record
 from xraygpt.datasets.builder import BaseBuilder, RecordError, existing, inside
@@ -44,14 +44,15 @@ class CaptionFolder(BaseBuilder):
             raise DataError(f"no image folder {root} (datasets.<label>.images)")
         for number, row in enumerate(_rows(path)):
             try:
-                record, said = self._record(row, root, clean)
-                yield self.config.split.of(record.study_id, said), record
+                record, unit, said = self._record(row, root, clean)
+                yield self.config.split.of(unit, said), record
             except RecordError as error:
                 yield None, f"{path.name}, record {number}: {error}"
 
     def _record(
         self, row: Any, root: Path, clean: Callable[[str], str]
-    ) -> tuple[Record, str | None]:
+    ) -> tuple[Record, str, str | None]:
+        """A record, what is split (its patient where one is named, else its study), its split."""
         if not isinstance(row, dict):
             raise RecordError(f"expected an object, got {type(row).__name__}")
         name = row.get("image_id", row.get("image"))
@@ -73,8 +74,10 @@ class CaptionFolder(BaseBuilder):
                 Turn(role="assistant", text=clean(caption)),
             ),
         )
-        said = row.get("split")
-        return record, said if isinstance(said, str) else None
+        said, patient = row.get("split"), row.get("patient")
+        study = record.study_id
+        unit = study if patient in (None, "") or is_published_test(study) else f"patient {patient}"
+        return record, unit, said if isinstance(said, str) else None
 
 
 def _find(root: Path, name: Any) -> Path:
