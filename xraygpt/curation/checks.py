@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 
 from xraygpt.curation.rules import COMPARISON, MASK
-from xraygpt.metrics.findings import mentions
+from xraygpt.metrics.findings import Mention, mentions
 
 MIN_RATIO, MAX_RATIO = 0.2, 1.5  # of words, result to source
+_STATUSES = {"positive": "affirmed", "negative": "denied", "uncertain": "doubted"}
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
@@ -50,38 +51,25 @@ def problems(
 
 def _findings(source: str, result: str, complete: bool) -> list[str]:
     """Findings, their negation and their side, which a rewriting must not change."""
-    before, after = _said(source), _said(result)
+    then, now = mentions(source), mentions(result)
     found = []
-    for status, word in (
-        ("positive", "affirmed"),
-        ("negative", "denied"),
-        ("uncertain", "doubted"),
-    ):
-        lost = before[status] - after[status]
-        new = after[status] - before[status]
+    for status, word in _STATUSES.items():
+        before, after = ({m.finding for m in said if m.status == status} for said in (then, now))
+        lost, new = before - after, after - before
         # What was only denied may go unsaid; what is denied or doubted anew was made up.
         if lost and status != "negative" and complete:
             found.append(f"no longer {word}: {', '.join(sorted(lost))}")
         if new:
             found.append(f"newly {word}: {', '.join(sorted(new))}")
-    sides = {(n, s) for n, s in _sides(result) if n in before["positive"]}
-    wrong = {n for n, _ in sides - _sides(source)}
+    affirmed = {m.finding for m in then if m.status == "positive"}
+    wrong = {finding for finding, _ in _sides(now) - _sides(then)} & affirmed
     if wrong:
         found.append(f"another side: {', '.join(sorted(wrong))}")
     return found
 
 
-def _said(text: str) -> dict[str, set[str]]:
-    by_status: dict[str, set[str]] = {"positive": set(), "negative": set(), "uncertain": set()}
-    for mention in mentions(text):
-        by_status[mention.status].add(mention.finding)
-    return by_status
-
-
-def _sides(text: str) -> set[tuple[str, str]]:
-    return {
-        (m.finding, m.laterality) for m in mentions(text) if m.status == "positive" and m.laterality
-    }
+def _sides(said: Sequence[Mention]) -> set[tuple[str, str]]:
+    return {(m.finding, m.laterality) for m in said if m.status == "positive" and m.laterality}
 
 
 def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 from xraygpt.common.errors import InputError
@@ -107,5 +108,10 @@ def _hash(*parts: str) -> str:
 
 
 def _render(template: str, **values: object) -> str:
+    return _compiled(template).render(**values).strip()
+
+
+@functools.cache
+def _compiled(template: str) -> Template:
     environment = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
-    return environment.from_string(template).render(**values).strip()
+    return environment.from_string(template)

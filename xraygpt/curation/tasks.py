@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Task:
 
     def schema(self) -> dict[str, Any]:
         """JSON schema in the strict form of structured outputs: all fields, and no others."""
-        return self.answer.model_json_schema()
+        return _schema(self.answer)
 
     def read(self, content: str) -> tuple[Any, list[str]]:
         """An answer's JSON as its pydantic model, or what is wrong with it (without its text)."""
@@ -73,6 +74,11 @@ class Task:
         except ValidationError as error:
             found = error.errors(include_url=False, include_input=False, include_context=False)
             return None, sorted({f"{_place(e['loc'], self.schema())}: {e['type']}" for e in found})
+
+
+@functools.cache
+def _schema(answer: type[BaseModel]) -> dict[str, Any]:
+    return answer.model_json_schema()
 
 
 def _place(where: tuple[int | str, ...], schema: dict[str, Any]) -> str:

@@ -1,0 +1,116 @@
+"""Many rows, many faults, and SIGKILL: nothing is lost, nothing stands twice."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO
+from tests.curation import endpoint as fakes
+from tests.curation.endpoint import captions, rewriting, run, serving, write_corpus
+from xraygpt.curation.engine import Limits
+from xraygpt.curation.limits import Breaker, Patience
+
+KILLS, ROWS = 20, 400
+
+
+@pytest.mark.slow
+def test_five_thousand_requests_with_faults_end_done_or_with_a_reason(tmp_path):
+    """10 % of the calls err, in each of the twelve ways."""
+    count = 4700
+    corpus = write_corpus(tmp_path / "corpus", count)
+    patience = Patience(first_wait=0.02, longest_wait=0.1, timeout=3.0)
+    with serving(faults=0.1, hang=5.0) as (url, fake):
+        how = rewriting(url, patience=patience, limits=Limits(concurrency=64))
+        made = run(corpus, tmp_path / "out", how)
+        asked, kinds = fake.stats["calls"], Counter(fake.stats)
+    assert asked >= 5000
+    assert all(kinds[kind] > 10 for kind in fakes.fake_endpoint.KINDS)
+    assert 0.08 < 1 - kinds["good"] / asked < 0.12
+    with (tmp_path / "out" / "held_back.csv").open(newline="") as file:
+        held = {row["source_id"]: row for row in csv.DictReader(file)}
+    texts = captions(tmp_path / "out")
+    assert not set(held) & set(texts)
+    assert len(held) + len(texts) == count
+    assert all(
+        row["reason"] and row["stage"] in ("refused", "invalid", "failed") for row in held.values()
+    )
+    assert made.manifest["acceptance"]["low"] > 0.97
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """The output; the ledger apart."""
+    files = [p for p in out.rglob("*") if p.is_file() and not p.name.startswith("ledger")]
+    return {str(p.relative_to(out)): p.read_bytes() for p in files}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
+@pytest.mark.parametrize("way", ["calls", "batch"])
+def test_killed_at_random_points_the_output_is_that_of_an_uninterrupted_run(tmp_path, way: str):
+    """20 times for single calls, 5 for batches; points drawn over the whole run, its end too."""
+    corpus = write_corpus(tmp_path / "corpus", ROWS)
+    kills, draw = KILLS if way == "calls" else 5, random.Random(5)
+    with serving(faults=0.1, hang=5.0, latency=0.05) as (url, fake):
+
+        def command(out: Path) -> list[str]:
+            more = ["--batch", "--poll-seconds", "0.2"] if way == "batch" else []
+            words = [
+                sys.executable, "-m", "xraygpt.curate", "openi", "--reports",
+                corpus / "ecgen-radiology", "--images", corpus / "png", "--out", out,
+                "--provider", "local", "--base-url", url, "--model", "fake",
+                "--concurrency", "4", "--timeout", "4", *more,
+            ]  # fmt: skip
+            return [str(word) for word in words]
+
+        def finish(out: Path) -> None:
+            done = subprocess.run(
+                command(out), cwd=REPO, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 3, done.stderr[-2000:]  # some rows are refused or invalid
+
+        finish(tmp_path / "whole")
+        whole, hits = fake.stats["calls"], 0
+        for number in range(kills):
+            process = subprocess.Popen(
+                command(tmp_path / "killed"), cwd=REPO, stderr=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+            if way == "calls":  # after its share of the calls that are left
+                wanted = fake.stats["calls"] + draw.randint(1, whole // kills)
+                while fake.stats["calls"] < wanted and process.poll() is None:
+                    time.sleep(0.002)
+            else:
+                time.sleep(draw.uniform(1.5, 3.5) + number * 0.2)
+            hits += process.poll() is None
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        finish(tmp_path / "killed")
+    assert hits >= kills - 2
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_an_endpoint_that_dies_and_comes_back(tmp_path):
+    """The connection goes in the middle: the run stops by itself, the next one finishes."""
+    from xraygpt.curation.pipeline import Unfinished
+
+    corpus = write_corpus(tmp_path / "corpus", 200)
+    with serving() as (url, fake):
+        fake.fault = lambda *_: "drop" if fake.stats["calls"] > 100 else ""
+        with pytest.raises(Unfinished, match="no connection"):
+            run(corpus, tmp_path / "out", rewriting(url, breaker=Breaker(40, cooldown=0.2)))
+        fake.fault = lambda *_: ""
+        before = fake.stats["calls"]
+        made = run(corpus, tmp_path / "out", rewriting(url))
+        assert made.manifest["accepted"] == 200
+        assert fake.stats["calls"] - before <= 200 - 80
