@@ -9,10 +9,10 @@ import sys
 
 
 def main() -> None:
-    """Put the corpus before the arguments and curate."""
+    """Put step and corpus before the arguments and curate."""
     from xraygpt.curate import main as curate
 
-    sys.argv.insert(1, "mimic")
+    sys.argv[1:1] = ["mimic"]
     curate()
 
 

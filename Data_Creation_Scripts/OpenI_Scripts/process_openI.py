@@ -10,10 +10,10 @@ import sys
 
 
 def main() -> None:
-    """Put the corpus before the arguments and curate."""
+    """Put step and corpus before the arguments and curate."""
     from xraygpt.curate import main as curate
 
-    tables = any(a == "--kaggle" for a in sys.argv)
+    tables = "--kaggle" in sys.argv
     rest = [a for a in sys.argv[1:] if a != "--kaggle"]
     sys.argv = [sys.argv[0], "openi_kaggle" if tables else "openi", *rest]
     curate()

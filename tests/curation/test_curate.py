@@ -212,10 +212,10 @@ def test_conversations_train_as_records(corpus, tmp_path):
     from xraygpt.experiment import NO_IMAGES
 
     with serving() as (url, _):
-        run(corpus, tmp_path, rewriting(url, "vqa"))
+        made = run(corpus, tmp_path, rewriting(url, "vqa"))
     config = RecordsBuilder.Config(storage=tmp_path, annotations="vqa.jsonl", images="image")
     records = config.build(image_spec=NO_IMAGES).build("train", "eval").records
-    assert len(records) == COUNT
+    assert len(records) == made.manifest["accepted"] > COUNT / 2
     roles = [turn["role"] for turn in records[0].turns]
     assert roles == ["user", "assistant"] * (len(roles) // 2)
 

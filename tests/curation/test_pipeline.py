@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import REPO
+from tests.curation.endpoint import rewriting, serving
 from tests.curation.test_sources import XML
 from xraygpt.common.errors import DataError, InputError
 from xraygpt.common.openi import published_test_studies
@@ -144,23 +146,58 @@ def test_real_openi_from_kaggle(real_data, tmp_path):
     assert made["pictures_of_published_test_split"] == 0  # their images are not in this copy
 
 
+@pytest.mark.parametrize("step", ["filter", "images", "process"])
 @pytest.mark.parametrize(
-    ("script", "more"),
+    ("folder", "corpus", "more", "expected"),
     [
-        ("OpenI_Scripts/process_openI.py", []),
-        ("OpenI_Scripts/process_openI.py", ["--kaggle"]),
-        ("ROCO_Val_Scripts/process_ROCO.py", []),
-        ("MIMIC_Scripts/process_MIMIC.py", []),
+        ("OpenI_Scripts", "openI", [], "OpenI reports"),
+        ("OpenI_Scripts", "openI", ["--kaggle"], "indiana_projections.csv"),
+        ("ROCO_Val_Scripts", "ROCO", [], "captions.txt"),
+        ("MIMIC_Scripts", "MIMIC", [], "MIMIC-CXR reports"),
     ],
 )
-def test_the_scripts_reach_their_corpus(monkeypatch, tmp_path, script: str, more: list[str]):
-    path = REPO / "Data_Creation_Scripts" / script
-    asked = [*more, "--reports", tmp_path, "--images", tmp_path, "--out", tmp_path / "out"]
+def test_the_scripts_reach_their_step_and_corpus(
+    monkeypatch, tmp_path, step: str, folder: str, corpus: str, more: list[str], expected: str
+):
+    name = "filter_images" if step == "images" else f"{step}_{corpus}"
+    path = REPO / "Data_Creation_Scripts" / folder / f"{name}.py"
+    asked = [*more, "--reports", tmp_path, "--out", tmp_path / "out"]
+    if step == "filter":
+        with pytest.raises(InputError, match=r"must end in \.jsonl"):
+            monkeypatch.setattr(sys, "argv", [str(path), *map(str, asked)])
+            runpy.run_path(str(path))["main"]()
+        asked[-1] = tmp_path / "out.jsonl"
+    else:
+        asked += ["--images", tmp_path]
     monkeypatch.setattr(sys, "argv", [str(path), *map(str, asked)])
-    names = {
-        "process_openI.py": "OpenI reports", "process_ROCO.py": "captions.txt",
-        "process_MIMIC.py": "MIMIC-CXR reports",
-    }  # fmt: skip
-    expected = "indiana_projections.csv" if more else names[path.name]
     with pytest.raises(DataError, match=expected):
         runpy.run_path(str(path))["main"]()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["rules", "model"])
+def test_the_folder_trains_with_the_published_recipe_and_never_on_the_test_split(
+    raw, tmp_path, by: str
+):
+    """train_configs/xraygpt_openi_finetune.yaml with no step between; only weights, steps and
+    device are others. CXR90001 is the one study of train, the other is of the published test."""
+    with serving() as (url, _):
+        how = rewriting(url) if by == "model" else None
+        out = tmp_path / "data" / "openi"
+        curate("openi", raw / "ecgen-radiology", raw / "png", out, Filters(), rewriting=how)
+    options = (
+        "model.model_type=tiny model.image_size=224 model.llama_model=null model.ckpt=null "
+        f"run.iters_per_epoch=2 run.warmup_steps=0 run.device=cpu run.output_dir={tmp_path / 'run'}"
+    )
+    done = subprocess.run(
+        [
+            sys.executable, "train.py", "--cfg-path",
+            "train_configs/xraygpt_openi_finetune.yaml", "--options", *options.split(),
+        ],
+        cwd=REPO, env=os.environ | {"XRAYGPT_DATA": str(tmp_path / "data")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "samples: 1 train, 0 val" in done.stderr
+    rows = json.loads((out / "filter_cap.json").read_text())["annotations"]
+    assert {row["study"] for row in rows} == {"CXR90001", f"CXR{TEST}"}

@@ -257,7 +257,8 @@ def select_pictures(selection: Selection, folder: Path, filters: Filters) -> Non
     for report, path, view in wanted:
         sha256, why = found[path]
         if why:
-            selection.left_out.append(LeftOut(report.source_id, str(path), "picture", why))
+            where = str(path.relative_to(folder))
+            selection.left_out.append(LeftOut(report.source_id, where, "picture", why))
         else:
             selection.pictures.setdefault(report.source_id, []).append(Picture(path, view, sha256))
     named = {row.source_id for row in selection.left_out if row.stage == "picture"}

@@ -85,7 +85,8 @@ def read_openi_xml(path: Path) -> Rows:
                     files.append((member.name, lambda data=data: data))  # type: ignore[misc]
     else:
         found = [path] if path.is_file() else sorted(path.rglob("*.xml"))
-        files = [(str(f), f.read_bytes) for f in found]
+        root = path.parent if path.is_file() else path
+        files = [(str(f.relative_to(root)), f.read_bytes) for f in found]
     if not files:
         raise DataError(f"no OpenI reports at {path}: expected *.xml, or the .tgz they come in")
     for where, read in sorted(files, key=lambda f: _number(f[0])):

@@ -1,0 +1,22 @@
+"""MIMIC-CXR: pictures of the reports that pass: `python -m xraygpt.curate images mimic`.
+
+python Data_Creation_Scripts/MIMIC_Scripts/filter_images.py --reports … --images … --out …
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Put step and corpus before the arguments and curate."""
+    from xraygpt.curate import main as curate
+
+    sys.argv[1:1] = ["images", "mimic"]
+    curate()
+
+
+if __name__ == "__main__":
+    from xraygpt.common.cli import guarded
+
+    sys.exit(guarded(main))

@@ -1,0 +1,25 @@
+"""OpenI: the reports that pass the filters: `python -m xraygpt.curate filter openi`.
+
+python Data_Creation_Scripts/OpenI_Scripts/filter_openI.py --reports … --out kept.jsonl
+python Data_Creation_Scripts/OpenI_Scripts/filter_openI.py --kaggle --reports … --out kept.jsonl
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Put step and corpus before the arguments and curate."""
+    from xraygpt.curate import main as curate
+
+    tables = "--kaggle" in sys.argv
+    rest = [a for a in sys.argv[1:] if a != "--kaggle"]
+    sys.argv = [sys.argv[0], "filter", "openi_kaggle" if tables else "openi", *rest]
+    curate()
+
+
+if __name__ == "__main__":
+    from xraygpt.common.cli import guarded
+
+    sys.exit(guarded(main))

@@ -1,0 +1,22 @@
+"""ROCO: pictures of the reports that pass: `python -m xraygpt.curate images roco`.
+
+python Data_Creation_Scripts/ROCO_Val_Scripts/filter_images.py --reports … --images … --out …
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Put step and corpus before the arguments and curate."""
+    from xraygpt.curate import main as curate
+
+    sys.argv[1:1] = ["images", "roco"]
+    curate()
+
+
+if __name__ == "__main__":
+    from xraygpt.common.cli import guarded
+
+    sys.exit(guarded(main))
