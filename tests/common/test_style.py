@@ -77,7 +77,8 @@ def test_imports_run_one_way():
 
 def test_importing_the_package_loads_neither_torch_nor_transformers():
     code = (
-        "import sys, xraygpt, xraygpt.common.registry, xraygpt.common.config; print(*sys.modules)"
+        "import sys, xraygpt, xraygpt.common.registry, xraygpt.common.config, xraygpt.curate; "
+        "print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "timm"} & set(done.stdout.split())

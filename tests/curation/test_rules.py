@@ -31,10 +31,30 @@ from xraygpt.metrics.findings import label
         ("The lungs are clear. Lungs clear.", "The lungs are clear. Lungs clear."),
         ("The lungs are clear. The lungs are clear.", "The lungs are clear."),
         ("Prior granulomatous disease.", "Prior granulomatous disease."),
+        ("Right XXXX-A-XXXX is seen.<BR>Heart large.", "Right Port-A-Cath is seen. Heart large."),
+        ("No effusion.The heart is large.", "No effusion. The heart is large."),
+        ("A dual-XXXX pacemaker is seen.", "A pacemaker is seen."),
+        (
+            "Calcified lymph XXXX and sternotomy XXXX.",
+            "Calcified lymph nodes and sternotomy wires.",
+        ),
+        (
+            "The heart, pulmonary XXXX and mediastinum are normal.",
+            "The heart and mediastinum are normal.",
+        ),
+        ("Opacity XXXX representing scarring.", "Opacity possibly representing scarring."),
+        ("Mild interstitial markings which are unchanged.", "Mild interstitial markings."),
+        ("Kyphosis similar to the prior study.", "Kyphosis."),
+        ("Critical result notification documented.", ""),
     ],
 )
 def test_one_sentence(text: str, expected: str):
     assert clean([text]).text == expected
+
+
+def test_a_history_beside_the_word_exam_is_no_comparison():
+    assert not COMPARISON.search("Prior granulomatous disease. Exam without abnormality.")
+    assert COMPARISON.search("As on the prior chest exam.")
 
 
 def test_what_was_done_is_counted():

@@ -96,7 +96,7 @@ def did_you_mean(word: Any, options: Iterable[str]) -> str:
 
 
 MODELS = Registry("model", key="arch", package="xraygpt.models")
-PROCESSORS = Registry("processor", key="name", package="xraygpt.processors")
+PROCESSORS = Registry("processor", key="name", package="xraygpt.processors.builtin")
 BUILDERS = Registry("dataset builder", key="builder", package="xraygpt.datasets")
 TASKS = Registry("task", key="name", package="xraygpt.tasks")
 RUNNERS = Registry("runner", key="runner", package="xraygpt.runners")

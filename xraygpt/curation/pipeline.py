@@ -22,7 +22,7 @@ from xraygpt.curation.folder import Texts, check_free, item_name, write_folder
 from xraygpt.curation.ledger import DONE, FINAL, Ledger, Row, Spent
 from xraygpt.curation.limits import Breaker, Patience
 from xraygpt.curation.prompts import Prompt
-from xraygpt.curation.rules import clean
+from xraygpt.curation.rules import clean, resolve
 from xraygpt.curation.select import (
     Filters,
     LeftOut,
@@ -148,7 +148,7 @@ def by_rules(selection: Selection) -> Texts:
         removed.update(done.removed)
         changed += done.changed
         texts.asked += 1
-        why = problems(selection.text(report), done.text)
+        why = problems(resolve(selection.text(report)), done.text)
         if why:
             out = LeftOut(report.source_id, report.where, "check", "; ".join(why))
             texts.left_out.append(out)
@@ -166,13 +166,13 @@ def items_of(selection: Selection, how: Rewriting) -> list[tuple[Item, str]]:
     """What is asked about, with the place of each source."""
     found = []
     for report in selection.reports:
-        sections = {name: report.sections[name] for name in selection.sections()}
+        sections = {name: resolve(report.sections[name]) for name in selection.sections()}
         for picture in selection.pictures[report.source_id] if how.task.sees_picture else [None]:
             name = item_name(report, picture)
             sha256 = picture.sha256 if picture else ""
             key = item_key(how.endpoint, how.task, how.prompt, name, sections, sha256)
             path = picture.path if picture else None
-            item = Item(key, name, sections, selection.text(report), path)
+            item = Item(key, name, sections, " ".join(sections.values()), path)
             found.append((item, report.where))
     return found
 

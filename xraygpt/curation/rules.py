@@ -26,6 +26,9 @@ _CLAUSES = [
     for p in (
         r",?\s*(?:\(?(?:as|when|which is|is)\s+)?compared?\s+(?:to|with)\b[^.;,]*",
         r",?\s*in comparison (?:to|with)\b[^.;,]*",
+        r",?\s*\bsimilar(?:ly)? (?:in \w+ )?(?:to|as) (?:that |on |in |seen |the |a )*"
+        + _EARLIER
+        + r"\b[^.;,]*",
         r",?\s*(?:as|when) (?:seen|noted|described|shown) (?:on|in) (?:the )?"
         + _EARLIER
         + r"\b[^.;,]*",
@@ -40,6 +43,7 @@ _CLAUSES = [
 ]
 # Words that compare; the rest of the sentence stands without them.
 _WORDS = re.compile(
+    r"(?:,? ?\b(?:which|that) (?:is|are|remains?|appears?) (?:stabl[ey]|unchanged)\b,?)|"
     r"\b(?:(?:grossly|essentially|relatively|largely|overall|otherwise) (?=stable|unchanged))?"
     r"(?:stabl[ey]|unchanged|persistent(?:ly)?|(?:mild |slight |moderate |marked )?interval(?: "
     r"(?:increase|decrease|improvement|worsening|development|progression) (?:in|of))?|new(?:ly)?|"
@@ -53,7 +57,11 @@ _EMPTY_END = re.compile(
     re.IGNORECASE,
 )
 _REMAINS = re.compile(r"\bremains?\b", re.IGNORECASE)
-_CONNECTIVE_END = re.compile(r"[ ,]*\b(?:and|or|but|also|with)\s*$", re.IGNORECASE)
+_RELATIVE_END = re.compile(
+    r",?\s*\b(?:which|that)(?:\s+(?:is|are|was|were|has|have|remains?|appears?))*\s*$",
+    re.IGNORECASE,
+)
+_CONNECTIVE_END = re.compile(r"[ ,]*\b(?:and|or|but|also|with|which|that)\s*$", re.IGNORECASE)
 # "No change in the nodule" says that there is one.
 _NO_CHANGE_IN = re.compile(
     r"^(?:there (?:has been|is|was) )?no (?:significant |acute |definite |gross )*(?:interval )?"
@@ -64,7 +72,7 @@ _NO_CHANGE_IN = re.compile(
 COMPARISON = re.compile(
     r"\b(?:compar(?:ed|ison|able)|unchanged|interval|previously|redemonstrat\w*|"
     + _EARLIER
-    + r"\s+(?:\S+\s+){0,2}?"
+    + r"\s+(?:[^\s.;]+\s+){0,2}?"
     + _STUDY
     + r")\b|\b(?:no|without) (?:\w+ )?change\b|\bstable\b",
     re.IGNORECASE,
@@ -79,7 +87,42 @@ _BROKEN = re.compile(
     r"|\b(?:the|a|an) (?:is|are|was|were|of|in|at|bilaterally)\b|\bpulmonary (?:is|are|and)\b",
     re.IGNORECASE,
 )
-_GLUED = re.compile(r"[A-Za-z0-9]*(?:X{4,}|_{3,})[A-Za-z0-9]*")  # "4XXXX" was "4th rib"
+# "4XXXX" was "4th rib", "dual-XXXX" perhaps "dual-lead"; "x-XXXX" is left to the text processor.
+_GLUED = re.compile(
+    r"(?!x-X{4,}\b)(?:\w+-)*[A-Za-z0-9]*(?:X{4,}|_{3,})[A-Za-z0-9]*(?:-[A-Za-z0-9]*)*",
+    re.IGNORECASE,
+)
+_M = r"(?:X{4,}|_{3,})"
+# What a mask stood for where the words around it leave no choice, and list members without a noun.
+_RESOLVED = [
+    (re.compile(pattern, re.IGNORECASE), plain)
+    for pattern, plain in (
+        (r"\bXXXX-A-XXXX\b", "Port-A-Cath"),
+        (rf"\b(lymph) {_M}", r"\1 nodes"),
+        (rf"\b((?:left|right) costophrenic) {_M}", r"\1 angle"),
+        (rf"\b(costophrenic) {_M}(?= blunting)", r"\1 angle"),
+        (rf"\b(costophrenic) {_M}", r"\1 angles"),
+        (
+            rf"\b(sternotomy) {_M}(?= (?:are|and|intact|is|noted|seen|again|in)\b|[.,;])",
+            r"\1 wires",
+        ),
+        (rf"\b(bowel) {_M}(?= pattern)", r"\1 gas"),
+        (rf"\b(superior) {_M} {_M}(?= *[.,;]|$)", r"\1 vena cava"),
+        (rf"{_M} (?=representing\b)", "possibly "),
+        (rf"{_M} (?:at|of|in|from|to|by|with|for) {_M}", ""),
+        (rf"\bthe pulmonary {_M} and mediastinum are\b", "the mediastinum is"),
+        (rf",? (?:the )?pulmonary {_M},? and\b", " and"),
+        (rf" and (?:the )?pulmonary {_M} (?:are|appear)\b", " is"),
+        (rf"\bthe pulmonary {_M} and\b", "the"),
+    )
+]
+_CALLED = re.compile(
+    r"\b(?:notification|communicated|telephone[d]?|discussed (?:with|by)|relayed|primordial|"
+    r"dictated|dr\.)(?!\w)",
+    re.IGNORECASE,
+)
+_TAG = re.compile(r"<\s*/?\s*br\s*/?\s*>", re.IGNORECASE)
+_RUN_ON = re.compile(r"(?<=[a-z])\.(?=[A-Z][a-z])")  # "effusion.The heart"
 _VIEWS = re.compile(
     r"^(?:(?:single|two|2|three|3|portable|upright|erect|supine|frontal|lateral|pa|ap|"
     r"posteroanterior|anteroposterior|and|,|/|&|semi-?erect|ap/pa|chest|the)[ .]*)*"
@@ -106,6 +149,17 @@ class Cleaned:
     changed: int
 
 
+def resolve(text: str) -> str:
+    """A text with the masks resolved whose words leave no choice, without tags and run-on stops.
+
+    "Lymph XXXX" are nodes, "sternotomy XXXX" wires. What a mask leaves open stays masked, but for
+    "XXXX representing", which becomes "possibly representing": without its word it would affirm.
+    """
+    for pattern, plain in _RESOLVED:
+        text = pattern.sub(plain, text)
+    return " ".join(_RUN_ON.sub(". ", _TAG.sub(" ", text)).split())
+
+
 def clean(sections: list[str]) -> Cleaned:
     """Findings and impression as one text.
 
@@ -117,7 +171,7 @@ def clean(sections: list[str]) -> Cleaned:
     seen: set[str] = set()
     changed = 0
     for section in sections:
-        for raw in split_sentences(" ".join(section.split())):
+        for raw in split_sentences(resolve(section)):
             sentence, why = _sentence(raw)
             key = re.sub(r"\W+", " ", sentence).strip().lower()
             if not why and key in seen:
@@ -131,10 +185,17 @@ def clean(sections: list[str]) -> Cleaned:
     return Cleaned(" ".join(kept), removed, changed)
 
 
+def _unwanted(raw: str) -> str:
+    if _VIEWS.match(raw.rstrip(". ")):
+        return "view"
+    return "communication" if _CALLED.search(raw) and not mentions(raw) else ""
+
+
 def _sentence(raw: str) -> tuple[str, str]:
     """A sentence without priors and masks, or why it goes."""
-    if _VIEWS.match(raw.rstrip(". ")):
-        return "", "view"
+    unwanted = _unwanted(raw)
+    if unwanted:
+        return "", unwanted
     raw = _NUMBERED.sub("", raw)
     text = _CLEAN(_GLUED.sub("XXXX", raw))
     if text != raw and _BROKEN.search(text) and not _BROKEN.search(raw):
@@ -149,7 +210,8 @@ def _sentence(raw: str) -> tuple[str, str]:
         plain = clause.sub("", plain)
     plain = _WORDS.sub("", plain)
     if plain == text:
-        return text, ""
+        return _tidy(text), ""
+    plain = _RELATIVE_END.sub("", _tidy(plain).rstrip(". "))
     plain = _DANGLING.sub(r"\1 ", _REMAINS.sub("is", plain))
     plain = _tidy(_CONNECTIVE_END.sub("", _tidy(plain).rstrip(". ")))
     says = _says_something(plain)
@@ -176,6 +238,7 @@ def _tidy(text: str) -> str:
     text = re.sub(r"([,;:])(?:\s*[,;:])+", r"\1", text)
     text = re.sub(r"\(\s*\)", "", text)
     text = re.sub(r"[,;:\s]+\.", ".", text).strip(" ,;:")
+    text = re.sub(r"\.{2,}", ".", text)
     if not text.rstrip(". "):
         return ""
     text = text[0].upper() + text[1:]

@@ -1,5 +1,1 @@
-"""Item -> tensor or text: images, report texts, prompts."""
-
-from xraygpt.processors import image, text
-
-__all__ = ["image", "text"]
+"""Item -> tensor or text: images, report texts, prompts. Importing it loads no torch."""
