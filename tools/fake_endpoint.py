@@ -181,6 +181,12 @@ def new_batch(fake: Fake, data: bytes) -> Response:
     return Response(200, json.dumps(fake.batches[name]).encode())
 
 
+def poll(batch: dict[str, Any]) -> None:
+    """A batch is done when it is looked at for the second time."""
+    batch["polls"] += 1
+    batch["status"] = "completed" if batch["polls"] > 1 else "in_progress"
+
+
 async def route(
     fake: Fake, method: str, path: str, data: bytes, headers: dict[str, str]
 ) -> Response:
@@ -201,8 +207,7 @@ async def route(
     name = path.split("/")[3] if path.count("/") >= 3 else ""
     if name in fake.batches:
         batch = fake.batches[name]
-        batch["polls"] += 1
-        batch["status"] = "completed" if batch["polls"] > 1 else "in_progress"
+        poll(batch)
         return Response(200, json.dumps(batch).encode())
     if name in fake.files:
         return Response(200, fake.files[name], ("content-type: application/octet-stream",))

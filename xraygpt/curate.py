@@ -20,7 +20,9 @@ endpoint or the budget stopped it. 2: a mistake in the command or the data. 130,
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +47,31 @@ class SomeLeft(XrayGPTError):
     exit_code = 3
 
 
+class Fault(XrayGPTError):
+    """A fault of this program, told without what it was working on."""
+
+
 def main() -> None:
-    """Read the command line and do the step it names."""
+    """Read the command line and do the step it names.
+
+    Raises:
+        Fault: Anything unforeseen. A trace might show report text, so only its place is said.
+    """
     given = _parser().parse_args()
-    given.run(given)
+    place = ""
+    try:
+        given.run(given)
+        return
+    except (XrayGPTError, OSError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [f for f in frames if "xraygpt" in f.filename] or list(frames)
+        place = f"{type(error).__name__} at {Path(ours[-1].filename).name}:{ours[-1].lineno}"
+    raise Fault(
+        f"a fault of xraygpt, please report it: {place}. Its message is not shown, as it might "
+        "hold report text; what was answered is kept"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -216,8 +239,8 @@ def _rewriting(given: argparse.Namespace) -> Any:
             raise InputError(f"{name} must be at least 1")
     for name in ("rpm", "tpm", "timeout", "max_usd", "max_tokens", "poll_seconds"):
         value = getattr(given, name)
-        if value is not None and value <= 0:
-            raise InputError(f"--{name.replace('_', '-')} must be above 0")
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"--{name.replace('_', '-')} must be above 0 and finite")
     limits = Limits(
         concurrency=given.concurrency, rpm=given.rpm, tpm=given.tpm,
         max_tokens=given.max_tokens, max_money=given.max_usd,

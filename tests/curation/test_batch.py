@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
+from tests.curation import endpoint as fakes
 from tests.curation.endpoint import captions, rewriting, run, serving, write_corpus
+from xraygpt.common.errors import InputError
 from xraygpt.curation import batch
-from xraygpt.curation.endpoint import Price
+from xraygpt.curation.endpoint import Endpoint, Price
 from xraygpt.curation.engine import Limits
 from xraygpt.curation.ledger import Ledger
 from xraygpt.curation.limits import Patience
 from xraygpt.curation.pipeline import Unfinished
+from xraygpt.curation.prompts import load_prompt
 
 COUNT = 40
 
@@ -61,7 +65,9 @@ def test_files_stay_under_the_limits(corpus, tmp_path, monkeypatch):
     assert max(sizes) <= 20_000
 
 
-@pytest.mark.parametrize("stopped_after", ["add_batch", "uploaded", "created", "sent", "judged"])
+@pytest.mark.parametrize(
+    "stopped_after", ["add_batch", "uploaded", "created", "sent", "judged", "read"]
+)
 def test_a_stopped_run_sends_nothing_twice(corpus, tmp_path, monkeypatch, stopped_after: str):
     """Stopped (as if killed) at each step between writing and sending; the next run goes on."""
 
@@ -128,3 +134,59 @@ def test_lines_that_never_come_back_fail_with_their_count(tmp_path):
     text = (tmp_path / "out" / "held_back.csv").read_text()
     assert "CXR20002" in text
     assert "3 batches: no answer" in text
+
+
+def test_batches_that_were_sent_are_not_forgotten(corpus, tmp_path, monkeypatch):
+    """Neither by a run without --batch nor by one with another prompt."""
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with serving() as (url, fake):
+        with monkeypatch.context() as patch:
+            patch.setattr(batch._Run, "_collect", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                run(corpus, tmp_path, rewriting(url, batch=True))
+        with pytest.raises(InputError, match="add --batch to collect them"):
+            run(corpus, tmp_path, rewriting(url))
+        other = Endpoint(model="fake", base_url=url.replace("127.0.0.1", "localhost"))
+        with pytest.raises(InputError, match="collect them there"):
+            run(corpus, tmp_path, rewriting(url, batch=True, endpoint=other))
+        prompt = dataclasses.replace(load_prompt("summarise"), system="Another.")
+        made = run(corpus, tmp_path, rewriting(url, batch=True, prompt=prompt))
+        assert fake.stats["batches"] == 2
+        assert made.spent.tokens == sum(
+            json.loads(line)["response"]["body"]["usage"]["total_tokens"]
+            for name, data in fake.files.items() if "output" in name
+            for line in data.splitlines()
+        )  # fmt: skip
+        run(corpus, tmp_path, rewriting(url))  # nothing is left to collect
+
+
+@pytest.mark.parametrize("how", ["failed", "gone"])
+def test_a_batch_that_was_refused_or_is_gone_is_sent_anew(corpus, tmp_path, how: str):
+    with serving() as (url, fake):
+
+        def spoil() -> None:
+            if how == "gone":
+                fake.batches.clear()
+            for made in fake.batches.values():
+                error = {"code": "token_limit_exceeded", "message": "quokka"}
+                made.update(status="failed", output_file_id=None, errors={"data": [error]})
+
+        real = fakes.fake_endpoint.new_batch
+
+        def new_batch(*given):
+            made = real(*given)
+            spoil()
+            return made
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fakes.fake_endpoint, "new_batch", new_batch)
+            patch.setattr(fakes.fake_endpoint, "poll", lambda batch: None)
+            said = "token_limit_exceeded" if how == "failed" else "not there any more"
+            with pytest.raises(Unfinished, match=said) as caught:
+                run(corpus, tmp_path, rewriting(url, batch=True))
+        assert "quokka" not in str(caught.value)
+        made = run(corpus, tmp_path, rewriting(url, batch=True))
+        assert made.manifest["accepted"] == COUNT

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import stat
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.curation.endpoint import rewriting, run, serving, write_corpus
 from xraygpt import curate as command
 from xraygpt.common.errors import InputError
 from xraygpt.curation.audit import label_difference, read_marks, word_difference
 from xraygpt.curation.endpoint import Endpoint, is_loopback, load_price, privacy
+from xraygpt.curation.folder import NothingLeft
 from xraygpt.curation.prompts import FOLDER, load_prompt
 from xraygpt.curation.sources import CORPORA
 from xraygpt.curation.tasks import TASKS
@@ -46,6 +49,9 @@ def test_credentialed_data_leaves_this_machine_only_under_a_named_agreement():
     with pytest.raises(InputError, match="--batch stores its reports"):
         privacy(mimic, public, "contract 7", True)
     assert privacy(mimic, public, "contract 7", False).endswith("agreement: contract 7")
+    plain = Endpoint(provider="openai", model="m", base_url="http://192.0.2.1/v1")
+    with pytest.raises(InputError, match="use https"):
+        privacy(mimic, plain, "contract 7", False)
     assert "this machine" in privacy(mimic, local, "", False)
     assert "open data" in privacy(openi, public, "", False)
     assert "no text left" in privacy(mimic, None, "", False)
@@ -68,6 +74,7 @@ def test_the_command_refuses_before_it_reads_or_sends_anything(tmp_path, monkeyp
         ("http://127.0.0.1:1/v1", True),
         ("http://[::1]:1/v1", True),
         ("http://localhost:1/v1", True),
+        ("http://localhost.example.invalid/v1", False),
         ("http://127.0.0.1.example.invalid/v1", False),
         ("http://127.0.0.1@192.0.2.1/v1", False),
         ("http://10.0.0.1/v1", False),
@@ -125,6 +132,16 @@ def test_mistakes_on_the_command_line_are_said_before_work(corpus, tmp_path, mon
         ((*local, "--model", "m", "--prompt", FOLDER / "vqa.v1.md"), "a prompt for the task vqa"),
         ((*local, "--model", "m", "--base-url", "localhost:8000"), "expected http://host:port"),
         ((*local, "--model", "m", "--base-url", "http://u:p@h/v1"), "holds a password"),
+        *(
+            ((*local, "--model", "m", "--base-url", url), "no address a request could go to")
+            for url in (
+                "http://foo..bar/v1",
+                "http://[::1/v1",
+                "http://h:99999/v1",
+                "http://h:x/v1",
+            )
+        ),
+        ((*local, "--model", "m", "--max-tokens", "10", "--rpm", "nan"), "--rpm must be above 0"),
     ]:
         with pytest.raises(InputError, match=said):
             curate(monkeypatch, *more)
@@ -169,6 +186,7 @@ def test_faults_of_a_prompt_file_are_named(tmp_path):
         (good.replace("# repair", "# mending"), "lacks the part # repair"),
         (good.replace("sections.items()", "report"), "'report' is undefined"),
         (good.replace("version: 1", "edition: 1"), "task and version"),
+        (good.replace("version: 1", "version: [1"), "task and version"),
     ]:
         path.write_text(text)
         with pytest.raises(InputError, match=said):
@@ -185,7 +203,7 @@ def test_faults_of_a_prompt_file_are_named(tmp_path):
         ([("Effusion?", "A right effusion is seen.")], "another side: pleural_effusion"),
         ([("Effusion?", "No effusion is seen.")], "newly denied: pleural_effusion"),
         ([("Is there a nodule?", "A nodule is seen.")], "newly affirmed: lung_lesion"),
-        ([("How large?", "It measures 7 cm.")], "a number that is not in the source"),
+        ([("How large?", "It measures 7 cm.")], "a number or unit that is not"),
         ([("Has it changed since the prior exam?", "A left effusion.")], "an earlier study"),
     ],
 )
@@ -260,6 +278,9 @@ def test_audit_shows_the_same_rows_for_a_seed_and_counts_marks(
         writer.writerows(rows)
     with pytest.raises(InputError, match="line 5: the mark is neither good nor bad"):
         read_marks(tmp_path / "marks.csv")
+    (tmp_path / "marks.csv").replace(out / "audit.csv")
+    with pytest.raises(InputError, match="holds marks; move it away"):
+        curate(monkeypatch, *audit)
     capsys.readouterr()
 
 
@@ -275,3 +296,63 @@ def test_a_report_cannot_put_code_on_the_audit_page(tmp_path, monkeypatch):
     page = (tmp_path / "out" / "audit.html").read_text()
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
+
+
+def test_a_prompt_may_name_sections_one_by_one(corpus, tmp_path):
+    text = (FOLDER / "summarise.v1.md").read_text()
+    start, end = text.index("{% for name"), text.index("# repair")
+    path = tmp_path / "p.md"
+    path.write_text(f"{text[:start]}{{{{ sections.impression }}}}\n\n{text[end:]}")
+    prompt = load_prompt("summarise", path)
+    with serving() as (url, fake):
+        seen = []
+        fake.fault = lambda data, _: seen.append(json.loads(data)["messages"][1]["content"]) or ""
+        with pytest.raises(NothingLeft):  # the fake finds no heading, and so says nothing
+            run(corpus, tmp_path / "out", rewriting(url, prompt=prompt))
+    assert set(seen) == {"Findings as described above."}
+    with pytest.raises(InputError, match="'impression'"):
+        prompt.check({"findings": "x"})
+
+
+def test_an_unforeseen_fault_is_told_without_its_message(corpus, tmp_path, monkeypatch):
+    from xraygpt.curation import pipeline
+
+    def broken(*_):
+        raise RuntimeError("quokka report text")
+
+    monkeypatch.setattr(pipeline, "clean", broken)
+    with pytest.raises(command.Fault, match=r"RuntimeError at pipeline\.py:") as caught:
+        curate(monkeypatch, *sources(corpus), "--out", tmp_path / "out")
+    assert "quokka" not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
+def test_reports_of_one_corpus_do_not_pass_for_another(corpus, tmp_path, monkeypatch):
+    kept = tmp_path / "kept.jsonl"
+    reports = corpus / "ecgen-radiology"
+    curate(monkeypatch, "filter", "openi", "--reports", reports, "--out", kept)
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    with pytest.raises(InputError, match="holds reports of openi, not of mimic"):
+        curate(monkeypatch, "filter", "mimic", "--reports", kept, "--out", tmp_path / "x.jsonl")
+
+
+def test_another_task_wants_another_folder(corpus, tmp_path):
+    with serving() as (url, _):
+        run(corpus, tmp_path, rewriting(url))
+        with pytest.raises(InputError, match=r"holds filter_cap\.json of another --task"):
+            run(corpus, tmp_path, rewriting(url, "vqa"))
+
+
+def test_no_cell_is_a_formula(tmp_path, monkeypatch):
+    folder = tmp_path / "raw"
+    (folder / "images").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(folder / "images" / "a.jpg")
+    captions = folder / "captions.txt"
+    captions.write_text('a\t=HYPERLINK("http://x","Chest x-ray with effusion")\n=cmd\tX-ray.\n')
+    roco = ("roco", "--reports", captions)
+    with pytest.raises(command.SomeLeft):
+        curate(monkeypatch, *roco, "--images", folder / "images", "--out", tmp_path / "out")
+    curate(monkeypatch, "audit", *roco, "--out", tmp_path / "out")
+    for name in ("held_back.csv", "audit.csv"):
+        with (tmp_path / "out" / name).open(newline="") as file:
+            assert not any(cell.startswith("=") for row in csv.reader(file) for cell in row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 import logging
@@ -20,7 +21,8 @@ from tests.curation.endpoint import captions, rewriting, run, serving, texts, wr
 from xraygpt.common.errors import InputError
 from xraygpt.curation.endpoint import Endpoint, Price
 from xraygpt.curation.engine import Limits
-from xraygpt.curation.ledger import NAME, Ledger
+from xraygpt.curation.folder import NothingLeft
+from xraygpt.curation.ledger import NAME, Ledger, LedgerError, Row
 from xraygpt.curation.limits import Breaker, Patience
 from xraygpt.curation.pipeline import Unfinished
 from xraygpt.curation.prompts import Prompt, load_prompt
@@ -144,12 +146,12 @@ def test_a_changed_prompt_asks_again_only_what_it_touches(corpus, tmp_path):
         assert fake.stats["calls"] == COUNT + 1
         other = changed(prompt, repair=f"{prompt.repair} Please.")
         run(corpus, tmp_path, rewriting(url, prompt=other))
-        assert fake.stats["calls"] == COUNT + 3  # the one row that had been repaired
+        assert fake.stats["calls"] == COUNT + 2  # the repair of the one row that had one
         other = changed(prompt, system=f"{prompt.system} Please.")
         run(corpus, tmp_path, rewriting(url, prompt=other))
-        assert fake.stats["calls"] == 2 * COUNT + 4
+        assert fake.stats["calls"] == 2 * COUNT + 3
         run(corpus, tmp_path, rewriting(url, prompt=other))
-        assert fake.stats["calls"] == 2 * COUNT + 4
+        assert fake.stats["calls"] == 2 * COUNT + 3
 
 
 @pytest.mark.parametrize(
@@ -332,3 +334,127 @@ def test_azure_is_asked_by_deployment(corpus, tmp_path, monkeypatch):
     for file in tmp_path.glob("*"):
         if file.is_file():
             assert b"secret" not in file.read_bytes()
+
+
+def test_a_trial_call_that_ends_for_good_closes_the_breaker(corpus, tmp_path, monkeypatch):
+    """500 until the breaker opens, then a content filter's 400 for each call: no deadlock."""
+    real = fakes.fake_endpoint.chat
+
+    async def chat(fake, data, headers):
+        if fake.stats["calls"] < 12:
+            return await real(fake, data, headers)
+        fake.stats["calls"] += 1
+        text = json.dumps({"error": {"message": "x", "code": "content_filter"}}).encode()
+        return fakes.fake_endpoint.Response(400, text)
+
+    monkeypatch.setattr(fakes.fake_endpoint, "chat", chat)
+    with serving() as (url, fake):
+        fake.fault = lambda *_: "500"
+        how = rewriting(url, breaker=Breaker(failures=10, cooldown=0.1), partial=True)
+        with pytest.raises(NothingLeft, match="refused, such as: HTTP 400"):
+            run(corpus, tmp_path, how)
+
+
+def test_a_budget_that_suffices_finishes_at_any_concurrency(corpus, tmp_path):
+    with serving() as (url, fake):
+        run(corpus, tmp_path / "plain", rewriting(url))
+        needed = sum(fake.tokens)
+        limits = Limits(concurrency=32, max_tokens=needed + 1500)
+        made = run(corpus, tmp_path / "tight", rewriting(url, limits=limits))
+    assert made.manifest["accepted"] == COUNT
+    assert made.spent.tokens == needed
+
+
+def test_an_endpoint_that_counts_otherwise_does_not_overstep_the_budget(
+    corpus, tmp_path, monkeypatch
+):
+    """It counts eight times what we guess, and half its answers are of another shape."""
+    real, used = fakes.fake_endpoint.completion, []
+
+    def completion(request, fault):
+        made = real(request, "")
+        made["usage"]["prompt_tokens"] *= 8
+        used.append(made["usage"]["prompt_tokens"] + made["usage"]["completion_tokens"])
+        return made | {"choices": []} if len(used) % 2 else made
+
+    monkeypatch.setattr(fakes.fake_endpoint, "completion", completion)
+    with serving() as (url, _):
+        limits = Limits(concurrency=16, max_tokens=60_000)
+        with pytest.raises(Unfinished, match="budget"):
+            run(corpus, tmp_path, rewriting(url, limits=limits))
+        with Ledger(tmp_path) as ledger:
+            assert ledger.spent().tokens == sum(used) <= 60_000
+
+
+def test_a_paid_first_answer_waits_for_its_repair(corpus, tmp_path):
+    """Stopped between a first answer and its repair, the next run asks for the repair alone."""
+    with serving() as (url, fake):
+        fake.fault = lambda data, _: "prior" if b"cannot be used" not in data else "500"
+        once = Patience(attempts=1)
+        with pytest.raises(NothingLeft, match="1 call: HTTP 500"):
+            run(corpus, tmp_path, rewriting(url, patience=once, breaker=Breaker(10**6)))
+        asked = fake.stats["calls"]
+        assert asked == 2 * COUNT
+        fake.fault = lambda *_: ""
+        made = run(corpus, tmp_path, rewriting(url))
+        assert fake.stats["calls"] == asked + COUNT
+    assert made.manifest["accepted_after_repair"] == COUNT
+
+
+def test_calls_under_way_at_a_kill_are_counted(tmp_path):
+    with Ledger(tmp_path) as ledger:
+        ledger.plan([("a", "A"), ("b", "B")], "")
+        ledger.hold("a", 100, 50, 0.5)
+        ledger.hold("b", 100, 50, 0.5)
+        ledger.unhold("b")
+    with Ledger(tmp_path) as ledger:
+        assert (ledger.spent().tokens, ledger.spent().money) == (150, 0.5)
+        assert ledger.plan([("a", "A"), ("b", "B")], "") == ["a", "b"]
+    with Ledger(tmp_path) as ledger:
+        assert ledger.spent().tokens == 150
+
+
+def test_a_run_of_one_prompt_leaves_the_rows_of_another_alone(tmp_path):
+    with Ledger(tmp_path) as ledger:
+        ledger.plan([("a", "A")], "R1")
+        ledger.finish(Row("a", "A", "done", answer="{}", repair="R1"), "m")
+        ledger.plan([("b", "B")], "R2", ["refused"])
+        assert ledger.plan([("a", "A")], "R1") == []
+
+
+def test_a_full_disk_is_said_as_such(tmp_path, monkeypatch):
+    with Ledger(tmp_path) as ledger:
+        ledger.plan([("a", "A")], "")
+        ledger._db.execute("PRAGMA max_page_count=1")
+        long = Row("a", "A", "done", answer="x" * 10**6)
+        with pytest.raises(LedgerError, match="make room and type the same again"):
+            ledger.finish(long, "m")
+
+
+def test_an_endpoint_that_drips_is_left_after_the_timeout(tmp_path, monkeypatch):
+    corpus = write_corpus(tmp_path / "corpus", 1)
+
+    async def drip(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 X\r\ncontent-length: 100\r\n\r\n")
+        for _ in range(100):
+            writer.write(b" ")
+            await writer.drain()
+            await asyncio.sleep(0.1)
+
+    monkeypatch.setattr(fakes.fake_endpoint, "serve", lambda _, r, w: drip(r, w))
+    with serving() as (url, _), pytest.raises(NothingLeft, match=r"no answer within 0\.4 s"):
+        run(corpus, tmp_path / "out", rewriting(url, patience=Patience(attempts=1, timeout=0.4)))
+
+
+def test_what_the_endpoint_says_never_reaches_a_message(corpus, tmp_path, monkeypatch):
+    """Its error names a parameter as no endpoint should, and repeats the report."""
+
+    async def chat(fake, data, headers):
+        text = {"error": {"message": "quokka", "param": ["quokka"], "code": {"quokka": 1}}}
+        return fakes.fake_endpoint.Response(400, json.dumps(text).encode())
+
+    monkeypatch.setattr(fakes.fake_endpoint, "chat", chat)
+    with serving() as (url, _), pytest.raises(Unfinished, match="HTTP 400 to each") as caught:
+        run(corpus, tmp_path, rewriting(url))
+    assert "quokka" not in str(caught.value)

@@ -120,13 +120,45 @@ def test_the_breaker_opens_lets_one_try_and_gives_up(clock, monkeypatch):
         for _ in range(50):
             breaker.failed("late")  # calls that were under way do not count again
         assert not breaker.gave_up
-        await breaker.ready()
+        assert await breaker.ready()
         assert clock.now - begun == pytest.approx(20)
-        breaker.failed("HTTP 502")  # the one that tried
+        breaker.failed("late")
+        assert not breaker.gave_up
+        breaker.failed("HTTP 502", trial=True)
         assert breaker.gave_up
         assert breaker.reason == "HTTP 502"
 
     asyncio.run(work())
+
+
+def test_a_trial_that_was_not_made_lets_the_next_one_try(clock):
+    async def work() -> None:
+        breaker = Breaker(failures=1, cooldown=0)
+        breaker.failed("x")
+        assert await breaker.ready()
+        breaker.withdraw()
+        assert await breaker.ready()
+
+    asyncio.run(work())
+
+
+def test_after_a_pause_calls_start_in_turn_again(clock):
+    """Everybody waits for the end of the pause; they must not all start at once then."""
+
+    async def work() -> list[float]:
+        pace, begun = Pace(600, None), []
+        pace.pause(30)
+
+        async def one() -> None:
+            await pace.wait(1)
+            begun.append(clock.now)
+
+        await asyncio.gather(*(one() for _ in range(100)))
+        return begun
+
+    begun = asyncio.run(work())
+    assert min(begun) == 1030
+    assert max(begun) - 1030 == pytest.approx(10, abs=1)  # 100 calls at 10 a second
 
 
 def test_a_success_closes_the_breaker_for_all(clock):

@@ -117,7 +117,11 @@ def test_mistakes_are_named(raw):
         ("Large left effusion. Lungs clear.", "Lungs clear.", "no longer affirmed"),
         ("No effusion. Lungs clear.", "Effusion. Lungs clear.", "newly affirmed"),
         ("Left effusion.", "Right effusion.", "another side"),
-        ("A 5 mm nodule.", "A 9 mm nodule.", "a number that is not in the source"),
+        ("A 5 mm nodule.", "A 9 mm nodule.", "a number or unit that is not"),
+        ("A 3 mm nodule.", "A 3 cm nodule.", "a number or unit that is not"),
+        ("Left effusion.", "Effusion.", "side no longer said"),
+        ("No left effusion. Right nodule.", "No right effusion. Right nodule.", "another side"),
+        ("Lungs clear today.", "Lungs clear, improved since yesterday.", "an earlier study"),
         ("Lungs clear today.", "Lungs unchanged.", "compares with an earlier study"),
         ("Lungs clear today.", "Lungs clear XXXX.", "a mask"),
         ("Lungs clear.", "", "nothing is left"),
@@ -201,3 +205,42 @@ def test_the_folder_trains_with_the_published_recipe_and_never_on_the_test_split
     assert "samples: 1 train, 0 val" in done.stderr
     rows = json.loads((out / "filter_cap.json").read_text())["annotations"]
     assert {row["study"] for row in rows} == {"CXR90001", f"CXR{TEST}"}
+
+
+def test_a_folder_left_half_written_is_gone_on_with_and_links_are_followed(raw, monkeypatch):
+    from xraygpt.curation import folder
+
+    real = raw / "store"
+    (raw / "png").rename(real)
+    (raw / "png").mkdir()
+    for path in real.iterdir():
+        (raw / "png" / path.name).symlink_to(Path("..") / "store" / path.name)
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(*_):
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "_manifest", killed)
+        with pytest.raises(KilledError):
+            made(raw)
+    assert made(raw)["accepted"] == 2
+    for path in (raw / "out" / "image").iterdir():
+        assert path.is_file() and not path.is_symlink()
+    with pytest.raises(InputError, match="holds a curated corpus"):
+        made(raw)
+
+
+def test_when_nothing_is_left_every_report_is_named_all_the_same(raw):
+    with serving() as (url, fake):
+        fake.fault = lambda *_: "refusal"
+        out = raw / "out"
+        with pytest.raises(DataError, match="refused, such as: the model refused") as caught:
+            curate(
+                "openi", raw / "ecgen-radiology", raw / "png", out, Filters(),
+                rewriting=rewriting(url),
+            )  # fmt: skip
+    assert caught.value.exit_code == 1
+    assert (out / "held_back.csv").read_text().count("the model refused") == 3

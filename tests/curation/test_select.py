@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 from tests.conftest import REPO
 from tests.curation.endpoint import write_corpus
 from xraygpt.common.errors import InputError
+from xraygpt.curation import select
 from xraygpt.curation.pipeline import curate
 from xraygpt.curation.select import (
     METADATA,
@@ -113,7 +115,7 @@ def test_reports_go_through_json_lines_unchanged(tmp_path):
     write_reports(selection, tmp_path / "kept.jsonl")
     with (tmp_path / "kept.jsonl").open("a") as file:
         file.write("{not json\n")
-    *rows, broken = read_reports(tmp_path / "kept.jsonl")
+    *rows, broken = read_reports(tmp_path / "kept.jsonl", "openi")
     assert rows == selection.reports
     assert isinstance(broken, Problem)
     again = select_reports("openi", tmp_path / "kept.jsonl", Filters())
@@ -134,8 +136,11 @@ def test_mimic_pictures_lie_apart_and_patients_stay_together(tmp_path):
         for view in ("PA", "LATERAL"):
             Image.new("L", (8, 8)).save(images / folder / study / f"{study}-{view}.jpg")
             lines.append(f"{study}-{view},{view}")
-    images.joinpath(METADATA).write_text("\n".join(lines))
-    curate("mimic", reports, images, tmp_path / "out", Filters())
+    with pytest.raises(InputError, match="without it laterals pass for frontal"):
+        curate("mimic", reports, images, tmp_path / "out", Filters())
+    with gzip.open(images / f"{METADATA}.gz", "wt") as file:
+        file.write("\n".join(lines[:-1]))  # the last picture, a lateral, is not in it
+    curate("mimic", reports, images / "files", tmp_path / "out", Filters())
     rows = json.loads((tmp_path / "out" / "filter_cap.json").read_text())["annotations"]
     assert [(r["image_id"], r["view"], r["patient"]) for r in rows] == [
         ("s1-PA", "PA", "p10000001"), ("s2-PA", "PA", "p10000001"), ("s3-PA", "PA", "p11000002"),
@@ -147,6 +152,19 @@ def test_mimic_pictures_lie_apart_and_patients_stay_together(tmp_path):
         for split in ("train", "val"):
             where |= {r.study_id: split for r in builder.build(split, "eval").records}
         assert where["s1"] == where["s2"]
+
+
+def test_pictures_are_read_again_only_when_they_have_changed(tmp_path, monkeypatch):
+    corpus, known, read = write_corpus(tmp_path, 3), {}, []
+    real = select._read
+    monkeypatch.setattr(select, "_read", lambda path: read.append(path) or real(path))
+    for _ in range(2):
+        selection = select_reports("openi", corpus / "ecgen-radiology", Filters())
+        select_pictures(selection, corpus / "png", Filters(), known)
+        assert len(read) == len(selection.pictures) == 3
+    Image.new("L", (9, 9)).save(read[0])
+    select_pictures(selection, corpus / "png", Filters(), known)
+    assert len(read) == 4
 
 
 def curate_command(*arguments: object) -> subprocess.CompletedProcess:

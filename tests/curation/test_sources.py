@@ -13,6 +13,7 @@ from xraygpt.curation.sources import (
     ImageName,
     Problem,
     SourceReport,
+    mimic_sections,
     read_mimic,
     read_openi_csv,
     read_openi_xml,
@@ -91,7 +92,7 @@ def test_a_broken_row_is_named(tmp_path: Path, text: str, where: str, why: str):
 
 
 def test_a_missing_column_stops_at_once_and_latin_1_is_read(tmp_path: Path):
-    with pytest.raises(DataError, match="lacks the column impression; it has uid, findings"):
+    with pytest.raises(DataError, match="lacks the column impression: its first line must"):
         list(read_openi_csv(kaggle(tmp_path, "uid,findings\n7,a\n")))
     rows = list(
         read_openi_csv(kaggle(tmp_path, "uid,findings,impression\n7,café,b\n".encode("latin-1")))
@@ -131,7 +132,9 @@ def test_mimic_sections_and_patients(tmp_path: Path):
     folder = tmp_path / "files" / "p10" / "p10000032"
     folder.mkdir(parents=True)
     (folder / "s50414267.txt").write_text(MIMIC)
-    (folder / "s50414268.txt").write_text("  FINAL REPORT\n CHEST: PA\n\n The heart is large.\n")
+    (folder / "s50414268.txt").write_text(
+        "  FINAL REPORT\n NOTE TO FILE: PA\n\n The heart is large.\n"
+    )
     (folder / "s50414269.txt").write_text("\n \n")
     one, two, three = read_mimic(tmp_path)
     assert one.sections["findings"] == "The heart is large. Note: the lungs are clear."
@@ -172,3 +175,60 @@ def test_real_tables(real_data):
     captions = list(read_roco(real_data / "roco"))
     assert len(captions) == 8180
     assert not any(isinstance(r, Problem) for r in captions)
+
+
+@pytest.mark.parametrize(
+    ("heading", "section"),
+    [
+        ("CHEST, TWO VIEWS", "findings"),
+        ("PA AND LATERAL VIEWS OF THE CHEST", "findings"),
+        ("IMPRESSON", "impression"),
+        ("FINAL IMPRESSION", "impression"),
+        ("FINDINGS/IMPRESSION", "impression"),
+        ("REASON FOR EXAM", "indication"),
+        ("COMPARISON FILM", "comparison"),
+        ("TECHNIQUE", None),
+        ("RECOMMENDATION(S)", None),
+    ],
+)
+def test_headings_of_mimic_open_the_sections_its_official_splitter_says(heading, section):
+    found = mimic_sections(f" {heading}: \n The lungs are clear.\n")
+    said = {k: v for k, v in found.items() if k != "last_paragraph"}
+    assert said == ({section: "The lungs are clear."} if section else {})
+
+
+def test_of_two_sections_the_last_that_says_something_counts():
+    text = " FINDINGS: First.\n IMPRESSION: Large.\n FINDINGS: Second.\n IMPRESSION:\n"
+    assert mimic_sections(text) == {"findings": "Second.", "impression": "Large."}
+
+
+def test_one_bad_byte_changes_no_other_row(tmp_path: Path):
+    path = tmp_path / "captions.txt"
+    path.write_bytes(b"a\tX-ray shows\x85 a nodule.\n" + "b\tX-ray, 3 × 4 cm.\n".encode())
+    first, second = read_roco(path)
+    assert first.sections["findings"] == "X-ray shows… a nodule."
+    assert second.sections["findings"] == "X-ray, 3 × 4 cm."
+
+
+def test_archives_cut_short_and_unknown_encodings(tmp_path: Path):
+    (tmp_path / "1.xml").write_text(XML.format(1))
+    (tmp_path / "2.xml").write_text(f'<?xml version="1.0" encoding="foo"?>{XML.format(2)}')
+    rows = list(read_openi_xml(tmp_path))
+    assert isinstance(rows[0], SourceReport)
+    assert isinstance(rows[1], Problem)
+    with tarfile.open(tmp_path / "all.tgz", "w:gz") as archive:
+        for i in range(50):
+            archive.add(tmp_path / "1.xml", f"{i}.xml")
+    whole = (tmp_path / "all.tgz").read_bytes()
+    for part in (len(whole) // 2, 10):
+        (tmp_path / "cut.tgz").write_bytes(whole[:part])
+        with pytest.raises(DataError, match=r"no whole \.tgz archive"):
+            list(read_openi_xml(tmp_path / "cut.tgz"))
+
+
+def test_a_csv_without_a_header_shows_no_report(tmp_path: Path):
+    (tmp_path / "indiana_projections.csv").write_text("uid,filename,projection\n")
+    (tmp_path / "indiana_reports.csv").write_text("1,The quokka is enlarged,Large quokka\n")
+    with pytest.raises(DataError, match="its first line must name the columns") as caught:
+        list(read_openi_csv(tmp_path))
+    assert "quokka" not in str(caught.value)

@@ -6,7 +6,6 @@ import csv
 import difflib
 import io
 import json
-import os
 import random
 from collections.abc import Sequence
 from importlib import resources
@@ -19,7 +18,7 @@ from xraygpt.common.errors import DataError, InputError
 from xraygpt.curation.checks import wilson
 from xraygpt.curation.engine import picture_url
 from xraygpt.curation.folder import CAPTIONS, MANIFEST, TURNS
-from xraygpt.curation.select import Selection
+from xraygpt.curation.select import Selection, as_cell, write_private
 from xraygpt.metrics.findings import mentions
 
 PAGE, TABLE = "audit.html", "audit.csv"
@@ -42,6 +41,7 @@ def audit(selection: Selection, out: Path, rows: int, seed: int) -> str:
     Raises:
         DataError: The folder holds no curated corpus, or one of other reports.
     """
+    _check_unmarked(out / TABLE)
     reports = {report.source_id: report for report in selection.reports}
     results = _results(out)
     unknown = [name for name, row in results.items() if row["study"] not in reports]
@@ -65,7 +65,7 @@ def audit(selection: Selection, out: Path, rows: int, seed: int) -> str:
         })  # fmt: skip
         changed = {kind: [n for n, k in labels if k == kind] for kind in ("lost", "new")}
         lost, new = ("; ".join(changed[k]) for k in ("lost", "new"))
-        table.append([name, source, result, lost, new, "", ""])
+        table.append([*map(as_cell, (name, source, result, lost, new)), "", ""])
     facts = _facts(out)
     template = (resources.files("xraygpt") / "data" / PAGE.replace(".", "_page.")).read_text(
         "utf-8"
@@ -80,7 +80,7 @@ def audit(selection: Selection, out: Path, rows: int, seed: int) -> str:
     writer.writerow(["item", "source", "result", "lost", "new", "mark", "comment"])
     writer.writerows(table)
     for file, content in ((PAGE, html), (TABLE, text.getvalue())):
-        _write_private(out / file, content)
+        write_private(out / file, content)
     changed_rows = sum(bool(row[3] or row[4]) for row in table)
     return (
         f"{out / PAGE} and {TABLE}: {len(shown)} of {len(results)} texts, {changed_rows} with a "
@@ -88,13 +88,17 @@ def audit(selection: Selection, out: Path, rows: int, seed: int) -> str:
     )
 
 
-def _write_private(path: Path, content: str) -> None:
-    aside = path.with_name(f"{path.name}.part")
-    aside.unlink(missing_ok=True)
-    handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-        file.write(content)
-    aside.replace(path)
+def _check_unmarked(path: Path) -> None:
+    """Refuse to write over a person's work.
+
+    Raises:
+        InputError: The table holds marks.
+    """
+    if not path.is_file():
+        return
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        if any((row.get("mark") or "").strip() for row in csv.DictReader(file)):
+            raise InputError(f"{path} holds marks; move it away, or count it with --marks {path}")
 
 
 def _results(out: Path) -> dict[str, dict[str, Any]]:
@@ -102,7 +106,7 @@ def _results(out: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     try:
         if (out / TURNS).exists():
-            for line in (out / TURNS).read_text(encoding="utf-8").splitlines():
+            for line in (out / TURNS).read_text(encoding="utf-8").split("\n")[:-1]:
                 row = json.loads(line)
                 turns = [t["text"] for t in row["turns"]]
                 text = "\n".join(turns)

@@ -10,7 +10,7 @@ from xraygpt.metrics.findings import Mention, mentions
 
 MIN_RATIO, MAX_RATIO = 0.2, 1.5  # of words, result to source
 _STATUSES = {"positive": "affirmed", "negative": "denied", "uncertain": "doubted"}
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)(?:[\s-]*(mm|cm|%|th|st|nd|rd|degrees?)\b)?")
 
 
 def problems(
@@ -41,12 +41,16 @@ def problems(
         found.append("it compares with an earlier study")
     if findings:
         found += _findings(source, result, complete)
-    if set(_NUMBER.findall(result)) - set(_NUMBER.findall(source)):
-        found.append("a number that is not in the source")
+    if _numbers(result) - _numbers(source):
+        found.append("a number or unit that is not in the source")
     ratio = len(result.split()) / max(len(source.split()), 1)
     if complete and not MIN_RATIO <= ratio <= max_ratio:
         found.append(f"{ratio:.1f} times as many words as the source")
     return found
+
+
+def _numbers(text: str) -> set[tuple[str, str]]:
+    return {(number, unit.lower()) for number, unit in _NUMBER.findall(text)}
 
 
 def _findings(source: str, result: str, complete: bool) -> list[str]:
@@ -61,15 +65,32 @@ def _findings(source: str, result: str, complete: bool) -> list[str]:
             found.append(f"no longer {word}: {', '.join(sorted(lost))}")
         if new:
             found.append(f"newly {word}: {', '.join(sorted(new))}")
-    affirmed = {m.finding for m in then if m.status == "positive"}
-    wrong = {finding for finding, _ in _sides(now) - _sides(then)} & affirmed
-    if wrong:
-        found.append(f"another side: {', '.join(sorted(wrong))}")
-    return found
+    return found + _other_sides(then, now, complete)
 
 
-def _sides(said: Sequence[Mention]) -> set[tuple[str, str]]:
-    return {(m.finding, m.laterality) for m in said if m.status == "positive" and m.laterality}
+def _other_sides(then: Sequence[Mention], now: Sequence[Mention], complete: bool) -> list[str]:
+    """Findings said of another side, affirmed or denied, and those that lost theirs."""
+    wrong, lost = set(), set()
+    for status in ("positive", "negative"):
+        before, after = _sides(then, status), _sides(now, status)
+        for finding in before.keys() & after.keys():
+            named, plain = before[finding] - {None}, None in before[finding]
+            new = after[finding] - {None} - named
+            # "No effusion" denies it on each side; "an effusion" does not say which.
+            if new and not (plain and status == "negative"):
+                wrong.add(finding)
+            if complete and status == "positive" and named and after[finding] == {None}:
+                lost.add(finding)
+    found = [f"another side: {', '.join(sorted(wrong))}"] if wrong else []
+    return found + ([f"side no longer said: {', '.join(sorted(lost))}"] if lost else [])
+
+
+def _sides(said: Sequence[Mention], status: str) -> dict[str, set[str | None]]:
+    sides: dict[str, set[str | None]] = {}
+    for mention in said:
+        if mention.status == status:
+            sides.setdefault(mention.finding, set()).add(mention.laterality)
+    return sides
 
 
 def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:

@@ -14,10 +14,18 @@ from xraygpt.curation.limits import Breaker, Pace, Patience, retry_after
 from xraygpt.curation.tasks import Task
 
 _RETRIED = frozenset({408, 409, 425, 429}) | frozenset(range(500, 600))
-_CODE = re.compile(r"^[a-z][a-z_]{2,40}$")
+CODE = re.compile(r"^[a-z][a-z_]{2,40}$")
 _NEVER_GOOD = 10  # requests refused as malformed, with none accepted before
 CHARACTERS_PER_TOKEN = 4.0
 """Of English reports and prompts with a byte-pair vocabulary; measured: docs/curation.md."""
+_REDIRECTED = "it redirects elsewhere; give that address as --base-url"
+_FATAL = {
+    401: "the key is wrong or has no right to this model",
+    403: "the key is wrong or has no right to this model",
+    404: "no such address or model ({model})",
+    429: "the quota is used up",
+    **dict.fromkeys((301, 302, 303, 307, 308), _REDIRECTED),
+}
 _HINTS = {
     "temperature": "the model takes no temperature: --temperature none",
     "seed": "the endpoint takes no seed: leave --seed out",
@@ -29,10 +37,19 @@ _HINTS = {
 
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 class EndpointError(XrayGPTError):
-    """The endpoint cannot be worked with; the run stops, what was answered stays."""
+    """The endpoint cannot be worked with; the run stops, what was answered stays.
+
+    Attributes:
+        status: Of HTTP, where that was the reason.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Released(Exception):
@@ -58,9 +75,25 @@ class Reply:
     tokens_out: int = 0
 
 
-def estimate(messages: list[dict[str, Any]], picture_tokens: int) -> int:
-    """Tokens of a request by its characters, and so many for each picture."""
-    characters = pictures = 0
+@dataclass(frozen=True)
+class _End:
+    """How a call ended that gave nothing, or `final`: that no other call can mend it."""
+
+    reason: str = ""
+    wait: float | None = None
+    unknown: bool = False
+    final: Reply | None = None
+
+
+def estimate(messages: list[dict[str, Any]], picture_tokens: int, schema: int = 0) -> int:
+    """Tokens of a request by its characters, and so many for each picture.
+
+    Args:
+        messages: As they are sent.
+        picture_tokens: Of one picture.
+        schema: Characters of the form that is asked for.
+    """
+    characters, pictures = schema, 0
     for message in messages:
         content = message["content"]
         parts = [{"text": content}] if isinstance(content, str) else content
@@ -91,12 +124,9 @@ def read_completion(completion: Any, guessed_in: int) -> Reply | None:
     content, refusal = getattr(message, "content", None), getattr(message, "refusal", None)
     if content is not None and not isinstance(content, str):
         return None
-    usage = getattr(completion, "usage", None)
-    read, wrote = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
-    tokens = (
-        read if isinstance(read, int) else guessed_in,
-        wrote if isinstance(wrote, int) else round(len(content or "") / CHARACTERS_PER_TOKEN),
-    )
+    read, wrote = usage_of(completion)
+    guessed_out = round(len(content or "") / CHARACTERS_PER_TOKEN)
+    tokens = (guessed_in if read is None else read, guessed_out if wrote is None else wrote)
     stop = getattr(choices[0], "finish_reason", None)
     if refusal:
         return Reply("refused", "", "the model refused", *tokens)
@@ -104,6 +134,14 @@ def read_completion(completion: Any, guessed_in: int) -> Reply | None:
         return Reply("refused", "", "the endpoint's content filter", *tokens)
     reason = "cut off at the limit of tokens" if stop == "length" else ""
     return Reply("answered", content or "", reason, *tokens)
+
+
+def usage_of(completion: Any) -> tuple[int | None, int | None]:
+    """Tokens read and written as the endpoint counted them, of whatever it sent."""
+    usage = getattr(completion, "usage", None)
+    counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+    read, wrote = (c if isinstance(c, int) and c >= 0 else None for c in counts)
+    return read, wrote
 
 
 class Client:
@@ -131,25 +169,45 @@ class Client:
         self.endpoint, self.task, self.pace, self.patience = endpoint, task, pace, patience
         self.breaker, self.stopping = breaker, stopping
         self.calls = 0
+        self.ratio = 0.0  # largest of tokens read, as counted to as guessed
         self._accepted = self._malformed = 0
 
-    async def ask(self, messages: list[dict[str, Any]], guessed_in: int) -> Reply:
+    async def ask(
+        self, messages: list[dict[str, Any]], guessed_in: int, lost: Callable[[int, int], None]
+    ) -> Reply:
         """Send messages until an answer comes or patience ends.
+
+        Args:
+            messages: What to send.
+            guessed_in: Tokens of it.
+            lost: Called with the tokens read and written of each call that gave no answer: as
+                counted where it sent a count, as guessed where nobody knows what came of it.
 
         Raises:
             EndpointError: The endpoint cannot be worked with.
             Released: The run is stopping and no call is under way.
         """
         request = body(self.endpoint, self.task, messages)
-        guess = guessed_in + self.task.output_tokens // 2
         named = {"model": request.pop("model"), "messages": request.pop("messages")}
+
+        def read(found: Any) -> Reply | None:
+            reply = read_completion(found, guessed_in)
+            counted = usage_of(found)
+            if reply is None:
+                lost(*(count or 0 for count in counted))
+            elif counted[0]:
+                self.ratio = max(self.ratio, counted[0] / max(guessed_in, 1))
+            return reply
+
+        guess = guessed_in + self.task.output_tokens // 2
         reply, failure = await self.patiently(
             # As extra_body the SDK sends our schema as it is; walking through it costs 1 ms a call.
             lambda headers: self.sdk.chat.completions.create(
                 **named, extra_body=request, extra_headers=headers
             ),
-            lambda found: read_completion(found, guessed_in),
+            read,
             guess,
+            lambda: lost(guessed_in, 0),
         )
         if reply is None:
             return failure
@@ -161,6 +219,10 @@ class Client:
         call: Callable[[dict[str, str]], Awaitable[Any]],
         read: Callable[[Any], T | None],
         guess: int = 0,
+        unknown: Callable[[], None] = lambda: None,
+        *,
+        attempts: int | None = None,
+        timeout: float | None = None,
     ) -> tuple[T | None, Reply]:
         """Make a call, again where that can help.
 
@@ -168,6 +230,9 @@ class Client:
             call: Takes the headers to send along.
             read: What the call returns as it is wanted; None if it is nothing of the kind.
             guess: Tokens it will take.
+            unknown: Called when a call was sent and nobody knows what came of it.
+            attempts: Most calls, if not as `patience` has it.
+            timeout: Seconds for each, likewise.
 
         Returns:
             What was read, or None and why there is nothing.
@@ -176,47 +241,73 @@ class Client:
             EndpointError: No later call can end otherwise.
             Released: The run is stopping and no call is under way.
         """
+        reason = ""
+        attempts = attempts or self.patience.attempts
+        for attempt in range(attempts):
+            trial = await self.unless_stopped(self.breaker.ready())
+            try:
+                if self.breaker.gave_up:
+                    self._give_up(f"fails every time: {self.breaker.reason}")
+                await self.unless_stopped(self.pace.wait(guess))
+                found, end = await self._once(call, read, attempt, timeout or self.patience.timeout)
+            finally:
+                if trial:
+                    self.breaker.withdraw()
+            if found is not None or end.final is not None:
+                self.breaker.succeeded()
+                return found, end.final or Reply("answered")
+            reason = end.reason
+            if end.unknown:
+                unknown()
+            self.breaker.failed(reason, trial)
+            if attempt + 1 < attempts:
+                await self._pause(end.wait, attempt)
+        calls = "1 call" if attempts == 1 else f"{attempts} calls"
+        return None, Reply("failed", reason=f"{calls}: {reason}")
+
+    async def _once(
+        self,
+        call: Callable[[dict[str, str]], Awaitable[Any]],
+        read: Callable[[Any], T | None],
+        attempt: int,
+        timeout: float,
+    ) -> tuple[T | None, _End]:
+        """One call: what was read of it, or how it ended."""
         import openai
 
-        reason = ""
-        for attempt in range(self.patience.attempts):
-            await self._unless_stopped(self.breaker.ready())
-            if self.breaker.gave_up:
-                self._give_up(f"fails every time: {self.breaker.reason}")
-            await self._unless_stopped(self.pace.wait(guess))
-            self.calls += 1
-            wait: float | None = None
-            try:
-                found = read(await call({"x-stainless-retry-count": str(attempt)}))
-                if found is not None:
-                    self.breaker.succeeded()
-                    self._accepted += 1
-                    return found, Reply("answered")
-                reason = "an answer of another shape"
-            except openai.APITimeoutError:
-                reason = f"no answer within {self.patience.timeout:g} s"
-            except openai.APIConnectionError:
-                reason = "no connection"
-            except openai.APIStatusError as error:
-                final, reason, wait = self._status(error)
-                if final is not None:
-                    return None, final
-            except (openai.APIError, ValueError, TypeError, KeyError, AttributeError):
-                # Not chained and never printed: messages of these hold what the endpoint sent.
-                reason = "an answer that is no JSON"
-            self.breaker.failed(reason)
-            if attempt + 1 < self.patience.attempts:
-                await self._pause(wait, attempt)
-        return None, Reply("failed", reason=f"{self.patience.attempts} calls: {reason}")
+        self.calls += 1
+        headers = {"x-stainless-retry-count": str(attempt)}
+        try:
+            # The SDK's timeout is for each read; an endpoint that drips would never end.
+            found = await asyncio.wait_for(call(headers), timeout)
+            value = read(found)
+            if value is not None:
+                self._accepted += 1
+                return value, _End()
+            return None, _End("an answer of another shape")
+        except (openai.APITimeoutError, TimeoutError):
+            return None, _End(f"no answer within {timeout:g} s", unknown=True)
+        except openai.APIConnectionError as error:
+            refused = type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
+            return None, _End("no connection", unknown=not refused)
+        except openai.APIStatusError as error:
+            status = int(error.status_code)
+            code = str(error.code or "") if CODE.match(str(error.code or "")) else ""
+            param = error.param if isinstance(error.param, str) else ""
+            wait = retry_after({k.lower(): v for k, v in error.response.headers.items()})
+        except (openai.APIError, ValueError, TypeError, KeyError, AttributeError):
+            return None, _End("an answer that is no JSON", unknown=True)
+        # Outside of `except`: what is raised here drags no message of the endpoint along.
+        return None, self._status(status, code, param, wait)
 
     async def _pause(self, asked: float | None, attempt: int) -> None:
         if asked is None:
-            await self._unless_stopped(asyncio.sleep(self.patience.wait(attempt)))
+            await self.unless_stopped(asyncio.sleep(self.patience.wait(attempt)))
             return
         if asked > self.patience.longest_retry_after:
             self._give_up(f"asks to come back in {asked:.0f} s: rate limit or quota")
         self.pace.pause(asked)  # the limit is the account's, so all wait
-        await self._unless_stopped(asyncio.sleep(asked))
+        await self.unless_stopped(asyncio.sleep(asked))
 
     async def sleep(self, seconds: float) -> None:
         """Wait, but not past a stop.
@@ -224,42 +315,34 @@ class Client:
         Raises:
             Released: The run is stopping.
         """
-        await self._unless_stopped(asyncio.sleep(seconds))
+        await self.unless_stopped(asyncio.sleep(seconds))
 
-    def _status(self, error: Any) -> tuple[Reply | None, str, float | None]:
-        """(reply, reason, seconds to wait) of an HTTP error.
+    def _status(self, status: int, code: str, param: str, wait: float | None) -> _End:
+        """What an HTTP error means.
 
         Raises:
             EndpointError: No later call can end otherwise.
         """
-        status = int(error.status_code)
-        code = str(error.code or "") if _CODE.match(str(error.code or "")) else ""
         said = f"HTTP {status}" + (f" ({code})" if code else "")
         if status in _RETRIED and code != "insufficient_quota":
-            headers = {k.lower(): v for k, v in error.response.headers.items()}
-            return None, said, retry_after(headers)
-        if status in (401, 403):
-            self._give_up(f"{said}: the key is wrong or has no right to this model")
-        if status == 404:
-            self._give_up(f"{said}: no such address or model ({self.endpoint.model})")
-        if status == 429:
-            self._give_up(f"{said}: the quota is used up")
-        if 300 <= status < 400:
-            self._give_up(f"{said}: it redirects elsewhere; give that address as --base-url")
+            return _End(said, wait=wait)
+        remedy = _FATAL.get(status, "")
+        if remedy:
+            self._give_up(f"{said}: {remedy.format(model=self.endpoint.model)}", status)
         if code in ("content_filter", "content_policy_violation"):
-            return Reply("refused", reason=f"{said}: content filter"), "", None
-        if error.param in _HINTS:
-            self._give_up(f"{said}: {_HINTS[error.param]}")
+            return _End(final=Reply("refused", reason=f"{said}: content filter"))
+        if param in _HINTS:
+            self._give_up(f"{said}: {_HINTS[param]}", status)
         self._malformed += 1
         if not self._accepted and self._malformed >= _NEVER_GOOD:
-            self._give_up(f"{said} to each of the first {_NEVER_GOOD} requests")
-        return Reply("failed", reason=said), "", None
+            self._give_up(f"{said} to each of the first {_NEVER_GOOD} requests", status)
+        return _End(final=Reply("failed", reason=said))
 
-    def _give_up(self, why: str) -> NoReturn:
-        raise EndpointError(f"{self.endpoint.address()}: {why}") from None
+    def _give_up(self, why: str, status: int = 0) -> NoReturn:
+        raise EndpointError(f"{self.endpoint.address()}: {why}", status) from None
 
-    async def _unless_stopped(self, waited: Awaitable[None]) -> None:
-        """Wait, but not past a stop.
+    async def unless_stopped(self, waited: Awaitable[V]) -> V:
+        """What is waited for, but not past a stop.
 
         Raises:
             Released: The run is stopping.
@@ -276,4 +359,4 @@ class Client:
                     task.cancel()
         if self.stopping.is_set():
             raise Released
-        task.result()
+        return task.result()

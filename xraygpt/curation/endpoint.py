@@ -58,7 +58,12 @@ class Endpoint:
         if not url:
             named = os.environ.get("OPENAI_BASE_URL", "") if self.provider == "openai" else ""
             url = named or (OPENAI if self.provider == "openai" else LOCAL)
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            _ = parts.port  # raises where it is no port
+            (parts.hostname or "").encode("idna")
+        except ValueError:
+            raise InputError(f"--base-url {url}: no address a request could go to") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"--base-url {url}: expected http://host:port/v1 or https://…")
         if parts.username or parts.password:
@@ -122,17 +127,18 @@ def quiet_logs() -> None:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether an address is this machine, by all that its name resolves to."""
+    """Whether an address is this machine: a loopback number, or the name localhost.
+
+    Other names are not looked up: what they lead to may change between here and the call.
+    """
     host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        found = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
+        return bool(found) and all(ipaddress.ip_address(a).is_loopback for a in found)
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        pass
-    try:
-        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
-    except OSError:
         return False
-    return bool(found) and all(ipaddress.ip_address(str(a)).is_loopback for a in found)
 
 
 def privacy(corpus: Corpus, endpoint: Endpoint | None, agreement: str, batch: bool) -> str:
@@ -167,6 +173,8 @@ def privacy(corpus: Corpus, endpoint: Endpoint | None, agreement: str, batch: bo
             "agreement that covers this endpoint, name it: --zero-retention-agreement REFERENCE. "
             "We cannot judge it for you; the reference goes into manifest.json"
         )
+    if urlsplit(url).scheme != "https":
+        raise InputError(f"{corpus.name} is credentialed data: {url} is not encrypted; use https")
     return f"sent to {host} under zero-retention agreement: {agreement.strip()}"
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import logging
+import math
 import signal
 import sys
 from collections import Counter
@@ -19,7 +21,16 @@ from PIL import Image
 from xraygpt.common.logging import progress
 from xraygpt.curation.client import Client, EndpointError, Released, Reply, estimate
 from xraygpt.curation.endpoint import Endpoint, Price
-from xraygpt.curation.ledger import DONE, FAILED, INVALID, REFUSED, Ledger, Row, row_key
+from xraygpt.curation.ledger import (
+    DONE,
+    FAILED,
+    INVALID,
+    REFUSED,
+    Draft,
+    Ledger,
+    Row,
+    row_key,
+)
 from xraygpt.curation.limits import Breaker, Pace, Patience
 from xraygpt.curation.prompts import Prompt
 from xraygpt.curation.tasks import Task
@@ -84,51 +95,88 @@ class Ended:
     calls: int = 0
 
 
-@dataclass
 class Budget:
-    """Stops before a call that could overstep; counts what is under way at its most."""
+    """Keeps calls from overstepping; what is under way counts at its most.
 
-    ledger: Ledger
-    limits: Limits
-    price: Price | None
-    batch: bool = False
-    held_tokens: int = 0
-    held_money: float = 0.0
+    What a call reads is guessed from its characters. Where there is a budget the first call goes
+    alone, twice its guess set aside; then as much as the endpoint was seen to count at most, and a
+    tenth more. What a call writes is limited by the request itself.
+    """
 
-    def __post_init__(self) -> None:
-        spent = self.ledger.spent()
+    def __init__(self, ledger: Ledger, limits: Limits, price: Price | None, batch: bool) -> None:
+        self.ledger, self.limits, self.price, self.batch = ledger, limits, price, batch
+        spent = ledger.spent()
         self.tokens, self.money = spent.tokens, spent.money
+        self.factor, self._known = 2.0, False
+        self._held_tokens, self._held_money, self._held = 0, 0.0, 0
+        self._freed = asyncio.Event()
 
     def cost(self, tokens_in: int, tokens_out: int) -> float:
         """Money; 0 without a price."""
         return self.price.of(tokens_in, tokens_out, self.batch) if self.price else 0.0
 
-    def reserve(self, tokens_in: int, tokens_out: int) -> bool:
-        """Whether a call of at most so many tokens fits; if so it is counted as under way."""
-        tokens = self.tokens + self.held_tokens + tokens_in + tokens_out
-        money = self.money + self.held_money + self.cost(tokens_in, tokens_out)
-        limits = self.limits
-        if limits.max_tokens is not None and tokens > limits.max_tokens:
-            return False
-        if limits.max_money is not None and money > limits.max_money:
-            return False
-        self.hold(tokens_in, tokens_out)
-        return True
+    def learn(self, ratio: float) -> None:
+        """The largest ratio of tokens read, counted to guessed, that was seen so far."""
+        if ratio:
+            self.factor, self._known = 1.1 * ratio, True
 
-    def settle(self, reserved: tuple[int, int], reply: Reply | None) -> None:
-        """The call is over; what it took is written down."""
-        self.hold(*reserved, -1)
-        if reply is None or not (reply.tokens_in or reply.tokens_out):
-            return
-        money = self.cost(reply.tokens_in, reply.tokens_out)
-        self.tokens += reply.tokens_in + reply.tokens_out
-        self.money += money
-        self.ledger.spend(reply.tokens_in, reply.tokens_out, money)
+    def most(self, guessed_in: int, output_tokens: int) -> tuple[int, int]:
+        """What is set aside for a call."""
+        return math.ceil(self.factor * guessed_in), output_tokens
+
+    def fits(self, tokens_in: int, tokens_out: int) -> bool:
+        """Whether so much is left beside what is under way."""
+        tokens = self.tokens + self._held_tokens + tokens_in + tokens_out
+        money = self.money + self._held_money + self.cost(tokens_in, tokens_out)
+        limits = self.limits
+        return (limits.max_tokens is None or tokens <= limits.max_tokens) and (
+            limits.max_money is None or money <= limits.max_money
+        )
 
     def hold(self, tokens_in: int, tokens_out: int, sign: int = 1) -> None:
         """Count a call as under way, or with -1 as over."""
-        self.held_tokens += sign * (tokens_in + tokens_out)
-        self.held_money += sign * self.cost(tokens_in, tokens_out)
+        self._held_tokens += sign * (tokens_in + tokens_out)
+        self._held_money += sign * self.cost(tokens_in, tokens_out)
+        self._held += sign
+        if sign < 0:
+            self._freed.set()
+
+    async def take(self, client: Client, guessed_in: int, output_tokens: int) -> tuple[int, int]:
+        """Hold what a call may take, as soon as calls under way have left enough.
+
+        Raises:
+            OverBudget: Nothing is under way any more and it is not enough.
+            Released: The run is stopping.
+        """
+        limited = self.limits.max_tokens is not None or self.limits.max_money is not None
+        while True:
+            most = self.most(guessed_in, output_tokens)
+            alone = limited and not self._known  # nothing is known of how this endpoint counts
+            if self.fits(*most) and not (alone and self._held):
+                self.hold(*most)
+                return most
+            if not self._held:
+                raise OverBudget
+            self._freed.clear()
+            await client.unless_stopped(self._freed.wait())
+
+    def charge(self, tokens_in: int, tokens_out: int) -> None:
+        """Count what a call took."""
+        money = self.cost(tokens_in, tokens_out)
+        self.tokens += tokens_in + tokens_out
+        self.money += money
+        if tokens_in or tokens_out:
+            self.ledger.spend(tokens_in, tokens_out, money)
+
+    def lose(self, tokens_in: int, tokens_out: int) -> None:
+        """Count a call that gave nothing.
+
+        Raises:
+            OverBudget: There is not enough left to try again.
+        """
+        self.charge(tokens_in, tokens_out)
+        if not self.fits(0, 0):
+            raise OverBudget
 
 
 class OverBudget(Exception):
@@ -181,7 +229,7 @@ def picture_url(path: Path, side: int = PICTURE_SIDE) -> str:
 
 def judge(task: Task, item: Item, reply: Reply) -> tuple[Any, list[str]]:
     """An answer and why it cannot stand; no reasons if it can."""
-    if reply.reason:
+    if reply.state != "answered" or reply.reason:
         return None, [reply.reason]
     if not reply.content.strip():
         return None, ["the answer is empty"]
@@ -189,14 +237,12 @@ def judge(task: Task, item: Item, reply: Reply) -> tuple[Any, list[str]]:
     return answer, reasons or task.problems(item.source, answer)
 
 
-def repaired(
-    messages: list[dict[str, Any]], prompt: Prompt, reply: Reply, reasons: Sequence[str]
-) -> list[dict[str, Any]]:
+def repaired(messages: list[dict[str, Any]], prompt: Prompt, draft: Draft) -> list[dict[str, Any]]:
     """The messages of the one repair call."""
     return [
         *messages,
-        {"role": "assistant", "content": reply.content or "(empty)"},
-        {"role": "user", "content": prompt.ask_again(reasons)},
+        {"role": "assistant", "content": draft.content or "(empty)"},
+        {"role": "user", "content": prompt.ask_again(draft.reasons)},
     ]
 
 
@@ -228,12 +274,14 @@ class Engine:
         self.ledger, self.endpoint, self.task, self.prompt = ledger, endpoint, task, prompt
         self.limits, self.patience, self.price = limits, patience, price
         self.breaker = breaker or Breaker(failures=max(20, 2 * limits.concurrency))
-        self.budget = Budget(ledger, limits, price)
+        self.budget = Budget(ledger, limits, price, batch=False)
+        self.drafts: dict[str, Draft] = {}
         self.states: Counter[str] = Counter()
         self._why: list[Ended] = []
 
     def run(self, items: Sequence[Item]) -> Ended:
         """Ask about items that have no final state yet."""
+        self.drafts = self.ledger.drafts()
         return asyncio.run(self._run(items))
 
     async def _run(self, items: Sequence[Item]) -> Ended:
@@ -275,7 +323,6 @@ class Engine:
         for item in queue:
             if stopping.is_set():
                 return
-            self.ledger.start([item.key])
             try:
                 row = await self._row(client, item)
             except Released:
@@ -306,38 +353,73 @@ class Engine:
             messages = messages_for(item, self.prompt)
         else:
             messages = await asyncio.to_thread(messages_for, item, self.prompt)
-        reply = await self._call(client, messages)
-        tokens = [reply.tokens_in, reply.tokens_out]
-        first: list[str] = []
-        if reply.state == "answered":
+        draft = self.drafts.get(item.key)
+        if draft is None:
+            reply = await self._call(client, item, messages)
             answer, reasons = judge(self.task, item, reply)
-            if reasons:
-                first = reasons
-                again = repaired(messages, self.prompt, reply, reasons)
-                reply = await self._call(client, again)
-                tokens = [tokens[0] + reply.tokens_in, tokens[1] + reply.tokens_out]
-                if reply.state == "answered":
-                    answer, reasons = judge(self.task, item, reply)
-        state, reason, text = FAILED, reply.reason, None
-        if reply.state == "refused":
-            state = REFUSED
-        elif reply.state == "answered":
-            state, reason = (INVALID, "; ".join(reasons)) if reasons else (DONE, "")
-            text = None if reasons else answer.model_dump_json()
-        repair = self.prompt.repair_sha256 if first else ""
-        return Row(item.key, item.source_id, state, reason, text, "; ".join(first), repair, *tokens)
+            if reply.state != "answered" or not reasons:
+                return finished(self.prompt, item, reply, answer, reasons, None)
+            draft = Draft(reply.content, tuple(reasons), reply.tokens_in, reply.tokens_out)
+            self.ledger.keep_draft(item.key, draft)
+        again = repaired(messages, self.prompt, draft)
+        reply = await self._call(client, item, again)
+        answer, reasons = judge(self.task, item, reply)
+        return finished(self.prompt, item, reply, answer, reasons, draft)
 
-    async def _call(self, client: Client, messages: list[dict[str, Any]]) -> Reply:
-        guess = estimate(messages, PICTURE_TOKENS)
-        most = (guess, self.task.output_tokens)
-        if not self.budget.reserve(*most):
-            raise OverBudget
+    async def _call(self, client: Client, item: Item, messages: list[dict[str, Any]]) -> Reply:
+        guess = guessed_tokens(self.task, messages)
+        most = await self.budget.take(client, guess, self.task.output_tokens)
+        self.ledger.hold(item.key, *most, self.budget.cost(*most))
         reply = None
         try:
-            reply = await client.ask(messages, guess)
+            reply = await client.ask(messages, guess, self.budget.lose)
+        except asyncio.CancelledError:
+            raise  # dropped under way: what is held counts when the ledger is opened again
+        except BaseException:
+            self.ledger.unhold(item.key)
+            raise
         finally:
-            self.budget.settle(most, reply)
+            self.budget.learn(client.ratio)
+            self.budget.hold(*most, -1)
+        with self.ledger.transaction():
+            self.ledger.unhold(item.key)
+            self.budget.charge(reply.tokens_in, reply.tokens_out)
         return reply
+
+
+def guessed_tokens(task: Task, messages: list[dict[str, Any]]) -> int:
+    """Tokens a request is guessed to have."""
+    return estimate(messages, PICTURE_TOKENS, len(json.dumps(task.schema())))
+
+
+def finished(
+    prompt: Prompt,
+    item: Item,
+    reply: Reply,
+    answer: Any,
+    reasons: Sequence[str],
+    draft: Draft | None,
+) -> Row:
+    """What became of an item after its last call."""
+    state, reason, text = FAILED, reply.reason, None
+    if reply.state == "refused":
+        state = REFUSED
+    elif reply.state == "answered" and reasons:
+        state, reason = INVALID, "; ".join(reasons)
+    elif reply.state == "answered":
+        state, reason, text = DONE, "", answer.model_dump_json()
+    before = (draft.tokens_in, draft.tokens_out) if draft else (0, 0)
+    return Row(
+        item.key,
+        item.source_id,
+        state,
+        reason,
+        text,
+        prompt.repair_sha256 if draft else "",
+        draft.dump() if draft else None,
+        before[0] + reply.tokens_in,
+        before[1] + reply.tokens_out,
+    )
 
 
 def on_signals(act: Any) -> None:

@@ -24,8 +24,15 @@ from xraygpt.curation.sources import SourceReport
 
 CAPTIONS, TURNS = "filter_cap.json", "vqa.jsonl"
 MANIFEST, HELD_BACK = "manifest.json", "held_back.csv"
+UNFINISHED = ".unfinished"  # stands while the folder is being written
 TROUBLE = ("unreadable", "picture", "refused", "invalid", "failed", "todo")
 """Stages of what a file or an endpoint failed, which the exit code speaks of."""
+
+
+class NothingLeft(DataError):
+    """No report came to the end; `held_back.csv` says why."""
+
+    exit_code = 1
 
 
 @dataclass
@@ -50,17 +57,25 @@ def item_name(report: SourceReport, picture: Picture | None) -> str:
     return report.source_id if picture is None else f"{report.source_id}/{picture.path.name}"
 
 
-def check_free(out: Path, corpus: str, resumable: bool) -> None:
+def check_free(out: Path, corpus: str, resumable: bool, turns: bool = False) -> None:
     """Refuse a folder that holds something this run would not go on with.
+
+    Args:
+        out: The folder.
+        corpus: Name of the corpus of this run.
+        resumable: Whether a ledger makes this run go on with what is there.
+        turns: Whether conversations are to be written, and not captions.
 
     Raises:
         InputError: It does.
     """
     made = [name for name in (CAPTIONS, TURNS) if (out / name).exists()]
-    if not made:
+    if not made or (out / UNFINISHED).exists():
         return
     if not resumable or not (out / LEDGER).exists():
         raise InputError(f"{out} holds a curated corpus already; name another folder")
+    if (TURNS if turns else CAPTIONS) not in made:
+        raise InputError(f"{out} holds {made[0]} of another --task; name another folder")
     try:
         of = json.loads((out / MANIFEST).read_text(encoding="utf-8")).get("corpus", corpus)
     except (OSError, ValueError):
@@ -87,11 +102,16 @@ def write_folder(
         for name in (item_name(report, None), item_name(report, picture))
         if name in texts.by_item
     ]
+    out.mkdir(parents=True, exist_ok=True)
+    left_out = [*selection.left_out, *texts.left_out]
+    write_left_out(left_out, out / HELD_BACK)
     if not rows:
-        raise DataError(
-            f"nothing to train on: {selection.steps[-1][1]} reports passed the filters and none "
-            "of the texts the checks" + _commonest([*selection.left_out, *texts.left_out])
+        raise NothingLeft(
+            f"nothing to train on: of {selection.steps[0][1]} reports {selection.steps[-1][1]} "
+            f"passed the filters and have a picture, none a usable text{_commonest(left_out)}\n"
+            f"{out / HELD_BACK} names them"
         )
+    (out / UNFINISHED).touch()
     names = bring_pictures([picture for _, picture, _ in rows], out / "image", copy)
     if isinstance(rows[0][2], str):
         annotations = [_caption(r, names[p.path], p.view, text) for r, p, text in rows]
@@ -100,17 +120,18 @@ def write_folder(
         annotations = [_turns(r, names[p.path], p.view, turns) for r, p, turns in rows]
         lines = [json.dumps(row, ensure_ascii=False) for row in annotations]
         write_file(out / TURNS, "".join(f"{line}\n" for line in lines))
-    left_out = [*selection.left_out, *texts.left_out]
-    write_left_out(left_out, out / HELD_BACK)
     manifest = _manifest(selection, texts, filters, raw, annotations, left_out)
     manifest["pictures_sha256"] = _joint([p.sha256 for _, p, _ in rows])
     write_file(out / MANIFEST, json.dumps(manifest, indent=1))
+    (out / UNFINISHED).unlink()
     return manifest
 
 
 def _commonest(left_out: Sequence[LeftOut]) -> str:
-    counted = Counter(row.reason.split(":")[0] for row in left_out).most_common(3)
-    return "".join(f"\n  {count} times: {reason}" for reason, count in counted)
+    """The commonest reasons, each with an example."""
+    examples = {row.stage: row.reason for row in left_out}
+    counted = Counter(row.stage for row in left_out).most_common(4)
+    return "".join(f"\n  {count} {stage}, such as: {examples[stage]}" for stage, count in counted)
 
 
 def _joint(hashes: Sequence[str]) -> str:
@@ -120,30 +141,39 @@ def _joint(hashes: Sequence[str]) -> str:
 def bring_pictures(pictures: Sequence[Picture], folder: Path, copy: bool) -> dict[Path, str]:
     """Link or copy pictures; their names in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    names: dict[Path, str] = {}
-    taken: dict[str, Path] = {}
-    for picture in pictures:
-        if picture.path in names:
-            continue
-        name = picture.path.name
-        if name in taken:  # patients' folders often hold files of the same names
-            name = f"{picture.path.parent.name}_{name}"
-        if name in taken:
-            raise DataError(f"two pictures would both be called {name}: {picture.path}")
-        taken[name] = picture.path
-        names[picture.path] = name
-        target = folder / name
+    names = names_of(pictures)
+    for picture in {p.path: p for p in pictures}.values():
+        target = folder / names[picture.path]
         if target.exists() and digest(target) == picture.sha256:
             continue
-        aside = folder / f".{name}.part"
+        aside = folder / f".{target.name}.part"
         aside.unlink(missing_ok=True)
         try:
             if copy:
                 raise OSError
-            os.link(picture.path, aside)
+            os.link(picture.path.resolve(), aside)  # not a link to a link, which may lead nowhere
         except OSError:  # another disk, or one without hard links
             shutil.copyfile(picture.path, aside)
         aside.replace(target)
+    return names
+
+
+def names_of(pictures: Sequence[Picture]) -> dict[Path, str]:
+    """Name of each picture in the folder.
+
+    Raises:
+        DataError: Two would have the same.
+    """
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path in dict.fromkeys(picture.path for picture in pictures):
+        name = path.name
+        if name in taken:  # patients' folders often hold files of the same names
+            name = f"{path.parent.name}_{name}"
+        if name in taken:
+            raise DataError(f"two pictures would both be called {name}: {path} is the second")
+        taken.add(name)
+        names[path] = name
     return names
 
 

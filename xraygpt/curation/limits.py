@@ -25,19 +25,22 @@ class Pace:
         self._rates = [requests / 60 if requests else None, tokens / 60 if tokens else None]
         self._next = [0.0, 0.0]  # when each limit would be kept to the letter
         self._paused = 0.0
+        self._turn = asyncio.Lock()
 
     async def wait(self, tokens: int) -> None:
-        """Until one more request of so many tokens may start; the turn is taken at once."""
-        now = time.monotonic()
-        starts = max(now, self._paused)
-        for i, (rate, size) in enumerate(zip(self._rates, (1, tokens), strict=True)):
-            if rate is None:
-                continue
-            planned = max(self._next[i], now)
-            starts = max(starts, planned - BURST_SECONDS)
-            self._next[i] = planned + size / rate
-        while (delay := max(starts, self._paused) - time.monotonic()) > 0:
-            await asyncio.sleep(delay)
+        """Until one more request of so many tokens may start; requests start in turn."""
+        async with self._turn:
+            while True:
+                now = time.monotonic()
+                limits = [self._next[i] - BURST_SECONDS for i in (0, 1) if self._rates[i]]
+                delay = max([self._paused, *limits]) - now
+                if delay <= 0:
+                    break
+                await asyncio.sleep(delay)
+            for i, size in enumerate((1, tokens)):
+                rate = self._rates[i]
+                if rate is not None:
+                    self._next[i] = max(self._next[i], now) + size / rate
 
     def settle(self, reserved: int, used: int) -> None:
         """Correct a guess of tokens by what the endpoint counted."""
@@ -114,31 +117,43 @@ class Breaker:
         """Whether the endpoint has been given up."""
         return self._opened >= self.openings
 
-    async def ready(self) -> None:
-        """Until calls may go out; while open, one caller is let through after the cooldown."""
+    async def ready(self) -> bool:
+        """Until calls may go out; while open, one caller is let through after the cooldown.
+
+        Returns:
+            Whether this caller is that one. It must report what came of it, or `withdraw`.
+        """
         while not self._closed.is_set():
             delay = self._until - time.monotonic()
             if delay <= 0 and not self._trying:
                 self._trying = True
-                return
+                return True
             try:
                 await asyncio.wait_for(self._closed.wait(), max(delay, 0.05))
             except TimeoutError:
                 continue
+        return False
 
     def succeeded(self) -> None:
-        """An answer came, whatever it says."""
+        """The endpoint works, whatever it says of the request."""
         self._in_a_row = self._opened = 0
         self._trying = False
         self._closed.set()
 
-    def failed(self, reason: str) -> None:
-        """A call failed for the endpoint's sake."""
+    def withdraw(self) -> None:
+        """The caller that was let through made no call after all."""
+        self._trying = False
+
+    def failed(self, reason: str, trial: bool = False) -> None:
+        """A call failed for the endpoint's sake.
+
+        Args:
+            reason: Why.
+            trial: Whether `ready` had let this very call through.
+        """
         self._in_a_row += 1
-        if not self._closed.is_set() and not self._trying:
-            return  # it was under way when the breaker opened
-        if self._in_a_row < self.failures and not self._trying:
-            return
+        if not trial and (not self._closed.is_set() or self._in_a_row < self.failures):
+            return  # while open: it was under way when the breaker opened
         self.reason, self._in_a_row, self._trying = reason, 0, False
         self._opened += 1
         self._until = time.monotonic() + self.cooldown

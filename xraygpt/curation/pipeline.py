@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xraygpt.common.errors import XrayGPTError
+from xraygpt.common.errors import InputError, XrayGPTError
 from xraygpt.common.logging import progress
 from xraygpt.curation.checks import problems
 from xraygpt.curation.endpoint import Endpoint, Price, privacy
 from xraygpt.curation.engine import Ended, Engine, Item, Limits, item_key
-from xraygpt.curation.folder import Texts, check_free, item_name, write_folder
+from xraygpt.curation.folder import Texts, check_free, item_name, names_of, write_folder
 from xraygpt.curation.ledger import DONE, FINAL, Ledger, Row, Spent
 from xraygpt.curation.limits import Breaker, Patience
 from xraygpt.curation.prompts import Prompt
@@ -115,14 +115,18 @@ def curate(
         corpus_named(corpus_name), how.endpoint if how else None, how.agreement if how else "",
         bool(how and how.batch),
     )  # fmt: skip
-    check_free(out, corpus_name, how is not None)
+    check_free(out, corpus_name, how is not None, bool(how and how.task.name == "vqa"))
     selection = select_reports(corpus_name, raw, filters)
-    select_pictures(selection, images, filters)
     if how is None:
+        select_pictures(selection, images, filters)
         texts = by_rules(selection)
         texts.facts["privacy"] = decision
         return Curated(write_folder(out, selection, texts, filters, raw, copy))
     with Ledger(out) as ledger:
+        known = ledger.pictures()
+        select_pictures(selection, images, filters, known)
+        ledger.add_pictures(known)
+        names_of([p for found in selection.pictures.values() for p in found])
         ended, texts = by_model(selection, how, ledger)
         spent = ledger.spent()
     texts.facts["privacy"] = decision
@@ -181,13 +185,20 @@ def by_model(selection: Selection, how: Rewriting, ledger: Ledger) -> tuple[Ende
     """Rewrite by a language model; what the ledger knows is not asked again."""
     placed = items_of(selection, how)
     items = [item for item, _ in placed]
+    if items:
+        how.prompt.check(items[0].sections)
     wanted = [(item.key, item.source_id) for item in items]
     left = set(ledger.plan(wanted, how.prompt.repair_sha256, how.again))
     if len(left) < len(items):
         log.info("%d of %d answered before", len(items) - len(left), len(items))
     todo = [item for item in items if item.key in left]
     ended = Ended()
-    if todo:
+    if not how.batch and ledger.open_batches():
+        raise InputError(
+            f"{ledger.path} has batches at the endpoint whose answers are paid for and not in yet: "
+            "add --batch to collect them"
+        )
+    if todo or how.batch:
         engine = Engine(
             ledger, how.endpoint, how.task, how.prompt, how.limits, how.patience, how.price,
             how.breaker,

@@ -53,6 +53,22 @@ class Prompt:
         """The user's message for a report."""
         return _render(self.user, sections=sections)
 
+    def check(self, sections: Mapping[str, str]) -> None:
+        """Try both templates.
+
+        Raises:
+            InputError: One names what it is not given.
+        """
+        try:
+            self.ask(sections)
+            self.ask_again(["x"])
+        except TemplateError as error:
+            known = ", ".join(sections)
+            raise InputError(
+                f"the prompt of {self.task}: {error}; `user` knows `sections` ({known}), `repair` "
+                "knows `reasons`"
+            ) from None
+
     def ask_again(self, reasons: Sequence[str]) -> str:
         """The user's second message, after an answer that cannot be used."""
         return _render(self.repair, reasons=reasons)
@@ -70,7 +86,10 @@ def load_prompt(task: str, path: Path | None = None) -> Prompt:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the prompt {path}: {error}") from None
     match = _FRONT.match(text)
-    front = yaml.safe_load(match[1]) if match else None
+    try:
+        front = yaml.safe_load(match[1]) if match else None
+    except yaml.YAMLError:
+        front = None
     if match is None or not isinstance(front, dict) or {"task", "version"} - set(front):
         raise InputError(f"{path}: starts with no front matter (---) that says task and version")
     if front["task"] != task:
@@ -81,11 +100,7 @@ def load_prompt(task: str, path: Path | None = None) -> Prompt:
     if missing:
         raise InputError(f"{path} lacks the part {', '.join(f'# {name}' for name in missing)}")
     prompt = Prompt(task, str(front["version"]), *(parts[name] for name in _PARTS))
-    try:
-        prompt.ask({"findings": "x"})
-        prompt.ask_again(["x"])
-    except TemplateError as error:
-        raise InputError(f"{path}: {error}; user knows `sections`, repair `reasons`") from None
+    prompt.check({"findings": "x", "impression": "x"})
     return prompt
 
 

@@ -70,7 +70,10 @@ _NO_CHANGE_IN = re.compile(
 )
 # What a finished text must not hold; `checks.py` refuses it.
 COMPARISON = re.compile(
-    r"\b(?:compar(?:ed|ison|able)|unchanged|interval|previously|redemonstrat\w*|"
+    r"\b(?:compar(?:ed|ison|able)|unchanged|interval|previously|redemonstrat\w*|new(?:ly)?|"
+    r"improv(?:ed|ing|ement)|worsen(?:ed|ing)|again (?:seen|noted|shown|demonstrated|identified)|"
+    r"ha(?:s|ve) (?:resolved|cleared|progressed)|persist(?:s|ent|ently|ing)|as before|"
+    r"(?:since|from|than) (?:the )?(?:prior|previous|yesterday|last)|"
     + _EARLIER
     + r"\s+(?:[^\s.;]+\s+){0,2}?"
     + _STUDY

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import json
 import logging
+import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -147,7 +149,8 @@ def select_reports(corpus_name: str, raw: Path, filters: Filters) -> Selection:
     selection = Selection(corpus, [])
     seen: dict[str, str] = {}
     hashed = hashlib.sha256()
-    for row in read_reports(raw) if raw.suffix == ".jsonl" else corpus.read(raw):
+    rows = read_reports(raw, corpus_name) if raw.suffix == ".jsonl" else corpus.read(raw)
+    for row in rows:
         if isinstance(row, SourceReport) and row.source_id in seen:
             row = Problem(row.where, f"{row.source_id} stands in {seen[row.source_id]} already")
         if isinstance(row, Problem):
@@ -202,29 +205,53 @@ def _filters(
 
 
 def write_reports(selection: Selection, path: Path) -> None:
-    """JSON lines of the reports that passed; `select_reports` reads them back."""
-    lines = (json.dumps(asdict(report), ensure_ascii=False) for report in selection.reports)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    """JSON lines of the reports that passed, for their owner alone; `select_reports` reads them."""
+    name = selection.corpus.name
+    rows = ({"corpus": name, **asdict(report)} for report in selection.reports)
+    write_private(path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-def read_reports(path: Path) -> Iterator[SourceReport | Problem]:
+def read_reports(path: Path, corpus: str) -> Iterator[SourceReport | Problem]:
     """What `write_reports` wrote.
 
     Raises:
         DataError: The file is absent.
+        InputError: It is of another corpus, whose licence may be another.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', 'no UTF-8')}") from None
     for number, line in enumerate(lines, 1):
         where = f"{path.name}, line {number}"
+        if not line:
+            continue
         try:
             row = json.loads(line)
+            of = row.pop("corpus")
             images = tuple(ImageName(**image) for image in row.pop("images"))
-            yield SourceReport(**{**row, "images": images})
+            report = SourceReport(**{**row, "images": images})
         except (ValueError, TypeError, KeyError, AttributeError):
             yield Problem(where, "no report as the filter writes it")
+            continue
+        if of != corpus:
+            raise InputError(f"{path} holds reports of {of}, not of {corpus}")
+        yield report
+
+
+def write_private(path: Path, content: str) -> None:
+    """Write a file whole, readable by its owner alone, and rename it."""
+    aside = path.with_name(f"{path.name}.part")
+    aside.unlink(missing_ok=True)
+    handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+        file.write(content)
+    aside.replace(path)
+
+
+def as_cell(text: str) -> str:
+    """A text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t") else text
 
 
 def write_left_out(rows: Sequence[LeftOut], path: Path) -> None:
@@ -233,27 +260,42 @@ def write_left_out(rows: Sequence[LeftOut], path: Path) -> None:
     with aside.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["source_id", "where", "stage", "reason"])
-        table.writerows([row.source_id, row.where, row.stage, row.reason] for row in rows)
+        table.writerows([*map(as_cell, (r.source_id, r.where, r.stage, r.reason))] for r in rows)
     aside.replace(path)
 
 
-def select_pictures(selection: Selection, folder: Path, filters: Filters) -> None:
+def select_pictures(
+    selection: Selection,
+    folder: Path,
+    filters: Filters,
+    known: MutableMapping[str, tuple[str, str]] | None = None,
+) -> None:
     """Find, read and keep the wanted pictures of each report; reports without one go.
+
+    Args:
+        selection: Of reports.
+        folder: Holds the pictures.
+        filters: Which views.
+        known: Stamp of a file -> what reading it gave before; new ones are added.
 
     Raises:
         DataError: The folder is absent or holds no picture.
     """
     index, by_study = _index(folder)
-    views = _mimic_views(folder)
+    views = _mimic_views(folder, filters) if selection.corpus.name == "mimic" else {}
     wanted: list[tuple[SourceReport, Path, str]] = []
     for report in selection.reports:
         for path, view in _of(report, index, by_study, views, selection.left_out):
             if filters.views == "all" or view.lower() in _FRONTAL:
                 wanted.append((report, path, view))
     paths = list(dict.fromkeys(path for _, path, _ in wanted))
+    known = {} if known is None else known
+    stamps = {path: _stamp(path) for path in paths}
+    new = [path for path in paths if stamps[path] not in known]
     with ThreadPoolExecutor() as pool:
-        read = pool.map(_read, paths)
-        found = dict(zip(paths, progress(read, total=len(paths), desc="pictures"), strict=True))
+        read = progress(pool.map(_read, new), total=len(new), desc="pictures", unit="picture")
+        known.update({stamps[path]: result for path, result in zip(new, read, strict=True)})
+    found = {path: known[stamps[path]] for path in paths}
     for report, path, view in wanted:
         sha256, why = found[path]
         if why:
@@ -272,6 +314,12 @@ def select_pictures(selection: Selection, folder: Path, filters: Filters) -> Non
             selection.left_out.append(out)
     selection.reports = kept
     selection.steps.append(("with a picture", len(kept)))
+
+
+def _stamp(path: Path) -> str:
+    """Place, size and time of a file: another content has another stamp."""
+    facts = path.stat()
+    return f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}"
 
 
 def _read(path: Path) -> tuple[str, str]:
@@ -316,24 +364,40 @@ def _of(
     """Pictures of a report with their views: by name, or all in the folder called as the study."""
     if not report.images:
         for path in by_folder.get(report.source_id, []):
-            yield path, views.get(path.stem, "")
+            yield path, views.get(path.stem, "unknown" if views else "")
     for image in report.images:
         found = index.get(_key(image.name))
         if found is not None:
-            yield found, image.view or views.get(found.stem, "")
+            yield found, image.view
         elif image.view.lower() in _FRONTAL:
             why = f"picture {image.name} is absent"
             left_out.append(LeftOut(report.source_id, report.where, "picture", why))
 
 
-def _mimic_views(folder: Path) -> dict[str, str]:
-    """Picture -> view, where MIMIC-CXR-JPG's table of metadata lies beside its pictures."""
-    path = folder / METADATA
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file)
-        if not {"dicom_id", "ViewPosition"} <= set(table.fieldnames or ()):
-            raise DataError(f"{path} lacks the column dicom_id or ViewPosition")
-        # A view that is not said must not pass for frontal.
-        return {row["dicom_id"]: row["ViewPosition"] or "unknown" for row in table}
+def _mimic_views(folder: Path, filters: Filters) -> dict[str, str]:
+    """Picture -> view, from MIMIC-CXR-JPG's table of metadata in its folder or one above.
+
+    Raises:
+        InputError: It is absent, and laterals would pass for frontal.
+        DataError: It cannot be read.
+    """
+    names = (f"{METADATA}.gz", METADATA)
+    above = (folder, *folder.resolve().parents[:4])
+    found = [place / name for place in above for name in names if (place / name).is_file()]
+    if not found:
+        if filters.views == "all":
+            return {}
+        raise InputError(
+            f"no {METADATA}(.gz) in {folder} or above: without it laterals pass for frontal. "
+            "Put it there, or say --views all"
+        )
+    path = found[0]
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            table = csv.DictReader(file)
+            if not {"dicom_id", "ViewPosition"} <= set(table.fieldnames or ()):
+                raise DataError(f"{path} lacks the column dicom_id or ViewPosition")
+            # A view that is not said must not pass for frontal.
+            return {row["dicom_id"]: row["ViewPosition"] or "unknown" for row in table}
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read {path}: {type(error).__name__}") from None

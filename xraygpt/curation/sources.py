@@ -7,9 +7,11 @@ text files. Nothing here drops a report in silence: what cannot be read is a `Pr
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import re
 import tarfile
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -75,14 +77,9 @@ def read_openi_xml(path: Path) -> Rows:
     Raises:
         DataError: Neither is there.
     """
-    if path.is_file() and tarfile.is_tarfile(path):
-        files: list[tuple[str, Callable[[], bytes]]] = []
-        with tarfile.open(path) as archive:
-            for member in archive:
-                content = archive.extractfile(member) if member.name.endswith(".xml") else None
-                if content is not None:
-                    data = content.read(MAX_XML + 1)
-                    files.append((member.name, lambda data=data: data))  # type: ignore[misc]
+    files: list[tuple[str, Callable[[], bytes]]] = []
+    if path.is_file() and path.suffix != ".xml":
+        files = [(name, lambda data=data: data) for name, data in _members(path)]  # type: ignore[misc]
     else:
         found = [path] if path.is_file() else sorted(path.rglob("*.xml"))
         root = path.parent if path.is_file() else path
@@ -91,6 +88,22 @@ def read_openi_xml(path: Path) -> Rows:
         raise DataError(f"no OpenI reports at {path}: expected *.xml, or the .tgz they come in")
     for where, read in sorted(files, key=lambda f: _number(f[0])):
         yield _openi(where, read)
+
+
+def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """XML files of an archive.
+
+    Raises:
+        DataError: It is none, or ends too early.
+    """
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                content = archive.extractfile(member) if member.name.endswith(".xml") else None
+                if content is not None:
+                    yield member.name, content.read(MAX_XML + 1)
+    except (tarfile.TarError, EOFError, zlib.error, OSError):
+        raise DataError(f"{path} is no whole .tgz archive; download it again") from None
 
 
 def _number(name: str) -> tuple[int, str]:
@@ -104,8 +117,9 @@ def _openi(where: str, read: Callable[[], bytes]) -> SourceReport | Problem:
         if len(data) > MAX_XML:
             return Problem(where, f"larger than {MAX_XML} bytes: no report")
         root = ElementTree.fromstring(data)
-    except (ElementTree.ParseError, OSError, ValueError) as error:
-        return Problem(where, f"no XML: {error}")
+    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
+        why = str(error) if isinstance(error, ElementTree.ParseError) else type(error).__name__
+        return Problem(where, f"no XML: {why}")
     uid = root.find("uId")
     name = uid.get("id") if uid is not None else None
     if not name:
@@ -165,7 +179,7 @@ def read_roco(path: Path) -> Rows:
                 sections = _joined({"findings": [row["caption"]]})
                 yield SourceReport(row["id"], where, sections, (ImageName(row["name"]),))
         return
-    for number, line in enumerate(_text(file).splitlines(), 1):
+    for number, line in enumerate(_text(file).split("\n"), 1):
         name, tab, caption = line.partition("\t")
         where = f"{file.name}, line {number}"
         if not line.strip():
@@ -179,16 +193,25 @@ def read_roco(path: Path) -> Rows:
         )
 
 
-# Headings as MIMIC-CXR writes them -> the section they open; others end a section and are not read.
+# Headings of MIMIC-CXR -> the section they open, as its official splitter reads them (MIT-LCP,
+# mimic-cxr, section_parser). A heading that is none of these is searched for the words below.
 _MIMIC = {
-    "findings": "findings", "finding": "findings", "findings and impression": "impression",
-    "impression": "impression", "impressions": "impression", "conclusion": "impression",
-    "conclusions": "impression", "findings/impression": "impression",
-    "impression and plan": "impression", "indication": "indication", "history": "indication",
-    "clinical history": "indication", "reason for exam": "indication",
-    "reason for examination": "indication", "clinical information": "indication",
-    "comparison": "comparison", "comparisons": "comparison",
+    "indication": "indication", "reason for exam": "indication", "history": "indication",
+    "reason for examination": "indication", "clinical indication": "indication",
+    "clinical information": "indication", "patient history": "indication", "pfi": "indication",
+    "conclusion": "impression", "conclusions": "impression", "finding": "findings",
+    "findings and impression": "impression", "findings/impression": "impression",
+    "findings/ impression": "impression", "reference exam": "comparison",
 }  # fmt: skip
+_MIMIC_WORDS = {
+    "impression": "impression", "findings": "findings", "history": "indication",
+    "comparison": "comparison",
+}  # fmt: skip
+# A heading that names the study is followed by what it shows.
+_MIMIC_STUDY = re.compile(
+    r"chest|portable|pa and lat|lateral and pa|ap and lateral|lateral and ap|frontal and|two views|"
+    r"(?:frontal|pa|ap|one|lateral) view|bone window|frontal (?:semi-)?upright|ribs"
+)
 _HEADING = re.compile(r"^[ \t]*([A-Z][A-Z ()/,-]{2,60}):", re.MULTILINE)
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
 
@@ -221,21 +244,38 @@ def read_mimic(root: Path) -> Rows:
 
 
 def mimic_sections(text: str) -> dict[str, str]:
-    """Text of each section of one report; see `read_mimic`."""
-    parts: dict[str, list[str]] = defaultdict(list)
+    """Text of each section of one report; of two with one name the last that says something.
+
+    The official splitter's table of a few dozen studies with hand-set offsets is not used.
+    """
+    sections: dict[str, str] = {}
     headings = list(_HEADING.finditer(text))
     ends = [h.start() for h in headings[1:]] + [len(text)]
     for heading, end in zip(headings, ends, strict=False):
-        name = _MIMIC.get(" ".join(heading[1].lower().split()))
-        if name is not None:
-            parts[name].append(text[heading.end() : end])
-    sections = _joined(parts)
+        name = _mimic_name(heading[1])
+        content = " ".join(text[heading.end() : end].split())
+        if name and content:
+            sections[name] = content
     if not {"findings", "impression"} & set(sections):
         paragraphs = [" ".join(p.split()) for p in _PARAGRAPH.split(text)]
         last = next((p for p in reversed(paragraphs) if p and not p.endswith(":")), "")
         if last:
             sections["last_paragraph"] = _HEADING.sub("", last).strip() or last
     return sections
+
+
+def _mimic_name(heading: str) -> str:
+    """The section a heading opens; empty for one that is not read."""
+    said = " ".join(heading.lower().split())
+    if said in _MIMIC:
+        return _MIMIC[said]
+    for word, name in _MIMIC_WORDS.items():
+        if word in said:
+            return name
+    if _MIMIC_STUDY.search(said):
+        return "findings"
+    near = difflib.get_close_matches(said, _MIMIC_WORDS, n=1, cutoff=0.8)  # "IMPRESSON"
+    return _MIMIC_WORDS[near[0]] if near else ""
 
 
 def _joined(parts: dict[str, list[str]]) -> dict[str, str]:
@@ -245,11 +285,17 @@ def _joined(parts: dict[str, list[str]]) -> dict[str, str]:
 
 
 def _decode(data: bytes) -> str:
-    """UTF-8, or Latin-1 where it is none."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
+    """UTF-8, line by line: a line that is none is Windows-1252, or Latin-1 as a last resort."""
+    return "\n".join(map(_decode_line, data.removeprefix(b"\xef\xbb\xbf").split(b"\n")))
+
+
+def _decode_line(line: bytes) -> str:
+    for encoding in ("utf-8", "cp1252"):
+        try:
+            return line.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return line.decode("latin-1")
 
 
 def _text(path: Path) -> str:
@@ -272,7 +318,10 @@ def _table(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[str, dict[str,
         raise DataError(f"{path}: the header is no CSV: {error}") from None
     missing = [name for name in needed if name not in header]
     if missing:
-        raise DataError(f"{path} lacks the column {', '.join(missing)}; it has {', '.join(header)}")
+        # What it has is not said: without a header that is a report.
+        raise DataError(
+            f"{path} lacks the column {', '.join(missing)}: its first line must name the columns"
+        )
     while True:
         where = f"{path.name}, line {reader.line_num + 1}"
         try:
