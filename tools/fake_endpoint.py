@@ -223,6 +223,7 @@ async def serve(fake: Fake, reader: asyncio.StreamReader, writer: asyncio.Stream
             headers = {k.lower(): v.strip() for k, _, v in (x.partition(":") for x in lines if x)}
             data = await reader.readexactly(int(headers.get("content-length", "0")))
             fake.running += 1
+            fake.stats["requests"] += 1
             fake.stats["most_at_once"] = max(fake.stats["most_at_once"], fake.running)
             try:
                 response = await route(fake, method, path, data, headers)

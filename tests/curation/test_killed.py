@@ -79,18 +79,17 @@ def test_killed_at_random_points_the_output_is_that_of_an_uninterrupted_run(tmp_
             assert done.returncode == 3, done.stderr[-2000:]  # some rows are refused or invalid
 
         finish(tmp_path / "whole")
-        whole, hits = fake.stats["calls"], 0
-        for number in range(kills):
+        whole, hits = fake.stats["requests"], 0
+        for _ in range(kills):
             process = subprocess.Popen(
                 command(tmp_path / "killed"), cwd=REPO, stderr=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )  # fmt: skip
-            if way == "calls":  # after its share of the calls that are left
-                wanted = fake.stats["calls"] + draw.randint(1, whole // kills)
-                while fake.stats["calls"] < wanted and process.poll() is None:
-                    time.sleep(0.002)
-            else:
-                time.sleep(draw.uniform(1.5, 3.5) + number * 0.2)
+            share = whole // kills if way == "calls" else 4
+            wanted = fake.stats["requests"] + draw.randint(1, share)
+            while fake.stats["requests"] < wanted and process.poll() is None:
+                time.sleep(0.002)
+            time.sleep(draw.uniform(0, 0.05))
             hits += process.poll() is None
             process.send_signal(signal.SIGKILL)
             process.wait()
