@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import stat
 import threading
 import time
@@ -458,3 +459,11 @@ def test_what_the_endpoint_says_never_reaches_a_message(corpus, tmp_path, monkey
     with serving() as (url, _), pytest.raises(Unfinished, match="HTTP 400 to each") as caught:
         run(corpus, tmp_path, rewriting(url))
     assert "quokka" not in str(caught.value)
+
+
+def test_a_server_that_is_not_there_is_said_at_once(corpus, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        with pytest.raises(Unfinished, match="nobody answers there; is the server running"):
+            run(corpus, tmp_path, rewriting(url))

@@ -27,6 +27,7 @@ def asking(**settings) -> InstructXrayGPT:
     return model
 
 
+@pytest.mark.slow
 def test_a_yaml_may_name_it_without_importing_it():
     code = "from xraygpt.common.registry import MODELS; print(*MODELS)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)

@@ -179,6 +179,7 @@ def test_an_index_of_files_that_are_not_read_does_no_harm(llm, tmp_path):
     assert torch.equal(loaded.lm_head.weight, llm.lm_head.weight)
 
 
+@pytest.mark.slow
 def test_code_in_a_folder_is_never_run(llm, tmp_path):
     llm.save_pretrained(tmp_path)
     new_tokenizer([], 260).save_pretrained(tmp_path)

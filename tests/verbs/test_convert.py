@@ -183,6 +183,7 @@ def test_plain_transformers_says_the_same(tmp_path, monkeypatch, tied, spare):
     assert len(said) > 10  # answers differ, so equality says something
 
 
+@pytest.mark.slow
 def test_the_exported_processor_makes_our_pixels_and_the_card_says_what_it_must(
     run, tmp_path, monkeypatch
 ):

@@ -15,6 +15,7 @@ from xraygpt.curation.tasks import Task
 
 _RETRIED = frozenset({408, 409, 425, 429}) | frozenset(range(500, 600))
 CODE = re.compile(r"^[a-z][a-z_]{2,40}$")
+_NEVER_MET = 4  # connections that could not be made, with none made before
 _NEVER_GOOD = 10  # requests refused as malformed, with none accepted before
 CHARACTERS_PER_TOKEN = 4.0
 """Of English reports and prompts with a byte-pair vocabulary; measured: docs/curation.md."""
@@ -170,7 +171,7 @@ class Client:
         self.breaker, self.stopping = breaker, stopping
         self.calls = 0
         self.ratio = 0.0  # largest of tokens read, as counted to as guessed
-        self._accepted = self._malformed = 0
+        self._accepted = self._malformed = self._unmet = 0
 
     async def ask(
         self, messages: list[dict[str, Any]], guessed_in: int, lost: Callable[[int, int], None]
@@ -276,6 +277,7 @@ class Client:
         import openai
 
         self.calls += 1
+        status = 0
         headers = {"x-stainless-retry-count": str(attempt)}
         try:
             # The SDK's timeout is for each read; an endpoint that drips would never end.
@@ -288,8 +290,9 @@ class Client:
         except (openai.APITimeoutError, TimeoutError):
             return None, _End(f"no answer within {timeout:g} s", unknown=True)
         except openai.APIConnectionError as error:
-            refused = type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
-            return None, _End("no connection", unknown=not refused)
+            nobody = type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
+            if not nobody:
+                return None, _End("no connection", unknown=True)
         except openai.APIStatusError as error:
             status = int(error.status_code)
             code = str(error.code or "") if CODE.match(str(error.code or "")) else ""
@@ -298,7 +301,20 @@ class Client:
         except (openai.APIError, ValueError, TypeError, KeyError, AttributeError):
             return None, _End("an answer that is no JSON", unknown=True)
         # Outside of `except`: what is raised here drags no message of the endpoint along.
+        if not status:
+            return None, self._nobody()
         return None, self._status(status, code, param, wait)
+
+    def _nobody(self) -> _End:
+        """What it means that no connection could be made.
+
+        Raises:
+            EndpointError: There never was one in this run.
+        """
+        self._unmet += 1
+        if not self._accepted and self._unmet >= _NEVER_MET:
+            self._give_up("nobody answers there; is the server running, is the address right?")
+        return _End("no connection")
 
     async def _pause(self, asked: float | None, attempt: int) -> None:
         if asked is None:

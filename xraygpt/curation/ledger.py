@@ -161,7 +161,7 @@ class Ledger:
         # SQLite gives -wal and -shm the mode of the file itself.
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         self.path.chmod(0o600)
-        self._db = sqlite3.connect(self.path, isolation_level=None, timeout=2.0)
+        self._db = sqlite3.connect(self.path, isolation_level=None, timeout=0.5)
         try:
             self._open()
         except sqlite3.DatabaseError as error:
