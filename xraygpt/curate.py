@@ -76,7 +76,9 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     plain = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
+    parser = argparse.ArgumentParser(
+        prog="python -m xraygpt.curate", description=__doc__, formatter_class=plain
+    )
     steps = parser.add_subparsers(required=True, metavar="CORPUS or STEP")
     for name in CORPORA:
         step = steps.add_parser(name, help=f"{name} into a training folder")

@@ -465,5 +465,5 @@ def test_a_server_that_is_not_there_is_said_at_once(corpus, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-        with pytest.raises(Unfinished, match="nobody answers there; is the server running"):
+        with pytest.raises(Unfinished, match="nobody answers there; start the server"):
             run(corpus, tmp_path, rewriting(url))

@@ -100,7 +100,7 @@ def test_the_command_says_what_became_of_them_and_no_text(raw):
 
 
 def test_mistakes_are_named(raw):
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no folder"):
         curate("openi", raw / "ecgen-radiology", raw / "nowhere", raw / "out", Filters())
     (raw / "other").mkdir()
     Image.new("L", (8, 8)).save(raw / "other" / "CXR5_1_IM-0001-4001.png")

@@ -313,7 +313,7 @@ class Client:
         """
         self._unmet += 1
         if not self._accepted and self._unmet >= _NEVER_MET:
-            self._give_up("nobody answers there; is the server running, is the address right?")
+            self._give_up("nobody answers there; start the server, or mend the address")
         return _End("no connection")
 
     async def _pause(self, asked: float | None, attempt: int) -> None:

@@ -115,6 +115,8 @@ def curate(
         corpus_named(corpus_name), how.endpoint if how else None, how.agreement if how else "",
         bool(how and how.batch),
     )  # fmt: skip
+    if how is not None:
+        how.endpoint.client(how.patience.timeout)  # a missing key is said before the work
     check_free(out, corpus_name, how is not None, bool(how and how.task.name == "vqa"))
     selection = select_reports(corpus_name, raw, filters)
     if how is None:

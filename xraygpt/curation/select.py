@@ -333,6 +333,8 @@ def _read(path: Path) -> tuple[str, str]:
 
 def _index(folder: Path) -> tuple[dict[Any, Path], dict[str, list[Path]]]:
     """Key of a picture's name -> its file; name of the folder it lies in -> files."""
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder} (--images)")
     found = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in _PICTURES]
     if not found:
         raise DataError(f"no pictures ({', '.join(_PICTURES)}) in {folder}")
