@@ -317,7 +317,7 @@ def test_a_prompt_may_name_sections_one_by_one(corpus, tmp_path):
 def test_an_unforeseen_fault_is_told_without_its_message(corpus, tmp_path, monkeypatch):
     from xraygpt.curation import pipeline
 
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("quokka report text")
 
     monkeypatch.setattr(pipeline, "clean", broken)

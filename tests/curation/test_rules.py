@@ -6,7 +6,9 @@ import pytest
 
 from tests.curation.test_sources import openi  # noqa: F401  (a fixture)
 from xraygpt.common.openi import is_published_test
-from xraygpt.curation.rules import COMPARISON, MASK, clean
+from xraygpt.curation.checks import problems
+from xraygpt.curation.grammar import broken
+from xraygpt.curation.rules import COMPARISON, MASK, clean, resolve
 from xraygpt.metrics.findings import label
 
 
@@ -57,6 +59,40 @@ def test_a_history_beside_the_word_exam_is_no_comparison():
     assert COMPARISON.search("As on the prior chest exam.")
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Bilateral opacities are unchanged since ___.", "Bilateral opacities."),
+        ("Moderate edema has worsened since ___ at 05:30.", "Moderate edema."),
+        ("The tube is unchanged in position from ___.", "The tube is in position."),
+        ("Dr. ___ was paged about it.", ""),
+        ("The heart and lungs have XXXX XXXX in the interval.", ""),
+        ("No XXXX abnormalities as compared to prior study.", ""),
+        ("The effusion is no longer seen.", ""),
+        ("Removal of left PICC line.", ""),
+        ("Appearance of the chest is unchanged.", ""),
+        ("The XXXX are intact.", ""),
+        ("Lumbar spine: no fracture. Hip: normal. Lumbar spine: no fracture.",) * 2,
+    ],
+)
+def test_what_is_left_is_a_sentence_of_today(text: str, expected: str):
+    assert clean([text]).text == expected
+
+
+def test_captions_of_figures_keep_what_is_stable():
+    assert clean(["X-ray of a stable shoulder."], priors=True).text == "X-ray of a stable shoulder."
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Opacities are represent emphysema.", "Slightly increased, in.", "Change.", "Heart size.",
+     "Pulmonary and mediastinum are normal.", "Calcified hilar.", "In the the there is."],
+)  # fmt: skip
+def test_broken_sentences_are_seen(text: str):
+    assert broken(text)
+    assert not broken("The heart is large and the lungs are clear.")
+
+
 def test_what_was_done_is_counted():
     done = clean(["Stable cardiomegaly. Unchanged from the prior study.", "Stable cardiomegaly."])
     assert done.removed == {"prior study": 1, "said twice": 1}
@@ -65,19 +101,23 @@ def test_what_was_done_is_counted():
 
 def test_on_all_of_openi_findings_stay_and_masks_go(openi):  # noqa: F811
     """Outside the published test split; reports with both sections."""
-    asked = agreed = masked = compared = reports = 0
+    asked = agreed = masked = compared = reports = accepted = 0
     for report in openi:
         sections = [report.sections.get(s, "") for s in ("findings", "impression")]
         if is_published_test(report.source_id) or not all(sections):
             continue
         result = clean(sections).text
+        reports += 1
+        if problems(resolve(" ".join(sections)), result):
+            continue  # held back
+        accepted += 1
         before, after = label(" ".join(sections)), label(result)
         asked += len(before)
         agreed += sum(after.get(name) == status for name, status in before.items())
         masked += bool(MASK.search(result))
         compared += bool(COMPARISON.search(result))
-        reports += 1
     assert reports > 2500
+    assert accepted / reports > 0.95
     assert agreed / asked >= 0.99
     assert masked == 0
-    assert compared / reports < 0.015  # these are refused later, by the checks
+    assert compared == 0

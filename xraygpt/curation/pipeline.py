@@ -150,11 +150,12 @@ def by_rules(selection: Selection) -> Texts:
     removed: Counter[str] = Counter()
     changed = 0
     for report in progress(selection.reports, desc="curating", unit="report"):
-        done = clean([report.sections[name] for name in selection.sections()])
+        captions = not selection.corpus.has_sections
+        done = clean([report.sections[name] for name in selection.sections()], priors=captions)
         removed.update(done.removed)
         changed += done.changed
         texts.asked += 1
-        why = problems(resolve(selection.text(report)), done.text)
+        why = problems(resolve(selection.text(report)), done.text, priors=captions)
         if why:
             out = LeftOut(report.source_id, report.where, "check", "; ".join(why))
             texts.left_out.append(out)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from xraygpt.curation.grammar import broken
 from xraygpt.metrics.findings import mentions
 from xraygpt.processors.text import ReportText, split_sentences
 
@@ -73,7 +74,11 @@ COMPARISON = re.compile(
     r"\b(?:compar(?:ed|ison|able)|unchanged|interval|previously|redemonstrat\w*|new(?:ly)?|"
     r"improv(?:ed|ing|ement)|worsen(?:ed|ing)|again (?:seen|noted|shown|demonstrated|identified)|"
     r"ha(?:s|ve) (?:resolved|cleared|progressed)|persist(?:s|ent|ently|ing)|as before|"
-    r"(?:since|from|than) (?:the )?(?:prior|previous|yesterday|last)|"
+    r"(?:since|from|than) (?:the )?(?:prior|previous|yesterday|last)|no longer|little change|"
+    r"ha(?:s|ve) (?:been removed|increased|decreased|enlarged|developed|changed)|removal of|"
+    r"(?:increas|decreas)\w+ in (?:size|number|extent|prominence|conspicuity)|outside (?:exam|"
+    r"stud|film|chest|from)\w*|"
+    r"(?:slightly|mildly) (?:increased|decreased)(?= in| from| since|[,.])|"
     + _EARLIER
     + r"\s+(?:[^\s.;]+\s+){0,2}?"
     + _STUDY
@@ -83,13 +88,6 @@ COMPARISON = re.compile(
 MASK = re.compile(r"\bX{3,}\b|_{3,}|XXXX")
 _NUMBERED = re.compile(r"^\(?\d{1,2}[.)]\s+")
 _DANGLING = re.compile(r"\b(is|are|was|were|appears?) (?:and|or|but|to|,)\s+", re.IGNORECASE)
-# What a mask leaves where it stood for the noun: "are intact", "of the".
-_BROKEN = re.compile(
-    r"^(?:(?:the|a|an|no|normal) )?(?:is|are|was|were|has|have|with|of)\b"
-    r"|\b(?:the|a|an|of|in|at|from|to|by|with|and|or|for)\s*[.,;]"
-    r"|\b(?:the|a|an) (?:is|are|was|were|of|in|at|bilaterally)\b|\bpulmonary (?:is|are|and)\b",
-    re.IGNORECASE,
-)
 # "4XXXX" was "4th rib", "dual-XXXX" perhaps "dual-lead"; "x-XXXX" is left to the text processor.
 _GLUED = re.compile(
     r"(?!x-X{4,}\b)(?:\w+-)*[A-Za-z0-9]*(?:X{4,}|_{3,})[A-Za-z0-9]*(?:-[A-Za-z0-9]*)*",
@@ -119,9 +117,22 @@ _RESOLVED = [
         (rf"\bthe pulmonary {_M} and\b", "the"),
     )
 ]
+# "Unchanged since ___", "as compared to ___": the date of an earlier study was masked.
+_MASKED_PRIOR = re.compile(
+    rf",?\s*\b(?:(?:as )?compared (?:to|with)|since|from|as of|than|dated)\s+(?:the |a |prior |"
+    rf"previous |study |exam |film |of |on |dated )*{_M}(?:\s+at \d[\d:]*)?[^.;,]*",
+    re.IGNORECASE,
+)
+# "No abnormality as compared to the prior study" says nothing of today.
+_NOTHING_NEW = re.compile(
+    rf"^no (?:{_M} |new |acute |interval |significant )*(?:abnormalit\w+|findings?|process|disease)"
+    r"[^.;]*\b(?:compar|since|prior|previous|interval)",
+    re.IGNORECASE,
+)
+_DOCTOR = re.compile(rf"\b(dr)\.\s+(?={_M}|[A-Z])", re.IGNORECASE)
 _CALLED = re.compile(
-    r"\b(?:notification|communicated|telephone[d]?|discussed (?:with|by)|relayed|primordial|"
-    r"dictated|dr\.)(?!\w)",
+    r"\b(?:notification|notified|paged|communicated|telephone[d]?|discussed (?:with|by)|relayed|"
+    r"primordial|dictated|dr)\b",
     re.IGNORECASE,
 )
 _TAG = re.compile(r"<\s*/?\s*br\s*/?\s*>", re.IGNORECASE)
@@ -160,30 +171,34 @@ def resolve(text: str) -> str:
     """
     for pattern, plain in _RESOLVED:
         text = pattern.sub(plain, text)
-    return " ".join(_RUN_ON.sub(". ", _TAG.sub(" ", text)).split())
+    text = _RUN_ON.sub(". ", _TAG.sub(" ", _DOCTOR.sub(r"\1 ", text)))
+    return " ".join(text.split())
 
 
-def clean(sections: list[str]) -> Cleaned:
+def clean(sections: list[str], priors: bool = False) -> Cleaned:
     """Findings and impression as one text.
 
     Args:
         sections: Texts in the order they are to stand in.
+        priors: Leave comparisons: "stable" in a figure's caption is most often a finding.
     """
     removed: dict[str, int] = {}
     kept: list[str] = []
     seen: set[str] = set()
-    changed = 0
+    changed, last = 0, ""
     for section in sections:
+        before = frozenset(seen)  # within a section "no change" may follow two headings
         for raw in split_sentences(resolve(section)):
-            sentence, why = _sentence(raw)
+            sentence, why = _sentence(raw, priors)
             key = re.sub(r"\W+", " ", sentence).strip().lower()
-            if not why and key in seen:
+            if not why and (key in before or key == last):
                 why = "said twice"
             if why:
                 removed[why] = removed.get(why, 0) + 1
                 continue
             changed += sentence != raw
             seen.add(key)
+            last = key
             kept.append(sentence)
     return Cleaned(" ".join(kept), removed, changed)
 
@@ -194,26 +209,35 @@ def _unwanted(raw: str) -> str:
     return "communication" if _CALLED.search(raw) and not mentions(raw) else ""
 
 
-def _sentence(raw: str) -> tuple[str, str]:
+def _sentence(raw: str, priors: bool) -> tuple[str, str]:
     """A sentence without priors and masks, or why it goes."""
     unwanted = _unwanted(raw)
     if unwanted:
         return "", unwanted
     raw = _NUMBERED.sub("", raw)
-    text = _CLEAN(_GLUED.sub("XXXX", raw))
-    if text != raw and _BROKEN.search(text) and not _BROKEN.search(raw):
-        lost = {m.finding for m in mentions(raw)}
-        if not lost:
-            return "", "broken by a mask"
+    if priors:
+        text = _tidy(_CLEAN(_GLUED.sub("XXXX", raw)))
+        return (text, "") if re.search(r"[A-Za-z]{2}", text) else ("", "nothing left beside masks")
+    if _NOTHING_NEW.search(raw):
+        return "", "prior study"
+    text = _CLEAN(_GLUED.sub("XXXX", _MASKED_PRIOR.sub("", raw)))
     text = text[:1].upper() + text[1:]
     if not re.search(r"[A-Za-z]{2}", text):
         return "", "nothing left beside masks"
+    text, why = _without_priors(text)
+    if not why and text != _tidy(raw) and broken(text):
+        return "", "broken by what was taken out"
+    return text, why
+
+
+def _without_priors(text: str) -> tuple[str, str]:
+    """A sentence without what it says of earlier studies, or why it goes."""
     plain = _NO_CHANGE_IN.sub("", text)
     for clause in _CLAUSES:
         plain = clause.sub("", plain)
     plain = _WORDS.sub("", plain)
     if plain == text:
-        return _tidy(text), ""
+        return (_tidy(text), "") if not COMPARISON.search(text) else ("", "prior study")
     plain = _RELATIVE_END.sub("", _tidy(plain).rstrip(". "))
     plain = _DANGLING.sub(r"\1 ", _REMAINS.sub("is", plain))
     plain = _tidy(_CONNECTIVE_END.sub("", _tidy(plain).rstrip(". ")))

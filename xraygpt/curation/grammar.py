@@ -1,0 +1,54 @@
+"""Whether a sentence still is one, after words were taken out of it."""
+
+from __future__ import annotations
+
+import re
+
+from xraygpt.metrics.findings import mentions
+
+_BE = r"(?:is|are|was|were)"
+_FAULTS = re.compile(
+    "|".join(
+        (
+            # It ends in the air: "the fibrosis appears slightly increased, in."
+            r"\b(?:in|of|from|to|by|with|at|on|for|over|versus|than|as|since|the|a|an|be|has|have|"
+            r"is|are|was|were|and|or|which|that|not|significantly|slightly|mildly|moderately|most|"
+            r"recommend|status|post|dr|there|due|appears?|represents?|on a)[,;]?\.?$",
+            # A noun or verb is gone: "lungs have in the", "opacities are represent", "in the the".
+            rf"\b{_BE} (?:represents?|{_BE}|has|have|there|since|from)\b",
+            r"\b(?:has|have) (?:in|of|from|since|at|on|with|and|but|over|significantly\.)(?!\w)",
+            rf"\b(?:the|a|an) (?:in|of|{_BE}|has|have|and|or|the|there|from|with|at|to|"
+            r"bilaterally)\b",
+            rf"\b(?:in|of|from|by|at|for|on|between|versus) (?:{_BE}|and|or|but|has|have|from|of|"
+            r"partially|to)\b",
+            rf"\bwith (?:{_BE}|and|has|have|of)\b|\bto (?:{_BE}|and|or|from|of|slightly)\b",
+            rf"\b(?:pulmonary|hilar|mediastinal) (?:{_BE}|appears?|within|unremarkable|normal)\b",
+            r"\bpulmonary and\b|^(?:normal|mild|small) and\b|\b(?:mildly|slightly) opacit",
+            r"\bcostophrenic(?! (?:angle|sulc|recess|region|blunt|space|margin))",
+            r"\blymph(?! (?:nodes?|adenopathy))\b|\bin position from\b|\bround over\b",
+            r"\bcalcified(?: (?:hilar|mediastinal|left|right|bilateral|lung|and|paratracheal|"
+            r"aortic))*\.?$|\bvisuali[sz]ed of\b|\b(?:in|of|from|to|by|with|at|for),",
+            r"^(?:and|but|or|which|from|than|since|onset|of|with|is|are)\b",
+        )
+    ),
+    re.IGNORECASE,
+)
+# One of these makes a statement of words that name no finding.
+_SAYS = re.compile(
+    rf"\b(?:{_BE}|has|have|had|seen|noted|appears?|remains?|demonstrates?|shows?|identified|present|"
+    r"visuali[sz]ed|clear|normal|intact|unremarkable|within|no|not|without|negative|free|evidence|"
+    r"midline|stable|limits|obscures?|reveals?|suggests?|projects?|overlies|terminates?|tip|post|"
+    r"prominent|mild|moderate|large|small|tortuous|degenerative|chronic|old|calcified|healed)\b",
+    re.IGNORECASE,
+)
+
+
+def broken(text: str) -> bool:
+    """Whether words are missing: it ends in a preposition, two verbs meet, or it says nothing.
+
+    Only for sentences something was taken out of; radiologists' own telegram style is left alone.
+    """
+    body = text.strip().rstrip(". ")
+    if not body or _FAULTS.search(body):
+        return True
+    return not _SAYS.search(body) and not mentions(text)
