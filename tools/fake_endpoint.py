@@ -274,6 +274,8 @@ def main() -> None:
         asyncio.run(run(fake, given.port))
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as problem:
+        sys.exit(f"port {given.port}: {problem.strerror}; --port 0 takes any free one")
 
 
 if __name__ == "__main__":

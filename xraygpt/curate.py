@@ -74,12 +74,25 @@ def main() -> None:
     )
 
 
+class _Step(argparse.ArgumentParser):
+    """A step's arguments: options in full, help with their defaults."""
+
+    def __init__(self, **told: Any) -> None:
+        shape = argparse.ArgumentDefaultsHelpFormatter
+        super().__init__(**told, formatter_class=shape, allow_abbrev=False)
+
+
 def _parser() -> argparse.ArgumentParser:
-    plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m xraygpt.curate", description=__doc__, formatter_class=plain
+        prog="python -m xraygpt.curate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    steps = parser.add_subparsers(required=True, metavar="CORPUS or STEP")
+    steps = parser.add_subparsers(
+        required=True,
+        metavar="CORPUS or STEP",
+        parser_class=_Step,
+    )
     for name in CORPORA:
         step = steps.add_parser(name, help=f"{name} into a training folder")
         step.set_defaults(run=_curate, corpus=name)
@@ -122,29 +135,45 @@ def _add_source(step: argparse.ArgumentParser, images: bool) -> None:
 
 def _add_filters(step: argparse.ArgumentParser) -> None:
     default = Filters()
-    step.add_argument("--min-findings-words", type=int, default=default.min_findings_words)
-    step.add_argument("--min-impression-words", type=int, default=default.min_impression_words)
-    step.add_argument("--views", choices=("frontal", "all"), default=default.views)
-    step.add_argument("--modality", default=default.modality, help="of captions: xray, ct, …, any")
-    step.add_argument("--region", choices=("chest", "any"), default=default.region)
+    step.add_argument(
+        "--min-findings-words", type=int, default=default.min_findings_words, help="fewest"
+    )
+    step.add_argument(
+        "--min-impression-words", type=int, default=default.min_impression_words, help="fewest"
+    )
+    step.add_argument("--views", choices=("frontal", "all"), default=default.views, help="which")
+    step.add_argument(
+        "--modality", default=argparse.SUPPRESS, help="of captions: xray (ROCO's own), ct, …, any"
+    )
+    step.add_argument(
+        "--region", choices=("chest", "any"), default=default.region, help="of captions"
+    )
 
 
 def _add_model(step: argparse.ArgumentParser) -> None:
+    from xraygpt.curation.engine import Limits
+    from xraygpt.curation.limits import Patience
+
     default = Endpoint()
     group = step.add_argument_group("with a language model")
     add = group.add_argument
-    add("--provider", choices=PROVIDERS, default="rules", help="rules needs no model (the default)")
+    add("--provider", choices=PROVIDERS, default="rules", help="rules needs no model")
     add("--task", choices=("summarise", "describe", "vqa"), default="summarise")
     add("--model", default="", help="as the endpoint calls it; Azure: the deployment")
     add("--base-url", default="", help="local: http://127.0.0.1:8000/v1 unless said otherwise")
     add("--prompt", type=Path, help="a file like those in prompts/curation/")
     add("--temperature", type=_temperature, default=default.temperature, help="0 to 2, or none")
     add("--model-seed", type=int, dest="model_seed", help="sent along; few endpoints honour it")
-    add("--concurrency", type=int, default=32, help="most calls at once")
+    add("--concurrency", type=int, default=Limits().concurrency, help="most calls at once")
     add("--rpm", type=float, help="most requests a minute")
     add("--tpm", type=float, help="most tokens a minute")
-    add("--timeout", type=float, default=120.0, help="seconds for one call")
-    add("--attempts", type=int, default=6, help="most calls for one answer when the endpoint errs")
+    add("--timeout", type=float, default=Patience().timeout, help="seconds for one call")
+    add(
+        "--attempts",
+        type=int,
+        default=Patience().attempts,
+        help="most calls for one answer when the endpoint errs",
+    )
     add("--prices", type=Path, help="YAML: model: {input: …, output: …} for a million tokens")
     add("--max-usd", type=float, help="stop before the folder has cost more (needs --prices)")
     add("--max-tokens", type=int, help="stop before the folder has taken more")
@@ -172,7 +201,7 @@ def _filters(given: argparse.Namespace) -> Filters:
         min_findings_words=given.min_findings_words,
         min_impression_words=given.min_impression_words,
         views=given.views,
-        modality=given.modality,
+        modality=getattr(given, "modality", ""),
         region=given.region,
     )
 
@@ -182,8 +211,10 @@ def _curate(given: argparse.Namespace) -> None:
 
     filters = _filters(given)
     how = None if given.provider == "rules" else _rewriting(given)
-    if how is None and (given.dry_run or given.batch or given.task != "summarise"):
-        raise InputError("--dry-run, --batch and --task are for a language model: name --provider")
+    if how is None:
+        _refuse_model_options(given)
+    if given.out.exists() and not given.out.is_dir():
+        raise InputError(f"--out {given.out} is a file; name a folder")
     if given.dry_run:
         _dry_run(given, filters, how)
         return
@@ -213,6 +244,17 @@ def _curate(given: argparse.Namespace) -> None:
     if trouble:
         named = ", ".join(f"{count} {stage}" for stage, count in trouble.items())
         raise SomeLeft(f"{named}: see {given.out / HELD_BACK}")
+
+
+def _refuse_model_options(given: argparse.Namespace) -> None:
+    """Options of a language model without one are a mistake, not to be passed over."""
+    plain = argparse.ArgumentParser()
+    _add_model(plain)
+    default = vars(plain.parse_args([]))
+    idle = [name for name, value in default.items() if getattr(given, name) != value]
+    if idle:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise InputError(f"{named} is for a language model: name one with --provider")
 
 
 def say(line: str) -> None:
@@ -313,7 +355,8 @@ def _audit(given: argparse.Namespace) -> None:
     if given.rows < 1:
         raise InputError("--rows must be at least 1")
     if given.marks:
-        say(read_marks(given.marks))
+        inside = given.out / given.marks.name  # as the page and `audit` leave it
+        say(read_marks(given.marks if given.marks.exists() else inside))
         return
     everything = Filters(min_findings_words=0, min_impression_words=0, modality="any")
     selection = select_reports(given.corpus, given.reports, everything)

@@ -115,7 +115,7 @@ def test_a_budget_cuts_a_batch_and_its_discount_counts(corpus, tmp_path):
     price = Price(input=1.0, output=1.0, batch_discount=0.5)
     with serving() as (url, _):
         how = rewriting(url, batch=True, price=price, limits=Limits(max_money=0.01))
-        with pytest.raises(Unfinished, match="budget"):
+        with pytest.raises(Unfinished, match="could overstep the budget"):
             run(corpus, tmp_path, how)
         with Ledger(tmp_path) as ledger:
             spent = ledger.spent()

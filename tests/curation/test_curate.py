@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.conftest import REPO
 from tests.curation.endpoint import rewriting, run, serving, write_corpus
 from xraygpt import curate as command
 from xraygpt.common.errors import InputError
@@ -124,7 +125,9 @@ def test_mistakes_on_the_command_line_are_said_before_work(corpus, tmp_path, mon
     base = (*sources(corpus), "--out", tmp_path / "out")
     local = (*base, "--provider", "local")
     for more, said in [
-        ((*base, "--task", "vqa"), "name --provider"),
+        ((*base, "--task", "vqa"), "--task is for a language model: name one with --provider"),
+        ((*base, "--model", "m", "--max-usd", 5), "--model, --max-usd is for a language model"),
+        ((*base[:-1], REPO / "README.md"), "is a file; name a folder"),
         (local, "needs --model"),
         ((*local, "--model", "m", "--max-usd", 1), "--max-usd needs --prices"),
         ((*local, "--model", "m", "--rpm", 0), "--rpm must be above 0"),
@@ -155,6 +158,7 @@ def test_prices_come_from_the_users_file_alone(tmp_path):
     for text, said in [
         ("other: {input: 1, output: 2}", "has no price of 'm'; it has other"),
         ("m: {input: 1}", "needs input and output"),
+        ("m: 3", "needs input and output"),
         ("m: {input: 1, output: -2}", "needs input and output"),
         ("m: {input: 1, output: 2, extra: 3}", "needs input and output"),
         ("m: {input: 1, output: 2, batch_discount: 50}", "0 to 1"),
@@ -220,9 +224,9 @@ def test_a_field_of_an_answer_that_is_unknown_is_not_repeated():
     """Its name may be report text."""
     _, wrong = TASKS["vqa"].read('{"turns": [{"question": "q?", "zebra": 1}], "quokka": 2}')
     assert wrong == [
-        "(unknown): extra_forbidden", "turns.0.(unknown): extra_forbidden",
-        "turns.0.answer: missing",
-    ]  # fmt: skip
+        "not of the form that was asked for: (unknown) extra_forbidden, "
+        "turns.0.(unknown) extra_forbidden, turns.0.answer missing"
+    ]
 
 
 def test_conversations_train_as_records(corpus, tmp_path):
@@ -339,7 +343,7 @@ def test_reports_of_one_corpus_do_not_pass_for_another(corpus, tmp_path, monkeyp
 def test_another_task_wants_another_folder(corpus, tmp_path):
     with serving() as (url, _):
         run(corpus, tmp_path, rewriting(url))
-        with pytest.raises(InputError, match=r"holds filter_cap\.json of another --task"):
+        with pytest.raises(InputError, match="holds the task summarise, not vqa"):
             run(corpus, tmp_path, rewriting(url, "vqa"))
 
 

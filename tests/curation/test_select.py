@@ -95,10 +95,11 @@ def test_unreadable_absent_and_lateral_pictures(tmp_path):
     select_pictures(selection, images, Filters())
     assert [r.source_id for r in selection.reports] == ["CXR1"]
     assert len(selection.pictures["CXR1"]) == 1
-    reasons = {r.source_id: r.reason for r in selection.left_out}
+    reasons = {r.source_id: r.reason for r in selection.left_out if r.stage == "picture"}
     assert reasons["CXR2"].startswith("unreadable picture")
     assert reasons["CXR3"] == "picture 3_IM-1-1.dcm.png is absent"
-    assert reasons["CXR4"] == "no frontal picture in the folder"
+    without = [r.source_id for r in selection.left_out if r.stage == "no_picture"]
+    assert without == ["CXR2", "CXR3", "CXR4"]
 
 
 def test_a_study_that_stands_twice_is_named_and_used_once(tmp_path):

@@ -143,7 +143,7 @@ class _Run:
         for line in lines:
             most = self._most(line)
             if not self.engine.budget.fits(*most):
-                self.why = Ended("the next batch could overstep the budget", 1)
+                self.why = Ended(self.engine.budget.spoken(), 1)
                 break
             self.engine.budget.hold(*most)
             kept.append(line)

@@ -203,6 +203,8 @@ def load_price(path: Path, model: str) -> Price:
         table = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"cannot read the prices {path}: {error}") from None
+    if isinstance(table, dict) and model in table and not isinstance(table[model], dict):
+        table[model] = {}
     if not isinstance(table, dict) or not isinstance(table.get(model), dict):
         known = ", ".join(map(str, table)) if isinstance(table, dict) else "nothing"
         raise InputError(f"{path} has no price of {model!r}; it has {known}")

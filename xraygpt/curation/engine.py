@@ -115,6 +115,19 @@ class Budget:
         """Money; 0 without a price."""
         return self.price.of(tokens_in, tokens_out, self.batch) if self.price else 0.0
 
+    def spoken(self) -> str:
+        """What is used up and what to do, for people."""
+        limits = self.limits
+        said = []
+        if limits.max_tokens is not None:
+            said.append(f"{self.tokens:,} of --max-tokens {limits.max_tokens:,}")
+        if limits.max_money is not None:
+            said.append(f"{self.money:.2f} of --max-usd {limits.max_money:.2f}")
+        return (
+            f"the next call could overstep the budget ({', '.join(said)} are used over all runs on "
+            "this folder): raise it to go on"
+        )
+
     def learn(self, ratio: float) -> None:
         """The largest ratio of tokens read, counted to guessed, that was seen so far."""
         if ratio:
@@ -330,7 +343,7 @@ class Engine:
                 return
             except OverBudget:
                 self.ledger.release([item.key])
-                self._stop(stopping, Ended("the next call could overstep the budget", 1))
+                self._stop(stopping, Ended(self.budget.spoken(), 1))
                 return
             except EndpointError as error:
                 self.ledger.release([item.key])

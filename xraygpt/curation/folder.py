@@ -25,7 +25,7 @@ from xraygpt.curation.sources import SourceReport
 CAPTIONS, TURNS = "filter_cap.json", "vqa.jsonl"
 MANIFEST, HELD_BACK = "manifest.json", "held_back.csv"
 UNFINISHED = ".unfinished"  # stands while the folder is being written
-TROUBLE = ("unreadable", "picture", "refused", "invalid", "failed", "todo")
+TROUBLE = ("unreadable", "picture", "no_picture", "refused", "invalid", "failed", "todo")
 """Stages of what a file or an endpoint failed, which the exit code speaks of."""
 
 
@@ -57,14 +57,14 @@ def item_name(report: SourceReport, picture: Picture | None) -> str:
     return report.source_id if picture is None else f"{report.source_id}/{picture.path.name}"
 
 
-def check_free(out: Path, corpus: str, resumable: bool, turns: bool = False) -> None:
+def check_free(out: Path, corpus: str, task: str) -> None:
     """Refuse a folder that holds something this run would not go on with.
 
     Args:
         out: The folder.
         corpus: Name of the corpus of this run.
-        resumable: Whether a ledger makes this run go on with what is there.
-        turns: Whether conversations are to be written, and not captions.
+        task: Name of the task of a language model, whose ledger makes the run go on with what is
+            there; empty for rules.
 
     Raises:
         InputError: It does.
@@ -72,16 +72,16 @@ def check_free(out: Path, corpus: str, resumable: bool, turns: bool = False) -> 
     made = [name for name in (CAPTIONS, TURNS) if (out / name).exists()]
     if not made or (out / UNFINISHED).exists():
         return
-    if not resumable or not (out / LEDGER).exists():
+    if not task or not (out / LEDGER).exists():
         raise InputError(f"{out} holds a curated corpus already; name another folder")
-    if (TURNS if turns else CAPTIONS) not in made:
-        raise InputError(f"{out} holds {made[0]} of another --task; name another folder")
     try:
-        of = json.loads((out / MANIFEST).read_text(encoding="utf-8")).get("corpus", corpus)
+        there = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        of = corpus
-    if of != corpus:
-        raise InputError(f"{out} holds {of}, not {corpus}; name another folder")
+        there = {}
+    for name, wanted in (("corpus", corpus), ("task", task)):
+        found = there.get(name, wanted)
+        if found != wanted:
+            raise InputError(f"{out} holds the {name} {found}, not {wanted}; name another folder")
 
 
 def write_folder(

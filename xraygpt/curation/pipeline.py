@@ -117,7 +117,7 @@ def curate(
     )  # fmt: skip
     if how is not None:
         how.endpoint.client(how.patience.timeout)  # a missing key is said before the work
-    check_free(out, corpus_name, how is not None, bool(how and how.task.name == "vqa"))
+    check_free(out, corpus_name, how.task.name if how else "")
     selection = select_reports(corpus_name, raw, filters)
     if how is None:
         select_pictures(selection, images, filters)
@@ -136,8 +136,8 @@ def curate(
     if left and not how.partial:
         done = texts.asked - sum(row.stage in ("todo", "failed") for row in texts.left_out)
         raise Unfinished(
-            f"{ended.why or 'not finished'}. {done} of {texts.asked} have an answer, kept in "
-            f"{ledger.path}; the same command goes on, --partial writes the folder of these",
+            f"{(ended.why or 'not finished').rstrip('.')}. {done} of {texts.asked} have an answer, "
+            f"kept in {ledger.path}; the same command goes on, --partial writes the folder of these",
             ended.exit_code or 1,
         )
     manifest = write_folder(out, selection, texts, filters, raw, copy)

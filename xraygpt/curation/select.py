@@ -88,8 +88,9 @@ class LeftOut:
     Attributes:
         source_id: Empty where it could not be read.
         where: File, and row if it has one.
-        stage: ``unreadable``, ``filter``, ``picture``, ``check``, ``refused``, ``invalid`` or
-            ``failed``.
+        stage: ``unreadable`` (a row), ``filter`` (a report), ``picture`` (one picture of a report:
+            absent or unreadable), ``no_picture`` (a report that has none), ``check``, ``refused``,
+            ``invalid`` or ``failed`` (a report, or a picture where each has its own text).
         reason: Why.
     """
 
@@ -303,14 +304,13 @@ def select_pictures(
             selection.left_out.append(LeftOut(report.source_id, where, "picture", why))
         else:
             selection.pictures.setdefault(report.source_id, []).append(Picture(path, view, sha256))
-    named = {row.source_id for row in selection.left_out if row.stage == "picture"}
     kept = []
     for report in selection.reports:
         if report.source_id in selection.pictures:
             kept.append(report)
-        elif report.source_id not in named:
+        else:
             why = f"no {filters.views if filters.views == 'frontal' else ''} picture in the folder"
-            out = LeftOut(report.source_id, report.where, "picture", " ".join(why.split()))
+            out = LeftOut(report.source_id, report.where, "no_picture", " ".join(why.split()))
             selection.left_out.append(out)
     selection.reports = kept
     selection.steps.append(("with a picture", len(kept)))

@@ -140,6 +140,8 @@ def read_openi_csv(folder: Path) -> Rows:
     Raises:
         DataError: One is absent, or lacks a column.
     """
+    if folder.is_file():
+        raise DataError(f"{folder} is one file: name the folder that holds both tables")
     images: dict[str, list[ImageName]] = defaultdict(list)
     problems: list[Problem] = []
     for _, row in _table(folder / KAGGLE_IMAGES, ("uid", "filename", "projection")):

@@ -73,7 +73,8 @@ class Task:
             return self.answer.model_validate_json(content), []
         except ValidationError as error:
             found = error.errors(include_url=False, include_input=False, include_context=False)
-            return None, sorted({f"{_place(e['loc'], self.schema())}: {e['type']}" for e in found})
+            places = {f"{_place(e['loc'], self.schema())} {e['type']}" for e in found}
+            return None, [f"not of the form that was asked for: {', '.join(sorted(places))}"]
 
 
 @functools.cache
