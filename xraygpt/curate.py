@@ -74,12 +74,19 @@ def main() -> None:
     )
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Names a default where there is one to name."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing = action.default in (None, False, "", [])
+        return action.help if nothing else super()._get_help_string(action)
+
+
 class _Step(argparse.ArgumentParser):
     """A step's arguments: options in full, help with their defaults."""
 
     def __init__(self, **told: Any) -> None:
-        shape = argparse.ArgumentDefaultsHelpFormatter
-        super().__init__(**told, formatter_class=shape, allow_abbrev=False)
+        super().__init__(**told, formatter_class=_Help, allow_abbrev=False)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -153,12 +160,13 @@ def _add_filters(step: argparse.ArgumentParser) -> None:
 def _add_model(step: argparse.ArgumentParser) -> None:
     from xraygpt.curation.engine import Limits
     from xraygpt.curation.limits import Patience
+    from xraygpt.curation.tasks import TASKS
 
     default = Endpoint()
     group = step.add_argument_group("with a language model")
     add = group.add_argument
     add("--provider", choices=PROVIDERS, default="rules", help="rules needs no model")
-    add("--task", choices=("summarise", "describe", "vqa"), default="summarise")
+    add("--task", choices=tuple(TASKS), default="summarise", help="what to write")
     add("--model", default="", help="as the endpoint calls it; Azure: the deployment")
     add("--base-url", default="", help="local: http://127.0.0.1:8000/v1 unless said otherwise")
     add("--prompt", type=Path, help="a file like those in prompts/curation/")

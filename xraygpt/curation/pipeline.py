@@ -135,9 +135,10 @@ def curate(
     left = sum(row.stage == "todo" for row in texts.left_out)
     if left and not how.partial:
         done = texts.asked - sum(row.stage in ("todo", "failed") for row in texts.left_out)
+        why = (ended.why or "not finished").rstrip(".")
         raise Unfinished(
-            f"{(ended.why or 'not finished').rstrip('.')}. {done} of {texts.asked} have an answer, "
-            f"kept in {ledger.path}; the same command goes on, --partial writes the folder of these",
+            f"{why}. {done} of {texts.asked} have an answer, kept in {ledger.path}; the same "
+            "command goes on, --partial writes the folder of these",
             ended.exit_code or 1,
         )
     manifest = write_folder(out, selection, texts, filters, raw, copy)
