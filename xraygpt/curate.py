@@ -4,6 +4,7 @@
     openi_kaggle  --reports FOLDER (the pair of CSV files)  --images FOLDER/images_normalized
     roco          --reports captions.txt (or a .csv)        --images images
     mimic         --reports mimic-cxr-reports               --images mimic-cxr-jpg
+    own           --reports table.csv (docs/data.md)        --images FOLDER
 
 By itself it works by rules: no key, no network, no text leaves this machine. Priors, masks and
 views go, findings stay; a report whose findings, sides or numbers would change is held back and

@@ -168,6 +168,28 @@ def test_pictures_are_read_again_only_when_they_have_changed(tmp_path, monkeypat
     assert len(read) == 4
 
 
+def test_a_table_of_ones_own(tmp_path):
+    """Two pictures of one name in two folders, a lateral, a row without a study; never open."""
+    rows = ["image,study,findings,impression,view,patient"]
+    text = '"Stable cardiomegaly. The lungs are clear and no effusion is seen.","Large heart."'
+    for image, study, view, patient in (
+        ("s1/a.png", "s1", "PA", "p1"), ("s1/b.png", "s1", "LATERAL", "p1"),
+        ("s2/a.png", "s2", "PA", "p2"), ("s3/a.png", "", "PA", "p3"),
+    ):  # fmt: skip
+        (tmp_path / image).parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8), len(rows)).save(tmp_path / image)
+        rows.append(f"{image},{study},{text},{view},{patient}")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    manifest = curate("own", tmp_path, tmp_path, tmp_path / "out", Filters()).manifest
+    made = json.loads((tmp_path / "out" / "filter_cap.json").read_text())["annotations"]
+    assert [(r["image_id"], r["study"], r["patient"]) for r in made] == [
+        ("a", "s1", "p1"), ("s2_a", "s2", "p2"),
+    ]  # fmt: skip
+    assert made[0]["caption"].startswith("Cardiomegaly. The lungs are clear")
+    assert manifest["licence"] == "credentialed"
+    assert manifest["left_out"] == {"unreadable": 1}
+
+
 def curate_command(*arguments: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "xraygpt.curate", *map(str, arguments)]
     return subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)

@@ -1,7 +1,8 @@
 """The raw layouts people download -> one `SourceReport` a study, or a `Problem` with its place.
 
-OpenI as XML (a folder or the `.tgz`), OpenI as Kaggle's CSV pair, ROCO's captions, and MIMIC-CXR's
-text files. Nothing here drops a report in silence: what cannot be read is a `Problem`.
+OpenI as XML (a folder or the `.tgz`), OpenI as Kaggle's CSV pair, ROCO's captions, MIMIC-CXR's text
+files, and a table of one's own. Nothing here drops a report in silence: what cannot be read is a
+`Problem`.
 """
 
 from __future__ import annotations
@@ -195,6 +196,35 @@ def read_roco(path: Path) -> Rows:
         )
 
 
+def read_own(path: Path) -> Rows:
+    """Reports of a table of one's own, as docs/data.md describes it: a row a picture.
+
+    Columns `image`, `study`, `findings`, `impression`, and if there are any `view` and `patient`;
+    the texts of a study are those of its first row.
+
+    Args:
+        path: The CSV, or the folder that holds it as `table.csv`.
+
+    Raises:
+        DataError: The file is absent or lacks a column.
+    """
+    file = path / "table.csv" if path.is_dir() else path
+    studies: dict[str, tuple[str, dict[str, str]]] = {}
+    images: dict[str, list[ImageName]] = defaultdict(list)
+    for where, row in _table(file, ("image", "study", "findings", "impression")):
+        if isinstance(row, Problem):
+            yield row
+        elif not row["study"] or not row["image"]:
+            yield Problem(where, "no study or no image is named")
+        else:
+            studies.setdefault(row["study"], (where, row))
+            images[row["study"]].append(ImageName(row["image"], row.get("view", "")))
+    for study, (where, row) in studies.items():
+        parts = {name: [row[name]] for name in ("findings", "impression")}
+        patient = row.get("patient", "")
+        yield SourceReport(study, where, _joined(parts), tuple(images[study]), patient)
+
+
 # Headings of MIMIC-CXR -> the section they open, as its official splitter reads them (MIT-LCP,
 # mimic-cxr, section_parser). A heading that is none of these is searched for the words below.
 _MIMIC = {
@@ -365,4 +395,6 @@ CORPORA = {
     "openi_kaggle": Corpus("openi_kaggle", read_openi_csv, "open"),
     "roco": Corpus("roco", read_roco, "open", has_sections=False, modality="xray"),
     "mimic": Corpus("mimic", read_mimic, "credentialed"),
+    # Patients' reports, or CheXpert Plus, PadChest, VinDr-CXR brought into this shape.
+    "own": Corpus("own", read_own, "credentialed"),
 }
