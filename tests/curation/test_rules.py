@@ -72,6 +72,12 @@ def test_a_history_beside_the_word_exam_is_no_comparison():
         ("Removal of left PICC line.", ""),
         ("Appearance of the chest is unchanged.", ""),
         ("The XXXX are intact.", ""),
+        ("This appears XXXX from XXXX.", ""),
+        ("Unremarkable XXXX.", ""),
+        (
+            "Tip in the vein, an interval retraction of 6 cm.",
+            "Tip in the vein, a retraction of 6 cm.",
+        ),
         ("Lumbar spine: no fracture. Hip: normal. Lumbar spine: no fracture.",) * 2,
     ],
 )

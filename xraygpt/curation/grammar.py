@@ -51,4 +51,5 @@ def broken(text: str) -> bool:
     body = text.strip().rstrip(". ")
     if not body or _FAULTS.search(body):
         return True
-    return not _SAYS.search(body) and not mentions(text)
+    bare = not _SAYS.search(body) or " " not in body
+    return bare and not mentions(text)

@@ -110,10 +110,10 @@ _RESOLVED = [
         (rf"\b(bowel) {_M}(?= pattern)", r"\1 gas"),
         (rf"\b(superior) {_M} {_M}(?= *[.,;]|$)", r"\1 vena cava"),
         (rf"{_M} (?=representing\b)", "possibly "),
-        (rf"{_M} (?:at|of|in|from|to|by|with|for) {_M}", ""),
         (rf"\bthe pulmonary {_M} and mediastinum are\b", "the mediastinum is"),
         (rf",? (?:the )?pulmonary {_M},? and\b", " and"),
-        (rf" and (?:the )?pulmonary {_M} (?:are|appear)\b", " is"),
+        (rf"(?<!,) and (?:the )?pulmonary {_M} (?:are|appear)\b", " is"),
+        (r"\b(a)n interval (?=[^aeiou])", r"\1 "),
         (rf"\bthe pulmonary {_M} and\b", "the"),
     )
 ]
@@ -123,6 +123,7 @@ _MASKED_PRIOR = re.compile(
     rf"previous |study |exam |film |of |on |dated )*{_M}(?:\s+at \d[\d:]*)?[^.;,]*",
     re.IGNORECASE,
 )
+_BETWEEN = re.compile(rf"{_M} (?:at|of|in|from|to|by|with|for) {_M}")
 # "No abnormality as compared to the prior study" says nothing of today.
 _NOTHING_NEW = re.compile(
     rf"^no (?:{_M} |new |acute |interval |significant )*(?:abnormalit\w+|findings?|process|disease)"
@@ -220,7 +221,7 @@ def _sentence(raw: str, priors: bool) -> tuple[str, str]:
         return (text, "") if re.search(r"[A-Za-z]{2}", text) else ("", "nothing left beside masks")
     if _NOTHING_NEW.search(raw):
         return "", "prior study"
-    text = _CLEAN(_GLUED.sub("XXXX", _MASKED_PRIOR.sub("", raw)))
+    text = _CLEAN(_GLUED.sub("XXXX", _BETWEEN.sub("XXXX", _MASKED_PRIOR.sub("", raw))))
     text = text[:1].upper() + text[1:]
     if not re.search(r"[A-Za-z]{2}", text):
         return "", "nothing left beside masks"
