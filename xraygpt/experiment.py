@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from xraygpt import __version__
 from xraygpt.common import checkpoint
 from xraygpt.common import config as configuration
 from xraygpt.common.errors import InputError
+from xraygpt.conversation import ChatEngine
 from xraygpt.datasets import controls
-from xraygpt.datasets.base import Split, StudyDataset, read_tensor
+from xraygpt.datasets.base import ImageRef, Split, StudyDataset, read_tensor
 from xraygpt.datasets.builder import BaseBuilder
 from xraygpt.datasets.mixture import Mixture
-from xraygpt.models.base import BaseModel
+from xraygpt.models.base import BaseModel, Generation
 from xraygpt.models.weight_files import weight_files, weight_source
+from xraygpt.models.xraygpt import XrayGPT
 from xraygpt.processors.image import ImageSpec
 from xraygpt.runners.base import BaseRunner
 from xraygpt.runners.evaluation import Evaluator
@@ -180,6 +186,73 @@ def build_predictor(
         history=history_of(configuration.to_tree(experiment.model)),
         **settings,
     )
+
+
+@dataclass(frozen=True)
+class ChatParts:
+    """What a chat needs of a YAML.
+
+    Attributes:
+        engine: The model, ready to talk.
+        read_image: File -> tensor, by the image processor of evaluation.
+        how: Decoding as the YAML has it.
+        facts: Which model and weights; for people and exports.
+    """
+
+    engine: ChatEngine
+    read_image: Callable[[Path], Tensor]
+    how: Generation
+    facts: dict[str, Any]
+
+
+def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
+    """The model of an evaluation YAML, ready to talk.
+
+    Args:
+        experiment: Its corpus decides the image processor and is not read.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        InputError: The model takes no images, or there is no such device.
+    """
+    place = find_device(device)
+    model = build_model(experiment, experiment.run.seed)
+    if not isinstance(model, XrayGPT):
+        raise InputError(f"{type(model).__name__} takes no images; a chat wants model.arch xraygpt")
+    builder = next(iter(experiment.datasets.values())).build(image_spec=model.image_spec)
+    vis = builder.processor("vis", "eval")
+    facts = {
+        "arch": type(model).__name__,
+        "weights": _digest_of(experiment.model.ckpt),
+        "device": str(place),
+        "xraygpt": __version__,
+    }
+    return ChatParts(
+        ChatEngine(model.to(place)),
+        lambda path: read_tensor(ImageRef(path), "", vis),
+        experiment.run.task.generate,
+        facts,
+    )
+
+
+def find_device(name: str) -> torch.device:
+    """A device by its name; ``auto`` takes a GPU where there is one.
+
+    Raises:
+        InputError: There is no such device.
+    """
+    count = torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda:0" if count else "cpu")
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name}: one of auto, cpu, cuda, cuda:N") from None
+    if found.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: one of auto, cpu, cuda, cuda:N")
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise InputError(f"--device {name}: this machine has {count} GPUs")
+    return found
 
 
 def _identity(experiment: Evaluation, model: BaseModel) -> dict[str, Any]:

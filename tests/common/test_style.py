@@ -28,12 +28,14 @@ ORDER = [
     "models",
     "tasks",
     "runners",
+    "conversation",
     "experiment",
     "validate",
     "synthesize",
     "convert",
     "download",
     "curate",
+    "serve",
     "quickstart",
 ]
 MAX_FILE, MAX_FUNCTION = 500, 60

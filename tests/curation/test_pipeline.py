@@ -145,7 +145,7 @@ def test_real_openi_from_kaggle(real_data, tmp_path):
     raw = real_data / "openi_kaggle"
     made = curate("openi_kaggle", raw, images, tmp_path / "out", Filters()).manifest
     assert list(made["left_after"].values()) == [3851, 3331, 3320, 3312, 2590]
-    assert made["acceptance"]["low"] > 0.96
+    assert made["acceptance"]["low"] > 0.95
     assert made["pictures"] > 2500
     assert made["pictures_of_published_test_split"] == 0  # their images are not in this copy
 

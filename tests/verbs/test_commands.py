@@ -79,9 +79,14 @@ def test_commands_exist_and_parse(page, tmp_path):
                 options = options[: next((i for i, o in enumerate(options) if o[0] == "-"), None)]
             load(ROOTS[words[0]], mine if path == "my.yaml" else REPO / path, options)
         else:  # anything else must be a verb of ours or a benchmark
-            assert re.match(r"-m xraygpt\.|benchmarks/\w+\.py", " ".join(words)), command
+            assert re.match(r"-m xraygpt\.|(?:benchmarks|tools)/\w+\.py", " ".join(words)), command
         flags = {w for w in words if w.startswith("--")}
-        target = words[:2] if words[0] == "-m" else words[:1]
+        first = next((i for i, w in enumerate(words[1:], 1) if w.startswith("--")), len(words))
+        target = (
+            words[:first]
+            if words[:2] == ["-m", "xraygpt.curate"]
+            else words[: 1 + (words[0] == "-m")]
+        )
         said = help_of(tuple(target))
         assert all(re.search(rf"{re.escape(f)}\b", said) for f in flags), command
 

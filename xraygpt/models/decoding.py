@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
+    StoppingCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
 )
@@ -131,6 +132,33 @@ class Decoder:
         Raises:
             InputError: Guidance is asked for and there is no average image.
         """
+        ids = self.generate_ids(embeds, attention_mask, how, plain)
+        texts = [self._text(row) for row in ids]
+        drawn = [texts[i : i + how.candidates] for i in range(0, len(texts), how.candidates)]
+        return [self._chosen(answers) for answers in drawn]
+
+    def generate_ids(
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor,
+        how: Generation,
+        plain: Tensor | None = None,
+        stop: StoppingCriteria | None = None,
+        **more: Any,
+    ) -> list[list[int]]:
+        """As `__call__`, but the new ids of every row and candidate.
+
+        Args:
+            embeds: What to go on from.
+            attention_mask: 1 on tokens.
+            how: Settings.
+            plain: As in `__call__`.
+            stop: Beside the stop strings.
+            more: For transformers' `generate`: a cache, a streamer.
+
+        Raises:
+            InputError: As in `__call__`.
+        """
         embeds = embeds.repeat_interleave(how.candidates, dim=0)
         attention_mask = attention_mask.repeat_interleave(how.candidates, dim=0)
         guides = LogitsProcessorList()
@@ -160,13 +188,58 @@ class Decoder:
                 max_new_tokens=how.max_new_tokens,
                 eos_token_id=sorted(self.end_ids),
                 pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
-                stopping_criteria=self._criteria(),
+                stopping_criteria=StoppingCriteriaList(
+                    [*self._criteria(), *([stop] if stop else [])]
+                ),
                 logits_processor=guides,
                 **options,
+                **more,
             )
-        texts = [self._text(row) for row in ids.tolist()]
-        drawn = [texts[i : i + how.candidates] for i in range(0, len(texts), how.candidates)]
-        return [self._chosen(answers) for answers in drawn]
+        found: list[list[int]] = ids.tolist()
+        return found
+
+    def closed(self, ids: list[int], cancelled: bool) -> tuple[str, list[int], Any]:
+        """An answer's text, its ids with the end that training showed, and how it ended.
+
+        Args:
+            ids: As generated; padding after the end may follow.
+            cancelled: Whether somebody stopped it.
+
+        Returns:
+            Text; ids; ``end``, ``cancelled`` or ``length``.
+        """
+        at = next((i for i, token in enumerate(ids) if token in self.end_ids), None)
+        if at is not None:
+            return self._text(ids[:at]), ids[: at + 1], "end"
+        text = self._text(ids)
+        raw = self.tokenizer.decode(ids, skip_special_tokens=True)
+        ended = any(stop in raw for stop in self.text_stops)
+        exact = any(raw.endswith(stop) and raw.count(stop) == 1 for stop in self.text_stops)
+        if ended and exact:
+            return text, ids, "end"
+        end = self.tokenizer(self.stop_strings[0], add_special_tokens=False)["input_ids"]
+        if ended:  # the last token ran past the stop string: the ids of the text alone
+            kept = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            return text, [*kept, *end], "end"
+        return text, [*ids, *end], "cancelled" if cancelled else "length"
+
+    def said(self, text: str) -> list[int]:
+        """Ids of an answer that came as text, with the end that training showed."""
+        ids: list[int] = self.tokenizer(f"{text}{self.stop_strings[0]}", add_special_tokens=False)[
+            "input_ids"
+        ]
+        return ids
+
+    def safe_text(self, ids: Sequence[int]) -> str:
+        """Text of an unfinished answer, as far as no later token can take it back."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        for stop in self.text_stops:
+            text = text.split(stop)[0]
+        held = [n for s in self.text_stops for n in range(1, len(s)) if text.endswith(s[:n])]
+        if held:
+            text = text[: -max(held)]
+        # Half a character decodes to the replacement character, and white space may be an end's.
+        return text.rstrip("\ufffd").strip()
 
     def _chosen(self, answers: list[str]) -> str:
         """The one most like the others; by its text alone, whatever padded it in its batch."""

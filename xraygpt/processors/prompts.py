@@ -209,13 +209,21 @@ class PromptRenderer:
         asked = Turn(role="user", text=f"{turns[first]['text'].strip()} {prompt}".strip())
         return [*turns[:first], asked, *turns[first + 1 :]]
 
-    def render(self, turns: list[Turn], image_tokens: Sequence[int], name: str = "") -> Rendered:
+    def render(
+        self,
+        turns: list[Turn],
+        image_tokens: Sequence[int],
+        name: str = "",
+        answers: Sequence[Sequence[int]] = (),
+    ) -> Rendered:
         """Ids and labels of a conversation.
 
         Args:
             turns: Ends with the assistant to train on, with the user to generate from.
             image_tokens: Placeholders of each image, in order.
             name: The sample, for messages.
+            answers: Ids of the first answers with their ends, where they are known; their text is
+                not tokenised again. No effect with a template that is `joined`.
 
         Raises:
             DataError: The number of ``<image>`` in the text is not that of the images. Images told
@@ -231,10 +239,11 @@ class PromptRenderer:
         turns = [Turn(role=t["role"], text=self._defuse(t["text"])) for t in turns]
         ids: list[int] = list(self._opening)
         labels = [IGNORE_INDEX] * len(ids)
-        runs = iter(image_tokens)
+        runs, known = iter(image_tokens), iter(answers)
         for piece in self._pieces(turns):
             if piece.is_target:
-                new = self._cut(self._ids(piece.text))
+                said = next(known, None)
+                new = self._cut(self._ids(piece.text)) if said is None else list(said)
                 ids, labels = ids + new, labels + new
                 continue
             for i, text in enumerate(piece.text.split(IMAGE)):

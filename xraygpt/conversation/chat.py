@@ -1,0 +1,493 @@
+"""Conversations that share a model. What a turn has computed stays for the next one.
+
+A conversation keeps the ids of all it has said and heard, never text that would be tokenised anew:
+decoding and encoding again is not the identity, and a cache is good only for the ids that made it.
+Before each answer the ids of the whole conversation are written out, the part that the cache holds
+already is found by comparison, and the rest is computed.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+from xraygpt.common.errors import InputError
+from xraygpt.models.base import Generation
+from xraygpt.models.decoding import Decoder
+from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.processors.prompts import IMAGE, IMAGE_TOKEN_ID, Turn, without_marks
+
+Ended = Literal["end", "length", "cancelled"]
+
+
+class Busy(InputError):
+    """This conversation is still answering."""
+
+
+@dataclass
+class _Image:
+    """An image of a conversation and what the model made of it."""
+
+    tensor: Tensor
+    read_with: str | None = None  # what the Q-Former read beside it, if it reads anything
+    tokens: Tensor | None = None  # (Q, H)
+
+
+@dataclass
+class _Exchange:
+    """A question and its answer."""
+
+    question: str  # with one `<image>` for each image that came with it
+    answer: str = ""
+    ids: list[int] = field(default_factory=list)  # of the answer and its end
+
+
+class Answer:
+    """An answer under way: iterate over its pieces of text as they come, or take `text()`.
+
+    Attributes:
+        dropped: Exchanges that were left out of the prompt because the context is full.
+        prompt_tokens: Of the whole conversation before this answer.
+        cached_tokens: How many of these had been computed before.
+        seed: Of sampling; None for greedy and beam search.
+        ended: ``end`` (the model closed it), ``length``, ``cancelled``, or None while under way.
+    """
+
+    def __init__(self, dropped: int, prompt_tokens: int, seed: int | None) -> None:
+        self.dropped, self.prompt_tokens, self.seed = dropped, prompt_tokens, seed
+        self.cached_tokens = 0
+        self.ended: Ended | None = None
+        self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._done = threading.Event()
+        self._text = ""
+        self._error: BaseException | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        """Pieces of text; together they are `text()`.
+
+        Raises:
+            Exception: What went wrong while answering.
+        """
+        while (piece := self._pieces.get()) is not None:
+            yield piece
+        self._pieces.put(None)  # for whoever iterates again
+        if self._error is not None:
+            raise self._error
+
+    def text(self) -> str:
+        """The whole answer, when it is there.
+
+        Raises:
+            Exception: What went wrong while answering.
+        """
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._text
+
+    def _finish(self, text: str, ended: Ended | None, error: BaseException | None = None) -> None:
+        self._text, self.ended, self._error = text, ended, error
+        self._done.set()
+        self._pieces.put(None)
+
+
+class ChatEngine:
+    """A model that many conversations share, one answer at a time.
+
+    Args:
+        model: On its device; is put into evaluation mode.
+    """
+
+    def __init__(self, model: XrayGPT) -> None:
+        self.model = model.eval()
+        self.packer: Any = model.packer
+        self.renderer = model.renderer
+        self.decoder = Decoder(model.llm, model.renderer)
+        self.lane = threading.Lock()
+        self.device = model.proj.weight.device
+
+    def start(self, system: str = "") -> Conversation:
+        """A new conversation.
+
+        Args:
+            system: Opens it; empty takes the template's own words.
+        """
+        return Conversation(self, system)
+
+    @torch.no_grad()
+    def read(self, image: _Image, asked: str) -> Tensor:
+        """(Q, H) tokens of an image; a Q-Former that reads the question reads `asked`."""
+        inputs = {
+            name: value.to(self.device) for name, value in self.packer.pack([image.tensor]).items()
+        }
+        count = self.packer.tokens(image.tensor)
+        ids = torch.full((1, count), IMAGE_TOKEN_ID, device=self.device)
+        reading = self.model.reading({"input_ids": ids, "question": [asked]})  # type: ignore[typeddict-item]
+        read_with = asked if reading else None
+        if image.tokens is None or image.read_with != read_with:
+            found = self.model.image_tokens(**inputs, **reading)
+            image.tokens, image.read_with = found.flatten(0, 1), read_with
+        return image.tokens
+
+    @torch.no_grad()
+    def embed(self, ids: Sequence[int], images: Sequence[Tensor]) -> Tensor:
+        """Ids with placeholders -> (1, T, H), the images' tokens in their places."""
+        row = torch.tensor([list(ids)], device=self.device)
+        at = row == IMAGE_TOKEN_ID
+        embeds: Tensor = self.model.llm.get_input_embeddings()(row.masked_fill(at, 0))
+        if not images:
+            return embeds
+        tokens = torch.cat(list(images)).to(embeds)
+        return embeds.masked_scatter(at.unsqueeze(-1).to(embeds.device), tokens)
+
+
+class Conversation:
+    """Images and turns about them. Made by `ChatEngine.start`; threads may share it.
+
+    Attributes:
+        exchanges: Questions with their answers so far, oldest first.
+    """
+
+    def __init__(self, engine: ChatEngine, system: str) -> None:
+        self.engine, self.system = engine, system
+        self.exchanges: list[_Exchange] = []
+        self._images: list[_Image] = []
+        self._waiting = 0  # images that come with the next question
+        self._first = 0  # exchanges before it are dropped
+        self._cache: Any = None
+        self._cached: list[int] = []  # ids whose keys and values the cache holds
+        self._cached_images: list[tuple[int, str | None]] = []
+        self._busy = threading.Lock()
+        self._cancel = threading.Event()
+
+    def add_image(self, image: Tensor) -> None:
+        """Show an image; it comes with the next question.
+
+        Args:
+            image: As the model's image processor makes it: (C, H, W), a clip (F, C, H, W), or
+                pre-computed features (L, D).
+
+        Raises:
+            Busy: An answer is under way.
+        """
+        with self._alone():
+            self._images.append(_Image(image))
+            self._waiting += 1
+
+    def prefill(self) -> int:
+        """Compute all up to the last image now, so that the first answer starts sooner.
+
+        Returns:
+            Tokens that are computed.
+
+        Raises:
+            Busy: An answer is under way.
+        """
+        with self._alone(), self.engine.lane, torch.inference_mode():
+            draft = _Exchange(IMAGE * self._waiting)
+            ids = self._ids([*self.exchanges[self._first :], draft])
+            if IMAGE_TOKEN_ID not in ids:
+                return len(self._cached)
+            last = len(ids) - ids[::-1].index(IMAGE_TOKEN_ID)
+            images = [self.engine.read(image, "") for image in self._images]
+            if any(image.read_with is not None for image in self._images):
+                return 0  # the Q-Former waits for the question
+            self._reuse(ids[:last])
+            embeds = self.engine.embed(ids[:last], images)[:, len(self._cached) :]
+            if embeds.shape[1]:
+                self.engine.model.llm(
+                    inputs_embeds=embeds, past_key_values=self._cache, use_cache=True,
+                    logits_to_keep=1,
+                )  # fmt: skip
+                self._cached = ids[:last]
+            self._cached_images = self._image_keys()
+            return len(self._cached)
+
+    def ask(self, question: str, how: Generation | None = None) -> Answer:
+        """Ask, and answer in the background.
+
+        Args:
+            question: Without marks of images; they come by `add_image`.
+            how: Greedy by default.
+
+        Raises:
+            Busy: An answer is under way.
+            InputError: The question is empty, or too long for the context.
+        """
+        text = " ".join(question.replace(IMAGE, " ").split())
+        if not text and not self._waiting:
+            raise InputError("the question is empty")
+        if not self._busy.acquire(blocking=False):
+            raise Busy("the last question is still being answered")
+        try:
+            marks = IMAGE * self._waiting
+            answer = self._begin(_Exchange(f"{marks} {text}".strip()), how or Generation())
+        except BaseException:
+            self._busy.release()
+            raise
+        self._waiting = 0
+        return answer
+
+    def regenerate(self, how: Generation | None = None) -> Answer:
+        """Answer the last question anew.
+
+        Raises:
+            Busy: An answer is under way.
+            InputError: Nothing was asked yet.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise Busy("the last question is still being answered")
+        try:
+            if not self.exchanges:
+                raise InputError("nothing was asked yet")
+            asked = self.exchanges.pop()
+            self._first = min(self._first, len(self.exchanges))
+            return self._begin(_Exchange(asked.question), how or Generation())
+        except BaseException:
+            self._busy.release()
+            raise
+
+    def cancel(self) -> None:
+        """Stop the answer under way; what it has said stays."""
+        self._cancel.set()
+
+    def clear(self) -> None:
+        """Forget everything.
+
+        Raises:
+            Busy: An answer is under way.
+        """
+        with self._alone():
+            self.exchanges, self._images, self._waiting, self._first = [], [], 0, 0
+            self._cache, self._cached, self._cached_images = None, [], []
+
+    def recall(self, question: str, answer: str) -> None:
+        """Take up an exchange of another conversation, as if it had been here.
+
+        Args:
+            question: Images shown since the last question come with it.
+            answer: What was said then.
+
+        Raises:
+            Busy: An answer is under way.
+        """
+        with self._alone():
+            text = " ".join(question.replace(IMAGE, " ").split())
+            marks, self._waiting = IMAGE * self._waiting, 0
+            ids = self.engine.decoder.said(answer)
+            self.exchanges.append(_Exchange(f"{marks} {text}".strip(), answer, ids))
+
+    def undo(self) -> None:
+        """Take the last question and its answer back; images that came with it come again.
+
+        Raises:
+            Busy: An answer is under way.
+            InputError: Nothing was asked yet.
+        """
+        with self._alone():
+            if not self.exchanges:
+                raise InputError("nothing was asked yet")
+            self._waiting += self.exchanges.pop().question.count(IMAGE)
+            self._first = min(self._first, len(self.exchanges))
+
+    def forget(self) -> None:
+        """Free what was computed; the next answer computes it again. The conversation stays.
+
+        Raises:
+            Busy: An answer is under way.
+        """
+        with self._alone():
+            self._cache, self._cached, self._cached_images = None, [], []
+            for image in self._images:
+                image.tokens = None
+
+    def tokens_left(self, how: Generation | None = None) -> int:
+        """Tokens a question may still take before an old exchange is dropped."""
+        used = len(self._ids(self.exchanges[self._first :])) if self.exchanges else 0
+        room = self.engine.model.context_len - (how or Generation()).max_new_tokens
+        return max(room - used, 0)
+
+    def _alone(self) -> _Held:
+        return _Held(self._busy)
+
+    def _turns(self, exchanges: Sequence[_Exchange]) -> list[Turn]:
+        """As the renderer reads them; images of dropped exchanges come with the first kept one."""
+        turns = [Turn(role="system", text=self.system)] if self.system else []
+        missing = len(self._images) - sum(e.question.count(IMAGE) for e in exchanges)
+        for i, exchange in enumerate(exchanges):
+            text = exchange.question
+            if i == 0 and missing > 0:
+                text = f"{IMAGE * missing} {text}" if IMAGE not in text else IMAGE * missing + text
+            turns.append(Turn(role="user", text=text))
+            if exchange.ids:
+                turns.append(Turn(role="assistant", text=exchange.answer))
+        return turns
+
+    def _ids(self, exchanges: Sequence[_Exchange]) -> list[int]:
+        counts = [self.engine.packer.tokens(image.tensor) for image in self._images]
+        rendered = self.engine.renderer.render(
+            self._turns(exchanges), counts, "chat", answers=[e.ids for e in exchanges if e.ids]
+        )
+        return rendered["input_ids"]
+
+    def _image_keys(self) -> list[tuple[int, str | None]]:
+        return [(i, image.read_with) for i, image in enumerate(self._images)]
+
+    def _begin(self, exchange: _Exchange, how: Generation) -> Answer:
+        """Find what fits, and start answering."""
+        room = self.engine.model.context_len - how.max_new_tokens
+        first = self._first
+        while len(ids := self._ids([*self.exchanges[first:], exchange])) > room:
+            if first >= len(self.exchanges):
+                raise InputError(
+                    f"the question and its images take {len(ids)} tokens; with "
+                    f"{how.max_new_tokens} for the answer the context of "
+                    f"{self.engine.model.context_len} holds {max(room, 0)}"
+                )
+            first += 1
+        self._first = first
+        answer = Answer(first, len(ids), how.seed if how.do_sample else None)
+        self._cancel.clear()
+        work = threading.Thread(target=self._work, args=(exchange, ids, how, answer), daemon=True)
+        work.start()
+        return answer
+
+    def _work(self, exchange: _Exchange, ids: list[int], how: Generation, answer: Answer) -> None:
+        text, ended, error = "", None, None
+        try:
+            with self.engine.lane, torch.inference_mode():
+                text, new, ended = self._generate(exchange, ids, how, answer)
+            exchange.answer, exchange.ids = text, new
+            self.exchanges.append(exchange)
+        except BaseException as raised:
+            error = raised
+            self._cache, self._cached, self._cached_images = None, [], []
+            if IMAGE in exchange.question:  # its images come with the next question
+                self._waiting += exchange.question.count(IMAGE)
+        finally:
+            self._busy.release()
+            answer._finish(text, ended, error)
+
+    def _generate(
+        self, exchange: _Exchange, ids: list[int], how: Generation, answer: Answer
+    ) -> tuple[str, list[int], Ended]:
+        """Text, ids with the end, and how it ended."""
+        engine = self.engine
+        kept = [*self.exchanges[self._first :], exchange]
+        asked = " ".join(" ".join(without_marks(e.question) for e in kept).split())
+        images = [engine.read(image, asked) for image in self._images]
+        alone = how.num_beams > 1 or how.candidates > 1  # several rows: the cache is left alone
+        if not alone:
+            self._reuse(ids)
+            answer.cached_tokens = len(self._cached)
+        embeds = engine.embed(ids, images)
+        plain = None
+        if how.guidance and engine.model.average_count:
+            average = engine.model.average_tokens
+            plain = engine.embed(ids, [average[: len(image)] for image in images])
+        said = _Pieces(engine.decoder, answer, self._cancel)
+        new = engine.decoder.generate_ids(
+            embeds,
+            torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
+            how,
+            plain,
+            past_key_values=None if alone else self._cache,
+            streamer=None if alone else said,
+            stop=_Cancelled(self._cancel),
+        )[0]
+        text, new, ended = engine.decoder.closed(new, self._cancel.is_set())
+        said.rest(text)
+        if not alone:
+            self._cached = [*ids, *new][: int(self._cache.get_seq_length())]
+            self._crop(len(self._cached))
+            self._cached_images = self._image_keys()
+        return text, new, ended
+
+    def _reuse(self, ids: Sequence[int]) -> None:
+        """Keep of the cache what a prompt begins with; its last token is always computed."""
+        if self._cache is None:
+            self._cache = DynamicCache(config=self.engine.model.llm.config)
+            self._cached = []
+        keys = self._image_keys()
+        same = 0
+        seen = 0
+        runs = [self.engine.packer.tokens(image.tensor) for image in self._images]
+        for ours, theirs in zip(self._cached, ids[:-1], strict=False):
+            if ours != theirs:
+                break
+            if ours == IMAGE_TOKEN_ID:
+                image = next(i for i in range(len(runs)) if seen < sum(runs[: i + 1]))
+                if image >= len(self._cached_images) or self._cached_images[image] != keys[image]:
+                    break
+                seen += 1
+            same += 1
+        self._crop(same)
+
+    def _crop(self, keep: int) -> None:
+        extra = int(self._cache.get_seq_length()) - keep
+        if extra > 0:
+            self._cache.crop(-extra)
+        self._cached = self._cached[:keep]
+
+
+class _Held:
+    """Holds a lock, or says at once that it is taken."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.lock = lock
+
+    def __enter__(self) -> None:
+        if not self.lock.acquire(blocking=False):
+            raise Busy("the last question is still being answered")
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+class _Cancelled(StoppingCriteria):
+    """Stops every row when somebody asked for it."""
+
+    def __init__(self, asked: threading.Event) -> None:
+        self.asked = asked
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        """(B,) whether to stop."""
+        return torch.full((len(input_ids),), self.asked.is_set(), device=input_ids.device)
+
+
+class _Pieces(BaseStreamer):
+    """Tokens as they come -> pieces of text, without what may be the start of a stop string."""
+
+    def __init__(self, decoder: Decoder, answer: Answer, cancel: threading.Event) -> None:
+        self.decoder, self.answer, self.cancel = decoder, answer, cancel
+        self.ids: list[int] = []
+        self.told = 0
+        self.begun = False
+
+    def put(self, value: Tensor) -> None:
+        """The prompt first, which is passed over, then token after token."""
+        if not self.begun:
+            self.begun = True
+            return
+        self.ids += value.flatten().tolist()
+        self._tell(self.decoder.safe_text(self.ids))
+
+    def end(self) -> None:
+        """Nothing: `rest` says what was held back."""
+
+    def rest(self, text: str) -> None:
+        """What of the finished text was not told yet."""
+        self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        if len(text) > self.told:
+            self.answer._pieces.put(text[self.told :])
+            self.told = len(text)

@@ -1,0 +1,100 @@
+"""An OpenAI-compatible endpoint on a model of yours: python -m xraygpt.serve --cfg-path my.yaml.
+
+/v1/chat/completions (images as data URIs, streaming), /v1/models, /health. Binds this machine alone
+unless --host says otherwise, and then wants a key in XRAYGPT_SERVE_KEY. No report text is logged.
+Research use only, not for diagnosis.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import logging
+import os
+import sys
+from pathlib import Path
+
+from xraygpt.common.errors import InputError
+
+log = logging.getLogger(__name__)
+_MISSING = (
+    "fastapi and uvicorn are absent: in the clone, "
+    ".venv/bin/pip install -c constraints.txt -e '.[serve]'"
+)
+
+
+def main() -> None:
+    """Parse, load, serve."""
+    from xraygpt.common.cli import command_line
+    from xraygpt.common.config import load, to_yaml
+    from xraygpt.experiment import Evaluation, build_chat, find_device
+
+    parser = command_line(__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8001)
+    parser.add_argument("--name", default="", help="of the model, for clients; default: the YAML's")
+    add_device(parser)
+    args = parser.parse_args()
+    experiment = load(Evaluation, args.cfg_path, args.options)
+    if args.print_config:
+        sys.stdout.write(to_yaml(experiment))
+        return
+    try:
+        import uvicorn
+
+        from xraygpt.conversation.api import NOTICE, ApiLimits, Service, make_app
+    except ImportError:
+        raise InputError(_MISSING) from None
+    key = os.environ.get("XRAYGPT_SERVE_KEY", "")
+    if not _is_loopback(args.host) and not key:
+        raise InputError(
+            f"--host {args.host} is open to others: set a key in XRAYGPT_SERVE_KEY, and put TLS in "
+            "front of it"
+        )
+    device = device_of(args)
+    find_device(device)
+    parts = build_chat(experiment, device)
+    name = args.name or Path(args.cfg_path).stem
+    service = Service(
+        parts.engine, parts.read_image, name, parts.how, ApiLimits(), key, parts.facts
+    )
+    app = make_app(service)
+    if args.dry_run:
+        place = f"{args.host}:{args.port}"
+        sys.stdout.write(f"{name} on {parts.facts['device']}, would serve {place}\n")
+        return
+    log.info("%s on %s: http://%s:%d/v1", name, parts.facts["device"], args.host, args.port)
+    log.info("%s", NOTICE)
+    uvicorn.run(app, host=args.host, port=args.port, log_level="warning", access_log=False)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """`--device`, and the lineage's `--gpu-id`."""
+    add = parser.add_argument
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--gpu-id", "--gpu_id", type=int, default=None, help="the same as --device cuda:N")
+
+
+def device_of(args: argparse.Namespace) -> str:
+    """The device a command line names."""
+    gpu = args.gpu_id
+    if gpu is None:
+        return str(args.device)
+    if args.device not in ("auto", f"cuda:{gpu}"):
+        raise InputError("--gpu-id and --device name two devices; keep one")
+    return f"cuda:{gpu}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+if __name__ == "__main__":
+    from xraygpt.common.cli import guarded
+
+    sys.exit(guarded(main))
