@@ -7,8 +7,6 @@ Research use only, not for diagnosis.
 
 from __future__ import annotations
 
-import argparse
-import ipaddress
 import logging
 import os
 import sys
@@ -25,7 +23,8 @@ _MISSING = (
 
 def main() -> None:
     """Parse, load, serve."""
-    from xraygpt.common.cli import command_line
+    from xraygpt.common.addresses import is_loopback_host
+    from xraygpt.common.cli import add_device, command_line, device_of
     from xraygpt.common.config import load, to_yaml
     from xraygpt.experiment import Evaluation, build_chat, find_device
 
@@ -46,7 +45,7 @@ def main() -> None:
     except ImportError:
         raise InputError(_MISSING) from None
     key = os.environ.get("XRAYGPT_SERVE_KEY", "")
-    if not _is_loopback(args.host) and not key:
+    if not is_loopback_host(args.host) and not key:
         raise InputError(
             f"--host {args.host} is open to others: set a key in XRAYGPT_SERVE_KEY, and put TLS in "
             "front of it"
@@ -66,32 +65,6 @@ def main() -> None:
     log.info("%s on %s: http://%s:%d/v1", name, parts.facts["device"], args.host, args.port)
     log.info("%s", NOTICE)
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning", access_log=False)
-
-
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """`--device`, and the lineage's `--gpu-id`."""
-    add = parser.add_argument
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--gpu-id", "--gpu_id", type=int, default=None, help="the same as --device cuda:N")
-
-
-def device_of(args: argparse.Namespace) -> str:
-    """The device a command line names."""
-    gpu = args.gpu_id
-    if gpu is None:
-        return str(args.device)
-    if args.device not in ("auto", f"cuda:{gpu}"):
-        raise InputError("--gpu-id and --device name two devices; keep one")
-    return f"cuda:{gpu}"
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from xraygpt.common.errors import XrayGPTError
+from xraygpt.common.errors import InputError, XrayGPTError
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,23 @@ def command_line(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--print-config", action="store_true", help="print the resolved YAML, stop")
     parser.add_argument("--dry-run", action="store_true", help="build all, one batch, stop")
     return parser
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """`--device`, and the lineage's `--gpu-id`."""
+    add = parser.add_argument
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--gpu-id", "--gpu_id", type=int, default=None, help="the same as --device cuda:N")
+
+
+def device_of(args: argparse.Namespace) -> str:
+    """The device a command line names."""
+    gpu = args.gpu_id
+    if gpu is None:
+        return str(args.device)
+    if args.device not in ("auto", f"cuda:{gpu}"):
+        raise InputError("--gpu-id and --device name two devices; keep one")
+    return f"cuda:{gpu}"
 
 
 def guarded(main: Callable[[], Any]) -> int:

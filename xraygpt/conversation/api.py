@@ -32,7 +32,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from torch import Tensor
 
 from xraygpt.common.errors import InputError
-from xraygpt.conversation.chat import Answer, ChatEngine, Conversation
+from xraygpt.conversation.answer import Answer
+from xraygpt.conversation.chat import ChatEngine, Conversation
 from xraygpt.models.base import Generation
 
 NOTICE = "AI output, not verified. Research use only, not for diagnosis."
@@ -151,8 +152,8 @@ class Service:
         self._lock = threading.Lock()
         self.waiting = 0
 
-    def conversation(self, messages: list[Message]) -> tuple[Conversation, str, str]:
-        """A conversation that stands before the last message, its key, and the question.
+    def conversation(self, messages: list[Message]) -> tuple[Conversation, str]:
+        """A conversation that stands before the last message, and the question.
 
         Raises:
             ApiError: The messages make no conversation, or an image cannot be read.
@@ -170,7 +171,7 @@ class Service:
         conversation = found or self._rebuilt(before)
         for url in last.images():
             conversation.add_image(self._image(url))
-        return conversation, key, last.text()
+        return conversation, last.text()
 
     def keep(self, messages: list[Message], answer: str, conversation: Conversation) -> None:
         """Keep a conversation for the request that goes on with it."""
@@ -370,7 +371,7 @@ async def _chat(service: Service, asked: ChatRequest) -> Response:
 
 
 def _begin(service: Service, asked: ChatRequest, how: Generation) -> tuple[Conversation, Answer]:
-    conversation, _, question = service.conversation(asked.messages)
+    conversation, question = service.conversation(asked.messages)
     try:
         return conversation, conversation.ask(question, how)
     except InputError as error:

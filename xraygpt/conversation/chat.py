@@ -8,24 +8,21 @@ already is found by comparison, and the rest is computed.
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StoppingCriteria
-from transformers.generation.streamers import BaseStreamer
+from transformers import DynamicCache
 
 from xraygpt.common.errors import InputError
+from xraygpt.conversation.answer import Answer, Cancelled, Ended, Pieces
 from xraygpt.models.base import Generation
 from xraygpt.models.decoding import Decoder
 from xraygpt.models.xraygpt import XrayGPT
 from xraygpt.processors.prompts import IMAGE, IMAGE_TOKEN_ID, Turn, without_marks
-
-Ended = Literal["end", "length", "cancelled"]
 
 
 class Busy(InputError):
@@ -48,55 +45,27 @@ class _Exchange:
     question: str  # with one `<image>` for each image that came with it
     answer: str = ""
     ids: list[int] = field(default_factory=list)  # of the answer and its end
+    first: int = 0  # exchanges before it were dropped when it was answered
+    images: int = 0  # shown until then
 
 
-class Answer:
-    """An answer under way: iterate over its pieces of text as they come, or take `text()`.
+@dataclass(frozen=True)
+class Replay:
+    """What the model had before it when it had given an answer.
 
     Attributes:
-        dropped: Exchanges that were left out of the prompt because the context is full.
-        prompt_tokens: Of the whole conversation before this answer.
-        cached_tokens: How many of these had been computed before.
-        seed: Of sampling; None for greedy and beam search.
-        ended: ``end`` (the model closed it), ``length``, ``cancelled``, or None while under way.
+        ids: Of the whole prompt and the answer, IMAGE_TOKEN_ID at every token of an image.
+        start: Place of the answer's first id.
+        answer: Its text.
+        images: As `Conversation.add_image` took them.
+        asked: What a Q-Former that reads the question read.
     """
 
-    def __init__(self, dropped: int, prompt_tokens: int, seed: int | None) -> None:
-        self.dropped, self.prompt_tokens, self.seed = dropped, prompt_tokens, seed
-        self.cached_tokens = 0
-        self.ended: Ended | None = None
-        self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._done = threading.Event()
-        self._text = ""
-        self._error: BaseException | None = None
-
-    def __iter__(self) -> Iterator[str]:
-        """Pieces of text; together they are `text()`.
-
-        Raises:
-            Exception: What went wrong while answering.
-        """
-        while (piece := self._pieces.get()) is not None:
-            yield piece
-        self._pieces.put(None)  # for whoever iterates again
-        if self._error is not None:
-            raise self._error
-
-    def text(self) -> str:
-        """The whole answer, when it is there.
-
-        Raises:
-            Exception: What went wrong while answering.
-        """
-        self._done.wait()
-        if self._error is not None:
-            raise self._error
-        return self._text
-
-    def _finish(self, text: str, ended: Ended | None, error: BaseException | None = None) -> None:
-        self._text, self.ended, self._error = text, ended, error
-        self._done.set()
-        self._pieces.put(None)
+    ids: list[int]
+    start: int
+    answer: str
+    images: list[Tensor]
+    asked: str
 
 
 class ChatEngine:
@@ -123,19 +92,23 @@ class ChatEngine:
         return Conversation(self, system)
 
     @torch.no_grad()
-    def read(self, image: _Image, asked: str) -> Tensor:
+    def encode(self, image: Tensor, asked: str) -> Tensor:
         """(Q, H) tokens of an image; a Q-Former that reads the question reads `asked`."""
-        inputs = {
-            name: value.to(self.device) for name, value in self.packer.pack([image.tensor]).items()
-        }
-        count = self.packer.tokens(image.tensor)
-        ids = torch.full((1, count), IMAGE_TOKEN_ID, device=self.device)
-        reading = self.model.reading({"input_ids": ids, "question": [asked]})  # type: ignore[typeddict-item]
-        read_with = asked if reading else None
+        packed = self.packer.pack([image]).items()
+        inputs = {name: value.to(self.device) for name, value in packed}
+        return self.model.image_tokens(**inputs, **self._reading(image, asked)).flatten(0, 1)
+
+    def read(self, image: _Image, asked: str) -> Tensor:
+        """As `encode`, unless that was done before."""
+        read_with = asked if self._reading(image.tensor, asked) else None
         if image.tokens is None or image.read_with != read_with:
-            found = self.model.image_tokens(**inputs, **reading)
-            image.tokens, image.read_with = found.flatten(0, 1), read_with
+            image.tokens, image.read_with = self.encode(image.tensor, asked), read_with
         return image.tokens
+
+    def _reading(self, image: Tensor, asked: str) -> dict[str, Tensor]:
+        count = self.packer.tokens(image)
+        ids = torch.full((1, count), IMAGE_TOKEN_ID, device=self.device)
+        return self.model.reading({"input_ids": ids, "question": [asked]})  # type: ignore[typeddict-item]
 
     @torch.no_grad()
     def embed(self, ids: Sequence[int], images: Sequence[Tensor]) -> Tensor:
@@ -283,7 +256,8 @@ class Conversation:
             text = " ".join(question.replace(IMAGE, " ").split())
             marks, self._waiting = IMAGE * self._waiting, 0
             ids = self.engine.decoder.said(answer)
-            self.exchanges.append(_Exchange(f"{marks} {text}".strip(), answer, ids))
+            said = _Exchange(f"{marks} {text}".strip(), answer, ids, self._first, len(self._images))
+            self.exchanges.append(said)
 
     def undo(self) -> None:
         """Take the last question and its answer back; images that came with it come again.
@@ -309,6 +283,40 @@ class Conversation:
             for image in self._images:
                 image.tokens = None
 
+    def replay(self, turn: int = -1) -> Replay:
+        """The prompt of an answer, and the answer.
+
+        Args:
+            turn: Which exchange; -1 is the last.
+
+        Raises:
+            InputError: Nothing was answered yet.
+        """
+        exchanges = list(self.exchanges)
+        if not exchanges:
+            raise InputError("nothing was asked yet")
+        turn = range(len(exchanges))[turn]
+        last = exchanges[turn]
+        kept = exchanges[last.first : turn + 1]
+        ids = self._ids(kept, last.images)
+        return Replay(
+            ids,
+            len(ids) - len(last.ids),
+            last.answer,
+            [image.tensor for image in self._images[: last.images]],
+            _asked(kept),
+        )
+
+    def withdraw(self) -> None:
+        """Take back the images that no question came with yet.
+
+        Raises:
+            Busy: An answer is under way.
+        """
+        with self._alone():
+            self._images = self._images[: len(self._images) - self._waiting]
+            self._waiting = 0
+
     def tokens_left(self, how: Generation | None = None) -> int:
         """Tokens a question may still take before an old exchange is dropped."""
         used = len(self._ids(self.exchanges[self._first :])) if self.exchanges else 0
@@ -318,10 +326,10 @@ class Conversation:
     def _alone(self) -> _Held:
         return _Held(self._busy)
 
-    def _turns(self, exchanges: Sequence[_Exchange]) -> list[Turn]:
+    def _turns(self, exchanges: Sequence[_Exchange], images: int) -> list[Turn]:
         """As the renderer reads them; images of dropped exchanges come with the first kept one."""
         turns = [Turn(role="system", text=self.system)] if self.system else []
-        missing = len(self._images) - sum(e.question.count(IMAGE) for e in exchanges)
+        missing = images - sum(e.question.count(IMAGE) for e in exchanges)
         for i, exchange in enumerate(exchanges):
             text = exchange.question
             if i == 0 and missing > 0:
@@ -331,10 +339,14 @@ class Conversation:
                 turns.append(Turn(role="assistant", text=exchange.answer))
         return turns
 
-    def _ids(self, exchanges: Sequence[_Exchange]) -> list[int]:
-        counts = [self.engine.packer.tokens(image.tensor) for image in self._images]
+    def _ids(self, exchanges: Sequence[_Exchange], images: int | None = None) -> list[int]:
+        shown = self._images if images is None else self._images[:images]
+        counts = [self.engine.packer.tokens(image.tensor) for image in shown]
         rendered = self.engine.renderer.render(
-            self._turns(exchanges), counts, "chat", answers=[e.ids for e in exchanges if e.ids]
+            self._turns(exchanges, len(shown)),
+            counts,
+            "chat",
+            answers=[e.ids for e in exchanges if e.ids],
         )
         return rendered["input_ids"]
 
@@ -353,7 +365,8 @@ class Conversation:
                     f"{self.engine.model.context_len} holds {max(room, 0)}"
                 )
             first += 1
-        self._first = first
+        self._first = exchange.first = first
+        exchange.images = len(self._images)
         answer = Answer(first, len(ids), how.seed if how.do_sample else None)
         self._cancel.clear()
         work = threading.Thread(target=self._work, args=(exchange, ids, how, answer), daemon=True)
@@ -374,7 +387,7 @@ class Conversation:
                 self._waiting += exchange.question.count(IMAGE)
         finally:
             self._busy.release()
-            answer._finish(text, ended, error)
+            answer.finish(text, ended, error)
 
     def _generate(
         self, exchange: _Exchange, ids: list[int], how: Generation, answer: Answer
@@ -382,7 +395,7 @@ class Conversation:
         """Text, ids with the end, and how it ended."""
         engine = self.engine
         kept = [*self.exchanges[self._first :], exchange]
-        asked = " ".join(" ".join(without_marks(e.question) for e in kept).split())
+        asked = _asked(kept)
         images = [engine.read(image, asked) for image in self._images]
         alone = how.num_beams > 1 or how.candidates > 1  # several rows: the cache is left alone
         if not alone:
@@ -393,7 +406,7 @@ class Conversation:
         if how.guidance and engine.model.average_count:
             average = engine.model.average_tokens
             plain = engine.embed(ids, [average[: len(image)] for image in images])
-        said = _Pieces(engine.decoder, answer, self._cancel)
+        said = Pieces(engine.decoder, answer, self._cancel)
         new = engine.decoder.generate_ids(
             embeds,
             torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
@@ -401,7 +414,7 @@ class Conversation:
             plain,
             past_key_values=None if alone else self._cache,
             streamer=None if alone else said,
-            stop=_Cancelled(self._cancel),
+            stop=Cancelled(self._cancel),
         )[0]
         text, new, ended = engine.decoder.closed(new, self._cancel.is_set())
         said.rest(text)
@@ -438,6 +451,11 @@ class Conversation:
         self._cached = self._cached[:keep]
 
 
+def _asked(exchanges: Sequence[_Exchange]) -> str:
+    """What a Q-Former that reads the question reads: all that was asked."""
+    return " ".join(" ".join(without_marks(e.question) for e in exchanges).split())
+
+
 class _Held:
     """Holds a lock, or says at once that it is taken."""
 
@@ -450,44 +468,3 @@ class _Held:
 
     def __exit__(self, *_: object) -> None:
         self.lock.release()
-
-
-class _Cancelled(StoppingCriteria):
-    """Stops every row when somebody asked for it."""
-
-    def __init__(self, asked: threading.Event) -> None:
-        self.asked = asked
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        """(B,) whether to stop."""
-        return torch.full((len(input_ids),), self.asked.is_set(), device=input_ids.device)
-
-
-class _Pieces(BaseStreamer):
-    """Tokens as they come -> pieces of text, without what may be the start of a stop string."""
-
-    def __init__(self, decoder: Decoder, answer: Answer, cancel: threading.Event) -> None:
-        self.decoder, self.answer, self.cancel = decoder, answer, cancel
-        self.ids: list[int] = []
-        self.told = 0
-        self.begun = False
-
-    def put(self, value: Tensor) -> None:
-        """The prompt first, which is passed over, then token after token."""
-        if not self.begun:
-            self.begun = True
-            return
-        self.ids += value.flatten().tolist()
-        self._tell(self.decoder.safe_text(self.ids))
-
-    def end(self) -> None:
-        """Nothing: `rest` says what was held back."""
-
-    def rest(self, text: str) -> None:
-        """What of the finished text was not told yet."""
-        self._tell(text)
-
-    def _tell(self, text: str) -> None:
-        if len(text) > self.told:
-            self.answer._pieces.put(text[self.told :])
-            self.told = len(text)

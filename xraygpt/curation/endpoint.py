@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from xraygpt.common.addresses import is_loopback_host
 from xraygpt.common.errors import InputError
 from xraygpt.curation.sources import Corpus
 
@@ -127,18 +126,8 @@ def quiet_logs() -> None:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether an address is this machine: a loopback number, or the name localhost.
-
-    Other names are not looked up: what they lead to may change between here and the call.
-    """
-    host = urlsplit(url).hostname or ""
-    if host == "localhost":
-        found = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
-        return bool(found) and all(ipaddress.ip_address(a).is_loopback for a in found)
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    """Whether an address is this machine."""
+    return is_loopback_host(urlsplit(url).hostname or "")
 
 
 def privacy(corpus: Corpus, endpoint: Endpoint | None, agreement: str, batch: bool) -> str:

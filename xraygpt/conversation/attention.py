@@ -1,0 +1,224 @@
+"""Where a model looked for a word or a sentence of its answer.
+
+    heat over patches = attention of these tokens to the image's queries (LLM)
+                      x cross-attention from the queries to the patches (Q-Former)
+
+both averaged over layers and heads, as in the joint attention of Abnar and Zuidema (2020) without
+its residual path. What the queries always look at says nothing of this image, so their average
+over reference images is taken off where there are any, and what is below it counts as nothing.
+
+An explanation of a machine, no evidence of a disease: `tests/conversation/test_attention.py` holds
+it to phantoms, whose lesions are known to the pixel. Notation: Q queries, L patches, F frames.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache
+
+from xraygpt.common.errors import InputError
+from xraygpt.conversation.chat import ChatEngine, Conversation, Replay
+from xraygpt.processors.image import Fit
+from xraygpt.processors.prompts import IMAGE_TOKEN_ID
+
+FEWEST = 8
+"""Reference images, below which no average is taken."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One image of a conversation, as looked at for some words of an answer.
+
+    Attributes:
+        heat: (h, w) float32, at least 0, one value a patch; (F, h, w) for a clip. All images of a
+            conversation share its unit; all 0 where nothing is above the average.
+        share: Of the attention that these words gave to images, this image's part, in [0, 1].
+        to_images: Of all their attention, the part that went to images, in [0, 1].
+    """
+
+    heat: Tensor
+    share: float
+    to_images: float
+
+
+class Attention:
+    """Looks again at answers of an engine's conversations.
+
+    Args:
+        engine: Whose.
+
+    Attributes:
+        references: How many images the average was taken of; 0 if none is taken off.
+    """
+
+    def __init__(self, engine: ChatEngine) -> None:
+        self.engine = engine
+        self.references = 0
+        self._average: Tensor | None = None
+
+    def compare_with(self, images: Iterable[Tensor]) -> int:
+        """Take the average over these images; fewer than `FEWEST` change nothing.
+
+        Args:
+            images: (C, H, W) each, as the model's image processor makes them.
+
+        Returns:
+            How many there were.
+        """
+        total: Any = 0
+        count = 0
+        for image in images:
+            total = total + self._cross_attention(image, "")[0].mean(dim=0)
+            count += 1
+        if count >= FEWEST:
+            self._average, self.references = total / count, count
+        return count
+
+    def look(self, conversation: Conversation, start: int, end: int, turn: int = -1) -> list[Look]:
+        """Where the model looked when it chose some words.
+
+        Args:
+            conversation: Has answered.
+            start: Of the words in the answer's text, in characters.
+            end: Behind their last character.
+            turn: Which exchange; -1 is the last.
+
+        Returns:
+            One for each image shown until then.
+
+        Raises:
+            InputError: There was no such answer, no image, or no such place in the answer.
+        """
+        replay = conversation.replay(turn)
+        if not replay.images:
+            raise InputError("no image was shown before this answer")
+        first, last = self._tokens(replay, start, end)
+        crosses = [self._cross_attention(image, replay.asked) for image in replay.images]
+        embedded = [tokens for _, tokens in crosses]
+        to_queries = self._to_queries(replay, embedded, first, last)
+        total = float(to_queries.sum())
+        looks, at = [], 0
+        for cross, tokens in crosses:
+            weights = to_queries[at : at + len(tokens)].view(cross.shape[0], 1, -1)
+            at += len(tokens)
+            if self._average is not None and self._average.shape == cross.shape[1:]:
+                cross = cross - self._average
+            heat = _grid((weights @ cross).squeeze(1).clamp(min=0))
+            share = float(weights.sum()) / total if total else 0.0
+            looks.append(Look(heat if len(heat) > 1 else heat[0], share, total))
+        return looks
+
+    def _tokens(self, replay: Replay, start: int, end: int) -> tuple[int, int]:
+        """Range of the answer's tokens in which these characters lie."""
+        if not 0 <= start < end <= len(replay.answer):
+            raise InputError(f"the answer has {len(replay.answer)} characters, not {start}..{end}")
+        ids = replay.ids[replay.start :]
+        decode = self.engine.renderer.tokenizer.decode
+        before = decode(ids, skip_special_tokens=True).find(replay.answer)
+        start, end = start + max(before, 0), end + max(before, 0)
+
+        def length(count: int) -> int:
+            return len(decode(ids[:count], skip_special_tokens=True))
+
+        counts = range(len(ids) + 1)
+        first = bisect.bisect_right(counts, start, key=length) - 1
+        last = bisect.bisect_left(counts, end, key=length)
+        return first, max(min(last, len(ids)), first + 1)
+
+    @torch.inference_mode()
+    def _cross_attention(self, image: Tensor, asked: str) -> tuple[Tensor, Tensor]:
+        """(F, Q, L) of an image's queries to its patches, and their (F x Q, H) tokens."""
+        engine = self.engine
+        seen: list[Tensor] = []
+        network: Any = engine.model.qformer.qformer
+        with engine.lane, ExitStack() as stack:
+            stack.enter_context(_eager(network))
+            for name, module in network.named_modules():
+                if name.endswith("crossattention.attention"):
+                    hook = module.register_forward_hook(lambda _, __, out: seen.append(out[1]))
+                    stack.callback(hook.remove)
+            tokens = engine.encode(image, asked)
+        cross = torch.stack([layer.float().mean(dim=1) for layer in seen]).mean(dim=0)
+        return cross[:, : self.engine.packer.num_query_token].cpu(), tokens
+
+    @torch.inference_mode()
+    def _to_queries(
+        self, replay: Replay, images: Sequence[Tensor], first: int, last: int
+    ) -> Tensor:
+        """(all queries,) attention to them when the answer's tokens first..last were chosen."""
+        engine = self.engine
+        # The token at place t is chosen by the row at t - 1.
+        rows = slice(replay.start + first - 1, replay.start + last - 1)
+        llm = engine.model.llm
+        with engine.lane:
+            embeds = engine.embed(replay.ids[: rows.stop], images)
+            cache = DynamicCache(config=llm.config)
+            common = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+            if rows.start:
+                llm(inputs_embeds=embeds[:, : rows.start], **common)
+            with _eager(llm):
+                out = llm(inputs_embeds=embeds[:, rows.start :], output_attentions=True, **common)
+        at = [i for i, token in enumerate(replay.ids[: rows.stop]) if token == IMAGE_TOKEN_ID]
+        # A sliding window keeps its last places alone; what it has dropped was not looked at.
+        each = [F.pad(a, (rows.stop - a.shape[-1], 0))[0, ..., at] for a in out.attentions]
+        return torch.stack([a.float().mean(dim=(0, 1)).cpu() for a in each]).mean(dim=0)
+
+
+def on_image(heat: Tensor, fit: Fit, height: int, width: int) -> np.ndarray:
+    """A map of patches -> one of the picture's own pixels.
+
+    Args:
+        heat: (h, w), of `Look.heat`.
+        fit: How the image processor made the picture square.
+        height: Of the picture.
+        width: Of the picture.
+
+    Returns:
+        (height, width) float32, at least 0; 0 where the model was not shown the picture.
+    """
+    side = {"squash": None, "pad": max(height, width), "crop": min(height, width)}[fit]
+    square = (height, width) if side is None else (side, side)
+    grown = F.interpolate(heat[None, None].float(), square, mode="bilinear", align_corners=False)
+    found = grown[0, 0].numpy()
+    if side is None:
+        return found
+    top, left = (side - height) // 2, (side - width) // 2
+    if fit == "pad":
+        return found[top : top + height, left : left + width]
+    placed = np.zeros((height, width), np.float32)
+    placed[-top : side - top, -left : side - left] = found
+    return placed
+
+
+def _grid(heat: Tensor) -> Tensor:
+    """(F, L) -> (F, h, w); tokens before the grid, such as a class token, are left out.
+
+    Raises:
+        InputError: L is no square grid.
+    """
+    count = heat.shape[-1]
+    for extra in range(min(9, count)):
+        side = round((count - extra) ** 0.5)
+        if side * side == count - extra and side > 1:
+            return heat[:, extra:].reshape(len(heat), side, side)
+    raise InputError(f"{count} features are no grid of patches, so no place can be named")
+
+
+@contextmanager
+def _eager(network: Any) -> Iterator[None]:
+    """Attention that says what it did, meanwhile."""
+    before = network.config._attn_implementation
+    network.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        network.set_attn_implementation(before)
