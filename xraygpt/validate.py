@@ -15,13 +15,13 @@ from PIL import Image, ImageDraw
 
 from xraygpt.common.cli import guarded
 from xraygpt.common.config import load
-from xraygpt.common.errors import InputError
+from xraygpt.common.errors import ImageError, InputError
 from xraygpt.common.logging import progress
 from xraygpt.datasets.base import ImageRef, Record, reference_of
 from xraygpt.datasets.builder import BaseBuilder
 from xraygpt.experiment import NO_IMAGES, Experiment, Training
 from xraygpt.models.llm_files import load_tokenizer
-from xraygpt.processors.pixels import ImageError, read_image
+from xraygpt.processors.pixels import read_image
 
 log = logging.getLogger(__name__)
 

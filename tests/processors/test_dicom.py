@@ -24,12 +24,12 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
+from xraygpt.common.errors import ImageError
+from xraygpt.processors.grey import window_values
 from xraygpt.processors.pixels import (
-    ImageError,
     PixelImage,
     frame_count,
     read_image,
-    window_values,
 )
 
 DATA = Path(os.environ.get("XRAYGPT_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -322,7 +322,7 @@ def test_parity_with_pydicom_where_it_is_right() -> None:
         theirs = apply_modality_lut(stored, ds)
         mine = _modality_values(stored.astype(np.float64), [ds])
         np.testing.assert_allclose(mine, theirs)
-        shown, _ = _voi_values(mine, [ds], None)
+        shown, *_ = _voi_values(mine, [ds], None)
         theirs = apply_voi_lut(theirs.astype(np.int32), ds).astype(np.float64)
         if trial % 3 == 2:
             theirs /= 4095

@@ -41,8 +41,9 @@ from tests.processors.test_dicom import (
     voi,
     window,
 )
+from xraygpt.common.errors import ImageError
 from xraygpt.processors import dicom, pixels
-from xraygpt.processors.pixels import ImageError, ReadLimits, frame_count, read_image
+from xraygpt.processors.pixels import ReadLimits, frame_count, read_image
 
 GREY = np.array([[0, 51, 102], [153, 204, 255]], np.uint8)  # fifths of 255
 GREY_SHOWN = [[0, 0.2, 0.4], [0.6, 0.8, 1]]
@@ -70,7 +71,10 @@ def test_grey_8_bit_png(tmp_path: Path) -> None:
     image = read_image(put(tmp_path / "x.png", Image.fromarray(GREY)))
     np.testing.assert_allclose(image.pixels, GREY_SHOWN, atol=1e-7)
     assert (image.pixels.dtype, image.bits, image.source_format) == (np.float32, 8, "PNG")
-    assert image.meta == {"rows": 2, "columns": 3, "frames": 1, "voi": "identity"}
+    assert image.meta == {
+        "rows": 2, "columns": 3, "frames": 1, "voi": "identity", "window": (128, 256),
+        "values": (0, 255),
+    }  # fmt: skip
 
 
 def test_grey_16_bit_png_is_scaled_by_full_scale(tmp_path: Path) -> None:
@@ -343,7 +347,8 @@ def test_imports_are_light() -> None:
         names |= {str(n.module) for n in top if isinstance(n, ast.ImportFrom)}
         assert not {name.split(".")[0] for name in names} & {"torch", "PIL", "pydicom"}
         ours = {name for name in names if name.startswith("xraygpt")}
-        assert ours <= {"xraygpt.common.errors", "xraygpt.processors.pixels"}
+        light = {"common.errors", "processors.pixels", "processors.grey", "processors.dicom_lut"}
+        assert ours <= {f"xraygpt.{name}" for name in light}
 
 
 # ---- DICOM that is refused ---------------------------------------------------------------------
@@ -542,6 +547,8 @@ def test_meta_tells_of_the_picture_and_not_of_the_patient(tmp_path: Path) -> Non
         "laterality": "U",
         "pixel_spacing": (0.14, 0.15),
         "voi": "range",
+        "window": (2040.5, 4081),
+        "values": (0, 4080),
     }
 
 

@@ -32,6 +32,10 @@ class DataError(InputError):
     """A corpus file, a record or an image that cannot be used; says which and how to mend it."""
 
 
+class ImageError(DataError):
+    """An image file that cannot be used: the message says which, why, and what to do."""
+
+
 class WeightsError(InputError):
     """A checkpoint that is absent, damaged or of other shapes than the model."""
 

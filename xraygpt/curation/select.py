@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xraygpt.common.checkpoint import digest
-from xraygpt.common.errors import DataError, InputError
+from xraygpt.common.errors import DataError, ImageError, InputError
 from xraygpt.common.logging import progress
 from xraygpt.curation.sources import CORPORA, Corpus, ImageName, Problem, SourceReport
-from xraygpt.processors.pixels import ImageError, read_image
+from xraygpt.processors.pixels import read_image
 
 log = logging.getLogger(__name__)
 

@@ -22,21 +22,24 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from xraygpt.common.errors import ImageError
+from xraygpt.processors.dicom_lut import look_up, palette
+from xraygpt.processors.grey import (
+    display_range,
+    take_levels,
+    value_levels,
+    value_range,
+    window_values,
+)
 from xraygpt.processors.pixels import (
-    ImageError,
     MetaValue,
     PixelImage,
     ReadLimits,
     Window,
     check_size,
     codestream_sizes,
-    display_range,
     inflate,
     quiet,
-    table_entries,
-    take_levels,
-    value_levels,
-    window_values,
 )
 
 if TYPE_CHECKING:
@@ -74,7 +77,7 @@ _HEADER = (
     *(f"{color}PaletteColorLookupTableData" for color in ("Red", "Green", "Blue")),
     *(f"Segmented{color}PaletteColorLookupTableData" for color in ("Red", "Green", "Blue")),
 )
-_LOGGERS = ("pydicom", "pylibjpeg", "openjpeg", "libjpeg", "rle")
+_LOGGERS = ("pydicom", "PIL", "pylibjpeg", "openjpeg", "libjpeg", "rle")
 _PIXELS = ("PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 
 
@@ -123,10 +126,10 @@ def read_dicom(
         dataset = _read_elements(source, (*_HEADER, *_PIXELS))
         colored = () if layout.photometric in _GREY else (3,)
         pixels = np.empty((len(wanted), layout.rows, layout.columns, *colored), np.float32)
-        voi = ""
+        shown: dict[str, MetaValue] = {}
         for place, stored in enumerate(_stored_frames(dataset, source.syntax, layout, wanted)):
-            pixels[place], voi = _render(stored, dataset, layout, wanted[place], window)
-        meta = {**_meta(dataset, source.syntax, layout), "voi": voi}
+            pixels[place], shown = _render(stored, dataset, layout, wanted[place], window)
+        meta = {**_meta(dataset, source.syntax, layout), **shown}
     return PixelImage(pixels if frame is None else pixels[0], layout.bits_stored, "DICOM", meta)
 
 
@@ -337,18 +340,19 @@ def _check_codestream(dataset: Dataset, layout: _Layout, index: int) -> None:
 
 def _render(
     stored: np.ndarray, dataset: Dataset, layout: _Layout, index: int, window: Window | None
-) -> tuple[np.ndarray, str]:
-    """Stored values of one frame to display values in [0, 1]; and which VOI step made them."""
+) -> tuple[np.ndarray, dict[str, MetaValue]]:
+    """Stored values of one frame to display values in [0, 1]; and what of `meta` says how."""
     if layout.samples == 3:
         # RGB, or YBR that the decoder turned into RGB (C.7.6.3.1.2): full scale is 2**bits - 1.
-        return np.clip(stored / np.float32(2**layout.bits_stored - 1), 0, 1), "identity"
+        return np.clip(stored / np.float32(2**layout.bits_stored - 1), 0, 1), {"voi": "identity"}
     levels, indices = value_levels(stored)
     if layout.photometric == "PALETTE COLOR":
-        return take_levels(_palette(levels, dataset), indices), "identity"
+        return take_levels(palette(levels, dataset), indices), {"voi": "identity"}
     scopes = _scopes(dataset, index)
     modality = _modality_values(levels.astype(np.float64), scopes)
     padding = _is_padding(levels, dataset, layout)
-    shown, voi = _voi_values(modality, scopes, window)
+    shown, voi, used = _voi_values(modality, scopes, window)
+    lowest, highest = low, high = value_range(modality, indices, padding)
     if shown is None:
         low, high = display_range(modality, indices, padding)
         if low == high:  # a flat frame has no range of its own: that of all stored values
@@ -363,7 +367,10 @@ def _render(
     if layout.photometric == "MONOCHROME1" or shape == "INVERSE":
         shown = 1 - shown
     shown[padding] = 0  # C.7.5.1.1.2: padding is no part of the image; background is black
-    return take_levels(shown.astype(np.float32), indices), voi
+    # What LINEAR (C.11.2.1.2.1) makes of black at `low` and white at `high`.
+    used = used or ((low + high + 1) / 2, high - low + 1)
+    facts: dict[str, MetaValue] = {"voi": voi, "window": used, "values": (lowest, highest)}
+    return take_levels(shown.astype(np.float32), indices), facts
 
 
 def _scopes(dataset: Dataset, index: int) -> list[Dataset]:
@@ -398,7 +405,7 @@ def _modality_values(stored: np.ndarray, scopes: list[Dataset]) -> np.ndarray:
     """Stored to modality values, float64: by table (C.11.1.1.1), or slope * stored + intercept."""
     for scope in scopes:
         if items := scope.get("ModalityLUTSequence"):
-            return _look_up(stored, items[0])[0]
+            return look_up(stored, items[0])[0]
     for scope in scopes:
         if "RescaleSlope" in scope or "RescaleIntercept" in scope:  # C.11.1.1.2
             slope = [*_numbers(scope, "RescaleSlope"), 1.0][0]
@@ -410,63 +417,27 @@ def _modality_values(stored: np.ndarray, scopes: list[Dataset]) -> np.ndarray:
 
 def _voi_values(
     modality: np.ndarray, scopes: list[Dataset], window: Window | None
-) -> tuple[np.ndarray | None, str]:
+) -> tuple[np.ndarray | None, str, Window | None]:
     """Modality values to [0, 1] by the caller's window, the file's table, or its window (C.11.2).
 
-    Of several views the first is taken. A window that the standard forbids (not a number, or as
-    wide as the 0 of a placeholder) counts as none: None, and the caller finds a range.
+    Also which of them it was, and the window if it is one. Of several views the first is taken. A
+    window that the standard forbids (not a number, or as wide as the 0 of a placeholder) counts as
+    none: None, and the caller finds a range.
     """
     named = [scope.VOILUTFunction for scope in scopes if scope.get("VOILUTFunction")]
     function = str([*named, "LINEAR"][0]).strip().upper()  # C.11.2.1.3
     narrowest = 1 if function == "LINEAR" else np.finfo(float).tiny
     if window:
-        return window_values(modality, *window, function), "argument"
+        return window_values(modality, *window, function), "argument", window
     for scope in scopes:
         for item in (scope.get("VOILUTSequence") or [])[:1]:  # C.11.2.1.1
-            entries, bits = _look_up(modality, item)
-            return np.clip(entries / (2**bits - 1), 0, 1), "lut"
+            entries, bits = look_up(modality, item)
+            return np.clip(entries / (2**bits - 1), 0, 1), "lut", None
         center, width = _numbers(scope, "WindowCenter"), _numbers(scope, "WindowWidth")
         if center and width and width[0] >= narrowest:
-            return window_values(modality, center[0], width[0], function), "window"
-    return None, "range"
-
-
-def _look_up(values: np.ndarray, item: Dataset) -> tuple[np.ndarray, int]:
-    """Map values by the table of a LUT sequence item; its entries, and the bits they span."""
-    count, first, bits = _descriptor(item.get("LUTDescriptor"))
-    little_endian = item.original_encoding[1] is not False
-    entries = table_entries(item.get("LUTData"), count, bits, little_endian)
-    # C.11.1.1.1, C.11.2.1.1: below the first value the first entry, past the last the last.
-    places = np.clip(np.rint(values - first), 0, count - 1).astype(np.intp)
-    return entries[places].astype(np.float64), bits
-
-
-def _descriptor(value: Any) -> tuple[int, int, int]:
-    """Number of entries, first value mapped, bits per entry (C.11.1.1.1, C.7.6.3.1.5)."""
-    if not hasattr(value, "__len__") or isinstance(value, bytes) or len(value) != 3:
-        raise ImageError("has a lookup table without its descriptor of 3 numbers; export it again")
-    count, first, bits = (int(number) for number in value)
-    if not 1 <= bits <= 16:
-        raise ImageError(f"has a lookup table of {bits} bits, not 1 to 16; export it again")
-    return (count & 0xFFFF) or 65536, first, bits  # 0 means 65536; in an SS, 40000 reads negative
-
-
-def _palette(levels: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """RGB in [0, 1] of each stored value, (levels, 3) float32 (C.7.6.3.1.5, C.7.6.3.1.6)."""
-    if "SegmentedRedPaletteColorLookupTableData" in dataset:  # C.7.9.2; pydicom expands it
-        from pydicom.pixels.processing import apply_color_lut
-
-        bits = _descriptor(dataset.get("RedPaletteColorLookupTableDescriptor"))[2]
-        rgb = apply_color_lut(levels, dataset)[..., :3]
-        return np.clip(rgb / np.float32(2**bits - 1), 0, 1)
-    channels, little_endian = [], dataset.original_encoding[1] is not False
-    for color in ("Red", "Green", "Blue"):
-        count, first, bits = _descriptor(dataset.get(f"{color}PaletteColorLookupTableDescriptor"))
-        data = dataset.get(f"{color}PaletteColorLookupTableData")
-        places = np.clip(levels.astype(np.int64) - first, 0, count - 1)
-        entries = table_entries(data, count, bits, little_endian)[places]
-        channels.append(np.clip(entries / np.float32(2**bits - 1), 0, 1))
-    return np.stack(channels, axis=-1)
+            used = (center[0], width[0])
+            return window_values(modality, *used, function), "window", used
+    return None, "range", None
 
 
 def _is_padding(levels: np.ndarray, dataset: Dataset, layout: _Layout) -> np.ndarray:

@@ -7,7 +7,7 @@ pydicom, which is imported only when a DICOM turns up.
 
 Every size is checked before anything is decoded (`ReadLimits`). Every failure is an `ImageError`
 that names the file, what is wrong with it and what to do; a picture is never repaired, cut or
-replaced in silence. The last part is grey-scale arithmetic, unaware of files.
+replaced in silence. `grey.py` has the arithmetic.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xraygpt.common.errors import DataError
+from xraygpt.common.errors import ImageError
+from xraygpt.processors.grey import window_values
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -36,18 +37,10 @@ if TYPE_CHECKING:
 MetaValue = str | int | tuple[float, ...]
 Window = tuple[float, float]
 
-TAIL = 0.001
-"""Share of pixels at each end that `display_range` may clip: one hot pixel must not darken a chest.
-Of up to 1,000 pixels it clips none."""
-
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _HEAD_BYTES = 132  # preamble (128) and prefix (4) of a DICOM file, PS3.10 7.1
 # `warnings.catch_warnings` swaps process-wide state and is not safe in threads; this makes it so.
 _SILENCE = threading.RLock()
-
-
-class ImageError(DataError):
-    """An image file that cannot be used: the message says which, why, and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +75,9 @@ class PixelImage:
     """What the file says of the picture and not of the patient. Always: `rows`, `columns`, `frames`
     (in the file) and `voi`, the step that chose black and white: `argument` (the caller's window),
     `lut` or `window` (the file's), `range` (it names none, so its own values), or `identity`
-    (colour, PNG, JPEG). DICOM also has `photometric` and `transfer_syntax`, and where given
+    (colour, PNG, JPEG). Grey images have `window`, the (center, width) shown (for `lut` one that
+    spans its values), and `values`, the lowest and highest value of the frame, both in the units
+    of `read_image(window=…)`. DICOM also has `photometric` and `transfer_syntax`, and where given
     `modality`, `view_position`, `laterality`, `body_part`, `pixel_spacing` and
     `imager_pixel_spacing` (row, column; mm)."""
 
@@ -299,6 +294,7 @@ def _read_raster(
         raise ImageError(f"frame {frame} was asked for, but a PNG or JPEG has only frame 0")
     image, source_format = _load_raster(file, limits)
     display, bits = _raster_values(image)
+    ends = (float(display.min()), float(display.max()))
     if window:
         if display.ndim == 3:
             raise ImageError("is in colour, and a window applies to grey images; leave it out")
@@ -306,6 +302,10 @@ def _read_raster(
         display = window_values(stored, *window).astype(np.float32)
     meta: dict[str, MetaValue] = {"rows": display.shape[0], "columns": display.shape[1]}
     meta |= {"frames": 1, "voi": "argument" if window else "identity"}
+    if display.ndim == 2:
+        full = 2**bits - 1
+        meta["window"] = window or ((full + 1) / 2, full + 1)
+        meta["values"] = tuple(round(end * full) * 1.0 for end in ends)
     return PixelImage(display[None] if frame is None else display, bits, source_format, meta)
 
 
@@ -357,120 +357,3 @@ def _raster_values(image: PillowImage) -> tuple[np.ndarray, int]:
     values = np.asarray(image.convert("LA" if grey else "RGBA")) / np.float32(255)
     blended = values[..., :-1] * values[..., -1:]
     return blended[..., 0] if grey else blended, 8
-
-
-# ---- grey-scale arithmetic ---------------------------------------------------------------------
-
-
-def window_values(
-    values: np.ndarray, center: float, width: float, function: str = "LINEAR"
-) -> np.ndarray:
-    """Apply a window (DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3).
-
-    Args:
-        values: Modality values, any shape.
-        center: Window Center, in the units of `values`.
-        width: Window Width, likewise; at least 1 for LINEAR, else positive.
-        function: VOI LUT Function: LINEAR, LINEAR_EXACT or SIGMOID.
-
-    Returns:
-        Display values in [0, 1], float64, of the same shape.
-
-    Raises:
-        ImageError: Unknown function, or a width that it does not allow.
-    """
-    if function == "LINEAR":  # C.11.2.1.2.1: half a step off, so that integers 0..w-1 fill 0..1
-        if width < 1:
-            raise ImageError(f"window width {width:g} is below 1, which LINEAR needs; widen it")
-        center, width = center - 0.5, width - 1
-    elif function not in ("LINEAR_EXACT", "SIGMOID"):
-        raise ImageError("has a VOI LUT Function that DICOM does not define; mend the header")
-    if function == "SIGMOID":  # C.11.2.1.3.1; past +-700 the result is 0 or 1 and exp overflows
-        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
-    if width == 0:  # LINEAR of width 1 is a step
-        return (values > center).astype(np.float64)
-    return np.clip((values - center) / width + 0.5, 0, 1)  # LINEAR_EXACT: C.11.2.1.3.2
-
-
-def value_levels(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All values a frame can hold, and each pixel's place among them.
-
-    A transformation then runs once per level, in float64; `take_levels` carries it to the pixels.
-
-    Returns:
-        Levels, 1-D, and indices, shaped as `stored`: `levels[indices] == stored`.
-    """
-    stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
-    if stored.itemsize > 2:
-        levels, indices = np.unique(stored, return_inverse=True)
-        return levels, indices.reshape(stored.shape)
-    unsigned = np.dtype(f"u{stored.itemsize}")
-    levels = np.arange(256**stored.itemsize, dtype=unsigned).view(stored.dtype)
-    return levels, stored.view(unsigned)
-
-
-def take_levels(table: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """`table[indices]`, by blocks of rows: numpy widens an index array to 8 bytes a pixel."""
-    out = np.empty((*indices.shape, *table.shape[1:]), table.dtype)
-    for row in range(0, len(indices), 256):
-        out[row : row + 256] = table[indices[row : row + 256]]
-    return out
-
-
-def table_entries(data: Any, count: int, bits: int, little_endian: bool) -> np.ndarray:
-    """DICOM LUT Data as numbers: 16-bit words; for entries of up to 8 bits also packed bytes.
-
-    Args:
-        data: Bytes (value representation OW), a number, or a list of numbers (US, SS).
-        count: Entries the descriptor promises.
-        bits: Bits per entry, 1 to 16.
-        little_endian: Byte order of `data` where it is bytes.
-
-    Returns:
-        (count,) unsigned.
-
-    Raises:
-        ImageError: There are fewer entries than promised.
-    """
-    if isinstance(data, bytes):
-        words = np.frombuffer(data[: len(data) // 2 * 2], "<u2" if little_endian else ">u2")
-    else:
-        words = np.atleast_1d(np.asarray(data, np.int64)).astype(np.uint16)
-    if len(words) < count and bits <= 8:
-        words = words.astype("<u2").view(np.uint8)
-    if len(words) < count:
-        raise ImageError(
-            f"has a lookup table of {len(words)} entries, not {count}; export it again"
-        )
-    return words[:count]
-
-
-def display_range(
-    values: np.ndarray, indices: np.ndarray, padding: np.ndarray
-) -> tuple[float, float]:
-    """What to show black and white in a frame that does not say.
-
-    The lowest and highest value, leaving out padding and `TAIL` of the pixels at each end; where
-    that leaves nothing between them, the very lowest and highest.
-
-    Args:
-        values: Value of each level.
-        indices: Level of each pixel, (H, W).
-        padding: Which levels are padding.
-
-    Returns:
-        Black and white, in the units of `values`; (0, 0) if all is padding.
-    """
-    counts = np.zeros(len(values), np.int64)
-    for row in range(0, len(indices), 256):
-        counts += np.bincount(indices[row : row + 256].ravel(), minlength=len(values))
-    counts[padding] = 0
-    order = np.argsort(values, kind="stable")
-    order = order[counts[order] > 0]
-    if not len(order):
-        return 0.0, 0.0
-    ranked, reached = values[order], np.cumsum(counts[order])
-    last = int(reached[-1]) - 1
-    ranks = [int(TAIL * last), last - int(TAIL * last)]
-    low, high = ranked[np.searchsorted(reached, ranks, side="right")].tolist()
-    return (low, high) if low < high else (float(ranked[0]), float(ranked[-1]))

@@ -1,0 +1,78 @@
+"""Lookup tables of DICOM files. Section numbers are those of PS3.3."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xraygpt.common.errors import ImageError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+
+def look_up(values: np.ndarray, item: Dataset) -> tuple[np.ndarray, int]:
+    """Map values by the table of a LUT sequence item; its entries, and the bits they span."""
+    count, first, bits = _descriptor(item.get("LUTDescriptor"))
+    little_endian = item.original_encoding[1] is not False
+    entries = table_entries(item.get("LUTData"), count, bits, little_endian)
+    # C.11.1.1.1, C.11.2.1.1: below the first value the first entry, past the last the last.
+    places = np.clip(np.rint(values - first), 0, count - 1).astype(np.intp)
+    return entries[places].astype(np.float64), bits
+
+
+def palette(levels: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """RGB in [0, 1] of each stored value, (levels, 3) float32 (C.7.6.3.1.5, C.7.6.3.1.6)."""
+    if "SegmentedRedPaletteColorLookupTableData" in dataset:  # C.7.9.2; pydicom expands it
+        from pydicom.pixels.processing import apply_color_lut
+
+        bits = _descriptor(dataset.get("RedPaletteColorLookupTableDescriptor"))[2]
+        rgb = apply_color_lut(levels, dataset)[..., :3]
+        return np.clip(rgb / np.float32(2**bits - 1), 0, 1)
+    channels, little_endian = [], dataset.original_encoding[1] is not False
+    for color in ("Red", "Green", "Blue"):
+        count, first, bits = _descriptor(dataset.get(f"{color}PaletteColorLookupTableDescriptor"))
+        data = dataset.get(f"{color}PaletteColorLookupTableData")
+        places = np.clip(levels.astype(np.int64) - first, 0, count - 1)
+        entries = table_entries(data, count, bits, little_endian)[places]
+        channels.append(np.clip(entries / np.float32(2**bits - 1), 0, 1))
+    return np.stack(channels, axis=-1)
+
+
+def _descriptor(value: Any) -> tuple[int, int, int]:
+    """Number of entries, first value mapped, bits per entry (C.11.1.1.1, C.7.6.3.1.5)."""
+    if not hasattr(value, "__len__") or isinstance(value, bytes) or len(value) != 3:
+        raise ImageError("has a lookup table without its descriptor of 3 numbers; export it again")
+    count, first, bits = (int(number) for number in value)
+    if not 1 <= bits <= 16:
+        raise ImageError(f"has a lookup table of {bits} bits, not 1 to 16; export it again")
+    return (count & 0xFFFF) or 65536, first, bits  # 0 means 65536; in an SS, 40000 reads negative
+
+
+def table_entries(data: Any, count: int, bits: int, little_endian: bool) -> np.ndarray:
+    """DICOM LUT Data as numbers: 16-bit words; for entries of up to 8 bits also packed bytes.
+
+    Args:
+        data: Bytes (value representation OW), a number, or a list of numbers (US, SS).
+        count: Entries the descriptor promises.
+        bits: Bits per entry, 1 to 16.
+        little_endian: Byte order of `data` where it is bytes.
+
+    Returns:
+        (count,) unsigned.
+
+    Raises:
+        ImageError: There are fewer entries than promised.
+    """
+    if isinstance(data, bytes):
+        words = np.frombuffer(data[: len(data) // 2 * 2], "<u2" if little_endian else ">u2")
+    else:
+        words = np.atleast_1d(np.asarray(data, np.int64)).astype(np.uint16)
+    if len(words) < count and bits <= 8:
+        words = words.astype("<u2").view(np.uint8)
+    if len(words) < count:
+        raise ImageError(
+            f"has a lookup table of {len(words)} entries, not {count}; export it again"
+        )
+    return words[:count]

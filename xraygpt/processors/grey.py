@@ -1,0 +1,114 @@
+"""Grey-scale arithmetic: stored values, windows and ranges. Unaware of files."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xraygpt.common.errors import ImageError
+
+TAIL = 0.001
+"""Share of pixels at each end that `display_range` may clip: one hot pixel must not darken a chest.
+Of up to 1,000 pixels it clips none."""
+
+
+def window_values(
+    values: np.ndarray, center: float, width: float, function: str = "LINEAR"
+) -> np.ndarray:
+    """Apply a window (DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3).
+
+    Args:
+        values: Modality values, any shape.
+        center: Window Center, in the units of `values`.
+        width: Window Width, likewise; at least 1 for LINEAR, else positive.
+        function: VOI LUT Function: LINEAR, LINEAR_EXACT or SIGMOID.
+
+    Returns:
+        Display values in [0, 1], float64, of the same shape.
+
+    Raises:
+        ImageError: Unknown function, or a width that it does not allow.
+    """
+    if function == "LINEAR":  # C.11.2.1.2.1: half a step off, so that integers 0..w-1 fill 0..1
+        if width < 1:
+            raise ImageError(f"window width {width:g} is below 1, which LINEAR needs; widen it")
+        center, width = center - 0.5, width - 1
+    elif function not in ("LINEAR_EXACT", "SIGMOID"):
+        raise ImageError("has a VOI LUT Function that DICOM does not define; mend the header")
+    if function == "SIGMOID":  # C.11.2.1.3.1; past +-700 the result is 0 or 1 and exp overflows
+        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
+    if width == 0:  # LINEAR of width 1 is a step
+        return (values > center).astype(np.float64)
+    return np.clip((values - center) / width + 0.5, 0, 1)  # LINEAR_EXACT: C.11.2.1.3.2
+
+
+def value_levels(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All values a frame can hold, and each pixel's place among them.
+
+    A transformation then runs once per level, in float64; `take_levels` carries it to the pixels.
+
+    Returns:
+        Levels, 1-D, and indices, shaped as `stored`: `levels[indices] == stored`.
+    """
+    stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    if stored.itemsize > 2:
+        levels, indices = np.unique(stored, return_inverse=True)
+        return levels, indices.reshape(stored.shape)
+    unsigned = np.dtype(f"u{stored.itemsize}")
+    levels = np.arange(256**stored.itemsize, dtype=unsigned).view(stored.dtype)
+    return levels, stored.view(unsigned)
+
+
+def take_levels(table: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """`table[indices]`, by blocks of rows: numpy widens an index array to 8 bytes a pixel."""
+    out = np.empty((*indices.shape, *table.shape[1:]), table.dtype)
+    for row in range(0, len(indices), 256):
+        out[row : row + 256] = table[indices[row : row + 256]]
+    return out
+
+
+def value_range(
+    values: np.ndarray, indices: np.ndarray, left_out: np.ndarray
+) -> tuple[float, float]:
+    """Lowest and highest value of a frame; (0, 0) if all of it is left out.
+
+    Args:
+        values: Value of each level.
+        indices: Level of each pixel, (H, W).
+        left_out: Which levels do not count, such as padding.
+    """
+    used = np.zeros(len(values), bool)
+    for row in range(0, len(indices), 256):
+        used[indices[row : row + 256].ravel()] = True
+    seen = values[used & ~left_out]
+    return (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 0.0)
+
+
+def display_range(
+    values: np.ndarray, indices: np.ndarray, padding: np.ndarray
+) -> tuple[float, float]:
+    """What to show black and white in a frame that does not say.
+
+    The lowest and highest value, leaving out padding and `TAIL` of the pixels at each end; where
+    that leaves nothing between them, the very lowest and highest.
+
+    Args:
+        values: Value of each level.
+        indices: Level of each pixel, (H, W).
+        padding: Which levels are padding.
+
+    Returns:
+        Black and white, in the units of `values`; (0, 0) if all is padding.
+    """
+    counts = np.zeros(len(values), np.int64)
+    for row in range(0, len(indices), 256):
+        counts += np.bincount(indices[row : row + 256].ravel(), minlength=len(values))
+    counts[padding] = 0
+    order = np.argsort(values, kind="stable")
+    order = order[counts[order] > 0]
+    if not len(order):
+        return 0.0, 0.0
+    ranked, reached = values[order], np.cumsum(counts[order])
+    last = int(reached[-1]) - 1
+    ranks = [int(TAIL * last), last - int(TAIL * last)]
+    low, high = ranked[np.searchsorted(reached, ranks, side="right")].tolist()
+    return (low, high) if low < high else (float(ranked[0]), float(ranked[-1]))
