@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,8 @@ from torch import Tensor
 from xraygpt import __version__
 from xraygpt.common import checkpoint
 from xraygpt.common import config as configuration
-from xraygpt.common.errors import InputError
+from xraygpt.common.draws import keyed_random
+from xraygpt.common.errors import DataError, InputError
 from xraygpt.conversation import ChatEngine
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import ImageRef, Split, StudyDataset, read_tensor
@@ -24,7 +25,7 @@ from xraygpt.datasets.mixture import Mixture
 from xraygpt.models.base import BaseModel, Generation
 from xraygpt.models.weight_files import weight_files, weight_source
 from xraygpt.models.xraygpt import XrayGPT
-from xraygpt.processors.image import ImageSpec
+from xraygpt.processors.image import Fit, ImageSpec
 from xraygpt.runners.base import BaseRunner
 from xraygpt.runners.evaluation import Evaluator
 from xraygpt.runners.history import history_of
@@ -194,13 +195,15 @@ class ChatParts:
 
     Attributes:
         engine: The model, ready to talk.
-        read_image: File -> tensor, by the image processor of evaluation.
+        read_image: File and frame -> tensor, by the image processor of evaluation.
+        fit: How that makes an oblong picture square.
         how: Decoding as the YAML has it.
         facts: Which model and weights; for people and exports.
     """
 
     engine: ChatEngine
-    read_image: Callable[[Path], Tensor]
+    read_image: Callable[..., Tensor]
+    fit: Fit
     how: Generation
     facts: dict[str, Any]
 
@@ -223,16 +226,42 @@ def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
     vis = builder.processor("vis", "eval")
     facts = {
         "arch": type(model).__name__,
+        "vision encoder": model.config.vit_model,
+        "LLM": Path(model.config.llama_model or "random, for tests").name,
+        "corpus": ", ".join(experiment.datasets),
         "weights": _digest_of(experiment.model.ckpt),
         "device": str(place),
         "xraygpt": __version__,
     }
     return ChatParts(
         ChatEngine(model.to(place)),
-        lambda path: read_tensor(ImageRef(path), "", vis),
+        lambda path, frame=0: read_tensor(ImageRef(path, frame=frame), "", vis),
+        getattr(vis, "fit", "squash"),
         experiment.run.task.generate,
         facts,
     )
+
+
+def reference_images(experiment: Evaluation, spec: ImageSpec, most: int) -> Iterator[Tensor]:
+    """Images of the YAML's corpus that the model may have learned from; none where it is not here.
+
+    Args:
+        experiment: Names the corpus.
+        spec: Of the model.
+        most: How many at most; drawn by the seed of the run.
+    """
+    try:
+        corpus = _datasets(experiment, "train", spec, experiment.run.seed)[0]
+    except (InputError, OSError) as error:
+        log.info("no reference images: %s", str(error).splitlines()[0])
+        return
+    places = keyed_random("reference", experiment.run.seed).sample(range(len(corpus)), len(corpus))
+    for i in places[:most]:
+        try:
+            sample = corpus[i]
+        except DataError:
+            continue
+        yield from (sample["images"][:1] if sample else [])
 
 
 def find_device(name: str) -> torch.device:

@@ -48,3 +48,8 @@ class Stopped(XrayGPTError):
     """SIGTERM or SIGINT arrived; the state was saved first."""
 
     exit_code = 143
+
+
+def without_path(error: Exception, path: object, name: str = "the image") -> str:
+    """A message for somebody who did not name that file."""
+    return str(error).replace(f"{path}: ", f"{name}: ").replace(str(path), name)

@@ -60,6 +60,10 @@ class Answer:
             raise self._error
         return self._text
 
+    def wait(self) -> None:
+        """Until it is over, however it ended."""
+        self._done.wait()
+
     def add(self, piece: str) -> None:
         """For who generates: tell a piece."""
         self._pieces.put(piece)

@@ -31,7 +31,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 from torch import Tensor
 
-from xraygpt.common.errors import InputError
+from xraygpt.common.errors import InputError, without_path
 from xraygpt.conversation.answer import Answer
 from xraygpt.conversation.chat import ChatEngine, Conversation
 from xraygpt.models.base import Generation
@@ -224,8 +224,9 @@ class Service:
             try:
                 return self.read_image(path)
             except InputError as error:
-                why = str(error).replace(f"{path}: ", "").replace(str(path), "the image")
-                raise ApiError(400, why, "invalid_image", "messages") from None
+                raise ApiError(
+                    400, without_path(error, path), "invalid_image", "messages"
+                ) from None
 
     def decoding(self, asked: ChatRequest) -> Generation:
         """How to decode, greedily unless a temperature above 0 is asked for.

@@ -59,6 +59,8 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     n = len(counts)
     values = [ratio(counts[rng.integers(0, n, n)].sum(axis=0)) for _ in range(resamples)]
+    if np.isnan(values).all():  # nothing to take the ratio of, in any draw
+        return float("nan"), float("nan")
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
 

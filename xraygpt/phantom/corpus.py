@@ -162,7 +162,7 @@ def write_study(folder: Path, recipe: Recipe, number: int) -> dict[str, Any]:
     for view in recipe.views:
         name = f"{study.study_id}_{view}.png"
         picture = render(study, view, recipe.size)
-        _save(picture.pixels, folder / "images" / name)
+        save_picture(picture.pixels, folder / "images" / name)
         images.append({"path": f"images/{name}", "view": view})
         for finding, box in zip(study.findings, picture.boxes, strict=True):
             if box is not None:
@@ -180,7 +180,7 @@ def write_study(folder: Path, recipe: Recipe, number: int) -> dict[str, Any]:
     }
 
 
-def _save(pixels: Any, path: Path) -> None:
+def save_picture(pixels: Any, path: Path) -> None:
     """Write a PNG that says what it is; it appears whole or not at all."""
     info = PngInfo()
     info.add_text("Source", SOURCE)

@@ -1,0 +1,1 @@
+(percent) => { document.documentElement.style.setProperty("--xg-opacity", percent / 100); }

@@ -1,0 +1,208 @@
+"""The components of the page, and their words."""
+
+from __future__ import annotations
+
+import html
+from importlib import resources
+
+import gradio as gr
+
+from xraygpt.demo import films
+from xraygpt.demo.desk import Desk, Settings
+from xraygpt.demo.report import NOTICE
+
+QUESTIONS = (
+    "Is there a pleural effusion, and on which side?",
+    "Do you see a pneumothorax?",
+    "How large is the heart?",
+    "Are the lungs clear?",
+    "Which tubes, lines or devices are there?",
+    "Is any bone broken?",
+    "Is there a nodule or a mass, and where?",
+    "What is normal in this image?",
+    "What should a reader check first?",
+)
+
+
+def asset(name: str) -> str:
+    """A file of the page: style or script."""
+    return (resources.files("xraygpt") / "data" / name).read_text("utf-8")
+
+
+class Layout:
+    """Components, not yet wired.
+
+    Args:
+        desk: Whose model and examples are shown.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        with gr.Blocks(
+            title="xraygpt: research use only",
+            analytics_enabled=False,
+            fill_width=True,
+            delete_cache=(600, 600),
+        ) as self.blocks:
+            self._head()
+            with gr.Row(elem_classes="xg-columns"):
+                with gr.Column(scale=5, min_width=340):
+                    self._image_side()
+                with gr.Column(scale=6, min_width=340):
+                    self._report_side()
+                    self._chat_side()
+            self.payload = gr.JSON(visible="hidden", elem_id="xg-payload")
+
+    def _head(self) -> None:
+        facts = self.desk.parts.facts
+        synthetic = (
+            " This model was trained on SYNTHETIC phantoms: of a real X-ray its words mean nothing."
+            if self.desk.synthetic
+            else ""
+        )
+        rows = "".join(
+            f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(str(value))}</dd>"
+            for name, value in {"model": self.desk.name, **facts}.items()
+        )
+        gr.HTML(
+            f'<header class="xg-head"><h1>xraygpt</h1>'
+            f'<p class="xg-notice" role="note"><strong>{NOTICE}.</strong> Not for diagnosis.'
+            f"{synthetic}</p>"
+            f'<details class="xg-card"><summary>{html.escape(self.desk.name)} on '
+            f"{html.escape(str(facts['device']))}</summary><dl>{rows}</dl></details></header>"
+        )
+
+    def _image_side(self) -> None:
+        self.upload = gr.File(
+            label="X-rays: PNG, JPEG or DICOM (frontal, lateral, prior …)",
+            file_count="multiple",
+            height=96,
+            elem_id="xg-upload",
+        )
+        self.examples = gr.HTML(
+            self._example_buttons(),
+            js_on_load=asset("demo_pick.js"),
+            elem_id="xg-examples",
+            visible=bool(self.desk.examples),
+        )
+        self.which = gr.Radio([], label="Images", visible=False, elem_id="xg-which")
+        self.stage = gr.HTML(
+            films.stage(None, ""),
+            html_template=asset("demo_viewer.html"),
+            js_on_load=asset("demo_viewer.js"),
+            elem_id="xg-viewer",
+        )
+        self.doubts = gr.HTML(visible=False, elem_id="xg-doubts")
+        self.facts = gr.HTML(visible=False, elem_id="xg-facts")
+        self.frame = gr.Slider(1, 2, 1, step=1, label="Frame", visible=False, elem_id="xg-frame")
+        with gr.Row(visible=False, elem_id="xg-window") as self.tools:
+            self.level = gr.Slider(0, 1, 0, label="Window level", elem_id="xg-level")
+            self.width = gr.Slider(1, 2, 1, label="Window width", elem_id="xg-width")
+            with gr.Column(min_width=120, scale=0):
+                self.invert = gr.Checkbox(label="Invert", elem_id="xg-invert")
+                self.own = gr.Button("Reset view", size="sm")
+
+    def _example_buttons(self) -> str:
+        def button(number: int, caption: str) -> str:
+            film = films.open_film(self.desk.examples[number][0])
+            pixels = films.thumbnail(film.pixels(), 96)
+            text = html.escape(caption)
+            return (
+                f'<button type="button" data-pick="{number}" title="{text}"><img '
+                f'src="{films.data_uri(pixels)}" alt=""><span>{text}</span></button>'
+            )
+
+        cells = [button(i, caption) for i, (_, caption) in enumerate(self.desk.examples)]
+        return f'<div class="xg-examples" role="group" aria-label="Examples">{"".join(cells)}</div>'
+
+    def _report_side(self) -> None:
+        with gr.Row():
+            self.draft = gr.Button("Draft report", variant="primary", elem_id="xg-draft")
+            self.stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="xg-stop")
+            self.again = gr.Button("Regenerate", interactive=False, elem_id="xg-again")
+            self.clear = gr.Button("Clear all", elem_id="xg-clear")
+        self.status = gr.HTML(status(""), elem_id="xg-status")
+        self.findings = gr.Textbox(
+            label="Findings (AI draft: edit it)", lines=4, max_lines=14, elem_id="xg-findings"
+        )
+        self.impression = gr.Textbox(
+            label="Impression (AI draft: edit it)", lines=2, max_lines=8, elem_id="xg-impression"
+        )
+        with gr.Row():
+            self.exports = {
+                kind: gr.Button(f"Export {name}", size="sm", elem_id=f"xg-export-{kind}")
+                for kind, name in (("md", "Markdown"), ("json", "JSON"), ("pdf", "PDF"))
+            }
+        with gr.Column(elem_id="xg-where"):
+            self.unit = gr.Radio(
+                ["Sentences", "Words"],
+                value="Sentences",
+                label="Where it looked: click one of the model's own",
+            )
+            self.words = gr.HTML(no_words(), js_on_load=asset("demo_pick.js"), elem_id="xg-words")
+            self.looked = gr.HTML(self.legend(""), elem_id="xg-looked")
+            self.opacity = gr.Slider(
+                0, 100, 70, step=1, label="Opacity of the map (%)", elem_id="xg-opacity"
+            )
+
+    def _chat_side(self) -> None:
+        self.chat = gr.Chatbot(
+            label="Conversation (AI output, not verified)",
+            height=300,
+            render_markdown=False,
+            feedback_options=None,
+            buttons=["copy"],
+            elem_id="xg-chat",
+        )
+        with gr.Row():
+            self.question = gr.Textbox(
+                label="Question", lines=1, max_lines=4, scale=5, elem_id="xg-question"
+            )
+            self.ask = gr.Button("Ask", variant="primary", scale=1, min_width=80, elem_id="xg-ask")
+        cells = "".join(
+            f'<button type="button" data-pick="{i}">{html.escape(q)}</button>'
+            for i, q in enumerate(QUESTIONS)
+        )
+        self.questions = gr.HTML(
+            f'<div class="xg-questions" role="group" aria-label="Example questions">{cells}</div>',
+            js_on_load=asset("demo_pick.js"),
+            elem_id="xg-questions",
+        )
+        modes = ["greedy", "sampling", "beam search"]
+        if self.desk.parts.how != self.desk.decoding(Settings()):
+            modes.append("as measured")
+        start = Settings(max_new_tokens=self.desk.parts.how.max_new_tokens)
+        with gr.Accordion("Decoding", open=False, elem_id="xg-decoding"):
+            self.settings = [
+                gr.Radio(modes, value=start.mode, label="Mode", elem_id="xg-mode"),
+                gr.Slider(0.1, 2, start.temperature, step=0.1, label="Temperature (sampling)"),
+                gr.Slider(0.05, 1, start.top_p, step=0.05, label="Top-p (sampling)"),
+                gr.Slider(1, 2, start.repetition_penalty, step=0.05, label="Repetition penalty"),
+                gr.Slider(2, 8, start.num_beams, step=1, label="Beams (beam search)"),
+                gr.Slider(8, 512, start.max_new_tokens, step=8, label="Most tokens of an answer"),
+                gr.Number(start.seed, precision=0, label="Seed (sampling)", elem_id="xg-seed"),
+            ]
+
+    def legend(self, said: str) -> str:
+        """What the map shows, in words and colours; `said` is of the words clicked."""
+        count = self.desk.attention.references
+        zero = f"average of {count} training images, or less" if count else "none"
+        bar = (
+            f'<div class="xg-legend"><span>{zero}</span><i aria-hidden="true"></i>'
+            "<span>most attention</span></div>"
+        )
+        return (
+            f'<div role="status">{f"<p>{html.escape(said)}</p>{bar}" if said else ""}</div>'
+            '<p class="xg-small">Attention of these words to the image. It explains the machine; '
+            "it is no evidence of a finding.</p>"
+        )
+
+
+def status(text: str) -> str:
+    """The line that says what happens."""
+    return f'<p role="status" class="xg-status">{html.escape(text)}</p>'
+
+
+def no_words() -> str:
+    """In the place of words to click."""
+    return '<p class="xg-small">Nothing was said yet.</p>'

@@ -1,0 +1,195 @@
+"""The report as a file: Markdown, JSON or PDF, each with what made it and what it is not."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from io import BytesIO
+from typing import Any, Literal
+
+import numpy as np
+
+NOTICE = "AI draft, not verified, research use only"
+Format = Literal["md", "json", "pdf"]
+_HEADING = re.compile(r"(?:^|(?<=\s))(findings|impression)\s*:\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What is exported.
+
+    Attributes:
+        findings: As on the page, perhaps edited.
+        impression: Likewise.
+        edited: Whether a person has changed what the model wrote.
+        model: Its name.
+        revision: SHA-256 of its weights; empty for random ones.
+        prompt: What the draft was asked for with.
+        decoding: In words.
+        seed: None where nothing was drawn.
+        images: One line each; nothing of the patient.
+        conversation: Questions and answers, oldest first.
+        facts: Of the model, for those who reproduce it.
+        date: UTC.
+    """
+
+    findings: str
+    impression: str
+    edited: bool
+    model: str
+    revision: str
+    prompt: str
+    decoding: str
+    seed: int | None
+    images: list[str]
+    conversation: list[tuple[str, str]]
+    facts: dict[str, Any] = field(default_factory=dict)
+    date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    notice: str = NOTICE
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What made it, for people."""
+        return [
+            ("Model", self.model),
+            ("Revision", self.revision or "random weights"),
+            ("Prompt", self.prompt or "none: no draft was asked for"),
+            ("Decoding", self.decoding),
+            ("Seed", "none: nothing was drawn" if self.seed is None else str(self.seed)),
+            ("Date", self.date),
+            ("Images", "; ".join(self.images) or "none"),
+            ("Edited by a person", "yes" if self.edited else "no"),
+        ]
+
+
+def split_report(text: str) -> tuple[str, str]:
+    """Findings and impression by their headings; a text without headings is findings."""
+    parts = {"findings": "", "impression": ""}
+    pieces = _HEADING.split(text)
+    parts["findings"] = pieces[0].strip()
+    for name, piece in zip(pieces[1::2], pieces[2::2], strict=True):
+        parts[name.lower()] = f"{parts[name.lower()]} {piece.strip()}".strip()
+    return parts["findings"], parts["impression"]
+
+
+def exported(report: Report, kind: Format, picture: np.ndarray | None) -> bytes:
+    """The file.
+
+    Args:
+        report: What to write.
+        kind: ``md``, ``json`` or ``pdf``.
+        picture: Goes into the PDF.
+    """
+    if kind == "json":
+        return json.dumps(asdict(report), indent=1, ensure_ascii=False).encode()
+    if kind == "md":
+        return _markdown(report).encode()
+    return _pdf(report, picture)
+
+
+def download(content: bytes, kind: Format, date: str) -> dict[str, str]:
+    """What the page's script needs to hand a file over."""
+    media = {"md": "text/markdown", "json": "application/json", "pdf": "application/pdf"}[kind]
+    stamp = re.sub(r"\D", "", date)[:14]
+    name = f"xraygpt-draft-{stamp}.{kind}"
+    return {"name": name, "type": media, "content": base64.b64encode(content).decode()}
+
+
+def _markdown(report: Report) -> str:
+    def safe(text: str) -> str:
+        return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", text)
+
+    lines = [f"# {NOTICE}", "", "## Findings", "", safe(report.findings) or "(empty)"]
+    lines += ["", "## Impression", "", safe(report.impression) or "(empty)", ""]
+    if report.conversation:
+        lines += ["## Conversation", ""]
+        for question, answer in report.conversation:
+            lines += [f"**Q:** {safe(question)}", "", f"**A:** {safe(answer)}", ""]
+    lines += ["## What made this", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {safe(value)} |" for name, value in report.rows()]
+    return "\n".join([*lines, "", f"{NOTICE}.", ""])
+
+
+def _pdf(report: Report, picture: np.ndarray | None) -> bytes:
+    from reportlab.lib.pagesizes import A4
+    from reportlab.platypus import SimpleDocTemplate
+
+    buffer = BytesIO()
+    document = SimpleDocTemplate(
+        buffer, pagesize=A4, title=NOTICE, author="xraygpt", subject=NOTICE,
+        leftMargin=56, rightMargin=56, topMargin=64, bottomMargin=56,
+    )  # fmt: skip
+    document.build(_story(report, picture), onFirstPage=_frame, onLaterPages=_frame)
+    return buffer.getvalue()
+
+
+def _fonts() -> tuple[str, str]:
+    """A font that has more than Latin letters: matplotlib brings one."""
+    from matplotlib import font_manager
+    from reportlab.pdfbase import pdfmetrics
+    from reportlab.pdfbase.ttfonts import TTFont
+
+    for name, weight in (("DejaVu", "normal"), ("DejaVu-Bold", "bold")):
+        if name not in pdfmetrics.getRegisteredFontNames():
+            wanted = font_manager.FontProperties(family="DejaVu Sans", weight=weight)
+            pdfmetrics.registerFont(TTFont(name, font_manager.findfont(wanted)))
+    return "DejaVu", "DejaVu-Bold"
+
+
+def _story(report: Report, picture: np.ndarray | None) -> list[Any]:
+    from reportlab.lib.styles import ParagraphStyle
+    from reportlab.platypus import Image, Paragraph, Spacer, Table
+
+    plain, bold = _fonts()
+    body = ParagraphStyle("body", fontName=plain, fontSize=9.5, leading=14, wordWrap="LTR")
+    small = ParagraphStyle("small", parent=body, fontSize=7.5, leading=10, splitLongWords=True)
+    head = ParagraphStyle("head", fontName=bold, fontSize=12, leading=18, spaceBefore=10)
+
+    def said(text: str, style: ParagraphStyle = body) -> Paragraph:
+        return Paragraph(html.escape(text or "(empty)").replace("\n", "<br/>"), style)
+
+    story: list[Any] = []
+    if picture is not None:
+        height, width = picture.shape[:2]
+        scale = min(240 / width, 240 / height)
+        story.append(Image(_png(picture), width * scale, height * scale))
+    for name, text in (("Findings", report.findings), ("Impression", report.impression)):
+        story += [Paragraph(name, head), said(text)]
+    if report.conversation:
+        story.append(Paragraph("Conversation", head))
+        for question, answer in report.conversation:
+            story += [said(f"Q: {question}"), said(f"A: {answer}"), Spacer(0, 6)]
+    story.append(Paragraph("What made this", head))
+    rows: Sequence[Any] = [[said(name, small), said(value, small)] for name, value in report.rows()]
+    story.append(Table(rows, colWidths=[100, 380], hAlign="LEFT"))
+    return story
+
+
+def _frame(canvas: Any, document: Any) -> None:
+    """Notice at head and foot of every page, and across it."""
+    plain, bold = _fonts()
+    width, height = document.pagesize
+    canvas.saveState()
+    canvas.setFont(bold, 9)
+    canvas.setFillGray(0.2)
+    canvas.drawString(56, height - 40, NOTICE)
+    canvas.drawRightString(width - 56, 34, f"{NOTICE} · page {document.page}")
+    canvas.setFont(plain, 34)
+    canvas.setFillGray(0.5, alpha=0.16)
+    canvas.translate(width / 2, height / 2)
+    canvas.rotate(50)
+    canvas.drawCentredString(0, 0, NOTICE)
+    canvas.restoreState()
+
+
+def _png(pixels: np.ndarray) -> BytesIO:
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    buffer.seek(0)
+    return buffer
