@@ -8,6 +8,7 @@ already is found by comparison, and the rest is computed.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class _Image:
     """An image of a conversation and what the model made of it."""
 
     tensor: Tensor
+    key: int = field(default_factory=itertools.count().__next__)  # no other image has it
     read_with: str | None = None  # what the Q-Former read beside it, if it reads anything
     tokens: Tensor | None = None  # (Q, H)
 
@@ -351,7 +353,7 @@ class Conversation:
         return rendered["input_ids"]
 
     def _image_keys(self) -> list[tuple[int, str | None]]:
-        return [(i, image.read_with) for i, image in enumerate(self._images)]
+        return [(image.key, image.read_with) for image in self._images]
 
     def _begin(self, exchange: _Exchange, how: Generation) -> Answer:
         """Find what fits, and start answering."""

@@ -74,7 +74,7 @@ class Layout:
 
     def _image_side(self) -> None:
         self.upload = gr.File(
-            label="X-rays: PNG, JPEG or DICOM (frontal, lateral, prior …)",
+            label="X-rays: PNG, JPEG, DICOM",
             file_count="multiple",
             height=96,
             elem_id="xg-upload",
@@ -117,10 +117,16 @@ class Layout:
 
     def _report_side(self) -> None:
         with gr.Row():
-            self.draft = gr.Button("Draft report", variant="primary", elem_id="xg-draft")
-            self.stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="xg-stop")
-            self.again = gr.Button("Regenerate", interactive=False, elem_id="xg-again")
-            self.clear = gr.Button("Clear all", elem_id="xg-clear")
+            self.draft = gr.Button(
+                "Draft report", variant="primary", min_width=130, elem_id="xg-draft"
+            )
+            self.stop = gr.Button(
+                "Stop", variant="stop", interactive=False, min_width=130, elem_id="xg-stop"
+            )
+            self.again = gr.Button(
+                "Regenerate", interactive=False, min_width=130, elem_id="xg-again"
+            )
+            self.clear = gr.Button("Clear all", min_width=130, elem_id="xg-clear")
         self.status = gr.HTML(status(""), elem_id="xg-status")
         self.findings = gr.Textbox(
             label="Findings (AI draft: edit it)", lines=4, max_lines=14, elem_id="xg-findings"
@@ -130,7 +136,9 @@ class Layout:
         )
         with gr.Row():
             self.exports = {
-                kind: gr.Button(f"Export {name}", size="sm", elem_id=f"xg-export-{kind}")
+                kind: gr.Button(
+                    f"Export {name}", size="sm", min_width=90, elem_id=f"xg-export-{kind}"
+                )
                 for kind, name in (("md", "Markdown"), ("json", "JSON"), ("pdf", "PDF"))
             }
         with gr.Column(elem_id="xg-where"):

@@ -1,0 +1,389 @@
+"""The desk without a browser: images in, messages out, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+
+from tests.conversation.test_attention import LLM, speaking
+from tests.demo.hostile import doubted, refused
+from tests.demo.taught import parts, square
+from tests.models.test_xraygpt import tiny
+from tests.processors.test_dicom import dataset, save
+from xraygpt.common.errors import InputError
+from xraygpt.conversation import Busy
+from xraygpt.demo import sessions as sessions_module
+from xraygpt.demo.desk import Desk, Settings
+from xraygpt.demo.sessions import Session, Sessions
+from xraygpt.processors.pixels import read_image
+
+SHORT = Settings(max_new_tokens=24)
+
+
+@pytest.fixture
+def desk():
+    model = tiny(llm=LLM)
+    speaking(model)
+    found = Desk(parts(model, max_new_tokens=24), "random", synthetic=False)
+    yield found
+    found.sessions.close()
+    assert not found.sessions.root.exists()
+
+
+def upload(desk: Desk, session: Session, *files: Path) -> list[str]:
+    """As Gradio does: a copy in a folder of the upload folder."""
+    paths = []
+    for i, file in enumerate(files):
+        folder = desk.sessions.uploads / f"{time.monotonic_ns()}-{i}"
+        folder.mkdir()
+        paths.append(shutil.copy(file, folder))
+    return desk.take(session, paths)
+
+
+def said(answers) -> str:
+    return list(answers)[-1].text
+
+
+def test_hostile_files_get_a_sentence_and_leave_nothing(desk, tmp_path):
+    session = desk.sessions.of("a")
+    for name, (file, expected) in refused(tmp_path).items():
+        [message] = upload(desk, session, file)
+        assert expected in message, name
+        assert str(session.folder) not in message and "Secret" not in message
+        assert len(message) < 300 and "Traceback" not in message
+    assert not list(session.folder.iterdir()) and not list(desk.sessions.uploads.iterdir())
+    assert session.films == [] and "Upload" in desk.stage(session)
+    assert upload(desk, session, square(tmp_path, "left")) == []  # it goes on
+    assert said(desk.draft(session, SHORT))
+
+
+def test_doubtful_pictures_are_told_and_taken(desk, tmp_path):
+    session = desk.sessions.of("a")
+    for name, (file, expected) in doubted(tmp_path).items():
+        assert upload(desk, session, file) == []
+        assert expected in " ".join(session.film.doubts), name
+    assert said(desk.draft(session, SHORT))
+
+
+def test_one_bad_file_among_good_ones(desk, tmp_path):
+    session = desk.sessions.of("a")
+    bad = refused(tmp_path)["text.png"][0]
+    wrong = upload(desk, session, square(tmp_path, "left"), bad, square(tmp_path, "right"))
+    assert len(wrong) == 1 and len(session.films) == 2
+
+
+def test_only_uploads_are_taken(desk, tmp_path):
+    outside = square(tmp_path, "left")
+    with pytest.raises(InputError, match="not uploaded here"):
+        desk.take(desk.sessions.of("a"), [str(outside)])
+    inside = desk.sessions.uploads / "x"
+    inside.mkdir()
+    (inside / "link.png").symlink_to(outside)
+    with pytest.raises(InputError, match="not uploaded here"):
+        desk.take(desk.sessions.of("a"), [str(inside / "link.png")])
+    assert outside.exists()
+
+
+@pytest.mark.parametrize(("question", "message"), [
+    ("", "question is empty"), ("  \n ", "question is empty"),
+    ("x" * 100_000, "100,000 characters; at most 2,000"),
+    ("long " * 390, "the context of 512 holds"),
+])  # fmt: skip
+def test_questions_that_cannot_be_asked(desk, tmp_path, question, message):
+    session = desk.sessions.of("a")
+    upload(desk, session, square(tmp_path, "left"))
+    with pytest.raises(InputError, match=message):
+        list(desk.ask(session, question, SHORT))
+    assert said(desk.ask(session, "What?", SHORT))
+
+
+def test_nothing_to_draft_regenerate_or_export(desk):
+    session = desk.sessions.of("a")
+    with pytest.raises(InputError, match="upload an X-ray first"):
+        list(desk.draft(session, SHORT))
+    with pytest.raises(InputError, match="nothing was asked"):
+        list(desk.regenerate(session, SHORT))
+    with pytest.raises(InputError, match="nothing to export"):
+        desk.export(session, "", "", "md")
+
+
+def test_a_second_question_meanwhile_is_refused(desk, tmp_path):
+    session = desk.sessions.of("a")
+    upload(desk, session, square(tmp_path, "left"))
+    first = desk.draft(session, Settings(max_new_tokens=200))
+    next(first)
+    with pytest.raises(Busy, match="still being answered; Stop ends it"):
+        next(desk.ask(session, "And?", SHORT))
+    session.conversation.cancel()
+    assert list(first)[-1].status.startswith("Stopped.")
+    assert said(desk.ask(session, "And?", SHORT))
+
+
+def test_a_listener_who_leaves_frees_the_session(desk, tmp_path):
+    session = desk.sessions.of("a")
+    upload(desk, session, square(tmp_path, "left"))
+    answers = desk.draft(session, Settings(max_new_tokens=300))
+    next(answers)
+    answers.close()
+    assert not session.lock.locked()
+    assert said(desk.ask(session, "And?", SHORT))
+
+
+def test_closing_the_page_stops_the_answer_and_deletes_the_files(desk, tmp_path):
+    session = desk.sessions.of("a")
+    upload(desk, session, square(tmp_path, "left"))
+    answers = desk.draft(session, Settings(max_new_tokens=400))
+    next(answers)
+    ends = threading.Thread(target=desk.sessions.end, args=("a",))
+    ends.start()
+    assert list(answers)[-1].status.startswith("Stopped.")
+    ends.join(10)
+    assert not session.folder.exists() and len(desk.sessions) == 0
+
+
+def test_an_idle_page_is_told_that_its_images_are_gone(desk, tmp_path, monkeypatch):
+    session = desk.sessions.of("a")
+    upload(desk, session, square(tmp_path, "left"))
+    desk.sessions.end("a", expired=True)
+    with pytest.raises(InputError, match="idle for long"):
+        desk.sessions.of("a")
+    assert desk.sessions.of("a").films == []
+
+
+def test_too_many_pages(desk, monkeypatch):
+    monkeypatch.setattr(sessions_module, "MOST_SESSIONS", 2)
+    desk.sessions.of("a"), desk.sessions.of("b"), desk.sessions.of("a")
+    with pytest.raises(InputError, match="too many people"):
+        desk.sessions.of("c")
+    with pytest.raises(InputError, match="names no session"):
+        desk.sessions.of(None)
+
+
+def test_folders_are_private_and_those_of_the_dead_are_swept(desk, monkeypatch, tmp_path):
+    session = desk.sessions.of("a")
+    for folder in (desk.sessions.root, session.folder):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    monkeypatch.setattr(sessions_module.tempfile, "gettempdir", lambda: str(tmp_path))
+    dead, alive = tmp_path / "xraygpt-demo-4194304-x", tmp_path / "xraygpt-demo-1-x"
+    dead.mkdir(), alive.mkdir()
+    other = Sessions(desk.parts.engine)
+    assert not dead.exists() and alive.exists()
+    other.close()
+
+
+def test_uploads_that_nobody_took_are_deleted(desk, tmp_path):
+    stray = desk.sessions.uploads / "stray"
+    stray.mkdir()
+    desk.sessions.delete_strays(60)
+    assert stray.exists()
+    desk.sessions.delete_strays(-1)
+    assert not stray.exists()
+
+
+def test_clear_forgets_and_deletes(desk, tmp_path):
+    session = desk.sessions.of("a")
+    upload(desk, session, square(tmp_path, "left"))
+    list(desk.draft(session, SHORT))
+    desk.clear(session)
+    assert session.films == [] and list(session.folder.iterdir()) == []
+    assert desk.exchanges(session) == []
+    with pytest.raises(InputError, match="upload an X-ray first"):
+        list(desk.draft(session, SHORT))
+
+
+def test_the_model_reads_the_frames_shown_and_each_once(desk, tmp_path):
+    frames = np.stack([np.full((32, 32), v, np.uint16) for v in (100, 2000, 4000)])
+    frames[:, 4:9, 4:9] = 3000
+    session = desk.sessions.of("a")
+    upload(desk, session, save(tmp_path / "cine.dcm", dataset(frames, 12)))
+    assert session.film.frames == 3
+    desk.read(session)
+    session.film.turn_to(2)
+    desk.read(session)
+    assert session.shown == [(0, 2)]  # frame 0 was taken back: nobody had asked about it
+    first = said(desk.ask(session, "What?", SHORT))
+    fresh = desk.parts.engine.start()
+    fresh.add_image(desk.parts.read_image(session.film.path, 2))
+    assert first == fresh.ask("What?", desk.decoding(SHORT)).text()
+    session.film.turn_to(1)
+    list(desk.ask(session, "And here?", SHORT))
+    assert session.shown == [(0, 2), (0, 1)]
+    session.film.turn_to(2)
+    list(desk.ask(session, "And again?", SHORT))
+    assert session.shown == [(0, 2), (0, 1)]
+    assert "frame 3 of 3" in desk.stage(session)
+
+
+def test_two_images_are_read_in_their_order(desk, tmp_path):
+    session = desk.sessions.of("a")
+    upload(desk, session, square(tmp_path, "left"), square(tmp_path, "right"))
+    got = said(desk.ask(session, "What?", SHORT))
+    fresh = desk.parts.engine.start()
+    for kind in ("left", "right"):
+        fresh.add_image(desk.parts.read_image(square(tmp_path, kind)))
+    assert got == fresh.ask("What?", desk.decoding(SHORT)).text()
+
+
+def test_what_is_left_out_of_the_context_is_told(desk, tmp_path):
+    session = desk.sessions.of("a")
+    upload(desk, session, square(tmp_path, "left"))
+    statuses = [list(desk.ask(session, f"Q{i} " * 20, SHORT))[-1].status for i in range(5)]
+    assert "left" in statuses[0] and "oldest" not in statuses[0]
+    assert "oldest" in statuses[-1] and "left out of the prompt" in statuses[-1]
+
+
+def test_sampling_draws_by_its_seed_and_greedy_does_not(desk, tmp_path):
+    session = desk.sessions.of("a")
+    upload(desk, session, square(tmp_path, "left"))
+    drawn = Settings(mode="sampling", temperature=1.5, top_p=1.0, max_new_tokens=24, seed=3)
+    list(desk.draft(session, drawn))
+    first, seed = desk.exchanges(session)[-1][1], session.seed
+    again = said(desk.regenerate(session, drawn))
+    other = said(desk.regenerate(session, Settings(**{**vars(drawn), "seed": 4})))
+    assert first == again != other and seed == 3 and session.seed == 4
+    assert len(desk.exchanges(session)) == 1 and session.draft == 0
+    assert "temperature 1.5" in session.how
+    greedy = said(desk.regenerate(session, SHORT))
+    assert greedy == said(desk.regenerate(session, SHORT)) and session.seed is None
+    with pytest.raises(InputError, match="decoding"):
+        list(desk.regenerate(session, Settings(mode="sampling", temperature=0)))
+
+
+def test_exports_say_what_made_them_and_nothing_of_the_patient(desk, tmp_path):
+    ramp = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint16)
+    file = save(tmp_path / "Doe_John_1970.dcm", dataset(ramp, 12, Modality="CR"))
+    session = desk.sessions.of("a")
+    upload(desk, session, file)
+    list(desk.draft(session, SHORT))
+    list(desk.ask(session, "Is <b>it</b> left? | ä→", SHORT))
+    edited = ("Edited | by *me* <script>", "Ω ≥ 2 cm")
+    files = {}
+    for kind in ("json", "md", "pdf"):
+        made = desk.export(session, *edited, kind)
+        assert made["name"].endswith(f".{kind}")
+        files[kind] = _content(made)
+    content = json.loads(files["json"])
+    assert content["findings"] == edited[0] and content["edited"] is True
+    assert content["notice"] == "AI draft, not verified, research use only"
+    assert content["revision"] == "0" * 64 and content["prompt"] == "Report."
+    assert content["seed"] is None and content["date"].startswith("20")
+    assert [q for q, _ in content["conversation"]] == ["Is <b>it</b> left? | ä→"]
+    text = files["md"].decode()
+    assert text.count("AI draft, not verified, research use only") == 2
+    assert "\\<script\\>" in text and "0" * 64 in text and "Ω ≥ 2 cm" in text
+    assert files["pdf"].startswith(b"%PDF")
+    for content in files.values():
+        assert b"Doe" not in content and b"SECRET" not in content
+    unedited = json.loads(_content(desk.export(session, *session.drafted, "json")))
+    assert unedited["edited"] is False
+
+
+def _content(made: dict[str, str]) -> bytes:
+    import base64
+
+    return base64.b64decode(made["content"])
+
+
+def test_the_view_is_what_the_reader_computes(desk, tmp_path):
+    ramp = (np.add.outer(np.arange(40), np.arange(50)) * 40).astype(np.uint16)
+    file = save(tmp_path / "x.dcm", dataset(ramp, 12, PhotometricInterpretation="MONOCHROME1"))
+    session = desk.sessions.of("a")
+    upload(desk, session, file)
+    film = session.film
+
+    def wanted(**how) -> np.ndarray:
+        return np.rint(read_image(file, **how).pixels * 255).astype(np.uint8)
+
+    np.testing.assert_array_equal(film.pixels(), wanted())
+    film.window = (1200.0, 600.0)
+    np.testing.assert_array_equal(film.pixels(), wanted(window=(1200, 600)))
+    film.invert = True
+    np.testing.assert_array_equal(film.pixels(), 255 - wanted(window=(1200, 600)))
+    film.window, film.invert = film.own_window, False  # the sliders begin where the file is
+    np.testing.assert_array_equal(film.pixels(), wanted())
+    assert "stored as a negative" in film.facts()
+
+
+def test_no_patient_tag_is_on_the_page(desk, real_data):
+    for file in sorted((real_data / "dicom").glob("*.dcm")):
+        session = desk.sessions.of(file.name)
+        assert upload(desk, session, file) == []
+        header = pydicom.dcmread(file, force=True, stop_before_pixels=True)
+        page = desk.stage(session) + session.film.facts()
+        for keyword in ("PatientName", "PatientID", "PatientBirthDate", "InstitutionName"):
+            value = str(header.get(keyword, "")).strip()
+            assert not value or value not in page
+        assert session.film.doubts == []
+        assert file.name not in page
+
+
+def test_spans_of_sentences_and_words(desk, tmp_path):
+    session = desk.sessions.of("a")
+    upload(desk, session, square(tmp_path, "left"))
+    text = "Findings: Heart is large. No 2.5 cm mass. Impression: Big heart."
+    desk._show(session)
+    session.conversation.recall("Report.", text)
+    sentences = [text[a:b] for a, b in desk.spans(session, 0, words=False)]
+    assert sentences == ["Heart is large.", "No 2.5 cm mass.", "Big heart."]
+    words = [text[a:b] for a, b in desk.spans(session, 0, words=True)]
+    assert words[:4] == ["Findings", "Heart", "is", "large"]
+    assert "10%" not in desk.look(session, 0, desk.spans(session, 0, words=True)[1])
+    heat = session.heat[0, 0]
+    assert heat.shape == (32, 32) and heat.max() == pytest.approx(1, abs=0.01)
+    assert 'class="xg-heat"' in desk.stage(session)
+
+
+def test_a_drawn_map_is_clear_where_there_is_nothing():
+    from xraygpt.demo.films import painted
+
+    heat = np.zeros((40, 30), np.float32)
+    heat[10, 10] = 1
+    image = painted(heat)
+    assert image.shape == (40, 30, 4) and image[0, 0, 3] == 0 and image[10, 10, 3] == 255
+
+
+def test_the_gate_knows_a_chest(tmp_path):
+    from xraygpt.demo.gate import doubts
+    from xraygpt.demo.launch import phantoms
+
+    for path, caption in phantoms(tmp_path / "examples"):
+        pixels = read_image(path).pixels
+        assert "SYNTHETIC" in caption and doubts(pixels, {}) == []
+        assert "negative" in doubts(1 - pixels, {})[0]
+        assert Image.open(path).info["Source"].startswith("SYNTHETIC")
+    noise = np.random.default_rng(0).random((80, 80)).astype(np.float32)
+    assert doubts(noise, {}) == ["It does not look like a chest radiograph."]
+
+
+@pytest.mark.data
+def test_the_gate_on_real_pictures(real_data):
+    """Measured whole in docs/demo.md; here a part, of the training split alone."""
+    from xraygpt.demo.gate import doubts
+
+    rows = [json.loads(line) for line in (real_data / "iu_xray/reports.jsonl").open()]
+    chests = [r["image"] for r in rows if r["split"] == "train"][:60]
+    organs = {
+        r["image_name"]: r["image_organ"]
+        for r in json.loads((real_data / "vqa_rad/trainset.json").read_text())
+    }
+    others = [n for n, organ in organs.items() if organ in ("HEAD", "ABD")][:60]
+
+    def share(paths: list[Path]) -> float:
+        found = [read_image(p) for p in paths]
+        return float(np.mean([bool(doubts(i.pixels, i.meta)) for i in found]))
+
+    images = real_data / "iu_xray"
+    assert (
+        share([images / n if (images / n).exists() else images / "images" / n for n in chests])
+        < 0.06
+    )
+    assert share([real_data / "vqa_rad/images" / n for n in others]) > 0.85
