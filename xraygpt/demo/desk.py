@@ -103,7 +103,11 @@ class Desk:
             if self.sessions.uploads.resolve() not in upload.resolve().parents:
                 raise InputError("that file was not uploaded here")
             kept = session.folder / f"image-{os.urandom(8).hex()}"
-            shutil.move(upload, kept)
+            try:
+                shutil.move(upload, kept)
+            except FileNotFoundError:
+                wrong.append("A file is no longer there; upload it again.")
+                continue
             shutil.rmtree(upload.parent, ignore_errors=True)
             wrong += self._add(session, kept, f"File {len(wrong) + 1}")
         return wrong

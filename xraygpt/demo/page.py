@@ -128,13 +128,14 @@ class Page(Layout):
                 show_progress_on=self.status,
                 **lane,
             )
-            ran.then(
-                told(self.on_rest),
-                self.unit,
-                [*self.busy, self.words, self.stage, self.looked],
-                api_visibility="private",
-                **quick,
-            )
+            for over in (ran.then, ran.failure):  # `then` alone passes a failure by
+                over(
+                    told(self.on_rest),
+                    self.unit,
+                    [*self.busy, self.words, self.stage, self.looked],
+                    api_visibility="private",
+                    **quick,
+                )
         self.stop.click(told(self.on_stop), None, self.status, api_name="stop", **quick)
         self.questions.click(
             told(self.on_question), None, self.question, api_visibility="private", **quick
@@ -203,12 +204,9 @@ class Page(Layout):
     def on_upload(self, files: list[str] | None, request: gr.Request) -> Values:
         """Take files; say what is wrong with those that cannot be taken."""
         session = self.session(request)
-        before = len(session.films)
-        wrong = self.desk.take(session, files or [])
-        if wrong and len(session.films) == before:
-            raise InputError(" ".join(wrong))
-        for sentence in wrong:
-            gr.Warning(html.escape(sentence))
+        for sentence in self.desk.take(session, files or []):
+            gr.Warning(html.escape(sentence), duration=None, title="Not taken")
+        # Not raised: the list of files must be emptied, or the next upload brings them again.
         return {self.upload: None, **self._view(session)}
 
     def on_example(self, event: gr.EventData, request: gr.Request) -> Values:
@@ -349,7 +347,7 @@ class Page(Layout):
         for so_far in answers:
             values: Values = {self.chat: self._messages(session, so_far, question)}
             if so_far.report:
-                findings, impression = split_report(so_far.text)
+                findings, impression = split_report(so_far.text, done=so_far.done)
                 values |= {self.findings: findings, self.impression: impression}
             if so_far.done:
                 values[self.status] = status(so_far.status)
@@ -360,7 +358,7 @@ class Page(Layout):
         if not so_far.done:
             pairs = [*pairs, (question, so_far.text or "…")]
         return [
-            {"role": role, "content": text}
+            {"role": role, "content": html.escape(text)}  # Gradio renders HTML in it
             for pair in pairs
             for role, text in zip(("user", "assistant"), pair, strict=True)
         ]

@@ -17,6 +17,8 @@ import numpy as np
 NOTICE = "AI draft, not verified, research use only"
 Format = Literal["md", "json", "pdf"]
 _HEADING = re.compile(r"(?:^|(?<=\s))(findings|impression)\s*:\s*", re.IGNORECASE)
+_STARTS = "|".join(w[:n] for w in ("Findings", "Impression") for n in range(len(w), 0, -1))
+_BEGUN = re.compile(rf"(?:^|(?<=\s))(?:{_STARTS})$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +68,15 @@ class Report:
         ]
 
 
-def split_report(text: str) -> tuple[str, str]:
-    """Findings and impression by their headings; a text without headings is findings."""
+def split_report(text: str, *, done: bool = True) -> tuple[str, str]:
+    """Findings and impression by their headings; a text without headings is findings.
+
+    Args:
+        text: Of the whole report.
+        done: False while it comes: what may become a heading at its end is left out.
+    """
+    if not done:
+        text = _BEGUN.sub("", text)
     parts = {"findings": "", "impression": ""}
     pieces = _HEADING.split(text)
     parts["findings"] = pieces[0].strip()

@@ -27,6 +27,8 @@ IDLE_SECONDS = 45 * 60
 """After this long without a click the files are deleted."""
 STRAY_SECONDS = 10 * 60
 """After this long an upload that no page took is deleted."""
+EMPTY_SECONDS = 20
+"""After this long an empty file there is none that is being written."""
 WARM = 8
 """Conversations that keep what they have computed; others compute it again."""
 
@@ -167,14 +169,17 @@ class Sessions:
             self.delete_strays(STRAY_SECONDS)
 
     def delete_strays(self, older_than: float) -> None:
-        """Delete uploads that nobody took for so many seconds."""
-        for folder in self.uploads.iterdir():
+        """Delete uploads that nobody took for so many seconds, and the empty files of Gradio's."""
+        for path in self.uploads.iterdir():
             try:
-                stray = time.time() - folder.stat().st_mtime > older_than
-            except OSError:  # taken meanwhile
+                status = path.stat()
+                age = time.time() - status.st_mtime
+                if path.is_dir() and age > older_than:
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path.is_file() and age > (older_than if status.st_size else EMPTY_SECONDS):
+                    path.unlink(missing_ok=True)
+            except FileNotFoundError:  # taken meanwhile
                 continue
-            if stray:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 _PREFIX = "xraygpt-demo-"
