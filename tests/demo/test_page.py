@@ -208,6 +208,14 @@ def test_a_whole_visit(visit, site, tmp_path, width, scheme):
     visitor.until("value('question') === ''")
     visitor.wait()
 
+    page.locator("#xg-turn input").click()  # the draft can still be looked at
+    page.get_by_role("option", name="the draft").click()
+    visitor.until("find('#xg-words').innerText.includes('square')")
+    page.get_by_label("Sentences").check()
+    visitor.until("find('#xg-words').innerText.includes('No bone is broken.')")
+    page.get_by_role("button", name="No bone is broken.").click()
+    visitor.until("find('#xg-looked').innerText.includes('No bone is broken.')")
+
     site.slow = 0.1
     page.fill("#xg-question textarea", "Stop me.")
     page.click("#xg-ask")

@@ -142,11 +142,13 @@ class Layout:
                 for kind, name in (("md", "Markdown"), ("json", "JSON"), ("pdf", "PDF"))
             }
         with gr.Column(elem_id="xg-where"):
-            self.unit = gr.Radio(
-                ["Sentences", "Words"],
-                value="Sentences",
-                label="Where it looked: click one of the model's own",
-            )
+            with gr.Row():
+                self.unit = gr.Radio(
+                    ["Sentences", "Words"],
+                    value="Sentences",
+                    label="Where it looked: click one of the model's own",
+                )
+                self.turn = gr.Dropdown([], label="Of", visible=False, elem_id="xg-turn")
             self.words = gr.HTML(no_words(), js_on_load=asset("demo_pick.js"), elem_id="xg-words")
             self.looked = gr.HTML(self.legend(""), elem_id="xg-looked")
             self.opacity = gr.Slider(

@@ -132,7 +132,7 @@ class Page(Layout):
                 over(
                     told(self.on_rest),
                     self.unit,
-                    [*self.busy, self.words, self.stage, self.looked],
+                    [*self.busy, self.turn, self.words, self.stage, self.looked],
                     api_visibility="private",
                     **quick,
                 )
@@ -161,9 +161,14 @@ class Page(Layout):
             show_progress_on=self.looked,
             **lane,
         )
-        self.unit.input(
-            told(self.on_unit), self.unit, self.words, queue=False, api_visibility="private"
-        )
+        for control in (self.unit, self.turn):
+            control.input(
+                told(self.on_unit),
+                [self.unit, self.turn],
+                self.words,
+                queue=False,
+                api_visibility="private",
+            )
         for kind, button in self.exports.items():
             made = button.click(
                 told(self._exporter(cast("Format", kind))),
@@ -179,7 +184,7 @@ class Page(Layout):
             None,
             [
                 *self.shown, *self.busy, self.findings, self.impression, self.chat, self.status,
-                self.words, self.question, self.payload, self.upload,
+                self.turn, self.words, self.question, self.payload, self.upload,
             ],
             queue=False,
             api_name="clear",
@@ -314,7 +319,7 @@ class Page(Layout):
             self.ask: gr.update(interactive=True),
             self.again: gr.update(interactive=asked),
             self.stop: gr.update(interactive=False),
-            self.words: self._words(session, unit),
+            **self._turns(session, unit),
             self.stage: self.desk.stage(session),
             self.looked: self.legend(""),
         }
@@ -374,9 +379,26 @@ class Page(Layout):
 
     # ---- where it looked, files, the end ---------------------------------------------------------
 
-    def on_unit(self, unit: str, request: gr.Request) -> str:
-        """Sentences or words."""
-        return self._words(self.session(request), unit)
+    def on_unit(self, unit: str, turn: int | None, request: gr.Request) -> str:
+        """Sentences or words, of which answer."""
+        session = self.session(request)
+        return self._words(session, unit, len(self.desk.exchanges(session)) - 1, turn)
+
+    def _turns(self, session: Session, unit: str) -> Values:
+        """The last answer to click at, and the others to choose from."""
+        asked = self.desk.exchanges(session)
+        names = [
+            "the draft" if i == session.draft else f"{i + 1}. {question[:50]}"
+            for i, (question, _) in enumerate(asked)
+        ]
+        last = len(asked) - 1
+        choices = [(name, i) for i, name in enumerate(names)]
+        return {
+            self.turn: gr.update(
+                choices=choices, value=last if asked else None, visible=len(asked) > 1
+            ),
+            self.words: self._words(session, unit, last),
+        }
 
     def on_words(self, event: gr.EventData, request: gr.Request) -> Values:
         """Show where it looked for the words clicked."""
@@ -385,8 +407,8 @@ class Page(Layout):
         said = self.desk.look(session, turn, (start, end))
         return self._view(session) | {self.looked: self.legend(said)}
 
-    def _words(self, session: Session, unit: str) -> str:
-        turn = len(session.conversation.exchanges) - 1
+    def _words(self, session: Session, unit: str, last: int, turn: int | None = None) -> str:
+        turn = last if turn is None else int(turn)
         spans = self.desk.spans(session, turn, words=unit == "Words")
         if not spans:
             return no_words()
@@ -395,7 +417,7 @@ class Page(Layout):
             f'<button type="button" data-pick="{turn}-{a}-{b}">{html.escape(text[a:b])}</button> '
             for a, b in spans
         )
-        label = f"{unit} of the last answer"
+        label = f"{unit} of the answer"
         return f'<div class="xg-words" role="group" aria-label="{label}">{cells}</div>'
 
     def _exporter(self, kind: Format) -> Callable[..., Any]:
@@ -418,6 +440,7 @@ class Page(Layout):
             self.findings: "",
             self.impression: "",
             self.chat: [],
+            self.turn: gr.update(choices=[], value=None, visible=False),
             self.words: no_words(),
             self.question: "",
             self.payload: None,

@@ -161,7 +161,7 @@ class Sessions:
         atexit.unregister(self.close)
 
     def _reap(self) -> None:
-        while not self._stop.wait(30):
+        while not self._stop.wait(10):
             now = time.monotonic()
             for key, session in list(self._open.items()):
                 if now - session.used > IDLE_SECONDS and not session.lock.locked():

@@ -1,0 +1,140 @@
+"""Twenty people at once, for two minutes: nobody hears another, nothing is left, memory stays."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import REPO
+from tests.demo.taught import square
+
+gradio_client = pytest.importorskip("gradio_client", reason="gradio is absent")
+psutil = pytest.importorskip("psutil", reason="psutil is absent")
+pytestmark = pytest.mark.slow
+
+USERS, SECONDS = 20, 120
+YAML = """
+model: {arch: xraygpt, model_type: tiny, prompt_template: xraygpt, prompt_path: null}
+datasets: {phantoms: {builder: synthetic_cxr, studies: 12, picture_size: 32}}
+run:
+  task: {name: report_generation, generate: {max_new_tokens: 16}}
+  output_dir: out
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture
+def server(tmp_path):
+    """demo.py in a process of its own, its temporary files in a folder of their own."""
+    (tmp_path / "demo.yaml").write_text(YAML)
+    (tmp_path / "tmp").mkdir()
+    port = free_port()
+    command = [sys.executable, str(REPO / "demo.py"), "--cfg-path", "demo.yaml"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--port", str(port), "--device", "cpu"],
+            cwd=tmp_path,
+            env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+            stderr=log,
+        )
+        url = f"http://127.0.0.1:{port}/"
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(url, timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.2)
+        yield url, process, tmp_path
+        process.terminate()
+        assert process.wait(30) == 0
+    assert not list((tmp_path / "tmp").glob("xraygpt-demo-*"))
+
+
+class User:
+    """Somebody whose every question holds a word that nobody else uses."""
+
+    def __init__(self, number: int, url: str, folder: Path) -> None:
+        self.canary = f"canary-{number:02d}-{os.urandom(4).hex()}"
+        self.image = square(folder, "left" if number % 2 else "right", 100 + number)
+        self.url, self.turns = url, 0
+        self.wrong: list[str] = []
+
+    def live(self, until: float) -> None:
+        try:
+            client = gradio_client.Client(self.url, verbose=False, analytics_enabled=False)
+            try:
+                while time.monotonic() < until:
+                    self.visit(client)
+            finally:
+                client.close()
+        except Exception as error:
+            self.wrong.append(f"{self.canary}: {type(error).__name__}: {error}")
+
+    def visit(self, client: Any) -> None:
+        settings = ["greedy", 0.7, 0.9, 1.0, 3, 16, 0]
+        client.predict([gradio_client.handle_file(self.image)], api_name="/upload")
+        client.predict("", *settings, api_name="/draft")
+        for turn in range(2):
+            asked = f"{self.canary} {turn}"
+            said = client.predict(asked, *settings, api_name="/ask")
+            self.check(json.dumps(said))
+            self.turns += 1
+        made = client.predict("Findings", "Impression", api_name="/export_json")
+        content = base64.b64decode(made["content"]).decode()
+        self.check(content)
+        report = json.loads(content)
+        assert [q for q, _ in report["conversation"]] == [f"{self.canary} {i}" for i in range(2)]
+        assert len(report["images"]) == 1
+        client.predict(api_name="/clear")
+
+    def check(self, text: str) -> None:
+        assert self.canary in text
+        assert text.count("canary-") == text.count(self.canary), "another's conversation"
+
+
+def test_twenty_users(server, tmp_path):
+    url, process, folder = server
+    until = time.monotonic() + SECONDS
+    users = [User(i, url, tmp_path) for i in range(USERS)]
+    threads = [threading.Thread(target=user.live, args=(until,)) for user in users]
+    for thread in threads:
+        thread.start()
+    memory = []
+    seen = psutil.Process(process.pid)
+    while time.monotonic() < until:
+        time.sleep(5)
+        memory.append(seen.memory_info().rss)
+    for thread in threads:
+        thread.join(120)
+    assert [wrong for user in users for wrong in user.wrong] == []
+    assert all(user.turns >= 2 for user in users)
+    early, late = max(memory[3:7]), max(memory[-4:])
+    answers = sum(user.turns for user in users)
+    assert late <= 1.05 * early, f"{answers} answers; {early / 2**20:.0f} -> {late / 2**20:.0f} MiB"
+    root = next((folder / "tmp").glob("xraygpt-demo-*"))
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and list(root.glob("session-*")):
+        time.sleep(0.5)
+    assert not list(root.glob("session-*"))
+    while time.monotonic() < deadline and list((root / "uploads").iterdir()):
+        time.sleep(0.5)
+    assert not list((root / "uploads").iterdir())
+    log = (folder / "log").read_text()
+    assert "canary" not in log and "Traceback" not in log
