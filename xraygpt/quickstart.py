@@ -188,6 +188,7 @@ def _say_what_came_of_it(page: Path, seconds: float, peak: float, last: Step) ->
         "",
         f"The page:         {page.resolve()}",
         f"An image:         .venv/bin/python predict.py --cfg-path {last.config} --input my.png",
+        *(["In the browser:   make demo"] if last.config == "eval_configs/quickstart.yaml" else []),
         "Your own corpus:  docs/data.md",
         "",
     ]

@@ -36,6 +36,7 @@ ORDER = [
     "download",
     "curate",
     "serve",
+    "demo",
     "quickstart",
 ]
 MAX_FILE, MAX_FUNCTION = 500, 60

@@ -18,7 +18,7 @@ from xraygpt.common.config import load
 from xraygpt.experiment import Evaluation, Training
 
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
-ROOTS = {"train.py": Training, "evaluate.py": Evaluation, "predict.py": Evaluation}
+ROOTS = {"train.py": Training} | dict.fromkeys(("evaluate.py", "predict.py", "demo.py"), Evaluation)
 
 
 def spoken(tmp_path: Path, page: Path) -> list[list[str]]:

@@ -99,17 +99,17 @@ class Desk:
             What was wrong with those that were not taken, a sentence each.
         """
         wrong: list[str] = []
-        for upload in map(Path, uploads):
+        for number, upload in enumerate(map(Path, uploads), start=1):
             if self.sessions.uploads.resolve() not in upload.resolve().parents:
                 raise InputError("that file was not uploaded here")
             kept = session.folder / f"image-{os.urandom(8).hex()}"
             try:
                 shutil.move(upload, kept)
             except FileNotFoundError:
-                wrong.append("A file is no longer there; upload it again.")
+                wrong.append(f"File {number} is no longer there; upload it again.")
                 continue
             shutil.rmtree(upload.parent, ignore_errors=True)
-            wrong += self._add(session, kept, f"File {len(wrong) + 1}")
+            wrong += self._add(session, kept, f"File {number}")
         return wrong
 
     def take_example(self, session: Session, number: int) -> list[str]:
@@ -127,7 +127,8 @@ class Desk:
             session.films.append(open_film(path))
         except InputError as error:
             path.unlink(missing_ok=True)
-            return [without_path(error, path, name)]
+            advice = r"[,;](?: or)? raise ReadLimits\.\w+(?: if that is right)?"  # for programmers
+            return [re.sub(advice, "", without_path(error, path, name))]
         session.at = len(session.films) - 1
         return []
 

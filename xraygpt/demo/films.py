@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from xraygpt.demo.gate import doubts
+from xraygpt.phantom.corpus import SYNTHETIC
 from xraygpt.processors.pixels import MetaValue, ReadLimits, Window, frame_count, read_image
 
 LIMITS = ReadLimits(max_file_bytes=128 * 2**20, max_pixels=50_000_000)
@@ -37,6 +38,7 @@ class Film:
         invert: Whether it is shown as a negative.
         meta: What the reader says of the frame shown, at the file's own window.
         doubts: Of the gate.
+        synthetic: Whether it is a drawing of ours, as its own text says.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class Film:
     invert: bool = False
     meta: Mapping[str, MetaValue] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
+    synthetic: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -83,7 +86,11 @@ class Film:
         """What is known of the picture and not of the patient, in one line."""
         meta = self.meta
         view = " ".join(str(meta[k]) for k in ("modality", "view_position") if k in meta)
-        parts = [view, f"{meta['columns']} × {meta['rows']} pixels"]
+        parts = [
+            "SYNTHETIC phantom" * self.synthetic,
+            view,
+            f"{meta['columns']} × {meta['rows']} pixels",
+        ]
         if self.frames > 1:
             parts.append(f"frame {self.frame + 1} of {self.frames}")
         if meta.get("photometric") == "MONOCHROME1":
@@ -99,6 +106,9 @@ def open_film(path: Path) -> Film:
     """
     film = Film(path, frame_count(path, limits=LIMITS))
     film.turn_to(0)
+    if film.meta["voi"] == "identity":  # PNG or JPEG, and readable
+        with Image.open(path) as image:
+            film.synthetic = str(image.info.get("Source", "")).startswith(SYNTHETIC)
     return film
 
 

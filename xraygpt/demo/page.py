@@ -152,7 +152,7 @@ class Page(Layout):
 
     def _wire_rest(self) -> None:
         lane: dict[str, Any] = {"concurrency_id": LANE, "concurrency_limit": 1}
-        self.words.click(
+        looked = self.words.click(
             told(self.on_words),
             None,
             self.shown,
@@ -161,6 +161,7 @@ class Page(Layout):
             show_progress_on=self.looked,
             **lane,
         )
+        looked.success(None, None, None, js=asset("demo_show.js"))
         for control in (self.unit, self.turn):
             control.input(
                 told(self.on_unit),

@@ -27,7 +27,8 @@ from xraygpt.phantom.scene import View
 
 log = logging.getLogger(__name__)
 
-SOURCE = "SYNTHETIC: a drawn chest phantom, no patient"
+SYNTHETIC = "SYNTHETIC"
+SOURCE = f"{SYNTHETIC}: a drawn chest phantom, no patient"
 ROWS = "reports.jsonl"
 VERSION = 1  # of the drawings: another one, another corpus
 

@@ -1,0 +1,124 @@
+"""Whether maps tell the truth: phantoms with one lesion, whose pixels are known.
+
+    python benchmarks/maps.py --cfg-path eval_configs/quickstart.yaml
+
+For the sentence of the model's own report that names the lesion: the share of the map's mass inside
+the lesion, over the lesion's share of the picture. 1 is a map that knows nothing. The control is
+the map of another study, drawn by chance, laid over the same lesion. Phantoms are SYNTHETIC, of a
+seed that no corpus here has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from xraygpt.common.cli import guarded
+from xraygpt.common.config import load
+from xraygpt.common.logging import progress
+from xraygpt.conversation.attention import Attention, on_image
+from xraygpt.experiment import ChatParts, Evaluation, build_chat, reference_images
+from xraygpt.metrics.drawn import drawn_in
+from xraygpt.phantom.corpus import save_picture
+from xraygpt.phantom.design import draw
+from xraygpt.phantom.findings import KINDS
+from xraygpt.phantom.render import Study, render
+from xraygpt.processors.text import split_sentences
+
+SIDE, SEED = 256, 20_26
+
+
+@dataclass(frozen=True)
+class Case:
+    """A lesion that the report names; maps of its sentence, plain and less the average."""
+
+    finding: str
+    lesion: np.ndarray  # (SIDE, SIDE) bool
+    maps: tuple[np.ndarray, np.ndarray]
+
+
+def case_of(number: int, finding: Any, parts: ChatParts, looks: tuple[Attention, Attention]) -> Any:
+    """A study's case; None if the report does not name its lesion."""
+    picture = render(Study(f"MAP-{number:05d}", (finding,), seed=SEED), "frontal", SIDE)
+    lesion = picture.masks[0] > 0.5
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.png"
+        save_picture(picture.pixels, path)
+        image = parts.read_image(path)
+    conversation = parts.engine.start()
+    conversation.add_image(image)
+    text = conversation.ask(parts.engine.renderer.prompts[0], parts.how).text()
+    place = 0
+    for sentence in split_sentences(text):
+        start = text.index(sentence, place)
+        place = start + len(sentence)
+        if finding.name in drawn_in(sentence) and lesion.any():
+            heats = [look.look(conversation, start, place)[0].heat for look in looks]
+            maps = [on_image(heat, parts.fit, SIDE, SIDE) for heat in heats]
+            return Case(finding.name, lesion, (maps[0], maps[1]))
+    return None
+
+
+def ratio(map_: np.ndarray, lesion: np.ndarray) -> float:
+    """Share of the map inside, over the lesion's share of the picture."""
+    inside = map_[lesion].sum() / max(float(map_.sum()), 1e-12)
+    return float(inside / lesion.mean())
+
+
+def interval(values: np.ndarray) -> str:
+    """Mean and its 95 % percentile interval, 2,000 draws."""
+    rng = np.random.default_rng(0)
+    means = [rng.choice(values, len(values)).mean() for _ in range(2000)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return f"{values.mean():.2f} ({low:.2f} to {high:.2f})"
+
+
+def tell(name: str, cases: list[Case], which: int) -> None:
+    """One line on all findings, one on each."""
+    own = np.array([ratio(case.maps[which], case.lesion) for case in cases])
+    others = []
+    rng = Random(0)
+    for case in cases:
+        other = rng.choice([c for c in cases if c is not case])
+        others.append(ratio(other.maps[which], case.lesion))
+    control = np.array(others)
+    print(f"{name}: n = {len(cases)}, own {interval(own)}, median {np.median(own):.2f}; "
+          f"map of another study {interval(control)}; difference {interval(own - control)}; "
+          f"own is larger in {(own > control).mean():.0%}")  # fmt: skip
+    by: dict[str, list[float]] = defaultdict(list)
+    for case, value in zip(cases, own, strict=True):
+        by[case.finding].append(value)
+    print("   " + ", ".join(f"{k} {np.mean(v):.1f} ({len(v)})" for k, v in sorted(by.items())))
+
+
+def main() -> None:
+    """Draw, ask, look, compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cfg-path", required=True)
+    parser.add_argument("--options", nargs="*", default=[])
+    parser.add_argument("--studies", type=int, default=440)
+    args = parser.parse_args()
+    experiment = load(Evaluation, args.cfg_path, args.options)
+    parts = build_chat(experiment, "auto")
+    plain, less = Attention(parts.engine), Attention(parts.engine)
+    less.compare_with(reference_images(experiment, parts.engine.model.image_spec, 64))
+    rng = Random(SEED)
+    findings = [draw(list(KINDS)[i % len(KINDS)], rng) for i in range(args.studies)]
+    drawn = progress(enumerate(findings), "maps", len(findings), unit="study")
+    found = [case_of(i, finding, parts, (plain, less)) for i, finding in drawn]
+    cases = [case for case in found if case is not None]
+    print(f"{len(cases)} of {len(findings)} lesions are named in the report of their study")
+    tell("attention", cases, 0)
+    tell(f"less the average of {less.references} training images", cases, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

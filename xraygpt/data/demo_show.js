@@ -1,0 +1,5 @@
+() => {  // on a phone the viewer is above what was clicked
+  const viewer = document.querySelector("#xg-viewer");
+  const box = viewer.getBoundingClientRect();
+  if (box.bottom < 80 || box.top > innerHeight - 80) viewer.scrollIntoView({ block: "center" });
+}
