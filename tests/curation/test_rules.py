@@ -105,6 +105,7 @@ def test_what_was_done_is_counted():
     assert done.changed == 1
 
 
+@pytest.mark.slow
 def test_on_all_of_openi_findings_stay_and_masks_go(openi):  # noqa: F811
     """Outside the published test split; reports with both sections."""
     asked = agreed = masked = compared = reports = accepted = 0

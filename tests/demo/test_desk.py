@@ -25,6 +25,8 @@ from xraygpt.common.errors import InputError
 from xraygpt.conversation import Busy
 from xraygpt.demo import sessions as sessions_module
 from xraygpt.demo.desk import Desk, Settings
+from xraygpt.demo.gate import doubts
+from xraygpt.demo.launch import phantoms
 from xraygpt.demo.report import split_report
 from xraygpt.demo.sessions import Session, Sessions
 from xraygpt.processors.pixels import read_image
@@ -318,7 +320,10 @@ def test_the_view_is_what_the_reader_computes(desk, tmp_path):
     np.testing.assert_array_equal(film.pixels(), 255 - wanted(window=(1200, 600)))
     film.window, film.invert = film.own_window, False  # the sliders begin where the file is
     np.testing.assert_array_equal(film.pixels(), wanted())
-    assert "stored as a negative" in film.facts()
+    assert "stored as a negative" in film.facts() and "SYNTHETIC" not in film.facts()
+    desk.examples = phantoms(tmp_path / "examples")
+    assert desk.take_example(session, 0) == []
+    assert session.film.facts().startswith("SYNTHETIC phantom")
 
 
 def test_no_patient_tag_is_on_the_page(desk, real_data):
@@ -360,9 +365,6 @@ def test_a_drawn_map_is_clear_where_there_is_nothing():
 
 
 def test_the_gate_knows_a_chest(tmp_path):
-    from xraygpt.demo.gate import doubts
-    from xraygpt.demo.launch import phantoms
-
     for path, caption in phantoms(tmp_path / "examples"):
         pixels = read_image(path).pixels
         assert "SYNTHETIC" in caption and doubts(pixels, {}) == []
@@ -375,8 +377,6 @@ def test_the_gate_knows_a_chest(tmp_path):
 @pytest.mark.data
 def test_the_gate_on_real_pictures(real_data):
     """Measured whole in docs/demo.md; here a part, of the training split alone."""
-    from xraygpt.demo.gate import doubts
-
     rows = [json.loads(line) for line in (real_data / "iu_xray/reports.jsonl").open()]
     chests = [r["image"] for r in rows if r["split"] == "train"][:60]
     organs = {

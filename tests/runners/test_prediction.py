@@ -141,6 +141,7 @@ def test_what_cannot_be_meant_is_said(folder, tmp_path):
         find_inputs(table)
 
 
+@pytest.mark.slow
 def test_one_file_on_the_command_line_prints_its_answer(yaml_path, folder, tmp_path):
     command = [sys.executable, "predict.py", "--cfg-path", str(yaml_path), "--device", "cpu"]
     command += ["--input", str(folder / "one" / "left-0.png"), "--output", str(tmp_path / "out")]

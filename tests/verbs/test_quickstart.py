@@ -121,6 +121,7 @@ time.sleep(30)
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_a_stopped_tour_waits_until_its_training_has_saved(number, tmp_path):
     (tmp_path / "child.py").write_text(CHILD)
     code = "import sys; from xraygpt.quickstart import _call as call\n"

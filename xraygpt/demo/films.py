@@ -39,6 +39,7 @@ class Film:
         meta: What the reader says of the frame shown, at the file's own window.
         doubts: Of the gate.
         synthetic: Whether it is a drawing of ours, as its own text says.
+        source_format: ``DICOM``, ``PNG`` or ``JPEG``.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Film:
     meta: Mapping[str, MetaValue] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
     synthetic: bool = False
+    source_format: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -69,7 +71,8 @@ class Film:
         """
         image = read_image(self.path, frame=frame, limits=LIMITS)
         self.frame, self.window = frame, None
-        self.meta, self.doubts = image.meta, doubts(image.pixels, image.meta)
+        self.meta, self.source_format = image.meta, image.source_format
+        self.doubts = doubts(image.pixels, image.meta)
 
     def pixels(self) -> np.ndarray:
         """(H, W) or (H, W, 3) uint8 of what is shown, at most `VIEW_SIDE` a side.
@@ -106,8 +109,8 @@ def open_film(path: Path) -> Film:
     """
     film = Film(path, frame_count(path, limits=LIMITS))
     film.turn_to(0)
-    if film.meta["voi"] == "identity":  # PNG or JPEG, and readable
-        with Image.open(path) as image:
+    if film.source_format == "PNG":
+        with Image.open(path, formats=["PNG"]) as image:
             film.synthetic = str(image.info.get("Source", "")).startswith(SYNTHETIC)
     return film
 
