@@ -104,41 +104,36 @@ def _parser() -> argparse.ArgumentParser:
     for name in CORPORA:
         step = steps.add_parser(name, help=f"{name} into a training folder")
         step.set_defaults(run=_curate, corpus=name)
-        _add_source(step, images=True)
-        step.add_argument("--out", type=Path, required=True, help="the training folder")
-        step.add_argument("--copy", action="store_true", help="copy pictures, do not link them")
+        _add_source(step, out="the training folder")
         _add_filters(step)
         _add_model(step)
     step = steps.add_parser("filter", help="reports that pass the filters, as JSON lines")
     step.set_defaults(run=_filter)
     step.add_argument("corpus", choices=CORPORA)
-    _add_source(step, images=False)
-    step.add_argument("--out", type=Path, required=True, help="the file, ending in .jsonl")
+    _add_source(step, images=False, out="the file, ending in .jsonl")
     _add_filters(step)
     step = steps.add_parser("images", help="pictures of reports that pass, checked, in one folder")
     step.set_defaults(run=_images)
     step.add_argument("corpus", choices=CORPORA)
-    _add_source(step, images=True)
-    step.add_argument("--out", type=Path, required=True, help="the folder")
-    step.add_argument("--copy", action="store_true", help="copy pictures, do not link them")
+    _add_source(step, out="the folder")
     _add_filters(step)
     step = steps.add_parser("audit", help="random rows, source beside result, for a person")
     step.set_defaults(run=_audit)
     step.add_argument("corpus", choices=CORPORA)
-    _add_source(step, images=False)
-    step.add_argument("--out", type=Path, required=True, help="the training folder to look into")
+    _add_source(step, images=False, out="the training folder to look into")
     step.add_argument("--rows", type=int, default=30)
     step.add_argument("--seed", type=int, default=0)
     step.add_argument("--marks", type=Path, help="a marked audit.csv: print how many rows are good")
     return parser
 
 
-def _add_source(step: argparse.ArgumentParser, images: bool) -> None:
-    step.add_argument(
-        "--reports", type=Path, required=True, help="as downloaded, or filter's .jsonl"
-    )
+def _add_source(step: argparse.ArgumentParser, *, out: str, images: bool = True) -> None:
+    add = step.add_argument
+    add("--reports", type=Path, required=True, help="as downloaded, or filter's .jsonl")
     if images:
-        step.add_argument("--images", type=Path, required=True, help="folder of the pictures")
+        add("--images", type=Path, required=True, help="folder of the pictures")
+        add("--copy", action="store_true", help="copy pictures, do not link them")
+    add("--out", type=Path, required=True, help=out)
 
 
 def _add_filters(step: argparse.ArgumentParser) -> None:
