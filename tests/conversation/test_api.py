@@ -246,3 +246,22 @@ def test_who_leaves_in_the_middle_frees_the_model(served):
         assert served.of.waiting == 0
     finally:
         served.of.how = before
+
+
+def test_who_leaves_before_a_whole_answer_frees_the_model_too(served):
+    before = served.of.how
+    served.of.how = SHORT.__class__(max_new_tokens=300, no_repeat_ngram_size=2)
+    llm = served.of.engine.model.llm
+    slow = llm.register_forward_pre_hook(lambda *_: time.sleep(0.1))  # half a minute in all
+    try:
+        with pytest.raises(openai.APITimeoutError):
+            served.client().with_options(timeout=1.0).chat.completions.create(
+                model="tiny", messages=[user("What is this?", picture(6))]
+            )
+        end = time.monotonic() + 5
+        while served.of.waiting and time.monotonic() < end:
+            time.sleep(0.05)
+        assert served.of.waiting == 0
+    finally:
+        slow.remove()
+        served.of.how = before

@@ -280,8 +280,8 @@ def make_app(service: Service) -> FastAPI:
         return {"object": "list", "data": [card]}
 
     @app.post("/v1/chat/completions", response_model=None)
-    async def chat(asked: ChatRequest) -> Response:
-        return await _chat(service, asked)
+    async def chat(asked: ChatRequest, request: Request) -> Response:
+        return await _chat(service, asked, request)
 
     app.add_middleware(_Guard, service=service)
     return app
@@ -340,7 +340,7 @@ class _Streamed(StreamingResponse):
                 tasks.cancel_scope.cancel()
 
 
-async def _chat(service: Service, asked: ChatRequest) -> Response:
+async def _chat(service: Service, asked: ChatRequest, request: Request) -> Response:
     if asked.model not in ("", service.name):
         raise ApiError(404, f"no model {asked.model!r}; {service.name} is here", "model_not_found")
     if service.waiting >= service.limits.max_waiting:
@@ -360,15 +360,25 @@ async def _chat(service: Service, asked: ChatRequest) -> Response:
         body = _stream(service, asked, conversation, answer, head)
         return _Streamed(body, conversation.cancel)
     try:
-        text = await run_in_threadpool(answer.text)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_watch, request, conversation.cancel)
+            text = await run_in_threadpool(answer.text)
+            tasks.cancel_scope.cancel()
     finally:
-        conversation.cancel()  # whoever asked may have gone
+        conversation.cancel()
         service.waiting -= 1
     service.keep(asked.messages, text, conversation)
     message = {"role": "assistant", "content": text, "refusal": None}
     choice = {"index": 0, "message": message, "finish_reason": _reason(answer), "logprobs": None}
     usage = _usage(answer, conversation)
     return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
+
+
+async def _watch(request: Request, gone: Callable[[], None]) -> None:
+    """Tell when whoever asked has gone."""
+    while not await request.is_disconnected():
+        await anyio.sleep(0.2)
+    gone()
 
 
 def _begin(service: Service, asked: ChatRequest, how: Generation) -> tuple[Conversation, Answer]:

@@ -1,0 +1,65 @@
+"""The command line: what would open the page to others is refused, mistakes are one sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO
+from tests.demo.taught import square
+from xraygpt.common.errors import InputError
+from xraygpt.demo import launch
+
+QUICKSTART = str(REPO / "eval_configs" / "quickstart.yaml")
+
+
+def start(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--cfg-path", QUICKSTART, *options])
+    launch.main()
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--host", "0.0.0.0"], "--host 0.0.0.0 opens the page to others: name a file of users"),
+    (["--share"], "--share opens the page to others: name a file of users with --auth"),
+    (["--device", "tpu"], "--device tpu: one of auto, cpu, cuda, cuda:N"),
+    (["--device", "cuda:99"], "--device cuda:99: this machine has"),
+    (["--gpu_id", "0", "--device", "cpu"], "name two devices; keep one"),
+    (["--auth", "/nowhere"], "--auth /nowhere: No such file"),
+    (["--options", "model.nonsense=1"], "model.nonsense"),
+])  # fmt: skip
+def test_what_is_refused_before_anything_is_loaded(monkeypatch, options, message):
+    with pytest.raises(InputError) as told:
+        start(monkeypatch, *options)
+    assert message in str(told.value)
+
+
+@pytest.mark.parametrize(("text", "mode", "message"), [
+    ("anna:secret:with colon\n\nben:x\n", 0o600, None),
+    ("anna:secret\n", 0o644, "others can read it; chmod 600"),
+    ("anna\n", 0o600, "line 1: not of the form user:password"),
+    ("ok:ok\n:secret\n", 0o600, "line 2: not of the form user:password"),
+    ("\n", 0o600, "holds no line user:password"),
+])  # fmt: skip
+def test_users(tmp_path, text, mode, message):
+    file = tmp_path / "users"
+    file.write_text(text)
+    file.chmod(mode)
+    if message is None:
+        assert launch.read_users(file) == [("anna", "secret:with colon"), ("ben", "x")]
+        return
+    with pytest.raises(InputError, match=message):
+        launch.read_users(file)
+
+
+def test_own_examples(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with pytest.raises(InputError, match="no such folder"):
+        launch.own_examples(tmp_path / "x")
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(InputError, match="holds no PNG, JPEG or DICOM"):
+        launch.own_examples(tmp_path)
+    square(tmp_path, "left")
+    assert launch.own_examples(tmp_path) == [(tmp_path / "left-5.png", "left-5")]
+    assert "left out" in caplog.text and os.sep in caplog.text
