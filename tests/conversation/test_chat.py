@@ -200,7 +200,9 @@ def test_old_turns_are_dropped_knowingly_and_their_images_stay(engine):
     assert len(conversation.exchanges) == 14  # the history shows them all the same
     assert conversation.tokens_left(SHORT) < engine.model.context_len
     other = engine.start()  # the image is still there: another one is answered otherwise
-    ids = conversation._ids(conversation.exchanges[conversation._first :])
+    ids = conversation._ids(
+        conversation.exchanges[conversation._first :], len(conversation._images)
+    )
     assert ids.count(-200) == 4
     del other
 
@@ -309,3 +311,51 @@ def test_cleared_is_new(engine):
     answer: Answer = conversation.ask("What is this?", SHORT)
     assert answer.text() == first
     assert answer.cached_tokens == 0
+
+
+def test_answering_anew_leaves_out_the_image_that_waits(engine):
+    conversation = engine.start()
+    conversation.add_image(image(1))
+    first = conversation.ask("What is this?", SHORT).text()
+    conversation.add_image(image(2))
+    conversation.prefill()
+    assert conversation.regenerate(SHORT).text() == first
+    conversation.withdraw()
+    conversation.add_image(image(3))
+    said = conversation.ask("And this?", SHORT).text()
+    fresh = engine.start()
+    fresh.add_image(image(1))
+    assert fresh.ask("What is this?", SHORT).text() == first
+    fresh.add_image(image(3))
+    assert fresh.ask("And this?", SHORT).text() == said
+    assert len(conversation.replay().images) == 2
+
+
+def test_what_fails_leaves_the_conversation_as_it_was(engine, monkeypatch):
+    conversation = engine.start()
+    conversation.add_image(image(1))
+    first = conversation.ask("What is this?", SHORT).text()
+    with pytest.raises(InputError, match="holds 0"):
+        conversation.regenerate(replace(SHORT, max_new_tokens=600))
+    assert [e.answer for e in conversation.exchanges] == [first]
+
+    def broken(*_, **__):
+        raise MemoryError
+
+    conversation.add_image(image(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "embed", broken)
+        for begin in (
+            lambda: conversation.regenerate(SHORT).text(),
+            lambda: conversation.ask("And this?", SHORT).text(),
+            conversation.prefill,
+        ):
+            with pytest.raises(MemoryError):
+                begin()
+    assert [e.answer for e in conversation.exchanges] == [first]
+    said = conversation.ask("And this?", SHORT).text()
+    fresh = engine.start()
+    for number, question in ((1, "What is this?"), (2, "And this?")):
+        fresh.add_image(image(number))
+        last = fresh.ask(question, SHORT).text()
+    assert said == last

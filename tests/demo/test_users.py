@@ -88,7 +88,7 @@ class User:
             self.wrong.append(f"{self.canary}: {type(error).__name__}: {error}")
 
     def visit(self, client: Any) -> None:
-        settings = ["greedy", 0.7, 0.9, 1.0, 3, 16, 0]
+        settings = ["greedy", 0.7, 0.9, 1.0, 3, 16, 0, None]
         client.predict([gradio_client.handle_file(self.image)], api_name="/upload")
         client.predict("", *settings, api_name="/draft")
         for turn in range(2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,25 @@ from transformers.generation.streamers import BaseStreamer
 from xraygpt.models.decoding import Decoder
 
 Ended = Literal["end", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What the model had before it when it had given an answer.
+
+    Attributes:
+        ids: Of the whole prompt and the answer, IMAGE_TOKEN_ID at every token of an image.
+        start: Place of the answer's first id.
+        answer: Its text.
+        images: As `Conversation.add_image` took them.
+        asked: What a Q-Former that reads the question read.
+    """
+
+    ids: list[int]
+    start: int
+    answer: str
+    images: list[Tensor]
+    asked: str
 
 
 class Answer:
@@ -59,6 +79,11 @@ class Answer:
         if self._error is not None:
             raise self._error
         return self._text
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more comes."""
+        return self._done.is_set()
 
     def wait(self) -> None:
         """Until it is over, however it ended."""

@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from xraygpt.common.errors import InputError
-from xraygpt.conversation.chat import ChatEngine, Conversation, Replay
+from xraygpt.conversation.answer import Replay
+from xraygpt.conversation.chat import ChatEngine, Conversation
 from xraygpt.processors.image import Fit
 from xraygpt.processors.prompts import IMAGE_TOKEN_ID
 

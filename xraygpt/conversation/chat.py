@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from xraygpt.common.errors import InputError
-from xraygpt.conversation.answer import Answer, Cancelled, Ended, Pieces
+from xraygpt.conversation.answer import Answer, Cancelled, Ended, Pieces, Replay
 from xraygpt.models.base import Generation
 from xraygpt.models.decoding import Decoder
 from xraygpt.models.xraygpt import XrayGPT
@@ -49,25 +49,6 @@ class _Exchange:
     ids: list[int] = field(default_factory=list)  # of the answer and its end
     first: int = 0  # exchanges before it were dropped when it was answered
     images: int = 0  # shown until then
-
-
-@dataclass(frozen=True)
-class Replay:
-    """What the model had before it when it had given an answer.
-
-    Attributes:
-        ids: Of the whole prompt and the answer, IMAGE_TOKEN_ID at every token of an image.
-        start: Place of the answer's first id.
-        answer: Its text.
-        images: As `Conversation.add_image` took them.
-        asked: What a Q-Former that reads the question read.
-    """
-
-    ids: list[int]
-    start: int
-    answer: str
-    images: list[Tensor]
-    asked: str
 
 
 class ChatEngine:
@@ -167,24 +148,31 @@ class Conversation:
             Busy: An answer is under way.
         """
         with self._alone(), self.engine.lane, torch.inference_mode():
-            draft = _Exchange(IMAGE * self._waiting)
-            ids = self._ids([*self.exchanges[self._first :], draft])
-            if IMAGE_TOKEN_ID not in ids:
-                return len(self._cached)
-            last = len(ids) - ids[::-1].index(IMAGE_TOKEN_ID)
-            images = [self.engine.read(image, "") for image in self._images]
-            if any(image.read_with is not None for image in self._images):
-                return 0  # the Q-Former waits for the question
-            self._reuse(ids[:last])
-            embeds = self.engine.embed(ids[:last], images)[:, len(self._cached) :]
-            if embeds.shape[1]:
-                self.engine.model.llm(
-                    inputs_embeds=embeds, past_key_values=self._cache, use_cache=True,
-                    logits_to_keep=1,
-                )  # fmt: skip
-                self._cached = ids[:last]
-            self._cached_images = self._image_keys()
+            try:
+                return self._prefill()
+            except BaseException:  # half computed is not computed
+                self._drop_cache()
+                raise
+
+    def _prefill(self) -> int:
+        draft = _Exchange(IMAGE * self._waiting)
+        ids = self._ids([*self.exchanges[self._first :], draft], len(self._images))
+        if IMAGE_TOKEN_ID not in ids:
             return len(self._cached)
+        last = len(ids) - ids[::-1].index(IMAGE_TOKEN_ID)
+        images = [self.engine.read(image, "") for image in self._images]
+        if any(image.read_with is not None for image in self._images):
+            return 0  # the Q-Former waits for the question
+        self._reuse(ids[:last], self._images)
+        embeds = self.engine.embed(ids[:last], images)[:, len(self._cached) :]
+        if embeds.shape[1]:
+            self.engine.model.llm(
+                inputs_embeds=embeds, past_key_values=self._cache, use_cache=True,
+                logits_to_keep=1,
+            )  # fmt: skip
+            self._cached = ids[:last]
+        self._cached_images = _keys(self._images)
+        return len(self._cached)
 
     def ask(self, question: str, how: Generation | None = None) -> Answer:
         """Ask, and answer in the background.
@@ -203,29 +191,30 @@ class Conversation:
         if not self._busy.acquire(blocking=False):
             raise Busy("the last question is still being answered")
         try:
-            marks = IMAGE * self._waiting
-            answer = self._begin(_Exchange(f"{marks} {text}".strip()), how or Generation())
+            waiting, marks = self._waiting, IMAGE * self._waiting
+            asked = _Exchange(f"{marks} {text}".strip(), images=len(self._images))
+            return self._begin(asked, how or Generation(), list(self.exchanges), waiting)
         except BaseException:
             self._busy.release()
             raise
-        self._waiting = 0
-        return answer
 
     def regenerate(self, how: Generation | None = None) -> Answer:
-        """Answer the last question anew.
+        """Answer the last question anew, about the images it was asked about.
+
+        If it fails, the answer that was there stays.
 
         Raises:
             Busy: An answer is under way.
-            InputError: Nothing was asked yet.
+            InputError: Nothing was asked yet, or it does not fit into the context.
         """
         if not self._busy.acquire(blocking=False):
             raise Busy("the last question is still being answered")
         try:
             if not self.exchanges:
                 raise InputError("nothing was asked yet")
-            asked = self.exchanges.pop()
-            self._first = min(self._first, len(self.exchanges))
-            return self._begin(_Exchange(asked.question), how or Generation())
+            *before, last = self.exchanges
+            asked = _Exchange(last.question, images=last.images)
+            return self._begin(asked, how or Generation(), before, 0)
         except BaseException:
             self._busy.release()
             raise
@@ -242,7 +231,7 @@ class Conversation:
         """
         with self._alone():
             self.exchanges, self._images, self._waiting, self._first = [], [], 0, 0
-            self._cache, self._cached, self._cached_images = None, [], []
+            self._drop_cache()
 
     def recall(self, question: str, answer: str) -> None:
         """Take up an exchange of another conversation, as if it had been here.
@@ -281,7 +270,7 @@ class Conversation:
             Busy: An answer is under way.
         """
         with self._alone():
-            self._cache, self._cached, self._cached_images = None, [], []
+            self._drop_cache()
             for image in self._images:
                 image.tokens = None
 
@@ -321,7 +310,8 @@ class Conversation:
 
     def tokens_left(self, how: Generation | None = None) -> int:
         """Tokens a question may still take before an old exchange is dropped."""
-        used = len(self._ids(self.exchanges[self._first :])) if self.exchanges else 0
+        kept = self.exchanges[self._first :]
+        used = len(self._ids(kept, kept[-1].images)) if kept else 0
         room = self.engine.model.context_len - (how or Generation()).max_new_tokens
         return max(room - used, 0)
 
@@ -341,8 +331,8 @@ class Conversation:
                 turns.append(Turn(role="assistant", text=exchange.answer))
         return turns
 
-    def _ids(self, exchanges: Sequence[_Exchange], images: int | None = None) -> list[int]:
-        shown = self._images if images is None else self._images[:images]
+    def _ids(self, exchanges: Sequence[_Exchange], images: int) -> list[int]:
+        shown = self._images[:images]
         counts = [self.engine.packer.tokens(image.tensor) for image in shown]
         rendered = self.engine.renderer.render(
             self._turns(exchanges, len(shown)),
@@ -352,56 +342,72 @@ class Conversation:
         )
         return rendered["input_ids"]
 
-    def _image_keys(self) -> list[tuple[int, str | None]]:
-        return [(image.key, image.read_with) for image in self._images]
+    def _drop_cache(self) -> None:
+        self._cache, self._cached, self._cached_images = None, [], []
 
-    def _begin(self, exchange: _Exchange, how: Generation) -> Answer:
-        """Find what fits, and start answering."""
+    def _begin(
+        self, exchange: _Exchange, how: Generation, before: list[_Exchange], waiting: int
+    ) -> Answer:
+        """Find what fits, and start answering.
+
+        Args:
+            exchange: What is asked.
+            how: Decoding.
+            before: Exchanges that stand before it.
+            waiting: Images that come with it; they wait again if it fails.
+        """
         room = self.engine.model.context_len - how.max_new_tokens
-        first = self._first
-        while len(ids := self._ids([*self.exchanges[first:], exchange])) > room:
-            if first >= len(self.exchanges):
+        first = min(self._first, len(before))
+        while len(ids := self._ids([*before[first:], exchange], exchange.images)) > room:
+            if first >= len(before):
                 raise InputError(
                     f"the question and its images take {len(ids)} tokens; with "
                     f"{how.max_new_tokens} for the answer the context of "
                     f"{self.engine.model.context_len} holds {max(room, 0)}"
                 )
             first += 1
-        self._first = exchange.first = first
-        exchange.images = len(self._images)
+        exchange.first = first
         answer = Answer(first, len(ids), how.seed if how.do_sample else None)
         self._cancel.clear()
-        work = threading.Thread(target=self._work, args=(exchange, ids, how, answer), daemon=True)
-        work.start()
+        self._waiting -= waiting
+        given = (exchange, ids, how, answer, before, waiting)
+        threading.Thread(target=self._work, args=given, daemon=True).start()
         return answer
 
-    def _work(self, exchange: _Exchange, ids: list[int], how: Generation, answer: Answer) -> None:
+    def _work(
+        self,
+        exchange: _Exchange,
+        ids: list[int],
+        how: Generation,
+        answer: Answer,
+        before: list[_Exchange],
+        waiting: int,
+    ) -> None:
         text, ended, error = "", None, None
         try:
             with self.engine.lane, torch.inference_mode():
-                text, new, ended = self._generate(exchange, ids, how, answer)
+                kept = [*before[exchange.first :], exchange]
+                text, new, ended = self._generate(kept, ids, how, answer)
             exchange.answer, exchange.ids = text, new
-            self.exchanges.append(exchange)
+            self.exchanges, self._first = [*before, exchange], exchange.first
         except BaseException as raised:
             error = raised
-            self._cache, self._cached, self._cached_images = None, [], []
-            if IMAGE in exchange.question:  # its images come with the next question
-                self._waiting += exchange.question.count(IMAGE)
+            self._drop_cache()
+            self._waiting += waiting
         finally:
             self._busy.release()
             answer.finish(text, ended, error)
 
     def _generate(
-        self, exchange: _Exchange, ids: list[int], how: Generation, answer: Answer
+        self, kept: list[_Exchange], ids: list[int], how: Generation, answer: Answer
     ) -> tuple[str, list[int], Ended]:
         """Text, ids with the end, and how it ended."""
         engine = self.engine
-        kept = [*self.exchanges[self._first :], exchange]
-        asked = _asked(kept)
-        images = [engine.read(image, asked) for image in self._images]
+        asked, shown = _asked(kept), self._images[: kept[-1].images]
+        images = [engine.read(image, asked) for image in shown]
         alone = how.num_beams > 1 or how.candidates > 1  # several rows: the cache is left alone
         if not alone:
-            self._reuse(ids)
+            self._reuse(ids, shown)
             answer.cached_tokens = len(self._cached)
         embeds = engine.embed(ids, images)
         plain = None
@@ -423,18 +429,18 @@ class Conversation:
         if not alone:
             self._cached = [*ids, *new][: int(self._cache.get_seq_length())]
             self._crop(len(self._cached))
-            self._cached_images = self._image_keys()
+            self._cached_images = _keys(shown)
         return text, new, ended
 
-    def _reuse(self, ids: Sequence[int]) -> None:
+    def _reuse(self, ids: Sequence[int], images: Sequence[_Image]) -> None:
         """Keep of the cache what a prompt begins with; its last token is always computed."""
         if self._cache is None:
             self._cache = DynamicCache(config=self.engine.model.llm.config)
             self._cached = []
-        keys = self._image_keys()
+        keys = _keys(images)
         same = 0
         seen = 0
-        runs = [self.engine.packer.tokens(image.tensor) for image in self._images]
+        runs = [self.engine.packer.tokens(image.tensor) for image in images]
         for ours, theirs in zip(self._cached, ids[:-1], strict=False):
             if ours != theirs:
                 break
@@ -451,6 +457,11 @@ class Conversation:
         if extra > 0:
             self._cache.crop(-extra)
         self._cached = self._cached[:keep]
+
+
+def _keys(images: Sequence[_Image]) -> list[tuple[int, str | None]]:
+    """What tells images, as they were read, apart."""
+    return [(image.key, image.read_with) for image in images]
 
 
 def _asked(exchanges: Sequence[_Exchange]) -> str:

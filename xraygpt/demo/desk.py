@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
-import numpy as np
 import torch
 
 from xraygpt.common.errors import InputError, without_path
@@ -19,7 +20,7 @@ from xraygpt.conversation import Answer, Busy
 from xraygpt.conversation.attention import Attention, on_image
 from xraygpt.demo.films import Film, open_film, stage
 from xraygpt.demo.report import Format, Report, download, exported, split_report
-from xraygpt.demo.sessions import MOST_FILMS, Session, Sessions
+from xraygpt.demo.sessions import MOST_FILMS, Draft, Session, Sessions
 from xraygpt.experiment import ChatParts
 from xraygpt.models.base import Generation
 from xraygpt.processors.prompts import without_marks
@@ -27,8 +28,12 @@ from xraygpt.processors.text import split_sentences
 
 log = logging.getLogger(__name__)
 
-MOST_CHARACTERS = 2000
-"""Of a question."""
+MOST_CHARACTERS, MOST_REPORT = 2000, 20_000
+"""Of a question; of Findings, of Impression."""
+MOST_BEAMS = 8
+MAP_SIDE = 512
+"""Most pixels of a side of a map."""
+_ENDS = {"length": "Cut off at the token limit. ", "cancelled": "Stopped. "}
 Mode = Literal["greedy", "sampling", "beam search", "as measured"]
 Span = tuple[int, int]
 
@@ -55,12 +60,14 @@ class Told:
         report: Whether it is the draft of the report.
         done: Whether it is over.
         status: What there is to say about it.
+        asked: Whether it was asked at all.
     """
 
     text: str = ""
     report: bool = False
     done: bool = False
     status: str = ""
+    asked: bool = True
 
 
 @dataclass
@@ -98,17 +105,14 @@ class Desk:
         Returns:
             What was wrong with those that were not taken, a sentence each.
         """
-        wrong: list[str] = []
-        for number, upload in enumerate(map(Path, uploads), start=1):
-            if self.sessions.uploads.resolve() not in upload.resolve().parents:
-                raise InputError("that file was not uploaded here")
+        wrong = []
+        for number, upload in enumerate(uploads, start=1):
             kept = session.folder / f"image-{os.urandom(8).hex()}"
             try:
-                shutil.move(upload, kept)
-            except FileNotFoundError:
-                wrong.append(f"File {number} is no longer there; upload it again.")
+                self.sessions.take(Path(upload), kept)
+            except InputError as error:
+                wrong.append(f"File {number} {error}")
                 continue
-            shutil.rmtree(upload.parent, ignore_errors=True)
             wrong += self._add(session, kept, f"File {number}")
         return wrong
 
@@ -125,8 +129,10 @@ class Desk:
             if len(session.films) >= MOST_FILMS:
                 raise InputError(f"at most {MOST_FILMS} images fit into one conversation; clear it")
             session.films.append(open_film(path))
-        except InputError as error:
+        except BaseException as error:
             path.unlink(missing_ok=True)
+            if not isinstance(error, InputError):
+                raise
             advice = r"[,;](?: or)? raise ReadLimits\.\w+(?: if that is right)?"  # for programmers
             return [re.sub(advice, "", without_path(error, path, name))]
         session.at = len(session.films) - 1
@@ -141,10 +147,9 @@ class Desk:
         if not session.lock.acquire(blocking=False):
             return ""
         try:
+            self.sessions.cool_down()
             self._show(session)
             count = session.conversation.prefill()
-        except InputError as error:
-            return self._plain(session, error)
         finally:
             session.lock.release()
         return f"The model has read the image: {count} tokens." if count else "Image taken."
@@ -177,18 +182,21 @@ class Desk:
         if film is None:
             return stage(None, "")
         label = f"Image {session.at + 1} of {len(session.films)}: {film.facts()}"
-        heat = session.heat.get((session.at, film.frame))
-        return stage(film, label, cast("np.ndarray | None", heat))
+        return stage(film, label, session.heat.get((session.at, film.frame)))
 
     # ---- answers ---------------------------------------------------------------------------------
 
-    def draft(self, session: Session, settings: Settings) -> Iterator[Told]:
+    def draft(
+        self, session: Session, settings: Settings, ticket: int | None = None
+    ) -> Iterator[Told]:
         """Draft the report."""
         if not session.films:
             raise InputError("upload an X-ray first, or pick an example")
-        yield from self._answer(session, self.report_prompt, settings, report=True)
+        yield from self._answer(session, self.report_prompt, settings, ticket, report=True)
 
-    def ask(self, session: Session, question: str, settings: Settings) -> Iterator[Told]:
+    def ask(
+        self, session: Session, question: str, settings: Settings, ticket: int | None = None
+    ) -> Iterator[Told]:
         """Answer a question."""
         text = question.strip()
         if not text:
@@ -197,68 +205,102 @@ class Desk:
             raise InputError(
                 f"the question has {len(text):,} characters; at most {MOST_CHARACTERS:,} are taken"
             )
-        yield from self._answer(session, text, settings, report=False)
+        yield from self._answer(session, text, settings, ticket, report=False)
 
-    def regenerate(self, session: Session, settings: Settings) -> Iterator[Told]:
+    def regenerate(
+        self, session: Session, settings: Settings, ticket: int | None = None
+    ) -> Iterator[Told]:
         """Answer the last question anew; sampling draws with the seed given."""
         last = len(session.conversation.exchanges) - 1
         if last < 0:
             raise InputError("nothing was asked yet")
-        yield from self._answer(session, None, settings, report=session.draft == last)
+        report = session.draft is not None and session.draft.turn == last
+        yield from self._answer(session, None, settings, ticket, report=report)
 
     def _answer(
-        self, session: Session, question: str | None, settings: Settings, *, report: bool
+        self,
+        session: Session,
+        question: str | None,
+        settings: Settings,
+        ticket: int | None,
+        *,
+        report: bool,
     ) -> Iterator[Told]:
+        """Pieces of an answer. Whoever listens may leave; the session is freed all the same."""
+        how = self.decoding(settings)
         if not session.lock.acquire(blocking=False):
             raise Busy("the last question is still being answered; Stop ends it")
+        told, answer = Told(report=report), None
         try:
-            self.sessions.cool_down()
-            how = self.decoding(settings)
-            session.heat = {}
-            if question is None:
-                answer = session.conversation.regenerate(how)
-            else:
-                self._show(session)
-                answer = session.conversation.ask(question, how)
-            told = Told(report=report)
-            try:
-                for piece in answer:
-                    told.text += piece
-                    yield told
-            finally:
-                session.conversation.cancel()  # whoever listened may have gone
-                answer.wait()
-            told.text, told.done = answer.text(), True
+            if ticket is not None and ticket <= session.stopped:
+                yield Told(report=report, done=True, status="Stopped before it began.", asked=False)
+                return
+            answer = self._begin(session, question, how)
+            if ticket is not None and ticket <= session.stopped:
+                session.conversation.cancel()
+            for piece in answer:
+                told.text += piece
+                yield told
             self._note(session, told, settings, answer)
             yield told
-        except InputError as error:
-            raise InputError(self._plain(session, error)) from None
+        finally:
+            if answer is None or answer.over:
+                session.lock.release()
+            else:  # waiting here would hold up everybody's page
+                session.conversation.cancel()
+                rest = (session, told, settings, answer)
+                threading.Thread(target=self._settle, args=rest, daemon=True).start()
+
+    def _begin(self, session: Session, question: str | None, how: Generation) -> Answer:
+        self.sessions.cool_down()
+        session.heat = {}
+        if question is None:
+            return session.conversation.regenerate(how)
+        self._show(session)
+        return session.conversation.ask(question, how)
+
+    def _settle(self, session: Session, told: Told, settings: Settings, answer: Answer) -> None:
+        """Free a session whose listener has left, when its answer has stopped."""
+        try:
+            answer.wait()
+            if answer.ended is not None:
+                self._note(session, told, settings, answer)
         finally:
             session.lock.release()
 
     def _note(self, session: Session, told: Told, settings: Settings, answer: Answer) -> None:
         """What an answer leaves behind."""
-        session.seed = answer.seed
+        told.text, told.done = answer.text(), True
+        exchanges = session.conversation.exchanges
         if told.report:
-            session.draft = len(session.conversation.exchanges) - 1
-            session.drafted = split_report(told.text)
-            session.question, session.how = self.report_prompt, self.in_words(settings)
-        ends = {"length": "Cut off at the token limit.", "cancelled": "Stopped."}
-        parts = [ends.get(str(answer.ended), "")]
-        if told.report and told.text and not session.drafted[1]:
-            parts.append("This model wrote no heading “Impression”: all of it is under Findings.")
+            findings, impression = split_report(told.text)
+            session.draft = Draft(
+                turn=len(exchanges) - 1,
+                findings=findings,
+                impression=impression,
+                prompt=self.report_prompt,
+                decoding=self.in_words(settings),
+                seed=answer.seed,
+                ended=str(answer.ended),
+                images=[
+                    f"image {film + 1}: {session.films[film].facts(frame)}"
+                    for film, frame in session.shown[: exchanges[-1].images]
+                ],
+            )
+            if findings and not impression and answer.ended == "end":
+                told.status = "The model wrote no heading “Impression”: all is under Findings. "
+        told.status += _ENDS.get(str(answer.ended), "")
         if answer.seed is not None:
-            parts.append(f"Seed {answer.seed}.")
+            told.status += f"Seed {answer.seed}. "
         if answer.dropped:
             few = answer.dropped == 1
-            parts.append(
+            told.status += (
                 f"The oldest {'exchange' if few else f'{answer.dropped} exchanges'} no longer "
                 f"{'fits' if few else 'fit'} into the context and {'was' if few else 'were'} left "
-                "out of the prompt."
+                "out of the prompt. "
             )
         left = session.conversation.tokens_left(self.decoding(settings))
-        parts.append(f"{left} tokens of context left.")
-        told.status = " ".join(p for p in parts if p)
+        told.status += f"{left} tokens of context left."
 
     def exchanges(self, session: Session) -> list[tuple[str, str]]:
         """Questions and answers so far, oldest first."""
@@ -272,22 +314,29 @@ class Desk:
             InputError: They contradict each other.
         """
         mode = settings.mode
-        tokens = int(settings.max_new_tokens)
         try:
+            tokens, seed = int(settings.max_new_tokens), int(settings.seed or 0)
+            numbers = (settings.temperature, settings.top_p, settings.repetition_penalty)
+            if not all(map(math.isfinite, numbers)) or min(numbers) <= 0:
+                raise ValueError("temperature, top-p and repetition penalty must be above 0")
+            if not 0 <= seed < 2**63:
+                raise ValueError("the seed must lie in 0..2**63 - 1")
+            if not 1 <= settings.num_beams <= MOST_BEAMS:
+                raise ValueError(f"beams must lie in 1..{MOST_BEAMS}")
             if mode == "as measured":
-                return replace(self.parts.how, max_new_tokens=tokens, seed=int(settings.seed))
+                return replace(self.parts.how, max_new_tokens=tokens, seed=seed)
             common = Generation(
                 max_new_tokens=tokens,
                 repetition_penalty=settings.repetition_penalty,
                 no_repeat_ngram_size=self.parts.how.no_repeat_ngram_size,
-                seed=int(settings.seed),
+                seed=seed,
             )
             if mode == "sampling":
                 return replace(
                     common, do_sample=True, temperature=settings.temperature, top_p=settings.top_p
                 )
             return replace(common, num_beams=int(settings.num_beams) if "beam" in mode else 1)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"decoding: {error}") from None
 
     def in_words(self, settings: Settings) -> str:
@@ -322,26 +371,39 @@ class Desk:
             What to say about it.
         """
         looks = self.attention.look(session.conversation, *span, turn=turn)
+        read = session.shown[: len(looks)]
         highest = max(float(look.heat.max()) for look in looks)
         session.heat = {}
-        for key, look in zip(session.shown, looks, strict=False):
-            film = session.films[key[0]]
-            heat = on_image(look.heat, self.parts.fit, *film.size)
+        for key, look in zip(read, looks, strict=True):
+            rows, columns = session.films[key[0]].size
+            scale = min(1.0, MAP_SIDE / max(rows, columns))
+            heat = on_image(
+                look.heat,
+                self.parts.fit,
+                max(round(rows * scale), 1),
+                max(round(columns * scale), 1),
+            )
             session.heat[key] = heat / highest if highest else heat
-        at = max(range(len(looks)), key=lambda i: float(looks[i].heat.sum()))
-        if (
-            at < len(session.shown)
-            and (session.at, session.films[session.at].frame) not in (session.shown[: len(looks)])
-        ):
-            session.at = session.shown[at][0]
+        if (session.at, self.film(session).frame) not in read:  # show one that the model had read
+            at = max(range(len(looks)), key=lambda i: float(looks[i].heat.sum()))
+            session.at, frame = read[at]
+            session.films[session.at].turn_to(frame)
         text = session.conversation.exchanges[turn].answer[slice(*span)]
         quoted = text if len(text) < 60 else f"{text[:57]}…"
         parts = [f"“{quoted}”: {looks[0].to_images:.0%} of the attention went to images."]
         if len(looks) > 1:
-            parts += [f"Image {i + 1}: {look.share:.0%}." for i, look in enumerate(looks)]
+            parts += [
+                f"{self._name(session, key)}: {look.share:.0%}."
+                for key, look in zip(read, looks, strict=True)
+            ]
         if not highest:
             parts.append("Nowhere above the average.")
         return " ".join(parts)
+
+    def _name(self, session: Session, key: tuple[int, int]) -> str:
+        film, frame = key
+        several = session.films[film].frames > 1
+        return f"Image {film + 1}" + (f", frame {frame + 1}" if several else "")
 
     # ---- files -----------------------------------------------------------------------------------
 
@@ -349,40 +411,42 @@ class Desk:
         self, session: Session, findings: str, impression: str, kind: Format
     ) -> dict[str, str]:
         """The report as a file for the browser to save."""
-        facts = self.parts.facts
+        facts, draft = self.parts.facts, session.draft
         written = (findings.strip(), impression.strip())
+        if max(map(len, written)) > MOST_REPORT:
+            raise InputError(f"a report of more than {MOST_REPORT:,} characters is not exported")
         if not any(written) and not session.conversation.exchanges:
             raise InputError("there is nothing to export yet: draft a report first")
+        asked = self.exchanges(session)
         report = Report(
             findings=written[0],
             impression=written[1],
-            edited=written != session.drafted,
+            edited=draft is None or written != (draft.findings, draft.impression),
             model=f"{self.name} ({facts['arch']}, xraygpt {facts['xraygpt']})",
             revision=str(facts.get("weights") or ""),
-            prompt=session.question,
-            decoding=session.how or "none",
-            seed=session.seed,
-            images=[film.facts() for film in session.films],
-            conversation=[
-                pair for i, pair in enumerate(self.exchanges(session)) if i != session.draft
-            ],
+            prompt=draft.prompt if draft else "",
+            decoding=draft.decoding if draft else "",
+            seed=draft.seed if draft else None,
+            ended=draft.ended if draft else "",
+            images=draft.images if draft else [],
+            conversation=[p for i, p in enumerate(asked) if not draft or i != draft.turn],
             facts=facts,
         )
-        picture = session.film.pixels() if session.film else None
+        film = session.film
+        picture = (
+            (film.pixels(), f"Image {session.at + 1} as shown: {film.facts()}") if film else None
+        )
         return download(exported(report, kind, picture), kind, report.date)
 
     def clear(self, session: Session) -> None:
         """Stop, forget, and delete the files."""
-        if not session.wait_idle():
-            raise InputError("the last answer does not stop; try again")
-        session.conversation.clear()
-        session.delete_files()
-        session.folder.mkdir(mode=0o700)
-        session.reset()
-
-    def _plain(self, session: Session, error: Exception) -> str:
-        """A message without the paths of private folders."""
-        return without_path(error, session.folder)
+        with session.alone() as held:
+            if not held:
+                raise InputError("the last answer does not stop; try again")
+            session.conversation.clear()
+            session.delete_files()
+            session.folder.mkdir(mode=0o700)
+            session.reset()
 
     def film(self, session: Session) -> Film:
         """The one that is shown.

@@ -23,7 +23,6 @@ LIMITS = ReadLimits(max_file_bytes=128 * 2**20, max_pixels=50_000_000)
 """Of an upload: 128 MB, and 50 million pixels a frame."""
 VIEW_SIDE = 1536
 """Most pixels of a side in the browser; larger pictures are shown smaller."""
-_MAP_SIDE = 512
 
 
 @dataclass
@@ -85,17 +84,18 @@ class Film:
         shown = 255 - shown if self.invert else shown
         return thumbnail(shown, VIEW_SIDE)
 
-    def facts(self) -> str:
-        """What is known of the picture and not of the patient, in one line."""
+    def facts(self, frame: int | None = None) -> str:
+        """What is known of the picture and not of the patient, in one line.
+
+        Args:
+            frame: Which; None is the one shown.
+        """
         meta = self.meta
         view = " ".join(str(meta[k]) for k in ("modality", "view_position") if k in meta)
-        parts = [
-            "SYNTHETIC phantom" * self.synthetic,
-            view,
-            f"{meta['columns']} × {meta['rows']} pixels",
-        ]
+        drawn = "SYNTHETIC phantom" if self.synthetic else ""
+        parts = [drawn, view, f"{meta['columns']} × {meta['rows']} pixels"]
         if self.frames > 1:
-            parts.append(f"frame {self.frame + 1} of {self.frames}")
+            parts.append(f"frame {(self.frame if frame is None else frame) + 1} of {self.frames}")
         if meta.get("photometric") == "MONOCHROME1":
             parts.append("stored as a negative, shown with bright bones")
         return ", ".join(p for p in parts if p)
@@ -121,7 +121,7 @@ def stage(film: Film | None, label: str, heat: np.ndarray | None = None) -> str:
     Args:
         film: What to show; None shows an invitation.
         label: Names the picture for those who do not see it.
-        heat: (H, W) of the picture's own pixels, in [0, 1].
+        heat: (h, w) of the whole picture, in [0, 1].
     """
     if film is None:
         return '<p class="xg-empty">Upload a chest X-ray, or pick an example.</p>'
@@ -140,12 +140,10 @@ def thumbnail(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 def painted(heat: np.ndarray) -> np.ndarray:
-    """(H, W) in [0, 1] -> (h, w, 4) uint8: colour and opacity grow with the map."""
+    """(H, W) in [0, 1] -> (H, W, 4) uint8: colour and opacity grow with the map."""
     from matplotlib import colormaps
 
-    small = Image.fromarray(heat.astype(np.float32))
-    small.thumbnail((_MAP_SIDE, _MAP_SIDE), Image.Resampling.BILINEAR)
-    values = np.clip(np.asarray(small), 0, 1)
+    values = np.clip(heat, 0, 1)
     colours = colormaps["inferno"](0.25 + 0.75 * values)
     colours[..., 3] = values**0.7
     return np.rint(colours * 255).astype(np.uint8)

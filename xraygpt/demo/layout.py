@@ -8,7 +8,7 @@ from importlib import resources
 import gradio as gr
 
 from xraygpt.demo import films
-from xraygpt.demo.desk import Desk, Settings
+from xraygpt.demo.desk import MOST_BEAMS, MOST_REPORT, Desk, Settings
 from xraygpt.demo.report import NOTICE
 
 QUESTIONS = (
@@ -52,6 +52,7 @@ class Layout:
                     self._report_side()
                     self._chat_side()
             self.payload = gr.JSON(visible="hidden", elem_id="xg-payload")
+            self.ticket = gr.Number(None, visible="hidden", precision=0)
 
     def _head(self) -> None:
         facts = self.desk.parts.facts
@@ -129,10 +130,18 @@ class Layout:
             self.clear = gr.Button("Clear all", min_width=130, elem_id="xg-clear")
         self.status = gr.HTML(status(""), elem_id="xg-status")
         self.findings = gr.Textbox(
-            label="Findings (AI draft: edit it)", lines=4, max_lines=14, elem_id="xg-findings"
+            label="Findings (AI draft: edit it)",
+            lines=4,
+            max_lines=14,
+            max_length=MOST_REPORT,
+            elem_id="xg-findings",
         )
         self.impression = gr.Textbox(
-            label="Impression (AI draft: edit it)", lines=2, max_lines=8, elem_id="xg-impression"
+            label="Impression (AI draft: edit it)",
+            lines=2,
+            max_lines=8,
+            max_length=MOST_REPORT,
+            elem_id="xg-impression",
         )
         with gr.Row():
             self.exports = {
@@ -161,7 +170,7 @@ class Layout:
             height=300,
             render_markdown=False,
             feedback_options=None,
-            buttons=["copy"],
+            buttons=[],
             elem_id="xg-chat",
         )
         with gr.Row():
@@ -188,9 +197,17 @@ class Layout:
                 gr.Slider(0.1, 2, start.temperature, step=0.1, label="Temperature (sampling)"),
                 gr.Slider(0.05, 1, start.top_p, step=0.05, label="Top-p (sampling)"),
                 gr.Slider(1, 2, start.repetition_penalty, step=0.05, label="Repetition penalty"),
-                gr.Slider(2, 8, start.num_beams, step=1, label="Beams (beam search)"),
-                gr.Slider(8, 512, start.max_new_tokens, step=8, label="Most tokens of an answer"),
-                gr.Number(start.seed, precision=0, label="Seed (sampling)", elem_id="xg-seed"),
+                gr.Slider(2, MOST_BEAMS, start.num_beams, step=1, label="Beams (beam search)"),
+                gr.Slider(
+                    1,
+                    max(512, start.max_new_tokens),
+                    start.max_new_tokens,
+                    step=1,
+                    label="Most tokens of an answer",
+                ),
+                gr.Number(
+                    start.seed, precision=0, minimum=0, label="Seed (sampling)", elem_id="xg-seed"
+                ),
             ]
 
     def legend(self, said: str) -> str:

@@ -6,6 +6,7 @@ import functools
 import html
 import inspect
 import logging
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -17,7 +18,7 @@ from xraygpt.demo import films
 from xraygpt.demo.desk import Desk, Settings, Told, out_of_memory
 from xraygpt.demo.layout import QUESTIONS, Layout, asset, no_words, status
 from xraygpt.demo.report import Format, split_report
-from xraygpt.demo.sessions import Session
+from xraygpt.demo.sessions import PREFIX, Session
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ LANE = "model"
 """Everything that computes with the model waits in this one queue."""
 WAITING = 32
 """Most events in the queue; more are told to come back."""
+_OURS = re.compile(rf"\S*{re.escape(PREFIX)}[^\s:]*")  # private folders
 Values = dict[Any, Any]
 
 
@@ -52,7 +54,7 @@ def _on_page(error: Exception) -> gr.Error:
     if isinstance(error, gr.Error):
         return error
     if isinstance(error, InputError):
-        message = str(error)
+        message = _OURS.sub("the image", str(error))
     elif out_of_memory(error):
         message = "The device has no memory left: close other pages, or start with --low-resource."
     else:
@@ -85,7 +87,8 @@ class Page(Layout):
             self.width, self.invert, self.looked,
         ]  # fmt: skip
         quick: dict[str, Any] = {
-            "queue": False,
+            "concurrency_id": "view",  # decoding a large file takes a core for a second
+            "concurrency_limit": 2,
             "show_progress": "hidden",
             "api_visibility": "private",
         }
@@ -109,8 +112,8 @@ class Page(Layout):
         self.opacity.input(None, self.opacity, None, js=asset("demo_opacity.js"))
 
     def _wire_answers(self) -> None:
-        self.busy = [self.draft, self.ask, self.again, self.stop]
-        answer = [self.findings, self.impression, self.chat, self.status]
+        self.busy = [self.draft, self.ask, self.again, self.stop, *self.exports.values()]
+        answer = [self.findings, self.impression, self.chat, self.status, self.question]
         lane: dict[str, Any] = {"concurrency_id": LANE, "concurrency_limit": 1}
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
         starts = [
@@ -119,20 +122,29 @@ class Page(Layout):
             ([self.again.click], self.on_again, "regenerate"),
         ]
         for triggers, handler, name in starts:
-            ran = gr.on(triggers, **self._begin()).then(
+            begun = gr.on(
+                triggers,
+                told(self.on_begin),
+                None,
+                [*self.busy, self.status, self.ticket],
+                api_visibility="private",
+                **quick,
+            )
+            ran = begun.success(
                 told(handler),
-                {self.question, *self.settings},
-                [*answer, self.question],
+                {self.question, self.ticket, *self.settings},
+                answer,
                 api_name=name,
                 show_progress="minimal",
                 show_progress_on=self.status,
                 **lane,
             )
             for over in (ran.then, ran.failure):  # `then` alone passes a failure by
-                over(
+                free = over(self.on_free, None, self.busy, api_visibility="private", **quick)
+                free.then(
                     told(self.on_rest),
                     self.unit,
-                    [*self.busy, self.turn, self.words, self.stage, self.looked],
+                    [self.turn, self.words, self.stage, self.looked],
                     api_visibility="private",
                     **quick,
                 )
@@ -140,15 +152,6 @@ class Page(Layout):
         self.questions.click(
             told(self.on_question), None, self.question, api_visibility="private", **quick
         )
-
-    def _begin(self) -> dict[str, Any]:
-        return {
-            "fn": told(self.on_begin),
-            "outputs": [*self.busy, self.status],
-            "queue": False,
-            "show_progress": "hidden",
-            "api_visibility": "private",
-        }
 
     def _wire_rest(self) -> None:
         lane: dict[str, Any] = {"concurrency_id": LANE, "concurrency_limit": 1}
@@ -244,10 +247,15 @@ class Page(Layout):
         """Another window, or a negative."""
         session = self.session(request)
         film = self.desk.film(session)
+        before = film.window, film.invert
         own = film.own_window
         film.window = None if own is None or own == (level, width) else (level, max(width, 1))
-        film.invert = invert
-        return self.desk.stage(session)
+        film.invert = bool(invert)
+        try:
+            return self.desk.stage(session)
+        except BaseException:
+            film.window, film.invert = before
+            raise
 
     def on_own_view(self, request: gr.Request) -> Values:
         """The window of the file."""
@@ -305,21 +313,25 @@ class Page(Layout):
 
     # ---- answers ---------------------------------------------------------------------------------
 
-    def on_begin(self) -> Values:
+    def on_begin(self, request: gr.Request) -> Values:
         """While it answers, only Stop can be pressed."""
-        off = {part: gr.update(interactive=False) for part in (self.draft, self.ask, self.again)}
-        busy = status("Answering … Stop ends it.")
-        return {**off, self.stop: gr.update(interactive=True), self.status: busy}
+        off = {part: gr.update(interactive=False) for part in self.busy}
+        return {
+            **off,
+            self.stop: gr.update(interactive=True),
+            self.status: status("Answering … Stop ends it."),
+            self.ticket: self.session(request).begin(),
+        }
+
+    def on_free(self) -> Values:
+        """It has answered, or could not; needs no session, which may be what was wrong."""
+        on = {part: gr.update(interactive=True) for part in self.busy}
+        return {**on, self.stop: gr.update(interactive=False)}
 
     def on_rest(self, unit: str, request: gr.Request) -> Values:
-        """It has answered, or could not."""
+        """What there is to click at now."""
         session = self.session(request)
-        asked = bool(session.conversation.exchanges)
         return {
-            self.draft: gr.update(interactive=True),
-            self.ask: gr.update(interactive=True),
-            self.again: gr.update(interactive=asked),
-            self.stop: gr.update(interactive=False),
             **self._turns(session, unit),
             self.stage: self.desk.stage(session),
             self.looked: self.legend(""),
@@ -328,29 +340,36 @@ class Page(Layout):
     def on_draft(self, given: Values, request: gr.Request) -> Iterator[Values]:
         """Draft the report."""
         session = self.session(request)
-        answers = self.desk.draft(session, self._settings(given))
+        answers = self.desk.draft(session, self._settings(given), self._ticket(given))
         yield from self._stream(session, answers, self.desk.report_prompt)
 
     def on_ask(self, given: Values, request: gr.Request) -> Iterator[Values]:
         """Answer a question."""
         session = self.session(request)
         question = given[self.question] or ""
-        answers = self.desk.ask(session, question, self._settings(given))
-        for values in self._stream(session, answers, question):
-            yield {self.question: "", **values}
+        answers = self.desk.ask(session, question, self._settings(given), self._ticket(given))
+        for i, values in enumerate(self._stream(session, answers, question)):
+            taken = {self.question: ""} if i == 0 and values.get(self.chat) else {}
+            yield taken | values
 
     def on_again(self, given: Values, request: gr.Request) -> Iterator[Values]:
         """Answer the last question anew."""
         session = self.session(request)
         asked = [question for question, _ in self.desk.exchanges(session)][-1:]
-        answers = self.desk.regenerate(session, self._settings(given))
+        answers = self.desk.regenerate(session, self._settings(given), self._ticket(given))
         yield from self._stream(session, answers, "".join(asked))
+
+    def _ticket(self, given: Values) -> int | None:
+        return None if given[self.ticket] is None else int(given[self.ticket])
 
     def _settings(self, given: Values) -> Settings:
         return Settings(*(given[part] for part in self.settings))
 
     def _stream(self, session: Session, answers: Iterator[Told], question: str) -> Iterator[Values]:
         for so_far in answers:
+            if not so_far.asked:
+                yield {self.status: status(so_far.status)}
+                return
             values: Values = {self.chat: self._messages(session, so_far, question)}
             if so_far.report:
                 findings, impression = split_report(so_far.text, done=so_far.done)
@@ -364,14 +383,14 @@ class Page(Layout):
         if not so_far.done:
             pairs = [*pairs, (question, so_far.text or "…")]
         return [
-            {"role": role, "content": html.escape(text)}  # Gradio renders HTML in it
+            {"role": role, "content": html.escape(text, quote=False)}  # Gradio renders HTML in it
             for pair in pairs
             for role, text in zip(("user", "assistant"), pair, strict=True)
         ]
 
     def on_stop(self, request: gr.Request) -> str:
         """Stop the answer under way."""
-        self.session(request).conversation.cancel()
+        self.session(request).stop()
         return status("Stopping …")
 
     def on_question(self, event: gr.EventData) -> str:
@@ -389,7 +408,9 @@ class Page(Layout):
         """The last answer to click at, and the others to choose from."""
         asked = self.desk.exchanges(session)
         names = [
-            "the draft" if i == session.draft else f"{i + 1}. {question[:50]}"
+            "the draft"
+            if session.draft and i == session.draft.turn
+            else f"{i + 1}. {question[:50]}"
             for i, (question, _) in enumerate(asked)
         ]
         last = len(asked) - 1
@@ -434,10 +455,7 @@ class Page(Layout):
         self.desk.clear(session)
         return {
             **self._view(session),
-            self.draft: gr.update(interactive=True),
-            self.ask: gr.update(interactive=True),
-            self.again: gr.update(interactive=False),
-            self.stop: gr.update(interactive=False),
+            **self.on_free(),
             self.findings: "",
             self.impression: "",
             self.chat: [],

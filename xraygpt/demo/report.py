@@ -17,6 +17,11 @@ import numpy as np
 NOTICE = "AI draft, not verified, research use only"
 Format = Literal["md", "json", "pdf"]
 _HEADING = re.compile(r"(?:^|(?<=\s))(findings|impression)\s*:\s*", re.IGNORECASE)
+_ENDED = {
+    "end": "by the model",
+    "length": "cut off at the token limit",
+    "cancelled": "stopped by a person",
+}
 _STARTS = "|".join(w[:n] for w in ("Findings", "Impression") for n in range(len(w), 0, -1))
 _BEGUN = re.compile(rf"(?:^|(?<=\s))(?:{_STARTS})$")
 
@@ -34,7 +39,8 @@ class Report:
         prompt: What the draft was asked for with.
         decoding: In words.
         seed: None where nothing was drawn.
-        images: One line each; nothing of the patient.
+        ended: ``end``, ``length`` (cut off) or ``cancelled`` (stopped); empty without a draft.
+        images: That the model had read for the draft, a line each; nothing of the patient.
         conversation: Questions and answers, oldest first.
         facts: Of the model, for those who reproduce it.
         date: UTC.
@@ -48,6 +54,7 @@ class Report:
     prompt: str
     decoding: str
     seed: int | None
+    ended: str
     images: list[str]
     conversation: list[tuple[str, str]]
     facts: dict[str, Any] = field(default_factory=dict)
@@ -60,10 +67,11 @@ class Report:
             ("Model", self.model),
             ("Revision", self.revision or "random weights"),
             ("Prompt", self.prompt or "none: no draft was asked for"),
-            ("Decoding", self.decoding),
+            ("Decoding", self.decoding or "none"),
             ("Seed", "none: nothing was drawn" if self.seed is None else str(self.seed)),
+            ("Draft ended", _ENDED.get(self.ended, "no draft")),
             ("Date", self.date),
-            ("Images", "; ".join(self.images) or "none"),
+            ("Read for the draft", "; ".join(self.images) or "none"),
             ("Edited by a person", "yes" if self.edited else "no"),
         ]
 
@@ -85,13 +93,13 @@ def split_report(text: str, *, done: bool = True) -> tuple[str, str]:
     return parts["findings"], parts["impression"]
 
 
-def exported(report: Report, kind: Format, picture: np.ndarray | None) -> bytes:
+def exported(report: Report, kind: Format, picture: tuple[np.ndarray, str] | None) -> bytes:
     """The file.
 
     Args:
         report: What to write.
         kind: ``md``, ``json`` or ``pdf``.
-        picture: Goes into the PDF.
+        picture: Goes into the PDF, with its caption.
     """
     if kind == "json":
         return json.dumps(asdict(report), indent=1, ensure_ascii=False).encode()
@@ -123,7 +131,7 @@ def _markdown(report: Report) -> str:
     return "\n".join([*lines, "", f"{NOTICE}.", ""])
 
 
-def _pdf(report: Report, picture: np.ndarray | None) -> bytes:
+def _pdf(report: Report, picture: tuple[np.ndarray, str] | None) -> bytes:
     from reportlab.lib.pagesizes import A4
     from reportlab.platypus import SimpleDocTemplate
 
@@ -149,7 +157,7 @@ def _fonts() -> tuple[str, str]:
     return "DejaVu", "DejaVu-Bold"
 
 
-def _story(report: Report, picture: np.ndarray | None) -> list[Any]:
+def _story(report: Report, picture: tuple[np.ndarray, str] | None) -> list[Any]:
     from reportlab.lib.styles import ParagraphStyle
     from reportlab.platypus import Image, Paragraph, Spacer, Table
 
@@ -163,11 +171,11 @@ def _story(report: Report, picture: np.ndarray | None) -> list[Any]:
 
     story: list[Any] = []
     if picture is not None:
-        height, width = picture.shape[:2]
+        height, width = picture[0].shape[:2]
         scale = min(240 / width, 240 / height)
-        story.append(Image(_png(picture), width * scale, height * scale))
+        story += [Image(_png(picture[0]), width * scale, height * scale), said(picture[1], small)]
     for name, text in (("Findings", report.findings), ("Impression", report.impression)):
-        story += [Paragraph(name, head), said(text)]
+        story += [Paragraph(name, head), *(said(line) for line in (text or "").split("\n"))]
     if report.conversation:
         story.append(Paragraph("Conversation", head))
         for question, answer in report.conversation:

@@ -13,7 +13,13 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from xraygpt.common.errors import InputError
 from xraygpt.conversation import ChatEngine, Conversation
@@ -21,8 +27,10 @@ from xraygpt.demo.films import Film
 
 log = logging.getLogger(__name__)
 
-MOST_SESSIONS, MOST_FILMS = 64, 8
-"""Pages open at once; images in one conversation."""
+PREFIX = "xraygpt-demo-"
+"""Of the private folder's name; the process that made it follows."""
+MOST_SESSIONS, MOST_FILMS, MOST_ENDED = 64, 8, 4096
+"""Pages open at once; images in one conversation; pages remembered to have ended."""
 IDLE_SECONDS = 45 * 60
 """After this long without a click the files are deleted."""
 STRAY_SECONDS = 10 * 60
@@ -33,6 +41,31 @@ WARM = 8
 """Conversations that keep what they have computed; others compute it again."""
 
 
+@dataclass(frozen=True)
+class Draft:
+    """The draft of a report, and what made it.
+
+    Attributes:
+        turn: Which exchange it is.
+        findings: As the model wrote them.
+        impression: Likewise.
+        prompt: It was asked for with.
+        decoding: In words.
+        seed: None where nothing was drawn.
+        ended: ``end``, ``length`` (cut off) or ``cancelled`` (stopped).
+        images: That the model had read, a line each.
+    """
+
+    turn: int
+    findings: str
+    impression: str
+    prompt: str
+    decoding: str
+    seed: int | None
+    ended: str
+    images: list[str]
+
+
 class Session:
     """One open page.
 
@@ -40,17 +73,17 @@ class Session:
         films: Uploaded, in order.
         at: Which of them is shown.
         shown: (film, frame) of every image the conversation holds, in its order.
-        draft: Which exchange is the draft of the report; None before.
-        drafted: What the model wrote: findings and impression.
+        draft: Of the report; None before.
         heat: Maps of the words last asked for, by (film, frame).
-        seed: Of the answer last given; None where nothing was drawn.
-        question: With which the draft was asked for.
-        how: Decoding of the draft, in words.
+        lock: Held by whoever computes: one answer at a time.
+        ticket: Of the question last asked; a question that waits for its turn knows its own.
+        stopped: Questions up to this ticket do not begin any more.
     """
 
     def __init__(self, folder: Path, conversation: Conversation) -> None:
         self.folder, self.conversation = folder, conversation
-        self.lock = threading.Lock()  # one answer at a time
+        self.lock = threading.Lock()
+        self.ticket = self.stopped = 0
         self.used = time.monotonic()
         self.reset()
 
@@ -59,24 +92,34 @@ class Session:
         self.films: list[Film] = []
         self.at = 0
         self.shown: list[tuple[int, int]] = []
-        self.draft: int | None = None
-        self.drafted = ("", "")
-        self.heat: dict[tuple[int, int], object] = {}
-        self.seed: int | None = None
-        self.question = self.how = ""
+        self.draft: Draft | None = None
+        self.heat: dict[tuple[int, int], np.ndarray] = {}
 
     @property
     def film(self) -> Film | None:
         """The one that is shown."""
         return self.films[self.at] if self.films else None
 
-    def wait_idle(self, seconds: float = 30) -> bool:
-        """Stop the answer under way, and wait until it has stopped."""
+    def begin(self) -> int:
+        """The ticket of a question that is about to wait for its turn."""
+        self.ticket += 1
+        return self.ticket
+
+    def stop(self) -> None:
+        """Stop the answer under way, and what waits."""
+        self.stopped = self.ticket
         self.conversation.cancel()
-        if not self.lock.acquire(timeout=seconds):
-            return False
-        self.lock.release()
-        return True
+
+    @contextmanager
+    def alone(self, seconds: float = 30) -> Iterator[bool]:
+        """Stop what computes, and hold the session; whether that came to pass in time."""
+        self.stop()
+        held = self.lock.acquire(timeout=seconds)
+        try:
+            yield held
+        finally:
+            if held:
+                self.lock.release()
 
     def delete_files(self) -> None:
         """Delete what was uploaded."""
@@ -93,11 +136,12 @@ class Sessions:
     def __init__(self, engine: ChatEngine) -> None:
         self.engine = engine
         _sweep_leftovers()
-        self.root = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))  # mode 0700
+        self.root = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))  # mode 0700
         self.uploads = self.root / "uploads"
         self.uploads.mkdir()
         self._open: dict[str, Session] = {}
-        self._expired: set[str] = set()
+        self._ended: OrderedDict[str, str] = OrderedDict()  # lately, and why
+        self._twins: dict[str, Path] = {}  # by Gradio's hash of their content
         self._lock = threading.Lock()
         self._stop = threading.Event()
         atexit.register(self.close)
@@ -115,19 +159,57 @@ class Sessions:
         if not key:
             raise InputError("the request names no session; open the page in a browser")
         with self._lock:
-            if key in self._expired:
-                self._expired.discard(key)
+            if key in self._ended:
                 raise InputError(
-                    "this page was idle for long, and its images were deleted; upload them again"
+                    f"{self._ended[key]}, and its images were deleted; reload the page"
                 )
             session = self._open.get(key)
             if session is None:
-                if len(self._open) >= MOST_SESSIONS:
-                    raise InputError("too many people have this page open; try again later")
+                self._make_room()
                 folder = Path(tempfile.mkdtemp(dir=self.root, prefix="session-"))
                 session = self._open[key] = Session(folder, self.engine.start())
             session.used = time.monotonic()
         return session
+
+    def _make_room(self) -> None:
+        """Pages nobody has used yet make room for others."""
+        if len(self._open) < MOST_SESSIONS:
+            return
+        for key, session in list(self._open.items()):
+            if not session.films and not session.conversation.exchanges:
+                session.delete_files()
+                del self._open[key]
+                return
+        raise InputError("too many people have this page open; try again later")
+
+    def take(self, upload: Path, kept: Path) -> None:
+        """Move an upload to where it is kept.
+
+        Gradio names folders by a keyed hash of what is in them, so the same picture uploaded twice
+        has one place, which the first taker empties; the second takes a copy of the first's.
+
+        Raises:
+            InputError: It was not uploaded here, or is no longer there.
+        """
+        place = upload.resolve()
+        if place.parent.parent != self.uploads.resolve() or upload.is_symlink() or place.is_dir():
+            raise InputError("is no upload")
+        key = place.parent.name
+        twin = self._twins.get(key)
+        try:
+            if place.is_file():
+                shutil.move(place, kept)
+                with suppress(OSError):
+                    place.parent.rmdir()
+            elif twin is not None:
+                shutil.copyfile(twin, kept)
+            else:
+                raise FileNotFoundError
+        except FileNotFoundError:
+            raise InputError("is no longer there; upload it again") from None
+        with self._lock:
+            self._twins = {k: path for k, path in self._twins.items() if path.exists()}
+            self._twins[key] = kept
 
     def cool_down(self) -> None:
         """Free what conversations have computed that were not used lately."""
@@ -139,34 +221,40 @@ class Sessions:
             except InputError:  # it is answering
                 continue
 
-    def end(self, key: str | None, expired: bool = False) -> None:
-        """Stop a session's answer and delete its files."""
-        with self._lock:
-            session = self._open.pop(key or "", None)
-            if session is not None and expired:
-                self._expired.add(key or "")
-        if session is None:
+    def end(self, key: str | None, why: str = "the connection to this page was lost") -> None:
+        """Stop a session's answer and delete its files; the page, if it is still there, is told."""
+        if not key:
             return
-        session.wait_idle()
-        session.reset()
-        session.delete_files()
+        with self._lock:
+            session = self._open.pop(key, None)
+            self._ended[key] = why
+            while len(self._ended) > MOST_ENDED:
+                self._ended.popitem(last=False)
+        if session is not None:
+            session.delete_files()
+            with session.alone():
+                session.reset()
+                session.delete_files()
 
     def close(self) -> None:
         """End all sessions and delete the folder."""
         self._stop.set()
-        for key in list(self._open):
-            self._open[key].conversation.cancel()
+        for session in list(self._open.values()):
+            session.stop()
         shutil.rmtree(self.root, ignore_errors=True)
         self._open.clear()
         atexit.unregister(self.close)
 
     def _reap(self) -> None:
         while not self._stop.wait(10):
-            now = time.monotonic()
-            for key, session in list(self._open.items()):
-                if now - session.used > IDLE_SECONDS and not session.lock.locked():
-                    self.end(key, expired=True)
-            self.delete_strays(STRAY_SECONDS)
+            try:
+                now = time.monotonic()
+                for key, session in list(self._open.items()):
+                    if now - session.used > IDLE_SECONDS and not session.lock.locked():
+                        self.end(key, "this page was idle for long")
+                self.delete_strays(STRAY_SECONDS)
+            except Exception as error:  # the next round may fare better
+                log.error("deleting old files: %s", type(error).__name__)
 
     def delete_strays(self, older_than: float) -> None:
         """Delete uploads that nobody took for so many seconds, and the empty files of Gradio's."""
@@ -182,14 +270,11 @@ class Sessions:
                 continue
 
 
-_PREFIX = "xraygpt-demo-"
-
-
 def _sweep_leftovers() -> None:
     """Delete what a killed program has left."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
         try:
-            pid = int(folder.name.removeprefix(_PREFIX).split("-")[0])
+            pid = int(folder.name.removeprefix(PREFIX).split("-")[0])
             if folder.stat().st_uid != os.getuid():
                 continue
             os.kill(pid, 0)
