@@ -37,6 +37,8 @@ def taught() -> XrayGPT:
     vis = processor(model)
     torch.manual_seed(0)
     model.train()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model only waits for a second
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), 3e-3)
     asked = [PROMPT, "What is there?", "Is it left?", "A longer question, whatever it says."]
     for step in range(STEPS):
@@ -50,6 +52,7 @@ def taught() -> XrayGPT:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+    torch.set_num_threads(threads)
     return model.eval()
 
 

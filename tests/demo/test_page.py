@@ -183,6 +183,7 @@ def test_a_whole_visit(visit, site, tmp_path, width, scheme):
     visitor.wait()
     said = [page.input_value(f"#xg-{box} textarea") for box in ("findings", "impression")]
     assert "Findings: {} Impression: {}".format(*said) == REPORTS["left"]
+    visitor.until("document.querySelectorAll('#xg-words button').length === 3")
     assert page.locator("#xg-words button").all_inner_texts() == [
         "A square is on the left.", "No bone is broken.", "Left square.",
     ]  # fmt: skip
@@ -220,10 +221,15 @@ def test_a_whole_visit(visit, site, tmp_path, width, scheme):
     page.fill("#xg-question textarea", "Stop me.")
     page.click("#xg-ask")
     visitor.until("find('#xg-chat').innerText.includes('Stop me.')")
-    assert page.locator("#xg-draft").is_disabled() and page.locator("#xg-ask").is_disabled()
+    for button in ("draft", "ask", "export-pdf"):
+        assert page.locator(f"#xg-{button}").is_disabled()
+    visitor.until("value('question') === ''")
+    page.fill("#xg-question textarea", "Typed meanwhile")
+    page.wait_for_timeout(500)
     page.click("#xg-stop")
     visitor.wait()
     site.slow = 0.0
+    assert page.input_value("#xg-question textarea") == "Typed meanwhile"
     assert "Stopped." in visitor.see("#xg-status")
     page.click("#xg-again")
     visitor.until("!find('#xg-status').innerText.includes('Stopped.')")
@@ -313,6 +319,21 @@ def test_a_browser_closed_mid_answer_leaves_nothing(visit, site, tmp_path):
     assert len(site.desk.sessions) == 1
     other.page.click("#xg-draft")  # the lane is free again
     other.until("value('impression') === 'Right square.'")
+
+
+def test_a_page_whose_session_has_ended_is_told(visit, site, tmp_path):
+    visitor = visit()
+    visitor.upload(square(tmp_path, "left"))
+    visitor.shown("32 × 32")
+    for key in list(site.desk.sessions._open):
+        site.desk.sessions.end(key, "the connection to this page was lost")
+    visitor.page.click("#xg-draft")
+    assert "the connection to this page was lost, and its images were deleted" in visitor.toast()
+    assert not visitor.page.locator("#xg-draft").is_disabled()
+    visitor.page.reload()
+    visitor.page.wait_for_selector("#xg-draft")
+    visitor.upload(square(tmp_path, "left"))
+    visitor.shown("32 × 32")
 
 
 def test_frames(visit, tmp_path):

@@ -128,7 +128,7 @@ class Page(Layout):
                 None,
                 [*self.busy, self.status, self.ticket],
                 api_visibility="private",
-                **quick,
+                show_progress="hidden",  # queued: an error outside the queue is not shown
             )
             ran = begun.success(
                 told(handler),
@@ -148,7 +148,7 @@ class Page(Layout):
                     api_visibility="private",
                     **quick,
                 )
-        self.stop.click(told(self.on_stop), None, self.status, api_name="stop", **quick)
+        self.stop.click(told(self.on_stop), None, self.stop, api_name="stop", **quick)
         self.questions.click(
             told(self.on_question), None, self.question, api_visibility="private", **quick
         )
@@ -170,7 +170,6 @@ class Page(Layout):
                 told(self.on_unit),
                 [self.unit, self.turn],
                 self.words,
-                queue=False,
                 api_visibility="private",
             )
         for kind, button in self.exports.items():
@@ -190,7 +189,6 @@ class Page(Layout):
                 *self.shown, *self.busy, self.findings, self.impression, self.chat, self.status,
                 self.turn, self.words, self.question, self.payload, self.upload,
             ],
-            queue=False,
             api_name="clear",
         )  # fmt: skip
         self.blocks.load(told(self.on_load), None, None, api_visibility="private")
@@ -388,10 +386,10 @@ class Page(Layout):
             for role, text in zip(("user", "assistant"), pair, strict=True)
         ]
 
-    def on_stop(self, request: gr.Request) -> str:
-        """Stop the answer under way."""
+    def on_stop(self, request: gr.Request) -> Any:
+        """Stop the answer under way, and the question that waits for its turn."""
         self.session(request).stop()
-        return status("Stopping …")
+        return gr.update(interactive=False)
 
     def on_question(self, event: gr.EventData) -> str:
         """Take an example question."""
