@@ -3,9 +3,9 @@
     python benchmarks/maps.py --cfg-path eval_configs/quickstart.yaml
 
 For the sentence of the model's own report that names the lesion: the share of the map's mass inside
-the lesion, over the lesion's share of the picture. 1 is a map that knows nothing. The control is
-the map of another study, drawn by chance, laid over the same lesion. Phantoms are SYNTHETIC, of a
-seed that no corpus here has.
+the lesion, over the lesion's share of the picture. 1 is a map that knows nothing. Two controls, on
+the same lesion: the map of another study, drawn by chance, and that of a sentence of the same
+report that does not name the lesion. Phantoms are SYNTHETIC, of a seed that no corpus here has.
 """
 
 from __future__ import annotations
@@ -38,11 +38,15 @@ SIDE, SEED = 256, 20_26
 
 @dataclass(frozen=True)
 class Case:
-    """A lesion that the report names; maps of its sentence, plain and less the average."""
+    """A lesion that the report names; maps of its sentence, plain and less the average.
+
+    `others` are the same of a sentence that does not name it; empty if there is none.
+    """
 
     finding: str
     lesion: np.ndarray  # (SIDE, SIDE) bool
-    maps: tuple[np.ndarray, np.ndarray]
+    maps: list[np.ndarray]
+    others: list[np.ndarray]
 
 
 def case_of(number: int, finding: Any, parts: ChatParts, looks: tuple[Attention, Attention]) -> Any:
@@ -56,15 +60,22 @@ def case_of(number: int, finding: Any, parts: ChatParts, looks: tuple[Attention,
     conversation = parts.engine.start()
     conversation.add_image(image)
     text = conversation.ask(parts.engine.renderer.prompts[0], parts.how).text()
-    place = 0
+    spans, place = [], 0
     for sentence in split_sentences(text):
         start = text.index(sentence, place)
         place = start + len(sentence)
-        if finding.name in drawn_in(sentence) and lesion.any():
-            heats = [look.look(conversation, start, place)[0].heat for look in looks]
-            maps = [on_image(heat, parts.fit, SIDE, SIDE) for heat in heats]
-            return Case(finding.name, lesion, (maps[0], maps[1]))
-    return None
+        spans.append((start, place, finding.name in drawn_in(sentence)))
+
+    def maps(span: tuple[int, int, bool]) -> list[np.ndarray]:
+        heats = [look.look(conversation, *span[:2])[0].heat for look in looks]
+        return [on_image(heat, parts.fit, SIDE, SIDE) for heat in heats]
+
+    naming = [span for span in spans if span[2]]
+    rest = [span for span in spans if not span[2]]
+    if not naming or not lesion.any():
+        return None
+    other = Random(number).choice(rest) if rest else None
+    return Case(finding.name, lesion, maps(naming[0]), maps(other) if other else [])
 
 
 def ratio(map_: np.ndarray, lesion: np.ndarray) -> float:
@@ -93,6 +104,12 @@ def tell(name: str, cases: list[Case], which: int) -> None:
     print(f"{name}: n = {len(cases)}, own {interval(own)}, median {np.median(own):.2f}; "
           f"map of another study {interval(control)}; difference {interval(own - control)}; "
           f"own is larger in {(own > control).mean():.0%}")  # fmt: skip
+    beside = [case for case in cases if case.others]
+    here = np.array([ratio(case.maps[which], case.lesion) for case in beside])
+    there = np.array([ratio(case.others[which], case.lesion) for case in beside])
+    larger = f"own is larger in {(here > there).mean():.0%}"
+    print(f"   map of another sentence of the same report (n = {len(beside)}) {interval(there)}; "
+          f"difference {interval(here - there)}; {larger}")  # fmt: skip
     by: dict[str, list[float]] = defaultdict(list)
     for case, value in zip(cases, own, strict=True):
         by[case.finding].append(value)

@@ -33,7 +33,7 @@ def engine() -> ChatEngine:
     return speaking(tiny(llm=LLM))
 
 
-def by_hand(engine: ChatEngine, conversation, start: int, end: int) -> list[torch.Tensor]:
+def by_hand(engine: ChatEngine, conversation, start: int, end: int):
     """The same maps from one pass over everything, attention written out."""
     replay = conversation.replay()
     model = engine.model
@@ -64,14 +64,16 @@ def by_hand(engine: ChatEngine, conversation, start: int, end: int) -> list[torc
         attentions = model.llm(inputs_embeds=embeds, output_attentions=True).attentions
     model.llm.set_attn_implementation("sdpa")
     # A letter is a token here.
-    rows = range(replay.start + start - 1, replay.start + end - 1)
+    rows = range(replay.start - 1, replay.start - 1 + len(replay.answer))
     at = [i for i, token in enumerate(replay.ids) if token == IMAGE_TOKEN_ID]
-    mean = torch.stack([a[0].mean(0) for a in attentions]).mean(0)[rows][:, at].mean(0)
+    attended = torch.stack([a[0].mean(0) for a in attentions]).mean(0)[rows][:, at]
+    own, mean = attended[start:end].mean(0), attended.mean(0)
+    more = (own / own.sum() - mean / mean.sum()).clamp(min=0)
     maps = []
     for cross, found in zip(crosses, tokens, strict=True):
-        weights, mean = mean[: len(found)], mean[len(found) :]
+        weights, more = more[: len(found)], more[len(found) :]
         maps.append(weights @ torch.stack(cross).mean(0))
-    return maps
+    return maps, float(own.sum())
 
 
 @pytest.mark.parametrize("turn", [1, 2])
@@ -82,12 +84,11 @@ def test_equal_to_one_pass_written_out(engine, turn):
     for question in ("What?", "And then?")[:turn]:
         answer = conversation.ask(question, SHORT).text()
     assert len(answer) == SHORT.max_new_tokens
-    wanted = by_hand(engine, conversation, 3, 7)
+    wanted, total = by_hand(engine, conversation, 3, 7)
     looks = Attention(engine).look(conversation, 3, 7)
     for look, map_ in zip(looks, wanted, strict=True):
         torch.testing.assert_close(look.heat.flatten(), map_, rtol=1e-4, atol=1e-6)
     assert sum(look.share for look in looks) == pytest.approx(1)
-    total = sum(float(m.sum()) for m in wanted)
     assert looks[0].to_images == pytest.approx(total, rel=1e-4)
     assert engine.model.llm.config._attn_implementation == "sdpa"
 
@@ -124,6 +125,10 @@ def test_what_is_always_looked_at_is_taken_off(engine):
     conversation.add_image(picture(1))
     conversation.ask("What?", SHORT).text()
     assert attention.look(conversation, 0, 5)[0].heat.min() > 0
+    whole = attention.look(conversation, 0, SHORT.max_new_tokens)[0].heat
+    assert whole.sum() == pytest.approx(
+        1, abs=0.01
+    )  # the mean of an answer is not taken off itself
     assert attention.compare_with([picture(1)] * 7) == 7 and attention.references == 0
     assert attention.compare_with([picture(1)] * 8) == 8 and attention.references == 8
     own = attention.look(conversation, 0, 5)[0].heat

@@ -530,3 +530,40 @@ def test_caches_of_many_pages_are_bounded(desk, tmp_path, monkeypatch):
         opened.append(session)
     desk.read(opened[-1])
     assert sum(bool(s.conversation._cached) for s in opened) <= 2
+
+
+def test_a_draft_depends_on_its_images_alone(desk, tmp_path):
+    session = desk.sessions.of("a")
+    upload(desk, session, square(tmp_path, "left"))
+    first = said(desk.draft(session, SHORT))
+    list(desk.ask(session, "And?", SHORT))
+    assert said(desk.draft(session, SHORT)) == first
+    assert len(desk.exchanges(session)) == 1 and session.draft.turn == 0
+    upload(desk, session, square(tmp_path, "right"))
+    assert "made without this image: draft again" in desk.read(session)
+    list(desk.draft(session, SHORT))
+    assert len(session.draft.images) == 2
+    desk.examples = phantoms(tmp_path / "examples")
+    desk.take_example(session, 0)  # another case
+    assert len(session.films) == 1 and session.draft is None and desk.exchanges(session) == []
+    other = said(desk.draft(session, SHORT))
+    fresh = desk.sessions.of("b")
+    desk.take_example(fresh, 0)
+    assert said(desk.draft(fresh, SHORT)) == other
+
+
+def test_whole_numbers_from_the_page_will_do(desk, tmp_path):
+    session = desk.sessions.of("a")
+    upload(desk, session, square(tmp_path, "left"))
+    drawn = Settings(mode="sampling", temperature=2, top_p=1, repetition_penalty=1, seed=None)
+    assert said(desk.draft(session, drawn)) and session.draft.seed == 0
+
+
+def test_exports_of_a_phantoms_model_warn(desk, tmp_path):
+    desk.synthetic = True
+    session = desk.sessions.of("a")
+    upload(desk, session, square(tmp_path, "left"))
+    list(desk.draft(session, SHORT))
+    for kind in ("md", "json"):
+        content = _content(desk.export(session, "F", "I", kind)).decode()
+        assert "trained on SYNTHETIC phantoms" in content

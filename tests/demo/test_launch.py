@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -34,6 +35,15 @@ def test_what_is_refused_before_anything_is_loaded(monkeypatch, options, message
     with pytest.raises(InputError) as told:
         start(monkeypatch, *options)
     assert message in str(told.value)
+
+
+def test_a_port_in_use_is_told_before_the_model_is_loaded(monkeypatch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(InputError, match=rf"--port {port} on 127\.0\.0\.1: .*in use; name"):
+            start(monkeypatch, "--port", str(port))
 
 
 @pytest.mark.parametrize(("text", "mode", "message"), [

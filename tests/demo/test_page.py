@@ -352,14 +352,18 @@ def test_frames(visit, tmp_path):
     assert visitor.page.input_value("#xg-impression textarea") == wanted
 
 
-def test_examples_several_images_and_keys(visit, site):
+def test_examples_several_images_and_keys(visit, site, tmp_path):
     visitor = visit()
     page = visitor.page
     page.locator('#xg-examples [data-pick="0"]').focus()
     page.keyboard.press("Enter")
     visitor.shown("Image 1 of 1")
-    page.click('#xg-examples [data-pick="1"]')
+    page.click('#xg-examples [data-pick="2"]')  # another case
+    page.wait_for_timeout(1000)
+    visitor.shown("Image 1 of 1: SYNTHETIC phantom")
+    visitor.upload(phantoms(tmp_path / "drawn")[1][0])
     visitor.shown("Image 2 of 2: SYNTHETIC phantom")
+    visitor.until("find('#xg-status').innerText.includes('Clear all begins another case')")
     assert "SYNTHETIC phantom" in visitor.see("#xg-facts")
     first = visitor.pixels()
     page.get_by_label("Image 1").check()

@@ -4,8 +4,9 @@
                       x cross-attention from the queries to the patches (Q-Former)
 
 both averaged over layers and heads, as in the joint attention of Abnar and Zuidema (2020) without
-its residual path. What the queries always look at says nothing of this image, so their average
-over reference images is taken off where there are any, and what is below it counts as nothing.
+its residual path. What all words of the answer attend to says nothing of these words, and what the
+queries always look at says nothing of this image. So the first factor counts above the mean of the
+whole answer, the second above its average over reference images, where there are any.
 
 An explanation of a machine, no evidence of a disease: `tests/conversation/test_attention.py` holds
 it to phantoms, whose lesions are known to the pixel. Notation: Q queries, L patches, F frames.
@@ -31,8 +32,8 @@ from xraygpt.conversation.chat import ChatEngine, Conversation
 from xraygpt.processors.image import Fit
 from xraygpt.processors.prompts import IMAGE_TOKEN_ID
 
-FEWEST = 8
-"""Reference images, below which no average is taken."""
+FEWEST, MOST_ROWS = 8, 400
+"""Reference images, below which no average is taken; tokens of an answer that stand for it."""
 
 
 @dataclass(frozen=True)
@@ -105,16 +106,20 @@ class Attention:
         first, last = self._tokens(replay, start, end)
         crosses = [self._cross_attention(image, replay.asked) for image in replay.images]
         embedded = [tokens for _, tokens in crosses]
-        to_queries = self._to_queries(replay, embedded, first, last)
+        rows, first, last = self._rows(replay, first, last)
+        attended = self._to_queries(replay, embedded, rows)
+        to_queries = attended[first:last].mean(dim=0)
+        more = _above(to_queries, attended.mean(dim=0))
         total = float(to_queries.sum())
         looks, at = [], 0
         for cross, tokens in crosses:
-            weights = to_queries[at : at + len(tokens)].view(cross.shape[0], 1, -1)
+            own = slice(at, at + len(tokens))
+            weights = more[own].view(cross.shape[0], 1, -1)
             at += len(tokens)
             if self._average is not None and self._average.shape == cross.shape[1:]:
-                cross = cross - self._average
-            heat = _grid((weights @ cross).squeeze(1).clamp(min=0))
-            share = float(weights.sum()) / total if total else 0.0
+                cross = (cross - self._average).clamp(min=0)
+            heat = _grid((weights @ cross).squeeze(1))
+            share = float(to_queries[own].sum()) / total if total else 0.0
             looks.append(Look(heat if len(heat) > 1 else heat[0], share, total))
         return looks
 
@@ -151,14 +156,22 @@ class Attention:
         cross = torch.stack([layer.float().mean(dim=1) for layer in seen]).mean(dim=0)
         return cross[:, : self.engine.packer.num_query_token].cpu(), tokens
 
+    def _rows(self, replay: Replay, first: int, last: int) -> tuple[slice, int, int]:
+        """Rows that chose the answer's tokens, and where those first..last are among them.
+
+        The token at place t is chosen by the row at t - 1. Of a long answer `MOST_ROWS` around
+        these tokens stand for the whole.
+        """
+        begin, end = self._tokens(replay, 0, len(replay.answer))  # without its end mark
+        begin = max(begin, min(first, end - MOST_ROWS))
+        end = max(last, min(end, begin + MOST_ROWS))
+        rows = slice(replay.start + begin - 1, replay.start + end - 1)
+        return rows, first - begin, last - begin
+
     @torch.inference_mode()
-    def _to_queries(
-        self, replay: Replay, images: Sequence[Tensor], first: int, last: int
-    ) -> Tensor:
-        """(all queries,) attention to them when the answer's tokens first..last were chosen."""
+    def _to_queries(self, replay: Replay, images: Sequence[Tensor], rows: slice) -> Tensor:
+        """(rows, all queries) attention of these rows."""
         engine = self.engine
-        # The token at place t is chosen by the row at t - 1.
-        rows = slice(replay.start + first - 1, replay.start + last - 1)
         llm = engine.model.llm
         with engine.lane:
             embeds = engine.embed(replay.ids[: rows.stop], images)
@@ -171,7 +184,17 @@ class Attention:
         at = [i for i, token in enumerate(replay.ids[: rows.stop]) if token == IMAGE_TOKEN_ID]
         # A sliding window keeps its last places alone; what it has dropped was not looked at.
         each = [F.pad(a, (rows.stop - a.shape[-1], 0))[0, ..., at] for a in out.attentions]
-        return torch.stack([a.float().mean(dim=(0, 1)).cpu() for a in each]).mean(dim=0)
+        return torch.stack([a.float().mean(dim=0).cpu() for a in each]).mean(dim=0)
+
+
+def _above(own: Tensor, mean: Tensor) -> Tensor:
+    """Shares of queries above their mean shares; the shares themselves where nothing is.
+
+    That is so where the words are the whole answer.
+    """
+    shares = own / own.sum().clamp(min=1e-12)
+    more = (shares - mean / mean.sum().clamp(min=1e-12)).clamp(min=0)
+    return more if float(more.sum()) > 1e-6 else shares
 
 
 def on_image(heat: Tensor, fit: Fit, height: int, width: int) -> np.ndarray:

@@ -50,3 +50,9 @@ window.addEventListener("pointermove", (event) => {
   apply();
 });
 window.addEventListener("pointerup", () => { grabbed = null; });
+let label = "";
+watch("value", () => {  // another picture is shown whole
+  const now = element.querySelector(".xg-film")?.alt ?? "";
+  if (now !== label) zoomTo(1);
+  label = now;
+});

@@ -19,7 +19,14 @@ from xraygpt.common.errors import InputError, without_path
 from xraygpt.conversation import Answer, Busy
 from xraygpt.conversation.attention import Attention, on_image
 from xraygpt.demo.films import Film, open_film, stage
-from xraygpt.demo.report import Format, Report, download, exported, split_report
+from xraygpt.demo.report import (
+    SYNTHETIC_WARNING,
+    Format,
+    Report,
+    download,
+    exported,
+    split_report,
+)
 from xraygpt.demo.sessions import MOST_FILMS, Draft, Session, Sessions
 from xraygpt.experiment import ChatParts
 from xraygpt.models.base import Generation
@@ -120,6 +127,8 @@ class Desk:
         """Take a copy of an example into a session; as `take`."""
         if not 0 <= number < len(self.examples):
             raise InputError("there is no such example")
+        if session.films:
+            self.clear(session)  # another example is another case
         kept = session.folder / f"image-{os.urandom(8).hex()}"
         shutil.copyfile(self.examples[number][0], kept)
         return self._add(session, kept, "The example")
@@ -152,7 +161,16 @@ class Desk:
             count = session.conversation.prefill()
         finally:
             session.lock.release()
-        return f"The model has read the image: {count} tokens." if count else "Image taken."
+        told = f"The model has read {count} tokens of images." if count else "Image taken."
+        several = len(session.films)
+        if several > 1:
+            told += (
+                f" {several} images of one case: a model that was trained on one may fail with "
+                "more. Clear all begins another case."
+            )
+        if session.draft is not None:
+            told += " The draft was made without this image: draft again."
+        return told
 
     def _show(self, session: Session) -> None:
         """Give the conversation every image that it has not, at the frames shown."""
@@ -189,7 +207,10 @@ class Desk:
     def draft(
         self, session: Session, settings: Settings, ticket: int | None = None
     ) -> Iterator[Told]:
-        """Draft the report."""
+        """Draft the report of all images; the conversation begins anew with it.
+
+        So the draft depends on images, prompt and decoding alone, as its export says.
+        """
         if not session.films:
             raise InputError("upload an X-ray first, or pick an example")
         yield from self._answer(session, self.report_prompt, settings, ticket, report=True)
@@ -235,6 +256,9 @@ class Desk:
             if ticket is not None and ticket <= session.stopped:
                 yield Told(report=report, done=True, status="Stopped before it began.", asked=False)
                 return
+            if report and question is not None and session.conversation.exchanges:
+                session.conversation.clear()
+                session.shown, session.draft = [], None
             answer = self._begin(session, question, how)
             if ticket is not None and ticket <= session.stopped:
                 session.conversation.cancel()
@@ -327,13 +351,16 @@ class Desk:
                 return replace(self.parts.how, max_new_tokens=tokens, seed=seed)
             common = Generation(
                 max_new_tokens=tokens,
-                repetition_penalty=settings.repetition_penalty,
+                repetition_penalty=float(settings.repetition_penalty),
                 no_repeat_ngram_size=self.parts.how.no_repeat_ngram_size,
                 seed=seed,
             )
             if mode == "sampling":
                 return replace(
-                    common, do_sample=True, temperature=settings.temperature, top_p=settings.top_p
+                    common,
+                    do_sample=True,
+                    temperature=float(settings.temperature),
+                    top_p=float(settings.top_p),
                 )
             return replace(common, num_beams=int(settings.num_beams) if "beam" in mode else 1)
         except (TypeError, ValueError, OverflowError) as error:
@@ -431,6 +458,7 @@ class Desk:
             images=draft.images if draft else [],
             conversation=[p for i, p in enumerate(asked) if not draft or i != draft.turn],
             facts=facts,
+            warning=SYNTHETIC_WARNING if self.synthetic else "",
         )
         film = session.film
         picture = (

@@ -84,6 +84,15 @@ class Film:
         shown = 255 - shown if self.invert else shown
         return thumbnail(shown, VIEW_SIDE)
 
+    def view(self) -> str:
+        """How the picture was changed for the eye, as the end of a line."""
+        parts = []
+        if self.window is not None:
+            parts.append(f"window level {self.window[0]:g}, width {self.window[1]:g}")
+        if self.invert:
+            parts.append("inverted")
+        return "".join(f", {p}" for p in parts)
+
     def facts(self, frame: int | None = None) -> str:
         """What is known of the picture and not of the patient, in one line.
 

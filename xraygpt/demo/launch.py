@@ -11,6 +11,7 @@ import argparse
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -66,6 +67,7 @@ def main() -> None:
         raise InputError(_MISSING) from None
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks itself whether it is there
     signal.signal(signal.SIGTERM, _interrupt)
+    check_port(args.host, args.port)
     desk = make_desk(experiment, device, Path(args.cfg_path).stem, args.examples)
     try:
         if args.dry_run:
@@ -73,14 +75,17 @@ def main() -> None:
             return
         blocks, url = serve(desk, args.host, args.port, users, share=args.share)
         log.info("%s on %s: %s (Ctrl-C ends it)", desk.name, desk.parts.facts["device"], url)
-        _compare(desk, experiment)
+        closing = threading.Event()
+        comparing = _compare(desk, experiment, closing)
         try:
             while True:
                 time.sleep(3600)
         except KeyboardInterrupt:
             log.info("closing; the images of open pages are deleted")
         finally:
+            closing.set()  # a thread that computes while Python ends aborts it
             blocks.close(verbose=False)
+            comparing.join(60)
     finally:
         desk.sessions.close()
 
@@ -104,6 +109,22 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def check_port(host: str, port: int | None) -> None:
+    """Before the model is loaded.
+
+    Raises:
+        InputError: Somebody else listens there.
+    """
+    if port is None:
+        return
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(f"--port {port} on {host}: {error.strerror}; name another") from None
+
+
 def make_desk(experiment: Evaluation, device: str, name: str, examples: Path | None) -> Desk:
     """The model of a YAML and the examples, ready for a page.
 
@@ -113,6 +134,7 @@ def make_desk(experiment: Evaluation, device: str, name: str, examples: Path | N
     from xraygpt.demo.desk import Desk
     from xraygpt.experiment import build_chat
 
+    own = None if examples is None else own_examples(examples)
     parts = build_chat(experiment, device)
     synthetic = all(
         type(corpus).__qualname__.startswith("SyntheticCxr")
@@ -121,7 +143,7 @@ def make_desk(experiment: Evaluation, device: str, name: str, examples: Path | N
     desk = Desk(parts, name, synthetic and experiment.model.ckpt is not None)
     try:
         folder = desk.sessions.root / "examples"
-        desk.examples = phantoms(folder) if examples is None else own_examples(examples)
+        desk.examples = phantoms(folder) if own is None else own
     except BaseException:
         desk.sessions.close()
         raise
@@ -260,7 +282,7 @@ def own_examples(folder: Path) -> list[tuple[Path, str]]:
     return found
 
 
-def _compare(desk: Desk, experiment: Evaluation) -> None:
+def _compare(desk: Desk, experiment: Evaluation, closing: threading.Event) -> threading.Thread:
     """Learn, beside the page, what the model looks at in any image."""
     from xraygpt.experiment import reference_images
 
@@ -268,7 +290,7 @@ def _compare(desk: Desk, experiment: Evaluation) -> None:
         spec = desk.parts.engine.model.image_spec
         end = time.monotonic() + REFERENCE_SECONDS
         for image in reference_images(experiment, spec, REFERENCES):
-            if time.monotonic() > end:
+            if closing.is_set() or time.monotonic() > end:
                 break
             yield image
 
@@ -279,4 +301,6 @@ def _compare(desk: Desk, experiment: Evaluation) -> None:
         except Exception as error:  # the page lives without
             log.warning("maps: no average to compare with (%s)", type(error).__name__)
 
-    threading.Thread(target=work, daemon=True).start()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread

@@ -9,7 +9,7 @@ import gradio as gr
 
 from xraygpt.demo import films
 from xraygpt.demo.desk import MOST_BEAMS, MOST_REPORT, Desk, Settings
-from xraygpt.demo.report import NOTICE
+from xraygpt.demo.report import NOTICE, SYNTHETIC_WARNING
 
 QUESTIONS = (
     "Is there a pleural effusion, and on which side?",
@@ -56,11 +56,7 @@ class Layout:
 
     def _head(self) -> None:
         facts = self.desk.parts.facts
-        synthetic = (
-            " This model was trained on SYNTHETIC phantoms: of a real X-ray its words mean nothing."
-            if self.desk.synthetic
-            else ""
-        )
+        synthetic = f" {SYNTHETIC_WARNING}" if self.desk.synthetic else ""
         rows = "".join(
             f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(str(value))}</dd>"
             for name, value in {"model": self.desk.name, **facts}.items()
@@ -155,9 +151,11 @@ class Layout:
                 self.unit = gr.Radio(
                     ["Sentences", "Words"],
                     value="Sentences",
-                    label="Where it looked: click one of the model's own",
+                    label="Where it looked: click a sentence or a word",
                 )
-                self.turn = gr.Dropdown([], label="Of", visible=False, elem_id="xg-turn")
+                self.turn = gr.Dropdown(
+                    [], label="of which answer", visible=False, elem_id="xg-turn"
+                )
             self.words = gr.HTML(no_words(), js_on_load=asset("demo_pick.js"), elem_id="xg-words")
             self.looked = gr.HTML(self.legend(""), elem_id="xg-looked")
             self.opacity = gr.Slider(
@@ -190,6 +188,7 @@ class Layout:
         modes = ["greedy", "sampling", "beam search"]
         if self.desk.parts.how != self.desk.decoding(Settings()):
             modes.append("as measured")
+        room = self.desk.parts.engine.model.context_len // 2
         start = Settings(max_new_tokens=self.desk.parts.how.max_new_tokens)
         with gr.Accordion("Decoding", open=False, elem_id="xg-decoding"):
             self.settings = [
@@ -200,7 +199,7 @@ class Layout:
                 gr.Slider(2, MOST_BEAMS, start.num_beams, step=1, label="Beams (beam search)"),
                 gr.Slider(
                     1,
-                    max(512, start.max_new_tokens),
+                    max(min(512, room), start.max_new_tokens),
                     start.max_new_tokens,
                     step=1,
                     label="Most tokens of an answer",
@@ -213,15 +212,16 @@ class Layout:
     def legend(self, said: str) -> str:
         """What the map shows, in words and colours; `said` is of the words clicked."""
         count = self.desk.attention.references
-        zero = f"average of {count} training images, or less" if count else "none"
+        zero = "as in the whole answer"
+        zero += f" and {count} training images" if count else ""
         bar = (
             f'<div class="xg-legend"><span>{zero}</span><i aria-hidden="true"></i>'
             "<span>most attention</span></div>"
         )
         return (
             f'<div role="status">{f"<p>{html.escape(said)}</p>{bar}" if said else ""}</div>'
-            '<p class="xg-small">Attention of these words to the image. It explains the machine; '
-            "it is no evidence of a finding.</p>"
+            '<p class="xg-small">Attention of these words, brightest at its own maximum. It '
+            "explains the machine and is no evidence of a finding.</p>"
         )
 
 

@@ -98,8 +98,9 @@ class Page(Layout):
             told(self.on_upload), self.upload, [self.upload, *self.shown], api_name="upload"
         )
         taken.success(told(self.on_read), api_visibility="private", **reading)
+        texts = [self.findings, self.impression, self.chat, self.turn, self.words]
         picked = self.examples.click(
-            told(self.on_example), None, self.shown, api_visibility="private"
+            told(self.on_example), None, [*self.shown, *texts], api_visibility="private"
         )
         picked.success(told(self.on_read), api_visibility="private", **reading)
         self.which.input(told(self.on_which), self.which, self.shown, **quick)
@@ -139,6 +140,7 @@ class Page(Layout):
                 show_progress_on=self.status,
                 **lane,
             )
+            ran.failure(lambda: status("Not answered."), None, self.status, **quick)
             for over in (ran.then, ran.failure):  # `then` alone passes a failure by
                 free = over(self.on_free, None, self.busy, api_visibility="private", **quick)
                 free.then(
@@ -221,7 +223,7 @@ class Page(Layout):
         session = self.session(request)
         if wrong := self.desk.take_example(session, int(event.pick)):
             raise InputError(wrong[0])
-        return self._view(session)
+        return self._fresh(session)
 
     def on_read(self, request: gr.Request) -> str:
         """Let the model read ahead."""
@@ -452,15 +454,21 @@ class Page(Layout):
         session = self.session(request)
         self.desk.clear(session)
         return {
-            **self._view(session),
+            **self._fresh(session),
             **self.on_free(),
+            self.question: "",
+            self.payload: None,
+            self.upload: None,
+            self.status: status("Cleared: the images and the conversation are deleted."),
+        }
+
+    def _fresh(self, session: Session) -> Values:
+        """Nothing was said yet."""
+        return {
+            **self._view(session),
             self.findings: "",
             self.impression: "",
             self.chat: [],
             self.turn: gr.update(choices=[], value=None, visible=False),
             self.words: no_words(),
-            self.question: "",
-            self.payload: None,
-            self.upload: None,
-            self.status: status("Cleared: the images and the conversation are deleted."),
         }

@@ -15,6 +15,9 @@ from typing import Any, Literal
 import numpy as np
 
 NOTICE = "AI draft, not verified, research use only"
+SYNTHETIC_WARNING = (
+    "This model was trained on SYNTHETIC phantoms: of a real X-ray its words mean nothing."
+)
 Format = Literal["md", "json", "pdf"]
 _HEADING = re.compile(r"(?:^|(?<=\s))(findings|impression)\s*:\s*", re.IGNORECASE)
 _ENDED = {
@@ -43,6 +46,7 @@ class Report:
         images: That the model had read for the draft, a line each; nothing of the patient.
         conversation: Questions and answers, oldest first.
         facts: Of the model, for those who reproduce it.
+        warning: What else a reader must know; may be empty.
         date: UTC.
     """
 
@@ -60,6 +64,7 @@ class Report:
     facts: dict[str, Any] = field(default_factory=dict)
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     notice: str = NOTICE
+    warning: str = ""
 
     def rows(self) -> list[tuple[str, str]]:
         """What made it, for people."""
@@ -120,7 +125,9 @@ def _markdown(report: Report) -> str:
     def safe(text: str) -> str:
         return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", text)
 
-    lines = [f"# {NOTICE}", "", "## Findings", "", safe(report.findings) or "(empty)"]
+    lines = [f"# {NOTICE}", ""]
+    lines += [report.warning, ""] if report.warning else []
+    lines += ["## Findings", "", safe(report.findings) or "(empty)"]
     lines += ["", "## Impression", "", safe(report.impression) or "(empty)", ""]
     if report.conversation:
         lines += ["## Conversation", ""]
@@ -169,7 +176,7 @@ def _story(report: Report, picture: tuple[np.ndarray, str] | None) -> list[Any]:
     def said(text: str, style: ParagraphStyle = body) -> Paragraph:
         return Paragraph(html.escape(text or "(empty)").replace("\n", "<br/>"), style)
 
-    story: list[Any] = []
+    story: list[Any] = [said(report.warning)] if report.warning else []
     if picture is not None:
         height, width = picture[0].shape[:2]
         scale = min(240 / width, 240 / height)
