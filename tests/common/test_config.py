@@ -299,6 +299,7 @@ def test_every_yaml_of_the_project_loads(monkeypatch):
         load(Training, empty, option)
 
 
+@pytest.mark.slow
 def test_command_line_says_it_without_a_trace(tmp_path):
     path = write(tmp_path, GOOD.replace("max_steps", "max_step"))
     done = subprocess.run(

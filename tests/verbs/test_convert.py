@@ -324,6 +324,7 @@ def test_an_encoder_is_recognised_and_kept(tmp_path, monkeypatch):
         build_vision("medclip_resnet50", None, tmp_path / "ours")
 
 
+@pytest.mark.slow
 def test_mistakes_leave_nothing_behind(run, tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").write_text("mine")

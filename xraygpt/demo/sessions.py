@@ -248,13 +248,17 @@ class Sessions:
     def _reap(self) -> None:
         while not self._stop.wait(10):
             try:
-                now = time.monotonic()
-                for key, session in list(self._open.items()):
-                    if now - session.used > IDLE_SECONDS and not session.lock.locked():
-                        self.end(key, "this page was idle for long")
-                self.delete_strays(STRAY_SECONDS)
+                self.reap()
             except Exception as error:  # the next round may fare better
                 log.error("deleting old files: %s", type(error).__name__)
+
+    def reap(self) -> None:
+        """End the sessions that were idle for long, delete the uploads that nobody took."""
+        now = time.monotonic()
+        for key, session in list(self._open.items()):
+            if now - session.used > IDLE_SECONDS and not session.lock.locked():
+                self.end(key, "this page was idle for long")
+        self.delete_strays(STRAY_SECONDS)
 
     def delete_strays(self, older_than: float) -> None:
         """Delete uploads that nobody took for so many seconds, and the empty files of Gradio's."""
