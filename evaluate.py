@@ -10,7 +10,7 @@ def main() -> None:
     from xraygpt.common.cli import command_line
     from xraygpt.common.config import load, to_yaml
     from xraygpt.experiment import Evaluation, build_evaluator
-    from xraygpt.runners.evaluation import as_markdown
+    from xraygpt.runners.scoring import as_markdown
 
     args = command_line(__doc__).parse_args()
     if args.dry_run:

@@ -31,6 +31,7 @@ ORDER = [
     "conversation",
     "experiment",
     "validate",
+    "score",
     "synthesize",
     "convert",
     "download",

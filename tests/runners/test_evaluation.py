@@ -16,7 +16,7 @@ from xraygpt.datasets.base import ImageRef, Record, StudyDataset
 from xraygpt.datasets.controls import derangement, most_common_answer
 from xraygpt.experiment import Evaluation, build_evaluator
 from xraygpt.processors.prompts import Turn
-from xraygpt.runners import result_page
+from xraygpt.runners import result_page, scoring
 from xraygpt.runners.evaluation import Evaluator
 
 RUN = """
@@ -59,11 +59,52 @@ def test_a_reading_model_beats_every_control(trained, tmp_path):
     assert loss(result, "loss_blank_minus_true")["low"] > 0
     true = value(result, "ROUGE-L")["value"]
     assert true > 0.9
+    assert value(result, "COCO ROUGE-L")["value"] > 0.9
+    assert "METEOR" in result["left_out"]
     for control in ("shuffled", "blank", "most_common"):
         row = value(result, "ROUGE-L", control)
         assert row["true_minus"]["value"] == pytest.approx(true - row["value"])
         assert row["true_minus"]["low"] > 0.2
     assert value(result, "ROUGE-L", "shuffled")["seeds"] == 5
+
+
+def test_the_nearest_training_image_answers_by_features_alone(trained, tmp_path):
+    """Pooled features of random patches tell a bright square from none, wherever it is."""
+    evaluator = evaluator_of(trained, tmp_path)
+    evaluator.run()
+    rows = (evaluator.folder / "predictions_nearest.jsonl").read_text().splitlines()[1:]
+    said = [json.loads(r) for r in rows]
+    right = [r["prediction"] == r["reference"] for r in said if r["reference"] == ANSWERS["none"]]
+    assert len(said) == 12 and sum(right) == len(right) == 4
+    assert {r["prediction"] for r in said} > {ANSWERS["none"]}
+
+
+def test_without_frozen_features_the_control_is_left_out_with_its_reason(trained, tmp_path):
+    result = evaluator_of(trained, tmp_path, "run.feature_cache=false").run()
+    assert "features are not stored" in result["left_out"]["control nearest"]
+    assert not [r for r in result["scores"] if r["condition"] == "nearest"]
+
+
+def test_scoring_again_needs_the_predictions_alone(trained, tmp_path, monkeypatch):
+    evaluator = evaluator_of(trained, tmp_path, "run.task.protocol=r2gen")
+    result = evaluator.run()
+    assert "words known" in value(result, "COCO BLEU-4")["signature"]
+    before = (evaluator.folder / "scores.json").read_text()
+    (evaluator.folder / "scores.json").unlink()
+    monkeypatch.setattr("xraygpt.experiment.build_model", None)  # no model is made
+    again = scoring.score_folder(evaluator.folder)
+    assert again["scores"] == json.loads(before)["scores"] and again["n"] == 12
+    path = evaluator.folder / "predictions_blank.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-3]))  # stopped half-way
+    assert scoring.score_folder(evaluator.folder)["n"] == 9
+
+
+def test_scoring_says_what_it_misses(tmp_path):
+    with pytest.raises(InputError, match=r"no predictions_true\.jsonl"):
+        scoring.score_folder(tmp_path)
+    (tmp_path / "predictions_true.jsonl").write_text('{"signature": "x"}\n')
+    with pytest.raises(InputError, match="does not say which task"):
+        scoring.score_folder(tmp_path)
 
 
 def test_a_model_that_never_learned_does_not(trained, tmp_path):

@@ -73,6 +73,24 @@ def load(schema: type, path: str | Path, options: Iterable[str] = ()) -> Any:
     return config
 
 
+def from_tree(schema: type, tree: Any, where: str) -> Any:
+    """What `to_tree` made, as a checked `schema` again.
+
+    Args:
+        schema: A dataclass, or the base Config of a kind.
+        tree: Of an earlier run, perhaps of an earlier version.
+        where: Dotted path of the section, for messages.
+
+    Raises:
+        ConfigError: With everything this version does not know.
+    """
+    found: list[str] = []
+    config = _parse(schema, tree, where, lambda at, what: found.append(f"{at}: {what}"))
+    if found:
+        raise ConfigError(where, found)
+    return config
+
+
 def to_tree(config: Any) -> Any:
     """The plain dict that `load` would turn into `config`: all defaults and names spelt out."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):

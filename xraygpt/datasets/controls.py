@@ -59,6 +59,56 @@ def most_common_answer(data: StudyDataset) -> str:
     return min(counts, key=lambda text: (-counts[text], text)) if counts else ""
 
 
+def nearest_answers(data: StudyDataset, train: StudyDataset) -> dict[str, str]:
+    """By sample the answer of the training sample whose images are most alike.
+
+    Features of a sample are averaged over patches and images, less their mean over training; alike
+    is the greatest cosine. Samples with a question of their own take one that was asked the same,
+    where there is one, and no sample takes its own study.
+
+    Args:
+        data: Reads features.
+        train: Reads features of the same encoder.
+    """
+    own, rows = _pooled(data)
+    known, places = _pooled(train)
+    middle = known.mean(axis=0)
+    own, known = (
+        (x - middle) / np.linalg.norm(x - middle, axis=1, keepdims=True).clip(1e-12)
+        for x in (own, known)
+    )
+    asked = [_asked(train.turns_of(i)) for i in places]
+    studies = np.array([train.records[i].study_id for i in places])
+    found = {}
+    for i, vector in zip(rows, own, strict=True):
+        record = data.records[i]
+        same = np.array([a == _asked(data.turns_of(i)) for a in asked]) & (
+            studies != record.study_id
+        )
+        alike = known @ vector
+        best = int(np.where(same, alike, alike - 4 * (1 + (studies == record.study_id))).argmax())
+        found[record.sample_id] = reference_of(train.turns_of(places[best]))
+    return found
+
+
+def _asked(turns: Sequence[Any]) -> str:
+    return " ".join(t["text"] for t in turns if t["role"] == "user")
+
+
+def _pooled(data: StudyDataset) -> tuple[np.ndarray, list[int]]:
+    """(n, D) mean features of the samples whose images can be read, and their places."""
+    rows, places = [], []
+    for i, record in enumerate(data.records):
+        try:
+            each = [data.read_image(ref, "") for ref in record.images]
+        except ValueError:
+            continue  # named when its sample was used
+        if each:
+            rows.append(torch.stack([f.flatten(0, -2).mean(dim=0) for f in each]).mean(dim=0))
+            places.append(i)
+    return torch.stack(rows).numpy(), places
+
+
 def derangement(records: Sequence[Record], texts: Sequence[str], seed: int) -> list[int]:
     """For each record the index of the one whose images it gets.
 

@@ -14,6 +14,8 @@ from xraygpt.metrics.text import bleu_scores, rouge_scores
 
 LABELLER = "xraygpt rule-based labeller, uncertain counts as positive"
 MIN_SUPPORT = 8  # positives a finding needs for a line of its own
+MIN_MACRO = 10  # and to count in the macro mean
+NOT_MEANT = {"other_finding"}  # what no labeller can name
 
 
 def report_scores(
@@ -69,10 +71,40 @@ def finding_scores(
     scores = _prf(f"findings_{against}", counts.sum(axis=1), signature, groups)
     abnormal = [i for i, n in enumerate(names) if n != "no_finding"]
     scores += _prf(f"abnormal_{against}", counts[:, abnormal].sum(axis=1), signature, groups)[2:]
+    scores += _over_frequent(names, counts, against, signature, groups)
     for i, name in enumerate(names):
         if counts[:, i, 2].sum() >= MIN_SUPPORT:
             scores.append(ratio_score(f"F1_{against}/{name}", counts[:, i], _f1, signature, groups))
     return scores
+
+
+def _over_frequent(
+    names: Sequence[str],
+    counts: np.ndarray,
+    against: str,
+    signature: str,
+    groups: Sequence[str] | None,
+) -> list[Score]:
+    """Micro F1 and macro F1, the mean of each one's, over findings with `MIN_MACRO` positives."""
+    often = [
+        i
+        for i, name in enumerate(names)
+        if name not in NOT_MEANT and counts[:, i, 2].sum() >= MIN_MACRO
+    ]
+    if not often:
+        return []
+    about = f"{signature}; {len(often)} findings with at least {MIN_MACRO} positives"
+    kept = counts[:, often]
+    return [
+        ratio_score(f"frequent_{against}_micro_F1", kept.sum(axis=1), _f1, about, groups),
+        ratio_score(
+            f"frequent_{against}_macro_F1", kept.reshape(len(kept), -1), _macro, about, groups
+        ),
+    ]
+
+
+def _macro(sums: np.ndarray) -> float:
+    return float(np.mean([_f1(one) for one in sums.reshape(-1, 3)]))
 
 
 def _count(said: set[str], truth: set[str], name: str) -> tuple[int, int, int]:

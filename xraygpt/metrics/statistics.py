@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+
+from xraygpt.common.errors import InputError
 
 RESAMPLES = 1000
 
@@ -52,17 +55,53 @@ def bootstrap(
     if len(counts) == 0:
         return float("nan"), float("nan")
     if groups is not None:
-        _, place = np.unique(np.asarray(groups), return_inverse=True)
-        summed = np.zeros((place.max() + 1, counts.shape[1]))
+        place, size = _places(groups)
+        summed = np.zeros((size, counts.shape[1]))
         np.add.at(summed, place, counts)
         counts = summed
-    rng = np.random.default_rng(seed)
-    n = len(counts)
-    values = [ratio(counts[rng.integers(0, n, n)].sum(axis=0)) for _ in range(resamples)]
+    values = [ratio(sums) for sums in _draws(len(counts), resamples, seed) @ counts]
     if np.isnan(values).all():  # nothing to take the ratio of, in any draw
         return float("nan"), float("nan")
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
+
+
+def draw_weights(
+    n: int, groups: Sequence[str] | None = None, *, resamples: int = RESAMPLES, seed: int = 0
+) -> np.ndarray:
+    """How often each of n samples enters each draw of `bootstrap`, (resamples, n) float64.
+
+    Args:
+        n: Samples.
+        groups: Of each sample, e.g. its study; whole groups are drawn.
+        resamples: Draws.
+        seed: Of the draws.
+
+    Raises:
+        InputError: Not one group for each sample.
+    """
+    if groups is not None and len(groups) != n:
+        raise InputError(f"{len(groups)} groups for {n} samples; give one each")
+    if n == 0:
+        return np.zeros((resamples, 0))
+    if groups is None:
+        return _draws(n, resamples, seed)
+    place, size = _places(groups)
+    return _draws(size, resamples, seed)[:, place]
+
+
+def _places(groups: Sequence[str]) -> tuple[np.ndarray, int]:
+    """Of each sample the number of its group, and how many groups there are."""
+    _, place = np.unique(np.asarray(groups), return_inverse=True)
+    return place, int(place.max()) + 1
+
+
+@lru_cache(maxsize=4)
+def _draws(n: int, resamples: int, seed: int) -> np.ndarray:
+    """(resamples, n) how often each of n groups is drawn, with replacement, in each resample."""
+    rng = np.random.default_rng(seed)
+    drawn = (rng.integers(0, n, n) for _ in range(resamples))
+    return np.stack([np.bincount(places, minlength=n) for places in drawn]).astype(float)
 
 
 def ratio_score(

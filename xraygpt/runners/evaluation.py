@@ -1,38 +1,38 @@
 """Evaluation: predictions are streamed to disk first, then scored, always beside the controls.
 
 Three conditions: the true image; the image of another study with another answer (mean of several
-seeds); a black image. Beside them the most common training answer. A model whose true-image column
-is no better than these does not read the image, however good its ROUGE.
+seeds); a black image. Beside them the most common training answer, and the answer of the training
+image whose frozen features are most like. A model whose true-image column is no better than these
+does not read the image, however good its ROUGE.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from xraygpt.common import checkpoint, distributed
+from xraygpt.common import distributed
 from xraygpt.common.errors import InputError
 from xraygpt.common.logging import progress
 from xraygpt.common.registry import Plugin
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import Sample, StudyDataset, reference_of
 from xraygpt.datasets.collate import Collator
-from xraygpt.metrics.statistics import Score, ratio_score, weighted_sum
+from xraygpt.metrics.statistics import ratio_score
 from xraygpt.models.base import BaseModel
-from xraygpt.runners import answers, feature_cache, logs, result_page
+from xraygpt.runners import answers, feature_cache, logs, result_page, scoring
 from xraygpt.runners.history import History
+from xraygpt.runners.scoring import BLANK, COMMON, NEAREST, SHUFFLED, TRUE
 from xraygpt.tasks.base import BaseTask, Prediction
 
 log = logging.getLogger(__name__)
-
-TRUE, SHUFFLED, BLANK, COMMON = "true", "shuffled", "blank", "most_common"
 
 
 class Evaluator(Plugin):
@@ -57,8 +57,8 @@ class Evaluator(Plugin):
         """`auto`, `cpu` or `cuda`."""
         shuffles: int = 5
         """Seeds of the shuffled-image control."""
-        controls: list[Literal["shuffled", "blank", "most_common"]] = field(
-            default_factory=lambda: ["shuffled", "blank", "most_common"]
+        controls: list[Literal["shuffled", "blank", "most_common", "nearest"]] = field(
+            default_factory=lambda: ["shuffled", "blank", "most_common", "nearest"]
         )
         """Controls to run beside the true image; leaving one out is said in the results."""
         feature_cache: bool = True
@@ -99,6 +99,7 @@ class Evaluator(Plugin):
         key = model.feature_key() if config.feature_cache else None
         if key is not None:
             feature_cache.use_cache(data, model, key, self.accelerator)
+        self._feature_key = key
         if data.on_error == "skip":  # once, for all conditions: pairs must stay pairs
             data.records = [r for i, r in enumerate(data.records) if data[i] is not None]
         self.studies = [r.study_id for r in data.records]
@@ -109,6 +110,7 @@ class Evaluator(Plugin):
         self.identity = identity
         self.folder = config.output_dir / f"{config.split}-{self.signature}"
         self._answers: dict[tuple[Any, ...], str] = {}
+        self._left_out: dict[str, str] = {}
 
     def run(self) -> dict[str, Any]:
         """Predict, then score; returns what scores.json holds."""
@@ -118,8 +120,9 @@ class Evaluator(Plugin):
         predictions: dict[str, list[Prediction]] = {}
         if self.task.generates:
             predictions = {name: self._predict(name, d) for name, d in conditions.items()}
-            if COMMON in self.config.controls:
-                predictions[COMMON] = self._most_common(predictions[TRUE])
+            predictions |= self._from_training(predictions[TRUE])
+            scoring.write_learned(self.folder, self.task)
+        scores, left_out = scoring.score_rows(self.task, predictions)
         result = {
             "signature": self.signature,
             "identity": self.identity,
@@ -127,10 +130,10 @@ class Evaluator(Plugin):
             "split": self.config.split,
             "n": len(self.data),
             "losses": self._loss_rows(losses),
-            "scores": self._score_rows(predictions),
+            "scores": scores,
+            "left_out": {**self._left_out, **left_out},
         }
-        checkpoint.write_file(self.folder / "scores.json", json.dumps(result, indent=1))
-        checkpoint.write_file(self.folder / "scores.md", as_markdown(result))
+        scoring.write_scores(self.folder, result)
         self._write_page(result, predictions)
         return result
 
@@ -279,29 +282,35 @@ class Evaluator(Plugin):
     def _question(self, sample: Sample) -> str:
         return "\n".join(t["text"] for t in self.collate.question(sample))
 
-    def _most_common(self, predictions: Sequence[Prediction]) -> list[Prediction]:
-        text = controls.most_common_answer(self.train)
-        return [Prediction(**{**p.as_row(), "prediction": text}) for p in predictions]
+    def _from_training(self, said: Sequence[Prediction]) -> dict[str, list[Prediction]]:
+        """Controls whose answers stand in the training split, written beside the others."""
+        self.task.learn(
+            lambda: [reference_of(self.train.turns_of(i)) for i in range(len(self.train))]
+        )
+        found: dict[str, list[Prediction]] = {}
+        if COMMON in self.config.controls:
+            text = controls.most_common_answer(self.train)
+            found[COMMON] = [replace(p, prediction=text) for p in said]
+        if NEAREST in self.config.controls:
+            try:
+                chosen = self._nearest()
+                found[NEAREST] = [replace(p, prediction=chosen[p.sample_id]) for p in said]
+            except InputError as error:
+                self._left_out[f"control {NEAREST}"] = str(error)
+        for name, predictions in found.items():
+            answers.write(self.folder / f"predictions_{name}.jsonl", self.identity, predictions)
+        return found
 
-    def _score_rows(self, predictions: dict[str, list[Prediction]]) -> list[dict[str, Any]]:
-        """Every score of every condition, the shuffled ones averaged over seeds.
+    def _nearest(self) -> dict[str, str]:
+        """By sample the answer to the training image with the most similar frozen features.
 
-        A control's row holds as `true_minus` how far the true image is above it, paired.
+        Raises:
+            InputError: There are no frozen features.
         """
-        groups: dict[str, list[list[Score]]] = {}
-        for name, said in predictions.items():
-            groups.setdefault(name.split("-")[0], []).append(self.task.score(said))
-        rows = []
-        for condition, several in groups.items():
-            weight = 1 / len(several)
-            for true, *same in zip(*groups[TRUE], *several, strict=True):
-                mean = weighted_sum([(weight, s) for s in same])
-                row = {**mean.as_row(), "condition": condition, "seeds": len(same)}
-                if condition != TRUE:
-                    ahead = weighted_sum([(1.0, true), *((-weight, s) for s in same)])
-                    row["true_minus"] = {k: ahead.as_row()[k] for k in ("value", "low", "high")}
-                rows.append(row)
-        return rows
+        if self._feature_key is None:
+            raise InputError("the encoder is trained, its features are not stored, or it has none")
+        feature_cache.use_cache(self.train, self.model, self._feature_key, self.accelerator)
+        return controls.nearest_answers(self.data, self.train)
 
     def _chunks(self, n: int) -> Iterator[range]:
         size = self.config.batch_size_eval
@@ -309,45 +318,3 @@ class Evaluator(Plugin):
 
     def _on_device(self, batch: Any) -> Any:
         return distributed.to_device(batch, self.accelerator.device)
-
-
-def as_markdown(result: dict[str, Any]) -> str:
-    """The scores as a table, one column per condition."""
-    lines = [
-        f"Split `{result['split']}`, n = {result['n']}. Research use only, not for diagnosis.",
-        "",
-        "| loss | value | 95 % interval | n |",
-        "|---|---|---|---|",
-    ]
-    for row in result["losses"]:
-        interval = f"{row['low']:.4f} … {row['high']:.4f}"
-        lines.append(f"| {row['name']} | {row['value']:.4f} | {interval} | {row['n']} |")
-    conditions = list(dict.fromkeys(r["condition"] for r in result["scores"]))
-    if not conditions:
-        return "\n".join(lines) + "\n"
-    cells: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in result["scores"]:
-        cells.setdefault(row["name"], {})[row["condition"]] = row
-    lines += _table(conditions, cells, lambda row: row)
-    if others := [c for c in conditions if c != TRUE]:
-        lines += ["", "True image minus each control, paired:"]
-        lines += _table(others, cells, lambda row: row["true_minus"])
-    return "\n".join(lines) + "\n"
-
-
-def _table(
-    conditions: Sequence[str],
-    cells: dict[str, dict[str, dict[str, Any]]],
-    shown: Callable[[dict[str, Any]], dict[str, float]],
-) -> list[str]:
-    """One line a metric, one column a condition."""
-    lines = ["", "| metric | " + " | ".join(conditions) + " | n |"]
-    lines.append("|---" * (len(conditions) + 2) + "|")
-    for name, by in cells.items():
-        row = [_cell(shown(by[c])) if c in by else "" for c in conditions]
-        lines.append(f"| {name} | {' | '.join(row)} | {next(iter(by.values()))['n']} |")
-    return lines
-
-
-def _cell(row: dict[str, float]) -> str:
-    return f"{row['value']:.3f} ({row['low']:.3f} … {row['high']:.3f})"

@@ -33,9 +33,11 @@ NAMES = {
     "shuffled": "another study's image",
     "blank": "black image",
     "most_common": "most common answer",
+    "nearest": "answer of the most similar training image",
 }
 HEADLINES = (
     "drawn_macro_F1", "drawn_laterality",
+    "COCO BLEU-4", "COCO ROUGE-L", "frequent_coding_macro_F1",
     "BLEU-4", "ROUGE-L", "findings_text_F1", "abnormal_text_F1", "findings_coding_F1",
     "abnormal_coding_F1", "accuracy", "accuracy_closed", "accuracy_open", "distinct",
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -56,6 +56,17 @@ class BaseTask(Plugin):
 
     def __init__(self, config: Any) -> None:
         self.config = config
+        self.left_out: dict[str, str] = {}  # scores the last `score` could not take, and why
+
+    def learn(self, training: Callable[[], Sequence[str]]) -> None:
+        """Take from the training answers what scoring needs; by default nothing."""
+
+    def learned(self) -> dict[str, Any]:
+        """What `learn` took, for a JSON file beside the predictions."""
+        return {}
+
+    def take_up(self, learned: dict[str, Any]) -> None:
+        """What `learned` gave, in another process; by default nothing."""
 
     def loss(self, model: Any, batch: Batch) -> Output:
         """Summed loss and number of target tokens; the runner divides once."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from xraygpt.common.registry import registry
+from xraygpt.metrics.coco import coco_scores
 from xraygpt.metrics.drawn import drawn_scores
+from xraygpt.metrics.protocols import R2Gen
 from xraygpt.metrics.reports import positive_findings, report_scores
 from xraygpt.metrics.statistics import Score
 from xraygpt.tasks.base import BaseTask, Comparison, Prediction
@@ -18,10 +21,35 @@ class ReportGeneration(BaseTask):
 
     @dataclass(kw_only=True)
     class Config(BaseTask.Config):
-        """Settings of report generation: those of every task."""
+        """Settings of report generation."""
+
+        protocol: Literal["r2gen"] | None = None
+        """How the COCO scores cut texts into words. `r2gen`: as published for IU X-ray, rare words
+        of the training reports unknown, at most 60 words; null: the same words, all and uncut."""
+        meteor: bool = False
+        """Take METEOR too; it starts a Java program for every condition."""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.words = R2Gen(None, None)
+
+    def learn(self, training: Callable[[], Sequence[str]]) -> None:
+        """The protocol's vocabulary."""
+        if self.config.protocol == "r2gen":
+            self.words = R2Gen.learn(training())
+
+    def learned(self) -> dict[str, Any]:
+        """The words of the protocol."""
+        return {"words": self.words.as_row()}
+
+    def take_up(self, learned: dict[str, Any]) -> None:
+        """The words of the protocol, as `learned` gave them."""
+        self.words = R2Gen.from_row(learned["words"])
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
-        """BLEU, ROUGE, finding labels against the text and the coding; phantoms also as drawn."""
+        """BLEU, ROUGE, COCO's, findings against the text and the coding; phantoms also as drawn."""
         said, studies = [p.prediction for p in predictions], [p.study_id for p in predictions]
         scores = report_scores(
             said,
@@ -29,6 +57,14 @@ class ReportGeneration(BaseTask):
             [p.meta.get("codes") for p in predictions],
             studies,
         )
+        coco, self.left_out = coco_scores(
+            said,
+            [p.reference for p in predictions],
+            self.words,
+            studies,
+            meteor=self.config.meteor,
+        )
+        scores += coco
         if all(str(p.meta.get("source", "")).startswith("SYNTHETIC") for p in predictions):
             scores += drawn_scores(said, [p.meta["labels"] for p in predictions], studies)
         return scores
@@ -44,7 +80,7 @@ class ImageTextPretrain(ReportGeneration):
     """Learn to read images from many short texts; evaluation takes the loss and decodes nothing."""
 
     @dataclass(kw_only=True)
-    class Config(BaseTask.Config):
-        """Settings of the first stage: those of every task."""
+    class Config(ReportGeneration.Config):
+        """Settings of the first stage: those of report generation."""
 
     generates = False

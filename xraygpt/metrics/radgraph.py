@@ -1,0 +1,183 @@
+"""RadGraph F1: overlap of the entities and relations that an annotator finds in two reports.
+
+An annotation is RadGraph's own (Jain et al. 2021, "RadGraph: Extracting Clinical Entities and
+Relations from Radiology Reports")::
+
+    {"entities": {"1": {"tokens": "effusion", "label": "Observation::definitely present",
+                        "relations": [["located_at", "2"]], …}, …}, …}
+
+The three rewards are those of Delbrouck et al. 2022 ("Improving the Factual Correctness of
+Radiology Report Generation with Semantic Rewards"): F1 between the two reports' sets of
+
+* ``simple``: entities, each its words and label;
+* ``partial``: the same and whether the entity has any relation;
+* ``complete``: relations with the words and label they start from and the words they end at;
+  entities without relations stand for themselves. As in the published code words are lower-cased
+  in relations alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xraygpt.common.errors import DataError, InputError
+from xraygpt.metrics.statistics import Score, mean_score
+
+Annotation = Mapping[str, Any]
+Facts = frozenset[tuple[Any, ...]]
+
+INSTALL = (
+    "radgraph 0.1.18 runs on transformers below 5 only, so give it an environment of its own:\n"
+    "  python -m venv radgraph-env\n"
+    "  radgraph-env/bin/pip install radgraph==0.1.18 'transformers>=4.39,<5'\n"
+    "then unpack radgraph-xl.tar.gz of huggingface.co/StanfordAIMI/RRG_scorers to "
+    "FOLDER/radgraph-xl, annotate there and hand the annotations to radgraph_scores"
+)
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """RadGraph F1 of one pair, each in [0, 1]."""
+
+    simple: float
+    partial: float
+    complete: float
+
+
+def rewards(prediction: Annotation, reference: Annotation) -> Rewards:
+    """The three rewards of one pair; all 0 where either side has no entity.
+
+    Raises:
+        DataError: If an annotation lacks a part or relates to an entity it does not hold.
+    """
+    said, true = _entities(prediction), _entities(reference)
+    return Rewards(*(_f1(facts(said), facts(true)) for facts in (_simple, _partial, _complete)))
+
+
+def entity_relation_f1(prediction: Annotation, reference: Annotation) -> float:
+    """Mean of the F1 of entities and the F1 of relations, in [0, 1]: what RadCliQ takes.
+
+    A relation is its kind and both ends with words and labels (Yu et al. 2023, "Evaluating progress
+    in automatic chest X-ray radiology report generation"). An empty side scores 0.
+
+    Raises:
+        DataError: See `rewards`.
+    """
+    said, true = _entities(prediction), _entities(reference)
+    return (_f1(_simple(said), _simple(true)) + _f1(_relations(said), _relations(true))) / 2
+
+
+def radgraph_scores(
+    predictions: Sequence[Annotation],
+    references: Sequence[Annotation],
+    groups: Sequence[str] | None = None,
+) -> list[Score]:
+    """Mean of each reward over samples.
+
+    Args:
+        predictions: Annotations of the generated reports.
+        references: Annotations of the written ones.
+        groups: Per sample its study, which intervals resample.
+
+    Raises:
+        DataError: See `rewards`.
+    """
+    each = [rewards(p, r) for p, r in zip(predictions, references, strict=True)]
+    return [
+        mean_score(
+            f"RadGraph_{level}", [getattr(e, level) for e in each], f"RadGraph F1, {level}", groups
+        )
+        for level in ("simple", "partial", "complete")
+    ]
+
+
+def annotate(reports: Sequence[str], folder: Path, model: str = "radgraph-xl") -> list[Annotation]:
+    """Annotate reports with the radgraph package; an empty report has no entity.
+
+    Args:
+        reports: Texts.
+        folder: Holds the unpacked model in a folder of its name. Its encoder is the one that the
+            model's ``config.json`` names: a local path, or a name in the cache of transformers.
+        model: ``radgraph-xl``, ``radgraph`` or ``modern-radgraph-xl``.
+
+    Raises:
+        InputError: If the package or the model is absent, or the package does not run beside the
+            installed transformers; says how to get them.
+    """
+    missing = [n for n in ("config.json", "weights.th") if not (folder / model / n).is_file()]
+    if missing:
+        raise InputError(f"{folder / model}: no {' and no '.join(missing)}. {INSTALL}")
+    try:
+        from radgraph import RadGraph
+    except ImportError as error:
+        raise InputError(f"radgraph cannot be imported ({error}). {INSTALL}") from error
+    full = [i for i, r in enumerate(reports) if r.strip()]
+    try:
+        annotator = RadGraph(model_type=model, model_cache_dir=str(folder))
+        found = annotator([reports[i] for i in full]) if full else {}
+    except (AttributeError, TypeError, OSError, RuntimeError) as error:
+        raise InputError(f"radgraph failed ({error}). {INSTALL}") from error
+    annotations: list[Annotation] = [{"entities": {}} for _ in reports]
+    for place, row in enumerate(full):
+        if str(place) not in found:
+            raise InputError(f"radgraph could not annotate report {row}: {reports[row][:60]!r}")
+        annotations[row] = found[str(place)]
+    return annotations
+
+
+@dataclass(frozen=True)
+class _Entity:
+    words: str
+    label: str
+    relations: tuple[tuple[str, str, str], ...]  # kind, then words and label of the other end
+
+
+def _entities(annotation: Annotation) -> list[_Entity]:
+    """Entities with their relations resolved."""
+    try:
+        raw = annotation["entities"]
+        return [
+            _Entity(
+                str(e["tokens"]),
+                str(e["label"]),
+                tuple(
+                    (str(kind), str(raw[other]["tokens"]), str(raw[other]["label"]))
+                    for kind, other in e["relations"]
+                ),
+            )
+            for e in raw.values()
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"not a RadGraph annotation ({type(error).__name__}: {error}); meant is "
+            '{"entities": {"1": {"tokens": …, "label": …, "relations": [[kind, "2"], …]}, …}}'
+        ) from error
+
+
+def _simple(entities: Sequence[_Entity]) -> Facts:
+    return frozenset((e.words, e.label) for e in entities)
+
+
+def _partial(entities: Sequence[_Entity]) -> Facts:
+    return frozenset((e.words, e.label, bool(e.relations)) for e in entities)
+
+
+def _complete(entities: Sequence[_Entity]) -> Facts:
+    alone = {(e.words, e.label) for e in entities if not e.relations}
+    related = {
+        (e.words.lower(), e.label, kind, other.lower())
+        for e in entities
+        for kind, other, _ in e.relations
+    }
+    return frozenset(alone | related)
+
+
+def _relations(entities: Sequence[_Entity]) -> Facts:
+    return frozenset((e.words, e.label, *r) for e in entities for r in e.relations)
+
+
+def _f1(said: Facts, true: Facts) -> float:
+    return 2 * len(said & true) / (len(said) + len(true)) if said and true else 0.0

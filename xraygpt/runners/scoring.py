@@ -1,0 +1,173 @@
+"""From stored predictions to scores: no model, no image, the same numbers whenever it is run.
+
+The folder of an evaluation holds ``predictions_<condition>.jsonl`` (first line: whose they are) and
+``scoring.json`` (what the task took from the training answers). `score_folder` needs no more.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from xraygpt.common import checkpoint
+from xraygpt.common.config import from_tree
+from xraygpt.common.errors import InputError
+from xraygpt.metrics.statistics import Score, weighted_sum
+from xraygpt.runners import logs
+from xraygpt.tasks.base import BaseTask, Prediction
+
+log = logging.getLogger(__name__)
+
+TRUE, SHUFFLED, BLANK, COMMON, NEAREST = "true", "shuffled", "blank", "most_common", "nearest"
+CONDITIONS = (TRUE, SHUFFLED, BLANK, COMMON, NEAREST)  # in the order of tables
+LEARNED = "scoring.json"
+
+
+def score_rows(
+    task: BaseTask, predictions: Mapping[str, Sequence[Prediction]]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Every score of every condition, those of several seeds averaged.
+
+    Args:
+        task: Scores; knows what it took from the training answers.
+        predictions: By condition, those of a seed as ``shuffled-0``; ``true`` is the first.
+
+    Returns:
+        Rows, where a control's holds as `true_minus` how far the true image is above it, paired;
+        and by name why a score was left out.
+    """
+    groups: dict[str, list[list[Score]]] = {}
+    left_out: dict[str, str] = {}
+    for name, said in predictions.items():
+        groups.setdefault(name.split("-")[0], []).append(task.score(said))
+        left_out |= task.left_out
+    rows = []
+    for condition, several in groups.items():
+        weight = 1 / len(several)
+        for true, *same in zip(*groups[TRUE], *several, strict=True):
+            mean = weighted_sum([(weight, s) for s in same])
+            row = {**mean.as_row(), "condition": condition, "seeds": len(same)}
+            if condition != TRUE:
+                ahead = weighted_sum([(1.0, true), *((-weight, s) for s in same)])
+                row["true_minus"] = {k: ahead.as_row()[k] for k in ("value", "low", "high")}
+            rows.append(row)
+    return rows, left_out
+
+
+def write_learned(folder: Path, task: BaseTask) -> None:
+    """Beside the predictions, what scoring needs of the training answers."""
+    checkpoint.write_file(folder / LEARNED, json.dumps(task.learned(), indent=1))
+
+
+def score_folder(folder: Path) -> dict[str, Any]:
+    """Scores of the predictions of an evaluation, anew; also of one that was stopped half-way.
+
+    Args:
+        folder: What `evaluate.py` made. Its ``scores.json`` and ``scores.md`` are replaced; losses,
+            which only a model can give, are kept.
+
+    Raises:
+        InputError: No predictions, or not what evaluation writes.
+    """
+    found = {f.stem.removeprefix("predictions_"): f for f in folder.glob("predictions_*.jsonl")}
+    known_names = [n for n in found if n.split("-")[0] in CONDITIONS]
+    names = sorted(known_names, key=lambda n: (CONDITIONS.index(n.split("-")[0]), n))
+    if TRUE not in names:
+        raise InputError(
+            f"{folder}: no predictions_true.jsonl; name the folder that evaluate.py printed"
+        )
+    heading, *_ = logs.read_rows(found[TRUE]) or [{}]
+    identity = heading.get("identity", {})
+    if "task" not in identity:
+        raise InputError(f"{found[TRUE]}: its first line does not say which task it is of")
+    task: BaseTask = from_tree(BaseTask.Config, identity["task"], "run.task").build()
+    if (folder / LEARNED).is_file():
+        task.take_up(json.loads((folder / LEARNED).read_text(encoding="utf-8")))
+    predictions = {name: _read(found[name]) for name in names}
+    kept = set.intersection(*({p.sample_id for p in said} for said in predictions.values()))
+    total = max(len(said) for said in predictions.values())
+    if len(kept) < total:
+        log.warning("%d of %d samples have an answer in every condition", len(kept), total)
+    if not kept:
+        raise InputError(f"{folder}: no sample has an answer in every condition; evaluate first")
+    order = [p.sample_id for p in predictions[TRUE] if p.sample_id in kept]
+    for name, said in predictions.items():
+        by_id = {p.sample_id: p for p in said}
+        predictions[name] = [by_id[i] for i in order]
+    rows, left_out = score_rows(task, predictions)
+    before = folder / "scores.json"
+    known = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else {}
+    result = {
+        "signature": heading.get("signature"),
+        "identity": identity,
+        "split": identity.get("split", ""),
+        "losses": [],
+        **known,
+        "versions": logs.versions(),
+        "n": len(order),
+        "scores": rows,
+        "left_out": left_out,
+    }
+    write_scores(folder, result)
+    return result
+
+
+def write_scores(folder: Path, result: Mapping[str, Any]) -> None:
+    """``scores.json`` and ``scores.md``."""
+    checkpoint.write_file(folder / "scores.json", json.dumps(result, indent=1))
+    checkpoint.write_file(folder / "scores.md", as_markdown(result))
+
+
+def _read(file: Path) -> list[Prediction]:
+    try:
+        return [Prediction(**row) for row in logs.read_rows(file)[1:]]
+    except TypeError as error:
+        raise InputError(f"{file}: a line is no prediction ({error})") from None
+
+
+def as_markdown(result: Mapping[str, Any]) -> str:
+    """The scores as a table, one column per condition."""
+    lines = [
+        f"Split `{result['split']}`, n = {result['n']}. Research use only, not for diagnosis.",
+        "",
+    ]
+    if result["losses"]:
+        lines += ["| loss | value | 95 % interval | n |", "|---|---|---|---|"]
+    for row in result["losses"]:
+        interval = f"{row['low']:.4f} … {row['high']:.4f}"
+        lines.append(f"| {row['name']} | {row['value']:.4f} | {interval} | {row['n']} |")
+    conditions = list(dict.fromkeys(r["condition"] for r in result["scores"]))
+    if not conditions:
+        return "\n".join(lines) + "\n"
+    cells: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in result["scores"]:
+        cells.setdefault(row["name"], {})[row["condition"]] = row
+    lines += _table(conditions, cells, lambda row: row)
+    if others := [c for c in conditions if c != TRUE]:
+        lines += ["", "True image minus each control, paired:"]
+        lines += _table(others, cells, lambda row: row["true_minus"])
+    if result.get("left_out"):
+        lines += ["", "Left out:", ""]
+        lines += [f"- {name}: {why}" for name, why in result["left_out"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _table(
+    conditions: Sequence[str],
+    cells: dict[str, dict[str, dict[str, Any]]],
+    shown: Callable[[dict[str, Any]], dict[str, float]],
+) -> list[str]:
+    """One line a metric, one column a condition."""
+    lines = ["", "| metric | " + " | ".join(conditions) + " | n |"]
+    lines.append("|---" * (len(conditions) + 2) + "|")
+    for name, by in cells.items():
+        row = [_cell(shown(by[c])) if c in by else "" for c in conditions]
+        lines.append(f"| {name} | {' | '.join(row)} | {next(iter(by.values()))['n']} |")
+    return lines
+
+
+def _cell(row: dict[str, float]) -> str:
+    return f"{row['value']:.3f} ({row['low']:.3f} … {row['high']:.3f})"

@@ -1,0 +1,28 @@
+"""Scores of stored predictions, anew: python -m xraygpt.score output/evaluate/val-0123456789ab.
+
+Needs no model, no image and no GPU, and gives the same numbers whenever it is run. The folder is
+the one evaluate.py printed; ``scores.json`` and ``scores.md`` in it are replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Parse, score, print."""
+    from xraygpt.runners.scoring import as_markdown, score_folder
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="holds predictions_true.jsonl")
+    sys.stdout.write(as_markdown(score_folder(parser.parse_args().folder)))
+
+
+if __name__ == "__main__":
+    from xraygpt.common.cli import guarded
+
+    sys.exit(guarded(main))
