@@ -52,6 +52,7 @@ class Batch(TypedDict):
     image_inputs: dict[
         str, Tensor
     ]  # pixel_values (N, C, H, W), or features (N, L, D) with their mask
+    extra: dict[str, Tensor]  # what the task wants beside: each (B, …), see `BaseTask.extra`
     question: list[str]  # B; what is asked, without marks, for models that read it with the image
     sample_id: list[str]  # B; an empty string marks a row that only fills an empty batch
     skipped: int  # samples left out because their image could not be read

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -37,6 +37,7 @@ class Collator:
         packer: The model's image processor; None makes text-only batches.
         max_len: Most tokens a row may have: the LLM's context.
         all_tokens: Put labels on every text token, for language modelling.
+        extra: Makes of the samples what the task wants beside; None wants nothing.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class Collator:
         *,
         max_len: int,
         all_tokens: bool = False,
+        extra: Callable[[Sequence[Sample]], dict[str, Tensor]] | None = None,
     ) -> None:
         self.renderer, self.packer = renderer, packer
-        self.max_len, self.all_tokens = max_len, all_tokens
+        self.max_len, self.all_tokens, self.extra = max_len, all_tokens, extra
         pad = renderer.tokenizer.pad_token_id
         self.pad_id = renderer.tokenizer.eos_token_id if pad is None else pad
 
@@ -119,6 +121,7 @@ class Collator:
             labels=labels,
             attention_mask=mask,
             image_inputs=self.packer.pack(images) if self.packer and images else {},
+            extra=self.extra(kept) if self.extra and kept else {},
             question=questions,
             sample_id=names,
             skipped=skipped,

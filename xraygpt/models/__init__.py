@@ -1,5 +1,5 @@
-"""Models: the composition of encoder, Q-Former and LLM, and the small text-only LLM."""
+"""Models: the composition of encoder, Q-Former and LLM, a small LLM alone, image beside text."""
 
-from xraygpt.models import instruct, language_model, xraygpt
+from xraygpt.models import image_text, instruct, language_model, xraygpt
 
-__all__ = ["instruct", "language_model", "xraygpt"]
+__all__ = ["image_text", "instruct", "language_model", "xraygpt"]

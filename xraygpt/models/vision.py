@@ -85,3 +85,11 @@ class VisionEncoder(nn.Module):
     def __str__(self) -> str:
         """One line for logs and documents."""
         return f"{self.num_tokens} tokens of {self.width}; {self.wants}"
+
+
+def pooled(tokens: Tensor) -> Tensor:
+    """(N, L, D) patch tokens -> (N, 2 D): their mean, and the greatest of each feature.
+
+    What is everywhere stands in the first, what is in one place in the second.
+    """
+    return torch.cat([tokens.mean(dim=1), tokens.amax(dim=1)], dim=1)

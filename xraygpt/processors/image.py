@@ -5,6 +5,7 @@ Notation: H, W of the file; S the model's `image_size`; C its channels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -132,7 +133,10 @@ class XrayImage(BaseProcessor):
 
 @registry.register_processor("xray_image_train", "blip2_image_train")
 class XrayImageTrain(XrayImage):
-    """As `xray_image`, after a random crop. Never mirrored: left and right are findings."""
+    """As `xray_image`, after a random crop, turn and change of grey.
+
+    Never mirrored: left and right are findings.
+    """
 
     @dataclass(kw_only=True)
     class Config(XrayImage.Config):
@@ -142,6 +146,11 @@ class XrayImageTrain(XrayImage):
         """Smallest share of the picture's area a crop keeps, in (0, 1]; 1 crops nothing."""
         ratio: list[float] = field(default_factory=lambda: [0.75, 1.333])
         """Range of the crop's aspect ratio, as in Inception-style random resized crops."""
+        degrees: float = 0.0
+        """Turned by up to so many degrees, either way."""
+        grey_change: float = 0.0
+        """Most change of contrast, as a share, and of the exponent of grey values, as a logarithm;
+        brightness changes by half of it. In [0, 1)."""
 
         def for_eval(self) -> BaseProcessor.Config:
             """A random crop is never right outside training: the same without it."""
@@ -153,18 +162,30 @@ class XrayImageTrain(XrayImage):
             super().__post_init__()
             if not 0 < self.min_scale <= 1:
                 raise ValueError(f"min_scale ({self.min_scale}) must lie in (0, 1]")
+            if not 0 <= self.grey_change < 1 or not 0 <= self.degrees <= 180:
+                raise ValueError("grey_change must lie in [0, 1), degrees in [0, 180]")
 
     config: Config
 
     def __init__(self, config: Config, *, image_spec: ImageSpec, **runtime: Any) -> None:
         super().__init__(config, image_spec=image_spec, **runtime)
-        self.deterministic = config.min_scale == 1
+        self.deterministic = config.min_scale == 1 and not (config.degrees or config.grey_change)
 
     def resize(self, image: Tensor, draw: str) -> Tensor:
         """Crop by a draw keyed with `draw`, then resize."""
         if self.config.min_scale < 1:
             image = self._crop(image, draw)
-        return super().resize(image, draw)
+        image = super().resize(image, draw)
+        if self.config.degrees:
+            angle = keyed_random(draw, "turn").uniform(-self.config.degrees, self.config.degrees)
+            image = tvf.rotate(image, angle, tvf.InterpolationMode.BILINEAR)
+        return self._change_grey(image, draw) if self.config.grey_change else image
+
+    def _change_grey(self, image: Tensor, draw: str) -> Tensor:
+        """Contrast, exponent and brightness, drawn with `draw`."""
+        rng, most = keyed_random(draw, "grey"), self.config.grey_change
+        contrast, exponent = 1 + rng.uniform(-most, most), math.exp(rng.uniform(-most, most))
+        return (image**exponent * contrast + rng.uniform(-most, most) / 2).clamp(0, 1)
 
     def _crop(self, image: Tensor, draw: str) -> Tensor:
         rng = keyed_random(draw, "crop")

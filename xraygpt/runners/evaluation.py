@@ -105,7 +105,9 @@ class Evaluator(Plugin):
         self.studies = [r.study_id for r in data.records]
         # One question for every sample: what is compared is the image, not the wording.
         model.renderer.prompts = model.renderer.prompts[:1]
-        self.collate = Collator(model.renderer, model.packer, max_len=model.context_len)
+        self.collate = Collator(
+            model.renderer, model.packer, max_len=model.context_len, extra=task.extra
+        )
         self.signature = answers.signature_of(identity)
         self.identity = identity
         self.folder = config.output_dir / f"{config.split}-{self.signature}"

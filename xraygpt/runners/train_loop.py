@@ -68,7 +68,11 @@ class Runner(BaseRunner):
         self._cache_features()
         packer = model.packer if task.uses_images else None
         self.collate = Collator(
-            model.renderer, packer, max_len=model.context_len, all_tokens=model.all_tokens
+            model.renderer,
+            packer,
+            max_len=model.context_len,
+            all_tokens=model.all_tokens,
+            extra=task.extra,
         )
         per_step = config.batch_size_train * config.accum_grad_iters * self._world
         epoch = len(splits["train"].epoch(0, config.seed))
@@ -149,7 +153,7 @@ class Runner(BaseRunner):
         began = time.perf_counter()
         group = [next(batches) for _ in range(self.config.accum_grad_iters)]
         waited = time.perf_counter() - began
-        targets = sum(int((b["labels"][:, 1:] != -100).sum()) for b in group)
+        targets = sum(self.task.count(b) for b in group)
         count = distributed.total(self.accelerator, [targets])[0]
         if count == 0:
             raise TrainingError(

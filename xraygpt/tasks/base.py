@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from xraygpt.common.registry import TASKS, Plugin, Registry
-from xraygpt.datasets.base import Batch
+from xraygpt.datasets.base import Batch, Sample
 from xraygpt.metrics.statistics import Score
 from xraygpt.models.base import BaseModel, Generation, Output
+from xraygpt.processors.prompts import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,14 @@ class BaseTask(Plugin):
 
     def take_up(self, learned: dict[str, Any]) -> None:
         """What `learned` gave, in another process; by default nothing."""
+
+    def extra(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """What the loss wants of the samples beside tokens and images, each (B, …)."""
+        return {}
+
+    def count(self, batch: Batch) -> int:
+        """How many targets the loss is divided by: tokens of answers."""
+        return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
 
     def loss(self, model: Any, batch: Batch) -> Output:
         """Summed loss and number of target tokens; the runner divides once."""
