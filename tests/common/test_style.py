@@ -32,6 +32,7 @@ ORDER = [
     "experiment",
     "validate",
     "score",
+    "probe",
     "synthesize",
     "convert",
     "download",

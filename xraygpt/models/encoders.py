@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from xraygpt.common.checkpoint import is_run_like, manifest_of
 from xraygpt.common.errors import InputError, WeightsError
-from xraygpt.models import lineage
+from xraygpt.models import lineage, own_encoder
 from xraygpt.models.hf_vision import transformers_encoder
 from xraygpt.models.lite0 import LITE0, efficientnet_lite_to_timm
 from xraygpt.models.vision import VisionEncoder
@@ -54,6 +54,8 @@ KNOWN = (
     "timm/<name>",
     "hf/<folder>",
     "hf/<owner>/<name>@<revision>",
+    "run/<folder>",
+    "run/<folder>+base",
     "precomputed",
     "tiny",
     "eva_tiny",
@@ -132,16 +134,20 @@ def build_vision(vit_model: str, image_size: int | None, weights: Path | None) -
 
 def has_weights(vit_model: str) -> bool:
     """Whether an encoder comes with its weights, without `vit_ckpt`."""
-    return vit_model in ("efficientnet_lite0", "tiny", "eva_tiny") or vit_model.startswith("hf/")
+    named = ("efficientnet_lite0", "tiny", "eva_tiny")
+    return vit_model in named or vit_model.startswith(("hf/", own_encoder.PREFIX))
 
 
 def _build(vit_model: str, image_size: int | None, weights: Path | None) -> VisionEncoder:
     simple = {"tiny": _tiny, "efficientnet_lite0": _efficientnet_lite0}
-    if vit_model in simple or vit_model.startswith("hf/"):
+    if vit_model in simple or vit_model.startswith(("hf/", own_encoder.PREFIX)):
         if weights is not None:
             raise InputError(f"model.vit_ckpt: {vit_model} brings its weights; leave it out")
         if vit_model in simple:
             return simple[vit_model](image_size)
+        if vit_model.startswith(own_encoder.PREFIX):
+            name = vit_model.removeprefix(own_encoder.PREFIX)
+            return own_encoder.trained_encoder(name, image_size, build_vision)
         return transformers_encoder(vit_model.removeprefix("hf/"), image_size)
     published = {
         "eva_clip_g": _eva_clip_g,

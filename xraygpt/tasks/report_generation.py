@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from xraygpt.common.registry import registry
@@ -13,6 +13,7 @@ from xraygpt.metrics.protocols import R2Gen
 from xraygpt.metrics.reports import positive_findings, report_scores
 from xraygpt.metrics.statistics import Score
 from xraygpt.tasks.base import BaseTask, Comparison, Prediction
+from xraygpt.tasks.clinical import Clinical, ClinicalMetrics
 
 
 @registry.register_task("report_generation")
@@ -28,12 +29,15 @@ class ReportGeneration(BaseTask):
         of the training reports unknown, at most 60 words; null: the same words, all and uncut."""
         meteor: bool = False
         """Take METEOR too; it starts a Java program for every condition."""
+        clinical: ClinicalMetrics = field(default_factory=ClinicalMetrics)
+        """Weights of BERTScore, CheXbert, RadGraph, RadCliQ and GREEN."""
 
     config: Config
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.words = R2Gen(None, None)
+        self.clinical = Clinical(config.clinical)
 
     def learn(self, training: Callable[[], Sequence[str]]) -> None:
         """The protocol's vocabulary."""
@@ -64,7 +68,9 @@ class ReportGeneration(BaseTask):
             studies,
             meteor=self.config.meteor,
         )
-        scores += coco
+        clinical, without = self.clinical.score(said, [p.reference for p in predictions], studies)
+        scores += coco + clinical
+        self.left_out |= without
         if all(str(p.meta.get("source", "")).startswith("SYNTHETIC") for p in predictions):
             scores += drawn_scores(said, [p.meta["labels"] for p in predictions], studies)
         return scores
