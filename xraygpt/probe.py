@@ -140,7 +140,12 @@ def _split(encoder: VisionEncoder, data: StudyDataset, device: torch.device) -> 
 
 
 def measure(
-    experiment: Any, names: Sequence[str], *, device: str = "auto", strength: float = 1e-3
+    experiment: Any,
+    names: Sequence[str],
+    *,
+    device: str = "auto",
+    strength: float = 1e-3,
+    min_positives: int = 8,
 ) -> dict[str, list[Score]]:
     """Scores of each encoder on the same split.
 
@@ -149,6 +154,7 @@ def measure(
         names: As `model.vit_model`, with ``@pixels`` after it for another size.
         device: ``auto``, ``cpu`` or ``cuda``.
         strength: See `probe`.
+        min_positives: See `probe`.
     """
     place = distributed.make_accelerator(device, amp=False).device
     found = {}
@@ -163,7 +169,7 @@ def measure(
             _split(encoder, builder.build(s, "eval"), place)
             for s in ("train", experiment.run.split)
         )
-        found[name] = probe(train, val, strength=strength)
+        found[name] = probe(train, val, strength=strength, min_positives=min_positives)
     return found
 
 
@@ -198,6 +204,7 @@ def main() -> None:
     parser.add_argument("--cfg-path", type=Path, required=True, help="names corpus and split")
     parser.add_argument("--vit-model", nargs="+", default=None, help="encoders; the first is base")
     parser.add_argument("--strength", type=float, default=1e-3, help="C of the regression")
+    parser.add_argument("--min-positives", type=int, default=8, help="a finding needs on val")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
@@ -205,7 +212,13 @@ def main() -> None:
     names = args.vit_model or [getattr(experiment.model, "vit_model", "")]
     if not names[0]:
         raise InputError("this YAML's model has no vision encoder: name one with --vit-model")
-    found = measure(experiment, names, device=args.device, strength=args.strength)
+    found = measure(
+        experiment,
+        names,
+        device=args.device,
+        strength=args.strength,
+        min_positives=args.min_positives,
+    )
     builder = next(iter(experiment.datasets.values())).build(
         image_spec=ImageSpec(image_size=8, mean=(0.5,), std=(0.5,), tokens_per_image=1)
     )

@@ -10,11 +10,13 @@ import pytest
 
 from tests.conftest import ANSWERS, toy_yaml
 from tests.runners.test_train_loop import MODEL, runner_of
+from xraygpt import probe, score
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
 from xraygpt.datasets.base import ImageRef, Record, StudyDataset
 from xraygpt.datasets.controls import derangement, most_common_answer
 from xraygpt.experiment import Evaluation, build_evaluator
+from xraygpt.metrics import compare
 from xraygpt.processors.prompts import Turn
 from xraygpt.runners import result_page, scoring
 from xraygpt.runners.evaluation import Evaluator
@@ -97,6 +99,26 @@ def test_scoring_again_needs_the_predictions_alone(trained, tmp_path, monkeypatc
     path = evaluator.folder / "predictions_blank.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-3]))  # stopped half-way
     assert scoring.score_folder(evaluator.folder)["n"] == 9
+
+
+def test_the_commands_print_tables(trained, tmp_path, monkeypatch, capsys):
+    folder = evaluator_of(trained, tmp_path, "run.shuffles=1")
+    folder.run()
+    said = folder.folder / "predictions_true.jsonl"
+    monkeypatch.setattr("sys.argv", ["score", str(folder.folder)])
+    score.main()
+    assert "| COCO ROUGE-L | " in capsys.readouterr().out
+    monkeypatch.setattr(
+        "sys.argv", ["x", str(said), str(folder.folder / "predictions_blank.jsonl")]
+    )
+    compare.main()
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("| ROUGE-L"))
+    assert line.endswith("| 12 |") and float(line.split("|")[5]) < 0.05
+    yaml = tmp_path / "eval.yaml"
+    monkeypatch.setattr("sys.argv", ["probe", "--cfg-path", str(yaml), "--min-positives", "4"])
+    probe.main()
+    out = capsys.readouterr().out
+    assert "| no_finding | 4 |" in out and "Research use only" in out
 
 
 def test_scoring_says_what_it_misses(tmp_path):
