@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from xraygpt.common.errors import InputError
 from xraygpt.metrics import coco
 from xraygpt.metrics.coco import coco_scores
 from xraygpt.metrics.protocols import R2Gen, r2gen_words
@@ -101,5 +102,14 @@ def test_rare_words_are_unknown_and_long_texts_cut():
     training = ["the lungs are clear."] * 3 + ["the lungs are dark."]
     words = R2Gen.learn(training)
     assert words("The lungs are dark.") == "the lungs are <unk> ."
-    assert len(words("the lungs. " * 60).split()) == 60
+    assert len(words("the lungs. " * 60).split()) == 59
     assert R2Gen.from_row(words.as_row()) == words
+    with pytest.raises(InputError, match="make no vocabulary"):  # any two texts would be alike
+        R2Gen.learn([])
+
+
+@pytest.mark.skipif(not JAVA, reason="no java here")
+def test_a_java_program_that_dies_leaves_out_meteor_alone(monkeypatch):
+    monkeypatch.setattr("pycocoevalcap.meteor.meteor.Meteor._stat", lambda *_: "")
+    scores, left_out = coco_scores(["a b"], ["a b"], R2Gen(), meteor=True)
+    assert len(scores) == 6 and "failed" in left_out["METEOR"]

@@ -156,7 +156,7 @@ def test_annotate_by_a_stand_in(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "radgraph", types.SimpleNamespace(RadGraph=RadGraph))
     assert annotate(["a", " ", "b"], tmp_path, "radgraph") == [SAID, {"entities": {}}, SAID]
     assert annotate([""], tmp_path, "radgraph") == [{"entities": {}}]
-    with pytest.raises(InputError, match="could not annotate report 1: 'lost'"):
+    with pytest.raises(InputError, match="could not annotate report 1 of those given"):
         annotate(["a", "lost"], tmp_path, "radgraph")
     with pytest.raises(InputError, match="build_inputs_with_special_tokens"):
         annotate(["boom"], tmp_path, "radgraph")

@@ -17,6 +17,7 @@ from xraygpt.common.errors import ConfigError, InputError, WeightsError
 from xraygpt.datasets.controls import shuffled
 from xraygpt.experiment import Evaluation, Training, build_runner
 from xraygpt.metrics.findings import FINDINGS
+from xraygpt.models import encoders
 from xraygpt.models.encoders import build_vision
 from xraygpt.models.image_text import Pair
 from xraygpt.processors.image import ImageSpec
@@ -168,6 +169,7 @@ def test_the_encoder_is_used_frozen_by_another_model(run):
     pixels = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(own.encode(pixels), runner.model.eval().vision.encode(pixels))
     both = build_vision(name + "+base", None, None)
+    assert encoders.has_weights("tiny") and not encoders.has_weights("timm/resnet18")
     began = build_vision("tiny", None, None)
     assert both.width == own.width + began.width and both.num_tokens == own.num_tokens
     torch.testing.assert_close(
@@ -177,6 +179,36 @@ def test_the_encoder_is_used_frozen_by_another_model(run):
 
     evaluator = build_evaluator(evaluation(base, corpus, name))
     assert evaluator.model.vision.digest() == own.digest()
+
+
+def test_a_model_refuses_features_of_an_encoder_trained_anew(run, tmp_path, toy):
+    base, _, _, _ = run
+    mine = tmp_path / "encoder"
+    shutil.copytree(base / "encoder", mine)
+    model = (
+        f"model: {{arch: xraygpt, model_type: tiny, prompt_template: xraygpt, vit_model: run/{mine}"
+    )
+    rest = (
+        f"datasets: {{toy: {{builder: records, storage: {toy}}}}}\nrun: {{task: report_generation, "
+    )
+    yaml = tmp_path / "m.yaml"
+    yaml.write_text(f"{model}}}\n{rest}output_dir: {tmp_path / 'out'}, max_steps: 1, device: cpu}}")
+    build_runner(load(Training, yaml)).train()
+    ours = f"{model}, ckpt: {tmp_path / 'out'}}}\n{rest}max_steps: 1, device: cpu}}"
+    yaml.write_text(ours)
+    build_runner(load(Training, yaml))  # the same encoder
+    trained(tmp_path, toy, 1)  # trained anew into the same folder
+    with pytest.raises(WeightsError, match="features of another encoder"):
+        build_runner(load(Training, yaml))
+
+
+def test_one_image_in_a_batch_is_normalised_as_in_evaluation(run):
+    _, _, runner, _ = run
+    model = runner.model
+    rows = torch.randn(1, model.norm.num_features)
+    one = model.train()._normed(rows)
+    torch.testing.assert_close(one, model.eval()._normed(rows))
+    torch.testing.assert_close(one, torch.nn.BatchNorm1d.forward(model.norm, rows))
 
 
 def test_the_probe_finds_what_was_learned_and_nothing_in_others_images(run):

@@ -99,6 +99,38 @@ def test_scoring_again_needs_the_predictions_alone(trained, tmp_path, monkeypatc
     path = evaluator.folder / "predictions_blank.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-3]))  # stopped half-way
     assert scoring.score_folder(evaluator.folder)["n"] == 9
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))  # hardly begun
+    rest = scoring.score_folder(evaluator.folder)
+    assert rest["n"] == 12 and not [r for r in rest["scores"] if r["condition"] == "blank"]
+    (evaluator.folder / scoring.LEARNED).unlink()
+    with pytest.raises(InputError, match="let evaluate"):  # words of the protocol are not guessed
+        scoring.score_folder(evaluator.folder)
+
+
+def test_a_score_that_fails_in_one_condition_is_left_out_of_all(trained, tmp_path, monkeypatch):
+    evaluator = evaluator_of(trained, tmp_path, "run.shuffles=1")
+    original, calls = evaluator.task.score, []
+
+    def flaky(said):
+        calls.append(said)
+        return original(said)[: 3 if len(calls) == 2 else None]
+
+    monkeypatch.setattr(evaluator.task, "score", flaky)
+    result = evaluator.run()
+    assert {r["name"] for r in result["scores"]} == {"BLEU-1", "BLEU-2", "BLEU-3"}
+    assert "could not be taken in every condition" in result["left_out"]["ROUGE-L"]
+
+
+def test_scoring_again_asks_no_judge(trained, tmp_path):
+    options = [
+        "run.task.clinical.judge_url=http://127.0.0.1:9/v1",
+        "run.task.clinical.judge_model=m",
+    ]
+    evaluator = evaluator_of(trained, tmp_path, *options)
+    evaluator.task.stay_here()
+    evaluator.run()
+    again = scoring.score_folder(evaluator.folder)
+    assert "never asks one" in again["left_out"]["GREEN"]
 
 
 def test_the_commands_print_tables(trained, tmp_path, monkeypatch, capsys):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from xraygpt.common.draws import keyed_random
 from xraygpt.datasets.base import ImageRef, ReadImage, Record, StudyDataset, reference_of
+from xraygpt.processors.prompts import without_marks
 
 log = logging.getLogger(__name__)
 
@@ -77,22 +78,20 @@ def nearest_answers(data: StudyDataset, train: StudyDataset) -> dict[str, str]:
         (x - middle) / np.linalg.norm(x - middle, axis=1, keepdims=True).clip(1e-12)
         for x in (own, known)
     )
-    asked = [_asked(train.turns_of(i)) for i in places]
+    asked = np.array([_asked(train.turns_of(i)) for i in places])
     studies = np.array([train.records[i].study_id for i in places])
     found = {}
     for i, vector in zip(rows, own, strict=True):
-        record = data.records[i]
-        same = np.array([a == _asked(data.turns_of(i)) for a in asked]) & (
-            studies != record.study_id
-        )
-        alike = known @ vector
-        best = int(np.where(same, alike, alike - 4 * (1 + (studies == record.study_id))).argmax())
+        record, alike = data.records[i], known @ vector
+        alike = np.where(studies == record.study_id, -np.inf, alike)
+        same = asked == _asked(data.turns_of(i))
+        best = int(np.where(same, alike, alike - 4).argmax())  # cosines differ by 2 at most
         found[record.sample_id] = reference_of(train.turns_of(places[best]))
     return found
 
 
 def _asked(turns: Sequence[Any]) -> str:
-    return " ".join(t["text"] for t in turns if t["role"] == "user")
+    return " ".join(without_marks(t["text"]) for t in turns if t["role"] == "user")
 
 
 def _pooled(data: StudyDataset) -> tuple[np.ndarray, list[int]]:
@@ -106,7 +105,7 @@ def _pooled(data: StudyDataset) -> tuple[np.ndarray, list[int]]:
         if each:
             rows.append(torch.stack([f.flatten(0, -2).mean(dim=0) for f in each]).mean(dim=0))
             places.append(i)
-    return torch.stack(rows).numpy(), places
+    return torch.stack(rows).numpy() if rows else np.zeros((0, 1), np.float32), places
 
 
 def derangement(records: Sequence[Record], texts: Sequence[str], seed: int) -> list[int]:

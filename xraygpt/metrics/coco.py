@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from xraygpt.common.errors import InputError
 from xraygpt.metrics.statistics import Score, mean_score, ratio_score
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,10 @@ def coco_scores(
         return scores, {"METEOR": "not asked for (run.task.meteor: true)"}
     if shutil.which("java") is None:
         return scores, {"METEOR": "it is a Java program, and there is no java here"}
-    return [*scores, _meteor(said, true, signature, groups)], {}
+    try:
+        return [*scores, _meteor(said, true, signature, groups)], {}
+    except (InputError, OSError) as error:
+        return scores, {"METEOR": f"its Java program failed ({type(error).__name__})"}
 
 
 def _bleu(
@@ -140,7 +144,7 @@ def meteor_counts(said: Sequence[str], true: Sequence[str]) -> list[list[float]]
     """Of each pair the 23 numbers of METEOR's Java program; equal pairs are asked once.
 
     Raises:
-        RuntimeError: The program ended.
+        InputError: The program ended.
     """
     from pycocoevalcap.meteor.meteor import Meteor
 
@@ -161,7 +165,7 @@ def _meteor_row(line: str) -> list[float]:
     """What the program says of one pair; a text all matched in one piece is in no pieces."""
     row = [float(v) for v in line.split()]
     if len(row) != _METEOR_COUNTS:
-        raise RuntimeError(f"METEOR's Java program ended, or said '{line[:80]}'")
+        raise InputError("METEOR's Java program ended early")
     said, true, chunks, said_matched, true_matched = row[0], row[1], *row[20:]
     if chunks == 1 and said_matched == said and true_matched == true:
         row[20] = 0.0

@@ -1,10 +1,11 @@
 """Two systems on the same samples, in pairs: python -m xraygpt.metrics.compare a.jsonl b.jsonl.
 
 Takes two files of predictions (``predictions_true.jsonl`` of two evaluations) and prints, for every
-score, both values, the difference with its 95 % bootstrap interval over studies, and the p-value of
-an approximate randomisation test (Noreen 1989): how often a difference as large comes about when it
-is a coin toss, study by study, which of the two answers was whose. Many scores are compared at
-once; the last column holds p after Holm's correction (1979) over all lines printed.
+score of words and findings (of answers, where both are of questions), both values, the difference
+with its 95 % bootstrap interval over studies, and the p-value of an approximate randomisation test
+(Noreen 1989): how often a difference as large comes about when it is a coin toss, study by study,
+which of the two answers was whose. Many scores are compared at once; the last column holds p after
+Holm's correction (1979) over all lines printed.
 """
 
 from __future__ import annotations
@@ -100,8 +101,14 @@ def compare(first: Path, second: Path, *, tosses: int = TOSSES) -> list[Differen
             f"{len(other)} samples have another reference in the other file (first: {other[0]}); "
             "compare evaluations of the same corpus, sections and text processor"
         )
-    scores = [_scores([rows[i] for i in common]) for rows in (one, two)]
-    return [paired(a, b, tosses=tosses) for a, b in zip(*scores, strict=True)]
+    task = _task(first)
+    if _task(second) != task:
+        raise InputError(f"{first} and {second} are of two tasks; compare those of one")
+    scores = [_scores([rows[i] for i in common], task) for rows in (one, two)]
+    named = [{s.name: s for s in one} for one in scores]
+    both = [n for n in named[0] if n in named[1]]
+    defined = [n for n in both if all(one[n].n and np.isfinite(one[n].value) for one in named)]
+    return [paired(*(one[n] for one in named), tosses=tosses) for n in defined]
 
 
 def as_markdown(rows: Sequence[Difference]) -> str:
@@ -116,11 +123,11 @@ def as_markdown(rows: Sequence[Difference]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _scores(rows: Sequence[dict[str, Any]]) -> list[Score]:
+def _scores(rows: Sequence[dict[str, Any]], task: str) -> list[Score]:
     said, true = [r["prediction"] for r in rows], [r["reference"] for r in rows]
     studies = [r["study_id"] for r in rows]
-    if all(r["meta"].get("answer_type") for r in rows):
-        return vqa_scores(said, true, [r["meta"]["answer_type"] for r in rows], studies)
+    if task == "vqa":
+        return vqa_scores(said, true, [r["meta"].get("answer_type") for r in rows], studies)
     coco, _ = coco_scores(said, true, R2Gen(None, None), studies)
     return report_scores(said, true, [r["meta"].get("codes") for r in rows], studies) + coco
 
@@ -133,6 +140,14 @@ def _by_group(score: Score) -> np.ndarray:
     summed = np.zeros((place.max() + 1, score.counts.shape[1]))
     np.add.at(summed, place, score.counts)
     return summed
+
+
+def _task(file: Path) -> str:
+    """Name of the task in the first line; empty if that does not say."""
+    with file.open(encoding="utf-8") as lines:
+        heading = json.loads(next(lines))
+    task = heading.get("identity", {}).get("task", "")
+    return str(task.get("name", "") if isinstance(task, dict) else task)
 
 
 def _read(file: Path) -> dict[str, dict[str, Any]]:

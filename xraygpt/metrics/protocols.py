@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xraygpt.common.errors import InputError
+
 UNKNOWN = "<unk>"
 # Marks that R2Gen drops from inside sentences. Its pattern holds the range from ":" to "[" (which
 # a reader takes for three single marks), so "<=>@" go too, and "-" stays.
@@ -24,8 +26,9 @@ _LIST_MARKS += [(" 2. ", ". "), (" 3. ", ". "), (" 4. ", ". "), (" 5. ", ". ")]
 class R2Gen:
     """Words of the IU X-ray protocol of R2Gen (Chen et al. 2020, EMNLP).
 
-    Lower case, marks dropped, every sentence closed by a full stop of its own; words that fewer
-    than three training reports' words make up become ``<unk>``; at most 60 words are compared.
+    Lower case, marks dropped, every sentence closed by a full stop of its own. Words that occur
+    fewer than three times in the training reports become ``<unk>``. At most 59 are compared: the
+    original cuts to 60 ids, of which the first marks the beginning.
 
     Attributes:
         vocabulary: Words that stay; None leaves all.
@@ -33,14 +36,25 @@ class R2Gen:
     """
 
     vocabulary: frozenset[str] | None = None
-    max_words: int | None = 60
+    max_words: int | None = 59
     threshold = 3  # times a word must occur in the training reports
 
     @classmethod
     def learn(cls, training: Sequence[str]) -> R2Gen:
-        """The protocol with the vocabulary of these training reports."""
+        """The protocol with the vocabulary of these training reports.
+
+        Raises:
+            InputError: There are hardly any, so that every word would be unknown and any two texts
+                alike.
+        """
         counts = Counter(word for text in training for word in r2gen_words(text))
-        return cls(frozenset(w for w, n in counts.items() if n >= cls.threshold))
+        known = frozenset(w for w, n in counts.items() if n >= cls.threshold)
+        if len(known) < 2:
+            raise InputError(
+                f"protocol r2gen: {len(training)} training reports make no vocabulary; the corpus "
+                "must hold the protocol's train rows beside those that are measured"
+            )
+        return cls(known)
 
     def __call__(self, text: str) -> str:
         """Words of a report, one blank between them."""

@@ -123,7 +123,7 @@ def annotate(reports: Sequence[str], folder: Path, model: str = "radgraph-xl") -
     annotations: list[Annotation] = [{"entities": {}} for _ in reports]
     for place, row in enumerate(full):
         if str(place) not in found:
-            raise InputError(f"radgraph could not annotate report {row}: {reports[row][:60]!r}")
+            raise InputError(f"radgraph could not annotate report {row} of those given")
         annotations[row] = found[str(place)]
     return annotations
 

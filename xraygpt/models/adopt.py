@@ -40,6 +40,13 @@ def vision_of(config: XrayGPT.Config) -> VisionEncoder:
         ) from None
 
 
+def run_digest(config: XrayGPT.Config, encoder: VisionEncoder | None) -> dict[str, str]:
+    """What tells the frozen encoder of a run from that of a later one in the same folder."""
+    if encoder is None or not config.freeze_vit:
+        return {}
+    return {"vision": encoder.digest()} if config.vit_model.startswith("run/") else {}
+
+
 def take_qformer(model: XrayGPT, path: Path) -> None:
     """Begin with the Q-Former of another model's run, or of a file of BLIP-2.
 

@@ -147,7 +147,7 @@ def _build(vit_model: str, image_size: int | None, weights: Path | None) -> Visi
             return simple[vit_model](image_size)
         if vit_model.startswith(own_encoder.PREFIX):
             name = vit_model.removeprefix(own_encoder.PREFIX)
-            return own_encoder.trained_encoder(name, image_size, build_vision)
+            return own_encoder.trained_encoder(name, image_size, build_vision, has_weights)
         return transformers_encoder(vit_model.removeprefix("hf/"), image_size)
     published = {
         "eva_clip_g": _eva_clip_g,

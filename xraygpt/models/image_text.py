@@ -163,7 +163,7 @@ class ImageText(BaseModel):
             rows = owner[:0]
         sums = each.new_zeros(len(counts), each.shape[1]).index_add(0, owner, each)
         mean = (sums / counts.clamp(min=1).unsqueeze(1))[rows] if len(rows) else each[:0]
-        mean = self.drop(self.norm(mean)) if len(mean) > 1 or not self.training else mean
+        mean = self.drop(self._normed(mean))
         return Pair(
             image=functional.normalize(self.image_proj(mean).float(), dim=-1),
             text=self.encode_text(batch),
@@ -171,6 +171,16 @@ class ImageText(BaseModel):
             findings=self.head(mean).float(),
             scale=self.log_scale.clamp(max=math.log(100)).exp(),
         )
+
+    def _normed(self, mean: Tensor) -> Tensor:
+        """(R, 2 D), normalised; by what was seen before where one row has no statistics."""
+        norm = self.norm
+        seen = not self.training or len(mean) < 2
+        if not seen:
+            return norm(mean)
+        assert norm.running_mean is not None and norm.running_var is not None
+        scaled = (mean - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+        return scaled * norm.weight + norm.bias
 
     def encode_text(self, batch: Batch) -> Tensor:
         """(B, T) ids -> (B, E), of the answers' tokens alone."""

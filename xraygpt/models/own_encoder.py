@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ class Beside(nn.Module):
         return torch.cat([one, two], dim=1 if one.dim() == 4 else -1)
 
 
-def trained_encoder(name: str, image_size: int | None, build: Any) -> VisionEncoder:
+def trained_encoder(
+    name: str, image_size: int | None, build: Any, known: Callable[[str], bool]
+) -> VisionEncoder:
     """The encoder of a run.
 
     Args:
@@ -41,6 +44,7 @@ def trained_encoder(name: str, image_size: int | None, build: Any) -> VisionEnco
             ``+base`` after it puts the encoder it began with beside it.
         image_size: Pixels; None takes those it was trained with.
         build: Makes an encoder of `vit_model`, `image_size` and `vit_ckpt`.
+        known: Whether an encoder of that name comes with its weights.
 
     Raises:
         WeightsError: There is no such run, or it trained no encoder.
@@ -63,6 +67,11 @@ def trained_encoder(name: str, image_size: int | None, build: Any) -> VisionEnco
     load_exactly(own, found, source, required=set(own.state_dict()))
     if not name.endswith(BESIDE):
         return own
+    if began is None and not known(model["vit_model"]):
+        raise WeightsError(
+            f"model.vit_model: run/{name}: the encoder began with random weights, which are of no "
+            f"use; leave out {BESIDE}"
+        )
     base: VisionEncoder = build(model["vit_model"], size, began)
     wants: InputSpec = own.wants
     return VisionEncoder(Beside(own.net, base.net), wants, has_position=own.has_position)

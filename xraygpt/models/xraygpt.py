@@ -193,7 +193,7 @@ class XrayGPT(BaseModel):
             self.llm, self.tokenizer = llm_files.load_llm(
                 config.llama_model, dtype, bits=bits, device_map=config.llm_device_map
             )
-        self._parts = {"llm": language.digest(self.llm)}
+        self._parts = {"llm": language.digest(self.llm), **adopt.run_digest(config, self.vision)}
         self.llm.requires_grad_(not config.freeze_llm)
         if config.lora is not None:
             language.add_lora(self.llm, config.lora)
@@ -380,10 +380,10 @@ class XrayGPT(BaseModel):
         (folder / adopt.PARTS).write_text(json.dumps(self._described(), indent=1), encoding="utf-8")
 
     def check_assets(self, folder: Path) -> None:
-        """Refuse another LLM; warn of another template, ending or LoRA scale.
+        """Refuse another LLM or encoder of a run; warn of another template, ending or LoRA scale.
 
         Raises:
-            WeightsError: The checkpoint was trained with another LLM.
+            WeightsError: The checkpoint was trained with another LLM or encoder.
         """
         if not (folder / adopt.PARTS).is_file():
             return
@@ -396,6 +396,11 @@ class XrayGPT(BaseModel):
                 f"{folder} was trained with another LLM than model.llama_model "
                 f"({self.config.llama_model}); its weights mean nothing to this one. If it was "
                 "trained anew since, train this model anew, or point llama_model to the old run"
+            )
+        if "vision" in own and saved.get("vision") != own["vision"]:
+            raise WeightsError(
+                f"{folder} was trained on features of another encoder than {self.config.vit_model} "
+                "is now: train this model anew, or name the encoder's old run or checkpoint"
             )
         other = [key for key in own if saved.get(key) != own[key]]
         if other:

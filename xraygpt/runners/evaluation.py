@@ -121,9 +121,12 @@ class Evaluator(Plugin):
         losses = {name: self._losses(name, data) for name, data in conditions.items()}
         predictions: dict[str, list[Prediction]] = {}
         if self.task.generates:
+            self.task.learn(
+                lambda: [reference_of(self.train.turns_of(i)) for i in range(len(self.train))]
+            )
+            scoring.write_learned(self.folder, self.task)
             predictions = {name: self._predict(name, d) for name, d in conditions.items()}
             predictions |= self._from_training(predictions[TRUE])
-            scoring.write_learned(self.folder, self.task)
         scores, left_out = scoring.score_rows(self.task, predictions)
         result = {
             "signature": self.signature,
@@ -286,9 +289,6 @@ class Evaluator(Plugin):
 
     def _from_training(self, said: Sequence[Prediction]) -> dict[str, list[Prediction]]:
         """Controls whose answers stand in the training split, written beside the others."""
-        self.task.learn(
-            lambda: [reference_of(self.train.turns_of(i)) for i in range(len(self.train))]
-        )
         found: dict[str, list[Prediction]] = {}
         if COMMON in self.config.controls:
             text = controls.most_common_answer(self.train)
@@ -311,8 +311,15 @@ class Evaluator(Plugin):
         """
         if self._feature_key is None:
             raise InputError("the encoder is trained, its features are not stored, or it has none")
-        feature_cache.use_cache(self.train, self.model, self._feature_key, self.accelerator)
-        return controls.nearest_answers(self.data, self.train)
+        if len(self.train):
+            feature_cache.use_cache(self.train, self.model, self._feature_key, self.accelerator)
+        readers = (self.data.read_image, self.train.read_image)
+        if not all(isinstance(r, feature_cache.CachedReader) for r in readers):
+            raise InputError("no training split, or images whose features are not stored (clips)")
+        chosen = controls.nearest_answers(self.data, self.train)
+        if len(chosen) < len(self.data):
+            raise InputError(f"{len(self.data) - len(chosen)} samples have no image")
+        return chosen
 
     def _chunks(self, n: int) -> Iterator[range]:
         size = self.config.batch_size_eval

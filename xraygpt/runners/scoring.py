@@ -44,6 +44,8 @@ def score_rows(
     for name, said in predictions.items():
         groups.setdefault(name.split("-")[0], []).append(task.score(said))
         left_out |= task.left_out
+    kept = _everywhere(groups, left_out)
+    groups = {c: [[s[n] for n in kept] for s in several] for c, several in _named(groups).items()}
     rows = []
     for condition, several in groups.items():
         weight = 1 / len(several)
@@ -55,6 +57,23 @@ def score_rows(
                 row["true_minus"] = {k: ahead.as_row()[k] for k in ("value", "low", "high")}
             rows.append(row)
     return rows, left_out
+
+
+def _named(groups: Mapping[str, list[list[Score]]]) -> dict[str, list[dict[str, Score]]]:
+    return {c: [{s.name: s for s in one} for one in several] for c, several in groups.items()}
+
+
+def _everywhere(groups: Mapping[str, list[list[Score]]], left_out: dict[str, str]) -> list[str]:
+    """Names of the scores that every condition has; the others are left out, with the reason.
+
+    A finding may have a line in one condition alone only if its truth differs, which it never does;
+    but a judge or a labeller may fail on one of them.
+    """
+    each: list[set[str]] = [{s.name for s in one} for v in groups.values() for one in v]
+    names = [s.name for s in groups[TRUE][0]]
+    for name in set().union(*each) - each[0].intersection(*each):
+        left_out.setdefault(name, "it could not be taken in every condition")
+    return [n for n in names if all(n in one for one in each)]
 
 
 def write_learned(folder: Path, task: BaseTask) -> None:
@@ -84,9 +103,18 @@ def score_folder(folder: Path) -> dict[str, Any]:
     if "task" not in identity:
         raise InputError(f"{found[TRUE]}: its first line does not say which task it is of")
     task: BaseTask = from_tree(BaseTask.Config, identity["task"], "run.task").build()
-    if (folder / LEARNED).is_file():
-        task.take_up(json.loads((folder / LEARNED).read_text(encoding="utf-8")))
+    if not (folder / LEARNED).is_file():
+        raise InputError(f"{folder}: no {LEARNED}; let evaluate.py go on, which writes it")
+    task.take_up(json.loads((folder / LEARNED).read_text(encoding="utf-8")))
+    task.stay_here()
     predictions = {name: _read(found[name]) for name in names}
+    longest = max(len(said) for said in predictions.values())
+    stopped = [n for n, said in predictions.items() if 2 * len(said) < longest]
+    for name in stopped:
+        log.warning("%s has %d of %d answers: left out", name, len(predictions[name]), longest)
+        del predictions[name]
+    if TRUE in stopped:
+        raise InputError(f"{folder}: hardly any answer to the true images; let evaluate.py go on")
     kept = set.intersection(*({p.sample_id for p in said} for said in predictions.values()))
     total = max(len(said) for said in predictions.values())
     if len(kept) < total:
@@ -109,7 +137,10 @@ def score_folder(folder: Path) -> dict[str, Any]:
         "versions": logs.versions(),
         "n": len(order),
         "scores": rows,
-        "left_out": left_out,
+        "left_out": {
+            **{k: v for k, v in known.get("left_out", {}).items() if k.startswith("control ")},
+            **left_out,
+        },
     }
     write_scores(folder, result)
     return result

@@ -71,6 +71,9 @@ class BaseTask(Plugin):
     def take_up(self, learned: dict[str, Any]) -> None:
         """What `learned` gave, in another process; by default nothing."""
 
+    def stay_here(self) -> None:
+        """Ask nobody outside this machine: scoring again a folder of somebody else's."""
+
     def extra(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """What the loss wants of the samples beside tokens and images, each (B, …)."""
         return {}

@@ -119,7 +119,7 @@ class Clinical:
         return radcliq.radcliq_scores(graph, overlap.f1, radcliq.cosines(*vectors), bleu, groups)
 
     def _green(self, said: Any, true: Any, groups: Any) -> list[Score]:
-        self._need("judge_url", get="any OpenAI-compatible endpoint, e.g. a GREEN model of yours")
+        self._need("judge_url", get="an OpenAI-compatible endpoint; xraygpt.score never asks one")
         name = str(self.settings.judge_model)
         return green.green_scores(said, true, self._ask, groups, judge_name=name)
 
@@ -145,4 +145,5 @@ class Clinical:
             raise InputError(
                 f"{self.settings.judge_url}: {type(error).__name__}: {error}"
             ) from None
-        return answer.choices[0].message.content or ""
+        said = answer.choices[0].message.content if answer.choices else None
+        return said or ""

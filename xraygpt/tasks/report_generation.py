@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from xraygpt.common.registry import registry
@@ -51,6 +51,11 @@ class ReportGeneration(BaseTask):
     def take_up(self, learned: dict[str, Any]) -> None:
         """The words of the protocol, as `learned` gave them."""
         self.words = R2Gen.from_row(learned["words"])
+
+    def stay_here(self) -> None:
+        """No judge is asked."""
+        settings = replace(self.config.clinical, judge_url=None, judge_model=None)
+        self.clinical = Clinical(settings)
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
         """BLEU, ROUGE, COCO's, findings against the text and the coding; phantoms also as drawn."""
