@@ -38,6 +38,7 @@ def pairs() -> tuple[list[str], list[str]]:
     return said, true
 
 
+@pytest.mark.slow  # starts Java
 def test_scores_are_those_of_the_reference_package():
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider

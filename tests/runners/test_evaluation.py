@@ -87,6 +87,7 @@ def test_without_frozen_features_the_control_is_left_out_with_its_reason(trained
     assert not [r for r in result["scores"] if r["condition"] == "nearest"]
 
 
+@pytest.mark.slow
 def test_scoring_again_needs_the_predictions_alone(trained, tmp_path, monkeypatch):
     evaluator = evaluator_of(trained, tmp_path, "run.task.protocol=r2gen")
     result = evaluator.run()
@@ -121,6 +122,7 @@ def test_a_score_that_fails_in_one_condition_is_left_out_of_all(trained, tmp_pat
     assert "could not be taken in every condition" in result["left_out"]["ROUGE-L"]
 
 
+@pytest.mark.slow
 def test_scoring_again_asks_no_judge(trained, tmp_path):
     options = [
         "run.task.clinical.judge_url=http://127.0.0.1:9/v1",
@@ -133,6 +135,7 @@ def test_scoring_again_asks_no_judge(trained, tmp_path):
     assert "never asks one" in again["left_out"]["GREEN"]
 
 
+@pytest.mark.slow
 def test_the_commands_print_tables(trained, tmp_path, monkeypatch, capsys):
     folder = evaluator_of(trained, tmp_path, "run.shuffles=1")
     folder.run()
