@@ -86,7 +86,7 @@ def test_two_stages_and_evaluation_from_the_yaml_files(real_data, tmp_path):
     result = json.loads(scores.read_text())
     assert result["n"] == 48
     conditions = {r["condition"] for r in result["scores"]}
-    assert conditions == {"true", "shuffled", "blank", "most_common"}
+    assert conditions == {"true", "shuffled", "blank", "most_common", "nearest"}
     for row in result["scores"]:
         assert row["n"] > 0 and row["signature"]
     assert "Research use only" in done.stdout
