@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel
 
-from xraygpt.common.errors import DataError, InputError, WeightsError
+from xraygpt.common.errors import DataError, InputError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
 from xraygpt.metrics.findings import FINDINGS
 from xraygpt.models import encoders
 from xraygpt.models.base import BaseModel, Texts, renderer_of
-from xraygpt.models.language import new_tokenizer
+from xraygpt.models.language import check_tokenizer, new_tokenizer
 from xraygpt.models.vision import pooled
 from xraygpt.models.xraygpt import QueryPacker
 from xraygpt.processors.image import ImageSpec
@@ -202,15 +202,7 @@ class ImageText(BaseModel):
         Raises:
             WeightsError: It is another one: the corpus has changed since.
         """
-        saved = folder / "tokenizer.json"
-        if not saved.is_file():
-            return
-        theirs = PreTrainedTokenizerFast(tokenizer_file=str(saved)).get_vocab()
-        if theirs != self.tokenizer.get_vocab():
-            raise WeightsError(
-                f"{folder}: its tokenizer is not the one learned from this corpus, which must have "
-                "changed since; train anew"
-            )
+        check_tokenizer(folder, self.tokenizer)
 
     def save_assets(self, folder: Path) -> None:
         """Write the tokenizer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,6 +115,27 @@ def new_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerF
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
+
+
+def check_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """A tokenizer learned from the corpus must be the one the weights were trained with.
+
+    Args:
+        folder: Where the checkpoint wrote its own; nothing there is nothing to compare.
+        tokenizer: Learned here.
+
+    Raises:
+        WeightsError: It is another one: the corpus has changed since.
+    """
+    saved = folder / "tokenizer.json"
+    if not saved.is_file():
+        return
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(saved)).get_vocab()
+    if theirs != tokenizer.get_vocab():
+        raise WeightsError(
+            f"{folder}: its tokenizer is not the one learned from this corpus, which must have "
+            "changed since; train anew, or go on with that run's own"
+        )
 
 
 def add_lora(llm: nn.Module, settings: LoraSettings) -> None:

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast
 
-from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
 from xraygpt.models import language, llm_files
@@ -115,15 +113,7 @@ class LanguageModel(BaseModel):
         Raises:
             WeightsError: It is another one: the corpus has changed since.
         """
-        saved = folder / "llm" / "tokenizer.json"
-        if not saved.is_file():
-            return
-        theirs = PreTrainedTokenizerFast(tokenizer_file=str(saved)).get_vocab()
-        if theirs != self.tokenizer.get_vocab():
-            raise WeightsError(
-                f"{folder}: its tokenizer is not the one learned from this corpus, which must have "
-                "changed since; train anew, or set model.llama_model to this run to keep its own"
-            )
+        language.check_tokenizer(folder / "llm", self.tokenizer)
 
     def save_assets(self, folder: Path) -> None:
         """Write `llm/`: a transformers folder that `model.llama_model` takes."""
