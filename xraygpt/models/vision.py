@@ -11,8 +11,27 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_max_pool2d
 
 from xraygpt.processors.image import InputSpec
+
+
+class Scales(nn.Module):
+    """A CNN whose places hold, beside its last features, the greatest of the finer ones in them.
+
+    Args:
+        inner: Gives features of several strides, the finest first.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, D, h, w), h and w of the last stride, D the sum of all widths."""
+        *finer, last = self.inner(pixels)
+        small = [adaptive_max_pool2d(each, last.shape[-2:]) for each in finer]
+        return torch.cat([last, *small], dim=1)
 
 
 class VisionEncoder(nn.Module):

@@ -68,6 +68,9 @@ class RunSettings(BaseRunner.Config):
     """AdamW's, on matrices; vectors (biases, norms) are not decayed."""
     beta2: float = 0.999
     """AdamW's second moment."""
+    ema_decay: float = 0.0
+    """Measure and save a moving average of the weights that keeps this share of itself each step,
+    e.g. 0.99; 0 takes the weights as they are."""
     grad_clip: float = 1.0
     """Largest norm of a step's gradient; 0 does not clip."""
     log_every: int = 10
@@ -106,5 +109,7 @@ class RunSettings(BaseRunner.Config):
             raise ValueError(
                 f"init_lr ({self.init_lr}) must be above 0 and not below min_lr ({self.min_lr})"
             )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay ({self.ema_decay}) must lie in [0, 1)")
         if min(self.num_workers, self.warmup_steps) < 0:
             raise ValueError("num_workers and warmup_steps must not be negative")

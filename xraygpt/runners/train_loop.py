@@ -28,7 +28,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from xraygpt.common import checkpoint, distributed
-from xraygpt.common.errors import Stopped, TrainingError
+from xraygpt.common.errors import InputError, Stopped, TrainingError
 from xraygpt.common.logging import progress
 from xraygpt.common.registry import registry
 from xraygpt.common.schedules import Schedule
@@ -38,6 +38,7 @@ from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.mixture import Mixture, StreamSampler
 from xraygpt.models.base import BaseModel
 from xraygpt.runners import feature_cache, logs, state
+from xraygpt.runners.averaging import Average
 from xraygpt.runners.base import BaseRunner
 from xraygpt.runners.settings import RunSettings
 from xraygpt.tasks.base import BaseTask
@@ -88,6 +89,7 @@ class Runner(BaseRunner):
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=config.init_lr, betas=(0.9, config.beta2)
         )
+        self.average = Average(model, config.ema_decay) if config.ema_decay else None
         # Not `prepare(optimizer)`: this loop steps once per fetched group of micro-batches itself.
         self.wrapped: Any = self.accelerator.prepare(self.model) if self._world > 1 else self.model
         self.step, self.best, self.best_step, self.stale = 0, math.inf, -1, 0
@@ -177,6 +179,8 @@ class Runner(BaseRunner):
         self._check_finite(mean, norm, group)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.step + 1)
         return {
             "train/loss": mean,
             "train/grad_norm": norm,
@@ -193,11 +197,12 @@ class Runner(BaseRunner):
             return {}
         self.model.eval()
         data = self.splits["val"]
-        values = {"val/loss": self.mean_loss(data)}
-        if self.task.uses_images:
-            wrong = Mixture([controls.shuffled(p, seed=0) for p in data.parts])
-            values["val/loss_shuffled"] = self.mean_loss(wrong)
-            values["val/image_gap"] = values["val/loss_shuffled"] - values["val/loss"]
+        with self._averaged():
+            values = {"val/loss": self.mean_loss(data)}
+            if self.task.uses_images:
+                wrong = Mixture([controls.shuffled(p, seed=0) for p in data.parts])
+                values["val/loss_shuffled"] = self.mean_loss(wrong)
+                values["val/image_gap"] = values["val/loss_shuffled"] - values["val/loss"]
         self.metrics.add(self.step, values)
         log.info("step %d: %s", self.step, "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
         self.stale += 1
@@ -238,16 +243,22 @@ class Runner(BaseRunner):
             "optimizer": self.optimizer.state_dict(),
             "rng": state.all_rng_states(),
         }
+        if self.average:
+            facts["own"] = self.average.own()
         trouble = None
         if self.accelerator.is_main_process:
             try:
-                self._publish(facts)
+                with self._averaged():
+                    self._publish(facts)
             except TrainingError as error:
                 trouble = str(error)
         trouble = distributed.shared(trouble)  # the others must not wait for a rank that gave up
         if trouble is not None:
             raise TrainingError(trouble)
         self._saved = self.step
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        return self.average.used() if self.average else contextlib.nullcontext()
 
     def _publish(self, facts: dict[str, Any]) -> None:
         versions = json.dumps(logs.versions(), indent=1)
@@ -304,6 +315,12 @@ class Runner(BaseRunner):
         """Counters of a checkpoint; what came after it in this run is forgotten."""
         self.step, self.best, self.stale = saved["step"], saved["best"], saved["stale"]
         self.best_step, self._saved = saved["best_step"], saved["step"]
+        if self.average:
+            self.average.take_up(saved.get("own", {}) or self.average.own())
+        elif "own" in saved:
+            raise InputError(
+                "run.ema_decay is 0, but this run averages its weights; set it as it was"
+            )
         if self.accelerator.is_main_process:
             checkpoint.forget_after(self.run_folder, self.step)
             if self.best_step >= 0 and checkpoint.best_step(self.run_folder) != self.best_step:

@@ -9,13 +9,26 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch, Sample, reference_of
 from xraygpt.metrics.findings import FINDINGS, label
 from xraygpt.metrics.statistics import Score
 from xraygpt.models.base import Output
+from xraygpt.models.image_text import Pair, code_id, code_parts
+from xraygpt.processors.prompts import IMAGE_TOKEN_ID
 from xraygpt.tasks.base import BaseTask, Prediction
+
+_two_way = functional.binary_cross_entropy_with_logits
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Image i of a batch is `share` of itself and the rest of image `other[i]`."""
+
+    share: float
+    other: Tensor  # (R,) int64
 
 
 @registry.register_task("image_text_contrastive")
@@ -39,20 +52,41 @@ class ImageTextContrastive(BaseTask):
         """Of the loss of the findings' head, summed over findings and divided by 10; 0 leaves it
         out."""
 
+        code_weight: float = 0.0
+        """Of the loss of the corpus's own codes (`fields.codes`), each heading alone and with its
+        sides and places, summed and divided by 10; studies without codes have no part in it."""
+        mixup: float = 0.0
+        """Alpha of mixup (Zhang et al. 2018): images of a batch are blended in pairs, and what is
+        asked of them with them; 0 blends nothing."""
+
         def __post_init__(self) -> None:
-            if min(self.matching_weight, self.label_weight) < 0 or self.target_temperature <= 0:
+            weights = (self.matching_weight, self.label_weight, self.code_weight)
+            if min(*weights, self.mixup) < 0 or self.target_temperature <= 0:
                 raise ValueError("weights must not be negative, target_temperature above 0")
-            if not self.matching_weight and not self.label_weight:
-                raise ValueError("matching_weight and label_weight are both 0: nothing to learn")
+            if not any(weights):
+                raise ValueError(
+                    "matching_weight, label_weight and code_weight are all 0: nothing to learn"
+                )
 
     config: Config
     generates = False
 
     def extra(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """`findings` (B, F): what the labeller reads in each text; doubted ones count."""
-        return {
+        """What the losses are about.
+
+        `findings` (B, F) float32: what the labeller reads in each text; doubted ones count.
+        `codes` (B, K) int64: ids of what the study is coded with, 0 where there are no more.
+        """
+        found = {
             "findings": torch.stack([findings_of(reference_of(s["turns"])) for s in samples]),
         }
+        if self.config.code_weight:
+            ids = [
+                torch.tensor([code_id(p) for p in sorted(code_parts(s["meta"].get("codes") or ()))])
+                for s in samples
+            ]
+            found["codes"] = pad_sequence(ids, batch_first=True).long()
+        return found
 
     def count(self, batch: Batch) -> int:
         """Rows."""
@@ -60,42 +94,68 @@ class ImageTextContrastive(BaseTask):
 
     def loss(self, model: Any, batch: Batch) -> Output:
         """Summed over rows; those without an image bring their text alone."""
+        batch, blend = self._blended(batch, model.training)
         pair = model(batch)
         rows = torch.zeros(len(batch["sample_id"]), device=pair.text.device)
         if len(pair.rows) and "findings" in batch["extra"]:
-            truth = batch["extra"]["findings"].to(pair.text)
-            if self.config.matching_weight:
-                rows = rows.index_add(
-                    0, pair.rows, self.config.matching_weight * self.matching(pair, truth)
-                )
-            if self.config.label_weight:
-                heads = functional.binary_cross_entropy_with_logits(
-                    pair.findings, truth[pair.rows], reduction="none"
-                )
-                rows = rows.index_add(
-                    0, pair.rows, self.config.label_weight / 10 * heads.sum(dim=1)
-                )
+            rows = rows.index_add(0, pair.rows, self._row_loss(pair, batch["extra"], blend))
         # A batch without an image still touches every parameter, as other processes' steps do.
-        unused = pair.text.sum() + pair.findings.sum() + pair.image.sum() + pair.scale
+        unused = pair.text.sum() + pair.findings.sum() + pair.codes.sum()
+        unused = unused + pair.image.sum() + pair.scale
         loss = rows.sum() + 0 * unused
         counted = torch.tensor([int(bool(n)) for n in batch["sample_id"]], device=rows.device)
         return Output(loss=loss, row_loss=rows.detach(), num_targets=counted)
 
-    def matching(self, pair: Any, truth: Tensor) -> Tensor:
+    def _row_loss(self, pair: Pair, extra: dict[str, Tensor], blend: Blend | None) -> Tensor:
+        """(R,) of each row with an image."""
+        config, truth = self.config, extra["findings"].to(pair.text)
+        loss = torch.zeros(len(pair.rows), device=pair.text.device)
+        if config.matching_weight:
+            loss = loss + config.matching_weight * self.matching(pair, truth, blend)
+        if config.label_weight:
+            wanted = _mixed(truth[pair.rows], blend)
+            each = _two_way(pair.findings, wanted, reduction="none")
+            loss = loss + config.label_weight / 10 * each.sum(dim=1)
+        if config.code_weight and "codes" in extra:
+            ids = extra["codes"].to(pair.code_ids)[pair.rows]
+            there = (ids.unsqueeze(-1) == pair.code_ids).any(dim=1).float()
+            coded = _mixed((ids > 0).any(dim=1).float(), blend)
+            each = _two_way(
+                pair.codes, _mixed(there, blend), reduction="none", pos_weight=pair.code_weight
+            )
+            loss = loss + config.code_weight / 10 * coded * each.sum(dim=1)
+        return loss
+
+    def _blended(self, batch: Batch, training: bool) -> tuple[Batch, Blend | None]:
+        """The batch with images blended in pairs, and how; as it was where rows are no images."""
+        pixels = batch["image_inputs"].get("pixel_values")
+        if pixels is None or not (training and self.config.mixup):
+            return batch, None
+        every = bool((batch["input_ids"] == IMAGE_TOKEN_ID).any(dim=1).all())
+        if not every or len(pixels) != len(batch["input_ids"]):
+            return batch, None
+        share = float(torch.distributions.Beta(self.config.mixup, self.config.mixup).sample())
+        other = torch.randperm(len(pixels)).to(pixels.device)
+        mixed = pixels * share + pixels[other] * (1 - share)
+        return {**batch, "image_inputs": {"pixel_values": mixed}}, Blend(share, other)
+
+    def matching(self, pair: Pair, truth: Tensor, blend: Blend | None = None) -> Tensor:
         """(R,) of each row with an image: mean of the loss from images to texts and back.
 
         Args:
             pair: Vectors of both sides.
             truth: (B, F) findings of the texts, 0 or 1.
+            blend: How images were blended.
         """
         logits = pair.scale * (pair.image @ pair.text.T).float()  # (R, B)
         own = torch.zeros_like(logits)
         own[torch.arange(len(pair.rows)), pair.rows] = 1
         if self.config.matching == "pairs":
-            there, back = own, own.T
+            there = _mixed(own, blend)
+            back = there.T / there.T.sum(dim=1, keepdim=True).clamp(min=1e-6)
         else:
             length = functional.normalize(truth, dim=-1)
-            alike = (length[pair.rows] @ length.T).float().maximum(own)
+            alike = _mixed((length[pair.rows] @ length.T).float().maximum(own), blend)
             there = (alike / self.config.target_temperature).softmax(dim=1)
             back = (alike.T / self.config.target_temperature).softmax(dim=1)
         to_text = -(there * logits.log_softmax(dim=1)).sum(dim=1)
@@ -105,6 +165,13 @@ class ImageTextContrastive(BaseTask):
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
         """Nothing but the loss, which the runner takes; `xraygpt.probe` measures the encoder."""
         return []
+
+
+def _mixed(rows: Tensor, blend: Blend | None) -> Tensor:
+    """(R, …) of each image -> the same of the blended ones."""
+    if blend is None:
+        return rows
+    return rows * blend.share + rows[blend.other] * (1 - blend.share)
 
 
 def findings_of(text: str) -> Tensor:

@@ -1,0 +1,103 @@
+"""A run packed into one folder gives the same answers, needs nothing else, and is half as large."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import write_toy_corpus
+from tests.models import test_image_text as encoders
+from tests.models import test_language_model as llms
+from xraygpt import pack
+from xraygpt.common.config import load
+from xraygpt.common.errors import InputError, WeightsError
+from xraygpt.experiment import Evaluation, Training, build_evaluator, build_runner
+
+YAML = """
+model:
+  arch: xraygpt
+  model_type: tiny
+  prompt_template: xraygpt
+  end_sym: "</s>"
+  vit_model: run/%s
+  llama_model: %s
+  ckpt: %s
+  lora: {r: 4, alpha: 4, target: [q_proj]}
+datasets:
+  toy: {builder: records, storage: %s}
+run: {task: report_generation, output_dir: %s, device: cpu, %s}
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with an encoder's, an LLM's and a model's run."""
+    base = tmp_path_factory.mktemp("pack")
+    corpus = write_toy_corpus(base / "corpus")
+    encoders.trained(base, corpus, 2)
+    llms.train(base, corpus, 2)
+    parts = (f"{base / 'encoder'}+base", base / "lm", "null", corpus, base / "run")
+    path = base / "train.yaml"
+    path.write_text(YAML % (*parts, "max_steps: 4, batch_size_train: 8, init_lr: 1e-2"))
+    build_runner(load(Training, path)).train()
+    return base, corpus
+
+
+def evaluator(base, corpus, vit, llm, ckpt):
+    path = base / "eval.yaml"
+    path.write_text(YAML % (vit, llm, ckpt, corpus, base / "measured", "split: val"))
+    return build_evaluator(load(Evaluation, path))
+
+
+def test_a_packed_model_says_the_same_and_rests_on_nothing_else(made, tmp_path, monkeypatch):
+    base, corpus = made
+    out = tmp_path / "weights" / "mine"
+    before = evaluator(base, corpus, f"{base / 'encoder'}+base", base / "lm", base / "run")
+    monkeypatch.setattr(sys, "argv", ["pack", str(base / "run"), str(out)])
+    pack.main()
+    gone = tmp_path / "gone"
+    for name in ("encoder", "lm", "run"):
+        shutil.move(base / name, gone / name)
+    try:
+        after = evaluator(base, corpus, f"{out / 'encoder'}+base", out / "llm", out)
+    finally:
+        for name in ("encoder", "lm", "run"):
+            shutil.move(gone / name, base / name)
+    theirs, ours = before.model.state_dict(), after.model.state_dict()
+    assert theirs.keys() == ours.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=2e-3, atol=1e-4)
+    assert any((t != 0).any() for n, t in ours.items() if "lora_B" in n)  # adapters came along
+    state = load_file(out / "model.safetensors")
+    assert {t.dtype for t in state.values() if t.dim() > 1} == {torch.float16}
+    assert not any(n.startswith(("vision.", "llm.base_model.model.model.embed")) for n in state)
+    assert str(base) not in (out / "config.yaml").read_text()
+    with pytest.raises(InputError, match="is there already"):
+        pack.pack(base / "run", out)
+
+
+def test_parts_trained_anew_since_are_not_packed(made, tmp_path):
+    base, corpus = made
+    kept = tmp_path / "lm"
+    shutil.copytree(base / "lm", kept)
+    try:
+        llms.train(base, corpus, 3, "model.seed=5")
+        with pytest.raises(WeightsError, match="another LLM than"):
+            pack.pack(base / "run", tmp_path / "out")
+    finally:
+        shutil.rmtree(base / "lm")
+        shutil.move(kept, base / "lm")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(WeightsError, match="run of another arch"):
+        pack.pack(base / "encoder", tmp_path / "out")
+
+
+def test_values_beyond_half_precision_are_refused(tmp_path):
+    with pytest.raises(WeightsError, match="w holds values beyond"):
+        pack._save({"w": torch.full((2, 2), 1e6)}, tmp_path / "w.safetensors")
+    pack._save({"variance": torch.full((2,), 1e6)}, tmp_path / "w.safetensors")
+    assert float(load_file(tmp_path / "w.safetensors")["variance"][0]) == 1e6
