@@ -96,17 +96,17 @@ def build_runner(experiment: Training) -> Runner:
     assert isinstance(run, Runner.Config)
     task = run.task.build()
     model = build_model(experiment, run.seed)
-    weights = [c.weight for c in experiment.datasets.values()]
+    drawn = [(c.weight, c.balance) for c in experiment.datasets.values()]
     splits = {}
     wanted: dict[str, list[Split]] = {"train": list(run.train_splits), "val": ["val"]}
     for name, sources in wanted.items():
-        parts, shares = [], []
+        parts: list[StudyDataset] = []
         for source in sources:
             parts += _datasets(experiment, source, model.image_spec, run.seed)
-            shares += weights
         if not task.uses_images:
             parts = [controls.without_images(p) for p in parts]
-        splits[name] = Mixture(parts, shares)
+        weights, powers = zip(*drawn * len(sources), strict=True)
+        splits[name] = Mixture(parts, weights, powers if name == "train" else None)
     if not splits["train"].epoch(0, run.seed):
         raise InputError(
             f"nothing to train on: no sample in {' + '.join(run.train_splits)} of "

@@ -56,6 +56,9 @@ class BaseBuilder(Plugin):
         """Show black pictures instead, in training too: a control that knows the question only."""
         weight: float = 1.0
         """Passes over this corpus in one epoch; 0.5 draws half of it, 2 goes through it twice."""
+        balance: float = 0.0
+        """Draw studies of rare findings more often in training: 0 draws all alike, 1 those of each
+        coded heading (or labelled finding, where nobody coded) as often as those of any other."""
         vis_processor: dict[Literal["train", "eval"], BaseProcessor.Config] = field(
             default_factory=dict
         )
@@ -68,6 +71,8 @@ class BaseBuilder(Plugin):
         def __post_init__(self) -> None:
             if self.weight < 0:
                 raise ValueError(f"weight ({self.weight}) must not be negative")
+            if not 0 <= self.balance <= 1:
+                raise ValueError(f"balance ({self.balance}) must lie in [0, 1]")
 
     config: Any
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch.utils.data import Dataset, Sampler
 
 from xraygpt.common.draws import keyed_random
+from xraygpt.datasets import balance
 from xraygpt.datasets.base import Sample, StudyDataset
 
 
@@ -22,13 +23,22 @@ class Mixture(Dataset[Sample | None]):
     Args:
         parts: The corpora, none of them empty of meaning: an empty one is simply never drawn.
         weights: Passes over each in one epoch.
+        powers: How far rare findings of each are drawn more often, see `balance.shares`.
     """
 
     def __init__(
-        self, parts: Sequence[StudyDataset], weights: Sequence[float] | None = None
+        self,
+        parts: Sequence[StudyDataset],
+        weights: Sequence[float] | None = None,
+        powers: Sequence[float] | None = None,
     ) -> None:
         self.parts = list(parts)
         self.weights = list(weights) if weights is not None else [1.0] * len(self.parts)
+        powers = powers or [0.0] * len(self.parts)
+        self.shares = [
+            balance.shares(balance.labels_of(part), power) if power and len(part) else None
+            for part, power in zip(self.parts, powers, strict=True)
+        ]
         self.starts = [0]
         for part in self.parts:
             self.starts.append(self.starts[-1] + len(part))
@@ -51,8 +61,14 @@ class Mixture(Dataset[Sample | None]):
     def epoch(self, number: int, seed: int) -> list[int]:
         """The order of one epoch; the same on every rank."""
         order: list[int] = []
-        for part, weight, start in zip(self.parts, self.weights, self.starts[:-1], strict=True):
+        for part, weight, start, shares in zip(
+            self.parts, self.weights, self.starts[:-1], self.shares, strict=True
+        ):
             wanted = round(weight * len(part))
+            if shares is not None and wanted:
+                places = balance.drawn(shares, wanted, seed, number, start)
+                order += [start + place for place in places]
+                continue
             passes = 0
             while wanted > 0 and len(part):
                 one = list(range(start, start + len(part)))
