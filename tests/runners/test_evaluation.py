@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -248,12 +250,30 @@ def test_the_page_shows_cases_scores_and_curves_and_fetches_nothing(trained, tmp
     evaluator.run()
     page = (evaluator.folder / "report.html").read_text(encoding="utf-8")
     assert page.count("<article") == 5 == page.count("data:image/jpeg;base64,")
-    assert "Research use only" in page and "5 of 12 cases, drawn at random" in page
+    assert "Research use only" in page and "5 of 12 cases, the best and the worst" in page
     assert page.count("<polyline") == 1  # the loss of training; val was never measured
     assert "✓ no_finding" in page  # "Clear lungs." in both texts
     outside = re.findall(r"(?:src|href)=\"(?!data:)[^\"]+|https?://[^\s\"<]+", page)
     assert not outside
     assert len(page) < 400_000
+
+
+def test_best_and_worst_cases_are_always_on_the_page():
+    rng = random.Random(0)
+    agreed, wrong = ([rng.randint(0, 9) for _ in range(300)] for _ in range(2))
+    agreed[7], wrong[7], wrong[123] = 30, 0, 50
+    why = result_page.picked(agreed, wrong, 40, seed=0)
+    assert list(why) == sorted(why) and len(why) == 40
+    counts = Counter(why.values())
+    assert counts == {result_page.BEST: 4, result_page.WORST: 4, result_page.RANDOM: 32}
+    assert why[7] == result_page.BEST and why[123] == result_page.WORST
+    left = [wrong[i] for i in range(300) if why.get(i) not in (result_page.BEST, result_page.WORST)]
+    for i, kind in why.items():
+        assert kind != result_page.WORST or wrong[i] >= max(left)
+        assert kind != result_page.BEST or wrong[i] <= min(left)
+    drawn = [i for i in why if why[i] == result_page.RANDOM]
+    assert drawn != [i for i, w in result_page.picked(agreed, wrong, 40, 1).items() if i in drawn]
+    assert set(result_page.picked([1, 2], [0, 0], 5, 0).values()) == {""}
 
 
 def test_text_on_the_page_is_text(tmp_path):

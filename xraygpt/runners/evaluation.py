@@ -66,7 +66,8 @@ class Evaluator(Plugin):
         seed: int = 0
         """Of draws and shuffles."""
         page_cases: int = 200
-        """Cases shown on the result page, drawn at random; 0 shows the scores alone."""
+        """Cases shown on the result page: a tenth the best, a tenth the worst, the others drawn at
+        random; 0 shows the scores alone."""
 
         def __post_init__(self) -> None:
             for name in ("max_samples", "batch_size_eval", "shuffles"):
@@ -147,9 +148,16 @@ class Evaluator(Plugin):
         said = predictions.get(TRUE, [])
         by_id = {k: {p.sample_id: p for p in v} for k, v in predictions.items()}
         images = {r.sample_id: r.images for r in self.data.records}
-        places = result_page.chosen(len(said), self.config.page_cases, self.config.seed)
+        verdicts = [self.task.compare(one) for one in said]
+        places = result_page.picked(
+            [len(v.agreed) for v in verdicts],
+            [len(v.missed) + len(v.added) for v in verdicts],
+            self.config.page_cases,
+            self.config.seed,
+        )
         cases = []
-        for one in (said[i] for i in places):
+        for place, why in places.items():
+            one = said[place]
             others = {
                 name.split("-")[0]: by_id[name][one.sample_id].prediction
                 for name in (f"{SHUFFLED}-0", BLANK)
@@ -164,16 +172,19 @@ class Evaluator(Plugin):
                     reference=one.reference,
                     others=others,
                     source=str(one.meta.get("source", "")),
-                    **vars(self.task.compare(one)),
+                    picked=why,
+                    **vars(verdicts[place]),
                 )
             )
-        number = f"all {len(said)}" if len(cases) == len(said) else f"{len(cases)} of {len(said)}"
+        whole = len(cases) == len(said)
+        number = f"all {len(said)}" if whole else f"{len(cases)} of {len(said)}"
+        how = "" if whole else ", the best and the worst among them, the others drawn at random"
         result_page.write_page(
             self.folder / "report.html",
             title="xraygpt: evaluation",
             subtitle=f"Split {self.config.split}, {result['n']} samples, run {self.signature}.",
             cases=cases,
-            shown=f"{number} cases{', drawn at random' if len(cases) < len(said) else ''}.",
+            shown=f"{number} cases{how}.",
             scores=result["scores"],
             losses=result["losses"],
             history=self.history,

@@ -57,6 +57,7 @@ class Case:
     added: Sequence[str] = ()
     others: Mapping[str, str] = field(default_factory=dict)  # control -> what was said then
     source: str = ""
+    picked: str = ""  # why it is shown, where not all are
 
 
 def write_page(
@@ -116,12 +117,36 @@ def write_page(
     write_file(path, html)
 
 
+BEST, WORST, RANDOM = "among the best", "among the worst", "drawn at random"
+
+
 def chosen(count: int, most: int, seed: int) -> list[int]:
     """At most `most` of `count` places, drawn at random, in order."""
     places = list(range(count))
     if count > most:
         places = sorted(keyed_random(seed, "cases").sample(places, most))
     return places
+
+
+def picked(agreed: Sequence[int], wrong: Sequence[int], most: int, seed: int) -> dict[int, str]:
+    """At most `most` cases in order, and why each is shown: a tenth the best, a tenth the worst.
+
+    Args:
+        agreed: Per case what answer and reference agree in.
+        wrong: Per case what only one of them has.
+        most: How many to show; with all of them there is nothing to pick.
+        seed: Of the rest, which is drawn.
+    """
+    count = len(agreed)
+    if count <= most:
+        return dict.fromkeys(range(count), "")
+    order = sorted(range(count), key=lambda i: (wrong[i], -agreed[i], i))
+    edge = most // 10
+    why = dict.fromkeys(order[:edge], BEST)
+    why |= dict.fromkeys(order[::-1][:edge], WORST)
+    rest = [i for i in range(count) if i not in why]
+    why |= dict.fromkeys(keyed_random(seed, "cases").sample(rest, most - len(why)), RANDOM)
+    return dict(sorted(why.items()))
 
 
 def _shown(case: Case) -> dict[str, Any]:
