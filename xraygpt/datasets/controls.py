@@ -42,6 +42,21 @@ def shuffled(data: StudyDataset, seed: int) -> StudyDataset:
     return _like(data, records, data.read_image)
 
 
+def shuffled_whole(data: StudyDataset, seed: int) -> StudyDataset:
+    """`data` where all questions about an image go to that of another study, coded differently.
+
+    For questions that are answered yes or no: an image that deserves another answer to each would
+    be one that has what this one has not, and worse than any at random.
+    """
+    first = {record.images: record for record in reversed(data.records)}
+    apart = list(first.values())
+    codes = [str(sorted(record.meta.get("codes") or ())) for record in apart]
+    order = derangement(apart, codes, seed)
+    other = {record.images: apart[j].images for record, j in zip(apart, order, strict=True)}
+    records = [replace(r, images=other[r.images]) for r in data.records]
+    return _like(data, records, data.read_image)
+
+
 def blanked(data: StudyDataset) -> StudyDataset:
     """`data` with every image black."""
     if is_blank(data):

@@ -11,7 +11,7 @@ import csv
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -26,7 +26,7 @@ from xraygpt.processors.prompts import IMAGE, Turn
 
 log = logging.getLogger(__name__)
 
-_CODED = ("codes", "code_questions")  # targets that need codes
+_CODED = ("codes", "code_questions", "every_code_question")  # targets that need codes
 
 
 @dataclass(kw_only=True)
@@ -69,11 +69,14 @@ class RecordsBuilder(BaseBuilder):
         """Layout of the file; `auto` goes by its ending."""
         fields: FieldMap = field(default_factory=FieldMap)
         """What the corpus calls each thing."""
-        target: Literal["auto", "report", "codes", "question", "code_questions"] = "auto"
+        target: Literal[
+            "auto", "report", "codes", "question", "code_questions", "every_code_question"
+        ] = "auto"
         """What the model is to answer. `report`: the `sections`. `question`: the row's own
         question. `codes`: what is coded as a short list. `code_questions`: yes/no questions
-        about coded headings, drawn anew each epoch. `auto`: the row's turns, else its question,
-        else the report."""
+        about coded headings, drawn anew each epoch. `every_code_question`: all of these, each a
+        sample of its own, for the task `yes_no`. `auto`: the row's turns, else its question, else
+        the report."""
         sections: list[str] = field(default_factory=lambda: ["findings", "impression"])
         """Report sections, in this order; those a study lacks are left out."""
         headings: bool = False
@@ -133,13 +136,19 @@ class RecordsBuilder(BaseBuilder):
                         continue  # none of this study's views was asked for
                     raise RecordError("no image (only_images: false takes text-only records)")
                 record = self._record(row, images, root, clean, asked)
-                yield self._split(row, record), record
+                split = self._split(row, record)
+                if self.config.target == "every_code_question":
+                    yield from (
+                        (split, one) for one in _asked_apart(record, self._codes(row), asked)
+                    )
+                else:
+                    yield split, record
             except RecordError as error:
                 yield None, f"{path.name}, record {number}: {error}"
 
     def _vocabulary(self, rows: Iterable[dict]) -> list[str]:
         """Headings that enough training studies have; val and test have no say."""
-        if self.config.target != "code_questions":
+        if self.config.target not in ("code_questions", "every_code_question"):
             return []
         studies: dict[str, set[str]] = {}
         for row in rows:
@@ -289,6 +298,8 @@ class RecordsBuilder(BaseBuilder):
                 target = "question"
         if target == "codes":
             return targets.code_list(marks, self._codes(row))
+        if target == "every_code_question":
+            return ()  # each is a record of its own
         if target == "code_questions":
             return targets.CodeQuestions(
                 marks,
@@ -318,6 +329,17 @@ class RecordsBuilder(BaseBuilder):
         if not parts:
             raise RecordError(f"empty text (sections: {', '.join(self.config.sections)})")
         return " ".join(parts)
+
+
+def _asked_apart(record: Record, codes: list[str], asked: list[str]) -> Iterator[Record]:
+    """A record for each heading."""
+    marks = " ".join([IMAGE] * len(record.images))
+    present = targets.headings(codes)
+    for heading in asked:
+        turns = targets.pair(
+            f"{marks} {targets.code_question(heading)}", "yes." if heading in present else "no."
+        )
+        yield replace(record, sample_id=f"{record.sample_id}/{heading}", turns=turns)
 
 
 def _own_turns(rows: Any, images: int) -> tuple[Turn, ...]:

@@ -84,6 +84,11 @@ def sides(codes: Iterable[str]) -> dict[str, str]:
     return {heading: " and ".join(sorted(named)) for heading, named in found.items()}
 
 
+def code_question(heading: str) -> str:
+    """The yes/no question about a heading."""
+    return f"Is this coded: {heading}?"
+
+
 class CodeQuestions:
     """Yes/no questions about headings, drawn anew for each epoch, one turn each.
 
@@ -118,7 +123,7 @@ class CodeQuestions:
             marks = f"{self.marks} " if i == 0 else ""
             answer = ["yes" if heading in self.present else "no", self.sides.get(heading, "")]
             said = ", ".join(filter(None, answer))
-            turns += pair(f"{marks}Is this coded: {heading}?", f"{said}.")
+            turns += pair(f"{marks}{code_question(heading)}", f"{said}.")
         return turns
 
     def _asked(self, rng: random.Random) -> list[str]:

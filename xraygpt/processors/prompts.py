@@ -252,6 +252,11 @@ class PromptRenderer:
                 ids, labels = ids + new, labels + [IGNORE_INDEX] * len(new)
         return Rendered(input_ids=ids, labels=labels)
 
+    def answer_ids(self, text: str) -> list[int]:
+        """Ids of an answer with its end, as the model is trained to say them."""
+        turns = [Turn(role="user", text="?"), Turn(role="assistant", text=text)]
+        return [i for i in self.render(turns, [])["labels"] if i != IGNORE_INDEX]
+
     @property
     def opens_with_bos(self) -> bool:
         """Whether every row begins with the beginning-of-sequence token."""

@@ -195,8 +195,9 @@ class Evaluator(Plugin):
     def _conditions(self) -> dict[str, StudyDataset]:
         found = {TRUE: self.data}
         if SHUFFLED in self.config.controls:
+            shuffle = controls.shuffled_whole if self.task.whole_studies else controls.shuffled
             for k in range(self.config.shuffles):
-                found[f"{SHUFFLED}-{k}"] = controls.shuffled(self.data, self.config.seed + k)
+                found[f"{SHUFFLED}-{k}"] = shuffle(self.data, self.config.seed + k)
         if BLANK in self.config.controls:
             found[BLANK] = controls.blanked(self.data)
         return found

@@ -55,6 +55,7 @@ class BaseTask(Plugin):
 
     config: Any
     uses_images = True
+    whole_studies = False  # whether the control gives all questions of an image the same other one
     generates = True  # whether evaluation decodes answers, or only takes the loss
 
     def __init__(self, config: Any) -> None:

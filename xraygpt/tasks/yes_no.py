@@ -1,0 +1,123 @@
+"""Questions answered by probability: how likely the model holds yes, ranked against the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xraygpt.common.errors import InputError
+from xraygpt.common.registry import registry
+from xraygpt.datasets.base import Batch
+from xraygpt.metrics.probabilities import probability_scores
+from xraygpt.metrics.statistics import Score
+from xraygpt.metrics.vqa import normalise
+from xraygpt.models.base import BaseModel
+from xraygpt.processors.prompts import IGNORE_INDEX, PromptRenderer, without_marks
+from xraygpt.tasks.base import BaseTask, Comparison, Prediction
+
+
+@registry.register_task("yes_no")
+class YesNo(BaseTask):
+    """AUROC, average precision, Brier score and F1 of each question from P(yes).
+
+    Nothing is decoded: the two answers are weighed against each other. An answer is written as
+    ``yes 0.873`` or ``no 0.214``, the number being the probability of yes.
+    """
+
+    @dataclass(kw_only=True)
+    class Config(BaseTask.Config):
+        """Settings of yes/no questions."""
+
+        yes: str = "yes."
+        """How the model was trained to affirm."""
+        no: str = "no."
+        """How it was trained to deny."""
+        min_positives: int = 8
+        """A question needs so many studies with the answer yes to be scored, and as many as one
+        with no."""
+
+        def __post_init__(self) -> None:
+            if normalise(self.yes) == normalise(self.no):
+                raise ValueError("yes and no are the same answer")
+
+    config: Config
+    whole_studies = True
+
+    def predict(self, model: BaseModel, prompts: Batch) -> list[str]:
+        """P(yes) of each row, by the likelihood of either answer with its end."""
+        model_renderer: PromptRenderer = model.renderer
+        losses = [
+            model(answered(prompts, model_renderer.answer_ids(text))).row_loss
+            for text in (self.config.yes, self.config.no)
+        ]
+        found = torch.stack([-loss.float() for loss in losses], dim=1).softmax(dim=1)[:, 0]
+        return [f"{'yes' if p >= 0.5 else 'no'} {p:.6f}" for p in found.tolist()]
+
+    def score(self, predictions: Sequence[Prediction]) -> list[Score]:
+        """Scores of each question that enough studies affirm, and their means.
+
+        Raises:
+            InputError: An answer is no probability: the file is of another task.
+        """
+        names = sorted({_asked(p) for p in predictions})
+        column = {name: i for i, name in enumerate(names)}
+        row: dict[str, int] = {}
+        for p in predictions:
+            row.setdefault(_sample(p), len(row))
+        said = np.zeros((len(row), len(names)))
+        truth = np.full((len(row), len(names)), np.nan)
+        studies = [""] * len(row)
+        for p in predictions:
+            at = row[_sample(p)], column[_asked(p)]
+            said[at] = _probability(p)
+            truth[at] = float(normalise(p.reference).split(" ")[0] == "yes")
+            studies[at[0]] = p.study_id
+        return probability_scores(
+            said, truth, names, min_positives=self.config.min_positives, groups=studies
+        )
+
+    def compare(self, prediction: Prediction) -> Comparison:
+        """Whether the likelier answer is right."""
+        right = prediction.prediction.split(" ")[0] == normalise(prediction.reference).split(" ")[0]
+        name = [_asked(prediction)]
+        return Comparison(agreed=name) if right else Comparison(missed=name)
+
+
+def answered(prompts: Batch, answer: Sequence[int]) -> Batch:
+    """A left-padded batch of prompts with the same answer after each, and labels on it."""
+    ids: Tensor = prompts["input_ids"]
+    said = torch.tensor(list(answer), device=ids.device).expand(len(ids), -1)
+    silent = torch.full_like(ids, IGNORE_INDEX)
+    mask = prompts["attention_mask"]
+    return {
+        **prompts,
+        "input_ids": torch.cat([ids, said], dim=1),
+        "labels": torch.cat([silent, said], dim=1),
+        "attention_mask": torch.cat([mask, torch.ones_like(said)], dim=1),
+    }
+
+
+def _asked(prediction: Prediction) -> str:
+    """What a question is about: the heading, or its words."""
+    words = without_marks(prediction.prompt)
+    return words.removeprefix("Is this coded: ").removesuffix("?")
+
+
+def _sample(prediction: Prediction) -> str:
+    return prediction.sample_id.removesuffix(f"/{_asked(prediction)}")
+
+
+def _probability(prediction: Prediction) -> float:
+    words = prediction.prediction.split(" ")
+    plain = {"yes": 1.0, "no": 0.0}  # what a control takes from the training answers
+    try:
+        return float(words[1]) if len(words) > 1 else plain[normalise(words[0])]
+    except (KeyError, ValueError):
+        raise InputError(
+            f"{prediction.sample_id}: '{prediction.prediction[:40]}' is no answer of the task "
+            "yes_no; score these predictions with the task that made them"
+        ) from None
