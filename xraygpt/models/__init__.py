@@ -1,5 +1,7 @@
-"""Models: the composition of encoder, Q-Former and LLM, a small LLM alone, image beside text."""
+"""Models: the composition of encoder, Q-Former and LLM, a small LLM alone, image beside text,
+a Q-Former's warm-up.
+"""
 
-from xraygpt.models import image_text, instruct, language_model, xraygpt
+from xraygpt.models import alignment, image_text, instruct, language_model, xraygpt
 
-__all__ = ["image_text", "instruct", "language_model", "xraygpt"]
+__all__ = ["alignment", "image_text", "instruct", "language_model", "xraygpt"]

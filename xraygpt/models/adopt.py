@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
@@ -22,10 +23,20 @@ log = logging.getLogger(__name__)
 
 # What BLIP-2 has not: its encoder has its Q-Former's width, and its tokens know their places.
 ADDED = ("qformer.adapter.", "qformer.patch_position")
+_WORDS = re.compile(r"(?:word|position)_embeddings\.|\.(?:intermediate|output)\.")
+_QUERIES = re.compile(r"attention\.output\.")  # of words and queries alike
 PARTS = "parts.json"  # what a checkpoint's weights belong to
 
 
-def vision_of(config: XrayGPT.Config) -> VisionEncoder:
+class SeesImages(Protocol):
+    """Configurations that name a vision encoder."""
+
+    vit_model: str
+    vit_ckpt: Path | None
+    image_size: int | None
+
+
+def vision_of(config: SeesImages) -> VisionEncoder:
     """The encoder of a configuration; what is wrong with its file names the key.
 
     Raises:
@@ -40,9 +51,9 @@ def vision_of(config: XrayGPT.Config) -> VisionEncoder:
         ) from None
 
 
-def run_digest(config: XrayGPT.Config, encoder: VisionEncoder | None) -> dict[str, str]:
+def run_digest(config: SeesImages, encoder: VisionEncoder | None) -> dict[str, str]:
     """What tells the frozen encoder of a run from that of a later one in the same folder."""
-    if encoder is None or not config.freeze_vit:
+    if encoder is None or not getattr(config, "freeze_vit", True):
         return {}
     return {"vision": encoder.digest()} if config.vit_model.startswith("run/") else {}
 
@@ -71,10 +82,20 @@ def take_qformer(model: XrayGPT, path: Path) -> None:
     if not found:
         raise WeightsError(f"model.q_former_model: {source} holds no Q-Former")
     own = model.qformer.state_dict()
+    if not _reads_text(model):
+        found = queries_alone(found)
     fresh = _unread(model, found, source)
     kept = {n: t for n, t in found.items() if n not in fresh}
     absent = load_exactly(model.qformer, kept, source, required=set(own) - fresh, fresh=added)
     _warn_fresh({*fresh, *absent}, source)
+
+
+def queries_alone(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a Q-Former that reads texts too, as one that reads images alone names them."""
+    if not any("word_embeddings" in name for name in state):
+        return state
+    kept = {n: t for n, t in state.items() if _QUERIES.search(n) or not _WORDS.search(n)}
+    return {n.replace(".embeddings.layernorm.", ".layernorm."): t for n, t in kept.items()}
 
 
 def _warn_fresh(names: set[str], source: Path) -> None:

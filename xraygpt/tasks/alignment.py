@@ -1,0 +1,103 @@
+"""The Q-Former's warm-up: which text goes with which image, and does this one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from xraygpt.common.registry import registry
+from xraygpt.datasets.base import Batch, Sample, reference_of
+from xraygpt.metrics.statistics import Score
+from xraygpt.models.alignment import Aligned
+from xraygpt.models.base import Output
+from xraygpt.tasks.base import BaseTask, Prediction
+from xraygpt.tasks.contrastive import findings_of
+
+
+@registry.register_task("qformer_alignment")
+class QFormerAlignmentTask(BaseTask):
+    """Contrast and matching of BLIP-2's first stage (Li et al. 2023); `arch: qformer_alignment`."""
+
+    @dataclass(kw_only=True)
+    class Config(BaseTask.Config):
+        """Settings of the losses."""
+
+        matching: Literal["semantic", "pairs"] = "semantic"
+        """What the contrast asks for: `pairs`, its own text alone, as BLIP-2; `semantic`, each text
+        as far as its findings are alike, for reports that many studies share word for word."""
+        target_temperature: float = 0.2
+        """`semantic`: likenesses, in [0, 1], are divided by it before the softmax."""
+        label_smoothing: float = 0.1
+        """Of the contrast's targets, in [0, 1); BLIP-2's."""
+        contrast_weight: float = 1.0
+        """Of the contrast; 0 leaves it out."""
+        match_weight: float = 1.0
+        """Of the matching of pairs and hard wrong pairs; 0 leaves it out."""
+
+        def __post_init__(self) -> None:
+            if min(self.contrast_weight, self.match_weight) < 0 or self.target_temperature <= 0:
+                raise ValueError("weights must not be negative, target_temperature above 0")
+            if not self.contrast_weight and not self.match_weight:
+                raise ValueError("contrast_weight and match_weight are both 0: nothing to learn")
+            if not 0 <= self.label_smoothing < 1:
+                raise ValueError(f"label_smoothing ({self.label_smoothing}) must lie in [0, 1)")
+
+    config: Config
+    generates = False
+
+    def extra(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """`findings` (B, F) float32: what the labeller reads in each text."""
+        return {
+            "findings": torch.stack([findings_of(reference_of(s["turns"])) for s in samples]),
+        }
+
+    def count(self, batch: Batch) -> int:
+        """Rows."""
+        return sum(bool(name) for name in batch["sample_id"])
+
+    def loss(self, model: Any, batch: Batch) -> Output:
+        """Summed over rows; those without an image bring their text alone."""
+        found: Aligned = model(batch)
+        rows = torch.zeros(len(batch["sample_id"]), device=found.similarity.device)
+        if batch["image_inputs"] and len(rows) > 1:
+            own = self.config.contrast_weight * self.contrast(found, batch["extra"]["findings"])
+            own = own + self.config.match_weight * self.matched(found)
+            rows = rows.index_add(0, found.rows, own)
+        unused = found.similarity.sum() + found.matched.sum() + found.scale
+        counted = torch.tensor([int(bool(n)) for n in batch["sample_id"]], device=rows.device)
+        return Output(loss=rows.sum() + 0 * unused, row_loss=rows.detach(), num_targets=counted)
+
+    def contrast(self, found: Aligned, findings: Tensor) -> Tensor:
+        """(R,) mean of the loss from each image to the texts and back."""
+        logits = found.similarity * found.scale
+        target = torch.zeros_like(logits)
+        target[torch.arange(len(found.rows)), found.rows] = 1
+        back = target.T
+        if self.config.matching == "semantic":
+            length = functional.normalize(findings.to(logits), dim=-1)
+            alike = (length[found.rows] @ length.T).maximum(target)
+            target = (alike / self.config.target_temperature).softmax(dim=1)
+            back = (alike.T / self.config.target_temperature).softmax(dim=1)
+        there = self._cross_entropy(logits, target)
+        return (there + self._cross_entropy(logits.T, back)[found.rows]) / 2
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        smooth = self.config.label_smoothing
+        target = target * (1 - smooth) + smooth / logits.shape[1]
+        return -(target * logits.log_softmax(dim=1)).sum(dim=1)
+
+    def matched(self, found: Aligned) -> Tensor:
+        """(R,) mean of the binary losses of own pair, wrong text and wrong image."""
+        truth = torch.zeros_like(found.matched)
+        truth[:, 0] = 1
+        each = functional.binary_cross_entropy_with_logits(found.matched, truth, reduction="none")
+        return each.mean(dim=1)
+
+    def score(self, predictions: Sequence[Prediction]) -> list[Score]:
+        """Nothing but the loss, which the runner takes."""
+        return []
