@@ -1,6 +1,4 @@
-"""Models: the composition of encoder, Q-Former and LLM, a small LLM alone, image beside text,
-a Q-Former's warm-up.
-"""
+"""Models: encoder, Q-Former and LLM together; a small LLM; image beside text; a warm-up."""
 
 from xraygpt.models import alignment, image_text, instruct, language_model, xraygpt
 
