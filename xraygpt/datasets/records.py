@@ -92,6 +92,13 @@ class RecordsBuilder(BaseBuilder):
         question_sides: bool = False
         """`code_questions`: answer with the side where one is coded: "yes, left.", "yes, left and
         right.". For training: the task `vqa` takes such an answer for that of an open question."""
+        ask: Literal["headings", "findings"] = "headings"
+        """What those questions are about: headings of the codes ("Is this coded: lung?") or the
+        labeller's findings, as the codes say them ("Is there hyperinflation?")."""
+        tell_findings: float | None = None
+        """`report`: write the findings that are coded into the question, but for this share of the
+        draws, e.g. 0.3; for a model that is to write up what it found by questions
+        (`run.task.plan`). null never does."""
         tell_images: bool = False
         """Write each study's codes where its image would be: for `language_modeling`, which sees
         none. The LLM so learns to write what stands at that place."""
@@ -138,9 +145,7 @@ class RecordsBuilder(BaseBuilder):
                 record = self._record(row, images, root, clean, asked)
                 split = self._split(row, record)
                 if self.config.target == "every_code_question":
-                    yield from (
-                        (split, one) for one in _asked_apart(record, self._codes(row), asked)
-                    )
+                    yield from ((split, one) for one in self._asked_apart(record, row, asked))
                 else:
                     yield split, record
             except RecordError as error:
@@ -157,7 +162,7 @@ class RecordsBuilder(BaseBuilder):
             except RecordError:
                 continue  # it is named where records are made
             if self._split_of(study, row) == "train":
-                for heading in targets.headings(self._codes(row)):
+                for heading in self._named(self._codes(row)):
                     studies.setdefault(heading, set()).add(study)
         often = sorted(h for h, s in studies.items() if len(s) >= self.config.min_code_count)
         if len(often) < 2:
@@ -275,6 +280,21 @@ class RecordsBuilder(BaseBuilder):
             meta=meta,
         )
 
+    def _named(self, codes: list[str]) -> set[str]:
+        """What questions can be about."""
+        by_finding = self.config.ask == "findings"
+        return targets.coded_findings(codes) if by_finding else targets.headings(codes)
+
+    def _asked_apart(self, record: Record, row: dict, asked: list[str]) -> Iterator[Record]:
+        """A record for each question."""
+        marks = " ".join([IMAGE] * len(record.images))
+        by_finding = self.config.ask == "findings"
+        question = targets.finding_question if by_finding else targets.code_question
+        present = self._named(self._codes(row))
+        for name in asked:
+            turns = targets.pair(f"{marks} {question(name)}", "yes." if name in present else "no.")
+            yield replace(record, sample_id=f"{record.sample_id}/{name}", turns=turns)
+
     def _codes(self, row: dict) -> list[str]:
         if self.config.codes_from == "report":
             texts = (row.get(section) for section in self.config.sections)
@@ -307,13 +327,17 @@ class RecordsBuilder(BaseBuilder):
                 asked,
                 self.config.questions,
                 with_sides=self.config.question_sides,
+                findings=self.config.ask == "findings",
             )
         if target == "question":
             question, answer = row.get(names.question), row.get(names.answer)
             if not isinstance(question, str) or answer in (None, ""):
                 raise RecordError(f"no question ({names.question}) or no answer ({names.answer})")
             return targets.pair(f"{marks} {question.strip()}", clean(str(answer)))
-        return targets.pair(marks, self._report(row, clean))
+        turns = targets.pair(marks, self._report(row, clean))
+        if self.config.tell_findings is None:
+            return turns
+        return targets.ToldFindings(turns, marks, self._codes(row), self.config.tell_findings)
 
     def _report(self, row: dict, clean: Callable[[str], str]) -> str:
         parts = []
@@ -329,17 +353,6 @@ class RecordsBuilder(BaseBuilder):
         if not parts:
             raise RecordError(f"empty text (sections: {', '.join(self.config.sections)})")
         return " ".join(parts)
-
-
-def _asked_apart(record: Record, codes: list[str], asked: list[str]) -> Iterator[Record]:
-    """A record for each heading."""
-    marks = " ".join([IMAGE] * len(record.images))
-    present = targets.headings(codes)
-    for heading in asked:
-        turns = targets.pair(
-            f"{marks} {targets.code_question(heading)}", "yes." if heading in present else "no."
-        )
-        yield replace(record, sample_id=f"{record.sample_id}/{heading}", turns=turns)
 
 
 def _own_turns(rows: Any, images: int) -> tuple[Turn, ...]:

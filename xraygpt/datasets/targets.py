@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from xraygpt.common.draws import keyed_random
-from xraygpt.metrics.findings import LASTING_FINDINGS, label, mentions
+from xraygpt.metrics.findings import FINDINGS, LASTING_FINDINGS, label, mentions
+from xraygpt.metrics.mesh import findings_of
 from xraygpt.processors.prompts import IMAGE, Turn
 
 LIST_QUESTION = "List the coded findings."
@@ -89,6 +90,27 @@ def code_question(heading: str) -> str:
     return f"Is this coded: {heading}?"
 
 
+def finding_question(name: str) -> str:
+    """The yes/no question about a finding of the labeller, e.g. ``pleural_effusion``."""
+    return f"Is there {name.replace('_', ' ')}?"
+
+
+def coded_findings(codes: Iterable[str]) -> set[str]:
+    """What codes mean in the labeller's names; what it has no name for is left out.
+
+    Codes that it wrote itself (`codes_of_report`) are these names already.
+    """
+    codes = list(codes)
+    own = {h.replace(" ", "_") for h in headings(codes)}
+    return set(FINDINGS) & (findings_of(codes) | own)
+
+
+def planned(marks: str, names: Iterable[str]) -> str:
+    """Ask for a report on what was found already."""
+    words = [n.replace("_", " ") for n in sorted(set(names) - {"no_finding"})]
+    return f"{marks} Write the report. Seen: {', '.join(words) or 'nothing abnormal'}."
+
+
 class CodeQuestions:
     """Yes/no questions about headings, drawn anew for each epoch, one turn each.
 
@@ -101,6 +123,8 @@ class CodeQuestions:
         vocabulary: Headings that may be asked about.
         count: Questions in one sample, each about another heading.
         with_sides: Answer "yes, left." where a side is coded, instead of "yes.".
+        findings: Ask about the labeller's findings, which the vocabulary then holds, instead of
+            coded headings.
     """
 
     def __init__(
@@ -111,9 +135,12 @@ class CodeQuestions:
         count: int = 1,
         *,
         with_sides: bool = False,
+        findings: bool = False,
     ) -> None:
         codes = list(codes)
-        self.marks, self.present, self.vocabulary = marks, headings(codes), vocabulary
+        self.present = coded_findings(codes) if findings else headings(codes)
+        self.ask = finding_question if findings else code_question
+        self.marks, self.vocabulary = marks, vocabulary
         self.count, self.sides = count, sides(codes) if with_sides else {}
 
     def __call__(self, draw: str) -> list[Turn]:
@@ -123,7 +150,7 @@ class CodeQuestions:
             marks = f"{self.marks} " if i == 0 else ""
             answer = ["yes" if heading in self.present else "no", self.sides.get(heading, "")]
             said = ", ".join(filter(None, answer))
-            turns += pair(f"{marks}{code_question(heading)}", f"{said}.")
+            turns += pair(f"{marks}{self.ask(heading)}", f"{said}.")
         return turns
 
     def _asked(self, rng: random.Random) -> list[str]:
@@ -136,6 +163,37 @@ class CodeQuestions:
             from_here = bool(here) and (rng.random() < 0.5 or not absent)
             asked.append(here.pop() if from_here else absent.pop())
         return asked or ["normal"]
+
+
+class ToldFindings:
+    """A report asked for with what is to be found in the question, anew for each epoch.
+
+    So learns a model to write up what it, or somebody else, has found. In a share of the draws the
+    question stands alone, so that it can do without; a tenth of the findings is left out of the
+    others, for no list is complete.
+
+    Args:
+        turns: The question without words, and the report.
+        marks: ``<image>`` for each image.
+        codes: The study's codes.
+        alone: Share of draws with the question alone.
+    """
+
+    left_out = 0.1
+
+    def __init__(
+        self, turns: Sequence[Turn], marks: str, codes: Iterable[str], alone: float
+    ) -> None:
+        self.turns, self.marks, self.alone = list(turns), marks, alone
+        self.names = sorted(coded_findings(codes))
+
+    def __call__(self, draw: str) -> list[Turn]:
+        """The turns of one draw."""
+        rng = keyed_random(draw, "findings")
+        if rng.random() < self.alone:
+            return list(self.turns)
+        names = [n for n in self.names if rng.random() >= self.left_out]
+        return [Turn(role="user", text=planned(self.marks, names)), *self.turns[1:]]
 
 
 class ToldImages:

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from xraygpt.common.registry import registry
+from xraygpt.datasets.base import Batch
 from xraygpt.metrics.coco import coco_scores
 from xraygpt.metrics.drawn import drawn_scores
 from xraygpt.metrics.protocols import R2Gen
 from xraygpt.metrics.reports import positive_findings, report_scores
 from xraygpt.metrics.statistics import Score
+from xraygpt.models.base import BaseModel
+from xraygpt.tasks import asking
 from xraygpt.tasks.base import BaseTask, Comparison, Prediction
 from xraygpt.tasks.clinical import Clinical, ClinicalMetrics
 
@@ -27,12 +30,21 @@ class ReportGeneration(BaseTask):
         protocol: Literal["r2gen"] | None = None
         """How the COCO scores cut texts into words. `r2gen`: as published for IU X-ray, rare words
         of the training reports unknown, at most 60 words; null: the same words, all and uncut."""
+        plan: asking.Plan | None = None
+        """First ask the model about each finding, then let it write up what it holds likely; for
+        models trained with `tell_findings`. null asks for the report alone."""
         meteor: bool = False
         """Take METEOR too; it starts a Java program for every condition."""
         clinical: ClinicalMetrics = field(default_factory=ClinicalMetrics)
         """Weights of BERTScore, CheXbert, RadGraph, RadCliQ and GREEN."""
 
     config: Config
+
+    def predict(self, model: BaseModel, prompts: Batch) -> list[str]:
+        """One answer per row, after a plan if one is asked for."""
+        if self.config.plan is not None:
+            prompts = asking.with_plan(model, prompts, self.config.plan)
+        return model.generate(prompts, self.config.generate)
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

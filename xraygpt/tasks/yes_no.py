@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from xraygpt.common.errors import InputError
 from xraygpt.common.registry import registry
@@ -16,7 +14,8 @@ from xraygpt.metrics.probabilities import probability_scores
 from xraygpt.metrics.statistics import Score
 from xraygpt.metrics.vqa import normalise
 from xraygpt.models.base import BaseModel
-from xraygpt.processors.prompts import IGNORE_INDEX, PromptRenderer, without_marks
+from xraygpt.processors.prompts import without_marks
+from xraygpt.tasks import asking
 from xraygpt.tasks.base import BaseTask, Comparison, Prediction
 
 
@@ -49,12 +48,7 @@ class YesNo(BaseTask):
 
     def predict(self, model: BaseModel, prompts: Batch) -> list[str]:
         """P(yes) of each row, by the likelihood of either answer with its end."""
-        model_renderer: PromptRenderer = model.renderer
-        losses = [
-            model(answered(prompts, model_renderer.answer_ids(text))).row_loss
-            for text in (self.config.yes, self.config.no)
-        ]
-        found = torch.stack([-loss.float() for loss in losses], dim=1).softmax(dim=1)[:, 0]
+        found = asking.yes_probability(model, prompts, self.config.yes, self.config.no)
         return [f"{'yes' if p >= 0.5 else 'no'} {p:.6f}" for p in found.tolist()]
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
@@ -87,28 +81,17 @@ class YesNo(BaseTask):
         return Comparison(agreed=name) if right else Comparison(missed=name)
 
 
-def answered(prompts: Batch, answer: Sequence[int]) -> Batch:
-    """A left-padded batch of prompts with the same answer after each, and labels on it."""
-    ids: Tensor = prompts["input_ids"]
-    said = torch.tensor(list(answer), device=ids.device).expand(len(ids), -1)
-    silent = torch.full_like(ids, IGNORE_INDEX)
-    mask = prompts["attention_mask"]
-    return {
-        **prompts,
-        "input_ids": torch.cat([ids, said], dim=1),
-        "labels": torch.cat([silent, said], dim=1),
-        "attention_mask": torch.cat([mask, torch.ones_like(said)], dim=1),
-    }
-
-
 def _asked(prediction: Prediction) -> str:
     """What a question is about: the heading, or its words."""
     words = without_marks(prediction.prompt)
-    return words.removeprefix("Is this coded: ").removesuffix("?")
+    for opening in ("Is this coded: ", "Is there "):
+        words = words.removeprefix(opening)
+    return words.removesuffix("?")
 
 
 def _sample(prediction: Prediction) -> str:
-    return prediction.sample_id.removesuffix(f"/{_asked(prediction)}")
+    name = _asked(prediction)
+    return prediction.sample_id.removesuffix(f"/{name}").removesuffix(f"/{name.replace(' ', '_')}")
 
 
 def _probability(prediction: Prediction) -> float:

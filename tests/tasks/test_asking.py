@@ -1,0 +1,130 @@
+"""A plan before the report: asked in the words of training, written into its question."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+
+from tests.conftest import write_toy_corpus
+from xraygpt.common.config import load
+from xraygpt.common.errors import ConfigError
+from xraygpt.datasets.targets import CodeQuestions, ToldFindings, coded_findings, pair, planned
+from xraygpt.experiment import Evaluation, build_evaluator
+from xraygpt.tasks import asking
+
+CODES = {
+    "left": ["Opacity/lung/left", "Cardiomegaly"],
+    "right": ["Lung/hypoinflation"],
+    "none": ["normal"],
+}
+YAML = """
+model: {arch: xraygpt, model_type: tiny, prompt_template: xraygpt, prompt_path: %s}
+datasets:
+  toy: {builder: records, storage: %s, min_code_count: 3, ask: findings, target: %s%s}
+run: {task: %s, output_dir: %s, split: val}
+"""
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = write_toy_corpus(tmp_path / "corpus")
+    path = folder / "corpus.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["codes"] = CODES[("left", "right", "none")[i % 3]]
+        row["findings"] = row.pop("turns")[1]["text"]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "prompts.txt").write_text("What does it show?\n")
+    return folder
+
+
+def evaluator_of(corpus, target, more="", task="report_generation"):
+    base = corpus.parent
+    path = base / "eval.yaml"
+    path.write_text(YAML % (base / "prompts.txt", corpus, target, more, task, base / "out"))
+    return build_evaluator(load(Evaluation, path))
+
+
+def test_codes_in_the_labellers_names():
+    assert coded_findings(CODES["left"]) == {"lung_opacity", "cardiomegaly"}
+    assert coded_findings(["Lung/hypoinflation"]) == {"hypoinflation"}
+    assert coded_findings(["normal"]) == {"no_finding"}
+    assert coded_findings(["pleural effusion/left", "Nipple Shadow"]) == {"pleural_effusion"}
+
+
+def test_questions_about_findings_are_answered_by_the_codes(corpus):
+    data = evaluator_of(corpus, "every_code_question", task="yes_no").data
+    first = [r for r in data.records if r.study_id == "study3"]  # "left"
+    asked = {r.turns[0]["text"]: r.turns[1]["text"] for r in first}
+    assert asked == {
+        "<image> Is there cardiomegaly?": "yes.",
+        "<image> Is there hypoinflation?": "no.",
+        "<image> Is there lung opacity?": "yes.",
+        "<image> Is there no finding?": "no.",
+    }
+    drawn = CodeQuestions("<image>", CODES["right"], ["hypoinflation", "scar"], 2, findings=True)
+    said = {
+        q["text"].removeprefix("<image> "): a["text"]
+        for q, a in zip(*[iter(drawn("x"))] * 2, strict=True)
+    }
+    assert said == {"Is there hypoinflation?": "yes.", "Is there scar?": "no."}
+
+
+def test_findings_are_told_in_most_draws_and_some_are_left_out():
+    turns = pair("<image>", "The heart is large.")
+    told = ToldFindings(turns, "<image>", ["Cardiomegaly", "Lung/hypoinflation"], 0.3)
+    texts = Counter(told(f"0/{i}/s")[0]["text"] for i in range(2000))
+    alone = texts["<image>"] / 2000
+    full = texts[planned("<image>", ["hypoinflation", "cardiomegaly"])] / 2000
+    assert alone == pytest.approx(0.3, abs=0.04) and full == pytest.approx(0.7 * 0.81, abs=0.04)
+    assert planned("<image>", ["no_finding"]) == "<image> Write the report. Seen: nothing abnormal."
+    assert all(told(f"0/{i}/s")[1]["text"] == "The heart is large." for i in range(5))
+
+
+def test_another_question_to_the_same_images_is_what_training_would_ask(corpus):
+    reports = evaluator_of(corpus, "report", ", tell_findings: 0.0")
+    questions = evaluator_of(corpus, "every_code_question", task="yes_no")
+    samples = [reports.data[i] for i in range(3)]
+    prompts = reports.collate.prompts(samples)
+    same = {r.study_id: i for i, r in enumerate(questions.data.records) if "opacity" in r.sample_id}
+    wanted = questions.collate.prompts([questions.data[same[s["study_id"]]] for s in samples])
+    asked = asking.ask(reports.model, prompts, ["<image> Is there lung opacity?"] * 3)
+    for key in ("input_ids", "labels", "attention_mask"):
+        assert torch.equal(asked[key], wanted[key]), key
+    assert asked["question"] == wanted["question"]
+    assert torch.equal(asked["image_inputs"]["features"], prompts["image_inputs"]["features"])
+
+
+def test_the_report_is_asked_for_with_what_is_held_likely(corpus, monkeypatch):
+    evaluator = evaluator_of(
+        corpus, "report", task="{name: report_generation, plan: {threshold: 0.6}}"
+    )
+    held = {"lung_opacity": [0.7, 0.1, 0.1], "cardiomegaly": [0.6, 0.59, 0.2]}
+    seen: list[str] = []
+
+    def probability(model, prompts, yes, no):
+        name = prompts["question"][0].removeprefix("Is there ").removesuffix("?").replace(" ", "_")
+        seen.append(name)
+        return torch.tensor(held.get(name, [0.0] * 3))
+
+    said: list[list[str]] = []
+    monkeypatch.setattr(asking, "yes_probability", probability)
+    monkeypatch.setattr(
+        evaluator.model, "generate", lambda batch, how: said.append(batch["question"])
+    )
+    samples = [evaluator.data[i] for i in range(3)]
+    evaluator.task.predict(evaluator.model, evaluator.collate.prompts(samples))
+    assert said == [[
+        "Write the report. Seen: cardiomegaly, lung opacity.",
+        "Write the report. Seen: nothing abnormal.",
+        "Write the report. Seen: nothing abnormal.",
+    ]]  # fmt: skip
+    assert "pleural_effusion" in seen and "no_finding" not in seen
+
+
+def test_a_plan_of_unknown_findings_is_refused(corpus):
+    with pytest.raises(ConfigError, match="heart is none of"):
+        evaluator_of(corpus, "report", task="{name: report_generation, plan: {findings: [heart]}}")

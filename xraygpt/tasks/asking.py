@@ -1,0 +1,118 @@
+"""Putting other questions to the images of a batch, and weighing answers instead of decoding them.
+
+Notation: B rows, T tokens of the prompts, A of an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xraygpt.datasets.base import Batch
+from xraygpt.datasets.targets import finding_question, planned
+from xraygpt.metrics.findings import FINDINGS
+from xraygpt.processors.prompts import IGNORE_INDEX, IMAGE, IMAGE_TOKEN_ID, Turn
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """What is asked before a report is written."""
+
+    findings: list[str] = field(default_factory=lambda: [n for n in FINDINGS if n != "no_finding"])
+    """The labeller's findings; those the model was trained to be asked about."""
+    threshold: float = 0.5
+    """A finding goes into the report from this P(yes) on."""
+    yes: str = "yes."
+    """How the model was trained to affirm."""
+    no: str = "no."
+    """How it was trained to deny."""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.findings) - set(FINDINGS))
+        if unknown:
+            raise ValueError(f"findings: {unknown[0]} is none of {', '.join(FINDINGS)}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold ({self.threshold}) must lie in [0, 1]")
+
+
+@torch.no_grad()
+def yes_probability(model: Any, prompts: Batch, yes: str, no: str) -> Tensor:
+    """(B,) float32 P(yes) by the likelihoods of either answer with its end."""
+    losses = [
+        model(answered(prompts, model.renderer.answer_ids(text))).row_loss for text in (yes, no)
+    ]
+    return torch.stack([-loss.float() for loss in losses], dim=1).softmax(dim=1)[:, 0]
+
+
+def with_plan(model: Any, prompts: Batch, plan: Plan) -> Batch:
+    """The same images, each with a question that says what the model found in it."""
+    held: list[list[str]] = [[] for _ in prompts["input_ids"]]
+    for name in plan.findings:
+        asked = ask(model, prompts, [f"{IMAGE} {finding_question(name)}"] * len(held))
+        for row, p in enumerate(yes_probability(model, asked, plan.yes, plan.no).tolist()):
+            if p >= plan.threshold:
+                held[row].append(name)
+    return ask(model, prompts, [planned(IMAGE, names) for names in held])
+
+
+def ask(model: Any, prompts: Batch, texts: Sequence[str]) -> Batch:
+    """Another question to the images of each row.
+
+    Args:
+        model: Its renderer writes the prompts.
+        prompts: Left-padded, of one question a row.
+        texts: Of each row, ``<image>`` in the place of all its images.
+    """
+    renderer, ids = model.renderer, prompts["input_ids"]
+    rows = []
+    for row, text in zip(ids.tolist(), texts, strict=True):
+        runs = _runs(row)
+        marks = " ".join([IMAGE] * len(runs))
+        turn = Turn(role="user", text=text.replace(IMAGE, marks).strip())
+        rows.append(renderer.render([turn], runs)["input_ids"])
+    width = max(map(len, rows))
+    pad = renderer.tokenizer.pad_token_id
+    filled = torch.full((len(rows), width), renderer.tokenizer.eos_token_id if pad is None else pad)
+    mask = torch.zeros_like(filled)
+    for i, row in enumerate(rows):
+        filled[i, width - len(row) :] = torch.tensor(row)
+        mask[i, width - len(row) :] = 1
+    return {
+        **prompts,
+        "input_ids": filled.to(ids.device),
+        "labels": torch.full_like(filled, IGNORE_INDEX).to(ids.device),
+        "attention_mask": mask.to(ids.device),
+        "question": [" ".join(t.replace(IMAGE, "").split()) for t in texts],
+    }
+
+
+def answered(prompts: Batch, answer: Sequence[int]) -> Batch:
+    """A left-padded batch of prompts with the same answer after each, and labels on it."""
+    ids: Tensor = prompts["input_ids"]
+    said = torch.tensor(list(answer), device=ids.device).expand(len(ids), -1)
+    silent = torch.full_like(ids, IGNORE_INDEX)
+    mask = prompts["attention_mask"]
+    return {
+        **prompts,
+        "input_ids": torch.cat([ids, said], dim=1),
+        "labels": torch.cat([silent, said], dim=1),
+        "attention_mask": torch.cat([mask, torch.ones_like(said)], dim=1),
+    }
+
+
+def _runs(ids: Sequence[int]) -> list[int]:
+    """Lengths of the runs of image tokens; images that touch count as one."""
+    runs: list[int] = []
+    before = None
+    for i in ids:
+        if i == IMAGE_TOKEN_ID:
+            if before == IMAGE_TOKEN_ID:
+                runs[-1] += 1
+            else:
+                runs.append(1)
+        before = i
+    return runs
