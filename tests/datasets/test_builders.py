@@ -454,3 +454,17 @@ def test_iu_xray_and_vqa_rad_are_one_stanza_each(real_data):
     assert sum(len(d) for d in sizes.values()) == 3064
     studies = [{r.study_id for r in d.records} for d in sizes.values()]
     assert not studies[0] & studies[1]
+
+
+def test_folds_part_all_studies_and_each_is_val_once():
+    names = [f"s{i}" for i in range(500)]
+    rules = [SplitRule(folds=5, fold=k) for k in range(5)]
+    said = [[rule.of(n, None) for n in names] for rule in rules]
+    assert all(row.count("val") == 1 and row.count("train") == 4 for row in zip(*said, strict=True))
+    sizes = [one.count("val") for one in said]
+    assert min(sizes) > 70 and sum(sizes) == 500
+    assert rules[0].of("s1", "test") == "test"  # what the corpus says stands
+    with pytest.raises(ValueError, match="fold \\(5\\) below it"):
+        SplitRule(folds=5, fold=5)
+    with pytest.raises(ValueError, match="goes without val_fraction"):
+        SplitRule(folds=5, val_fraction=0.1)

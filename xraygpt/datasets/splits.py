@@ -31,10 +31,19 @@ class SplitRule:
     """Share of studies without a said split that go to val, in [0, 1)."""
     test_fraction: float = 0.0
     """Share of studies without a said split that go to test, in [0, 1)."""
+    folds: int | None = None
+    """Cross-validation: studies without a said split are hashed into so many folds, of which `fold`
+    is val and the others train."""
+    fold: int = 0
+    """Which fold is val, from 0."""
     seed: int = 0
     """Another seed, another hashed split."""
 
     def __post_init__(self) -> None:
+        if self.folds is not None and not 0 <= self.fold < self.folds > 1:
+            raise ValueError(f"folds ({self.folds}) must be 2 or more, fold ({self.fold}) below it")
+        if self.folds is not None and self.val_fraction + self.test_fraction > 0:
+            raise ValueError("folds goes without val_fraction and test_fraction")
         if min(self.val_fraction, self.test_fraction) < 0:
             raise ValueError("val_fraction and test_fraction must not be negative")
         if self.val_fraction + self.test_fraction >= 1:
@@ -48,6 +57,8 @@ class SplitRule:
             named = {"train": self.train, "val": self.val, "test": self.test}
             return next((split for split, values in named.items() if said in values), None)
         point = keyed_int("split", self.seed, study_id) / 2**63
+        if self.folds is not None:
+            return "val" if int(point * self.folds) == self.fold else "train"
         if point < self.test_fraction:
             return "test"
         return "val" if point < self.test_fraction + self.val_fraction else "train"
