@@ -59,7 +59,8 @@ def test_as_radeval(monkeypatch):
     theirs._compute_sub_metrics = lambda refs, hyps: dict(zip(keys, parts(), strict=True))
     reciprocal, each = theirs.predict([], [])
     np.testing.assert_allclose(radcliq_v1(*parts()), each, rtol=0, atol=1e-9)
-    mean, other = radcliq_scores(*parts())
+    mean, other, semb = radcliq_scores(*parts())
+    assert semb.name == "SembScore" and semb.value == pytest.approx(parts()[2].mean())
     assert mean.value == pytest.approx(each.mean(), abs=1e-9)
     assert other.value == pytest.approx(reciprocal, rel=1e-9)
 
@@ -72,7 +73,7 @@ def test_the_average_report_scores_the_intercept():
 
 
 def test_scores():
-    mean, reciprocal = radcliq_scores(*parts(), groups=[f"s{i // 3}" for i in range(300)])
+    mean, reciprocal, _ = radcliq_scores(*parts(), groups=[f"s{i // 3}" for i in range(300)])
     assert mean.n == 300 and mean.low < mean.value < mean.high
     assert reciprocal.value == pytest.approx(1 / mean.value)
     assert "lower is better" in mean.signature

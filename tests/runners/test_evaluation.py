@@ -285,3 +285,22 @@ def test_text_on_the_page_is_text(tmp_path):
     path = tmp_path / "page.html"
     result_page.write_page(path, title="t", subtitle="s", cases=[case], facts={"x": nasty})
     assert nasty not in path.read_text()
+
+
+def test_tables_have_the_columns_of_papers_and_of_rexrank():
+    def row(name: str, condition: str, value: float) -> dict:
+        facts = {"name": name, "condition": condition, "value": value, "low": 0.0, "high": 1.0}
+        return {**facts, "n": 9, "true_minus": {"value": 0.1, "low": 0.0, "high": 0.2}}
+
+    names = ("COCO BLEU-4", "COCO BLEU-1", "BLEU-2", "distinct")
+    scores = [row(n, c, 0.25 if c == "true" else 0.125) for n in names for c in ("true", "blank")]
+    result = {"split": "val", "n": 9, "losses": [], "scores": scores}
+    lines = scoring.as_markdown(result).splitlines()
+    place = lines.index("As ReXrank has it:")
+    heads = [c.strip() for c in lines[place + 2].strip("| ").split("|")]
+    cells = [c.strip() for c in lines[place + 4].strip("| ").split("|")]
+    found = dict(zip(heads, cells, strict=True))
+    assert found["condition"] == "true" and found["BLEU-2"] == "0.250" and found["GREEN"] == "–"
+    assert "RaTEScore" in found and "SembScore" in found
+    place = lines.index("As papers have it:")
+    assert "METEOR" in lines[place + 2] and lines[place + 5].startswith("| blank | 0.125 |")

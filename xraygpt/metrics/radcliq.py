@@ -17,7 +17,7 @@ from math import exp, sqrt
 import numpy as np
 
 from xraygpt.common.errors import InputError
-from xraygpt.metrics.statistics import Score, ratio_score
+from xraygpt.metrics.statistics import Score, mean_score, ratio_score
 from xraygpt.metrics.text import words
 
 PARTS = ("radgraph", "bertscore", "semb", "bleu")  # the order of all numbers below
@@ -68,7 +68,7 @@ def radcliq_scores(
     bleu: np.ndarray,
     groups: Sequence[str] | None = None,
 ) -> list[Score]:
-    """Mean RadCliQ-v1 (lower is better) and 1 over that mean (higher is better).
+    """Mean RadCliQ-v1 (lower is better), 1 over that mean, and SembScore, the mean of its cosines.
 
     The reciprocal says little where the mean is near 0 or below: then read the first alone.
 
@@ -87,6 +87,7 @@ def radcliq_scores(
     return [
         ratio_score("RadCliQ-v1", counts, _mean, "RadCliQ-v1, lower is better", groups),
         ratio_score("1/RadCliQ-v1", counts, _reciprocal, "1 / mean RadCliQ-v1", groups),
+        mean_score("SembScore", semb.tolist(), "cosine of CheXbert's [CLS] vectors", groups),
     ]
 
 

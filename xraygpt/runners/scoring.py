@@ -24,6 +24,17 @@ log = logging.getLogger(__name__)
 TRUE, SHUFFLED, BLANK, COMMON, NEAREST = "true", "shuffled", "blank", "most_common", "nearest"
 CONDITIONS = (TRUE, SHUFFLED, BLANK, COMMON, NEAREST)  # in the order of tables
 LEARNED = "scoring.json"
+# Columns of papers on IU X-ray, and of the leaderboard ReXrank; what was not taken has a dash.
+COLUMNS = {
+    "As papers have it": (
+        "COCO BLEU-1", "COCO BLEU-2", "COCO BLEU-3", "COCO BLEU-4", "METEOR", "COCO ROUGE-L",
+        "CIDEr-D", "frequent_coding_micro_F1", "frequent_coding_macro_F1", "distinct",
+    ),
+    "As ReXrank has it": (
+        "1/RadCliQ-v1", "BLEU-2", "BERTScore_F1", "SembScore", "RadGraph_partial",
+        "RaTEScore", "GREEN",
+    ),
+}  # fmt: skip
 
 
 def score_rows(
@@ -177,6 +188,9 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     for row in result["scores"]:
         cells.setdefault(row["name"], {})[row["condition"]] = row
     lines += _table(conditions, cells, lambda row: row)
+    for title, columns in COLUMNS.items():
+        if any(c in cells for c in columns[:2]):
+            lines += ["", f"{title}:", *_across(conditions, cells, columns)]
     if others := [c for c in conditions if c != TRUE]:
         lines += ["", "True image minus each control, paired:"]
         lines += _table(others, cells, lambda row: row["true_minus"])
@@ -197,6 +211,19 @@ def _table(
     for name, by in cells.items():
         row = [_cell(shown(by[c])) if c in by else "" for c in conditions]
         lines.append(f"| {name} | {' | '.join(row)} | {next(iter(by.values()))['n']} |")
+    return lines
+
+
+def _across(
+    conditions: Sequence[str], cells: dict[str, dict[str, dict[str, Any]]], columns: Sequence[str]
+) -> list[str]:
+    """One line a condition, one column a metric."""
+    lines = ["", "| condition | " + " | ".join(columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for condition in conditions:
+        found = [cells.get(name, {}).get(condition) for name in columns]
+        row = ["–" if one is None else f"{one['value']:.3f}" for one in found]
+        lines.append(f"| {condition} | {' | '.join(row)} |")
     return lines
 
 
