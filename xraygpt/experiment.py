@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from xraygpt.runners.history import history_of
 from xraygpt.runners.prediction import Predictor, find_inputs
 from xraygpt.runners.state import load_weights
 from xraygpt.runners.train_loop import Runner
+from xraygpt.tasks.asking import planned_question
 
 log = logging.getLogger(__name__)
 
@@ -203,6 +204,8 @@ class ChatParts:
         fit: How that makes an oblong picture square.
         how: Decoding as the YAML has it.
         facts: Which model and weights; for people and exports.
+        plan: Images of a study -> the question for its report, with what the model found in them;
+            None where the YAML has no `run.task.plan`.
     """
 
     engine: ChatEngine
@@ -210,6 +213,7 @@ class ChatParts:
     fit: Fit
     how: Generation
     facts: dict[str, Any]
+    plan: Callable[[Sequence[Tensor]], str] | None = None
 
 
 def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
@@ -228,6 +232,7 @@ def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
         raise InputError(f"{type(model).__name__} takes no images; a chat wants model.arch xraygpt")
     builder = next(iter(experiment.datasets.values())).build(image_spec=model.image_spec)
     vis = builder.processor("vis", "eval")
+    plan = getattr(experiment.run.task, "plan", None)
     facts = {
         "arch": type(model).__name__,
         "vision encoder": model.config.vit_model,
@@ -243,6 +248,7 @@ def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
         getattr(vis, "fit", "squash"),
         experiment.run.task.generate,
         facts,
+        None if plan is None else partial(planned_question, model, plan),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import torch
 from PIL import Image
 
 from tests.conversation.test_attention import LLM, speaking
@@ -567,3 +569,20 @@ def test_exports_of_a_phantoms_model_warn(desk, tmp_path):
     for kind in ("md", "json"):
         content = _content(desk.export(session, "F", "I", kind)).decode()
         assert "trained on SYNTHETIC phantoms" in content
+
+
+def test_a_draft_is_asked_for_with_what_the_model_found(desk, tmp_path):
+    session = desk.sessions.of("a")
+    upload(desk, session, square(tmp_path, "left"))
+    read: list[list] = []
+
+    def plan(images):
+        read.append(list(images))
+        return "Write the report. Seen: lung opacity."
+
+    desk.parts = dataclasses.replace(desk.parts, plan=plan)
+    assert said(desk.draft(session, SHORT))
+    assert desk.exchanges(session)[-1][0].endswith("Write the report. Seen: lung opacity.")
+    assert session.draft.prompt.endswith("Write the report. Seen: lung opacity.")
+    film = session.films[0]
+    assert len(read) == 1 and torch.equal(read[0][0], desk.parts.read_image(film.path, film.frame))

@@ -128,3 +128,14 @@ def test_the_report_is_asked_for_with_what_is_held_likely(corpus, monkeypatch):
 def test_a_plan_of_unknown_findings_is_refused(corpus):
     with pytest.raises(ConfigError, match="heart is none of"):
         evaluator_of(corpus, "report", task="{name: report_generation, plan: {findings: [heart]}}")
+
+
+def test_one_study_is_asked_as_a_batch_is(corpus):
+    evaluator = evaluator_of(corpus, "report", ", tell_findings: 0.0")
+    model, plan = evaluator.model, asking.Plan(threshold=0.5, findings=["lung_opacity", "edema"])
+    sample = evaluator.data[0]
+    batch = asking.with_plan(model, evaluator.collate.prompts([sample]), plan)
+    assert asking.planned_question(model, plan, sample["images"]) == batch["question"][0]
+    sure = asking.Plan(threshold=0.0, findings=["edema", "lung_opacity"])
+    question = asking.planned_question(model, sure, sample["images"])
+    assert question == "Write the report. Seen: edema, lung opacity."

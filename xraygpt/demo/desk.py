@@ -213,7 +213,14 @@ class Desk:
         """
         if not session.films:
             raise InputError("upload an X-ray first, or pick an example")
-        yield from self._answer(session, self.report_prompt, settings, ticket, report=True)
+        question = self._report_question(session)
+        yield from self._answer(session, question, settings, ticket, report=True)
+
+    def _report_question(self, session: Session) -> str:
+        """The prompt, or what the model found when it was asked about each finding."""
+        if self.parts.plan is None:
+            return self.report_prompt
+        return self.parts.plan([self.parts.read_image(f.path, f.frame) for f in session.films])
 
     def ask(
         self, session: Session, question: str, settings: Settings, ticket: int | None = None
@@ -302,7 +309,7 @@ class Desk:
                 turn=len(exchanges) - 1,
                 findings=findings,
                 impression=impression,
-                prompt=self.report_prompt,
+                prompt=exchanges[-1].question,
                 decoding=self.in_words(settings),
                 seed=answer.seed,
                 ended=str(answer.ended),

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xraygpt.datasets.base import Batch
+from xraygpt.common.distributed import to_device
+from xraygpt.datasets.base import Batch, Sample
+from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.targets import finding_question, planned
 from xraygpt.metrics.findings import FINDINGS
 from xraygpt.processors.prompts import IGNORE_INDEX, IMAGE, IMAGE_TOKEN_ID, Turn
@@ -48,15 +50,37 @@ def yes_probability(model: Any, prompts: Batch, yes: str, no: str) -> Tensor:
     return torch.stack([-loss.float() for loss in losses], dim=1).softmax(dim=1)[:, 0]
 
 
-def with_plan(model: Any, prompts: Batch, plan: Plan) -> Batch:
-    """The same images, each with a question that says what the model found in it."""
+def held_likely(model: Any, prompts: Batch, plan: Plan) -> list[list[str]]:
+    """Of each row the findings that the model holds likely in its images."""
     held: list[list[str]] = [[] for _ in prompts["input_ids"]]
     for name in plan.findings:
         asked = ask(model, prompts, [f"{IMAGE} {finding_question(name)}"] * len(held))
         for row, p in enumerate(yes_probability(model, asked, plan.yes, plan.no).tolist()):
             if p >= plan.threshold:
                 held[row].append(name)
+    return held
+
+
+def with_plan(model: Any, prompts: Batch, plan: Plan) -> Batch:
+    """The same images, each with a question that says what the model found in it."""
+    held = held_likely(model, prompts, plan)
     return ask(model, prompts, [planned(IMAGE, names) for names in held])
+
+
+def planned_question(model: Any, plan: Plan, images: Sequence[Tensor]) -> str:
+    """The question for a report of one study, as `with_plan` would write it, without marks.
+
+    Args:
+        model: Has the packer and renderer.
+        plan: What to ask first.
+        images: As the model's image processor made them.
+    """
+    marks = " ".join([IMAGE] * len(images))
+    turns = [Turn(role="user", text=f"{marks} ?"), Turn(role="assistant", text="")]
+    sample = Sample(sample_id="", study_id="", images=list(images), turns=turns, meta={}, draw="")
+    batch = Collator(model.renderer, model.packer, max_len=model.context_len).prompts([sample])
+    batch = to_device(batch, next(model.parameters()).device)
+    return planned("", held_likely(model, batch, plan)[0]).strip()
 
 
 def ask(model: Any, prompts: Batch, texts: Sequence[str]) -> Batch:
