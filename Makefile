@@ -49,9 +49,8 @@ test-slow: install-dev  ## minutes: real data, killed and resumed runs
 quickstart: install  ## train, measure and show a model on synthetic X-rays; QUICKSTART=mini: with SmolLM2
 	$(PY) -m xraygpt.quickstart $(or $(QUICKSTART),nano)
 
-demo: install  ## talk about an X-ray in a browser, with the quickstart's model; trains it first if there is none
-	@grep -qs '"result": "[^"]' output/quickstart/stage2.step.json || $(MAKE) --no-print-directory quickstart
-	$(PY) demo.py --cfg-path eval_configs/quickstart.yaml
+demo: install  ## talk about an X-ray in a browser, with the small model of weights/; DEMO=eval_configs/….yaml: another
+	$(PY) demo.py --cfg-path $(or $(DEMO),eval_configs/xraygpt_mini.yaml)
 
 clean:  ## remove the virtual environment and caches
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
