@@ -10,6 +10,7 @@ with the next training. Answers of all folds are scored together; intervals resa
 from __future__ import annotations
 
 import argparse
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -43,15 +44,17 @@ def main() -> None:
 
 def fold_answers(given: Any, kind: str, fold: int) -> dict[str, list[dict[str, Any]]]:
     """By condition the answers to a fold's questions, of a model trained on the others."""
-    place = given.out / f"{kind}-{fold}-of-{given.folds}"
+    chosen = hashlib.sha256(" ".join(given.options).encode()).hexdigest()[:6]
+    place = given.out / f"{kind}-{fold}-of-{given.folds}-{chosen}"
     data = [
-        f"datasets.vqa_rad.split={{folds: {given.folds}, fold: {fold}}}",
+        f"datasets.vqa_rad.split={{folds: {given.folds}, fold: {fold}, val_fraction: 0}}",
         f"datasets.vqa_rad.blank_images={KINDS[kind]}",
     ]
     if not list(place.glob("evaluate/*/scores.json")):
         train = [f"run.output_dir={place / 'train'}", "run.resume_ckpt_path=auto", *given.options]
         _run("train.py", "train_configs/vqa_rad.yaml", [*data, *train, "run.eval_every=0"])
         ask = [f"model.ckpt={place / 'train'}", f"run.output_dir={place / 'evaluate'}"]
+        ask += [o for o in given.options if o.startswith(("model.", "datasets."))]
         ask += ["run.shuffles=1", "run.controls=[shuffled, most_common]"]
         _run("evaluate.py", "eval_configs/vqa_rad.yaml", [*data, *ask])
     folder = next(place.glob("evaluate/*/scores.json")).parent

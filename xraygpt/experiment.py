@@ -242,13 +242,19 @@ def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
         "device": str(place),
         "xraygpt": __version__,
     }
+    engine = ChatEngine(model.to(place))
+
+    def ask(images: Sequence[Tensor]) -> str:
+        with engine.lane:  # nobody's answer or map is computed meanwhile
+            return planned_question(model, plan, images)
+
     return ChatParts(
-        ChatEngine(model.to(place)),
+        engine,
         lambda path, frame=0: read_tensor(ImageRef(path, frame=frame), "", vis),
         getattr(vis, "fit", "squash"),
         experiment.run.task.generate,
         facts,
-        None if plan is None else partial(planned_question, model, plan),
+        None if plan is None else ask,
     )
 
 

@@ -116,3 +116,28 @@ def test_finer_features_stand_beside_the_last():
     fine = both.net.inner(pixels)[0]  # (2, 112, 6, 6)
     corner = fine[:, :, :2, :2].flatten(2).amax(dim=2)
     torch.testing.assert_close(tokens[:, 0, 320:], corner)
+
+
+def test_ids_survive_a_batch_that_begins_with_an_uncoded_study(tmp_path, coded):
+    runner, _ = trained(tmp_path, coded, 1, "pairs", "run.task.code_weight=1")
+    train = runner.splits["train"].parts[0]
+    samples = sorted((train[i] for i in range(24)), key=lambda s: bool(s["meta"]["codes"]))
+    assert not samples[0]["meta"]["codes"]
+    ids = runner.task.extra(samples)["codes"]
+    known = {code_id(p) for s in samples for p in code_parts(s["meta"]["codes"])}
+    assert ids.dtype == torch.int64 and set(ids[ids > 0].tolist()) == known
+
+
+def test_the_uncoded_half_of_a_blend_asks_for_nothing(tmp_path, coded):
+    options = ["run.task.code_weight=1", "run.task.matching_weight=0", "run.task.label_weight=0"]
+    runner, _ = trained(tmp_path, coded, 1, "pairs", *options)
+    train = runner.splits["train"].parts[0]
+    samples = [train[i] for i in range(24)]
+    bare = next(s for s in samples if not s["meta"]["codes"])
+    known = next(s for s in samples if "Opacity/lung/left" in s["meta"]["codes"])
+    batch = runner.collate([known, bare])
+    found = runner.model.eval()(batch)
+    blend = Blend(0.7, torch.tensor([1, 0]))
+    mixed = runner.task._row_loss(found, batch["extra"], blend)
+    alone = runner.task._row_loss(found, batch["extra"], None)
+    torch.testing.assert_close(mixed[0], 0.7 * alone[0])  # the same targets, counted by its share

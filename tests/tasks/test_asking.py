@@ -53,6 +53,8 @@ def test_codes_in_the_labellers_names():
     assert coded_findings(["Lung/hypoinflation"]) == {"hypoinflation"}
     assert coded_findings(["normal"]) == {"no_finding"}
     assert coded_findings(["pleural effusion/left", "Nipple Shadow"]) == {"pleural_effusion"}
+    written = ["lung opacity/left", "support devices"]
+    assert coded_findings(written) == {"lung_opacity", "support_devices"}
 
 
 def test_questions_about_findings_are_answered_by_the_codes(corpus):
@@ -139,3 +141,41 @@ def test_one_study_is_asked_as_a_batch_is(corpus):
     sure = asking.Plan(threshold=0.0, findings=["edema", "lung_opacity"])
     question = asking.planned_question(model, sure, sample["images"])
     assert question == "Write the report. Seen: edema, lung opacity."
+
+
+def test_a_users_own_question_is_not_replaced(corpus, monkeypatch):
+    evaluator = evaluator_of(
+        corpus, "report", task="{name: report_generation, plan: {findings: [edema]}}"
+    )
+    said: list[list[str]] = []
+    model = evaluator.model
+    monkeypatch.setattr(asking, "yes_probability", lambda *_: torch.ones(2))
+    monkeypatch.setattr(model, "generate", lambda batch, how: said.append(batch["question"]))
+    own, plain = evaluator.data[0], evaluator.data[1]
+    own = {**own, "turns": [{"role": "user", "text": "<image> Is it large?"}, *own["turns"][1:]]}
+    evaluator.task.predict(model, evaluator.collate.prompts([own, plain]))
+    assert said == [["Is it large?", "Write the report. Seen: edema."]]
+
+
+def test_what_was_asked_instead_is_kept_beside_the_answer(corpus, monkeypatch):
+    plan = "{name: report_generation, plan: {findings: [edema]}, generate: {max_new_tokens: 4}}"
+    monkeypatch.setattr(
+        asking, "yes_probability", lambda model, prompts, *_: torch.ones(len(prompts["input_ids"]))
+    )
+    for _ in range(2):  # the second time from the file
+        evaluator = evaluator_of(corpus, "report", task=plan)
+        evaluator.run()
+        path = evaluator.folder / "predictions_true.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+        assert {r["meta"]["asked"] for r in rows} == {"Write the report. Seen: edema."}
+        assert "Write the report. Seen: edema." in (evaluator.folder / "report.html").read_text()
+
+
+def test_val_is_never_told_the_findings(corpus):
+    evaluator = evaluator_of(corpus, "report", ", tell_findings: 0.0")
+    told = [str(evaluator.train.turns_of(i, 1)) for i in range(len(evaluator.train))]
+    asked = [str(evaluator.data.turns_of(i, 1)) for i in range(len(evaluator.data))]
+    assert all("Seen:" in t for t in told) and not any("Seen:" in t for t in asked)
+    for wrong, why in ((", tell_findings: 30", "must lie in"), (", question_sides: true", "sides")):
+        with pytest.raises(ConfigError, match=why):
+            evaluator_of(corpus, "code_questions", wrong)

@@ -70,7 +70,7 @@ def test_a_model_that_reads_ranks_studies_and_the_controls_do_not(made):
     assert true["value"] > 0.85 and true["n"] == 24
     assert found["AUROC/opacity", "true"]["value"] > 0.7
     wrong = found["AUROC_macro", "shuffled"]
-    assert wrong["value"] < 0.65 and wrong["true_minus"]["low"] > 0.2
+    assert 0.3 < wrong["value"] < 0.7 and wrong["true_minus"]["low"] > 0.2
     assert found["AUROC_macro", "blank"]["value"] == pytest.approx(0.5)
     assert found["AUROC_macro", "most_common"]["value"] == pytest.approx(0.5)
     page = (evaluator.folder / "report.html").read_text()
@@ -114,8 +114,9 @@ def test_the_control_gives_all_questions_of_an_image_the_same_other_one(made):
     other = {}
     for record, same in zip(data.records, wrong.records, strict=True):
         assert other.setdefault(record.images, same.images) == same.images != record.images
-    codes = {r.images: r.meta["codes"] for r in data.records}
-    assert all(codes[a] != codes[b] for a, b in other.items())
+    codes = {r.images: str(r.meta["codes"]) for r in data.records}
+    same_codes = sum(codes[a] == codes[b] for a, b in other.items()) / len(other)
+    assert 0.1 < same_codes < 0.6  # as chance has it, a third
 
 
 def test_scores_against_scikit_learn():

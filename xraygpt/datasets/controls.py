@@ -43,15 +43,14 @@ def shuffled(data: StudyDataset, seed: int) -> StudyDataset:
 
 
 def shuffled_whole(data: StudyDataset, seed: int) -> StudyDataset:
-    """`data` where all questions about an image go to that of another study, coded differently.
+    """`data` where all questions about an image go to the image of another study, any other.
 
-    For questions that are answered yes or no: an image that deserves another answer to each would
-    be one that has what this one has not, and worse than any at random.
+    For questions that are answered yes or no: images chosen because they deserve another answer
+    would rank studies worse than chance does.
     """
     first = {record.images: record for record in reversed(data.records)}
     apart = list(first.values())
-    codes = [str(sorted(record.meta.get("codes") or ())) for record in apart]
-    order = derangement(apart, codes, seed)
+    order = derangement(apart, [record.study_id for record in apart], seed)
     other = {record.images: apart[j].images for record, j in zip(apart, order, strict=True)}
     records = [replace(r, images=other[r.images]) for r in data.records]
     return _like(data, records, data.read_image)

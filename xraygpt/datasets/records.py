@@ -96,9 +96,9 @@ class RecordsBuilder(BaseBuilder):
         """What those questions are about: headings of the codes ("Is this coded: lung?") or the
         labeller's findings, as the codes say them ("Is there hyperinflation?")."""
         tell_findings: float | None = None
-        """`report`: write the findings that are coded into the question, but for this share of the
-        draws, e.g. 0.3; for a model that is to write up what it found by questions
-        (`run.task.plan`). null never does."""
+        """`report`, in training alone: write the findings that are coded into the question, but for
+        this share of the draws, e.g. 0.3; for a model that is to write up what it found by
+        questions (`run.task.plan`). null never does."""
         tell_images: bool = False
         """Write each study's codes where its image would be: for `language_modeling`, which sees
         none. The LLM so learns to write what stands at that place."""
@@ -107,6 +107,13 @@ class RecordsBuilder(BaseBuilder):
         findings that the rule-based labeller reads in the `sections`, with their side."""
         only_images: bool = True
         """Refuse records without an image; false takes them as text-only samples."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.tell_findings is not None and not 0 <= self.tell_findings <= 1:
+                raise ValueError(f"tell_findings ({self.tell_findings}) must lie in [0, 1]")
+            if self.question_sides and self.ask == "findings":
+                raise ValueError("question_sides goes with ask: headings, whose codes have sides")
 
     config: Config
 
@@ -272,6 +279,11 @@ class RecordsBuilder(BaseBuilder):
         meta |= {"codes": self._coding(row), "views": [i.view for i in images]}
         meta["sections"] = {s: row[s] for s in self.config.sections if row.get(s)}
         turns = self._turns(row, len(images), clean, asked)
+        told = self.config.tell_findings
+        if told is not None and self.config.target in ("auto", "report") and not callable(turns):
+            codes = self._codes(row)
+            if targets.is_coded(codes) and self._split_of(study, row) == "train":
+                turns = targets.ToldFindings(turns, " ".join([IMAGE] * len(images)), codes, told)
         return Record(
             sample_id=study if self.config.group_by_study else str(name),
             study_id=study,
@@ -334,10 +346,7 @@ class RecordsBuilder(BaseBuilder):
             if not isinstance(question, str) or answer in (None, ""):
                 raise RecordError(f"no question ({names.question}) or no answer ({names.answer})")
             return targets.pair(f"{marks} {question.strip()}", clean(str(answer)))
-        turns = targets.pair(marks, self._report(row, clean))
-        if self.config.tell_findings is None:
-            return turns
-        return targets.ToldFindings(turns, marks, self._codes(row), self.config.tell_findings)
+        return targets.pair(marks, self._report(row, clean))
 
     def _report(self, row: dict, clean: Callable[[str], str]) -> str:
         parts = []

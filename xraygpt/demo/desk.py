@@ -213,14 +213,13 @@ class Desk:
         """
         if not session.films:
             raise InputError("upload an X-ray first, or pick an example")
-        question = self._report_question(session)
-        yield from self._answer(session, question, settings, ticket, report=True)
+        yield from self._answer(session, self.report_prompt, settings, ticket, report=True)
 
-    def _report_question(self, session: Session) -> str:
-        """The prompt, or what the model found when it was asked about each finding."""
-        if self.parts.plan is None:
-            return self.report_prompt
-        return self.parts.plan([self.parts.read_image(f.path, f.frame) for f in session.films])
+    def _planned(self, session: Session) -> str:
+        """What to ask for a report with; where the YAML has a plan, what the model found."""
+        films, plan = session.films, self.parts.plan
+        images = [self.parts.read_image(f.path, f.frame) for f in films] if plan else []
+        return plan(images) if plan else self.report_prompt
 
     def ask(
         self, session: Session, question: str, settings: Settings, ticket: int | None = None
@@ -266,6 +265,7 @@ class Desk:
             if report and question is not None and session.conversation.exchanges:
                 session.conversation.clear()
                 session.shown, session.draft = [], None
+            question = self._planned(session) if report and question is not None else question
             answer = self._begin(session, question, how)
             if ticket is not None and ticket <= session.stopped:
                 session.conversation.cancel()

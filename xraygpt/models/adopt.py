@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xraygpt.common.errors import WeightsError
 from xraygpt.models import encoders, lineage
+from xraygpt.models.language import check_tokenizer
 from xraygpt.models.vision import VisionEncoder
 from xraygpt.models.weight_files import read_weights
 from xraygpt.models.weights import load_exactly
@@ -58,6 +59,26 @@ def run_digest(config: SeesImages, encoder: VisionEncoder | None) -> dict[str, s
     return {"vision": encoder.digest()} if config.vit_model.startswith("run/") else {}
 
 
+def check_encoder(folder: Path, own: dict[str, str]) -> None:
+    """Refuse weights trained on features of a run's encoder that was trained anew since.
+
+    Args:
+        folder: Of the weights.
+        own: `run_digest` of the model that is to take them.
+
+    Raises:
+        WeightsError: It is another encoder.
+    """
+    described = folder / PARTS
+    if not own or not described.is_file():
+        return
+    if json.loads(described.read_text(encoding="utf-8")).get("vision") != own["vision"]:
+        raise WeightsError(
+            f"{folder} was trained on features of another encoder than model.vit_model names now: "
+            "train this model anew, or name the encoder's old run or checkpoint"
+        )
+
+
 def take_qformer(model: XrayGPT, path: Path) -> None:
     """Begin with the Q-Former of another model's run, or of a file of BLIP-2.
 
@@ -77,6 +98,8 @@ def take_qformer(model: XrayGPT, path: Path) -> None:
             f"model.q_former_model: the Q-Former of {source} reads features of {encoder}, "
             f"not of model.vit_model ({model.config.vit_model})"
         )
+    if model.vision is not None:
+        check_encoder(source.parent, run_digest(model.config, model.vision))
     prefix = "qformer."
     found = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     if not found:
@@ -84,6 +107,8 @@ def take_qformer(model: XrayGPT, path: Path) -> None:
     own = model.qformer.state_dict()
     if not _reads_text(model):
         found = queries_alone(found)
+    elif described.is_file():  # a warm-up's words are those of its own tokenizer
+        check_tokenizer(source.parent, getattr(model, "reader", model.tokenizer))
     fresh = _unread(model, found, source)
     kept = {n: t for n, t in found.items() if n not in fresh}
     absent = load_exactly(model.qformer, kept, source, required=set(own) - fresh, fresh=added)

@@ -124,7 +124,8 @@ class QFormerAlignment(BaseModel):
         image = functional.normalize(self.image_proj(queries).float(), dim=-1)  # (R, Q, E)
         words = self.qformer.qformer(input_ids=ids, attention_mask=mask).last_hidden_state
         text = functional.normalize(self.text_proj(words[:, 0]).float(), dim=-1)  # (B, E)
-        similarity = torch.einsum("rqe,be->rbq", image, text).amax(dim=2)
+        with torch.autocast(image.device.type, enabled=False):  # differences are small
+            similarity = torch.einsum("rqe,be->rbq", image, text).amax(dim=2)
         scale = self.log_scale.clamp(max=math.log(100)).exp()
         with torch.no_grad():
             other_text, other_image = self._wrong(similarity * scale, rows, batch)
@@ -176,8 +177,8 @@ class QFormerAlignment(BaseModel):
             findings = findings.to(logits.device)
             same |= (findings[rows].unsqueeze(1) == findings.unsqueeze(0)).all(dim=2)
         return (
-            _drawn(logits, same, own),
-            _drawn(logits[:, rows].T, same[:, rows].T, own[:, rows].T),
+            _drawn(logits, same, own, self.training),
+            _drawn(logits[:, rows].T, same[:, rows].T, own[:, rows].T, self.training),
         )
 
     @torch.no_grad()
@@ -194,12 +195,13 @@ class QFormerAlignment(BaseModel):
         return {n: t for n, t in self.state_dict().items() if not n.startswith("vision.")}
 
     def check_assets(self, folder: Path) -> None:
-        """The tokenizer learned from the corpus must be the one the weights were trained with.
+        """Tokenizer and the encoder of a run must be those the weights were trained with.
 
         Raises:
-            WeightsError: It is another one: the corpus has changed since.
+            WeightsError: They are others: the corpus has changed since, or the encoder.
         """
         check_tokenizer(folder, self.tokenizer)
+        adopt.check_encoder(folder, adopt.run_digest(self.config, self.vision))
 
     def save_assets(self, folder: Path) -> None:
         """Write the tokenizer, and which encoder the Q-Former reads."""
@@ -208,10 +210,14 @@ class QFormerAlignment(BaseModel):
         (folder / adopt.PARTS).write_text(json.dumps(parts, indent=1), encoding="utf-8")
 
 
-def _drawn(logits: Tensor, same: Tensor, own: Tensor) -> Tensor:
-    """(R,) of (R, C) similarities a column each, likelier the more alike, never its own."""
+def _drawn(logits: Tensor, same: Tensor, own: Tensor, training: bool = True) -> Tensor:
+    """(R,) of (R, C) similarities a column each, never its own.
+
+    In training likelier the more alike; in evaluation the most alike, the same each time.
+    """
     none_left = same.all(dim=1, keepdim=True)
     barred = torch.where(none_left, own, same)
     weight = logits.softmax(dim=1).masked_fill(barred, 0) + 1e-6 * (~barred)
     alone = barred.all(dim=1, keepdim=True)  # a batch of one: its own, whose loss is not taken
-    return torch.multinomial(torch.where(alone, own.float(), weight), 1).squeeze(1)
+    chances = torch.where(alone, own.float(), weight)
+    return torch.multinomial(chances, 1).squeeze(1) if training else chances.argmax(dim=1)

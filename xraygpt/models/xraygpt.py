@@ -397,11 +397,7 @@ class XrayGPT(BaseModel):
                 f"({self.config.llama_model}); its weights mean nothing to this one. If it was "
                 "trained anew since, train this model anew, or point llama_model to the old run"
             )
-        if "vision" in own and saved.get("vision") != own["vision"]:
-            raise WeightsError(
-                f"{folder} was trained on features of another encoder than {self.config.vit_model} "
-                "is now: train this model anew, or name the encoder's old run or checkpoint"
-            )
+        adopt.check_encoder(folder, {k: v for k, v in own.items() if k == "vision"})
         other = [key for key in own if saved.get(key) != own[key]]
         if other:
             log.warning(

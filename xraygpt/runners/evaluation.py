@@ -113,6 +113,7 @@ class Evaluator(Plugin):
         self.identity = identity
         self.folder = config.output_dir / f"{config.split}-{self.signature}"
         self._answers: dict[tuple[Any, ...], str] = {}
+        self._asked: dict[tuple[Any, ...], str] = {}  # in place of the question, see BaseTask
         self._left_out: dict[str, str] = {}
 
     def run(self) -> dict[str, Any]:
@@ -167,7 +168,7 @@ class Evaluator(Plugin):
                 result_page.Case(
                     sample_id=one.sample_id,
                     images=images[one.sample_id],
-                    prompt=one.prompt,
+                    prompt=one.meta.get("asked", one.prompt),
                     prediction=one.prediction,
                     reference=one.reference,
                     others=others,
@@ -256,7 +257,10 @@ class Evaluator(Plugin):
         for i, record in enumerate(data.records):  # answers drawn before are not drawn anew
             if record.sample_id in done:
                 before = done[record.sample_id]
-                self._answers.setdefault(self._key(data, i, before.prompt), before.prediction)
+                key = self._key(data, i, before.prompt)
+                self._answers.setdefault(key, before.prediction)
+                if "asked" in before.meta:
+                    self._asked.setdefault(key, before.meta["asked"])
         with path.open("a", encoding="utf-8") as file:
             for indices in progress(
                 list(self._chunks(len(todo))), f"answers, {name}", unit="batch"
@@ -279,6 +283,7 @@ class Evaluator(Plugin):
             batch = self._on_device(self.collate.prompts(list(new.values())))
             said = self.task.predict(self.model, batch)
             self._answers.update(zip(new, said, strict=True))
+            self._asked.update(zip(new, self.task.asked, strict=False))
         for i, sample in samples:
             yield Prediction(
                 sample_id=sample["sample_id"],
@@ -287,7 +292,8 @@ class Evaluator(Plugin):
                 prediction=self._answers[keys[i]],
                 reference=reference_of(sample["turns"]),
                 seed=self.config.seed,
-                meta={k: v for k, v in sample["meta"].items() if k != "sections"},
+                meta={k: v for k, v in sample["meta"].items() if k != "sections"}
+                | ({"asked": self._asked[keys[i]]} if keys[i] in self._asked else {}),
             )
 
     def _key(self, data: StudyDataset, index: int, question: str) -> tuple[Any, ...]:

@@ -249,7 +249,9 @@ class Predictor:
         if not samples:
             return
         batch = distributed.to_device(self.collate.prompts(samples), self.accelerator.device)
-        for sample, text in zip(samples, self.task.predict(self.model, batch), strict=True):
+        said = self.task.predict(self.model, batch)
+        asked = self.task.asked or [""] * len(said)
+        for sample, text, instead in zip(samples, said, asked, strict=True):
             yield Prediction(
                 sample_id=sample["sample_id"],
                 study_id=sample["study_id"],
@@ -257,13 +259,14 @@ class Predictor:
                 prediction=text,
                 reference="",
                 seed=self.task.config.generate.seed,
-                meta=sample["meta"],
+                meta=sample["meta"] | ({"asked": instead} if instead else {}),
             )
 
     def _is_of(self, prediction: Prediction) -> bool:
         """Whether an answer is to this command's file and question of that name."""
         record = self.asked.get(prediction.sample_id)
-        if record is None or record.meta != prediction.meta:
+        meta = {k: v for k, v in prediction.meta.items() if k != "asked"}
+        if record is None or record.meta != meta:
             return False
         turns = [] if callable(record.turns) else list(record.turns)
         said = self.model.renderer.with_prompt(turns, "")
@@ -277,7 +280,7 @@ class Predictor:
             result_page.Case(
                 sample_id=p.sample_id,
                 images=images[p.sample_id],
-                prompt=p.prompt,
+                prompt=p.meta.get("asked", p.prompt),
                 prediction=p.prediction,
             )
             for p in said

@@ -352,6 +352,7 @@ class Runner(BaseRunner):
             collate_fn=self.collate,
             num_workers=self.config.num_workers,
             generator=torch.Generator(),  # its own, so that making workers draws from no other
+            worker_init_fn=_leave_signals,
             pin_memory=self.accelerator.device.type == "cuda",
         )
         return iter(loader)
@@ -472,3 +473,9 @@ class Runner(BaseRunner):
 class _NoProfiler:
     def step(self) -> None:
         """Do nothing."""
+
+
+def _leave_signals(_: int) -> None:
+    """A worker leaves SIGTERM and SIGINT, sent to a whole group, to the process that saves."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

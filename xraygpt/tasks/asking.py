@@ -17,7 +17,7 @@ from xraygpt.datasets.base import Batch, Sample
 from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.targets import finding_question, planned
 from xraygpt.metrics.findings import FINDINGS
-from xraygpt.processors.prompts import IGNORE_INDEX, IMAGE, IMAGE_TOKEN_ID, Turn
+from xraygpt.processors.prompts import IGNORE_INDEX, IMAGE, IMAGE_TOKEN_ID, Turn, without_marks
 
 
 @dataclass(kw_only=True)
@@ -53,6 +53,9 @@ def yes_probability(model: Any, prompts: Batch, yes: str, no: str) -> Tensor:
 def held_likely(model: Any, prompts: Batch, plan: Plan) -> list[list[str]]:
     """Of each row the findings that the model holds likely in its images."""
     held: list[list[str]] = [[] for _ in prompts["input_ids"]]
+    pixels = prompts["image_inputs"].get("pixel_values")
+    if pixels is not None:  # encoded once for all questions
+        prompts = {**prompts, "image_inputs": {"features": model.encode_frozen(pixels)}}
     for name in plan.findings:
         asked = ask(model, prompts, [f"{IMAGE} {finding_question(name)}"] * len(held))
         for row, p in enumerate(yes_probability(model, asked, plan.yes, plan.no).tolist()):
@@ -62,9 +65,17 @@ def held_likely(model: Any, prompts: Batch, plan: Plan) -> list[list[str]]:
 
 
 def with_plan(model: Any, prompts: Batch, plan: Plan) -> Batch:
-    """The same images, each with a question that says what the model found in it."""
+    """The same images, each with a question that says what the model found in it.
+
+    Rows that ask something of their own, other than the model's prompts, keep their question.
+    """
+    plain = {"", *(" ".join(without_marks(p).split()) for p in model.renderer.prompts)}
     held = held_likely(model, prompts, plan)
-    return ask(model, prompts, [planned(IMAGE, names) for names in held])
+    texts = [
+        planned(IMAGE, names) if question in plain else f"{IMAGE} {question}"
+        for names, question in zip(held, prompts["question"], strict=True)
+    ]
+    return ask(model, prompts, texts)
 
 
 def planned_question(model: Any, plan: Plan, images: Sequence[Tensor]) -> str:

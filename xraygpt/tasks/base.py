@@ -61,6 +61,7 @@ class BaseTask(Plugin):
     def __init__(self, config: Any) -> None:
         self.config = config
         self.left_out: dict[str, str] = {}  # scores the last `score` could not take, and why
+        self.asked: list[str] = []  # what the last `predict` asked instead of each row's question
 
     def learn(self, training: Callable[[], Sequence[str]]) -> None:
         """Take from the training answers what scoring needs; by default nothing."""

@@ -82,10 +82,13 @@ class ImageTextContrastive(BaseTask):
         }
         if self.config.code_weight:
             ids = [
-                torch.tensor([code_id(p) for p in sorted(code_parts(s["meta"].get("codes") or ()))])
+                torch.tensor(
+                    [code_id(p) for p in sorted(code_parts(s["meta"].get("codes") or ()))],
+                    dtype=torch.long,
+                )
                 for s in samples
             ]
-            found["codes"] = pad_sequence(ids, batch_first=True).long()
+            found["codes"] = pad_sequence(ids, batch_first=True)
         return found
 
     def count(self, batch: Batch) -> int:
@@ -119,10 +122,10 @@ class ImageTextContrastive(BaseTask):
         if config.code_weight and "codes" in extra:
             ids = extra["codes"].to(pair.code_ids)[pair.rows]
             there = (ids.unsqueeze(-1) == pair.code_ids).any(dim=1).float()
+            # A blended image counts as far as its parts were coded, and is asked for those alone.
             coded = _mixed((ids > 0).any(dim=1).float(), blend)
-            each = _two_way(
-                pair.codes, _mixed(there, blend), reduction="none", pos_weight=pair.code_weight
-            )
+            wanted = _mixed(there, blend) / coded.clamp(min=1e-6).unsqueeze(1)
+            each = _two_way(pair.codes, wanted, reduction="none", pos_weight=pair.code_weight)
             loss = loss + config.code_weight / 10 * coded * each.sum(dim=1)
         return loss
 

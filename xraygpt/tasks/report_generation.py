@@ -41,9 +41,11 @@ class ReportGeneration(BaseTask):
     config: Config
 
     def predict(self, model: BaseModel, prompts: Batch) -> list[str]:
-        """One answer per row, after a plan if one is asked for."""
+        """One answer per row; where no question of the user's own is asked, after the plan."""
+        self.asked = []
         if self.config.plan is not None:
             prompts = asking.with_plan(model, prompts, self.config.plan)
+            self.asked = prompts["question"]
         return model.generate(prompts, self.config.generate)
 
     def __init__(self, config: Config) -> None:

@@ -68,15 +68,29 @@ class YesNo(BaseTask):
         for p in predictions:
             at = row[_sample(p)], column[_asked(p)]
             said[at] = _probability(p)
-            truth[at] = float(normalise(p.reference).split(" ")[0] == "yes")
+            truth[at] = self._truth(p.reference)
             studies[at[0]] = p.study_id
+        open_ = int(sum(np.isnan(self._truth(p.reference)) for p in predictions))
+        self.left_out = (
+            {"questions": f"{open_} have a reference that is neither yes nor no"} if open_ else {}
+        )
         return probability_scores(
             said, truth, names, min_positives=self.config.min_positives, groups=studies
         )
 
+    def _truth(self, reference: str) -> float:
+        """1 or 0 by how a reference begins; NaN if it is neither answer."""
+        words = normalise(reference)
+        for value, answer in ((1.0, self.config.yes), (0.0, self.config.no)):
+            known = normalise(answer)
+            if words == known or words.startswith(f"{known} "):
+                return value
+        return float("nan")
+
     def compare(self, prediction: Prediction) -> Comparison:
         """Whether the likelier answer is right."""
-        right = prediction.prediction.split(" ")[0] == normalise(prediction.reference).split(" ")[0]
+        said = 1.0 if prediction.prediction.split(" ")[0] == "yes" else 0.0
+        right = said == self._truth(prediction.reference)
         name = [_asked(prediction)]
         return Comparison(agreed=name) if right else Comparison(missed=name)
 

@@ -1,0 +1,72 @@
+"""The model in the box: whole, small, ours alone; it answers about any picture, reads real ones."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.conftest import REPO
+from xraygpt.common import checkpoint
+from xraygpt.common.config import load
+from xraygpt.experiment import Evaluation, build_evaluator
+
+BOX = REPO / "weights" / "xraygpt_mini"
+PARTS = (BOX, BOX / "encoder", BOX / "llm")
+YAML = "eval_configs/xraygpt_mini.yaml"
+
+
+def test_it_is_whole_small_and_says_nothing_of_where_it_was_made():
+    for part in PARTS:
+        checkpoint.verify(part)
+    files = [p for p in BOX.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) < 80 * 2**20
+    for path in files:
+        if path.suffix == ".safetensors":
+            assert all(
+                t.isfinite().all() for t in load_file(path).values() if t.is_floating_point()
+            )
+        else:
+            assert not re.search(r"/(?:work|root|home|tmp)/", path.read_text(encoding="utf-8")), (
+                path
+            )
+    card = (BOX / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "research use only" in card.lower() and "CC BY-NC-ND" in card
+
+
+@pytest.mark.slow
+def test_it_answers_from_an_empty_folder_without_any_data(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 255, (300, 280)).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "noise.png")
+    command = [sys.executable, "predict.py", "--cfg-path", YAML, "--device", "cpu"]
+    done = subprocess.run(
+        [*command, "--input", str(tmp_path / "noise.png"), "--output", str(tmp_path / "out")],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Research use only" in done.stdout
+    [rows] = tmp_path.glob("out/**/predictions.jsonl")
+    last = json.loads(rows.read_text().splitlines()[-1])
+    assert len(last["prediction"].split()) > 5
+
+
+@pytest.mark.slow
+def test_it_reads_real_chests_and_not_those_of_others(real_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(REPO)
+    options = ["run.max_samples=120", "run.shuffles=2", "run.task.meteor=false"]
+    options += [f"run.output_dir={tmp_path}", "run.controls=[shuffled, most_common]"]
+    rows = build_evaluator(load(Evaluation, REPO / YAML, options)).run()["scores"]
+    found = {(r["name"], r["condition"]): r for r in rows}
+    ahead = found["findings_coding_F1", "shuffled"]["true_minus"]
+    assert ahead["low"] > 0
+    rouge = {c: found["COCO ROUGE-L", c]["value"] for c in ("true", "most_common")}
+    assert rouge["true"] > rouge["most_common"] + 0.02
+    assert found["distinct", "true"]["value"] > 0.2
