@@ -232,7 +232,7 @@ def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
         raise InputError(f"{type(model).__name__} takes no images; a chat wants model.arch xraygpt")
     builder = next(iter(experiment.datasets.values())).build(image_spec=model.image_spec)
     vis = builder.processor("vis", "eval")
-    plan = getattr(experiment.run.task, "plan", None)
+    plan: Any = getattr(experiment.run.task, "plan", None)
     facts = {
         "arch": type(model).__name__,
         "vision encoder": model.config.vit_model,

@@ -361,18 +361,23 @@ def test_sigkill_at_random_steps_then_resume_is_the_same_to_the_bit(tmp_path, to
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_says_so(tmp_path, toy):
+@pytest.mark.parametrize("to_all", [False, True], ids=["alone", "with its workers"])
+def test_sigterm_saves_and_says_so(tmp_path, toy, to_all):
+    options = ["run.max_steps=5000", "run.save_every=0", "run.eval_every=0"]
+    options += ["run.num_workers=1"] if to_all else []
     running = subprocess.Popen(
-        command(
-            tmp_path, toy, "term", "run.max_steps=5000", "run.save_every=0", "run.eval_every=0"
-        ),
+        command(tmp_path, toy, "term", *options),
         cwd=REPO,
         env=environment(),
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     wait_for_step(tmp_path / "term", 3)
-    running.send_signal(signal.SIGTERM)
+    if to_all:  # as a job scheduler and Ctrl-C do
+        os.killpg(running.pid, signal.SIGTERM)
+    else:
+        running.send_signal(signal.SIGTERM)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 143
     assert "stopped by SIGTERM" in errors
