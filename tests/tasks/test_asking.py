@@ -138,6 +138,8 @@ def test_one_study_is_asked_as_a_batch_is(corpus):
     sample = evaluator.data[0]
     batch = asking.with_plan(model, evaluator.collate.prompts([sample]), plan)
     assert asking.planned_question(model, plan, sample["images"]) == batch["question"][0]
+    sure = asking.Plan(threshold=1.0, findings=["edema", "scar"], thresholds={"edema": 0.0})
+    assert asking.planned_question(model, sure, sample["images"]).endswith("Seen: edema.")
     sure = asking.Plan(threshold=0.0, findings=["edema", "lung_opacity"])
     question = asking.planned_question(model, sure, sample["images"])
     assert question == "Write the report. Seen: edema, lung opacity."

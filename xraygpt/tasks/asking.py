@@ -28,17 +28,20 @@ class Plan:
     """The labeller's findings; those the model was trained to be asked about."""
     threshold: float = 0.5
     """A finding goes into the report from this P(yes) on."""
+    thresholds: dict[str, float] = field(default_factory=dict)
+    """The same of single findings; those not named have `threshold`."""
     yes: str = "yes."
     """How the model was trained to affirm."""
     no: str = "no."
     """How it was trained to deny."""
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.findings) - set(FINDINGS))
+        unknown = sorted({*self.findings, *self.thresholds} - set(FINDINGS))
         if unknown:
             raise ValueError(f"findings: {unknown[0]} is none of {', '.join(FINDINGS)}")
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold ({self.threshold}) must lie in [0, 1]")
+        wrong = [t for t in (self.threshold, *self.thresholds.values()) if not 0 <= t <= 1]
+        if wrong:
+            raise ValueError(f"a threshold ({wrong[0]}) must lie in [0, 1]")
 
 
 @torch.no_grad()
@@ -59,7 +62,7 @@ def held_likely(model: Any, prompts: Batch, plan: Plan) -> list[list[str]]:
     for name in plan.findings:
         asked = ask(model, prompts, [f"{IMAGE} {finding_question(name)}"] * len(held))
         for row, p in enumerate(yes_probability(model, asked, plan.yes, plan.no).tolist()):
-            if p >= plan.threshold:
+            if p >= plan.thresholds.get(name, plan.threshold):
                 held[row].append(name)
     return held
 
