@@ -309,7 +309,7 @@ class Desk:
                 turn=len(exchanges) - 1,
                 findings=findings,
                 impression=impression,
-                prompt=exchanges[-1].question,
+                prompt=without_marks(exchanges[-1].question),
                 decoding=self.in_words(settings),
                 seed=answer.seed,
                 ended=str(answer.ended),
