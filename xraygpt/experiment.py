@@ -204,8 +204,8 @@ class ChatParts:
         fit: How that makes an oblong picture square.
         how: Decoding as the YAML has it.
         facts: Which model and weights; for people and exports.
-        plan: Images of a study -> the question for its report, with what the model found in them;
-            None where the YAML has no `run.task.plan`.
+        plan: Images of a study and the question for its report -> that question, with what the
+            model found told beside them; None where the YAML has no `run.task.plan`.
     """
 
     engine: ChatEngine
@@ -213,7 +213,7 @@ class ChatParts:
     fit: Fit
     how: Generation
     facts: dict[str, Any]
-    plan: Callable[[Sequence[Tensor]], str] | None = None
+    plan: Callable[[Sequence[Tensor], str], str] | None = None
 
 
 def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
@@ -244,9 +244,9 @@ def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
     }
     engine = ChatEngine(model.to(place))
 
-    def ask(images: Sequence[Tensor]) -> str:
+    def ask(images: Sequence[Tensor], question: str) -> str:
         with engine.lane:  # nobody's answer or map is computed meanwhile
-            return planned_question(model, plan, images)
+            return planned_question(model, plan, images, question)
 
     return ChatParts(
         engine,

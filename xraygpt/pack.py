@@ -1,9 +1,9 @@
 """A trained model to hand on: python -m xraygpt.pack output/my_run/best weights/my_model.
 
 Everything that was trained here goes into one folder, matrices in half precision: the Q-Former, the
-projection and the adapters, a vision encoder of a run (`encoder/`), an LLM of a run (`llm/`). What
-is somebody else's stays where it is: encoders and LLMs of packages, folders and files. A YAML then
-says:
+projection and the adapters, a vision encoder of a run (`encoder/`), an LLM of a run (`llm/`), and
+with `--finding-head FILE` what `xraygpt.probe --save` fitted on the encoder. What is somebody else's
+stays where it is: encoders and LLMs of packages, folders and files. A YAML then says:
 
     model: {…, vit_model: run/weights/my_model/encoder, llama_model: weights/my_model/llm, ckpt: weights/my_model}
 """  # noqa: E501
@@ -32,7 +32,7 @@ from xraygpt.models import adopt, llm_files, own_encoder
 from xraygpt.models.weight_files import WEIGHTS, read_weights
 from xraygpt.models.xraygpt import XrayGPT
 
-ENCODER, LLM = "encoder", "llm"
+ENCODER, LLM, HEAD = "encoder", "llm", "finding_head.safetensors"
 
 
 def main() -> None:
@@ -42,18 +42,20 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, help="a run, <run>/best or a checkpoint")
     parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("--finding-head", type=Path, default=None, help="the head to put in it")
     given = parser.parse_args()
-    pack(given.run, given.out)
+    pack(given.run, given.out, given.finding_head)
     size = sum(p.stat().st_size for p in given.out.rglob("*") if p.is_file())
     sys.stdout.write(f"{given.out}: {size / 2**20:.1f} MiB\n")
 
 
-def pack(run: Path, out: Path) -> None:
+def pack(run: Path, out: Path, head: Path | None = None) -> None:
     """Make the folder.
 
     Args:
         run: A run, ``<run>/best`` or a checkpoint of `arch: xraygpt`.
         out: The folder to make; a path relative to where its YAML will be used.
+        head: Fitted on features of the run's encoder; None takes that of its YAML, if it has one.
 
     Raises:
         InputError: Something is there already.
@@ -65,6 +67,8 @@ def pack(run: Path, out: Path) -> None:
     config: Any = experiment.model
     if not isinstance(config, XrayGPT.Config):
         raise WeightsError(f"{run} is a run of another arch; only `arch: xraygpt` can be packed")
+    head = head or config.finding_head
+    config = replace(config, finding_head=head)
     model: XrayGPT = config.build(texts=list)
     model.check_assets(checkpoint)  # the parts it rests on are those it was trained with
     _, state = read_weights(checkpoint)
@@ -73,9 +77,13 @@ def pack(run: Path, out: Path) -> None:
         inside, outside = _pack_encoder(config, folder, out)
         inside, outside = _pack_llm(model, inside, outside, folder, out)
         _save(state, folder / WEIGHTS)
-        described = {"model": to_tree(replace(outside, ckpt=out))}  # data's paths are one's own
+        outside = replace(outside, ckpt=out, finding_head=out / HEAD if head else None)
+        described = {"model": to_tree(outside)}  # data's paths are one's own
         (folder / "config.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
-        packed: XrayGPT = inside.build(texts=list)
+        packed: XrayGPT = replace(inside, finding_head=None).build(texts=list)
+        if model.finding_head is not None and packed.vision is not None:
+            model.finding_head.encoder = packed.vision.digest()  # in half precision now
+            model.finding_head.save(folder / HEAD)
         packed.save_assets(folder)
         parts = json.loads((folder / adopt.PARTS).read_text(encoding="utf-8"))
         parts["vit_model"] = outside.vit_model

@@ -5,40 +5,41 @@ each finding, fitted on the training split and measured on val: AUROC with its 9
 studies. Several encoders are compared with the first, in pairs:
 
     … --vit-model efficientnet_lite0@256 run/output/encoder run/output/encoder+base
+
+With `--save FILE` the fitted regressions are kept, for `model.finding_head`.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import logging
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from torch import Tensor
 
 from xraygpt.common import distributed
 from xraygpt.common.config import load
-from xraygpt.common.errors import DataError, InputError
+from xraygpt.common.errors import InputError
 from xraygpt.common.logging import progress
-from xraygpt.common.paths import cache_root
 from xraygpt.datasets.base import StudyDataset, reference_of
 from xraygpt.metrics.findings import FINDINGS, label
 from xraygpt.metrics.mesh import findings_of, is_coded
 from xraygpt.metrics.probabilities import probability_scores
 from xraygpt.metrics.statistics import Score, weighted_sum
 from xraygpt.models.encoders import build_vision
+from xraygpt.models.finding_head import FindingHead
 from xraygpt.models.vision import VisionEncoder, pooled
 from xraygpt.processors.image import ImageSpec
+from xraygpt.runners import feature_cache
 
-log = logging.getLogger(__name__)
-
-BATCH = 32
+MIN_CODE_COUNT = 8  # training samples a code needs to be a way to say a finding
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,41 @@ class Split:
     features: np.ndarray  # (n, 2 D)
     truth: np.ndarray  # (n, F), 1 there, 0 not
     studies: list[str]
+    codes: list[Sequence[str]] = field(default_factory=list)  # n, where people coded them
+
+
+@dataclass(frozen=True)
+class Regressions:
+    """Logistic regressions on features as they are."""
+
+    weight: np.ndarray  # (F, 2 D)
+    bias: np.ndarray  # (F,)
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """(n, 2 D) -> (n, F) probabilities."""
+        return np.asarray(1 / (1 + np.exp(-(features @ self.weight.T + self.bias))))
+
+
+def fit(features: np.ndarray, truth: np.ndarray, strength: float) -> Regressions:
+    """One regression for each finding.
+
+    Args:
+        features: (n, 2 D).
+        truth: (n, F), 1 there, 0 not; each finding has both.
+        strength: C of scikit-learn's logistic regression, on features of unit variance.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(features)
+    known = scaler.transform(features)
+    rows, biases = [], []
+    for there in progress(list(truth.T), "probe", unit="finding"):
+        fitted = LogisticRegression(C=strength, max_iter=1000).fit(known, there)
+        row = fitted.coef_[0] / scaler.scale_
+        rows.append(row)
+        biases.append(fitted.intercept_[0] - row @ scaler.mean_)
+    return Regressions(np.stack(rows), np.array(biases))
 
 
 def probe(
@@ -58,27 +94,14 @@ def probe(
     Args:
         train: Fitted on.
         val: Measured on.
-        strength: C of scikit-learn's logistic regression, on features of unit variance.
+        strength: See `fit`.
         min_positives: A finding needs so many on val.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(train.features)
-    known, asked = scaler.transform(train.features), scaler.transform(val.features)
-    kept = [
-        i
-        for i in range(len(FINDINGS))
-        if val.truth[:, i].sum() >= min_positives and 0 < train.truth[:, i].sum() < len(known)
-    ]
+    kept = [i for i in _learnable(train) if val.truth[:, i].sum() >= min_positives]
     if not kept:
         raise InputError(f"no finding has {min_positives} positives on val")
-    said = np.zeros((len(asked), len(kept)))
-    for column, i in enumerate(progress(kept, "probe", unit="finding")):
-        fitted = LogisticRegression(C=strength, max_iter=1000).fit(known, train.truth[:, i])
-        said[:, column] = fitted.predict_proba(asked)[:, 1]
     scores = probability_scores(
-        said,
+        fit(train.features, train.truth[:, kept], strength)(val.features),
         val.truth[:, kept],
         [FINDINGS[i] for i in kept],
         groups=val.studies,
@@ -87,30 +110,89 @@ def probe(
     return [s for s in scores if "AUROC" in s.name]
 
 
-def features_of(encoder: VisionEncoder, data: StudyDataset, device: torch.device) -> np.ndarray:
-    """(n, 2 D) of each sample, averaged over its images; stored, for the next time."""
-    facts = [encoder.digest(), data.signature, data.digest(), len(data)]
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
-    path = cache_root() / "probe" / f"{key}.npy"
-    if path.is_file():
-        return np.asarray(np.load(path, allow_pickle=False))
-    rows: list[np.ndarray] = []
-    with torch.inference_mode():
-        for start in progress(range(0, len(data), BATCH), "encoding", unit="batch"):
-            samples = [data[i] for i in range(start, min(start + BATCH, len(data)))]
-            images = [s["images"] if s else [] for s in samples]
-            if not all(images):
-                raise DataError(f"an image between samples {start} and {start + BATCH} is missing")
-            flat = torch.stack([image for several in images for image in several])
-            each = pooled(encoder.encode(flat.to(device)).float()).cpu()
-            parts = each.split([len(several) for several in images])
-            rows += [part.mean(dim=0).numpy() for part in parts]
-    found = np.stack(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp.npy")
-    np.save(aside, found)
-    aside.replace(path)
+def head_of(train: Split, val: Split, encoder: str, *, strength: float, over: float) -> FindingHead:
+    """A head for `model.finding_head`, of every finding that train has, and of frequent codes.
+
+    A finding counts as there from the probability on that `over` times its share of the training
+    studies reach on val: nothing of val's coding is used. Probabilities of training images, which
+    the encoder has seen, would make the thresholds too high.
+
+    Args:
+        train: Fitted on.
+        val: The encoder has not seen it.
+        encoder: Digest of the encoder.
+        strength: See `fit`.
+        over: How many times as often as in training a finding is named.
+    """
+    kept = [i for i in _learnable(train) if FINDINGS[i] != "other_finding"]
+    often = Counter(c.lower() for codes in train.codes for c in set(codes) if is_coded([c]))
+    codes = sorted(c for c, n in often.items() if n >= MIN_CODE_COUNT and findings_of([c]))
+    coded = np.array([[c in {x.lower() for x in row} for c in codes] for row in train.codes])
+    truth = np.hstack([train.truth[:, kept], coded.reshape(len(train.truth), len(codes))])
+    fitted = fit(train.features, truth, strength)
+    share = train.truth[:, kept].mean(axis=0)
+    said = fitted(val.features)[:, : len(kept)]
+    least = [np.quantile(p, max(1 - over * s, 0)) for p, s in zip(said.T, share, strict=True)]
+    return FindingHead(
+        [FINDINGS[i] for i in kept],
+        codes,
+        weight=torch.from_numpy(fitted.weight),
+        bias=torch.from_numpy(fitted.bias),
+        threshold=torch.tensor(least),
+        encoder=encoder,
+    )
+
+
+def _learnable(train: Split) -> list[int]:
+    """Places in FINDINGS of those that some training samples have and some have not."""
+    counts = train.truth.sum(axis=0)
+    return [i for i in range(len(FINDINGS)) if 0 < counts[i] < len(train.truth)]
+
+
+class _Encoding:
+    """What the feature cache wants of a model, for an encoder alone."""
+
+    def __init__(self, encoder: VisionEncoder) -> None:
+        self.encoder, self.parameters = encoder, encoder.parameters
+
+    @torch.no_grad()
+    def encode_frozen(self, pixels: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, L, D) float32."""
+        return self.encoder.encode(pixels).float()
+
+
+def features_of(
+    encoder: VisionEncoder, name: str, data: StudyDataset, place: Accelerator
+) -> np.ndarray:
+    """(n, 2 D) of each sample, averaged over its images; NaN where an image cannot be read.
+
+    Patch features are those that training and evaluation store, and are stored for them.
+
+    Args:
+        encoder: Frozen.
+        name: As `model.vit_model` calls it.
+        data: Whose images; changed to read stored features.
+        place: Where to compute.
+
+    Raises:
+        DataError: An image cannot be read, and `data` does not skip such samples.
+    """
+    model: Any = _Encoding(encoder)
+    feature_cache.use_cache(data, model, f"{name} fp32 {encoder.digest()}", place)
+    found = np.full((len(data), 2 * encoder.width), np.nan, dtype=np.float32)
+    for i in range(len(data)):
+        sample = data[i]
+        if sample is None:
+            continue  # named by the dataset
+        each = [image if image.dim() == 2 else _encoded(model, image) for image in sample["images"]]
+        found[i] = pooled(torch.stack(each)).mean(dim=0).numpy()
     return found
+
+
+def _encoded(model: Any, image: Tensor) -> Tensor:
+    device = next(model.parameters()).device
+    frames = image if image.dim() == 4 else image[None]
+    return model.encode_frozen(frames.to(device)).flatten(0, 1).cpu()
 
 
 def truth_of(data: StudyDataset) -> np.ndarray:
@@ -129,48 +211,41 @@ def truth_of(data: StudyDataset) -> np.ndarray:
     return rows
 
 
-def _split(encoder: VisionEncoder, data: StudyDataset, device: torch.device) -> Split:
+def _split(encoder: VisionEncoder, name: str, data: StudyDataset, place: Accelerator) -> Split:
     truth = truth_of(data)
     kept = ~np.isnan(truth[:, 0])
     data.records = [r for r, k in zip(data.records, kept, strict=True) if k]
-    if not data.records:
+    features = features_of(encoder, name, data, place)
+    read = ~np.isnan(features[:, 0])
+    if not read.any():
         raise InputError("a split of this corpus is empty, or nobody coded it")
-    features = features_of(encoder, data, device)
-    return Split(features, truth[kept], [r.study_id for r in data.records])
+    studies = [r.study_id for r, k in zip(data.records, read, strict=True) if k]
+    codes = [r.meta.get("codes") or () for r, k in zip(data.records, read, strict=True) if k]
+    return Split(features[read], truth[kept][read], studies, codes)
 
 
-def measure(
-    experiment: Any,
-    names: Sequence[str],
-    *,
-    device: str = "auto",
-    strength: float = 1e-3,
-    min_positives: int = 8,
-) -> dict[str, list[Score]]:
-    """Scores of each encoder on the same split.
+def splits_of(
+    experiment: Any, vit_model: str, place: Accelerator
+) -> tuple[VisionEncoder, Split, Split]:
+    """An encoder, and the training split and that of the YAML as it sees them.
 
     Args:
         experiment: An evaluation YAML; its first corpus and split are taken.
-        names: As `model.vit_model`, with ``@pixels`` after it for another size.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        strength: See `probe`.
-        min_positives: See `probe`.
+        vit_model: As `model.vit_model`, with ``@pixels`` after it for another size.
+        place: Where to compute.
     """
-    place = distributed.make_accelerator(device, amp=False).device
-    found = {}
-    for name in names:
-        vit_model, _, size = name.partition("@")
-        if size and not size.isdigit():
-            raise InputError(f"--vit-model {name}: after @ stands a number of pixels")
-        encoder = build_vision(vit_model, int(size) if size else None, None).freeze().to(place)
-        spec = ImageSpec(**vars(encoder.wants), tokens_per_image=1)
-        builder = next(iter(experiment.datasets.values())).build(image_spec=spec)
-        train, val = (
-            _split(encoder, builder.build(s, "eval"), place)
-            for s in ("train", experiment.run.split)
-        )
-        found[name] = probe(train, val, strength=strength, min_positives=min_positives)
-    return found
+    name, _, size = vit_model.partition("@")
+    if size and not size.isdigit():
+        raise InputError(f"--vit-model {vit_model}: after @ stands a number of pixels")
+    pixels = int(size) if size else None
+    encoder = build_vision(name, pixels, None).freeze().to(place.device)
+    spec = ImageSpec(**vars(encoder.wants), tokens_per_image=1)
+    builder = next(iter(experiment.datasets.values())).build(image_spec=spec)
+    train, val = (
+        _split(encoder, name, builder.build(s, "eval"), place)
+        for s in ("train", experiment.run.split)
+    )
+    return encoder, train, val
 
 
 def as_markdown(found: dict[str, list[Score]], positives: dict[str, int]) -> str:
@@ -205,6 +280,13 @@ def main() -> None:
     parser.add_argument("--vit-model", nargs="+", default=None, help="encoders; the first is base")
     parser.add_argument("--strength", type=float, default=1e-3, help="C of the regression")
     parser.add_argument("--min-positives", type=int, default=8, help="a finding needs on val")
+    parser.add_argument("--save", type=Path, default=None, help="file for model.finding_head")
+    parser.add_argument(
+        "--over",
+        type=float,
+        default=1.5,
+        help="with --save: times as often as in training that a finding is named on the split",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
@@ -212,13 +294,16 @@ def main() -> None:
     names = args.vit_model or [getattr(experiment.model, "vit_model", "")]
     if not names[0]:
         raise InputError("this YAML's model has no vision encoder: name one with --vit-model")
-    found = measure(
-        experiment,
-        names,
-        device=args.device,
-        strength=args.strength,
-        min_positives=args.min_positives,
-    )
+    if args.save is not None and len(names) > 1:
+        raise InputError("--save keeps the head of one encoder: name one with --vit-model")
+    place = distributed.make_accelerator(args.device, amp=False)
+    found = {}
+    for name in names:
+        encoder, train, val = splits_of(experiment, name, place)
+        if args.save is not None:
+            how = {"strength": args.strength, "over": args.over}
+            head_of(train, val, encoder.digest(), **how).save(args.save)
+        found[name] = probe(train, val, strength=args.strength, min_positives=args.min_positives)
     builder = next(iter(experiment.datasets.values())).build(
         image_spec=ImageSpec(image_size=8, mean=(0.5,), std=(0.5,), tokens_per_image=1)
     )

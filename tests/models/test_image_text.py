@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from xraygpt import probe
 from xraygpt.common.config import load
+from xraygpt.common.distributed import make_accelerator
 from xraygpt.common.errors import ConfigError, InputError, WeightsError
 from xraygpt.datasets.controls import shuffled
 from xraygpt.experiment import Evaluation, Training, build_runner
@@ -223,15 +224,13 @@ def test_the_probe_finds_what_was_learned_and_nothing_in_others_images(run):
     base, corpus, _, _ = run
     experiment = evaluation(base, corpus, "tiny")
     name = f"run/{base / 'encoder'}"
-    score = probe.measure(experiment, [name], device="cpu", strength=1.0)[name][0]
+    place = make_accelerator("cpu", amp=False)
+    encoder, known, val = probe.splits_of(experiment, name, place)
+    score = probe.probe(known, val, strength=1.0)[0]
     assert score.name == "AUROC/no_finding" and score.low > 0.9
-    encoder = build_vision(name, None, None).freeze()
     spec = ImageSpec(**vars(encoder.wants), tokens_per_image=1)
-    builder = experiment.datasets["toy"].build(image_spec=spec)
-    train, val = (builder.build(s, "eval") for s in ("train", "val"))
-    place = torch.device("cpu")
-    known = probe._split(encoder, train, place)
-    wrong = probe._split(encoder, shuffled(val, seed=0), place)
+    data = experiment.datasets["toy"].build(image_spec=spec).build("val", "eval")
+    wrong = probe._split(encoder, name, shuffled(data, seed=0), place)
     assert probe.probe(known, wrong, strength=1.0)[0].value < 0.6
 
 

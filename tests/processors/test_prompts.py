@@ -13,7 +13,9 @@ from xraygpt.processors.prompts import (
     IMAGE_TOKEN_ID,
     PromptRenderer,
     Turn,
+    findings_mark,
     load_prompts,
+    without_marks,
 )
 
 ASK = Turn(role="user", text="<image> What is it?")
@@ -92,6 +94,32 @@ def test_an_image_told_in_words_stands_where_images_do(tokenizer, template, text
     renderer = PromptRenderer(tokenizer, template, prompts=["Look."])
     turns = renderer.with_prompt([Turn(role="user", text="<image>mass</image>"), SAY], "1")
     assert shown(renderer, renderer.render(turns, [])["input_ids"]) == text
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (
+            "xraygpt",
+            "###Patient: <Img><image></Img> <Img><image>; edema; scar</Img> Say. ###Doctor: ",
+        ),
+        ("none", "<image> <image>; edema; scar Say."),
+        ("vicuna_v1", "USER: <image> <image>; edema; scar Say. ASSISTANT:"),
+    ],
+)
+def test_findings_stand_beside_the_image_they_follow(tokenizer, template, text):
+    renderer = PromptRenderer(tokenizer, template, prompts=["Say."])
+    mark = findings_mark(["edema", "sc<ar"])
+    for asked in (f"<image> <image>{mark} Say.", f"<image> <image> {mark} Say."):
+        turns = [Turn(role="user", text=asked)]
+        assert text in renderer.written(turns)
+        assert renderer.render(turns, [2, 3])["input_ids"].count(IMAGE_TOKEN_ID) == 5
+    drawn = renderer.with_prompt([Turn(role="user", text=f"<image>{mark}")], "x")
+    assert drawn[0]["text"] == f"<image>{mark} Say."
+    later = [Turn(role="user", text=f"{mark} Say.")]  # of no image
+    assert "edema; scar Say." in renderer.written(later)
+    assert without_marks(f"<image>{mark} Say.") == "(found: edema; scar) Say."
+    assert findings_mark([]) == ""
 
 
 def test_two_turns_in_the_lineage_template(tokenizer):

@@ -11,8 +11,9 @@ import torch
 from tests.conftest import write_toy_corpus
 from xraygpt.common.config import load
 from xraygpt.common.errors import ConfigError
-from xraygpt.datasets.targets import CodeQuestions, ToldFindings, coded_findings, pair, planned
+from xraygpt.datasets.targets import CodeQuestions, ToldFindings, coded_findings, pair
 from xraygpt.experiment import Evaluation, build_evaluator
+from xraygpt.processors.prompts import without_marks
 from xraygpt.tasks import asking
 
 CODES = {
@@ -77,12 +78,14 @@ def test_questions_about_findings_are_answered_by_the_codes(corpus):
 
 def test_findings_are_told_in_most_draws_and_some_are_left_out():
     turns = pair("<image>", "The heart is large.")
-    told = ToldFindings(turns, "<image>", ["Cardiomegaly", "Lung/hypoinflation"], 0.3)
+    told = ToldFindings(turns, ["Cardiomegaly", "Lung/hypoinflation/mild"], 0.3)
     texts = Counter(told(f"0/{i}/s")[0]["text"] for i in range(2000))
-    alone = texts["<image>"] / 2000
-    full = texts[planned("<image>", ["hypoinflation", "cardiomegaly"])] / 2000
-    assert alone == pytest.approx(0.3, abs=0.04) and full == pytest.approx(0.7 * 0.81, abs=0.04)
-    assert planned("<image>", ["no_finding"]) == "<image> Write the report. Seen: nothing abnormal."
+    both = ["cardiomegaly; lung, hypoinflation, mild", "lung, hypoinflation, mild; cardiomegaly"]
+    full = sum(texts[f"<image><findings>{words}</findings>"] for words in both) / 2000
+    alone = 0.3 + 0.7 * 0.01
+    assert texts["<image>"] / 2000 == pytest.approx(alone, abs=0.04)
+    assert full == pytest.approx(0.7 * 0.81, abs=0.04)
+    assert min(texts[f"<image><findings>{words}</findings>"] for words in both) > 200  # any order
     assert all(told(f"0/{i}/s")[1]["text"] == "The heart is large." for i in range(5))
 
 
@@ -120,11 +123,11 @@ def test_the_report_is_asked_for_with_what_is_held_likely(corpus, monkeypatch):
     samples = [evaluator.data[i] for i in range(3)]
     evaluator.task.predict(evaluator.model, evaluator.collate.prompts(samples))
     assert said == [[
-        "Write the report. Seen: cardiomegaly, lung opacity.",
-        "Write the report. Seen: nothing abnormal.",
-        "Write the report. Seen: nothing abnormal.",
+        "(found: cardiomegaly; lung opacity) What does it show?",
+        "(found: normal) What does it show?",
+        "(found: normal) What does it show?",
     ]]  # fmt: skip
-    assert "pleural_effusion" in seen and "no_finding" not in seen
+    assert "pleural_effusion" in seen and not {"no_finding", "other_finding"} & set(seen)
 
 
 def test_a_plan_of_unknown_findings_is_refused(corpus):
@@ -137,12 +140,30 @@ def test_one_study_is_asked_as_a_batch_is(corpus):
     model, plan = evaluator.model, asking.Plan(threshold=0.5, findings=["lung_opacity", "edema"])
     sample = evaluator.data[0]
     batch = asking.with_plan(model, evaluator.collate.prompts([sample]), plan)
-    assert asking.planned_question(model, plan, sample["images"]) == batch["question"][0]
+    one = asking.planned_question(model, plan, sample["images"], "What does it show?")
+    assert without_marks(one) == batch["question"][0]
     sure = asking.Plan(threshold=1.0, findings=["edema", "scar"], thresholds={"edema": 0.0})
-    assert asking.planned_question(model, sure, sample["images"]).endswith("Seen: edema.")
+    one = asking.planned_question(model, sure, sample["images"], "Say.")
+    assert one == "<findings>edema</findings> Say."
     sure = asking.Plan(threshold=0.0, findings=["edema", "lung_opacity"])
-    question = asking.planned_question(model, sure, sample["images"])
-    assert question == "Write the report. Seen: edema, lung opacity."
+    one = asking.planned_question(model, sure, sample["images"], "Say.")
+    assert one == "<findings>edema; lung opacity</findings> Say."
+
+
+def test_what_is_told_stands_where_training_told_it(corpus):
+    """A model asked after a plan gets, to the id, the prompt of a sample with told findings."""
+    reports = evaluator_of(corpus, "report")
+    sample = reports.data[0]
+    prompts = reports.collate.prompts([sample])
+    told = ToldFindings(pair("<image>", "x"), ["Cardiomegaly"], 0.0)
+    draw = next(d for d in map(str, range(99)) if "findings" in told(d)[0]["text"])
+    wanted = reports.collate.prompts([{**sample, "turns": told(draw)}])
+    asked = asking.ask(
+        reports.model, prompts, ["<image><findings>cardiomegaly</findings> What does it show?"]
+    )
+    assert torch.equal(asked["input_ids"], wanted["input_ids"])
+    words = reports.model.tokenizer.decode([i for i in wanted["input_ids"][0] if i >= 0])
+    assert "<Img>; cardiomegaly</Img> What does it show?" in words.replace("> ;", ">;")
 
 
 def test_a_users_own_question_is_not_replaced(corpus, monkeypatch):
@@ -156,7 +177,7 @@ def test_a_users_own_question_is_not_replaced(corpus, monkeypatch):
     own, plain = evaluator.data[0], evaluator.data[1]
     own = {**own, "turns": [{"role": "user", "text": "<image> Is it large?"}, *own["turns"][1:]]}
     evaluator.task.predict(model, evaluator.collate.prompts([own, plain]))
-    assert said == [["Is it large?", "Write the report. Seen: edema."]]
+    assert said == [["Is it large?", "(found: edema) What does it show?"]]
 
 
 def test_what_was_asked_instead_is_kept_beside_the_answer(corpus, monkeypatch):
@@ -169,15 +190,17 @@ def test_what_was_asked_instead_is_kept_beside_the_answer(corpus, monkeypatch):
         evaluator.run()
         path = evaluator.folder / "predictions_true.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
-        assert {r["meta"]["asked"] for r in rows} == {"Write the report. Seen: edema."}
-        assert "Write the report. Seen: edema." in (evaluator.folder / "report.html").read_text()
+        asked = "(found: edema) What does it show?"
+        assert {r["meta"]["asked"] for r in rows} == {asked}
+        assert asked in (evaluator.folder / "report.html").read_text()
 
 
 def test_val_is_never_told_the_findings(corpus):
     evaluator = evaluator_of(corpus, "report", ", tell_findings: 0.0")
     told = [str(evaluator.train.turns_of(i, 1)) for i in range(len(evaluator.train))]
     asked = [str(evaluator.data.turns_of(i, 1)) for i in range(len(evaluator.data))]
-    assert all("Seen:" in t for t in told) and not any("Seen:" in t for t in asked)
+    assert sum("<findings>" in t for t in told) > 0.8 * len(told)
+    assert not any("<findings>" in t for t in asked)
     for wrong, why in ((", tell_findings: 30", "must lie in"), (", question_sides: true", "sides")):
         with pytest.raises(ConfigError, match=why):
             evaluator_of(corpus, "code_questions", wrong)

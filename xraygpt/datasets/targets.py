@@ -14,9 +14,10 @@ from functools import lru_cache
 from xraygpt.common.draws import keyed_random
 from xraygpt.metrics.findings import FINDINGS, LASTING_FINDINGS, label, mentions
 from xraygpt.metrics.mesh import findings_of
-from xraygpt.processors.prompts import IMAGE, Turn
+from xraygpt.processors.prompts import IMAGE, Turn, findings_mark
 
 LIST_QUESTION = "List the coded findings."
+NORMAL = "normal"  # the code of a study with nothing to find
 BOTH = "bilateral"
 SIDES = frozenset({"left", "right", BOTH})
 NOT_CODED = frozenset({"no indexing"})  # the indexers gave no code: neither normal nor abnormal
@@ -112,12 +113,6 @@ def coded_findings(codes: Iterable[str]) -> set[str]:
     return set(findings_of(rest)) & set(FINDINGS) - {"other_finding"}
 
 
-def planned(marks: str, names: Iterable[str]) -> str:
-    """Ask for a report on what was found already."""
-    words = [n.replace("_", " ") for n in sorted(set(names) - {"no_finding"})]
-    return f"{marks} Write the report. Seen: {', '.join(words) or 'nothing abnormal'}."
-
-
 class CodeQuestions:
     """Yes/no questions about headings, drawn anew for each epoch, one turn each.
 
@@ -173,34 +168,40 @@ class CodeQuestions:
 
 
 class ToldFindings:
-    """A report asked for with what is to be found in the question, anew for each epoch.
+    """A question with what is to be found told beside the image, anew for each epoch.
 
-    So learns a model to write up what it, or somebody else, has found. In a share of the draws the
-    question stands alone, so that it can do without; a tenth of the findings is left out of the
-    others, for no list is complete.
+    So learns a model to write up what it, or somebody else, has found (`run.task.plan`). In a share
+    of the draws nothing is told, so that it can do without; a tenth of the codes is left out of the
+    others, for no list is complete, and their order is drawn.
 
     Args:
-        turns: The question without words, and the report.
-        marks: ``<image>`` for each image.
+        turns: The question and the report.
         codes: The study's codes.
-        alone: Share of draws with the question alone.
+        alone: Share of draws with nothing told.
     """
 
     left_out = 0.1
 
-    def __init__(
-        self, turns: Sequence[Turn], marks: str, codes: Iterable[str], alone: float
-    ) -> None:
-        self.turns, self.marks, self.alone = list(turns), marks, alone
-        self.names = sorted(coded_findings(codes))
+    def __init__(self, turns: Sequence[Turn], codes: Iterable[str], alone: float) -> None:
+        self.turns, self.words, self.alone = list(turns), spoken(codes), alone
 
     def __call__(self, draw: str) -> list[Turn]:
         """The turns of one draw."""
         rng = keyed_random(draw, "findings")
         if rng.random() < self.alone:
             return list(self.turns)
-        names = [n for n in self.names if rng.random() >= self.left_out]
-        return [Turn(role="user", text=planned(self.marks, names)), *self.turns[1:]]
+        words = [w for w in self.words if rng.random() >= self.left_out]
+        rng.shuffle(words)
+        return with_findings(self.turns, words)
+
+
+def with_findings(turns: Sequence[Turn], words: Sequence[str]) -> list[Turn]:
+    """Turns that tell findings beside the last image of the first question."""
+    if not turns or IMAGE not in turns[0]["text"]:
+        return list(turns)
+    before, mark, after = turns[0]["text"].rpartition(IMAGE)
+    text = f"{before}{mark}{findings_mark(words)}{after}"
+    return [Turn(role=turns[0]["role"], text=text), *turns[1:]]
 
 
 class ToldImages:

@@ -219,7 +219,7 @@ class Desk:
         """What to ask for a report with; where the YAML has a plan, what the model found."""
         films, plan = session.films, self.parts.plan
         images = [self.parts.read_image(f.path, f.frame) for f in films] if plan else []
-        return plan(images) if plan else self.report_prompt
+        return plan(images, self.report_prompt) if plan else self.report_prompt
 
     def ask(
         self, session: Session, question: str, settings: Settings, ticket: int | None = None

@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
-from xraygpt.models import adopt, encoders, language, llm_files, qformer, vision
+from xraygpt.models import adopt, encoders, finding_head, language, llm_files, qformer, vision
 from xraygpt.models.base import BaseModel, Generation, Output, renderer_of
 from xraygpt.models.decoding import Decoder
 from xraygpt.processors.image import ImageSpec
@@ -111,6 +111,9 @@ class XrayGPT(BaseModel):
         q_former_model: Path | None = None
         """A run with another LLM, or a file of BLIP-2, whose Q-Former this model begins with; the
         linear layer is new. No effect with a `ckpt` that holds a Q-Former."""
+        finding_head: Path | None = None
+        """What `python -m xraygpt.probe --save` fitted on the frozen encoder's features; a plan of
+        `by: head` asks it. null has none."""
         freeze_vit: bool = True
         """Train no weight of the vision encoder."""
         freeze_qformer: bool = False
@@ -140,6 +143,8 @@ class XrayGPT(BaseModel):
             packed = self.llm_bits is not None or self.low_resource
             if packed and not self.freeze_llm:
                 raise ValueError("packed weights (llm_bits) cannot be trained: freeze_llm: true")
+            if self.finding_head is not None and not self.freeze_vit:
+                raise ValueError("finding_head was fitted on a frozen encoder: freeze_vit: true")
             if self.freeze_qformer and self.qformer.new_cross_attention:
                 raise ValueError("freeze_qformer would leave new_cross_attention at random")
             if self.lora is not None and not self.freeze_llm:
@@ -176,6 +181,7 @@ class XrayGPT(BaseModel):
                         "read from it: set model.vit_ckpt",
                         config.vit_model,
                     )
+        self.finding_head = finding_head.head_of(config.finding_head, self.vision)
         self.qformer = self.make_qformer(width, patches)
         if config.q_former_model is not None and config.ckpt is None:
             adopt.take_qformer(self, config.q_former_model)
@@ -407,8 +413,9 @@ class XrayGPT(BaseModel):
             )
 
     def parts(self) -> dict[str, Any]:
-        """Digest of the LLM as it was before any checkpoint."""
-        return dict(self._parts)
+        """Digests of the LLM as it was before any checkpoint, and of the finding head."""
+        head = self.finding_head
+        return {**self._parts, **({} if head is None else {"finding_head": head.digest()})}
 
     def _described(self) -> dict[str, Any]:
         lora = self.config.lora

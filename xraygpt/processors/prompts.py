@@ -8,7 +8,8 @@ piece of text is tokenised on its own, the question up to where the answer begin
 answer, so the ids of a prompt to generate from are exactly the prefix of the ids trained on.
 
 ``<image>words</image>`` is an image told in words, for language models that see none: the words
-stand where the template puts an image.
+stand where the template puts an image. ``<image> <findings>words</findings>`` is an image with what
+was found in it, by whomever: the words follow the image tokens in that place.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from xraygpt.common.registry import did_you_mean
 
 IMAGE = "<image>"  # stands for one image in a turn's text
 TOLD = re.compile(r"<image>([^<]*)</image>")  # an image told in words
+FOUND = re.compile(r"\s*<findings>([^<]*)</findings>")
 _SEEN = re.compile(r"<image>(?![^<]*</image>)")
+_WITH_FINDINGS = re.compile(rf"{IMAGE}(?:{FOUND.pattern})?")
 IMAGE_TOKEN_ID = -200  # placeholder in input_ids; negative, so no text can spell it
 IGNORE_INDEX = -100  # label of a token that carries no loss
 
@@ -37,9 +40,20 @@ class Turn(TypedDict):
     text: str  # one `<image>` per image
 
 
+def findings_mark(words: Sequence[str]) -> str:
+    """What stands after an image's mark to tell its findings; nothing where there are none."""
+    plain = "; ".join(w.replace("<", "") for w in words)
+    return f"<findings>{plain}</findings>" if plain else ""
+
+
 def without_marks(text: str) -> str:
-    """`text` for a model that takes none; images told in words stay."""
-    return _SEEN.sub("", text).strip()
+    """`text` for a model that takes none, and for people; images told in words stay."""
+    return FOUND.sub(r" (found: \1)", _SEEN.sub("", text)).strip()
+
+
+def _beside(match: re.Match[str]) -> str:
+    """An image with its findings, if it has any."""
+    return f"{IMAGE}; {match[1]}" if match[1] else IMAGE
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,8 @@ class Template:
         for turn in turns:
             if turn["role"] == "user":
                 question = TOLD.sub(lambda m: self.image.format(m[1]), turn["text"])
-                question = question.replace(IMAGE, self.image.format(IMAGE))
+                question = _WITH_FINDINGS.sub(lambda m: self.image.format(_beside(m)), question)
+                question = FOUND.sub(r" \1", question)  # of no image
                 pieces.append(Piece(f"{open_with}{question}{between}"))
             elif turn["role"] == "assistant":
                 pieces.append(Piece(f"{turn['text']}{end}", is_target=True))
@@ -203,7 +218,7 @@ class PromptRenderer:
         if not self.prompts:
             return turns
         first = next((i for i, t in enumerate(turns) if t["role"] == "user"), None)
-        if first is None or without_marks(TOLD.sub("", turns[first]["text"])):
+        if first is None or without_marks(FOUND.sub("", TOLD.sub("", turns[first]["text"]))):
             return turns
         prompt = keyed_random(draw, "prompt").choice(self.prompts)
         asked = Turn(role="user", text=f"{turns[first]['text'].strip()} {prompt}".strip())
@@ -286,7 +301,10 @@ class PromptRenderer:
         return pieces
 
     def _chat(self, turns: list[Turn], ask: bool) -> str:
-        messages = [{"role": t["role"], "content": TOLD.sub(r"\1", t["text"])} for t in turns]
+        messages = [
+            {"role": t["role"], "content": FOUND.sub(r"; \1", TOLD.sub(r"\1", t["text"]))}
+            for t in turns
+        ]
         text: str = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=ask
         )

@@ -7,27 +7,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from xraygpt.common.distributed import to_device
+from xraygpt.common.errors import InputError
 from xraygpt.datasets.base import Batch, Sample
 from xraygpt.datasets.collate import Collator
-from xraygpt.datasets.targets import finding_question, planned
+from xraygpt.datasets.targets import NORMAL, finding_question
 from xraygpt.metrics.findings import FINDINGS
-from xraygpt.processors.prompts import IGNORE_INDEX, IMAGE, IMAGE_TOKEN_ID, Turn, without_marks
+from xraygpt.processors.prompts import (
+    IGNORE_INDEX,
+    IMAGE,
+    IMAGE_TOKEN_ID,
+    Turn,
+    findings_mark,
+    without_marks,
+)
 
 
 @dataclass(kw_only=True)
 class Plan:
     """What is asked before a report is written."""
 
-    findings: list[str] = field(default_factory=lambda: [n for n in FINDINGS if n != "no_finding"])
-    """The labeller's findings; those the model was trained to be asked about."""
-    threshold: float = 0.5
-    """A finding goes into the report from this P(yes) on."""
+    by: Literal["answers", "head"] = "answers"
+    """Who says what is there: the LLM by its P(yes), or the head on the encoder's features
+    (`model.finding_head`)."""
+    findings: list[str] = field(
+        default_factory=lambda: [n for n in FINDINGS if n not in ("no_finding", "other_finding")]
+    )
+    """The labeller's findings; those the model was trained to be asked about, or the head has."""
+    threshold: float | None = None
+    """A finding goes into the report from this probability on; null takes the head's own of each
+    finding, and 0.5 of answers."""
     thresholds: dict[str, float] = field(default_factory=dict)
     """The same of single findings; those not named have `threshold`."""
     yes: str = "yes."
@@ -39,7 +53,8 @@ class Plan:
         unknown = sorted({*self.findings, *self.thresholds} - set(FINDINGS))
         if unknown:
             raise ValueError(f"findings: {unknown[0]} is none of {', '.join(FINDINGS)}")
-        wrong = [t for t in (self.threshold, *self.thresholds.values()) if not 0 <= t <= 1]
+        given = [*self.thresholds.values(), *([] if self.threshold is None else [self.threshold])]
+        wrong = [t for t in given if not 0 <= t <= 1]
         if wrong:
             raise ValueError(f"a threshold ({wrong[0]}) must lie in [0, 1]")
 
@@ -54,47 +69,79 @@ def yes_probability(model: Any, prompts: Batch, yes: str, no: str) -> Tensor:
 
 
 def held_likely(model: Any, prompts: Batch, plan: Plan) -> list[list[str]]:
-    """Of each row the findings that the model holds likely in its images."""
-    held: list[list[str]] = [[] for _ in prompts["input_ids"]]
+    """Of each row what the model holds likely in its images, in words; at least "normal".
+
+    Raises:
+        InputError: The head is to be asked, and the model has none.
+    """
     pixels = prompts["image_inputs"].get("pixel_values")
     if pixels is not None:  # encoded once for all questions
         prompts = {**prompts, "image_inputs": {"features": model.encode_frozen(pixels)}}
+    held = (_held_by_head if plan.by == "head" else _held_by_answers)(model, prompts, plan)
+    return [words or [NORMAL] for words in held]
+
+
+def _held_by_answers(model: Any, prompts: Batch, plan: Plan) -> list[list[str]]:
+    held: list[list[str]] = [[] for _ in prompts["input_ids"]]
+    least = 0.5 if plan.threshold is None else plan.threshold
     for name in plan.findings:
         asked = ask(model, prompts, [f"{IMAGE} {finding_question(name)}"] * len(held))
         for row, p in enumerate(yes_probability(model, asked, plan.yes, plan.no).tolist()):
-            if p >= plan.thresholds.get(name, plan.threshold):
-                held[row].append(name)
+            if p >= plan.thresholds.get(name, least):
+                held[row].append(name.replace("_", " "))
+    return held
+
+
+def _held_by_head(model: Any, prompts: Batch, plan: Plan) -> list[list[str]]:
+    head = getattr(model, "finding_head", None)
+    if head is None:
+        raise InputError(
+            "run.task.plan.by is head, and the model has none: set model.finding_head to what "
+            "`python -m xraygpt.probe … --save` wrote"
+        )
+    if not prompts["image_inputs"]:
+        return [[] for _ in prompts["input_ids"]]
+    places = (prompts["input_ids"] == IMAGE_TOKEN_ID).sum(dim=1) // model.config.num_query_token
+    least = {
+        name: plan.thresholds.get(name, own if plan.threshold is None else plan.threshold)
+        for name, own in zip(head.names, head.threshold.tolist(), strict=True)
+        if name in plan.findings
+    }
+    held: list[list[str]] = head.in_words(
+        head(prompts["image_inputs"]["features"], places.tolist()), least
+    )
     return held
 
 
 def with_plan(model: Any, prompts: Batch, plan: Plan) -> Batch:
-    """The same images, each with a question that says what the model found in it.
+    """The same images and questions, with what the model found told beside the images.
 
-    Rows that ask something of their own, other than the model's prompts, keep their question.
+    Rows that ask something of their own, other than the model's prompts, are left as they are.
     """
     plain = {"", *(" ".join(without_marks(p).split()) for p in model.renderer.prompts)}
-    held = held_likely(model, prompts, plan)
+    told = [findings_mark(words) for words in held_likely(model, prompts, plan)]
     texts = [
-        planned(IMAGE, names) if question in plain else f"{IMAGE} {question}"
-        for names, question in zip(held, prompts["question"], strict=True)
+        f"{IMAGE}{mark if question in plain else ''} {question}"
+        for mark, question in zip(told, prompts["question"], strict=True)
     ]
     return ask(model, prompts, texts)
 
 
-def planned_question(model: Any, plan: Plan, images: Sequence[Tensor]) -> str:
-    """The question for a report of one study, as `with_plan` would write it, without marks.
+def planned_question(model: Any, plan: Plan, images: Sequence[Tensor], question: str) -> str:
+    """A question about one study as `with_plan` would write it, after the marks of its images.
 
     Args:
         model: Has the packer and renderer.
         plan: What to ask first.
         images: As the model's image processor made them.
+        question: What to ask for a report with.
     """
     marks = " ".join([IMAGE] * len(images))
     turns = [Turn(role="user", text=f"{marks} ?"), Turn(role="assistant", text="")]
     sample = Sample(sample_id="", study_id="", images=list(images), turns=turns, meta={}, draw="")
     batch = Collator(model.renderer, model.packer, max_len=model.context_len).prompts([sample])
     batch = to_device(batch, next(model.parameters()).device)
-    return planned("", held_likely(model, batch, plan)[0]).strip()
+    return f"{findings_mark(held_likely(model, batch, plan)[0])} {question}"
 
 
 def ask(model: Any, prompts: Batch, texts: Sequence[str]) -> Batch:
@@ -124,7 +171,7 @@ def ask(model: Any, prompts: Batch, texts: Sequence[str]) -> Batch:
         "input_ids": filled.to(ids.device),
         "labels": torch.full_like(filled, IGNORE_INDEX).to(ids.device),
         "attention_mask": mask.to(ids.device),
-        "question": [" ".join(t.replace(IMAGE, "").split()) for t in texts],
+        "question": [" ".join(without_marks(t).split()) for t in texts],
     }
 
 
