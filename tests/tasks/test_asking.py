@@ -87,6 +87,12 @@ def test_findings_are_told_in_most_draws_and_some_are_left_out():
     assert full == pytest.approx(0.7 * 0.81, abs=0.04)
     assert min(texts[f"<image><findings>{words}</findings>"] for words in both) > 200  # any order
     assert all(told(f"0/{i}/s")[1]["text"] == "The heart is large." for i in range(5))
+    asked = ToldFindings(turns, ["Cardiomegaly", "Lung/hypoinflation/mild"], 0.3, "question")
+    texts = Counter(asked(f"0/{i}/s")[0]["text"] for i in range(2000))
+    full = texts["<image> Write the report. Seen: cardiomegaly, hypoinflation."] / 2000
+    assert full == pytest.approx(0.7 * 0.81, abs=0.04)
+    normal = ToldFindings(turns, ["normal"], 0.0, "question")("0")[0]["text"]
+    assert normal == "<image> Write the report. Seen: nothing abnormal."
 
 
 def test_another_question_to_the_same_images_is_what_training_would_ask(corpus):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xraygpt.common.errors import InputError, XrayGPTError
+from xraygpt.common.memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ def guarded(main: Callable[[], Any]) -> int:
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' shard bars
+    keep_freed_memory()
     try:
         main()
     except XrayGPTError as error:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -54,6 +54,7 @@ class Batch(TypedDict):
     ]  # pixel_values (N, C, H, W), or features (N, L, D) with their mask
     extra: dict[str, Tensor]  # what the task wants beside: each (B, …), see `BaseTask.extra`
     question: list[str]  # B; what is asked, without marks, for models that read it with the image
+    told: NotRequired[list[list[str]]]  # B; findings told beside the images, in words
     sample_id: list[str]  # B; an empty string marks a row that only fills an empty batch
     skipped: int  # samples left out because their image could not be read
 

@@ -96,9 +96,12 @@ class RecordsBuilder(BaseBuilder):
         """What those questions are about: headings of the codes ("Is this coded: lung?") or the
         labeller's findings, as the codes say them ("Is there hyperinflation?")."""
         tell_findings: float | None = None
-        """`report`, in training alone: tell what is coded beside the image, but for this share of
-        the draws, e.g. 0.3; for a model that is to write up what was found before
-        (`run.task.plan`). null never does."""
+        """`report`, in training alone: tell what is coded, but for this share of the draws, e.g.
+        0.3; for a model that is to write up what was found before (`run.task.plan`). null never
+        does."""
+        tell_where: Literal["image", "question"] = "image"
+        """Where: the codes beside the image, as a plan tells them, or their findings in a question
+        of its own ("Write the report. Seen: edema.")."""
         tell_images: bool = False
         """Write each study's codes where its image would be: for `language_modeling`, which sees
         none. The LLM so learns to write what stands at that place."""
@@ -283,7 +286,7 @@ class RecordsBuilder(BaseBuilder):
         if told is not None and self.config.target in ("auto", "report") and not callable(turns):
             codes = self._codes(row)
             if targets.is_coded(codes) and self._split_of(study, row) == "train":
-                turns = targets.ToldFindings(turns, codes, told)
+                turns = targets.ToldFindings(turns, codes, told, self.config.tell_where)
         return Record(
             sample_id=study if self.config.group_by_study else str(name),
             study_id=study,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from typing import Literal
 
 from xraygpt.common.draws import keyed_random
 from xraygpt.metrics.findings import FINDINGS, LASTING_FINDINGS, label, mentions
@@ -168,22 +169,32 @@ class CodeQuestions:
 
 
 class ToldFindings:
-    """A question with what is to be found told beside the image, anew for each epoch.
+    """A question with what is to be found told, anew for each epoch.
 
     So learns a model to write up what it, or somebody else, has found (`run.task.plan`). In a share
-    of the draws nothing is told, so that it can do without; a tenth of the codes is left out of the
-    others, for no list is complete, and their order is drawn.
+    of the draws nothing is told, so that it can do without; a tenth is left out of the others, for
+    no list is complete.
 
     Args:
         turns: The question and the report.
         codes: The study's codes.
         alone: Share of draws with nothing told.
+        where: ``image`` tells the codes beside the image, in an order that is drawn; ``question``
+            tells the labeller's names of them in a question of its own.
     """
 
     left_out = 0.1
 
-    def __init__(self, turns: Sequence[Turn], codes: Iterable[str], alone: float) -> None:
-        self.turns, self.words, self.alone = list(turns), spoken(codes), alone
+    def __init__(
+        self,
+        turns: Sequence[Turn],
+        codes: Iterable[str],
+        alone: float,
+        where: Literal["image", "question"] = "image",
+    ) -> None:
+        codes = list(codes)
+        self.turns, self.alone, self.where = list(turns), alone, where
+        self.words = spoken(codes) if where == "image" else sorted(coded_findings(codes))
 
     def __call__(self, draw: str) -> list[Turn]:
         """The turns of one draw."""
@@ -191,8 +202,17 @@ class ToldFindings:
         if rng.random() < self.alone:
             return list(self.turns)
         words = [w for w in self.words if rng.random() >= self.left_out]
+        if self.where == "question":
+            marks = " ".join([IMAGE] * self.turns[0]["text"].count(IMAGE))
+            return [Turn(role="user", text=seen_question(marks, words)), *self.turns[1:]]
         rng.shuffle(words)
         return with_findings(self.turns, words)
+
+
+def seen_question(marks: str, names: Iterable[str]) -> str:
+    """Ask for a report with what was found in the question."""
+    words = [n.replace("_", " ") for n in sorted(set(names) - {"no_finding"})]
+    return f"{marks} Write the report. Seen: {', '.join(words) or 'nothing abnormal'}."
 
 
 def with_findings(turns: Sequence[Turn], words: Sequence[str]) -> list[Turn]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from xraygpt.common.errors import WeightsError
-from xraygpt.datasets.targets import spoken
-from xraygpt.metrics.findings import FINDINGS
+from xraygpt.datasets.targets import coded_findings, spoken
+from xraygpt.metrics.findings import FINDINGS, label
 from xraygpt.metrics.mesh import findings_of
 from xraygpt.models.vision import VisionEncoder, pooled
 
@@ -124,6 +124,28 @@ class FindingHead(nn.Module):
         tensors = {"weight": self.weight, "bias": self.bias, "threshold": self.threshold}
         save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, aside, metadata=about)
         aside.replace(path)
+
+
+def agreement_with(told: Sequence[Sequence[str]], weight: float) -> Callable[[int, str], float]:
+    """How well a report follows what its writer was told, by the rule-based labeller.
+
+    Args:
+        told: Of each row findings in words, ``["cardiomegaly, mild"]``; none at all judges nothing.
+        weight: What full agreement is worth.
+
+    Returns:
+        Row and text -> weight times the F1 of the findings named, in [0, weight].
+    """
+    wanted = [coded_findings(w.replace(", ", "/") for w in words) for words in told]
+
+    def bonus(row: int, text: str) -> float:
+        want = wanted[row]
+        named = {n for n, s in label(text).items() if s != "negative"} - {"other_finding"}
+        if not want:
+            return 0.0
+        return weight * 2 * len(named & want) / (len(named) + len(want))
+
+    return bonus
 
 
 def head_of(path: Path | None, encoder: VisionEncoder | None) -> FindingHead | None:

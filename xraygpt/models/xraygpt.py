@@ -288,7 +288,9 @@ class XrayGPT(BaseModel):
         plain = None
         if how.guidance and (self.average_count or not batch["image_inputs"]):
             plain = self.embed(batch, self.average_tokens)
-        return self._decoder(self.embed(batch), batch["attention_mask"], how, plain)
+        told = batch.get("told") if how.agreement else None
+        bonus = None if told is None else finding_head.agreement_with(told, how.agreement)
+        return self._decoder(self.embed(batch), batch["attention_mask"], how, plain, bonus)
 
     def embed(self, batch: Batch, every_image: Tensor | None = None) -> Tensor:
         """(B, T) ids with placeholders -> (B, T, H) embeddings with the images in place.

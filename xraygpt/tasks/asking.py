@@ -119,12 +119,13 @@ def with_plan(model: Any, prompts: Batch, plan: Plan) -> Batch:
     Rows that ask something of their own, other than the model's prompts, are left as they are.
     """
     plain = {"", *(" ".join(without_marks(p).split()) for p in model.renderer.prompts)}
-    told = [findings_mark(words) for words in held_likely(model, prompts, plan)]
+    held = held_likely(model, prompts, plan)
+    told = [w if q in plain else [] for w, q in zip(held, prompts["question"], strict=True)]
     texts = [
-        f"{IMAGE}{mark if question in plain else ''} {question}"
-        for mark, question in zip(told, prompts["question"], strict=True)
+        f"{IMAGE}{findings_mark(words)} {question}"
+        for words, question in zip(told, prompts["question"], strict=True)
     ]
-    return ask(model, prompts, texts)
+    return {**ask(model, prompts, texts), "told": told}
 
 
 def planned_question(model: Any, plan: Plan, images: Sequence[Tensor], question: str) -> str:
