@@ -12,6 +12,7 @@ import torch
 
 from xraygpt.common.errors import InputError
 from xraygpt.conversation import Answer, Busy, ChatEngine, Conversation
+from xraygpt.models import finding_head
 from xraygpt.models.base import Generation
 from xraygpt.models.instruct import InstructXrayGPT
 from xraygpt.models.language import SmallLLM
@@ -19,6 +20,7 @@ from xraygpt.models.qformer import QFormerConfig
 from xraygpt.models.xraygpt import XrayGPT
 
 SHORT = Generation(max_new_tokens=12, no_repeat_ngram_size=2)
+DRAWN = replace(SHORT, do_sample=True, temperature=1.5, candidates=8, seed=3)
 WIDTH = 32
 QUESTIONS = (
     "What is this?", "Is there an effusion?", "On which side?", "How large is the heart?",
@@ -115,21 +117,29 @@ def test_a_follow_up_computes_its_own_tokens_alone(engine):
     assert second.prompt_tokens - second.cached_tokens < 60
 
 
-def test_the_answer_is_that_of_evaluation(engine):
-    """One turn of chat says what `generate` says of the same batch."""
+@pytest.mark.parametrize("asked", ["What is this?", "<findings>edema</findings> What is this?"])
+@pytest.mark.parametrize("how", [SHORT, DRAWN, replace(DRAWN, agreement=2.0)])
+def test_the_answer_is_that_of_evaluation(engine, how, asked, monkeypatch):
+    """One turn of chat says what `generate` says of the same batch, of candidates the chosen."""
+    monkeypatch.setattr(
+        finding_head, "label", lambda text: {"edema": "positive"} if "e" in text else {}
+    )
     from xraygpt.datasets.base import Sample
     from xraygpt.datasets.collate import Collator
 
     model = engine.model
-    turns = [{"role": "user", "text": "<image> What is this?"}]
+    turns = [{"role": "user", "text": f"<image> {asked}"}]
     sample = Sample(
         sample_id="a", study_id="a", images=[image(4)], turns=turns, meta={}, draw="a"
     )  # fmt: skip
     collate = Collator(model.renderer, model.packer, max_len=model.context_len)
-    (expected,) = model.generate(collate.prompts([sample]), SHORT)
+    batch = {**collate.prompts([sample]), "told": [["edema"] if "edema" in asked else []]}
+    (expected,) = model.generate(batch, how)
     conversation = engine.start()
     conversation.add_image(image(4))
-    assert conversation.ask("What is this?", SHORT).text() == expected
+    assert conversation.ask(asked, how).text() == expected
+    if how.agreement and "edema" in asked:
+        assert "e" in expected  # candidates without it were drawn, too: likeness cannot outweigh it
 
 
 def test_pieces_come_one_by_one_and_make_the_text(engine):

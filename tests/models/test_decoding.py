@@ -7,7 +7,7 @@ import random
 import pytest
 
 from xraygpt.models.base import Generation
-from xraygpt.models.decoding import Decoder, common_length, consensus
+from xraygpt.models.decoding import Decoder, common_length, consensus, words_of
 from xraygpt.models.finding_head import agreement_with
 from xraygpt.models.language import new_tokenizer
 
@@ -34,6 +34,20 @@ def test_the_answer_in_the_middle_is_chosen():
     assert answers[consensus(answers)] == middle
 
 
+def test_words_are_small_and_marks_stand_alone():
+    assert words_of("The heart's NORMAL, ok.") == [
+        "the",
+        "heart",
+        "'",
+        "s",
+        "normal",
+        ",",
+        "ok",
+        ".",
+    ]
+    assert words_of("心影增大 X") == ["心", "影", "增", "大", "x"]
+
+
 def test_what_speaks_for_an_answer_counts_beside_the_others():
     answers = [[1, 2, 3], [1, 2, 3], [1, 2, 3], [7, 8, 9]]
     assert consensus(answers, [0.0, 0.1, 0.0, 0.5]) == 1  # likeness 2/3, and 0
@@ -56,8 +70,8 @@ def test_agreement_is_the_f1_of_what_was_told():
 def test_candidates_must_be_drawn():
     with pytest.raises(ValueError, match="set do_sample: true"):
         Generation(candidates=8)
-    with pytest.raises(ValueError, match="chooses among candidates"):
-        Generation(agreement=0.5)
+    with pytest.raises(ValueError, match="at least 0"):
+        Generation(agreement=-0.5)
 
 
 def test_padding_has_no_vote():
@@ -71,4 +85,4 @@ def test_padding_has_no_vote():
     padded = [row + [tokenizer.pad_token_id] * (200 - len(row)) for row in rows]
     texts = [decoder._text(row) for row in padded]
     assert texts == short
-    assert decoder._chosen(texts) == f"{long} left"
+    assert texts[decoder.chosen(texts)] == f"{long} left"

@@ -22,8 +22,9 @@ from xraygpt.common.errors import InputError
 from xraygpt.conversation.answer import Answer, Cancelled, Ended, Pieces, Replay
 from xraygpt.models.base import Generation
 from xraygpt.models.decoding import Decoder
+from xraygpt.models.finding_head import agreement_with
 from xraygpt.models.xraygpt import XrayGPT
-from xraygpt.processors.prompts import IMAGE, IMAGE_TOKEN_ID, Turn, without_marks
+from xraygpt.processors.prompts import IMAGE, IMAGE_TOKEN_ID, Turn, told_in, without_marks
 
 
 class Busy(InputError):
@@ -415,7 +416,7 @@ class Conversation:
             average = engine.model.average_tokens
             plain = engine.embed(ids, [average[: len(image)] for image in images])
         said = Pieces(engine.decoder, answer, self._cancel)
-        new = engine.decoder.generate_ids(
+        rows = engine.decoder.generate_ids(
             embeds,
             torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
             how,
@@ -423,8 +424,11 @@ class Conversation:
             past_key_values=None if alone else self._cache,
             streamer=None if alone else said,
             stop=Cancelled(self._cancel),
-        )[0]
-        text, new, ended = engine.decoder.closed(new, self._cancel.is_set())
+        )
+        said_all = [engine.decoder.closed(row, self._cancel.is_set()) for row in rows]
+        bonus = agreement_with([told_in(kept[-1].question)], how.agreement)
+        best = engine.decoder.chosen([one[0] for one in said_all], bonus)
+        text, new, ended = said_all[best]
         said.rest(text)
         if not alone:
             self._cached = [*ids, *new][: int(self._cache.get_seq_length())]

@@ -53,15 +53,15 @@ class Generation:
     """Above 1: draw so many answers and give the one most like the others. Needs do_sample."""
     agreement: float = 0.0
     """Of candidates: how much naming the findings that were told, and no others, counts beside
-    being like the others; both are an F1. No effect without `run.task.plan`."""
+    being like the others; both are an F1. No effect on one, nor without `run.task.plan`."""
     seed: int = 0
     """Of sampling. Answers of one batch are drawn from one stream: another batch, other draws."""
 
     def __post_init__(self) -> None:
         if self.candidates > 1 and not self.do_sample:
             raise ValueError("candidates above 1 are drawn: set do_sample: true")
-        if self.agreement < 0 or (self.agreement and self.candidates < 2):
-            raise ValueError("agreement must be at least 0, and chooses among candidates: above 1")
+        if self.agreement < 0:
+            raise ValueError("agreement must be at least 0")
         if self.guidance < 0 or (self.guidance and self.num_beams > 1):
             raise ValueError("guidance must be at least 0, and goes without beams (num_beams: 1)")
         if self.do_sample and self.num_beams > 1:

@@ -6,7 +6,8 @@ Notation: B rows, T tokens, H the LLM's width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -69,21 +70,29 @@ class Guidance(LogitsProcessor):
 BETA = 1.2
 
 
-def consensus(answers: Sequence[Sequence[int]], bonus: Sequence[float] = ()) -> int:
+_WORDS = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|\w+|[^\w\s]")
+
+
+def words_of(text: str) -> list[str]:
+    """Small-lettered words and marks; of Chinese and Japanese each character."""
+    return _WORDS.findall(text.lower())
+
+
+def consensus(answers: Sequence[Sequence[Hashable]], bonus: Sequence[float] = ()) -> int:
     """The place of the answer most like the others: minimum Bayes risk (Kumar and Byrne 2004).
 
-    Likeness is ROUGE-L of tokens (Lin 2004) with recall weighed 1.2² as much as precision, as the
+    Likeness is ROUGE-L (Lin 2004) with recall weighed 1.2² as much as precision, as the
     COCO evaluation has it: the plain F1 prefers short answers.
 
     Args:
-        answers: Their tokens.
+        answers: Their words.
         bonus: Of each what is added to its mean likeness to the others, which lies in [0, 1].
     """
     bonus = bonus or [0.0] * len(answers)
     if len(answers) < 3:
         return bonus.index(max(bonus))
 
-    def likeness(a: Sequence[int], b: Sequence[int]) -> float:
+    def likeness(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
         """(1 + β²) P R / (R + β² P), written with the lengths."""
         return (1 + BETA**2) * common_length(a, b) / max(len(a) + BETA**2 * len(b), 1)
 
@@ -94,9 +103,9 @@ def consensus(answers: Sequence[Sequence[int]], bonus: Sequence[float] = ()) -> 
     return gains.index(max(gains))
 
 
-def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+def common_length(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     """Length of the longest common subsequence, a row of the table at once (Hyyrö 2004)."""
-    places: dict[int, int] = {}
+    places: dict[Hashable, int] = {}
     for i, token in enumerate(a):
         places[token] = places.get(token, 0) | 1 << i
     row = every = (1 << len(a)) - 1
@@ -149,10 +158,7 @@ class Decoder:
         ids = self.generate_ids(embeds, attention_mask, how, plain)
         texts = [self._text(row) for row in ids]
         drawn = [texts[i : i + how.candidates] for i in range(0, len(texts), how.candidates)]
-        return [
-            self._chosen(answers, [bonus(row, a) for a in answers] if bonus else ())
-            for row, answers in enumerate(drawn)
-        ]
+        return [answers[self.chosen(answers, bonus, row)] for row, answers in enumerate(drawn)]
 
     def generate_ids(
         self,
@@ -258,12 +264,22 @@ class Decoder:
         # Half a character decodes to the replacement character, and white space may be an end's.
         return text.rstrip("\ufffd").strip()
 
-    def _chosen(self, answers: list[str], bonus: Sequence[float] = ()) -> str:
-        """The one most like the others; by its text alone, whatever padded it in its batch."""
+    def chosen(
+        self, answers: list[str], bonus: Callable[[int, str], float] | None = None, row: int = 0
+    ) -> int:
+        """The place of the candidate to give: the one most like the others, see `consensus`.
+
+        By its text alone, whatever padded it in its batch.
+
+        Args:
+            answers: Candidates of one row.
+            bonus: As in `__call__`.
+            row: Which.
+        """
         if len(answers) == 1:
-            return answers[0]
-        tokens = self.tokenizer(answers, add_special_tokens=False)["input_ids"]
-        return answers[consensus(tokens, bonus)]
+            return 0
+        words = [words_of(answer) for answer in answers]
+        return consensus(words, [bonus(row, a) for a in answers] if bonus else ())
 
     def _criteria(self) -> StoppingCriteriaList:
         if not self.text_stops:

@@ -46,6 +46,11 @@ def findings_mark(words: Sequence[str]) -> str:
     return f"<findings>{plain}</findings>" if plain else ""
 
 
+def told_in(text: str) -> list[str]:
+    """Findings that a question tells, as `findings_mark` wrote them."""
+    return [word for mark in FOUND.findall(text) for word in mark.split("; ") if word]
+
+
 def without_marks(text: str) -> str:
     """`text` for a model that takes none, and for people; images told in words stay."""
     return FOUND.sub(r" (found: \1)", _SEEN.sub("", text)).strip()
