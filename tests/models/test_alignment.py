@@ -49,6 +49,7 @@ def task(**settings) -> QFormerAlignmentTask:
     return QFormerAlignmentTask(QFormerAlignmentTask.Config(**settings))
 
 
+@pytest.mark.slow
 def test_it_learns_which_text_goes_with_which_image(run):
     _, _, runner, scores = run
     assert scores["val/image_gap"] > 0.3
@@ -65,6 +66,7 @@ def test_it_learns_which_text_goes_with_which_image(run):
     assert fits[0] > fits[1:].max() + 0.3
 
 
+@pytest.mark.slow
 def test_stage_one_begins_with_it_and_reads_the_same(run, tmp_path):
     base, corpus, runner, _ = run
     model = f"""
@@ -115,6 +117,7 @@ def test_wrong_partners_are_alike_but_never_right():
     assert not (again == torch.arange(6)).any()
 
 
+@pytest.mark.slow
 def test_texts_alone_and_single_rows_bring_no_loss_and_touch_every_parameter(run):
     _, _, runner, _ = run
     train = runner.splits["train"].parts[0]

@@ -43,6 +43,7 @@ def test_parts_of_codes():
     assert frequent_codes([], 1)[0] == []
 
 
+@pytest.mark.slow
 def test_codes_are_learned_with_their_sides(tmp_path, coded):
     options = ["run.task.code_weight=5", "run.task.matching_weight=0", "run.task.label_weight=0"]
     runner, scores = trained(tmp_path, coded, 150, "pairs", *options)

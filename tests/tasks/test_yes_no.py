@@ -60,6 +60,7 @@ def evaluator_of(base, corpus, *options: str):
     return build_evaluator(load(Evaluation, yaml, options))
 
 
+@pytest.mark.slow
 def test_a_model_that_reads_ranks_studies_and_the_controls_do_not(made):
     base, corpus = made
     evaluator = evaluator_of(base, corpus)
@@ -77,6 +78,7 @@ def test_a_model_that_reads_ranks_studies_and_the_controls_do_not(made):
     assert "AUROC_macro" in page
 
 
+@pytest.mark.slow
 def test_probabilities_are_those_of_the_two_likelihoods(made):
     base, corpus = made
     evaluator = evaluator_of(base, corpus)
@@ -107,6 +109,7 @@ def test_answers_stand_after_each_prompt_of_a_batch():
     assert batch["attention_mask"].tolist() == [[0, 1, 1, 1, 1], [1] * 5]
 
 
+@pytest.mark.slow
 def test_the_control_gives_all_questions_of_an_image_the_same_other_one(made):
     base, corpus = made
     data = evaluator_of(base, corpus).data
