@@ -576,13 +576,13 @@ def test_a_draft_is_asked_for_with_what_the_model_found(desk, tmp_path):
     upload(desk, session, square(tmp_path, "left"))
     read: list[list] = []
 
-    def plan(images):
+    def plan(images, question):
         read.append(list(images))
-        return "Write the report. Seen: lung opacity."
+        return f"<findings>opacity, left</findings> {question}"
 
     desk.parts = dataclasses.replace(desk.parts, plan=plan)
     assert said(desk.draft(session, SHORT))
-    assert desk.exchanges(session)[-1][0].endswith("Write the report. Seen: lung opacity.")
-    assert session.draft.prompt.endswith("Write the report. Seen: lung opacity.")
+    wanted = f"(found: opacity, left) {desk.report_prompt}"
+    assert desk.exchanges(session)[-1][0] == wanted == session.draft.prompt
     film = session.films[0]
     assert len(read) == 1 and torch.equal(read[0][0], desk.parts.read_image(film.path, film.frame))

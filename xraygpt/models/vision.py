@@ -72,7 +72,7 @@ class VisionEncoder(nn.Module):
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """(N, C, H, W) normalised -> (N, L, D)."""
-        if not pixel_values.is_cuda and pixel_values.dim() == 4:
+        if not self.has_position and not pixel_values.is_cuda:  # a CNN
             # Convolutions on a CPU are faster when colours lie beside each other.
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         out = self.net(pixel_values)
