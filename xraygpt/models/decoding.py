@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -68,6 +69,8 @@ class Guidance(LogitsProcessor):
 
 
 BETA = 1.2
+# What the question says may be said again: the rule holds for the answer, as is meant here.
+warnings.filterwarnings("ignore", message="Passing `no_repeat_ngram_size` with `inputs_embeds`")
 
 
 _WORDS = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|\w+|[^\w\s]")
