@@ -1,0 +1,99 @@
+"""Granulomas in real images: in normal training ones alone, where text and coding say, bright."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import write_toy_corpus
+from xraygpt.common.config import load
+from xraygpt.common.errors import DataError
+from xraygpt.datasets.planted import _FIELDS, SOURCE, planted
+from xraygpt.experiment import Training
+from xraygpt.metrics.findings import label
+from xraygpt.metrics.mesh import findings_of
+from xraygpt.processors.image import ImageSpec
+
+YAML = """
+model: {arch: language_model}
+datasets: {toy: {builder: planted_granulomas, storage: %s, target: report, sections: [findings]%s}}
+run: {task: language_modeling, max_steps: 1}
+"""
+SPEC = ImageSpec(image_size=32, mean=(0.5,), std=(0.5,), tokens_per_image=1)
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch):
+    """A third of the studies is coded as normal; one of them is of the published test split."""
+    monkeypatch.setenv("XRAYGPT_CACHE", str(tmp_path / "cache"))
+    folder = write_toy_corpus(tmp_path / "corpus", 24)
+    path = folder / "corpus.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["codes"] = [["normal"], ["Cardiomegaly"], ["normal", "Opacity"]][i % 3]
+        row["findings"] = row.pop("turns")[1]["text"]
+    rows[0]["split"] = "test"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder
+
+
+def build(corpus, more=""):
+    path = corpus.parent / "train.yaml"
+    path.write_text(YAML % (corpus, more))
+    return load(Training, path).datasets["toy"].build(image_spec=SPEC)
+
+
+def test_only_normal_training_studies_come_back_with_what_was_drawn(corpus):
+    builder = build(corpus, ", copies: 2")
+    train = builder.build("train")
+    normal = {f"study{i}" for i in range(3, 24, 3) if i % 4 != 3}
+    assert {r.study_id for r in train.records} == normal and len(train) == 2 * len(normal)
+    assert len(builder.build("val")) == len(builder.build("test")) == 0
+    for i, record in enumerate(train.records):
+        assert findings_of(record.meta["codes"]) == {"calcified_granuloma"}
+        assert record.meta["source"] == SOURCE
+        text = train.turns_of(i)[1]["text"]
+        assert label(text)["calcified_granuloma"] == "positive"
+        side = record.meta["codes"][0].rpartition("/")[2]
+        assert f"in the {side} " in text
+        with Image.open(record.images[0].path) as image:
+            assert image.text["Source"] == SOURCE
+    assert train[0]["images"][0].shape == (3, 32, 32) or train[0]["images"][0].shape == (1, 32, 32)
+
+
+def test_it_is_drawn_once(corpus):
+    first = build(corpus).build("train").records[0].images[0].path
+    before = first.read_bytes(), first.stat().st_mtime_ns
+    again = build(corpus).build("train").records[0].images[0].path
+    assert (again.read_bytes(), again.stat().st_mtime_ns) == before and again == first
+    other = build(corpus, ", planted_seed: 1").build("train").records[0].images[0].path
+    assert other.read_bytes() != before[0]
+
+
+def test_spots_are_small_bright_and_where_they_are_said_to_be():
+    rng = np.random.default_rng(0)
+    grey = (0.3 + 0.02 * rng.standard_normal((256, 220))).clip(0, 1).astype(np.float32)
+    places = set()
+    for seed in range(60):
+        drawn, side, place = planted(grey, Random(seed))
+        change = drawn / 255 - grey
+        spot = change > 0.05
+        places.add((side, place))
+        assert 2 <= spot.sum() < 150 and change[~spot].min() > -0.01
+        y, x = (c.mean() / n for c, n in zip(np.nonzero(spot), grey.shape, strict=True))
+        x0, x1, y0, y1 = _FIELDS[side, place]
+        assert x0 - 0.06 < x < x1 + 0.06 and y0 - 0.06 < y < y1 + 0.06
+        same, *_ = planted(np.stack([grey] * 3, axis=-1), Random(seed))
+        assert np.array_equal(same, drawn)
+    assert places == set(_FIELDS)
+
+
+def test_a_corpus_without_normal_studies_is_named(corpus):
+    path = corpus / "corpus.jsonl"
+    path.write_text(path.read_text().replace('"normal"', '"Edema"'))
+    with pytest.raises(DataError, match="coded as normal alone"):
+        build(corpus).build("train")
