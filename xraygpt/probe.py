@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from scipy.special import expit
 from torch import Tensor
 
 from xraygpt.common import distributed
@@ -61,7 +62,7 @@ class Regressions:
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """(n, 2 D) -> (n, F) probabilities."""
-        return np.asarray(1 / (1 + np.exp(-(features @ self.weight.T + self.bias))))
+        return np.asarray(expit(features @ self.weight.T + self.bias))
 
 
 def fit(features: np.ndarray, truth: np.ndarray, strength: float) -> Regressions:
@@ -296,6 +297,8 @@ def main() -> None:
         raise InputError("this YAML's model has no vision encoder: name one with --vit-model")
     if args.save is not None and len(names) > 1:
         raise InputError("--save keeps the head of one encoder: name one with --vit-model")
+    if args.over <= 0:
+        raise InputError(f"--over ({args.over}) must be above 0")
     place = distributed.make_accelerator(args.device, amp=False)
     found = {}
     for name in names:
