@@ -22,7 +22,7 @@ from PIL import Image
 
 from tests.conversation.test_chat import SHORT, image, made
 from xraygpt.conversation import ChatEngine
-from xraygpt.conversation.api import NOTICE, ApiLimits, Service, make_app
+from xraygpt.conversation.api import NOTICE, ApiLimits, Message, Service, make_app
 from xraygpt.processors.pixels import read_image
 
 
@@ -126,6 +126,28 @@ def test_a_follow_up_finds_its_cache_and_says_the_same_without_it(served):
     anew = client.chat.completions.create(model="tiny", messages=messages)
     assert anew.usage.prompt_tokens_details.cached_tokens == 0
     assert anew.choices[0].message.content == second.choices[0].message.content
+
+
+def test_a_first_report_is_asked_for_with_what_was_found():
+    of = service()
+    of.engine.renderer.prompts = ["<image> Describe it.", "Another."]
+    of.plan = lambda images, question: f"<findings>{len(images)} seen</findings> {question}"
+
+    def user(text, *greys):
+        parts = [{"type": "image_url", "image_url": {"url": picture(g)}} for g in greys]
+        return Message(role="user", content=[{"type": "text", "text": text}, *parts])
+
+    told = "<findings>2 seen</findings> Describe it."
+    assert of.conversation([user("Describe  it.", 3, 9)])[1] == told.replace("e it", "e  it")
+    assert of.conversation([user("", 3, 9)])[1] == told
+    assert of.conversation([user("Is it large?", 3)])[1] == "Is it large?"
+    assert of.conversation([user("Describe it.")])[1] == "Describe it."
+    said = Message(role="assistant", content="Clear.")
+    conversation, question = of.conversation([user("Another.", 3), said, user("Describe it.", 9)])
+    assert question == "Describe it."  # not the first
+    assert "<findings>1 seen</findings> Another." in conversation.exchanges[0].question
+    of.plan = None
+    assert of.conversation([user("Describe it.", 3)])[1] == "Describe it."
 
 
 def test_a_temperature_samples_by_seed(served):

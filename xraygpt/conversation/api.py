@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,6 +35,7 @@ from xraygpt.common.errors import InputError, without_path
 from xraygpt.conversation.answer import Answer
 from xraygpt.conversation.chat import ChatEngine, Conversation
 from xraygpt.models.base import Generation
+from xraygpt.processors.prompts import without_marks
 
 NOTICE = "AI output, not verified. Research use only, not for diagnosis."
 KEPT = 8
@@ -137,6 +138,9 @@ class Service:
         limits: What a request may bring.
         key: Requests must bring it as a bearer token; empty asks for none.
         facts: For `/health`.
+        plan: Images and the question for a report -> that question, with what was found in them
+            told; asked where a conversation begins with images and one of the model's own prompts,
+            or none. None tells nothing.
     """
 
     engine: ChatEngine
@@ -146,6 +150,7 @@ class Service:
     limits: ApiLimits
     key: str
     facts: dict[str, Any]
+    plan: Callable[[Sequence[Tensor], str], str] | None = None
 
     def __post_init__(self) -> None:
         self._kept: OrderedDict[str, Conversation] = OrderedDict()
@@ -169,9 +174,19 @@ class Service:
         with self._lock:
             found = self._kept.pop(key, None)
         conversation = found or self._rebuilt(before)
-        for url in last.images():
-            conversation.add_image(self._image(url))
-        return conversation, last.text()
+        return conversation, self._asked(conversation, last)
+
+    def _asked(self, conversation: Conversation, message: Message) -> str:
+        """Show a message's images; its question, for a first report with what was found in them."""
+        images = [self._image(url) for url in message.images()]
+        for image in images:
+            conversation.add_image(image)
+        text = message.text()
+        plain = [" ".join(without_marks(p).split()) for p in self.engine.renderer.prompts]
+        opens = bool(images) and not conversation.exchanges
+        if self.plan is None or not opens or " ".join(text.split()) not in ("", *plain):
+            return text
+        return self.plan(images, text or (plain[0] if plain else ""))
 
     def keep(self, messages: list[Message], answer: str, conversation: Conversation) -> None:
         """Keep a conversation for the request that goes on with it."""
@@ -189,9 +204,7 @@ class Service:
             if message.role == "user":
                 if asked is not None:
                     raise ApiError(400, "two user messages in a row", "invalid_value", "messages")
-                for url in message.images():
-                    conversation.add_image(self._image(url))
-                asked = message.text()
+                asked = self._asked(conversation, message)
             elif message.role == "assistant":
                 if asked is None:
                     raise ApiError(
