@@ -16,6 +16,7 @@ from xraygpt import pack
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.experiment import Evaluation, Training, build_evaluator, build_runner
+from xraygpt.models.finding_head import FindingHead, load_head
 
 YAML = """
 model:
@@ -57,7 +58,14 @@ def test_a_packed_model_says_the_same_and_rests_on_nothing_else(made, tmp_path, 
     base, corpus = made
     out = tmp_path / "weights" / "mine"
     before = evaluator(base, corpus, f"{base / 'encoder'}+base", base / "lm", base / "run")
-    monkeypatch.setattr(sys, "argv", ["pack", str(base / "run"), str(out)])
+    vision = before.model.vision
+    head = FindingHead(
+        ["edema"], [], weight=torch.randn(1, 2 * vision.width), bias=torch.zeros(1),
+        threshold=torch.tensor([0.4]), encoder=vision.digest(),
+    )  # fmt: skip
+    head.save(tmp_path / "head")
+    command = ["pack", str(base / "run"), str(out), "--finding-head", str(tmp_path / "head")]
+    monkeypatch.setattr(sys, "argv", command)
     pack.main()
     gone = tmp_path / "gone"
     for name in ("encoder", "lm", "run"):
@@ -75,7 +83,11 @@ def test_a_packed_model_says_the_same_and_rests_on_nothing_else(made, tmp_path, 
     state = load_file(out / "model.safetensors")
     assert {t.dtype for t in state.values() if t.dim() > 1} == {torch.float16}
     assert not any(n.startswith(("vision.", "llm.base_model.model.model.embed")) for n in state)
-    assert str(base) not in (out / "config.yaml").read_text()
+    described = (out / "config.yaml").read_text()
+    assert str(base) not in described and f"finding_head: {out / pack.HEAD}" in described
+    packed = load_head(out / pack.HEAD, after.model.vision.digest())  # that of half precision
+    torch.testing.assert_close(packed.weight, head.weight)
+    assert packed.threshold == head.threshold
     with pytest.raises(InputError, match="is there already"):
         pack.pack(base / "run", out)
 
