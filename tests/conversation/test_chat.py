@@ -119,8 +119,11 @@ def test_a_follow_up_computes_its_own_tokens_alone(engine):
 
 @pytest.mark.parametrize("asked", ["What is this?", "<findings>edema</findings> What is this?"])
 @pytest.mark.parametrize("how", [SHORT, DRAWN, replace(DRAWN, agreement=2.0)])
-def test_the_answer_is_that_of_evaluation(engine, how, asked, monkeypatch):
+@pytest.mark.parametrize("own_rules", [True, False])
+def test_the_answer_is_that_of_evaluation(engine, how, asked, own_rules, monkeypatch):
     """One turn of chat says what `generate` says of the same batch, of candidates the chosen."""
+    if not own_rules:  # of the LLM's generation_config: its answers are no letters then
+        monkeypatch.setattr(engine.model.llm.generation_config, "suppress_tokens", None)
     monkeypatch.setattr(
         finding_head, "label", lambda text: {"edema": "positive"} if "e" in text else {}
     )
@@ -130,7 +133,7 @@ def test_the_answer_is_that_of_evaluation(engine, how, asked, monkeypatch):
     model = engine.model
     turns = [{"role": "user", "text": f"<image> {asked}"}]
     sample = Sample(
-        sample_id="a", study_id="a", images=[image(4)], turns=turns, meta={}, draw="a"
+        sample_id="", study_id="a", images=[image(4)], turns=turns, meta={}, draw="a"
     )  # fmt: skip
     collate = Collator(model.renderer, model.packer, max_len=model.context_len)
     batch = {**collate.prompts([sample]), "told": [["edema"] if "edema" in asked else []]}
@@ -138,7 +141,7 @@ def test_the_answer_is_that_of_evaluation(engine, how, asked, monkeypatch):
     conversation = engine.start()
     conversation.add_image(image(4))
     assert conversation.ask(asked, how).text() == expected
-    if how.agreement and "edema" in asked:
+    if how.agreement and "edema" in asked and own_rules:
         assert "e" in expected  # candidates without it were drawn, too: likeness cannot outweigh it
 
 

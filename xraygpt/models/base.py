@@ -55,7 +55,7 @@ class Generation:
     """Of candidates: how much naming the findings that were told, and no others, counts beside
     being like the others; both are an F1. No effect on one, nor without `run.task.plan`."""
     seed: int = 0
-    """Of sampling. Answers of one batch are drawn from one stream: another batch, other draws."""
+    """Of sampling. The draws of a sample hang on this and its id, not on the rest of its batch."""
 
     def __post_init__(self) -> None:
         if self.candidates > 1 and not self.do_sample:

@@ -23,6 +23,7 @@ from transformers import (
 
 from xraygpt.common.errors import InputError
 from xraygpt.models.base import Generation
+from xraygpt.models.drawing import draw, has_rules, roomy_cache
 from xraygpt.processors.prompts import PromptRenderer
 
 
@@ -48,7 +49,9 @@ class Guidance(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, new) tokens said so far and the (B, V) logits after them -> (B, V) scores."""
-        if self.cache is not None:
+        if self.cache is None:
+            self.cache = roomy_cache(self.llm)
+        else:
             self.embeds = self.llm.get_input_embeddings()(input_ids[:, -1:])
             self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
         positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -self.embeds.shape[1] :]
@@ -66,6 +69,11 @@ class Guidance(LogitsProcessor):
         least = seen.max(dim=-1, keepdim=True).values + math.log(self.plausible)
         guided: Tensor = seen + self.guidance * (seen - plain)
         return guided.masked_fill(seen < least, -math.inf)
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows alone."""
+        self.mask = self.mask[rows]
+        self.cache.batch_select_indices(rows)
 
 
 BETA = 1.2
@@ -144,6 +152,7 @@ class Decoder:
         how: Generation,
         plain: Tensor | None = None,
         bonus: Callable[[int, str], float] | None = None,
+        names: Sequence[str] = (),
     ) -> list[str]:
         """(B, T, H) embeddings, left-padded, with their (B, T) mask -> B answers.
 
@@ -154,11 +163,12 @@ class Decoder:
             plain: `embeds` with an average image in each image's place, for `how.guidance`.
             bonus: Row and text of a candidate -> what speaks for it beside the others; see
                 `consensus`.
+            names: Of the rows; the draws of sampling hang on them, and not on the other rows.
 
         Raises:
             InputError: Guidance is asked for and there is no average image.
         """
-        ids = self.generate_ids(embeds, attention_mask, how, plain)
+        ids = self.generate_ids(embeds, attention_mask, how, plain, names=names)
         texts = [self._text(row) for row in ids]
         drawn = [texts[i : i + how.candidates] for i in range(0, len(texts), how.candidates)]
         return [answers[self.chosen(answers, bonus, row)] for row, answers in enumerate(drawn)]
@@ -170,6 +180,7 @@ class Decoder:
         how: Generation,
         plain: Tensor | None = None,
         stop: StoppingCriteria | None = None,
+        names: Sequence[str] = (),
         **more: Any,
     ) -> list[list[int]]:
         """As `__call__`, but the new ids of every row and candidate.
@@ -180,22 +191,46 @@ class Decoder:
             how: Settings.
             plain: As in `__call__`.
             stop: Beside the stop strings.
+            names: As in `__call__`.
             more: For transformers' `generate`: a cache, a streamer.
 
         Raises:
             InputError: As in `__call__`.
         """
-        embeds = embeds.repeat_interleave(how.candidates, dim=0)
-        attention_mask = attention_mask.repeat_interleave(how.candidates, dim=0)
-        guides = LogitsProcessorList()
+        guide = None
         if how.guidance:
             if plain is None:
                 raise InputError(
                     "generate.guidance compares with the average training image, which this model "
                     "has not: train it one step more, or set guidance: 0"
                 )
+            mask = attention_mask.repeat_interleave(how.candidates, dim=0)
             plain = plain.repeat_interleave(how.candidates, dim=0)
-            guides.append(Guidance(self.llm, plain, attention_mask, how.guidance))
+            guide = Guidance(self.llm, plain, mask, how.guidance)
+        stops = StoppingCriteriaList([*self._criteria(), *([stop] if stop else [])])
+        given = any(value is not None for value in more.values())
+        if how.num_beams > 1 or given or has_rules(self.llm):
+            embeds = embeds.repeat_interleave(how.candidates, dim=0)
+            attention_mask = attention_mask.repeat_interleave(how.candidates, dim=0)
+            return self._by_transformers(embeds, attention_mask, how, guide, stops, **more)
+        ends = torch.tensor(sorted(self.end_ids), device=embeds.device)
+
+        def ended(ids: Tensor, scores: Tensor) -> Tensor:
+            over: Tensor = torch.isin(ids[:, -1], ends)
+            return over | stops(ids, scores) if stops else over
+
+        return draw(self.llm, embeds, attention_mask, how, ended, guide, names)
+
+    def _by_transformers(
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor,
+        how: Generation,
+        guide: Guidance | None,
+        stops: StoppingCriteriaList,
+        **more: Any,
+    ) -> list[list[int]]:
+        """Beams, what comes with a cache or a streamer, and an LLM with rules of its own."""
         pad = self.tokenizer.pad_token_id
         options: dict[str, Any] = {"do_sample": how.do_sample, "num_beams": how.num_beams}
         if how.do_sample:
@@ -214,10 +249,8 @@ class Decoder:
                 max_new_tokens=how.max_new_tokens,
                 eos_token_id=sorted(self.end_ids),
                 pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
-                stopping_criteria=StoppingCriteriaList(
-                    [*self._criteria(), *([stop] if stop else [])]
-                ),
-                logits_processor=guides,
+                stopping_criteria=stops,
+                logits_processor=LogitsProcessorList([] if guide is None else [guide]),
                 **options,
                 **more,
             )

@@ -101,7 +101,7 @@ class LanguageModel(BaseModel):
         if self._decoder is None:
             self._decoder = Decoder(self.llm, self.renderer)
         embeds = self.llm.get_input_embeddings()(batch["input_ids"])
-        return self._decoder(embeds, batch["attention_mask"], how)
+        return self._decoder(embeds, batch["attention_mask"], how, names=batch["sample_id"])
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         """All weights, the tied output layer once."""

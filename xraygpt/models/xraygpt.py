@@ -290,7 +290,8 @@ class XrayGPT(BaseModel):
             plain = self.embed(batch, self.average_tokens)
         told = batch.get("told") if how.agreement else None
         bonus = None if told is None else finding_head.agreement_with(told, how.agreement)
-        return self._decoder(self.embed(batch), batch["attention_mask"], how, plain, bonus)
+        mask, names = batch["attention_mask"], batch["sample_id"]
+        return self._decoder(self.embed(batch), mask, how, plain, bonus, names)
 
     def embed(self, batch: Batch, every_image: Tensor | None = None) -> Tensor:
         """(B, T) ids with placeholders -> (B, T, H) embeddings with the images in place.
