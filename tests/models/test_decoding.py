@@ -48,6 +48,14 @@ def test_words_are_small_and_marks_stand_alone():
     assert words_of("心影增大 X") == ["心", "影", "增", "大", "x"]
 
 
+def test_candidates_are_compared_with_the_references_alone():
+    alike, other = [1, 2, 3, 4], [7, 8, 9]
+    answers = [alike, alike, [7, 8, 1], [8, 7, 9], other]
+    assert answers[consensus(answers)] == alike
+    assert consensus(answers, references=3) == 4
+    assert consensus(answers, [0.0, 0.0, 0.9, 0.0, 0.0], references=3) == 2
+
+
 def test_what_speaks_for_an_answer_counts_beside_the_others():
     answers = [[1, 2, 3], [1, 2, 3], [1, 2, 3], [7, 8, 9]]
     assert consensus(answers, [0.0, 0.1, 0.0, 0.5]) == 1  # likeness 2/3, and 0
@@ -72,6 +80,8 @@ def test_candidates_must_be_drawn():
         Generation(candidates=8)
     with pytest.raises(ValueError, match="at least 0"):
         Generation(agreement=-0.5)
+    with pytest.raises(ValueError, match="candidates above 1"):
+        Generation(references=8)
 
 
 def test_padding_has_no_vote():

@@ -100,6 +100,24 @@ def test_draws_are_the_same_in_any_batch(decoder: Decoder, monkeypatch: pytest.M
     assert unlike != together, "names must have their own draws"
 
 
+@pytest.mark.parametrize("by_transformers", [False, True])
+@torch.no_grad()
+def test_references_are_drawn_at_temperature_one(
+    decoder: Decoder, by_transformers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder.llm.generation_config, "suppress_tokens", [0] * by_transformers)
+    settings = {"max_new_tokens": 20, "do_sample": True, "candidates": 3}
+    cold = Generation(**settings, temperature=1e-3, references=4)
+    embeds, mask = prompts(decoder, PROMPTS[:2])
+    greedy = decoder.generate_ids(embeds, mask, Generation(max_new_tokens=20))
+    drawn = decoder.generate_ids(embeds, mask, cold)
+    assert len(drawn) == 14
+    for i in range(2):
+        of_prompt = drawn[7 * i : 7 * i + 7]
+        assert of_prompt[:3] == [greedy[i]] * 3
+        assert len({tuple(row) for row in of_prompt[3:]}) > 2
+
+
 def test_tokens_are_drawn_as_likely_as_they_are() -> None:
     scores = torch.tensor([[2.0, -torch.inf, 0.0, 1.0, -1.0]])
     luck = (torch.arange(10_000) + 0.5) / 10_000

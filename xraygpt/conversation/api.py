@@ -260,7 +260,9 @@ class Service:
                 top_p=asked.top_p or 1.0,
             )  # fmt: skip
         elif asked.temperature == 0:
-            how = replace(how, do_sample=False, temperature=1.0, top_p=1.0, candidates=1)
+            how = replace(
+                how, do_sample=False, temperature=1.0, top_p=1.0, candidates=1, references=0
+            )
         return replace(how, seed=asked.seed) if asked.seed is not None else how
 
 

@@ -427,7 +427,7 @@ class Conversation:
         )
         said_all = [engine.decoder.closed(row, self._cancel.is_set()) for row in rows]
         bonus = agreement_with([told_in(kept[-1].question)], how.agreement)
-        best = engine.decoder.chosen([one[0] for one in said_all], bonus)
+        best = engine.decoder.chosen([s[0] for s in said_all], bonus, references=how.references)
         text, new, ended = said_all[best]
         said.rest(text)
         if not alone:

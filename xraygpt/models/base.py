@@ -51,13 +51,23 @@ class Generation:
     0 is off, 1 to 4 are usual. Twice the work. No beams."""
     candidates: int = 1
     """Above 1: draw so many answers and give the one most like the others. Needs do_sample."""
+    references: int = 0
+    """Beside the candidates draw so many at temperature 1 and compare every candidate with these
+    instead: they are what the model holds possible, unsharpened. They are candidates, too."""
     agreement: float = 0.0
     """Of candidates: how much naming the findings that were told, and no others, counts beside
     being like the others; both are an F1. No effect on one, nor without `run.task.plan`."""
     seed: int = 0
     """Of sampling. The draws of a sample hang on this and its id, not on the rest of its batch."""
 
+    @property
+    def draws(self) -> int:
+        """Answers drawn for a prompt."""
+        return self.candidates + self.references
+
     def __post_init__(self) -> None:
+        if self.references < 0 or (self.references and self.candidates < 2):
+            raise ValueError("references must be at least 0, and come with candidates above 1")
         if self.candidates > 1 and not self.do_sample:
             raise ValueError("candidates above 1 are drawn: set do_sample: true")
         if self.agreement < 0:

@@ -23,7 +23,7 @@ from transformers import (
 
 from xraygpt.common.errors import InputError
 from xraygpt.models.base import Generation
-from xraygpt.models.drawing import draw, has_rules, roomy_cache
+from xraygpt.models.drawing import Temperature, draw, has_rules, roomy_cache
 from xraygpt.processors.prompts import PromptRenderer
 
 
@@ -89,7 +89,9 @@ def words_of(text: str) -> list[str]:
     return _WORDS.findall(text.lower())
 
 
-def consensus(answers: Sequence[Sequence[Hashable]], bonus: Sequence[float] = ()) -> int:
+def consensus(
+    answers: Sequence[Sequence[Hashable]], bonus: Sequence[float] = (), references: int = 0
+) -> int:
     """The place of the answer most like the others: minimum Bayes risk (Kumar and Byrne 2004).
 
     Likeness is ROUGE-L (Lin 2004) with recall weighed 1.2² as much as precision, as the
@@ -98,6 +100,7 @@ def consensus(answers: Sequence[Sequence[Hashable]], bonus: Sequence[float] = ()
     Args:
         answers: Their words.
         bonus: Of each what is added to its mean likeness to the others, which lies in [0, 1].
+        references: The last so many are the others; 0 takes all.
     """
     bonus = bonus or [0.0] * len(answers)
     if len(answers) < 3:
@@ -107,10 +110,11 @@ def consensus(answers: Sequence[Sequence[Hashable]], bonus: Sequence[float] = ()
         """(1 + β²) P R / (R + β² P), written with the lengths."""
         return (1 + BETA**2) * common_length(a, b) / max(len(a) + BETA**2 * len(b), 1)
 
-    gains = [
-        sum(likeness(a, b) for j, b in enumerate(answers) if i != j) / (len(answers) - 1) + extra
-        for i, (a, extra) in enumerate(zip(answers, bonus, strict=True))
-    ]
+    first = len(answers) - references if references else 0
+    gains = []
+    for i, (a, extra) in enumerate(zip(answers, bonus, strict=True)):
+        others = [b for j, b in enumerate(answers[first:], first) if i != j]
+        gains.append(sum(likeness(a, b) for b in others) / max(len(others), 1) + extra)
     return gains.index(max(gains))
 
 
@@ -170,8 +174,11 @@ class Decoder:
         """
         ids = self.generate_ids(embeds, attention_mask, how, plain, names=names)
         texts = [self._text(row) for row in ids]
-        drawn = [texts[i : i + how.candidates] for i in range(0, len(texts), how.candidates)]
-        return [answers[self.chosen(answers, bonus, row)] for row, answers in enumerate(drawn)]
+        drawn = [texts[i : i + how.draws] for i in range(0, len(texts), how.draws)]
+        return [
+            answers[self.chosen(answers, bonus, row, how.references)]
+            for row, answers in enumerate(drawn)
+        ]
 
     def generate_ids(
         self,
@@ -204,14 +211,14 @@ class Decoder:
                     "generate.guidance compares with the average training image, which this model "
                     "has not: train it one step more, or set guidance: 0"
                 )
-            mask = attention_mask.repeat_interleave(how.candidates, dim=0)
-            plain = plain.repeat_interleave(how.candidates, dim=0)
+            mask = attention_mask.repeat_interleave(how.draws, dim=0)
+            plain = plain.repeat_interleave(how.draws, dim=0)
             guide = Guidance(self.llm, plain, mask, how.guidance)
         stops = StoppingCriteriaList([*self._criteria(), *([stop] if stop else [])])
         given = any(value is not None for value in more.values())
         if how.num_beams > 1 or given or has_rules(self.llm):
-            embeds = embeds.repeat_interleave(how.candidates, dim=0)
-            attention_mask = attention_mask.repeat_interleave(how.candidates, dim=0)
+            embeds = embeds.repeat_interleave(how.draws, dim=0)
+            attention_mask = attention_mask.repeat_interleave(how.draws, dim=0)
             return self._by_transformers(embeds, attention_mask, how, guide, stops, **more)
         ends = torch.tensor(sorted(self.end_ids), device=embeds.device)
 
@@ -232,9 +239,11 @@ class Decoder:
     ) -> list[list[int]]:
         """Beams, what comes with a cache or a streamer, and an LLM with rules of its own."""
         pad = self.tokenizer.pad_token_id
+        guides = LogitsProcessorList([] if guide is None else [guide])
         options: dict[str, Any] = {"do_sample": how.do_sample, "num_beams": how.num_beams}
         if how.do_sample:
-            options |= {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
+            guides.append(Temperature(how, len(embeds) // how.draws, embeds.device))
+            options |= {"temperature": 1.0, "top_p": how.top_p, "top_k": 0}
         if how.num_beams > 1:
             options["length_penalty"] = how.length_penalty
         # Neutral values are said outright, or those of the LLM's own generation_config would act.
@@ -250,7 +259,7 @@ class Decoder:
                 eos_token_id=sorted(self.end_ids),
                 pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
                 stopping_criteria=stops,
-                logits_processor=LogitsProcessorList([] if guide is None else [guide]),
+                logits_processor=guides,
                 **options,
                 **more,
             )
@@ -301,7 +310,11 @@ class Decoder:
         return text.rstrip("\ufffd").strip()
 
     def chosen(
-        self, answers: list[str], bonus: Callable[[int, str], float] | None = None, row: int = 0
+        self,
+        answers: list[str],
+        bonus: Callable[[int, str], float] | None = None,
+        row: int = 0,
+        references: int = 0,
     ) -> int:
         """The place of the candidate to give: the one most like the others, see `consensus`.
 
@@ -311,11 +324,13 @@ class Decoder:
             answers: Candidates of one row.
             bonus: As in `__call__`.
             row: Which.
+            references: How many, the last, the others are compared with; 0 takes all.
         """
         if len(answers) == 1:
             return 0
         words = [words_of(answer) for answer in answers]
-        return consensus(words, [bonus(row, a) for a in answers] if bonus else ())
+        extra = [bonus(row, a) for a in answers] if bonus else ()
+        return consensus(words, extra, references)
 
     def _criteria(self) -> StoppingCriteriaList:
         if not self.text_stops:

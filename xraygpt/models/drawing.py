@@ -18,7 +18,6 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
 from transformers.cache_utils import DynamicLayer
@@ -113,8 +112,9 @@ class NoRepeat(LogitsProcessor):
 
 # What an LLM's own generation_config may ask for that `draw` does not do.
 RULES = """suppress_tokens begin_suppress_tokens bad_words_ids sequence_bias min_length
-min_new_tokens forced_bos_token_id forced_eos_token_id exponential_decay_length_penalty remove_invalid_values
-min_p typical_p top_h epsilon_cutoff eta_cutoff watermarking_config stop_strings max_time"""
+min_new_tokens forced_bos_token_id forced_eos_token_id exponential_decay_length_penalty
+remove_invalid_values min_p typical_p top_h epsilon_cutoff eta_cutoff watermarking_config
+stop_strings max_time"""
 
 
 def has_rules(llm: Any) -> bool:
@@ -122,7 +122,29 @@ def has_rules(llm: Any) -> bool:
     return any(getattr(llm.generation_config, name, None) for name in RULES.split())
 
 
-def rules_of(how: Generation, guide: Guide | None) -> LogitsProcessorList:
+class Temperature(LogitsProcessor):
+    """Of each row its own: that of `how` for candidates, 1 for references.
+
+    Args:
+        how: Settings.
+        prompts: B; rows are the candidates and then the references of each.
+        device: Where scores are.
+    """
+
+    def __init__(self, how: Generation, prompts: int, device: Any) -> None:
+        each = [how.temperature] * how.candidates + [1.0] * how.references
+        self.each = torch.tensor(each * prompts, device=device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(R, T) tokens said so far and the (R, V) logits after them -> (R, V) scores."""
+        return scores / self.each[:, None]
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows alone."""
+        self.each = self.each[rows]
+
+
+def rules_of(how: Generation, guide: Guide | None, warmth: Guide | None) -> LogitsProcessorList:
     """What changes scores, in the order in which transformers' `generate` has it."""
     rules = LogitsProcessorList()
     if how.repetition_penalty != 1.0:
@@ -131,8 +153,8 @@ def rules_of(how: Generation, guide: Guide | None) -> LogitsProcessorList:
         rules.append(NoRepeat(how.no_repeat_ngram_size))
     if guide is not None:
         rules.append(guide)
-    if how.do_sample and how.temperature != 1.0:
-        rules.append(TemperatureLogitsWarper(how.temperature))
+    if warmth is not None:
+        rules.append(warmth)
     if how.do_sample and how.top_p < 1.0:
         rules.append(TopPLogitsWarper(how.top_p))
     return rules
@@ -162,15 +184,16 @@ def draw(
         names: Of each prompt; empty names all alike.
 
     Returns:
-        New ids of each prompt's candidates, one after the other, the last that ended them included.
+        New ids of each prompt's candidates and then its references, with the last, that ended them.
     """
     whole = bool(mask.all())
     cache = roomy_cache(llm)
     logits = _read(llm, cache, None if whole else mask, _places(mask), inputs_embeds=embeds)
-    cache.batch_repeat_interleave(how.candidates)
-    logits = logits.repeat_interleave(how.candidates, dim=0)
-    mask = mask.repeat_interleave(how.candidates, dim=0)
-    rules = rules_of(how, guide)
+    cache.batch_repeat_interleave(how.draws)
+    logits = logits.repeat_interleave(how.draws, dim=0)
+    mask = mask.repeat_interleave(how.draws, dim=0)
+    warmth = Temperature(how, len(embeds), embeds.device) if how.do_sample else None
+    rules = rules_of(how, guide, warmth)
     luck = _luck(how, names or [""] * len(embeds)).to(embeds.device)
     count = len(mask)
     said = torch.zeros(count, how.max_new_tokens, dtype=torch.long, device=embeds.device)
@@ -190,8 +213,9 @@ def draw(
             stay = (~over).nonzero().squeeze(1)
             going, mask, token, over = going[stay], mask[stay], token[stay], over[stay]
             cache.batch_select_indices(stay)
-            if guide is not None:
-                guide.select(stay)
+            for kept in (guide, warmth):
+                if kept is not None:
+                    kept.select(stay)
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
         places = mask.sum(dim=1, keepdim=True) - 1
         logits = _read(llm, cache, None if whole else mask, places, input_ids=token[:, None])
@@ -221,7 +245,7 @@ def _luck(how: Generation, names: Sequence[str]) -> Tensor:
     for name in names:
         key = hashlib.sha256(f"{how.seed} {name}".encode()).digest()[:7]
         generator = torch.Generator().manual_seed(int.from_bytes(key, "little"))
-        rows.append(torch.rand(how.candidates, how.max_new_tokens, generator=generator))
+        rows.append(torch.rand(how.draws, how.max_new_tokens, generator=generator))
     return torch.cat(rows)
 
 
