@@ -15,7 +15,7 @@ from xraygpt.datasets.base import Batch
 from xraygpt.models import language, llm_files
 from xraygpt.models.base import BaseModel, Generation, Output, Texts, renderer_of
 from xraygpt.models.decoding import Decoder
-from xraygpt.models.xraygpt import answer_loss
+from xraygpt.models.packing import answer_loss
 from xraygpt.processors.image import ImageSpec
 from xraygpt.processors.prompts import load_prompts
 

@@ -22,7 +22,6 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from xraygpt.common.errors import WeightsError
@@ -31,8 +30,9 @@ from xraygpt.datasets.base import Batch
 from xraygpt.models import adopt, encoders, finding_head, language, llm_files, qformer, vision
 from xraygpt.models.base import BaseModel, Generation, Output, renderer_of
 from xraygpt.models.decoding import Decoder
+from xraygpt.models.packing import answer_loss
 from xraygpt.processors.image import ImageSpec
-from xraygpt.processors.prompts import IGNORE_INDEX, IMAGE_TOKEN_ID
+from xraygpt.processors.prompts import IMAGE_TOKEN_ID
 
 log = logging.getLogger(__name__)
 
@@ -449,42 +449,3 @@ class XrayGPT(BaseModel):
         width = self.config.vit_width or self.vision.width  # type: ignore[union-attr]
         length = self.vision.num_tokens if self.vision is not None else 1
         return {"features": torch.zeros(1, length, width, device=like.device)}
-
-
-def answer_loss(
-    llm: nn.Module, embeds: Tensor, attention_mask: Tensor, labels: Tensor, return_logits: bool
-) -> Output:
-    """Cross-entropy of the labelled tokens.
-
-    Logits are computed only at positions where some row has a target, in float32.
-
-    Args:
-        llm: A transformers causal LM.
-        embeds: (B, T, H).
-        attention_mask: (B, T) int64.
-        labels: (B, T) int64, not shifted; IGNORE_INDEX carries no loss.
-        return_logits: Compute all (B, T, V) logits and return them.
-    """
-    shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # what position t should say
-    wanted = (shifted != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
-    if not len(wanted):
-        wanted = wanted.new_zeros(1)  # keeps the graph; its labels are all ignored
-    keep: Any = 0 if return_logits else wanted
-    logits = llm(
-        inputs_embeds=embeds, attention_mask=attention_mask, logits_to_keep=keep, use_cache=False
-    ).logits
-    scored = logits[:, wanted] if return_logits else logits
-    targets = shifted[:, wanted]
-    each = F.cross_entropy(
-        scored.float().flatten(0, 1),
-        targets.flatten(),
-        ignore_index=IGNORE_INDEX,
-        reduction="none",
-    ).view(targets.shape)
-    row_loss = each.sum(dim=1)
-    return Output(
-        loss=row_loss.sum(),
-        row_loss=row_loss.detach(),
-        num_targets=(targets != IGNORE_INDEX).sum(dim=1),
-        logits=logits if return_logits else None,
-    )

@@ -1,0 +1,121 @@
+"""Reports a second in evaluation: batches of ours against transformers' `generate`, image by image.
+
+    python benchmarks/answers.py [--count 300] [--batch 32] [--cfg-path eval_configs/xraygpt_mini.yaml]
+
+Both sides answer the same questions about the same images with the same greedy tokens in float32;
+how many rows differ is said. A batch of ours and its images one by one take turns in one process.
+Images are encoded beforehand for both: only the language model is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import StoppingCriteriaList
+
+from xraygpt.common.cli import guarded
+from xraygpt.common.config import load
+from xraygpt.datasets.base import Batch
+from xraygpt.datasets.collate import Collator
+from xraygpt.experiment import Evaluation, build_model
+from xraygpt.models.base import Generation
+from xraygpt.models.decoding import Decoder
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Bench:
+    """A model and val's questions, their images encoded."""
+
+    def __init__(self, yaml: Path, count: int, options: list[str]) -> None:
+        experiment = load(Evaluation, yaml, options)
+        self.model: Any = build_model(experiment, 0).eval()
+        self.decoder = Decoder(self.model.llm, self.model.renderer)
+        (corpus,) = experiment.datasets.values()
+        data = corpus.build(image_spec=self.model.image_spec, seed=0).build("val", "eval")
+        self.collate = Collator(
+            self.model.renderer, self.model.packer, max_len=self.model.context_len
+        )
+        self.samples = [data[i] for i in range(min(count, len(data)))]
+        for sample in self.samples:
+            pixels = torch.stack(sample["images"])
+            sample["images"] = list(self.model.encode_frozen(pixels))
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Prompts of some samples."""
+        return self.collate.prompts(self.samples[first : first + count])
+
+    def ours(self, batch: Batch, how: Generation) -> list[list[int]]:
+        """New ids of each row, without what ends them."""
+        embeds, mask = self.model.embed(batch), batch["attention_mask"]
+        return [self._cut(r) for r in self.decoder.generate_ids(embeds, mask, how)]
+
+    def theirs(self, batch: Batch, how: Generation) -> list[int]:
+        """The same of a batch of one, by `generate`."""
+        (ids,) = self.decoder._by_transformers(
+            self.model.embed(batch),
+            batch["attention_mask"],
+            how,
+            None,
+            StoppingCriteriaList(self.decoder._criteria()),
+        )
+        return self._cut(ids)
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        at = (i for i, token in enumerate(ids) if token in self.decoder.end_ids)
+        return ids[: next(at, len(ids))]
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cfg-path", type=Path, default=ROOT / "eval_configs/xraygpt_mini.yaml")
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--max-new-tokens", type=int, default=120)
+    parser.add_argument("--options", nargs="*", default=[], help="over the YAML")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    given = parser.parse_args()
+    bench = Bench(given.cfg_path, given.count, given.options)
+    how = Generation(max_new_tokens=given.max_new_tokens)
+    bench.ours(bench.batch(0, 2), how)  # warm up both
+    bench.theirs(bench.batch(0, 1), how)
+    ours, theirs, differing = [], [], 0
+    for first in range(0, len(bench.samples), given.batch):
+        count = min(given.batch, len(bench.samples) - first)
+        began = time.perf_counter()
+        rows = bench.ours(bench.batch(first, count), how)
+        middle = time.perf_counter()
+        singles = [bench.theirs(bench.batch(first + i, 1), how) for i in range(count)]
+        ours.append(middle - began)
+        theirs.append(time.perf_counter() - middle)
+        differing += sum(a != b for a, b in zip(rows, singles, strict=True))
+    each = [b / a for a, b in zip(ours, theirs, strict=True)]
+    row = {
+        "n": len(bench.samples),
+        "batch": given.batch,
+        "times": sum(theirs) / sum(ours),
+        "median_of_batches": statistics.median(each),
+        "reports_a_second": len(bench.samples) / sum(ours),
+        "one_by_one": len(bench.samples) / sum(theirs),
+        "differing": differing,
+    }
+    print(
+        f"{row['n']} reports in batches of {given.batch}: {row['reports_a_second']:.2f} a second, one "
+        f"by one {row['one_by_one']:.2f}: {row['times']:.1f} times (median of batches "
+        f"{row['median_of_batches']:.1f}); {differing} differ in a token"
+    )
+    if given.out:
+        given.out.write_text(json.dumps(row, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,198 @@
+"""Samples a second in training, against the path the lineage's authors wrote.
+
+    python benchmarks/training.py --case llm
+    python benchmarks/training.py --case encoder
+    python benchmarks/training.py --case qformer
+
+The other side is theirs, re-created from our own parts with every saving switched off: the vision
+encoder and the Q-Former run in every step, rows are padded to the longest, and logits of the whole
+vocabulary are computed everywhere. Both sides take the same batches in turn, in one process, in
+float32; their losses are compared. Epoch one is our side with encoding, later epochs without. The
+bound is what the counted operations of both sides would allow. Reports are IU X-ray's train split
+(XRAYGPT_DATA); weights of encoder and Q-Former are random, SmolLM2's are its own. Peak memory is
+that of one process for each side (--memory).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from xraygpt.common.cli import guarded
+from xraygpt.common.config import load
+from xraygpt.datasets.base import Batch
+from xraygpt.datasets.collate import Collator
+from xraygpt.experiment import Training, build_model
+from xraygpt.processors.prompts import IGNORE_INDEX
+
+ROOT = Path(__file__).resolve().parents[1]
+CASES = {
+    "llm": [],
+    "encoder": ["model.vit_model=timm/vit_base_patch14_dinov2", "model.image_size=518"],
+    "qformer": ["model.freeze_qformer=false"],
+}
+SIDES = ("theirs", "first", "later")
+
+
+@dataclass
+class Side:
+    """What one side took."""
+
+    seconds: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    flops: float = 0.0
+
+
+class Bench:
+    """A model, its batches, and a step of either side."""
+
+    def __init__(self, case: str, batch_size: int, batches: int) -> None:
+        experiment = load(Training, ROOT / "benchmarks" / "training.yaml", CASES[case])
+        self.model: Any = build_model(experiment, 0).train()
+        (corpus,) = experiment.datasets.values()
+        data = corpus.build(image_spec=self.model.image_spec, seed=0).build("train")
+        collate = Collator(self.model.renderer, self.model.packer, max_len=self.model.context_len)
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
+        rows = [order[i * batch_size : (i + 1) * batch_size] for i in range(batches)]
+        self.batches = [collate([data[i] for i in row]) for row in rows]
+        self.stored = [
+            {"features": self.model.encode_frozen(b["image_inputs"]["pixel_values"])}
+            for b in self.batches
+        ]
+        self.trained = [p for _, p in self.model.trainable_parameters()]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=0.0)  # equal weights in every step
+
+    def loss(self, side: str, number: int) -> Tensor:
+        """Mean loss per target token of one batch."""
+        batch = self.batches[number]
+        if side == "later":
+            batch = {**batch, "image_inputs": self.stored[number]}
+        if side == "theirs":
+            return self._theirs(batch)
+        output = self.model(batch)
+        return output.loss / output.num_targets.sum()
+
+    def _theirs(self, batch: Batch) -> Tensor:
+        out = self.model.llm(
+            inputs_embeds=self.model.embed(batch),
+            attention_mask=batch["attention_mask"],
+            use_cache=False,
+        )
+        logits = out.logits[:, :-1].float()
+        targets = batch["labels"][:, 1:]
+        return functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX
+        )
+
+    def step(self, side: str, number: int) -> float:
+        """Forward, backward, update."""
+        loss = self.loss(side, number)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+
+def measured(bench: Bench, rounds: int) -> dict[str, Side]:
+    """All sides in turn over all batches."""
+    sides = {name: Side() for name in SIDES}
+    for name, side in sides.items():  # warm up, and count
+        counter = FlopCounterMode(display=False)
+        with counter:
+            for number in range(len(bench.batches)):
+                bench.step(name, number)
+        side.flops = float(counter.get_total_flops())
+    for _ in range(rounds):
+        for number in range(len(bench.batches)):
+            for name, side in sides.items():
+                began = time.perf_counter()
+                side.losses.append(bench.step(name, number))
+                side.seconds.append(time.perf_counter() - began)
+    return sides
+
+
+def peak(case: str, batch_size: int, batches: int) -> dict[str, float]:
+    """GiB of a process that takes one side alone."""
+    found = {}
+    for side in ("theirs", "later"):
+        command = [sys.executable, __file__, "--case", case, "--memory", side]
+        command += ["--batch", str(batch_size), "--batches", str(batches)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found[side] = float(done.stdout.split()[-1])
+    return found
+
+
+def main() -> None:
+    """Measure, print, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", choices=CASES, default="llm")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batches", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory", choices=("theirs", "later"), help="that side alone, its peak")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    given = parser.parse_args()
+    bench = Bench(given.case, given.batch, given.batches)
+    if given.memory:
+        for number in range(given.batches):
+            bench.step(given.memory, number)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        return
+    sides = measured(bench, given.rounds)
+    row = summary(given.case, given.batch, sides, peak(given.case, given.batch, given.batches))
+    print(text_of(row))
+    if given.out:
+        given.out.write_text(json.dumps(row, indent=1), encoding="utf-8")
+
+
+def summary(
+    case: str, batch: int, sides: dict[str, Side], memory: dict[str, float]
+) -> dict[str, Any]:
+    """Ratios of the medians, what counting allows, and how far the losses are apart."""
+    theirs = sides["theirs"]
+    row: dict[str, Any] = {"case": case, "batch": batch, "GiB": memory}
+    for name in ("first", "later"):
+        ours = sides[name]
+        each = [a / b for a, b in zip(theirs.seconds, ours.seconds, strict=True)]
+        quarter = statistics.quantiles(each, n=4)
+        row[name] = {
+            "times": statistics.median(each),
+            "quartiles": [quarter[0], quarter[2]],
+            "bound": theirs.flops / ours.flops,
+            "seconds": statistics.median(ours.seconds),
+            "loss_apart": max(abs(a - b) for a, b in zip(theirs.losses, ours.losses, strict=True)),
+        }
+    row["theirs_seconds"] = statistics.median(theirs.seconds)
+    return row
+
+
+def text_of(row: dict[str, Any]) -> str:
+    """For people."""
+    lines = [f"{row['case']}, batch {row['batch']}: {row['theirs_seconds']:.2f} s a step before"]
+    for name, label in (("first", "epoch one"), ("later", "later epochs")):
+        one = row[name]
+        low, high = one["quartiles"]
+        lines.append(
+            f"{label}: {one['seconds']:.2f} s, {one['times']:.2f} times ({low:.2f}–{high:.2f}); "
+            f"counted operations allow {one['bound']:.2f}, so {one['times'] / one['bound']:.0%} of "
+            f"it; losses at most {one['loss_apart']:.1e} apart"
+        )
+    lines.append(f"peak memory {row['GiB']['theirs']:.2f} GiB before, {row['GiB']['later']:.2f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
