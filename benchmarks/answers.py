@@ -1,6 +1,6 @@
 """Reports a second in evaluation: batches of ours against transformers' `generate`, image by image.
 
-    python benchmarks/answers.py [--count 300] [--batch 32] [--cfg-path eval_configs/xraygpt_mini.yaml]
+    python benchmarks/answers.py [--count 300] [--batch 32] [--cfg-path eval_configs/….yaml]
 
 Both sides answer the same questions about the same images with the same greedy tokens in float32;
 how many rows differ is said. A batch of ours and its images one by one take turns in one process.
@@ -109,7 +109,7 @@ def main() -> None:
         "differing": differing,
     }
     print(
-        f"{row['n']} reports in batches of {given.batch}: {row['reports_a_second']:.2f} a second, one "
+        f"{row['n']} reports, {given.batch} at once: {row['reports_a_second']:.2f} a second, one "
         f"by one {row['one_by_one']:.2f}: {row['times']:.1f} times (median of batches "
         f"{row['median_of_batches']:.1f}); {differing} differ in a token"
     )

@@ -50,10 +50,10 @@ def test_words_are_small_and_marks_stand_alone():
 
 def test_candidates_are_compared_with_the_references_alone():
     alike, other = [1, 2, 3, 4], [7, 8, 9]
-    answers = [alike, alike, [7, 8, 1], [8, 7, 9], other]
+    answers = [alike] * 4 + [[7, 8, 5], [8, 7, 9], other]
     assert answers[consensus(answers)] == alike
-    assert consensus(answers, references=3) == 4
-    assert consensus(answers, [0.0, 0.0, 0.9, 0.0, 0.0], references=3) == 2
+    assert consensus(answers, references=3) == 6
+    assert consensus(answers, [0.0] * 4 + [0.9, 0.0, 0.0], references=3) == 4
 
 
 def test_what_speaks_for_an_answer_counts_beside_the_others():
