@@ -1,4 +1,4 @@
-"""Granulomas in real images: in normal training ones alone, where text and coding say, bright."""
+"""Lesions in real images: in normal training ones alone, where text and coding say, bright."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from xraygpt.processors.image import ImageSpec
 
 YAML = """
 model: {arch: language_model}
-datasets: {toy: {builder: planted_granulomas, storage: %s, target: report, sections: [findings]%s}}
+datasets: {toy: {builder: planted_lesions, storage: %s, target: report, sections: [findings]%s}}
 run: {task: language_modeling, max_steps: 1}
 """
 SPEC = ImageSpec(image_size=32, mean=(0.5,), std=(0.5,), tokens_per_image=1)
@@ -53,15 +53,21 @@ def test_only_normal_training_studies_come_back_with_what_was_drawn(corpus):
     normal = {f"study{i}" for i in range(3, 24, 3) if i % 4 != 3}
     assert {r.study_id for r in train.records} == normal and len(train) == 2 * len(normal)
     assert len(builder.build("val")) == len(builder.build("test")) == 0
+    seen: set[str] = set()
     for i, record in enumerate(train.records):
-        assert findings_of(record.meta["codes"]) == {"calcified_granuloma"}
-        assert record.meta["source"] == SOURCE
+        (finding,) = findings_of(record.meta["codes"])
+        seen.add(finding)
+        name = {"calcified_granuloma": "calcified granuloma", "lung_lesion": "nodule"}[finding]
+        assert record.meta["source"] == SOURCE.format(name=name)
         text = train.turns_of(i)[1]["text"]
-        assert label(text)["calcified_granuloma"] == "positive"
+        assert label(text)[finding] == "positive"
         side = record.meta["codes"][0].rpartition("/")[2]
         assert f"in the {side} " in text
         with Image.open(record.images[0].path) as image:
-            assert image.text["Source"] == SOURCE
+            assert image.text["Source"] == SOURCE.format(name=name)
+    assert seen == {"calcified_granuloma", "lung_lesion"}
+    only = build(corpus, ", kinds: [nodule]").build("train")
+    assert {c for r in only.records for c in findings_of(r.meta["codes"])} == {"lung_lesion"}
     assert train[0]["images"][0].shape == (3, 32, 32) or train[0]["images"][0].shape == (1, 32, 32)
 
 
@@ -90,6 +96,20 @@ def test_spots_are_small_bright_and_where_they_are_said_to_be():
         same, *_ = planted(np.stack([grey] * 3, axis=-1), Random(seed))
         assert np.array_equal(same, drawn)
     assert places == set(_FIELDS)
+
+
+def test_nodules_are_larger_softer_and_fainter():
+    grey = np.full((256, 256), 0.3, np.float32)
+    areas, peaks, steps = [], [], []
+    for seed in range(40):
+        change = planted(grey, Random(seed), "nodule")[0] / 255 - grey
+        areas.append((change > 0.02).sum())
+        peaks.append(change.max())
+        steps.append(np.abs(np.diff(change, axis=1)).max() / change.max())
+    assert min(areas) > 20 and max(areas) < 700
+    assert min(peaks) > 0.05 and max(peaks) < 0.25
+    sharp = planted(grey, Random(0))[0] / 255 - grey
+    assert np.median(steps) < 0.5 * np.abs(np.diff(sharp, axis=1)).max() / sharp.max()
 
 
 def test_a_corpus_without_normal_studies_is_named(corpus):

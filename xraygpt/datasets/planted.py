@@ -1,8 +1,9 @@
-"""Real normal images with a SYNTHETIC calcified granuloma in a lung, for training an encoder.
+"""Real normal images with a SYNTHETIC lesion in a lung, for training an encoder.
 
 What is small and rare is hardly learned from a few thousand reports. Each normal training image of
-a table of studies gives copies with one to three small spots as bright as bone, drawn on first use
-and kept; coding and text say where they are. Nothing of val or test is touched, and nothing
+a table of studies gives copies with one to three small spots as bright as bone (a calcified
+granuloma), or a larger, softer and fainter one (a nodule), drawn on first use and kept; coding and
+text say where they are. Nothing of val or test is touched, and nothing
 measured on these images concerns patients.
 """
 
@@ -13,10 +14,10 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -35,8 +36,14 @@ from xraygpt.processors.pixels import read_image
 
 log = logging.getLogger(__name__)
 
-SOURCE = "SYNTHETIC calcified granuloma in a real image"
-ROWS, VERSION = "reports.jsonl", 1
+Kind = Literal["granuloma", "nodule"]
+SOURCE = "SYNTHETIC {name} in a real image"
+# In words, and as the coders of the Indiana collection have it.
+NAMES: dict[Kind, tuple[str, str]] = {
+    "granuloma": ("calcified granuloma", "Calcified Granuloma/lung"),
+    "nodule": ("nodule", "Nodule/lung"),
+}
+ROWS, VERSION = "reports.jsonl", 2
 # Lung fields of an upright frontal image, x0, x1, y0, y1 as shares of it; the patient's right is
 # on the left. The lower left one keeps clear of the heart.
 _FIELDS = {
@@ -48,9 +55,9 @@ _FIELDS = {
 _MM = 1 / 350  # of the picture's width: a chest film is about 35 cm wide
 
 
-@registry.register_builder("planted_granulomas")
-class PlantedGranulomas(RecordsBuilder):
-    """A table of studies, of which normal training images come back with a drawn granuloma."""
+@registry.register_builder("planted_lesions")
+class PlantedLesions(RecordsBuilder):
+    """A table of studies, of which normal training images come back with a drawn lesion."""
 
     @dataclass(kw_only=True)
     class Config(RecordsBuilder.Config):
@@ -59,12 +66,16 @@ class PlantedGranulomas(RecordsBuilder):
         planted_seed: int = 0
         """Another seed, other places and sizes."""
         copies: int = 1
-        """Of each normal image, every one with spots of its own."""
+        """Of each normal image, every one with a lesion of its own."""
+        kinds: list[Kind] = field(default_factory=lambda: ["granuloma", "nodule"])
+        """What is drawn, in turn."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
             if self.copies < 1:
                 raise ValueError(f"copies ({self.copies}) must be at least 1")
+            if not self.kinds:
+                raise ValueError("kinds must name at least one lesion")
 
     config: Config
 
@@ -95,7 +106,9 @@ class PlantedGranulomas(RecordsBuilder):
         rows = list(self._normal(path, storage / (config.images or ".")))
         if not rows:
             raise DataError(f"{path}: no training image with one view is coded as normal alone")
-        facts = [VERSION, config.planted_seed, config.copies, *(str(p) for _, p, _ in rows)]
+        kinds = list(config.kinds)
+        paths = [str(p) for _, p, _ in rows]
+        facts = [VERSION, config.planted_seed, config.copies, kinds, *paths]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         folder = cache_root() / "planted" / key
         try:
@@ -125,38 +138,46 @@ class PlantedGranulomas(RecordsBuilder):
 
     def _draw(self, folder: Path, rows: list[tuple[dict[str, Any], Path, str]]) -> None:
         partial = folder / f"{ROWS}.partial"
-        names, seed = self.config.fields, self.config.planted_seed
+        config = self.config
         with partial.open("w", encoding="utf-8") as file:
             for n, (row, path, study) in enumerate(progress(rows, "planting", unit="image")):
-                for k in range(self.config.copies):
-                    rng = keyed_random("planted", seed, str(path), k)
-                    pixels, side, place = planted(read_image(path).pixels, rng)
+                for k in range(config.copies):
+                    kind = config.kinds[(n + k) % len(config.kinds)]
+                    rng = keyed_random("planted", config.planted_seed, str(path), k)
+                    pixels, side, place = planted(read_image(path).pixels, rng, kind)
                     name = f"images/{n:05d}-{k}.png"
                     about = PngInfo()
-                    about.add_text("Source", SOURCE)
+                    about.add_text("Source", SOURCE.format(name=NAMES[kind][0]))
                     Image.fromarray(pixels).save(folder / name, pnginfo=about)
-                    said = f"There is a calcified granuloma in the {side} {place}."
                     new = {
-                        names.id: f"{study}+granuloma-{n}-{k}",
+                        config.fields.id: f"{study}+{kind}-{n}-{k}",
                         "study": study,
                         "image": name,
-                        names.view: row.get(names.view) or "",
-                        names.codes: [f"Calcified Granuloma/lung/{place}/{side}"],
-                        "source": SOURCE,
-                        **{s: row[s] for s in self.config.sections if isinstance(row.get(s), str)},
+                        config.fields.view: row.get(config.fields.view) or "",
+                        **self._told(row, kind, side, place),
                     }
-                    first = self.config.sections[0]
-                    new[first] = f"{new.get(first) or ''} {said}".strip()
                     file.write(json.dumps(new) + "\n")
         partial.replace(folder / ROWS)
 
+    def _told(self, row: dict[str, Any], kind: Kind, side: str, place: str) -> dict[str, Any]:
+        """The texts of the study with the lesion in the first of its sections, and its coding."""
+        sections, (name, code) = self.config.sections, NAMES[kind]
+        texts = {s: row[s] for s in sections if isinstance(row.get(s), str)}
+        said = f"There is a {name} in the {side} {place}."
+        texts[sections[0]] = f"{texts.get(sections[0], '')} {said}".strip()
+        source = SOURCE.format(name=name)
+        return {**texts, self.config.fields.codes: [f"{code}/{place}/{side}"], "source": source}
 
-def planted(pixels: np.ndarray, rng: Random) -> tuple[np.ndarray, str, str]:
-    """An image with one to three spots in one lung field.
+
+def planted(
+    pixels: np.ndarray, rng: Random, kind: Kind = "granuloma"
+) -> tuple[np.ndarray, str, str]:
+    """An image with one to three hard spots, or a soft one, in one lung field.
 
     Args:
         pixels: (H, W) or (H, W, 3) float32 in [0, 1], bones bright.
-        rng: Draws side, place, sizes (2.5 to 9 mm) and brightness.
+        rng: Draws side, place, sizes (granulomas 2.5 to 9 mm, nodules 8 to 26) and brightness.
+        kind: What.
 
     Returns:
         (H, W) uint8; side and place in words.
@@ -166,14 +187,17 @@ def planted(pixels: np.ndarray, rng: Random) -> tuple[np.ndarray, str, str]:
     height, width = grey.shape
     (side, place), (x0, x1, y0, y1) = rng.choice(sorted(_FIELDS.items()))
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    x, y = (x + 0.5) / width, (y + 0.5) / height * height / width  # both in widths
+    x, y = (x + 0.5) / width, (y + 0.5) / width  # both in widths
     cx, cy = rng.uniform(x0, x1), rng.uniform(y0, y1) * height / width
-    bright = rng.uniform(0.12, 0.45)
+    hard = kind == "granuloma"
+    bright = rng.uniform(0.12, 0.45) if hard else rng.uniform(0.08, 0.24)
     out = grey.copy()
-    for n in range(rng.choice([1, 1, 1, 2, 3])):
-        radius = rng.uniform(2.5, 9.0) / 2 * _MM * (1.0 if n == 0 else 0.7)
+    for n in range(rng.choice([1, 1, 1, 2, 3]) if hard else 1):
+        radius = rng.uniform(2.5, 9.0) if hard else rng.uniform(8.0, 26.0)
+        radius *= _MM / 2 * (1.0 if n == 0 else 0.7)
         far = np.hypot((x - cx) * rng.uniform(0.9, 1.1), (y - cy) * rng.uniform(0.9, 1.1))
-        edge = 1.5 / width  # sharp, as calcium is, yet as a scanner and a JPEG would show it
+        # Calcium has a sharp edge, as a scanner and a JPEG would show it; soft tissue is a ball.
+        edge = 1.5 / width if hard else radius * rng.uniform(0.4, 0.9)
         out += bright * np.clip((radius - far) / edge + 0.5, 0, 1) * (1 - 0.6 * out)
         angle, step = rng.uniform(0, 2 * np.pi), rng.uniform(2.5, 6) * radius
         cx, cy = cx + step * np.cos(angle), cy + step * np.sin(angle)
