@@ -68,6 +68,7 @@ class Bench:
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
         rows = [order[i * batch_size : (i + 1) * batch_size] for i in range(batches)]
         self.batches = [collate([data[i] for i in row]) for row in rows]
+        self.model.begin_storing()
         self.stored = [
             {"features": self.model.encode_frozen(b["image_inputs"]["pixel_values"])}
             for b in self.batches

@@ -165,6 +165,13 @@ class BaseModel(nn.Module, Plugin):
         """Identifies the frozen encoder's weights; None if features must not be cached."""
         return None
 
+    def begin_storing(self) -> str | None:
+        """For training: as `feature_key`, of all that is frozen between an image and the LLM.
+
+        From this call on `encode_frozen` gives that, and stored features are taken for it.
+        """
+        return self.feature_key()
+
 
 def renderer_of(config: Any, tokenizer: Any) -> PromptRenderer:
     """The renderer that a model's text settings (prompts, template, ending, length) ask for."""

@@ -96,17 +96,22 @@ class VisionEncoder(nn.Module):
         return super().train(mode and not getattr(self, "_frozen", False))
 
     def digest(self) -> str:
-        """SHA-256 over names, shapes, dtypes and bytes of all weights."""
-        sha = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            sha.update(flat.view(torch.uint8).numpy().tobytes())
-        return sha.hexdigest()
+        """See `digest_of`."""
+        return digest_of(self)
 
     def __str__(self) -> str:
         """One line for logs and documents."""
         return f"{self.num_tokens} tokens of {self.width}; {self.wants}"
+
+
+def digest_of(part: nn.Module) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of all weights."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(part.state_dict().items()):
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        sha.update(flat.view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
 
 
 def pooled(tokens: Tensor) -> Tensor:

@@ -164,6 +164,7 @@ class XrayGPT(BaseModel):
         self.packer = QueryPacker(config.num_query_token)
         self.renderer = renderer_of(config, self.tokenizer)
         self._decoder: Decoder | None = None
+        self.stores_queries = False  # whether features are the Q-Former's tokens
 
     def _build(self, config: Config) -> None:
         self.vision: vision.VisionEncoder | None = None
@@ -342,6 +343,9 @@ class XrayGPT(BaseModel):
         if features is None:
             assert pixel_values is not None
             features = self.encode(pixel_values)
+        elif self.stores_queries:
+            stored: Tensor = self.proj(features)
+            return stored
         tokens: Tensor = self.proj(self.qformer(features, feature_mask, **reading))
         return tokens
 
@@ -360,7 +364,19 @@ class XrayGPT(BaseModel):
     @torch.no_grad()
     def encode_frozen(self, pixel_values: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, L, D) float32, for the feature cache."""
-        return self.encode(pixel_values).float()
+        features = self.encode(pixel_values)
+        return (self.qformer(features, None) if self.stores_queries else features).float()
+
+    def begin_storing(self) -> str | None:
+        """With a frozen Q-Former its tokens are stored: fewer and narrower than the encoder's."""
+        key = self.feature_key()
+        reads = type(self).reading is not XrayGPT.reading  # something beside the image
+        whole = self.config.freeze_qformer and self.config.qformer.adapter is None
+        if key is not None and whole and not reads:
+            self.stores_queries = True
+            self.qformer.eval()
+            key = f"{key} queries {vision.digest_of(self.qformer)}"
+        return key
 
     def feature_key(self) -> str | None:
         """Hash of the frozen encoder's weights; None if it is trained or absent."""
@@ -448,4 +464,6 @@ class XrayGPT(BaseModel):
             return {"pixel_values": torch.zeros(shape, device=like.device)}
         width = self.config.vit_width or self.vision.width  # type: ignore[union-attr]
         length = self.vision.num_tokens if self.vision is not None else 1
+        if self.stores_queries:
+            width, length = self.config.qformer.hidden, self.config.num_query_token
         return {"features": torch.zeros(1, length, width, device=like.device)}

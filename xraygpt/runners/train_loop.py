@@ -66,7 +66,6 @@ class Runner(BaseRunner):
         self.accelerator = distributed.make_accelerator(config.device, config.amp)
         self.model = model.to(self.accelerator.device)
         self.splits = splits
-        self._cache_features()
         packer = model.packer if task.uses_images else None
         self.collate = Collator(
             model.renderer,
@@ -135,7 +134,8 @@ class Runner(BaseRunner):
         return last
 
     def dry_run(self) -> dict[str, float]:
-        """One batch forward and backward; nothing is stepped, nothing written."""
+        """One batch forward and backward; nothing is stepped, nothing written but features."""
+        self._cache_features()
         self.wrapped.train()
         batch = self._to_device(next(self._batches()))
         output = self.task.loss(self.wrapped, batch)
@@ -308,6 +308,7 @@ class Runner(BaseRunner):
             self._world,
             self.accelerator.device,
         )
+        self._cache_features()  # with the weights of the checkpoint
         if rng is not None:
             state.set_rng_state(rng)
 
@@ -358,8 +359,10 @@ class Runner(BaseRunner):
         return iter(loader)
 
     def _cache_features(self) -> None:
-        key = self.model.feature_key() if self.config.feature_cache else None
-        if key is None or not self.task.uses_images:
+        if not (self.config.feature_cache and self.task.uses_images):
+            return
+        key = self.model.begin_storing()
+        if key is None:
             return
         for mixture in self.splits.values():
             for part in mixture.parts:
