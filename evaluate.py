@@ -8,11 +8,13 @@ import sys
 def main() -> None:
     """Parse, load, build, predict, score."""
     from xraygpt.common.cli import command_line
+
+    args = command_line(__doc__).parse_args()
+    # Torch takes seconds: help and typing errors do not wait for it.
     from xraygpt.common.config import load, to_yaml
     from xraygpt.experiment import Evaluation, build_evaluator
     from xraygpt.runners.scoring import as_markdown
 
-    args = command_line(__doc__).parse_args()
     if args.dry_run:
         args.options += ["run.max_samples=2", "run.shuffles=1"]
     experiment = load(Evaluation, args.cfg_path, args.options)

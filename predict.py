@@ -9,8 +9,6 @@ from pathlib import Path
 def main() -> None:
     """Parse, load, build, answer."""
     from xraygpt.common.cli import command_line
-    from xraygpt.common.config import load, to_yaml
-    from xraygpt.experiment import Evaluation, build_predictor
 
     parser = command_line(__doc__)
     parser.add_argument(
@@ -22,6 +20,10 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--workers", type=int, default=None, help="processes that read images")
     args = parser.parse_args()
+    # Torch takes seconds: help and typing errors do not wait for it.
+    from xraygpt.common.config import load, to_yaml
+    from xraygpt.experiment import Evaluation, build_predictor
+
     experiment = load(Evaluation, args.cfg_path, args.options)
     if args.print_config:
         print(to_yaml(experiment), end="")

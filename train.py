@@ -9,10 +9,12 @@ import sys
 def main() -> None:
     """Parse, load, build, train."""
     from xraygpt.common.cli import command_line
+
+    args = command_line(__doc__).parse_args()
+    # Torch takes seconds: help and typing errors do not wait for it.
     from xraygpt.common.config import load, to_yaml
     from xraygpt.experiment import Training, build_runner
 
-    args = command_line(__doc__).parse_args()
     experiment = load(Training, args.cfg_path, args.options)
     if args.print_config:
         print(to_yaml(experiment), end="")

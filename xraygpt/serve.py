@@ -23,10 +23,7 @@ _MISSING = (
 
 def main() -> None:
     """Parse, load, serve."""
-    from xraygpt.common.addresses import is_loopback_host
     from xraygpt.common.cli import add_device, command_line, device_of
-    from xraygpt.common.config import load, to_yaml
-    from xraygpt.experiment import Evaluation, build_chat, find_device
 
     parser = command_line(__doc__)
     parser.add_argument("--host", default="127.0.0.1")
@@ -34,6 +31,10 @@ def main() -> None:
     parser.add_argument("--name", default="", help="of the model, for clients; default: the YAML's")
     add_device(parser)
     args = parser.parse_args()
+    from xraygpt.common.addresses import is_loopback_host
+    from xraygpt.common.config import load, to_yaml
+    from xraygpt.experiment import Evaluation, build_chat, find_device
+
     experiment = load(Evaluation, args.cfg_path, args.options)
     if args.print_config:
         sys.stdout.write(to_yaml(experiment))

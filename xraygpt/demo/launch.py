@@ -38,12 +38,12 @@ REFERENCES, REFERENCE_SECONDS = 64, 30
 
 def main() -> None:
     """Parse, load, serve until stopped."""
+    args = _parser().parse_args()
     from xraygpt.common.addresses import is_loopback_host
     from xraygpt.common.cli import device_of
     from xraygpt.common.config import load, to_yaml
     from xraygpt.experiment import Evaluation, find_device
 
-    args = _parser().parse_args()
     options = [*args.options, *(["model.low_resource=true"] if args.low_resource else [])]
     experiment = load(Evaluation, args.cfg_path, options)
     if args.print_config:
