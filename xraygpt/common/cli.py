@@ -12,6 +12,7 @@ from typing import Any
 
 from xraygpt.common.errors import InputError, XrayGPTError
 from xraygpt.common.memory import keep_freed_memory
+from xraygpt.common.threads import wait_asleep
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def guarded(main: Callable[[], Any]) -> int:
     logging.captureWarnings(True)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' shard bars
     keep_freed_memory()
+    wait_asleep()
     try:
         main()
     except XrayGPTError as error:
