@@ -19,7 +19,7 @@ guarded(lambda: print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SP
 @pytest.mark.parametrize(
     ("first", "variables", "expected"),
     [
-        ("", {}, "PASSIVE None"),
+        ("", {}, "None 10000"),
         ("import torch", {}, "None None"),
         ("", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
         ("", {"GOMP_SPINCOUNT": "5"}, "None 5"),
