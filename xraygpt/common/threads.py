@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-
 SPINS = "10000"  # of GNU OpenMP: some microseconds, as long as most pieces are apart
 
 
