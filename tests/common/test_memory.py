@@ -31,6 +31,7 @@ def run(keep, **variables):
     return said, int(faults)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_a_tensor_freed_is_not_mapped_anew():
     _, often = run(False)
@@ -38,5 +39,6 @@ def test_a_tensor_freed_is_not_mapped_anew():
     assert said == "True" and seldom < often / 10
 
 
+@pytest.mark.slow
 def test_what_the_user_set_stays():
     assert run(True, MALLOC_ARENA_MAX="2")[0] == "False"

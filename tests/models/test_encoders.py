@@ -117,6 +117,7 @@ def test_medclip_pixels_are_its_own(tmp_path: Path):
     assert np.abs(ours[0].numpy() - expected).max() < 1.6 / 255 / 0.2795  # its steps are 8 bit
 
 
+@pytest.mark.slow
 def test_biomedclip_takes_its_image_tower(tmp_path: Path):
     import timm
 

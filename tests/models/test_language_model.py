@@ -108,6 +108,7 @@ def share_that_repeats_the_told_twin(steps: int, **settings: float) -> float:
     return float((said == twin).float().mean())
 
 
+@pytest.mark.slow
 def test_it_soon_repeats_which_of_two_twins_it_was_told():
     assert share_that_repeats_the_told_twin(60) > 0.95
     small = {"init_std": 0.02, "embedding_std": 0.02}  # what transformers would draw

@@ -64,6 +64,7 @@ def crash_at(runner: Runner, step: int, monkeypatch) -> None:
     monkeypatch.setattr(runner, "_step", stepping)
 
 
+@pytest.mark.slow
 def test_it_learns_to_read_the_image_and_a_blind_control_does_not(tmp_path, toy):
     options = [
         "run.max_steps=200",
@@ -222,6 +223,7 @@ def test_accumulating_is_one_batch_of_four_times_the_size(tmp_path, toy):
         assert np.allclose(*pairs, rtol=1e-5), key
 
 
+@pytest.mark.slow
 def test_workers_change_nothing_and_resume_exactly(tmp_path, toy, monkeypatch):
     runner_of(tmp_path, toy).train()
     many = ["run.num_workers=2", "run.save_every=1"]

@@ -186,6 +186,7 @@ def test_a_users_own_question_is_not_replaced(corpus, monkeypatch):
     assert said == [["Is it large?", "(found: edema) What does it show?"]]
 
 
+@pytest.mark.slow
 def test_what_was_asked_instead_is_kept_beside_the_answer(corpus, monkeypatch):
     plan = "{name: report_generation, plan: {findings: [edema]}, generate: {max_new_tokens: 4}}"
     monkeypatch.setattr(

@@ -304,6 +304,7 @@ def test_a_blip2_folder_becomes_ours_and_its_llm_a_folder(blip2, tmp_path, monke
     assert all(torch.equal(state[n], t) for n, t in kept.items())
 
 
+@pytest.mark.slow
 def test_an_encoder_is_recognised_and_kept(tmp_path, monkeypatch):
     import torchvision
 

@@ -97,6 +97,7 @@ def test_adding_a_task(tmp_path, installed):
     assert "ROUGE-L" in scores
 
 
+@pytest.mark.slow
 def test_adding_a_model_that_learns(tmp_path, installed):
     """The example is trained: its loss with the true image ends far below the shuffled one's."""
     corpus = write_toy_corpus(tmp_path / "corpus")

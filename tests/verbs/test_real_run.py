@@ -120,6 +120,7 @@ def test_every_stage_killed_three_times_ends_at_the_same_weights(real_data, tmp_
         assert same(weights(folder / "whole"), weights(folder / "killed")), (stage, steps)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_no_text_of_the_test_split_reaches_a_tokenizer(real_data, monkeypatch):
     monkeypatch.setenv("XRAYGPT_DATA", str(real_data))

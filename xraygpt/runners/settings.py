@@ -93,7 +93,8 @@ class RunSettings(BaseRunner.Config):
     feature_cache: bool = True
     """Keep the frozen encoder's features on disk; no effect on a trained one."""
     profile: bool = False
-    """Write a trace of steps 2 to 5 to the run folder, for chrome://tracing."""
+    """Write `trace.json`, for chrome://tracing, and `profile.txt`, a table of where the time of
+    steps 2 to 5 went, to the run folder."""
 
     def __post_init__(self) -> None:
         if self.max_epoch is not None and self.max_steps is not None:

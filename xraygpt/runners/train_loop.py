@@ -37,7 +37,7 @@ from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.mixture import Mixture, StreamSampler
 from xraygpt.models.base import BaseModel
-from xraygpt.runners import feature_cache, logs, state
+from xraygpt.runners import feature_cache, logs, profiling, state
 from xraygpt.runners.averaging import Average
 from xraygpt.runners.base import BaseRunner
 from xraygpt.runners.settings import RunSettings
@@ -113,7 +113,8 @@ class Runner(BaseRunner):
         """
         self._begin()
         last: dict[str, float] = {}
-        with self._signals(), self._bar() as bar, self._profiler() as profiler:
+        looked_at = self.run_folder if self.config.profile else None
+        with self._signals(), self._bar() as bar, profiling.profiler(looked_at) as profiler:
             batches = self._batches()
             while self.step < self.max_steps and not self._patience_is_over():
                 lr = self._set_learning_rate()
@@ -153,7 +154,8 @@ class Runner(BaseRunner):
     def _step(self, batches: Iterator[Batch]) -> dict[str, float]:
         """One optimizer step; the mean loss per target token over all processes."""
         began = time.perf_counter()
-        group = [next(batches) for _ in range(self.config.accum_grad_iters)]
+        with profiling.phase("data"):
+            group = [next(batches) for _ in range(self.config.accum_grad_iters)]
         waited = time.perf_counter() - began
         targets = sum(self.task.count(b) for b in group)
         count = distributed.total(self.accelerator, [targets])[0]
@@ -167,20 +169,22 @@ class Runner(BaseRunner):
         for i, batch in enumerate(group):
             last = i == len(group) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                with self.accelerator.autocast():
+                with profiling.phase("forward"), self.accelerator.autocast():
                     loss = self.task.loss(self.wrapped, self._to_device(batch)).loss
-                # DDP averages over processes; times their number that is a sum again.
-                self.accelerator.backward(loss * (self._world / count))
+                with profiling.phase("backward"):
+                    # DDP averages over processes; times their number that is a sum again.
+                    self.accelerator.backward(loss * (self._world / count))
             summed += loss.detach()
-        norm = self._clip()
-        asked = float(self._signal is not None)
-        loss_sum, stops = distributed.total(self.accelerator, [float(summed), asked])
-        mean, self._stop = loss_sum / count, stops > 0  # all processes stop at the same step
-        self._check_finite(mean, norm, group)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average:
-            self.average.update(self.step + 1)
+        with profiling.phase("end"):
+            norm = self._clip()
+            asked = float(self._signal is not None)
+            loss_sum, stops = distributed.total(self.accelerator, [float(summed), asked])
+            mean, self._stop = loss_sum / count, stops > 0  # all processes stop at the same step
+            self._check_finite(mean, norm, group)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.average:
+                self.average.update(self.step + 1)
         return {
             "train/loss": mean,
             "train/grad_norm": norm,
@@ -459,23 +463,6 @@ class Runner(BaseRunner):
             for number, handler in previous.items():
                 with contextlib.suppress(ValueError):
                     signal.signal(number, handler)
-
-    @contextlib.contextmanager
-    def _profiler(self) -> Iterator[Any]:
-        if not self.config.profile:
-            yield _NoProfiler()
-            return
-        path = self.run_folder / "trace.json"
-        with torch.profiler.profile(
-            schedule=torch.profiler.schedule(wait=1, warmup=0, active=4, repeat=1),
-            on_trace_ready=lambda p: p.export_chrome_trace(str(path)),
-        ) as profiler:
-            yield profiler
-
-
-class _NoProfiler:
-    def step(self) -> None:
-        """Do nothing."""
 
 
 def _leave_signals(_: int) -> None:

@@ -1,0 +1,98 @@
+"""Where the time of a training step went: `run.profile` writes a trace and a table.
+
+Phases are wall time of the main thread, so on a GPU they hold what it waits for: work that was
+only sent there shows up in the phase that next needs a result (`end`, which reads the loss). "rest"
+is what lies between: evaluation and saving, if due in these steps. Operators are of all threads,
+their own time without what they call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xraygpt.common.checkpoint import write_file
+
+FIRST, STEPS = 1, 4  # steps left out (what a first one builds), and looked at
+PHASES = ("data", "forward", "backward", "end")
+OPERATORS = 25
+
+
+def phase(name: str) -> contextlib.AbstractContextManager[Any]:
+    """Marks a part of a step, one of `PHASES`; costs next to nothing when nobody looks."""
+    return torch.profiler.record_function(f"step/{name}")
+
+
+@contextlib.contextmanager
+def profiler(folder: Path | None) -> Iterator[Any]:
+    """Yields what `step()` is called on after every step.
+
+    Args:
+        folder: Gets ``trace.json`` (chrome://tracing, ui.perfetto.dev) and ``profile.txt``; None
+            looks at nothing.
+    """
+    if folder is None:
+        yield _Nobody()
+        return
+
+    def ready(seen: torch.profiler.profile) -> None:
+        seen.export_chrome_trace(str(folder / "trace.json"))
+        write_file(folder / "profile.txt", table(seen))
+
+    with torch.profiler.profile(
+        schedule=torch.profiler.schedule(wait=0, warmup=FIRST, active=STEPS, repeat=1),
+        on_trace_ready=ready,
+        with_flops=True,
+        acc_events=True,
+    ) as seen:
+        yield seen
+
+
+def table(seen: torch.profiler.profile) -> str:
+    """Phases and the costliest operators, in milliseconds a step and shares."""
+    events = seen.key_averages()
+    phases = {e.key: e for e in events if e.key.startswith("step/")}
+    whole_steps = [e for e in events if e.key.startswith("ProfilerStep")]
+    steps = sum(e.count for e in whole_steps) or 1
+    whole = sum(e.cpu_time_total for e in whole_steps)
+    lines = [
+        f"{steps} steps, {whole / steps / 1e3:.1f} ms each",
+        "",
+        f"{'phase':<12}{'ms a step':>12}{'share':>8}",
+    ]
+    for name in PHASES:
+        if f"step/{name}" in phases:
+            lines.append(_line(name, phases[f"step/{name}"].cpu_time_total, steps, whole, 12))
+    rest = whole - sum(e.cpu_time_total for e in phases.values())
+    lines += [_line("rest", rest, steps, whole, 12), ""]
+    cuda = any(_own(e, True) for e in events)
+    marks = ("step/", "ProfilerStep")
+    operators = [e for e in events if not e.key.startswith(marks) and _own(e, cuda) > 0]
+    operators.sort(key=lambda e: _own(e, cuda), reverse=True)
+    busy = sum(_own(e, cuda) for e in operators)
+    where = "GPU" if cuda else "CPU"
+    title = f"operator, its own {where} time"
+    lines.append(f"{title:<52}{'ms a step':>12}{'share':>8}{'calls':>8}{'GFLOP':>10}")
+    for e in operators[:OPERATORS]:
+        line = _line(e.key[:50], _own(e, cuda), steps, busy, 52)
+        gflop = f"{e.flops / steps / 1e9:10.2f}" if e.flops else f"{'':>10}"
+        lines.append(f"{line}{e.count / steps:8.0f}{gflop}")
+    return "\n".join(lines) + "\n"
+
+
+def _own(event: Any, cuda: bool) -> float:
+    return float(event.self_device_time_total if cuda else event.self_cpu_time_total)
+
+
+def _line(name: str, microseconds: float, steps: int, whole: float, width: int) -> str:
+    share = microseconds / whole if whole else 0.0
+    return f"{name:<{width}}{microseconds / steps / 1e3:>12.1f}{share:>8.1%}"
+
+
+class _Nobody:
+    def step(self) -> None:
+        """Do nothing."""
