@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+import shutil
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -15,7 +16,7 @@ from xraygpt.common.paths import cache_root
 from xraygpt.datasets import controls
 from xraygpt.datasets.records import RecordsBuilder
 from xraygpt.processors.image import XrayImageTrain
-from xraygpt.runners.feature_cache import CachedReader, use_cache
+from xraygpt.runners.feature_cache import CachedReader, FeatureStore, use_cache
 
 
 @pytest.fixture
@@ -33,8 +34,8 @@ def dataset(toy, model, split="train", **settings):
     return config.build(image_spec=model.image_spec).build(split)
 
 
-def cached(data, model):
-    return use_cache(data, model, model.feature_key(), Accelerator(cpu=True))
+def cached(data, model, how=None):
+    return use_cache(data, model, model.feature_key(), Accelerator(cpu=True), how)
 
 
 def test_stored_is_encoded(toy, model, monkeypatch):
@@ -68,13 +69,107 @@ def test_random_crops_are_never_stored(toy, model):
     assert data[0]["images"][0].dim() == 3
 
 
-def test_a_cut_off_file_is_mended(toy, model):
+def shards():
+    return sorted(cache_root().rglob("*.safetensors"))
+
+
+def test_a_damaged_shard_is_mended(toy, model, caplog):
+    before = cached(dataset(toy, model), model)[0]["images"][0]
+    (path,) = shards()
+    path.write_bytes(path.read_bytes()[:-40])
     data = cached(dataset(toy, model), model)
-    before = data[0]["images"][0]
-    path = data.read_image.path(data.records[0].images[0])
-    path.write_bytes(path.read_bytes()[:40])
+    assert "is damaged" in caplog.text and str(path) in caplog.text
     assert torch.equal(data[0]["images"][0], before)
-    assert np.load(path).shape == before.shape
+    assert data.read_image.name(data.records[0].images[0], 0) in data.read_image.store
+
+
+def test_half_precision_takes_half_the_room(toy, model):
+    whole = cached(dataset(toy, model), model)
+    (large,) = shards()
+    half = cached(dataset(toy, model), model, FeatureStore(dtype="float16"))
+    (small,) = [path for path in shards() if path != large]
+    assert 0.5 < small.stat().st_size / large.stat().st_size < 0.65  # names are as long
+    one, other = half[2]["images"][0], whole[2]["images"][0]
+    assert one.dtype == torch.float32 and not torch.equal(one, other)
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_views_of_an_augmented_image_are_drawn_once(toy, model, monkeypatch):
+    settings = {"vis_processor": {"train": XrayImageTrain.Config()}}
+    cached(dataset(toy, model, **settings), model, FeatureStore(views=3))
+    monkeypatch.setattr(model, "encode_frozen", _only_black(model))
+    data = cached(dataset(toy, model, **settings), model, FeatureStore(views=3))
+    seen = [data[0, epoch]["images"][0] for epoch in range(24)]
+    kinds = {one.numpy().tobytes() for one in seen}
+    assert len(kinds) == 3
+    again = [data[0, epoch]["images"][0] for epoch in range(24)]
+    assert all(map(torch.equal, seen, again))
+    assert not set(kinds) & {data[1, e]["images"][0].numpy().tobytes() for e in range(24)}
+
+
+def _only_black(model):
+    encode = model.encode_frozen
+
+    def check(images):
+        assert images.unique().numel() == 1, "encoded a second time"
+        return encode(images)
+
+    return check
+
+
+def test_what_is_unused_for_longest_makes_room(toy, model, caplog):
+    caplog.set_level("INFO")
+    rows = len(dataset(toy, model))
+    each = 16 * 16 * 4
+    for mean in (0.1, 0.2, 0.3):
+        processor = {"train": XrayImageTrain.Config(min_scale=1.0, mean=[mean])}
+        room = FeatureStore(max_gb=2.9 * rows * each / 1e9)
+        data = cached(dataset(toy, model, vis_processor=processor), model, room)
+        assert len(data.read_image.store) == rows
+    folders = [p for p in (cache_root() / "features").iterdir() if shards_of(p)]
+    assert len(folders) == 2 and "making room" in caplog.text
+    assert data.read_image.store.folder in folders
+
+
+def shards_of(folder):
+    return list(folder.glob("*.safetensors"))
+
+
+def test_what_has_no_room_is_encoded_when_it_is_read(toy, model, caplog):
+    whole = dataset(toy, model)
+    expected = [cached(whole, model)[i]["images"][0] for i in range(len(whole))]
+    tight = FeatureStore(max_gb=20 * 16 * 16 * 4 / 1e9)
+    for path in shards():
+        path.unlink()
+    data = cached(dataset(toy, model), model, tight)
+    assert len(data.read_image.store) == 16  # one batch; the second has not room enough
+    assert "max_gb is full: 20 images are not stored" in caplog.text
+    for i, one in enumerate(expected):
+        torch.testing.assert_close(data[i]["images"][0], one)
+
+
+def test_a_disk_too_small_is_said_before_the_work(toy, model, monkeypatch):
+    usage = shutil.disk_usage(toy)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(TrainingError, match=r"GB are needed and 0\.0 GB are free"):
+        cached(dataset(toy, model), model)
+    assert not shards()
+
+
+def test_workers_read_and_find_the_same(toy, model):
+    plain = cached(dataset(toy, model), model)
+    for path in shards():
+        path.unlink()
+    data = use_cache(
+        dataset(toy, model), model, model.feature_key(), Accelerator(cpu=True), workers=2
+    )
+    for i in range(len(data)):
+        assert torch.equal(data[i]["images"][0], plain[i]["images"][0])
+    state = torch.random.get_rng_state()
+    other = {"train": XrayImageTrain.Config(min_scale=1.0, mean=[0.7])}
+    cached(dataset(toy, model, vis_processor=other), model)
+    assert len(shards()) == 2
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_a_cache_that_cannot_be_written_is_no_bad_image(toy, model, tmp_path, monkeypatch):

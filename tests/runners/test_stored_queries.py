@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.models.test_xraygpt import tiny
 from tests.runners.test_train_loop import Crash, crash_at, runner_of
@@ -40,7 +41,8 @@ def test_losses_are_those_without_a_cache(tmp_path, toy):
 
 def test_neither_encoder_nor_qformer_runs_again(tmp_path, toy, monkeypatch):
     runner_of(tmp_path, toy, FROZEN).train()
-    shapes = {np.load(path).shape for path in cache_root().rglob("*.npy")}
+    stored = [load_file(path) for path in cache_root().rglob("*.safetensors")]
+    shapes = {tuple(one.shape) for shard in stored for one in shard.values()}
     assert shapes == {(4, 64)}  # query tokens, the Q-Former's width
     again = runner_of(tmp_path, toy, FROZEN, name="again")
     never = lambda *_, **__: pytest.fail("computed again")  # noqa: E731

@@ -28,6 +28,7 @@ from xraygpt.datasets.collate import Collator
 from xraygpt.metrics.statistics import ratio_score
 from xraygpt.models.base import BaseModel
 from xraygpt.runners import answers, feature_cache, logs, result_page, scoring
+from xraygpt.runners.feature_cache import FeatureStore
 from xraygpt.runners.history import History
 from xraygpt.runners.scoring import BLANK, COMMON, NEAREST, SHUFFLED, TRUE
 from xraygpt.tasks.base import BaseTask, Prediction
@@ -63,6 +64,8 @@ class Evaluator(Plugin):
         """Controls to run beside the true image; leaving one out is said in the results."""
         feature_cache: bool = True
         """Keep the frozen encoder's features on disk."""
+        feature_store: FeatureStore = field(default_factory=FeatureStore)
+        """How they are kept, as in training: only what was stored alike is found again."""
         seed: int = 0
         """Of draws and shuffles."""
         page_cases: int = 200
@@ -99,7 +102,7 @@ class Evaluator(Plugin):
         self.data, self.train = data, train
         key = model.feature_key() if config.feature_cache else None
         if key is not None:
-            feature_cache.use_cache(data, model, key, self.accelerator)
+            feature_cache.use_cache(data, model, key, self.accelerator, config.feature_store)
         self._feature_key = key
         if data.on_error == "skip":  # once, for all conditions: pairs must stay pairs
             data.records = [r for i, r in enumerate(data.records) if data[i] is not None]
@@ -330,7 +333,8 @@ class Evaluator(Plugin):
         if self._feature_key is None:
             raise InputError("the encoder is trained, its features are not stored, or it has none")
         if len(self.train):
-            feature_cache.use_cache(self.train, self.model, self._feature_key, self.accelerator)
+            key, how = self._feature_key, self.config.feature_store
+            feature_cache.use_cache(self.train, self.model, key, self.accelerator, how)
         readers = (self.data.read_image, self.train.read_image)
         if not all(isinstance(r, feature_cache.CachedReader) for r in readers):
             raise InputError("no training split, or images whose features are not stored (clips)")

@@ -1,8 +1,9 @@
 """Frozen features on disk, so that a second epoch, run or stage never encodes an image again.
 
 A feature depends on the encoder's weights, the image processor's settings and the file, and is
-stored under a key of exactly these. Layout: ``<cache>/<encoder + processor>/<file>.npy``, float32
-(L, D).
+stored under a key of exactly these. Layout: ``<cache>/features/<encoder + processor>/`` is a store
+of shards (`xraygpt.common.shards`), (L, D) under a name made of the file, its size and time, the
+frame, and the view where images are augmented.
 """
 
 from __future__ import annotations
@@ -10,19 +11,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from xraygpt.common.draws import keyed_int
 from xraygpt.common.errors import DataError, TrainingError
 from xraygpt.common.logging import progress
 from xraygpt.common.paths import cache_root
+from xraygpt.common.shards import Shards, make_room, used_now
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import ImageRef, ReadImage, StudyDataset
 from xraygpt.models.base import BaseModel
@@ -32,34 +38,59 @@ log = logging.getLogger(__name__)
 BATCH = 16  # images encoded at once
 
 
+@dataclass(kw_only=True)
+class FeatureStore:
+    """How frozen features are stored."""
+
+    dtype: Literal["float32", "float16"] = "float32"
+    """float16 halves the room; features then differ in the fourth digit."""
+    views: int = 0
+    """Of each augmented image so many draws are stored, and every epoch takes one of them; 0 stores
+    no augmented image, so that every epoch draws and encodes anew."""
+    max_gb: float | None = None
+    """Most gigabytes (1e9 bytes) of all stored features; those unused for longest go first. What
+    has no room is encoded whenever it is read. None: as the disk has room."""
+
+    def __post_init__(self) -> None:
+        if self.views < 0:
+            raise ValueError(f"views ({self.views}) must be at least 0")
+        if self.max_gb is not None and self.max_gb <= 0:
+            raise ValueError(f"max_gb ({self.max_gb}) must be above 0")
+
+
 class CachedReader:
-    """Reads stored features in place of pixels; encodes and stores what is not there yet.
+    """Reads stored features in place of pixels; encodes what is not there.
 
     Args:
         read_image: What reads the pixels.
         model: Whose frozen encoder makes the features.
-        folder: Where they lie.
+        store: Where they lie.
+        how: Its settings.
+        views: Stored draws of each image; 0: images are not augmented.
     """
 
-    def __init__(self, read_image: ReadImage, model: BaseModel, folder: Path) -> None:
-        self.read_image, self.model, self.folder = read_image, model, folder
+    def __init__(
+        self, read_image: ReadImage, model: BaseModel, store: Shards, how: FeatureStore, views: int
+    ) -> None:
+        self.read_image, self.model, self.store, self.views = read_image, model, store, views
+        self.dtype = getattr(torch, how.dtype)
 
     def __call__(self, ref: ImageRef, draw: str = "") -> Tensor:
         """(L, D) float32 features of one image."""
-        path = self.path(ref)
-        try:
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        except (OSError, ValueError, EOFError):  # not there yet, or cut off by a crash
-            return self.encode([ref])[0]
+        view = keyed_int(draw, "view") % self.views if self.views else 0
+        stored = self.store.get(self.name(ref, view))
+        if stored is None:  # changed since, or there was no room
+            stored = self.features(pixels(self.read_image, ref, view, self.views)[None])[0]
+        return stored.float()
 
     def black(self) -> Tensor:
         """(L, D) features of a black picture."""
         processor = self.read_image.keywords["processor"]  # type: ignore[attr-defined]
-        pixels: Tensor = processor(np.zeros((64, 64), np.float32), "")
-        return self._features(pixels[None])[0]
+        picture: Tensor = processor(np.zeros((64, 64), np.float32), "")
+        return self.features(picture[None])[0].float()
 
-    def path(self, ref: ImageRef) -> Path:
-        """Where the features of a file lie; the name changes when the file does.
+    def name(self, ref: ImageRef, view: int) -> str:
+        """Under which a view is stored; changes when the file does.
 
         Raises:
             DataError: The image is gone.
@@ -69,51 +100,52 @@ class CachedReader:
         except OSError as error:
             raise DataError(f"{ref.path}: {error.strerror}") from None
         key = f"{ref.path.resolve()}|{facts.st_size}|{facts.st_mtime_ns}|{ref.frame}"
-        name = hashlib.sha256(key.encode()).hexdigest()[:32]
-        return self.folder / name[:2] / f"{name}.npy"
+        if self.views:
+            key += f"|{view}"
+        return hashlib.sha256(key.encode()).hexdigest()[:32]
 
-    def encode(self, refs: Sequence[ImageRef]) -> Tensor:
-        """(N, L, D) features, stored on the way; a file appears whole or not at all.
-
-        Raises:
-            TrainingError: They cannot be stored. This is no fault of an image, so nothing skips it.
-        """
-        features = self._features(torch.stack([self.read_image(ref, "") for ref in refs]))
-        for ref, one in zip(refs, features, strict=True):
-            path = self.path(ref)
-            aside = path.with_suffix(f".tmp-{os.getpid()}")
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with aside.open("wb") as file:
-                    np.save(file, one.numpy())
-                aside.replace(path)
-            except OSError as error:
-                raise TrainingError(
-                    f"cannot store features under {self.folder}: {error.strerror}. Make room, set "
-                    "XRAYGPT_CACHE to another folder, or run.feature_cache to false"
-                ) from None
-        return features
-
-    def _features(self, pixels: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, L, D) as they are stored."""
         device = next(self.model.parameters()).device
-        return self.model.encode_frozen(pixels.to(device)).float().cpu()
+        return self.model.encode_frozen(images.to(device)).to(self.dtype).cpu()
+
+
+def pixels(read_image: ReadImage, ref: ImageRef, view: int, views: int) -> Tensor:
+    """(C, H, W) of one image; of `views` draws, if any, the same `view` in every run.
+
+    Raises:
+        DataError: The image cannot be read.
+    """
+    return read_image(ref, f"view {view} of {ref.path.name}" if views else "")
 
 
 def use_cache(
-    data: StudyDataset, model: BaseModel, encoder: str, accelerator: Accelerator
+    data: StudyDataset,
+    model: BaseModel,
+    encoder: str,
+    accelerator: Accelerator,
+    how: FeatureStore | None = None,
+    workers: int = 0,
 ) -> StudyDataset:
     """Let `data` read features instead of pixels; encodes what is missing, each process its share.
 
     Args:
-        data: Changed in place and returned. Left alone if its processor is random, or if it holds
-            features already.
+        data: Changed in place and returned. Left alone if its processor is random and no views are
+            to be stored, or if it holds features already.
         model: Its frozen encoder is used, on the device it is on.
         encoder: `model.feature_key()`.
         accelerator: Divides the work.
+        how: Settings; None are the defaults.
+        workers: Processes that read images meanwhile.
+
+    Raises:
+        TrainingError: They cannot be stored. This is no fault of an image, so nothing skips it.
     """
+    how = how or FeatureStore()
+    root = cache_root() / "features"
     if controls.is_blank(data):  # only the one black picture is ever encoded
         inner = data.read_image.keywords["read_image"]  # type: ignore[attr-defined]
-        reader = CachedReader(inner, model, cache_root())
+        reader = CachedReader(inner, model, Shards(root), how, 0)
         # Found here, not in a loader's worker, where CUDA could not be used.
         data.read_image = partial(
             controls.black_image, read_image=reader, known={"black": reader.black()}
@@ -121,33 +153,101 @@ def use_cache(
         return data
     refs = list(dict.fromkeys(ref for record in data.records for ref in record.images))
     stored = any(ref.path.suffix == ".npy" or ref.frame is None for ref in refs)
-    if not refs or stored or not data.cacheable or isinstance(data.read_image, CachedReader):
+    views = 0 if data.cacheable else how.views
+    ready = isinstance(data.read_image, CachedReader)
+    if not refs or stored or ready or not (data.cacheable or views):
         return data
-    key = json.dumps({"encoder": encoder, "processor": data.signature}, sort_keys=True)
-    folder = cache_root() / "features" / hashlib.sha256(key.encode()).hexdigest()[:24]
-    reader = CachedReader(data.read_image, model, folder)
-    missing = [ref for ref in refs if not reader.path(ref).is_file()]
+    facts = {"encoder": encoder, "processor": data.signature, "dtype": how.dtype}
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+    reader = CachedReader(data.read_image, model, Shards(root / key), how, views)
+    wanted = [(ref, view) for ref in refs for view in range(max(1, views))]
+    missing = [(ref, view) for ref, view in wanted if reader.name(ref, view) not in reader.store]
     accelerator.wait_for_everyone()  # before anyone writes: all must divide the same list
     mine = missing[accelerator.process_index :: accelerator.num_processes]
-    if missing:
-        log.info("encoding %d images once; features go to %s", len(missing), folder)
-    chunks = [mine[i : i + BATCH] for i in range(0, len(mine), BATCH)]
-    for chunk in progress(
-        chunks, "encoding", unit="batch", disable=not accelerator.is_main_process
-    ):
-        _encode_readable(reader, chunk)
+    try:
+        used_now(root / key)
+        if missing:
+            log.info("encoding %d images once; features go to %s", len(missing), root / key)
+            needed = len(missing) * reader.black().to(reader.dtype).nbytes
+            room = _room(root / key, needed, how, accelerator)
+            _encode(reader, mine, room // accelerator.num_processes, accelerator, workers)
+    except OSError as error:
+        raise TrainingError(
+            f"cannot store features under {root / key}: {error.strerror or error}. Make room, set "
+            "XRAYGPT_CACHE to another folder, or run.feature_cache to false"
+        ) from None
     accelerator.wait_for_everyone()
+    reader.store.refresh()
     data.read_image = reader
     return data
 
 
-def _encode_readable(reader: CachedReader, refs: Sequence[ImageRef]) -> None:
-    """Encode a batch; if one image is bad, the others alone. The bad one speaks up when used."""
+class _Pixels(Dataset[Any]):
+    """Images to encode, read by worker processes; a bad one is its error."""
+
+    def __init__(
+        self, read_image: ReadImage, wanted: Sequence[tuple[ImageRef, int]], views: int
+    ) -> None:
+        self.read_image, self.wanted, self.views = read_image, wanted, views
+
+    def __len__(self) -> int:
+        return len(self.wanted)
+
+    def __getitem__(self, i: int) -> Tensor | str:
+        try:
+            return pixels(self.read_image, *self.wanted[i], self.views)
+        except ValueError as error:
+            return str(error)
+
+
+def _encode(
+    reader: CachedReader,
+    wanted: Sequence[tuple[ImageRef, int]],
+    room: int,
+    accelerator: Accelerator,
+    workers: int,
+) -> None:
+    """Encode and store, as far as there is room. A bad image is warned of, and fails when used."""
+    loader: DataLoader[Any] = DataLoader(
+        _Pixels(reader.read_image, wanted, reader.views),
+        batch_size=BATCH,
+        collate_fn=list,
+        num_workers=workers,
+        generator=torch.Generator(),  # its own: features must not move the run's draws
+    )
+    hidden = not accelerator.is_main_process
     try:
-        reader.encode(refs)
-    except ValueError:
-        for ref in refs:
-            try:
-                reader.encode([ref])
-            except ValueError as error:
-                log.warning("cannot encode: %s", error)
+        for n, batch in enumerate(progress(loader, "encoding", unit="batch", disable=hidden)):
+            for bad in (x for x in batch if not isinstance(x, Tensor)):
+                log.warning("cannot encode: %s", bad)
+            good = [(i, x) for i, x in enumerate(batch, n * BATCH) if isinstance(x, Tensor)]
+            if not good:
+                continue
+            features = reader.features(torch.stack([image for _, image in good]))
+            room -= features.nbytes
+            if room < 0:
+                left = len(wanted) - n * BATCH
+                log.warning("run.feature_store.max_gb is full: %d images are not stored", left)
+                break
+            for (i, _), one in zip(good, features, strict=True):
+                reader.store.put(reader.name(*wanted[i]), one)
+    finally:
+        reader.store.flush()
+
+
+def _room(folder: Path, needed: int, how: FeatureStore, accelerator: Accelerator) -> int:
+    """Bytes that may be stored.
+
+    Raises:
+        OSError: The disk has less than that.
+    """
+    if how.max_gb is not None:
+        most = int(how.max_gb * 1e9)
+        if accelerator.is_main_process:
+            make_room(folder.parent, needed, most, keep=[folder])
+        accelerator.wait_for_everyone()
+        needed = min(needed, make_room(folder.parent, 0, most, keep=[folder]))
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free")
+    return needed

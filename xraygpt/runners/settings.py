@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from xraygpt.common.config import Choice
 from xraygpt.common.registry import LR_SCHEDULERS
 from xraygpt.runners.base import BaseRunner
+from xraygpt.runners.feature_cache import FeatureStore
 
 _AT_LEAST_ONE = (
     "max_epoch",
@@ -92,6 +93,8 @@ class RunSettings(BaseRunner.Config):
     """Splits to train on."""
     feature_cache: bool = True
     """Keep the frozen encoder's features on disk; no effect on a trained one."""
+    feature_store: FeatureStore = field(default_factory=FeatureStore)
+    """How they are kept."""
     profile: bool = False
     """Write `trace.json`, for chrome://tracing, and `profile.txt`, a table of where the time of
     steps 2 to 5 went, to the run folder."""

@@ -368,9 +368,10 @@ class Runner(BaseRunner):
         key = self.model.begin_storing()
         if key is None:
             return
+        how, workers = self.config.feature_store, self.config.num_workers
         for mixture in self.splits.values():
             for part in mixture.parts:
-                feature_cache.use_cache(part, self.model, key, self.accelerator)
+                feature_cache.use_cache(part, self.model, key, self.accelerator, how, workers)
 
     def _groups(self) -> list[dict[str, Any]]:
         """Matrices are decayed, vectors are not."""
