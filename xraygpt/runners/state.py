@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from xraygpt.common.distributed import gathered
+from xraygpt.common.draws import keyed_int
 from xraygpt.common.errors import TrainingError, WeightsError
 from xraygpt.models.base import BaseModel
 from xraygpt.models.weight_files import WEIGHTS, read_weights
@@ -101,16 +101,30 @@ def load_weights(model: BaseModel, path: Path) -> tuple[Path, list[str]]:
     return source, fresh
 
 
-def read_state(checkpoint: Path, accelerator: Accelerator) -> dict[str, Any]:
+def read_state(checkpoint: Path, global_batch: int) -> dict[str, Any]:
     """Everything but the weights.
 
+    Args:
+        checkpoint: A checkpoint folder.
+        global_batch: Samples of a step, over all processes.
+
     Raises:
-        WeightsError: Saved by another number of processes.
+        WeightsError: Saved with another one: its steps are not the steps of this run.
     """
     state: dict[str, Any] = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
-    if len(state["rng"]) != accelerator.num_processes:
+    before = state.get("global_batch", global_batch)
+    if before != global_batch:
         raise WeightsError(
-            f"{checkpoint} was saved by {len(state['rng'])} processes and this run has "
-            f"{accelerator.num_processes}; resume with as many, or start from it with model.ckpt"
+            f"{checkpoint} has {before} samples in a step (run.batch_size_train times "
+            f"run.accum_grad_iters times processes) and this run {global_batch}; make them as many,"
+            " or start from it with model.ckpt"
         )
     return state
+
+
+def take_up_rng(states: list[dict[str, Any]], rank: int, seed: int, step: int) -> None:
+    """Go on drawing where a process of this rank was; a rank that is new begins afresh."""
+    if rank < len(states):
+        set_rng_state(states[rank])
+    else:
+        seed_everything(keyed_int(seed, step, "new rank") % 2**31, rank)

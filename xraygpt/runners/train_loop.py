@@ -74,9 +74,10 @@ class Runner(BaseRunner):
             all_tokens=model.all_tokens,
             extra=task.extra,
         )
-        per_step = config.batch_size_train * config.accum_grad_iters * self._world
+        self.global_batch = config.batch_size_train * config.accum_grad_iters * self._world
         epoch = len(splits["train"].epoch(0, config.seed))
-        self.steps_per_epoch = config.iters_per_epoch or max(1, math.ceil(epoch / per_step))
+        each = max(1, math.ceil(epoch / self.global_batch))
+        self.steps_per_epoch = config.iters_per_epoch or each
         self.max_steps = config.max_steps or (config.max_epoch or 1) * self.steps_per_epoch
         if 2 * config.warmup_steps > self.max_steps > 1:
             log.warning(
@@ -246,6 +247,7 @@ class Runner(BaseRunner):
             "stale": self.stale,
             "optimizer": self.optimizer.state_dict(),
             "rng": state.all_rng_states(),
+            "global_batch": self.global_batch,
         }
         if self.average:
             facts["own"] = self.average.own()
@@ -288,10 +290,10 @@ class Runner(BaseRunner):
         else:
             self.run_folder = checkpoint.run_of(found)
             state.load_weights(self.model, found)
-            saved = state.read_state(found, self.accelerator)
+            saved = state.read_state(found, self.global_batch)
             self.optimizer.load_state_dict(saved["optimizer"])
             self._take_up(saved)
-            rng = saved["rng"][self.accelerator.process_index]
+            rng = saved["rng"]
             log.info("resuming at step %d from %s", self.step, found)
         main = self.accelerator.is_main_process
         if main:
@@ -314,7 +316,7 @@ class Runner(BaseRunner):
         )
         self._cache_features()  # with the weights of the checkpoint
         if rng is not None:
-            state.set_rng_state(rng)
+            state.take_up_rng(rng, self.accelerator.process_index, config.seed, self.step)
 
     def _take_up(self, saved: dict[str, Any]) -> None:
         """Counters of a checkpoint; what came after it in this run is forgotten."""
