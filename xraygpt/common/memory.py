@@ -1,10 +1,12 @@
-"""How freed memory is kept, on the CPU."""
+"""How freed memory is kept on the CPU, and how much was held at most."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 _TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
 _MOST = 2**31 - 1  # bytes; mallopt takes an int
@@ -29,3 +31,33 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_MMAP, _MOST) and mallopt(_TRIM, _MOST))
+
+
+def forget_peak(device: Any) -> None:
+    """Let `peak` count from here, where that can be told: on CUDA, and on Linux."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return
+
+
+def peak(device: Any) -> int:
+    """Bytes held at most since `forget_peak`: tensors on a GPU, else all of this process."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        kib = int(next(x for x in status.splitlines() if x.startswith("VmHWM:")).split()[1])
+    except (OSError, StopIteration):
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return int(most if sys.platform == "darwin" else most * 1024)
+    return kib * 1024

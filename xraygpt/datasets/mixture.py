@@ -7,6 +7,7 @@ and ranks.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -82,6 +83,23 @@ class Mixture(Dataset[Sample | None]):
     def texts(self) -> list[str]:
         """Every text of every corpus."""
         return [text for part in self.parts for text in part.texts()]
+
+
+def longest_rows(data: Mixture, count: int, looked_at: int = 4096) -> list[int]:
+    """Indices of the samples with the most text, longest first.
+
+    Args:
+        data: Corpora.
+        count: How many.
+        looked_at: Samples considered, evenly spread.
+    """
+    places = range(0, len(data), max(1, len(data) // looked_at))
+
+    def length(index: int) -> int:
+        part, inner = data.locate(index)
+        return sum(len(turn["text"]) for turn in part.turns_of(inner))
+
+    return heapq.nlargest(count, places, key=length)
 
 
 class StreamSampler(Sampler[list[Any]]):

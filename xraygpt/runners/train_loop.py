@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from xraygpt.common import checkpoint, distributed
+from xraygpt.common import checkpoint, distributed, memory
 from xraygpt.common.errors import InputError, Stopped, TrainingError
 from xraygpt.common.logging import progress
 from xraygpt.common.registry import registry
@@ -35,7 +35,7 @@ from xraygpt.common.schedules import Schedule
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import Collator
-from xraygpt.datasets.mixture import Mixture, StreamSampler
+from xraygpt.datasets.mixture import Mixture, StreamSampler, longest_rows
 from xraygpt.models.base import BaseModel
 from xraygpt.runners import feature_cache, logs, profiling, state
 from xraygpt.runners.averaging import Average
@@ -113,6 +113,7 @@ class Runner(BaseRunner):
             Stopped: SIGTERM or SIGINT came; everything is saved.
         """
         self._begin()
+        memory.forget_peak(self.accelerator.device)
         last: dict[str, float] = {}
         looked_at = self.run_folder if self.config.profile else None
         with self._signals(), self._bar() as bar, profiling.profiler(looked_at) as profiler:
@@ -136,20 +137,34 @@ class Runner(BaseRunner):
         return last
 
     def dry_run(self) -> dict[str, float]:
-        """One batch forward and backward; nothing is stepped, nothing written but features."""
+        """A step on the longest rows, but that nothing is changed or written; only features are.
+
+        Returns:
+            Its shape and loss, the run's length, and `peak_gib`: most memory that training will
+            take, 2**30 bytes, of a GPU or else of the whole process.
+        """
         self._cache_features()
         self.wrapped.train()
-        batch = self._to_device(next(self._batches()))
-        output = self.task.loss(self.wrapped, batch)
+        longest = longest_rows(self.splits["train"], self.config.batch_size_train)
+        batch = self._to_device(self.collate([self.splits["train"][i] for i in longest]))
+        memory.forget_peak(self.accelerator.device)
+        with self.accelerator.autocast():
+            output = self.task.loss(self.wrapped, batch)
         self.accelerator.backward(output.loss)
         rows, width = batch["input_ids"].shape
+        trained = sum(p.numel() for _, p in self.model.trainable_parameters())
+        kept = 8 * trained + (
+            4 * trained if self.average else 0
+        )  # AdamW's two means; weights' mean
+        targets = int(output.num_targets.sum())
         return {
             "rows": rows,
             "tokens": width,
-            "targets": int(output.num_targets.sum()),
-            "loss": float(output.loss.detach()) / max(int(output.num_targets.sum()), 1),
+            "targets": targets,
+            "loss": float(output.loss.detach()) / max(targets, 1),
             "steps": self.max_steps,
-            "trained_parameters": sum(p.numel() for _, p in self.model.trainable_parameters()),
+            "trained_parameters": trained,
+            "peak_gib": round((memory.peak(self.accelerator.device) + kept) / 2**30, 2),
         }
 
     def _step(self, batches: Iterator[Batch]) -> dict[str, float]:
@@ -193,6 +208,7 @@ class Runner(BaseRunner):
             "train/skipped": float(sum(b["skipped"] for b in group)),
             "train/data_seconds": waited,
             "train/step_seconds": time.perf_counter() - began,
+            "train/peak_gib": memory.peak(self.accelerator.device) / 2**30,
         }
 
     @torch.no_grad()
