@@ -100,10 +100,11 @@ def build_runner(experiment: Training) -> Runner:
     drawn = [(c.weight, c.balance) for c in experiment.datasets.values()]
     splits = {}
     wanted: dict[str, list[Split]] = {"train": list(run.train_splits), "val": ["val"]}
+    corpora = [
+        c.build(image_spec=model.image_spec, seed=run.seed) for c in experiment.datasets.values()
+    ]
     for name, sources in wanted.items():
-        parts: list[StudyDataset] = []
-        for source in sources:
-            parts += _datasets(experiment, source, model.image_spec, run.seed)
+        parts: list[StudyDataset] = [corpus.build(s) for s in sources for corpus in corpora]
         if not task.uses_images:
             parts = [controls.without_images(p) for p in parts]
         weights, powers = zip(*drawn * len(sources), strict=True)

@@ -103,7 +103,7 @@ class StudyDataset(Dataset[Sample | None]):
         cacheable: bool = True,
         signature: dict[str, Any] | None = None,
     ) -> None:
-        self.records, self.read_image, self.on_error = list(records), read_image, on_error
+        self.records, self.read_image, self.on_error = records, read_image, on_error
         self.seed, self.cacheable, self.signature = seed, cacheable, signature or {}
 
     def __len__(self) -> int:

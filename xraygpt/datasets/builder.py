@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from xraygpt.common import memory
 from xraygpt.common.errors import DataError
+from xraygpt.common.paths import real, real_folder
 from xraygpt.common.registry import BUILDERS, Plugin, Registry
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import Record, Split, StudyDataset, read_tensor
+from xraygpt.datasets.packed import PackedRecords, RecordFile
 from xraygpt.datasets.splits import SplitRule
 from xraygpt.processors.base import BaseProcessor
 from xraygpt.processors.image import ImageSpec, XrayImage
@@ -78,6 +81,7 @@ class BaseBuilder(Plugin):
 
     def __init__(self, config: Any, *, image_spec: ImageSpec, seed: int = 0) -> None:
         self.config, self.image_spec, self.seed = config, image_spec, seed
+        self._surveyed: dict[str, tuple[dict[str | None, PackedRecords], list[str]]] = {}
 
     def records(self, clean: Callable[[str], str]) -> Iterable[tuple[str | None, Record | str]]:
         """Every record with its split, or the reason why a record is none.
@@ -97,9 +101,9 @@ class BaseBuilder(Plugin):
             DataError: A path is missing, or a record is bad and `on_error` is "error".
         """
         phase = phase or ("train" if split == "train" else "eval")
-        vis, text = self.processor("vis", phase), self.processor("text", phase)
-        by_split, problems = self.survey(text)
-        kept = by_split.get(split, [])[: self.config.max_samples]
+        vis = self.processor("vis", phase)
+        by_split, problems = self._packed(phase)
+        kept = by_split.get(split, PackedRecords())[: self.config.max_samples]
         self._settle(problems, len(kept))
         data = StudyDataset(
             kept,
@@ -116,9 +120,32 @@ class BaseBuilder(Plugin):
     ) -> tuple[dict[str | None, list[Record]], list[str]]:
         """Records by split (None: one nobody asked for), and what is wrong with the others."""
         by_split: dict[str | None, list[Record]] = {}
-        problems = []
+        problems: list[str] = []
+        for where, record in self._named_once(clean or self.processor("text", "train"), problems):
+            by_split.setdefault(where, []).append(record)
+        return by_split, problems
+
+    def _packed(self, phase: Phase) -> tuple[dict[str | None, PackedRecords], list[str]]:
+        """The same without holding them in memory; made once for phases with one processor."""
+        key = repr(self._processor_config("text", phase))
+        if key not in self._surveyed:
+            file = RecordFile()
+            problems: list[str] = []
+            packed: dict[str | None, PackedRecords] = {}
+            for where, record in self._named_once(self.processor("text", phase), problems):
+                if where not in packed:
+                    packed[where] = PackedRecords(file=file)
+                packed[where].append(record)
+            memory.give_back()
+            self._surveyed[key] = packed, problems
+        return self._surveyed[key]
+
+    def _named_once(
+        self, clean: Callable[[str], str], problems: list[str]
+    ) -> Iterator[tuple[str | None, Record]]:
+        """Records with ids of their own; what is wrong with the others goes to `problems`."""
         times: Counter[str] = Counter()
-        for where, record in self.records(clean or self.processor("text", "train")):
+        for where, record in self.records(clean):
             if isinstance(record, str):
                 problems.append(record)
                 continue
@@ -126,18 +153,18 @@ class BaseBuilder(Plugin):
             if times[record.sample_id] > 1:  # several questions on one image
                 name = f"{record.sample_id}#{times[record.sample_id]}"
                 record = replace(record, sample_id=name)
-            by_split.setdefault(where, []).append(record)
-        return by_split, problems
+            yield where, record
 
     def processor(self, which: Literal["vis", "text"], phase: Phase) -> Any:
         """The processor of a phase; either phase's stands in for the other, as the lineage did."""
+        return self._processor_config(which, phase).build(image_spec=self.image_spec)
+
+    def _processor_config(self, which: Literal["vis", "text"], phase: Phase) -> Any:
         given = self.config.vis_processor if which == "vis" else self.config.text_processor
         config = given.get(phase) or given.get("train" if phase == "eval" else "eval")
         if config is None:
             config = XrayImage.Config() if which == "vis" else Identity.Config()
-        if phase == "eval" and "eval" not in given:
-            config = config.for_eval()
-        return config.build(image_spec=self.image_spec)
+        return config.for_eval() if phase == "eval" and "eval" not in given else config
 
     def _settle(self, problems: list[str], kept: int) -> None:
         """Stop at the first bad record, or count them."""
@@ -179,7 +206,7 @@ def inside(root: Path, name: Any) -> Path:
     if not isinstance(name, str) or not name or "\0" in name:
         raise RecordError(f"image path {name!r} is not a path")
     path = root / name
-    if not path.resolve().is_relative_to(root.resolve()):
+    if not real(path).is_relative_to(real_folder(str(root))):
         raise RecordError(f"image path {name!r} leaves the image folder")
     return path
 

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from xraygpt.common.draws import keyed_int
 from xraygpt.common.errors import DataError, TrainingError
 from xraygpt.common.logging import progress
-from xraygpt.common.paths import cache_root
+from xraygpt.common.paths import cache_root, real
 from xraygpt.common.shards import Shards, make_room, used_now
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import ImageRef, ReadImage, StudyDataset
@@ -99,7 +99,7 @@ class CachedReader:
             facts = ref.path.stat()
         except OSError as error:
             raise DataError(f"{ref.path}: {error.strerror}") from None
-        key = f"{ref.path.resolve()}|{facts.st_size}|{facts.st_mtime_ns}|{ref.frame}"
+        key = f"{real(ref.path)}|{facts.st_size}|{facts.st_mtime_ns}|{ref.frame}"
         if self.views:
             key += f"|{view}"
         return hashlib.sha256(key.encode()).hexdigest()[:32]

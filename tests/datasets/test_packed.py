@@ -1,0 +1,108 @@
+"""Records in a mapped file are the records, and cost no memory."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from xraygpt.common.paths import cache_root
+from xraygpt.datasets import targets
+from xraygpt.datasets.base import ImageRef, Record, StudyDataset, read_tensor
+from xraygpt.datasets.builder import RecordError, inside
+from xraygpt.datasets.packed import PackedRecords, RecordFile
+from xraygpt.datasets.records import RecordsBuilder
+from xraygpt.processors.image import ImageSpec
+
+SPEC = ImageSpec(image_size=32, mean=(0.5,), std=(0.5,), tokens_per_image=4)
+
+
+def record(i: int) -> Record:
+    return Record(
+        sample_id=f"r{i}",
+        study_id=f"s{i}",
+        images=(ImageRef(Path(f"{i}.png"), "PA", None),),
+        turns=targets.ToldFindings(
+            targets.pair("<image>", f"Report {i}."), ["Edema"], 0.5, "image"
+        ),
+        meta={"codes": ["Edema"], "box": [0.1, i]},
+    )
+
+
+def test_they_are_what_was_put_in():
+    packed = PackedRecords(record(i) for i in range(10))
+    assert len(packed) == 10 and not len(PackedRecords())
+    assert [r.sample_id for r in packed] == [f"r{i}" for i in range(10)]
+    one, same = packed[3], record(3)
+    assert replace(one, turns=()) == replace(same, turns=())
+    assert one.turns("draw") == same.turns("draw")
+    assert packed[-1].study_id == "s9"
+    part = packed[2:8:2][1:]
+    assert [r.sample_id for r in part] == ["r4", "r6"]
+    with pytest.raises(IndexError):
+        packed[10]
+    packed.append(record(10))  # also after they were read
+    assert packed[10].sample_id == "r10"
+
+
+def test_several_share_a_file_and_none_is_left_behind():
+    file = RecordFile()
+    train, val = PackedRecords(file=file), PackedRecords(file=file)
+    for i in range(20):
+        (val if i % 4 == 3 else train).append(record(i))
+    assert [r.sample_id for r in val] == ["r3", "r7", "r11", "r15", "r19"]
+    assert train[5].sample_id == "r6"
+    assert not [p for p in cache_root().iterdir() if p.is_file()]
+
+
+def test_a_process_that_does_not_inherit_the_file_gets_them():
+    packed = PackedRecords(record(i) for i in range(10))[5:]
+    moved = pickle.loads(pickle.dumps(packed))
+    assert [r.sample_id for r in moved] == [f"r{i}" for i in range(5, 10)]
+
+
+def test_datasets_hold_them_so(toy):
+    builder = RecordsBuilder.Config(storage=toy).build(image_spec=SPEC)
+    train, val = builder.build("train"), builder.build("val")
+    assert isinstance(train.records, PackedRecords) and len(train) == 36 and len(val) == 12
+    few = RecordsBuilder.Config(storage=toy, max_samples=5).build(image_spec=SPEC)
+    assert [r.sample_id for r in few.build("train").records] == ["s0", "s1", "s2", "s4", "s5"]
+    assert isinstance(StudyDataset([record(1)], read_tensor).records, list)
+
+
+def test_one_reading_serves_splits_with_one_text_processor(toy, monkeypatch):
+    read = []
+    records = RecordsBuilder.records
+
+    def counted(self, clean):
+        read.append(clean)
+        return records(self, clean)
+
+    monkeypatch.setattr(RecordsBuilder, "records", counted)
+    builder = RecordsBuilder.Config(storage=toy).build(image_spec=SPEC)
+    builder.build("train"), builder.build("val")
+    assert len(read) == 1
+
+
+def test_links_out_of_the_folder_are_still_found(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "out.png").write_bytes(b"x")
+    (tmp_path / "images" / "link.png").symlink_to(tmp_path / "out.png")
+    (tmp_path / "images" / "deep").symlink_to(tmp_path)
+    (tmp_path / "images" / "here.png").write_bytes(b"x")
+    (tmp_path / "images" / "twin.png").symlink_to(tmp_path / "images" / "here.png")
+    root = tmp_path / "images"
+    for name in (
+        "link.png",
+        "deep/out.png",
+        "../out.png",
+        "..",
+        "deep/..",
+        str(tmp_path / "out.png"),
+    ):
+        with pytest.raises(RecordError, match="leaves the image folder"):
+            inside(root, name)
+    for name in ("here.png", "twin.png", "./here.png"):
+        assert inside(root, name).exists()

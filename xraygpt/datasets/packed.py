@@ -1,0 +1,101 @@
+"""Records in a mapped file: a corpus of any size takes no memory of its own, in no worker."""
+
+from __future__ import annotations
+
+import mmap
+import pickle
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
+
+import numpy as np
+
+from xraygpt.common.paths import cache_root
+from xraygpt.datasets.base import Record
+
+
+class RecordFile:
+    """A file without a name, gone with the last process that holds it."""
+
+    def __init__(self) -> None:
+        try:
+            folder = cache_root()
+            folder.mkdir(parents=True, exist_ok=True)
+            self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        except OSError:  # the system's folder, which may be memory
+            self.file = tempfile.TemporaryFile()  # noqa: SIM115
+        self.size = 0
+        self.map: mmap.mmap | None = None
+
+    def append(self, data: bytes) -> int:
+        """Returns where it begins."""
+        self.file.write(data)
+        self.size += len(data)
+        return self.size - len(data)
+
+    def read(self, begin: int, end: int) -> bytes:
+        """What was appended there."""
+        if self.map is None or len(self.map) < end:
+            self.file.flush()
+            self.map = mmap.mmap(self.file.fileno(), self.size, access=mmap.ACCESS_READ)
+        return self.map[begin:end]
+
+
+class PackedRecords(Sequence[Record]):
+    """Records that are unpickled whenever they are asked for; a slice shares the file.
+
+    Args:
+        records: Put into `file` one by one.
+        file: Where; None makes one.
+    """
+
+    def __init__(self, records: Iterable[Record] = (), file: RecordFile | None = None) -> None:
+        self._file = file or RecordFile()
+        self._spans = np.empty((0, 2), dtype=np.int64)
+        self._new: list[tuple[int, int]] = []
+        for record in records:
+            self.append(record)
+
+    def append(self, record: Record) -> None:
+        """Add one."""
+        data = pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL)
+        begin = self._file.append(data)
+        self._new.append((begin, begin + len(data)))
+
+    def _settled(self) -> np.ndarray:
+        if self._new:
+            self._spans = np.concatenate([self._spans, np.array(self._new, dtype=np.int64)])
+            self._new = []
+        return self._spans
+
+    def __len__(self) -> int:
+        return len(self._settled())
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> PackedRecords: ...
+    def __getitem__(self, index: int | slice) -> Record | PackedRecords:
+        spans = self._settled()
+        if isinstance(index, slice):
+            part = PackedRecords(file=self._file)
+            part._spans = spans[index]
+            return part
+        begin, end = spans[index].tolist()
+        record: Record = pickle.loads(self._file.read(begin, end))
+        return record
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[i] for i in range(len(self)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For a process that does not inherit the file."""
+        return _again, ([self._file.read(*span) for span in self._settled().tolist()],)
+
+
+def _again(pickled: list[bytes]) -> PackedRecords:
+    records = PackedRecords()
+    for data in pickled:
+        begin = records._file.append(data)
+        records._new.append((begin, begin + len(data)))
+    return records
