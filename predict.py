@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """`3/16` -> (3, 16)."""
+    k, slash, n = text.partition("/")
+    if not (k.isdecimal() and slash and n.isdecimal() and 1 <= int(k) <= int(n)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with 1 <= K <= N, 3/16 for example")
+    return int(k), int(n)
 
 
 def main() -> None:
@@ -19,6 +28,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="images answered at once")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--workers", type=int, default=None, help="processes that read images")
+    parser.add_argument(
+        "--shard", type=_shard, metavar="K/N", help="every N-th image alone, from the K-th on"
+    )
     args = parser.parse_args()
     # Torch takes seconds: help and typing errors do not wait for it.
     from xraygpt.common.config import load, to_yaml
@@ -38,14 +50,18 @@ def main() -> None:
         device=args.device,
         batch_size=args.batch_size,
         workers=args.workers,
+        shard=args.shard,
     )
     if args.dry_run:
-        print(f"{len(predictor.data)} inputs, results would go to {predictor.folder}")
+        print(f"{len(predictor.mine)} inputs, results would go to {predictor.folder}")
         return
     predictions = predictor.run()
     if len(predictions) == 1:
         print(predictions[0].prediction)
     print("AI output, not verified. Research use only, not for diagnosis.")
+    if args.shard:
+        print(f"a shard; the same command without --shard gathers all, in {predictor.folder}")
+        return
     print(predictor.folder / "predictions.jsonl")
     print(predictor.folder / "report.html")
 

@@ -91,6 +91,39 @@ def test_a_model_that_knows_drawings_alone_says_so(yaml_path, folder, tmp_path, 
     assert said in caplog.text and said in (predictor.folder / "report.html").read_text()
 
 
+def test_shards_together_are_the_whole(yaml_path, folder, tmp_path, monkeypatch):
+    (folder / "torn.png").write_bytes(b"no picture")
+    whole = predictor_of(yaml_path, folder, tmp_path / "whole")
+    with pytest.raises(SomeFailed):
+        whole.run()
+    named = []
+    for k in (1, 3):
+        try:
+            part = predictor_of(yaml_path, folder, tmp_path / "out", shard=(k, 3))
+            named += [p.sample_id for p in part.run()]
+        except SomeFailed as error:
+            assert "torn.png" in str(error) and "1 of 5 could" in str(error)
+            rows = (part.folder / f"predictions-{k}-of-3.jsonl").read_text().splitlines()[1:]
+            named += [json.loads(row)["sample_id"] for row in rows]
+        assert not (part.folder / "report.html").exists()
+    assert len(named) == len(set(named)) == 8
+    gather = predictor_of(yaml_path, folder, tmp_path / "out")
+    asked = []
+    original = gather.task.predict
+
+    def noted(model, batch):
+        asked.extend(batch["sample_id"])
+        return original(model, batch)
+
+    monkeypatch.setattr(gather.task, "predict", noted)
+    with pytest.raises(SomeFailed):
+        gather.run()
+    assert len(asked) == 4 and not set(asked) & set(named)  # the second shard was never run
+    files = [p.folder / "predictions.jsonl" for p in (whole, gather)]
+    assert files[0].read_text() == files[1].read_text()
+    assert (gather.folder / "report.html").exists()
+
+
 def test_it_goes_on_where_it_was_stopped(yaml_path, folder, tmp_path, monkeypatch):
     first = predictor_of(yaml_path, folder, tmp_path / "out", batch_size=4)
     asked = []

@@ -36,4 +36,13 @@ def stored(path: Path, identity: dict[str, Any]) -> dict[str, Prediction]:
     """
     rows = logs.read_rows(path) or [_heading(identity)]
     checkpoint.write_file(path, "".join(json.dumps(row, default=str) + "\n" for row in rows))
+    return _by_sample(rows)
+
+
+def peeked(path: Path) -> dict[str, Prediction]:
+    """The same of a file that another process may be writing; it is left alone."""
+    return _by_sample(logs.read_rows(path))
+
+
+def _by_sample(rows: Sequence[dict[str, Any]]) -> dict[str, Prediction]:
     return {row["sample_id"]: Prediction(**row) for row in rows[1:]}

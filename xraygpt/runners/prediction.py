@@ -162,6 +162,8 @@ class Predictor:
         device: ``auto``, ``cpu`` or ``cuda``.
         batch_size: Rows decoded at once.
         workers: Processes that read images; None takes one per core, at most four.
+        shard: (k, n), 1 ≤ k ≤ n: answer every n-th image alone, from the k-th on, into a file of
+            its own and without a page. A run without it takes up what shards have answered.
         resolved: The whole configuration, for the page.
         history: The training runs behind the model, for the page.
     """
@@ -177,6 +179,7 @@ class Predictor:
         device: str = "auto",
         batch_size: int = 8,
         workers: int | None = None,
+        shard: tuple[int, int] | None = None,
         resolved: str = "",
         history: History | None = None,
     ) -> None:
@@ -186,7 +189,9 @@ class Predictor:
         self.collate = Collator(model.renderer, model.packer, max_len=model.context_len)
         self.batch_size, self.identity = batch_size, identity
         self.resolved, self.history = resolved, history or History()
-        few = len(data) < 2 * batch_size
+        self.shard = shard
+        self.mine = range(len(data)) if shard is None else range(shard[0] - 1, len(data), shard[1])
+        few = len(self.mine) < 2 * batch_size
         cores = min(os.cpu_count() or 1, 4)
         self.workers = workers if workers is not None else (0 if few else cores)
         self.asked = {r.sample_id: r for r in data.records}
@@ -194,7 +199,7 @@ class Predictor:
         self.folder = output_dir / self.signature
 
     def run(self) -> list[Prediction]:
-        """Answer what is not answered yet, then write the page.
+        """Answer what is not answered yet, then write the page, but for a shard.
 
         Raises:
             SomeFailed: Some images could not be read; all others have their answer.
@@ -202,12 +207,13 @@ class Predictor:
         if self.history.drawings_alone:
             log.warning(DRAWINGS_ALONE)
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "predictions.jsonl"
-        earlier = answers.stored(path, self.identity)
-        done = {name: p for name, p in earlier.items() if self._is_of(p)}
-        todo = [i for i, r in enumerate(self.data.records) if r.sample_id not in done]
-        if len(todo) < len(self.data):
-            log.info("%d of %d are answered already", len(self.data) - len(todo), len(self.data))
+        mark = "" if self.shard is None else "-{}-of-{}".format(*self.shard)
+        path = self.folder / f"predictions{mark}.jsonl"
+        done = self._done(path)
+        names = {i: self.data.records[i].sample_id for i in self.mine}
+        todo = [i for i, name in names.items() if name not in done]
+        if len(todo) < len(names):
+            log.info("%d of %d are answered already", len(names) - len(todo), len(names))
         failed: dict[str, str] = {}
         with (
             path.open("a", encoding="utf-8") as file,
@@ -215,26 +221,33 @@ class Predictor:
         ):
             for batch in self._batches(todo):
                 good = [(i, s) for i, s in batch if not isinstance(s, str)]
-                failed |= {
-                    self.data.records[i].sample_id: s for i, s in batch if isinstance(s, str)
-                }
+                failed |= {names[i]: s for i, s in batch if isinstance(s, str)}
                 for prediction in self._answer([s for _, s in good]):
                     done[prediction.sample_id] = prediction
                     file.write(json.dumps(prediction.as_row()) + "\n")
                 file.flush()
                 bar.update(len(batch))
-        result = [done[r.sample_id] for r in self.data.records if r.sample_id in done]
+        result = [done[name] for name in names.values() if name in done]
         answers.write(path, self.identity, result)  # in order; those to changed files go
         errors = "".join(json.dumps({"sample_id": k, "error": v}) + "\n" for k, v in failed.items())
-        checkpoint.write_file(self.folder / "errors.jsonl", errors)
-        self._write_page(result)
+        checkpoint.write_file(self.folder / f"errors{mark}.jsonl", errors)
+        if self.shard is None:
+            self._write_page(result)
         if failed:
             named = "\n".join(f"  {name}: {why}" for name, why in failed.items())
             raise SomeFailed(
-                f"{len(failed)} of {len(self.data)} could not be read, {len(result)} are answered "
+                f"{len(failed)} of {len(names)} could not be read, {len(result)} are answered "
                 f"in {self.folder}:\n{named}"
             )
         return result
+
+    def _done(self, path: Path) -> dict[str, Prediction]:
+        """Answers of earlier commands, and of shards."""
+        found = answers.stored(path, self.identity)
+        if self.shard is None:
+            for other in sorted(self.folder.glob("predictions-*-of-*.jsonl")):
+                found = answers.peeked(other) | found
+        return {name: p for name, p in found.items() if self._is_of(p)}
 
     def _batches(self, todo: Sequence[int]) -> Iterator[list[tuple[int, Sample | str]]]:
         loader: DataLoader[Any] = DataLoader(
