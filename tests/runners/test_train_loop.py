@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 
 from tests.conftest import REPO, toy_yaml, write_toy_corpus
 from tests.killing import finish, kill_thrice_and_finish, same, wait_for_step, weights
-from xraygpt.common import checkpoint
+from xraygpt.common import checkpoint, sharding
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError, TrainingError, WeightsError
 from xraygpt.experiment import Training, build_runner
@@ -423,6 +423,13 @@ sys.argv = ["train.py", *sys.argv[1:]]
 from xraygpt.common.config import load
 from xraygpt.experiment import Training, build_runner
 runner = build_runner(load(Training, sys.argv[1], sys.argv[2:]))
+if runner.config.shard_llm and "WORLD_SIZE" in os.environ:
+    from torch.distributed.tensor import DTensor
+    layers = runner.model.llm.get_decoder().layers
+    sharded = {n: p for n, p in layers.named_parameters() if isinstance(p, DTensor)}
+    assert any(n.endswith("mlp.up_proj.weight") for n in sharded), "nothing is sharded"
+    assert not any("lora_" in n for n in sharded)
+    assert all(p.to_local().numel() <= (p.numel() + 1) // 2 + p.shape[-1] for p in sharded.values())
 assert runner.accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
 runner.train()
 """
@@ -440,8 +447,7 @@ def ranks(tmp_path, world, *options):
         script.write_text(RANKS)
     launcher = [sys.executable]
     if world > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={world}"]
-        launcher += ["--master-port=29517"]
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
     options = ["run.eval_every=0", "run.save_every=0", *options]
     finish(
         [*launcher, str(script), str(config), *options],
@@ -451,7 +457,7 @@ def ranks(tmp_path, world, *options):
 
 def logged(folder):
     (path,) = folder.glob("*/metrics.jsonl")
-    return [r["train/loss"] for r in read_rows(path)]
+    return [r["train/loss"] for r in read_rows(path) if "train/loss" in r]
 
 
 @pytest.mark.slow
@@ -487,6 +493,51 @@ def test_it_resumes_on_another_number_of_processes(tmp_path):
         if name.startswith("average_"):  # of the images rank 0 saw, for guidance
             continue
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+SHARDED = (
+    "run.shard_llm=true",
+    "model.freeze_llm=true",
+    "model.lora={r: 4, target: [q_proj, v_proj]}",
+    "run.eval_every=4",
+    "run.eval_samples=9",
+)
+
+
+@pytest.mark.slow
+def test_a_sharded_frozen_llm_trains_as_a_whole_one(tmp_path):
+    """FSDP2 over two gloo processes, one process, and moving between them."""
+    ends = {"a": [1], "b": [2], "moved": [1, 2, 1]}
+    for name, worlds in ends.items():
+        for i, world in enumerate(worlds, 1):
+            ranks(
+                tmp_path,
+                world,
+                *SHARDED,
+                f"run.batch_size_train={4 // world}",
+                f"run.output_dir={tmp_path / name}",
+                f"run.max_steps={12 * i // len(worlds)}",
+                "run.lr_sched=constant_lr",
+                "run.resume_ckpt_path=auto",
+            )
+    one, two, moved = (logged(tmp_path / name) for name in ends)
+    assert len(one) == len(two) == len(moved) == 12 and one[0] > one[-1]
+    assert np.allclose(one, two, rtol=1e-4, atol=0) and np.allclose(one, moved, rtol=1e-4, atol=0)
+    val = [
+        r["val/loss"]
+        for n in "ab"
+        for r in read_rows(*(tmp_path / n).glob("*/metrics.jsonl"))
+        if "val/loss" in r
+    ]
+    assert len(val) == 6 and np.allclose(val[:3], val[3:], rtol=1e-4, atol=0)
+    assert weights(tmp_path / "a").keys() == weights(tmp_path / "b").keys()
+
+
+def test_an_llm_that_is_trained_is_not_sharded(tmp_path, toy):
+    runner = runner_of(tmp_path, toy)
+    with pytest.raises(InputError, match=r"shards a frozen LLM, and this one is trained"):
+        sharding.shard_frozen(runner.model, torch.device("cpu"), 2)
+    assert sharding.shard_frozen(runner.model, torch.device("cpu"), 1) == 0
 
 
 def test_another_number_of_samples_in_a_step_is_refused(tmp_path, toy):

@@ -95,6 +95,9 @@ class RunSettings(BaseRunner.Config):
     """Keep the frozen encoder's features on disk; no effect on a trained one."""
     feature_store: FeatureStore = field(default_factory=FeatureStore)
     """How they are kept."""
+    shard_llm: bool = False
+    """With several processes: each keeps its share of the frozen LLM's layers (FSDP2) instead of
+    all of them. Less memory, more traffic."""
     profile: bool = False
     """Write `trace.json`, for chrome://tracing, and `profile.txt`, a table of where the time of
     steps 2 to 5 went, to the run folder."""

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from xraygpt.common import checkpoint, distributed, memory
+from xraygpt.common import checkpoint, distributed, memory, sharding
 from xraygpt.common.errors import InputError, Stopped, TrainingError
 from xraygpt.common.logging import progress
 from xraygpt.common.registry import registry
@@ -90,6 +90,8 @@ class Runner(BaseRunner):
             self._groups(), lr=config.init_lr, betas=(0.9, config.beta2)
         )
         self.average = Average(model, config.ema_decay) if config.ema_decay else None
+        if config.shard_llm:
+            sharding.shard_frozen(model, self.accelerator.device, self._world)
         # Not `prepare(optimizer)`: this loop steps once per fetched group of micro-batches itself.
         self.wrapped: Any = self.accelerator.prepare(self.model) if self._world > 1 else self.model
         self.step, self.best, self.best_step, self.stale = 0, math.inf, -1, 0
@@ -235,14 +237,18 @@ class Runner(BaseRunner):
     def mean_loss(self, data: Mixture) -> float:
         """Nats per target token over `data`, each sample once, shared among processes."""
         rank, size = self.accelerator.process_index, self.config.batch_size_eval
-        indices = list(range(len(data)))[: self.config.eval_samples][rank :: self._world]
+        indices = list(range(len(data)))[: self.config.eval_samples]
+        mine = indices[rank :: self._world]
         sums = [0.0, 0.0]
-        for i in range(0, len(indices), size):
-            batch = self.collate([data[j] for j in indices[i : i + size]])
+        # All take as many turns, since a sharded LLM is gathered in each: some without samples.
+        for i in range(0, math.ceil(len(indices) / self._world), size):
+            chosen = mine[i : i + size]
+            batch = self.collate([data[j] for j in chosen or indices[:1]])
             with self.accelerator.autocast():
                 output = self.task.loss(self.model, self._to_device(batch))
-            sums[0] += float(output.loss)
-            sums[1] += float(output.num_targets.sum())
+            if chosen:
+                sums[0] += float(output.loss)
+                sums[1] += float(output.num_targets.sum())
         loss, count = distributed.total(self.accelerator, sums)
         if count == 0:
             raise TrainingError("val has no target token left: every sample of it was left out")
