@@ -7,8 +7,8 @@
 The other side is theirs, re-created from our own parts with every saving switched off: the vision
 encoder and the Q-Former run in every step, rows are padded to the longest, and logits of the whole
 vocabulary are computed everywhere. Both sides take the same batches in turn, in one process, in
-float32; their losses are compared. Epoch one is our side with encoding, later epochs without. The
-bound is what the counted operations of both sides would allow. Reports are IU X-ray's train split
+float32; their losses are compared. Epoch one is our side with encoding, later epochs without, and
+those once more in bfloat16 (for CPUs that have it). The bound is what the counted operations of both sides would allow. Reports are IU X-ray's train split
 (XRAYGPT_DATA); weights of encoder and Q-Former are random, SmolLM2's are its own. Peak memory is
 that of one process for each side (--memory).
 """
@@ -44,7 +44,8 @@ CASES = {
     "encoder": ["model.vit_model=timm/vit_base_patch14_dinov2", "model.image_size=518"],
     "qformer": ["model.freeze_qformer=false"],
 }
-SIDES = ("theirs", "first", "later")
+SIDES = ("theirs", "first", "later", "bf16")
+NAMES = {"first": "epoch one", "later": "later epochs", "bf16": "later epochs in bfloat16"}
 
 
 @dataclass
@@ -79,11 +80,12 @@ class Bench:
     def loss(self, side: str, number: int) -> Tensor:
         """Mean loss per target token of one batch."""
         batch = self.batches[number]
-        if side == "later":
+        if side in ("later", "bf16"):
             batch = {**batch, "image_inputs": self.stored[number]}
         if side == "theirs":
             return self._theirs(batch)
-        output = self.model(batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=side == "bf16"):
+            output = self.model(batch)
         return output.loss / output.num_targets.sum()
 
     def _theirs(self, batch: Batch) -> Tensor:
@@ -165,7 +167,7 @@ def summary(
     """Ratios of the medians, what counting allows, and how far the losses are apart."""
     theirs = sides["theirs"]
     row: dict[str, Any] = {"case": case, "batch": batch, "GiB": memory}
-    for name in ("first", "later"):
+    for name in NAMES:
         ours = sides[name]
         each = [a / b for a, b in zip(theirs.seconds, ours.seconds, strict=True)]
         quarter = statistics.quantiles(each, n=4)
@@ -183,7 +185,7 @@ def summary(
 def text_of(row: dict[str, Any]) -> str:
     """For people."""
     lines = [f"{row['case']}, batch {row['batch']}: {row['theirs_seconds']:.2f} s a step before"]
-    for name, label in (("first", "epoch one"), ("later", "later epochs")):
+    for name, label in NAMES.items():
         one = row[name]
         low, high = one["quartiles"]
         lines.append(
