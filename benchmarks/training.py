@@ -8,9 +8,10 @@ The other side is theirs, re-created from our own parts with every saving switch
 encoder and the Q-Former run in every step, rows are padded to the longest, and logits of the whole
 vocabulary are computed everywhere. Both sides take the same batches in turn, in one process, in
 float32; their losses are compared. Epoch one is our side with encoding, later epochs without, and
-those once more in bfloat16 (for CPUs that have it). The bound is what the counted operations of both sides would allow. Reports are IU X-ray's train split
-(XRAYGPT_DATA); weights of encoder and Q-Former are random, SmolLM2's are its own. Peak memory is
-that of one process for each side (--memory).
+those once more in bfloat16 (for CPUs that have it). The bound is what the counted operations of
+both sides would allow. Reports are IU X-ray's train split (XRAYGPT_DATA); weights of encoder and
+Q-Former are random, SmolLM2's are its own. Peak memory is that of one process for each side
+(--memory).
 """
 
 from __future__ import annotations
