@@ -287,7 +287,7 @@ def test_every_yaml_of_the_project_loads(monkeypatch):
     trained = sorted((REPO / "train_configs").rglob("*.yaml"))
     measured = sorted((REPO / "eval_configs").rglob("*.yaml"))
     presets = sorted((REPO / "xraygpt" / "configs" / "models").rglob("*.yaml"))
-    assert (len(trained), len(measured), len(presets)) == (22, 11, 5)
+    assert (len(trained), len(measured), len(presets)) == (23, 12, 5)
     for path in trained:
         load(Training, path)
     for path in measured:

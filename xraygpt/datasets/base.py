@@ -178,5 +178,6 @@ def read_tensor(ref: ImageRef, draw: str, processor: Any) -> Tensor:
         if features.dim() != 2:
             raise ValueError(f"{ref.path}: features must be (L, D), got {tuple(features.shape)}")
         return features
-    tensor: Tensor = processor(read_image(ref.path, frame=ref.frame).pixels, draw)
+    enough = getattr(processor, "at_least", None)
+    tensor: Tensor = processor(read_image(ref.path, frame=ref.frame, at_least=enough).pixels, draw)
     return tensor

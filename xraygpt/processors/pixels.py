@@ -88,6 +88,7 @@ def read_image(
     frame: int | None = 0,
     window: Window | None = None,
     limits: ReadLimits = DEFAULT_LIMITS,
+    at_least: int | None = None,
 ) -> PixelImage:
     """Read a PNG, JPEG or DICOM file into display values.
 
@@ -99,6 +100,8 @@ def read_image(
             DICOM modality values (after the modality LUT), for PNG and JPEG stored values (0-255 or
             0-65535).
         limits: Size limits.
+        at_least: A JPEG may be decoded at a half, a quarter or an eighth of its size as long as no
+            side falls below so many pixels. Pixels are then means of its own, nearly.
 
     Returns:
         Display values in [0, 1], bone bright.
@@ -114,7 +117,7 @@ def read_image(
         if window and not (math.isfinite(window[0]) and 0 < window[1] < math.inf):
             raise ImageError(f"window {window} is not (center, width) with a positive width")
         if _is_raster(head):
-            return _read_raster(file, frame, window, limits)
+            return _read_raster(file, frame, window, limits, at_least)
         from xraygpt.processors.dicom import read_dicom
 
         return read_dicom(file, frame=frame, window=window, limits=limits)
@@ -287,12 +290,12 @@ def _starts_like_dataset(head: bytes, size: int) -> bool:
 
 
 def _read_raster(
-    file: Path, frame: int | None, window: Window | None, limits: ReadLimits
+    file: Path, frame: int | None, window: Window | None, limits: ReadLimits, at_least: int | None
 ) -> PixelImage:
     """PNG or JPEG: stored values 0..2**bits - 1 to display values in [0, 1]."""
     if frame:
         raise ImageError(f"frame {frame} was asked for, but a PNG or JPEG has only frame 0")
-    image, source_format = _load_raster(file, limits)
+    image, source_format = _load_raster(file, limits, at_least)
     display, bits = _raster_values(image)
     ends = (float(display.min()), float(display.max()))
     if window:
@@ -309,7 +312,7 @@ def _read_raster(
     return PixelImage(display[None] if frame is None else display, bits, source_format, meta)
 
 
-def _load_raster(file: Path, limits: ReadLimits) -> tuple[PillowImage, str]:
+def _load_raster(file: Path, limits: ReadLimits, at_least: int | None) -> tuple[PillowImage, str]:
     """Decode with Pillow and turn upright by the EXIF orientation."""
     from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
@@ -331,6 +334,8 @@ def _load_raster(file: Path, limits: ReadLimits) -> tuple[PillowImage, str]:
     with image:
         check_size(image.height, image.width, len(image.getbands()), 1, limits)
         source_format = "PNG" if image.format == "PNG" else "JPEG"  # a JPEG may call itself MPO
+        if at_least:
+            image.draft(None, (at_least, at_least))  # does nothing to a PNG
         image.load()
         try:
             with quiet("PIL"):
