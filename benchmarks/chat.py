@@ -3,8 +3,8 @@
     python benchmarks/chat.py [--rounds 7]
 
 `mini` with random Q-Former weights and a random picture; the first answer has 60 tokens. The other
-side reads the whole conversation again, image included, as a demo that keeps no cache does. Both ask
-the same second question in turn, in one process; their greedy answers are compared.
+side reads the whole conversation again, image included, as a demo that keeps no cache does. Both
+ask the same second question in turn, in one process; their greedy answers are compared.
 """
 
 from __future__ import annotations
