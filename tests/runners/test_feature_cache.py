@@ -14,8 +14,10 @@ from tests.models.test_xraygpt import tiny
 from xraygpt.common.errors import TrainingError
 from xraygpt.common.paths import cache_root
 from xraygpt.datasets import controls
+from xraygpt.datasets.base import ImageRef
 from xraygpt.datasets.records import RecordsBuilder
 from xraygpt.processors.image import XrayImageTrain
+from xraygpt.runners import feature_cache
 from xraygpt.runners.feature_cache import CachedReader, FeatureStore, use_cache
 
 
@@ -74,7 +76,7 @@ def shards():
 
 
 def test_a_damaged_shard_is_mended(toy, model, caplog):
-    before = cached(dataset(toy, model), model)[0]["images"][0]
+    before = cached(dataset(toy, model), model)[0]["images"][0].clone()  # it is mapped
     (path,) = shards()
     path.write_bytes(path.read_bytes()[:-40])
     data = cached(dataset(toy, model), model)
@@ -122,6 +124,7 @@ def test_what_is_unused_for_longest_makes_room(toy, model, caplog):
     rows = len(dataset(toy, model))
     each = 16 * 16 * 4
     for mean in (0.1, 0.2, 0.3):
+        feature_cache._IN_USE.clear()  # as in a run of its own
         processor = {"train": XrayImageTrain.Config(min_scale=1.0, mean=[mean])}
         room = FeatureStore(max_gb=2.9 * rows * each / 1e9)
         data = cached(dataset(toy, model, vis_processor=processor), model, room)
@@ -129,6 +132,38 @@ def test_what_is_unused_for_longest_makes_room(toy, model, caplog):
     folders = [p for p in (cache_root() / "features").iterdir() if shards_of(p)]
     assert len(folders) == 2 and "making room" in caplog.text
     assert data.read_image.store.folder in folders
+
+
+def test_a_run_makes_no_room_at_its_own_cost(toy, model, caplog):
+    rows = len(dataset(toy, model))
+    room = FeatureStore(max_gb=1.7 * rows * 16 * 16 * 4 / 1e9)
+    train = cached(dataset(toy, model), model, room)
+    other = {"train": XrayImageTrain.Config(min_scale=1.0, mean=[0.1])}
+    second = cached(dataset(toy, model, vis_processor=other), model, room)
+    assert len(shards_of(train.read_image.store.folder)) == 1
+    assert 0 < len(second.read_image.store) < rows and "max_gb is full" in caplog.text
+
+
+def test_a_whole_store_may_be_read_only(toy, model, monkeypatch):
+    before = cached(dataset(toy, model), model)[0]["images"][0]
+
+    def refused(_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(feature_cache, "used_now", refused)
+    assert torch.equal(cached(dataset(toy, model), model)[0]["images"][0], before)
+
+
+def test_files_of_one_name_have_views_of_their_own(toy, model):
+    for folder in ("p1", "p2"):
+        (toy / folder).mkdir()
+        shutil.copy(toy / "images" / "s0.png", toy / folder / "view1.png")
+    data = dataset(toy, model, vis_processor={"train": XrayImageTrain.Config()})
+    one, two = (
+        feature_cache.pixels(data.read_image, ImageRef(toy / p / "view1.png"), 0, 2)
+        for p in ("p1", "p2")
+    )
+    assert not torch.equal(one, two)
 
 
 def shards_of(folder):

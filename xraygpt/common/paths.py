@@ -15,7 +15,7 @@ def cache_root() -> Path:
 
 def real(path: Path) -> Path:
     """`path.resolve()`, for thousands of files in few folders."""
-    if path.name == ".." or path.is_symlink():
+    if path.name == ".." or os.path.islink(path):  # noqa: PTH114 - which raises for no name
         return path.resolve()
     return real_folder(str(path.parent)) / path.name
 

@@ -31,7 +31,8 @@ def shard_frozen(model: nn.Module, device: torch.device, world: int) -> int:
         Parameters that are sharded.
 
     Raises:
-        InputError: Some of the LLM's own parameters are trained, or packed in 8 or 4 bit.
+        InputError: Some of the LLM's own parameters are trained, packed in 8 or 4 bit, or came from
+            a checkpoint and so go into the next.
     """
     if world == 1:
         return 0
@@ -45,6 +46,13 @@ def shard_frozen(model: nn.Module, device: torch.device, world: int) -> int:
         raise InputError(
             "run.shard_llm shards a frozen LLM, and this one is trained: set model.freeze_llm: "
             "true (with model.lora, say), or leave it off"
+        )
+    loaded: set[str] = getattr(model, "loaded_keys", set())
+    if any(n.startswith("llm.") and "lora_" not in n for n in loaded):
+        raise InputError(
+            "run.shard_llm: model.ckpt holds weights of the LLM itself, which every checkpoint "
+            "would hold again; make them an LLM of its own (python -m xraygpt.convert), or leave "
+            "it off"
         )
     if not all(p.is_floating_point() for p in frozen):
         raise InputError("run.shard_llm does not go with packed weights (model.llm_bits)")

@@ -28,17 +28,16 @@ def shuffled(data: StudyDataset, seed: int) -> StudyDataset:
     the same answer. Samples trade only with those of as many images.
     """
     texts = [reference_of(data.turns_of(i)) for i in range(len(data))]
-    order = derangement(data.records, texts, seed)
-    left = leftovers(data.records, texts, order)
+    whole = list(data.records)  # each is looked at many times
+    order = derangement(whole, texts, seed)
+    left = leftovers(whole, texts, order)
     if left:
         log.warning(
             "shuffled images: %d of %d samples got no image of another study and answer",
             left,
             len(data),
         )
-    records = [
-        replace(r, images=data.records[j].images) for r, j in zip(data.records, order, strict=True)
-    ]
+    records = [replace(r, images=whole[j].images) for r, j in zip(whole, order, strict=True)]
     return _like(data, records, data.read_image)
 
 

@@ -8,6 +8,7 @@ frame, and the view where images are augmented.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -22,8 +23,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from xraygpt.common import distributed
 from xraygpt.common.draws import keyed_int
 from xraygpt.common.errors import DataError, TrainingError
 from xraygpt.common.logging import progress
@@ -36,6 +38,7 @@ from xraygpt.models.base import BaseModel
 log = logging.getLogger(__name__)
 
 BATCH = 16  # images encoded at once
+_IN_USE: set[Path] = set()  # stores of this process: it makes no room at its own cost
 
 
 @dataclass(kw_only=True)
@@ -80,8 +83,17 @@ class CachedReader:
         view = keyed_int(draw, "view") % self.views if self.views else 0
         stored = self.store.get(self.name(ref, view))
         if stored is None:  # changed since, or there was no room
+            self._refuse_in_worker(ref)
             stored = self.features(pixels(self.read_image, ref, view, self.views)[None])[0]
         return stored.float()
+
+    def _refuse_in_worker(self, ref: ImageRef) -> None:
+        """CUDA cannot be used in a process that was forked from one that uses it."""
+        if next(self.model.parameters()).is_cuda and get_worker_info() is not None:
+            raise TrainingError(
+                f"{ref.path}: its features are not stored, and a worker cannot encode on a GPU: "
+                "set run.num_workers: 0, or a larger run.feature_store.max_gb"
+            )
 
     def black(self) -> Tensor:
         """(L, D) features of a black picture."""
@@ -116,7 +128,7 @@ def pixels(read_image: ReadImage, ref: ImageRef, view: int, views: int) -> Tenso
     Raises:
         DataError: The image cannot be read.
     """
-    return read_image(ref, f"view {view} of {ref.path.name}" if views else "")
+    return read_image(ref, f"view {view} of {real(ref.path)} {ref.frame}" if views else "")
 
 
 def use_cache(
@@ -161,12 +173,15 @@ def use_cache(
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
     reader = CachedReader(data.read_image, model, Shards(root / key), how, views)
     wanted = [(ref, view) for ref in refs for view in range(max(1, views))]
-    missing = [(ref, view) for ref, view in wanted if reader.name(ref, view) not in reader.store]
-    accelerator.wait_for_everyone()  # before anyone writes: all must divide the same list
+    lacking = [i for i, one in enumerate(wanted) if reader.name(*one) not in reader.store]
+    missing = [wanted[i] for i in distributed.shared(lacking)]  # all divide the same list
     mine = missing[accelerator.process_index :: accelerator.num_processes]
-    try:
+    _IN_USE.add(root / key)
+    with contextlib.suppress(OSError):  # a whole store may be read-only
         used_now(root / key)
+    try:
         if missing:
+            (root / key).mkdir(parents=True, exist_ok=True)
             log.info("encoding %d images once; features go to %s", len(missing), root / key)
             needed = len(missing) * reader.black().to(reader.dtype).nbytes
             room = _room(root / key, needed, how, accelerator)
@@ -236,18 +251,18 @@ def _encode(
 
 
 def _room(folder: Path, needed: int, how: FeatureStore, accelerator: Accelerator) -> int:
-    """Bytes that may be stored.
+    """Bytes that may be stored, found by the main process; the cache is one for all of them.
 
     Raises:
-        OSError: The disk has less than that.
+        OSError: The disk has less than that; on every process.
     """
-    if how.max_gb is not None:
-        most = int(how.max_gb * 1e9)
-        if accelerator.is_main_process:
-            make_room(folder.parent, needed, most, keep=[folder])
-        accelerator.wait_for_everyone()
-        needed = min(needed, make_room(folder.parent, 0, most, keep=[folder]))
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free")
-    return needed
+    room, free = needed, 0
+    if accelerator.is_main_process:
+        if how.max_gb is not None:
+            most = int(how.max_gb * 1e9)
+            room = min(needed, make_room(folder.parent, needed, most, keep=_IN_USE))
+        free = shutil.disk_usage(folder).free
+    room, free = distributed.shared((room, free))
+    if room > free:
+        raise OSError(f"{room / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free")
+    return room

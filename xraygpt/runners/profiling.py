@@ -54,7 +54,10 @@ def profiler(folder: Path | None) -> Iterator[Any]:
 
 def table(seen: torch.profiler.profile) -> str:
     """Phases and the costliest operators, in milliseconds a step and shares."""
-    events = seen.key_averages()
+    every = list(seen.key_averages())
+    # Of a GPU, marks come again as events of its own, and kernels beside what launched them.
+    host = torch.autograd.DeviceType.CPU
+    events = [e for e in every if e.device_type == host]
     phases = {e.key: e for e in events if e.key.startswith("step/")}
     whole_steps = [e for e in events if e.key.startswith("ProfilerStep")]
     steps = sum(e.count for e in whole_steps) or 1

@@ -39,7 +39,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
 
 
 def seed_everything(seed: int, rank: int) -> None:
@@ -101,18 +101,20 @@ def load_weights(model: BaseModel, path: Path) -> tuple[Path, list[str]]:
     return source, fresh
 
 
-def read_state(checkpoint: Path, global_batch: int) -> dict[str, Any]:
+def read_state(checkpoint: Path, global_batch: int, world: int = 1) -> dict[str, Any]:
     """Everything but the weights.
 
     Args:
         checkpoint: A checkpoint folder.
         global_batch: Samples of a step, over all processes.
+        world: Processes.
 
     Raises:
         WeightsError: Saved with another one: its steps are not the steps of this run.
     """
     state: dict[str, Any] = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
-    before = state.get("global_batch", global_batch)
+    guess = global_batch // world * len(state["rng"])  # older ones do not say
+    before = state.get("global_batch", guess)
     if before != global_batch:
         raise WeightsError(
             f"{checkpoint} has {before} samples in a step (run.batch_size_train times "

@@ -117,7 +117,8 @@ class Runner(BaseRunner):
         self._begin()
         memory.forget_peak(self.accelerator.device)
         last: dict[str, float] = {}
-        looked_at = self.run_folder if self.config.profile else None
+        main = self.accelerator.is_main_process
+        looked_at = self.run_folder if self.config.profile and main else None
         with self._signals(), self._bar() as bar, profiling.profiler(looked_at) as profiler:
             batches = self._batches()
             while self.step < self.max_steps and not self._patience_is_over():
@@ -312,7 +313,7 @@ class Runner(BaseRunner):
         else:
             self.run_folder = checkpoint.run_of(found)
             state.load_weights(self.model, found)
-            saved = state.read_state(found, self.global_batch)
+            saved = state.read_state(found, self.global_batch, self._world)
             self.optimizer.load_state_dict(saved["optimizer"])
             self._take_up(saved)
             rng = saved["rng"]
