@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def _tokenizer(model: Any, problems: list[str]) -> Any:
         return None
 
 
-def _two_splits(by_split: dict[str | None, list[Record]]) -> Iterator[str]:
+def _two_splits(by_split: Mapping[str | None, Sequence[Record]]) -> Iterator[str]:
     """Studies that stand in more than one split."""
     where: dict[str, set[str]] = defaultdict(set)
     for split, records in by_split.items():

@@ -154,6 +154,15 @@ def test_a_whole_store_may_be_read_only(toy, model, monkeypatch):
     assert torch.equal(cached(dataset(toy, model), model)[0]["images"][0], before)
 
 
+def test_the_rank_with_one_more_stores_all_of_its_share(toy, model, monkeypatch, caplog):
+    data = dataset(toy, model)
+    data.records = data.records[:3]
+    first = Accelerator(cpu=True)
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    stored = use_cache(data, model, model.feature_key(), first)
+    assert len(stored.read_image.store) == 2 and "full" not in caplog.text
+
+
 def test_files_of_one_name_have_views_of_their_own(toy, model):
     for folder in ("p1", "p2"):
         (toy / folder).mkdir()

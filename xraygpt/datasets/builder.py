@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -102,8 +102,8 @@ class BaseBuilder(Plugin):
         """
         phase = phase or ("train" if split == "train" else "eval")
         vis = self.processor("vis", phase)
-        by_split, problems = self._packed(phase)
-        kept = by_split.get(split, PackedRecords())[: self.config.max_samples]
+        by_split, problems = self.survey(phase)
+        kept = (by_split.get(split) or PackedRecords())[: self.config.max_samples]
         self._settle(problems, len(kept))
         data = StudyDataset(
             kept,
@@ -115,37 +115,18 @@ class BaseBuilder(Plugin):
         )
         return controls.blanked(data) if self.config.blank_images else data
 
-    def survey(
-        self, clean: Callable[[str], str] | None = None
-    ) -> tuple[dict[str | None, list[Record]], list[str]]:
-        """Records by split (None: one nobody asked for), and what is wrong with the others."""
-        by_split: dict[str | None, list[Record]] = {}
-        problems: list[str] = []
-        for where, record in self._named_once(clean or self.processor("text", "train"), problems):
-            by_split.setdefault(where, []).append(record)
-        return by_split, problems
+    def survey(self, phase: Phase = "train") -> tuple[dict[str | None, PackedRecords], list[str]]:
+        """Records by split (None: one nobody asked for), and what is wrong with the others.
 
-    def _packed(self, phase: Phase) -> tuple[dict[str | None, PackedRecords], list[str]]:
-        """The same without holding them in memory; made once for phases with one processor."""
+        Made once for phases with one text processor.
+        """
         key = repr(self._processor_config("text", phase))
-        if key not in self._surveyed:
-            file = RecordFile()
-            problems: list[str] = []
-            packed: dict[str | None, PackedRecords] = {}
-            for where, record in self._named_once(self.processor("text", phase), problems):
-                if where not in packed:
-                    packed[where] = PackedRecords(file=file)
-                packed[where].append(record)
-            memory.give_back()
-            self._surveyed[key] = packed, problems
-        return self._surveyed[key]
-
-    def _named_once(
-        self, clean: Callable[[str], str], problems: list[str]
-    ) -> Iterator[tuple[str | None, Record]]:
-        """Records with ids of their own; what is wrong with the others goes to `problems`."""
-        times: Counter[str] = Counter()
-        for where, record in self.records(clean):
+        if key in self._surveyed:
+            return self._surveyed[key]
+        file, times = RecordFile(), Counter[str]()
+        by_split: dict[str | None, PackedRecords] = {}
+        problems: list[str] = []
+        for where, record in self.records(self.processor("text", phase)):
             if isinstance(record, str):
                 problems.append(record)
                 continue
@@ -153,7 +134,12 @@ class BaseBuilder(Plugin):
             if times[record.sample_id] > 1:  # several questions on one image
                 name = f"{record.sample_id}#{times[record.sample_id]}"
                 record = replace(record, sample_id=name)
-            yield where, record
+            if where not in by_split:
+                by_split[where] = PackedRecords(file=file)
+            by_split[where].append(record)
+        memory.give_back()
+        self._surveyed[key] = by_split, problems
+        return by_split, problems
 
     def processor(self, which: Literal["vis", "text"], phase: Phase) -> Any:
         """The processor of a phase; either phase's stands in for the other, as the lineage did."""

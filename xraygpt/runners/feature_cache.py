@@ -185,7 +185,7 @@ def use_cache(
             log.info("encoding %d images once; features go to %s", len(missing), root / key)
             needed = len(missing) * reader.black().to(reader.dtype).nbytes
             room = _room(root / key, needed, how, accelerator)
-            _encode(reader, mine, room // accelerator.num_processes, accelerator, workers)
+            _encode(reader, mine, room * len(mine) // len(missing), accelerator, workers)
     except OSError as error:
         raise TrainingError(
             f"cannot store features under {root / key}: {error.strerror or error}. Make room, set "

@@ -156,9 +156,7 @@ class Runner(BaseRunner):
         self.accelerator.backward(output.loss)
         rows, width = batch["input_ids"].shape
         trained = sum(p.numel() for _, p in self.model.trainable_parameters())
-        kept = 8 * trained + (
-            4 * trained if self.average else 0
-        )  # AdamW's two means; weights' mean
+        kept = (12 if self.average else 8) * trained  # AdamW's two means, and that of the weights
         targets = int(output.num_targets.sum())
         return {
             "rows": rows,
