@@ -13,14 +13,21 @@ def cache_root() -> Path:
     return Path(named) if named else Path.home() / ".cache" / "xraygpt"
 
 
-def real(path: Path) -> Path:
-    """`path.resolve()`, for thousands of files in few folders."""
-    if path.name == ".." or os.path.islink(path):  # noqa: PTH114 - which raises for no name
-        return path.resolve()
-    return real_folder(str(path.parent)) / path.name
+def real(path: Path) -> str:
+    """`path.resolve()` as text, for thousands of files in few folders."""
+    folder, name = os.path.split(path)
+    if name in ("", "..") or os.path.islink(path):  # noqa: PTH114 - which raises for no name
+        return str(path.resolve())
+    return os.path.join(real_folder(folder), name)  # noqa: PTH118 - a tenth of the time
 
 
 @lru_cache(maxsize=4096)
-def real_folder(folder: str) -> Path:
+def real_folder(folder: str) -> str:
     """`resolve()` of a folder, found once."""
-    return Path(folder).resolve()
+    return str(Path(folder).resolve())
+
+
+def is_within(path: Path, root: Path) -> bool:
+    """Whether a file lies in a folder, links followed."""
+    there, home = real(path), real_folder(str(root))
+    return there == home or there.startswith(home.rstrip(os.sep) + os.sep)

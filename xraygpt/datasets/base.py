@@ -67,6 +67,14 @@ class ImageRef:
     view: str = ""  # PA, AP, LATERAL, frontal … as the corpus spells it
     frame: int | None = 0  # of a multi-frame DICOM; None takes all of them as one clip
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled without field names, the path as one text: large corpora start sooner."""
+        return _image_ref, (str(self.path), self.view, self.frame)
+
+
+def _image_ref(path: str, view: str, frame: int | None) -> ImageRef:
+    return ImageRef(Path(path), view, frame)
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -77,6 +85,10 @@ class Record:
     images: tuple[ImageRef, ...]
     turns: tuple[Turn, ...] | Callable[[str], Sequence[Turn]]  # a function draws them, by `draw`
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As `ImageRef`'s."""
+        return Record, (self.sample_id, self.study_id, self.images, self.turns, self.meta)
 
 
 ReadImage = Callable[[ImageRef, str], Tensor]  # (where, draw) -> what `Sample.images` holds
@@ -154,6 +166,13 @@ class StudyDataset(Dataset[Sample | None]):
             row = [record.sample_id, [str(r.path) for r in record.images], self.turns_of(i)]
             sha.update(json.dumps(row).encode())
         return sha.hexdigest()
+
+    def image_refs(self) -> list[ImageRef]:
+        """Every image once, in order."""
+        records = self.records
+        each = getattr(records, "images", None)  # what is packed need not be unpacked whole
+        listed = each() if each else (record.images for record in records)
+        return list(dict.fromkeys(ref for refs in listed for ref in refs))
 
     def texts(self) -> list[str]:
         """Every text a tokenizer may learn from: all turns of all samples, in order."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from xraygpt.common import memory
 from xraygpt.common.errors import DataError
-from xraygpt.common.paths import real, real_folder
+from xraygpt.common.paths import is_within
 from xraygpt.common.registry import BUILDERS, Plugin, Registry
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import Record, Split, StudyDataset, read_tensor
@@ -192,7 +192,7 @@ def inside(root: Path, name: Any) -> Path:
     if not isinstance(name, str) or not name or "\0" in name:
         raise RecordError(f"image path {name!r} is not a path")
     path = root / name
-    if not real(path).is_relative_to(real_folder(str(root))):
+    if not is_within(path, root):
         raise RecordError(f"image path {name!r} leaves the image folder")
     return path
 

@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 
 from xraygpt.common.paths import cache_root
-from xraygpt.datasets.base import Record
+from xraygpt.datasets.base import ImageRef, Record
 
 
 class RecordFile:
@@ -51,16 +51,18 @@ class PackedRecords(Sequence[Record]):
 
     def __init__(self, records: Iterable[Record] = (), file: RecordFile | None = None) -> None:
         self._file = file or RecordFile()
-        self._spans = np.empty((0, 2), dtype=np.int64)
-        self._new: list[tuple[int, int]] = []
+        self._spans = np.empty((0, 3), dtype=np.int64)  # begin, end of the images, end
+        self._new: list[tuple[int, int, int]] = []
         for record in records:
             self.append(record)
 
     def append(self, record: Record) -> None:
         """Add one."""
-        data = pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL)
+        images = pickle.dumps(record.images, protocol=pickle.HIGHEST_PROTOCOL)
+        rest = (record.sample_id, record.study_id, record.turns, record.meta)
+        data = images + pickle.dumps(rest, protocol=pickle.HIGHEST_PROTOCOL)
         begin = self._file.append(data)
-        self._new.append((begin, begin + len(data)))
+        self._new.append((begin, begin + len(images), begin + len(data)))
 
     def _settled(self) -> np.ndarray:
         if self._new:
@@ -81,21 +83,23 @@ class PackedRecords(Sequence[Record]):
             part = PackedRecords(file=self._file)
             part._spans = spans[index]
             return part
-        begin, end = spans[index].tolist()
-        record: Record = pickle.loads(self._file.read(begin, end))
-        return record
+        begin, middle, end = spans[index].tolist()
+        data = self._file.read(begin, end)
+        sample_id, study_id, turns, meta = pickle.loads(data[middle - begin :])
+        return Record(sample_id, study_id, pickle.loads(data), turns, meta)
 
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(len(self)))
 
+    def images(self) -> Iterator[tuple[ImageRef, ...]]:
+        """Of each record, nothing else unpickled."""
+        for begin, middle, _ in self._settled().tolist():
+            yield pickle.loads(self._file.read(begin, middle))
+
     def __reduce__(self) -> tuple[Any, ...]:
         """For a process that does not inherit the file."""
-        return _again, ([self._file.read(*span) for span in self._settled().tolist()],)
+        return _again, (list(self),)
 
 
-def _again(pickled: list[bytes]) -> PackedRecords:
-    records = PackedRecords()
-    for data in pickled:
-        begin = records._file.append(data)
-        records._new.append((begin, begin + len(data)))
-    return records
+def _again(records: list[Record]) -> PackedRecords:
+    return PackedRecords(records)

@@ -163,7 +163,7 @@ def use_cache(
             controls.black_image, read_image=reader, known={"black": reader.black()}
         )
         return data
-    refs = list(dict.fromkeys(ref for record in data.records for ref in record.images))
+    refs = data.image_refs()
     stored = any(ref.path.suffix == ".npy" or ref.frame is None for ref in refs)
     views = 0 if data.cacheable else how.views
     ready = isinstance(data.read_image, CachedReader)
