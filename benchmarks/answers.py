@@ -2,9 +2,11 @@
 
     python benchmarks/answers.py [--count 300] [--batch 32] [--cfg-path eval_configs/….yaml]
 
-Both sides answer the same questions about the same images with the same greedy tokens in float32;
+All sides answer the same questions about the same images with the same greedy tokens in float32;
 how many rows differ is said. A batch of ours and its images one by one take turns in one process.
-Images are encoded beforehand for both: only the language model is measured.
+Images are encoded beforehand: only Q-Former and language model are measured. `--blip2` has
+transformers' own BLIP-2 with the same weights answer the images one by one instead, as it is used:
+from pixels, which are then counted on our side too.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from blip2_peer import blip2_of, inputs_of
 from transformers import StoppingCriteriaList
 
 from xraygpt.common.cli import guarded
@@ -34,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 class Bench:
     """A model and val's questions, their images encoded."""
 
-    def __init__(self, yaml: Path, count: int, options: list[str]) -> None:
+    def __init__(self, yaml: Path, count: int, options: list[str], blip2: bool) -> None:
         experiment = load(Evaluation, yaml, options)
         self.model: Any = build_model(experiment, 0).eval()
         self.decoder = Decoder(self.model.llm, self.model.renderer)
@@ -44,6 +47,9 @@ class Bench:
             self.model.renderer, self.model.packer, max_len=self.model.context_len
         )
         self.samples = [data[i] for i in range(min(count, len(data)))]
+        self.blip2 = blip2_of(self.model) if blip2 else None
+        if blip2:
+            return
         for sample in self.samples:
             pixels = torch.stack(sample["images"])
             sample["images"] = list(self.model.encode_frozen(pixels))
@@ -59,6 +65,8 @@ class Bench:
 
     def theirs(self, batch: Batch, how: Generation) -> list[int]:
         """The same of a batch of one, by `generate`."""
+        if self.blip2 is not None:
+            return self._by_blip2(batch, how)
         (ids,) = self.decoder._by_transformers(
             self.model.embed(batch),
             batch["attention_mask"],
@@ -67,6 +75,18 @@ class Bench:
             StoppingCriteriaList(self.decoder._criteria()),
         )
         return self._cut(ids)
+
+    def _by_blip2(self, batch: Batch, how: Generation) -> list[int]:
+        inputs = inputs_of(self.blip2, batch)
+        ids = self.blip2.generate(  # type: ignore[union-attr]
+            **inputs,
+            max_new_tokens=how.max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(self.decoder.end_ids),
+            pad_token_id=self.decoder.tokenizer.eos_token_id,
+            stopping_criteria=StoppingCriteriaList(self.decoder._criteria()),
+        )
+        return self._cut(ids[0, inputs["input_ids"].shape[1] :].tolist())
 
     def _cut(self, ids: list[int]) -> list[int]:
         at = (i for i, token in enumerate(ids) if token in self.decoder.end_ids)
@@ -81,10 +101,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--max-new-tokens", type=int, default=120)
+    parser.add_argument("--blip2", action="store_true", help="the other side is BLIP-2")
     parser.add_argument("--options", nargs="*", default=[], help="over the YAML")
     parser.add_argument("--out", type=Path, help="JSON file")
     given = parser.parse_args()
-    bench = Bench(given.cfg_path, given.count, given.options)
+    bench = Bench(given.cfg_path, given.count, given.options, given.blip2)
     how = Generation(max_new_tokens=given.max_new_tokens)
     bench.ours(bench.batch(0, 2), how)  # warm up both
     bench.theirs(bench.batch(0, 1), how)
@@ -107,6 +128,7 @@ def main() -> None:
         "reports_a_second": len(bench.samples) / sum(ours),
         "one_by_one": len(bench.samples) / sum(theirs),
         "differing": differing,
+        "other_side": "BLIP-2 from pixels" if given.blip2 else "generate",
     }
     print(
         f"{row['n']} reports, {given.batch} at once: {row['reports_a_second']:.2f} a second, one "

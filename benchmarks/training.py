@@ -6,12 +6,12 @@
 
 The other side is theirs, re-created from our own parts with every saving switched off: the vision
 encoder and the Q-Former run in every step, rows are padded to the longest, and logits of the whole
-vocabulary are computed everywhere. Both sides take the same batches in turn, in one process, in
-float32; their losses are compared. Epoch one is our side with encoding, later epochs without, and
-those once more in bfloat16 (for CPUs that have it). The bound is what the counted operations of
-both sides would allow. Reports are IU X-ray's train split (XRAYGPT_DATA); weights of encoder and
-Q-Former are random, SmolLM2's are its own. Peak memory is that of one process for each side
-(--memory).
+vocabulary are computed everywhere. A third side is transformers' own BLIP-2 with the same weights.
+All sides take the same batches in turn, in one process, in float32; their losses are compared.
+Epoch one is our side with encoding, later epochs without, and those once more in bfloat16 (for CPUs
+that have it). The bound is what the counted operations of both sides would allow. Reports are IU
+X-ray's train split (XRAYGPT_DATA); weights of encoder and Q-Former are random, SmolLM2's are its
+own. Peak memory is that of one process for each side (--memory).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from blip2_peer import blip2_of, inputs_of
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,9 +44,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CASES = {
     "llm": [],
     "encoder": ["model.vit_model=timm/vit_base_patch14_dinov2", "model.image_size=518"],
-    "qformer": ["model.freeze_qformer=false"],
+    "qformer": ["model.freeze_qformer=false", "model.qformer.dropout=0"],
 }
-SIDES = ("theirs", "first", "later", "bf16")
+SIDES = ("theirs", "blip2", "first", "later", "bf16")
 NAMES = {"first": "epoch one", "later": "later epochs", "bf16": "later epochs in bfloat16"}
 
 
@@ -75,6 +76,7 @@ class Bench:
             {"features": self.model.encode_frozen(b["image_inputs"]["pixel_values"])}
             for b in self.batches
         ]
+        self.blip2 = blip2_of(self.model)
         self.trained = [p for _, p in self.model.trainable_parameters()]
         self.optimizer = torch.optim.AdamW(self.trained, lr=0.0)  # equal weights in every step
 
@@ -85,6 +87,8 @@ class Bench:
             batch = {**batch, "image_inputs": self.stored[number]}
         if side == "theirs":
             return self._theirs(batch)
+        if side == "blip2":
+            return self.blip2(**inputs_of(self.blip2, batch), labels=batch["labels"]).loss
         with torch.autocast("cpu", torch.bfloat16, enabled=side == "bf16"):
             output = self.model(batch)
         return output.loss / output.num_targets.sum()
@@ -131,7 +135,7 @@ def measured(bench: Bench, rounds: int) -> dict[str, Side]:
 def peak(case: str, batch_size: int, batches: int) -> dict[str, float]:
     """GiB of a process that takes one side alone."""
     found = {}
-    for side in ("theirs", "later"):
+    for side in ("theirs", "blip2", "later"):
         command = [sys.executable, __file__, "--case", case, "--memory", side]
         command += ["--batch", str(batch_size), "--batches", str(batches)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -146,7 +150,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--batches", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", choices=("theirs", "later"), help="that side alone, its peak")
+    parser.add_argument(
+        "--memory", choices=("theirs", "blip2", "later"), help="that side alone, its peak"
+    )
     parser.add_argument("--out", type=Path, help="JSON file")
     given = parser.parse_args()
     bench = Bench(given.case, given.batch, given.batches)
@@ -166,7 +172,7 @@ def summary(
     case: str, batch: int, sides: dict[str, Side], memory: dict[str, float]
 ) -> dict[str, Any]:
     """Ratios of the medians, what counting allows, and how far the losses are apart."""
-    theirs = sides["theirs"]
+    theirs, blip2 = sides["theirs"], sides["blip2"]
     row: dict[str, Any] = {"case": case, "batch": batch, "GiB": memory}
     for name in NAMES:
         ours = sides[name]
@@ -177,24 +183,44 @@ def summary(
             "quartiles": [quarter[0], quarter[2]],
             "bound": theirs.flops / ours.flops,
             "seconds": statistics.median(ours.seconds),
-            "loss_apart": max(abs(a - b) for a, b in zip(theirs.losses, ours.losses, strict=True)),
+            "against_blip2": statistics.median(blip2.seconds) / statistics.median(ours.seconds),
+            "loss_apart": apart(theirs, ours),
         }
     row["theirs_seconds"] = statistics.median(theirs.seconds)
+    row["blip2"] = {
+        "seconds": statistics.median(blip2.seconds),
+        "bound": blip2.flops / sides["later"].flops,
+        "loss_apart": apart(theirs, blip2),
+    }
     return row
+
+
+def apart(one: Side, other: Side) -> float:
+    """The greatest difference of losses of the same batches."""
+    return max(abs(a - b) for a, b in zip(one.losses, other.losses, strict=True))
 
 
 def text_of(row: dict[str, Any]) -> str:
     """For people."""
     lines = [f"{row['case']}, batch {row['batch']}: {row['theirs_seconds']:.2f} s a step before"]
+    lines.append(
+        f"transformers' BLIP-2: {row['blip2']['seconds']:.2f} s; losses at most "
+        f"{row['blip2']['loss_apart']:.1e} apart"
+    )
     for name, label in NAMES.items():
         one = row[name]
         low, high = one["quartiles"]
         lines.append(
-            f"{label}: {one['seconds']:.2f} s, {one['times']:.2f} times ({low:.2f}–{high:.2f}); "
+            f"{label}: {one['seconds']:.2f} s, {one['times']:.2f} times ({low:.2f}–{high:.2f}), "
+            f"{one['against_blip2']:.2f} times as fast as BLIP-2; "
             f"counted operations allow {one['bound']:.2f}, so {one['times'] / one['bound']:.0%} of "
             f"it; losses at most {one['loss_apart']:.1e} apart"
         )
-    lines.append(f"peak memory {row['GiB']['theirs']:.2f} GiB before, {row['GiB']['later']:.2f}")
+    held = row["GiB"]
+    lines.append(
+        f"peak memory {held['theirs']:.2f} GiB before, BLIP-2 {held['blip2']:.2f}, "
+        f"ours {held['later']:.2f}"
+    )
     return "\n".join(lines)
 
 

@@ -27,6 +27,7 @@ from xraygpt.common.errors import WeightsError
 from xraygpt.common.publishing import publish_folder, refuse_taken, writing
 from xraygpt.experiment import Training
 from xraygpt.models import encoders, exchange, lineage, llm_files
+from xraygpt.models.language import fold_lora
 from xraygpt.models.weight_files import WEIGHTS, is_converted, read_state_dict, weight_files
 from xraygpt.models.weights import Account
 from xraygpt.models.xraygpt import XrayGPT
@@ -293,7 +294,7 @@ def _trained(given: argparse.Namespace) -> tuple[XrayGPT, Training]:
     load_weights(model, checkpoint)
     model.eval()
     if given.merge_lora:
-        exchange.merge_lora(model)
+        fold_lora(model.llm)
     return model, experiment
 
 

@@ -132,6 +132,7 @@ def build_evaluator(experiment: Evaluation) -> Evaluator:
     if experiment.model.ckpt is None:
         log.warning("model.ckpt is not set: measuring a model whose Q-Former was never trained")
     model = build_model(experiment, run.seed)
+    model.fold()
     builder = next(iter(experiment.datasets.values())).build(
         image_spec=model.image_spec, seed=run.seed
     )
@@ -175,6 +176,7 @@ def build_predictor(
     """
     records = find_inputs(source, question)
     model = build_model(experiment, experiment.run.seed)
+    model.fold()
     builder = next(iter(experiment.datasets.values())).build(image_spec=model.image_spec)
     vis = builder.processor("vis", "eval")
     data = StudyDataset(records, partial(read_tensor, processor=vis), signature=vis.signature())
@@ -229,6 +231,7 @@ def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
     """
     place = find_device(device)
     model = build_model(experiment, experiment.run.seed)
+    model.fold()
     if not isinstance(model, XrayGPT):
         raise InputError(f"{type(model).__name__} takes no images; a chat wants model.arch xraygpt")
     builder = next(iter(experiment.datasets.values())).build(image_spec=model.image_spec)

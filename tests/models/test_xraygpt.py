@@ -193,6 +193,40 @@ def test_frozen_parts_are_bit_identical_after_steps():
     assert all("lora_" in n for n in changed if n.startswith("llm."))
 
 
+def test_a_folded_adapter_answers_as_before_and_is_gone():
+    model = tiny(lora=LoraSettings(r=2, alpha=4, target=["q_proj", "down_proj"])).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.5)
+    batch = collator(model)(mixed_samples())
+    plain = tiny()(batch, return_logits=True).logits.detach()
+    before = model(batch, return_logits=True).logits.detach()
+    weight = model.llm.model.layers[0].self_attn.q_proj.base_layer.weight.clone()
+    model.fold()
+    assert not any("lora" in name for name in model.state_dict())
+    assert not torch.equal(model.llm.model.layers[0].self_attn.q_proj.weight, weight)
+    torch.testing.assert_close(model(batch, return_logits=True).logits.detach(), before)
+    assert float((before - plain).abs().max()) > 0.01  # it did something
+    model.fold()  # nothing left to do
+
+
+def test_folding_rounds_once_and_leaves_packed_weights_alone():
+    model = tiny(lora=LoraSettings(r=2, target=["q_proj"]))
+    layer = model.llm.model.layers[0].self_attn.q_proj
+    layer.base_layer.to(torch.bfloat16)
+    with torch.no_grad():
+        layer.lora_B["default"].weight.normal_(std=0.1)
+        exact = layer.base_layer.weight.float() + layer.get_delta_weight("default")
+    model.config.llm_bits = 4
+    model.fold()
+    assert model.llm.model.layers[0].self_attn.q_proj is layer
+    model.config.llm_bits = None
+    model.fold()
+    folded = model.llm.model.layers[0].self_attn.q_proj.weight
+    assert torch.equal(folded, exact.to(torch.bfloat16))
+
+
 def test_text_only_batch_gives_every_trained_part_a_gradient_of_zero():
     model = tiny()
     model.train()

@@ -117,6 +117,9 @@ class BaseModel(nn.Module, Plugin):
         """One answer per row of a left-padded batch, without stop strings and special tokens."""
         raise NotImplementedError
 
+    def fold(self) -> None:
+        """Make quicker what will only answer and never be trained or saved; by default nothing."""
+
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters that training changes."""
         return [(n, p) for n, p in self.named_parameters() if p.requires_grad]

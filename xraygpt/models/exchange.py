@@ -66,17 +66,6 @@ TO_BLIP2 = (
 )
 
 
-def merge_lora(model: XrayGPT) -> None:
-    """Add the adapters' product to the weights they adapt, and take them out."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, module in list(model.llm.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(model.llm.get_submodule(parent), child, module.get_base_layer())
-
-
 def refuse_odd_parts(model: XrayGPT, kind: str) -> None:
     """What has no place elsewhere.
 

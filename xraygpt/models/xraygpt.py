@@ -274,6 +274,13 @@ class XrayGPT(BaseModel):
         finally:
             self._modules["llm"] = llm
 
+    def fold(self) -> None:
+        """LoRA becomes part of the LLM's weights, where these are plain and in one place."""
+        config = self.config
+        packed = config.llm_bits is not None or config.low_resource
+        if config.lora is not None and not packed and config.llm_device_map is None:
+            language.fold_lora(self.llm)
+
     def forward(self, batch: Batch, return_logits: bool = False) -> Output:
         """Loss of the answers; see the numbered list above."""
         embeds = self.embed(batch)

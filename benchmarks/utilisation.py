@@ -1,0 +1,234 @@
+"""Tokens a second in training, and the share of the hardware's operations that they use.
+
+    python benchmarks/utilisation.py [--shape tiny|mini|vicuna] [--batch 16] [--steps 10]
+
+Weights are random, features come as the cache gives them, rows have random lengths. Stage 1 trains
+Q-Former and linear layer on short texts, stage 2 the linear layer and LoRA on reports. Counted are
+4 operations for each frozen parameter and token of the LLM and 6 for each trained one (Chowdhery
+et al. 2022, less the weight gradient of what is frozen), the output layer at answer tokens alone,
+nothing for attention, padding and recomputation. They are divided by what `--peak` says in
+TFLOP/s; without it, by the datasheet of a known card, dense in bfloat16; elsewhere by what a large
+product of matrices reaches on the same device in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from xraygpt.common.cli import guarded
+from xraygpt.datasets.base import Batch
+from xraygpt.models.language import LoraSettings, add_lora
+from xraygpt.models.qformer import QFormerConfig
+from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.processors.prompts import IGNORE_INDEX, IMAGE_TOKEN_ID
+
+CARDS = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "RTX 4090": 165}  # TFLOP/s, dense
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model."""
+
+    llm: dict[str, Any]
+    qformer: QFormerConfig
+    width: int  # of the features
+    patches: int
+    queries: int
+
+
+LLAMA = {"max_position_embeddings": 2048, "tie_word_embeddings": False}
+SHAPES = {
+    "tiny": Shape(
+        {**LLAMA, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+         "num_attention_heads": 2, "vocab_size": 1000},
+        QFormerConfig(layers=1, hidden=64), 64, 16, 4,
+    ),
+    "mini": Shape(
+        {**LLAMA, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+         "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152},
+        QFormerConfig(layers=4, hidden=384, cross_attention_every=1), 320, 64, 16,
+    ),
+    "vicuna": Shape(
+        {**LLAMA, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "vocab_size": 32000},
+        QFormerConfig(), 1408, 257, 32,
+    ),
+}  # fmt: skip
+STAGES = {1: (20, 60), 2: (80, 200)}  # tokens of an answer, least and most
+PROMPT = 12  # tokens before the answer, but the image's
+
+
+class Bench:
+    """A model of random weights in one of its stages, and its steps."""
+
+    def __init__(self, shape: Shape, stage: int, batch_size: int, device: torch.device) -> None:
+        torch.manual_seed(0)
+        config = XrayGPT.Config(
+            vit_model="precomputed",
+            vit_width=shape.width,
+            num_query_token=shape.queries,
+            qformer=shape.qformer,
+            freeze_qformer=stage == 2,
+        )
+        self.model: Any = XrayGPT(config)
+        with torch.device(device):
+            before = torch.get_default_dtype()
+            torch.set_default_dtype(torch.bfloat16)
+            llm = LlamaForCausalLM(LlamaConfig(**shape.llm))
+            torch.set_default_dtype(before)
+        self.model.llm = llm.requires_grad_(False)
+        self.model.proj = nn.Linear(shape.qformer.hidden, shape.llm["hidden_size"])
+        self.model.average_tokens = torch.zeros(shape.queries, shape.llm["hidden_size"])
+        if stage == 2:
+            add_lora(self.model.llm, LoraSettings(r=16, target=["q_proj", "v_proj"]))
+        self.model.to(device).train()
+        self.device, self.shape, self.stage = device, shape, stage
+        self.batches = [self._batch(batch_size, seed) for seed in range(4)]
+        trained = [p for _, p in self.model.trainable_parameters()]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-5)
+
+    def _batch(self, count: int, seed: int) -> Batch:
+        draw = torch.Generator().manual_seed(seed)
+        least, most = STAGES[self.stage]
+        lengths = torch.randint(least, most + 1, (count,), generator=draw)
+        head = self.shape.queries + PROMPT
+        ids = torch.randint(
+            10, self.shape.llm["vocab_size"], (count, head + int(lengths.max())), generator=draw
+        )
+        ids[:, 2 : 2 + self.shape.queries] = IMAGE_TOKEN_ID
+        there = torch.arange(ids.shape[1])[None] < (head + lengths)[:, None]
+        labels = ids.masked_fill(~there, IGNORE_INDEX)
+        labels[:, :head] = IGNORE_INDEX
+        size = (count, self.shape.patches, self.shape.width)
+        batch: Any = {
+            "input_ids": ids.to(self.device),
+            "labels": labels.to(self.device),
+            "attention_mask": there.long().to(self.device),
+            "image_inputs": {"features": torch.randn(size, generator=draw).to(self.device)},
+        }
+        return batch
+
+    def tokens(self, batch: Batch) -> int:
+        """That are there, images' included."""
+        return int(batch["attention_mask"].sum())
+
+    def flops(self, batch: Batch) -> float:
+        """Of a step, as counted in the note at the top."""
+        tokens = self.tokens(batch)
+        answers = int((batch["labels"] != IGNORE_INDEX).sum())
+        images = len(batch["input_ids"]) * self.shape.queries
+        total = 0.0
+        for name, parameter in self.model.named_parameters():
+            if "embed_tokens" in name:
+                continue  # looked up, not multiplied
+            seen = images if not name.startswith("llm.") else tokens
+            seen = answers if "lm_head" in name else seen
+            if not parameter.requires_grad and not name.startswith("llm."):
+                each = 2  # a frozen Q-Former: nothing goes backwards through it
+            else:
+                each = 6 if parameter.requires_grad else 4
+            total += float(each) * parameter.numel() * seen
+        return total
+
+    def step(self, batch: Batch) -> None:
+        """Forward, backward, update, in bfloat16."""
+        with torch.autocast(self.device.type, torch.bfloat16):
+            output = self.model(batch)
+        (output.loss / output.num_targets.sum()).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def wait(self) -> None:
+        """For the GPU."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def peak_of(device: torch.device, given: float | None) -> tuple[float, str]:
+    """Operations a second, and where they come from."""
+    if given is not None:
+        return given * 1e12, "as given"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for card, tflops in CARDS.items():
+            if card in name:
+                return tflops * 1e12, f"datasheet of {card}"
+    size = 4096 if device.type == "cuda" else 1536
+    one = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    taken = []
+    for _ in range(6):
+        began = time.perf_counter()
+        product = one @ one
+        float(product[0, 0])
+        taken.append(time.perf_counter() - began)
+    return 2 * size**3 / min(taken), f"product of {size} × {size} matrices"
+
+
+def measured(bench: Bench, steps: int, peak: float) -> dict[str, float]:
+    """Of one stage."""
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for batch in bench.batches[:2]:
+        bench.step(batch)
+    seconds, tokens, flops = [], [], []
+    for number in range(steps):
+        batch = bench.batches[number % len(bench.batches)]
+        bench.wait()
+        began = time.perf_counter()
+        bench.step(batch)
+        bench.wait()
+        seconds.append(time.perf_counter() - began)
+        tokens.append(bench.tokens(batch) / seconds[-1])
+        flops.append(bench.flops(batch) / seconds[-1])
+    held = (
+        torch.cuda.max_memory_allocated()
+        if bench.device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    return {
+        "seconds": statistics.median(seconds),
+        "tokens_a_second": statistics.median(tokens),
+        "utilisation": statistics.median(flops) / peak,
+        "GiB": held / 2**30,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--peak", type=float, help="TFLOP/s of the device in bfloat16")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    given = parser.parse_args()
+    device = torch.device(given.device)
+    peak, source = peak_of(device, given.peak)
+    print(f"{given.shape} on {device}: {peak / 1e12:.2f} TFLOP/s ({source})")
+    rows: dict[str, Any] = {"shape": given.shape, "batch": given.batch, "peak": peak}
+    for stage in STAGES:
+        row = measured(Bench(SHAPES[given.shape], stage, given.batch, device), given.steps, peak)
+        rows[f"stage {stage}"] = row
+        print(
+            f"stage {stage}: {row['tokens_a_second']:.0f} tokens a second, {row['seconds']:.3f} s "
+            f"a step, {row['utilisation']:.0%} of the operations; peak {row['GiB']:.1f} GiB"
+        )
+    if given.out:
+        given.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
