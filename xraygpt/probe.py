@@ -156,6 +156,11 @@ class _Encoding:
     def __init__(self, encoder: VisionEncoder) -> None:
         self.encoder, self.parameters = encoder, encoder.parameters
 
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is."""
+        return next(self.encoder.parameters()).device
+
     @torch.no_grad()
     def encode_frozen(self, pixels: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, L, D) float32."""
@@ -191,9 +196,8 @@ def features_of(
 
 
 def _encoded(model: Any, image: Tensor) -> Tensor:
-    device = next(model.parameters()).device
     frames = image if image.dim() == 4 else image[None]
-    return model.encode_frozen(frames.to(device)).flatten(0, 1).cpu()
+    return model.encode_frozen(frames.to(model.device)).flatten(0, 1).cpu()
 
 
 def truth_of(data: StudyDataset) -> np.ndarray:

@@ -203,6 +203,15 @@ def test_code_in_a_folder_is_never_run(llm, tmp_path):
     assert not (tmp_path / "RAN").exists()
 
 
+def test_flash_attention_that_is_not_there_is_named(folder):
+    with pytest.raises(WeightsError, match="flash_attention_2 needs a GPU"):
+        load_llm(str(folder), "float32", attention="flash_attention_2")
+    eager, _ = load_llm(str(folder), "float32", attention="eager")
+    assert eager.config._attn_implementation == "eager"
+    fused, _ = load_llm(str(folder), "float32")
+    assert fused.config._attn_implementation == "sdpa"
+
+
 def test_a_device_map_leaves_placed_layers_alone(folder):
     model = XrayGPT(
         XrayGPT.Config(

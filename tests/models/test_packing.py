@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,6 +128,24 @@ def test_adapters_learn_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(ours) == 9
     for name in theirs:
         assert torch.allclose(ours[name], theirs[name], atol=1e-4, rtol=1e-3), name
+
+
+def test_flash_attention_gets_one_row(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, one in (("flash_attention_2", True), ("sdpa", False), (None, False)):
+        seen = SimpleNamespace(config=SimpleNamespace(_attn_implementation=name))
+        assert packing._wants_one_row(seen) is one
+    lengths = [200, 150, 120, 90]  # more than one packed row holds
+    embeds, mask, labels = batch(lengths)
+    rows = []
+    hook = llm.model.layers[0].register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(tuple(args[0].shape[:2])), with_kwargs=True
+    )
+    several = answer_loss(llm, embeds, mask, labels, False)
+    monkeypatch.setattr(packing, "_wants_one_row", lambda _: True)
+    one_row = answer_loss(llm, embeds, mask, labels, False)
+    hook.remove()
+    assert rows[0][0] > 1 and rows[1] == (1, sum(lengths))
+    torch.testing.assert_close(one_row.row_loss, several.row_loss)
 
 
 def test_every_token_has_one_place() -> None:

@@ -193,6 +193,18 @@ def test_frozen_parts_are_bit_identical_after_steps():
     assert all("lora_" in n for n in changed if n.startswith("llm."))
 
 
+def test_an_encoder_that_stays_on_the_cpu_does_and_gives_features_where_images_are():
+    model = tiny(vit_on_cpu=True)
+    images = torch.stack([picture(1), picture(2)])
+    before = model.encode(images)
+    model.to("meta")  # stands for a GPU
+    assert {p.device.type for p in model.vision.parameters()} == {"cpu"}
+    assert model.device.type == "meta" and model.qformer.query_tokens.is_meta
+    assert torch.equal(model.encode(images), before)
+    with pytest.raises(ValueError, match="vit_on_cpu is for a frozen encoder"):
+        XrayGPT.Config(vit_on_cpu=True, freeze_vit=False)
+
+
 def test_a_folded_adapter_answers_as_before_and_is_gone():
     model = tiny(lora=LoraSettings(r=2, alpha=4, target=["q_proj", "down_proj"])).eval()
     with torch.no_grad():

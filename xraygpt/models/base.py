@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from xraygpt.common.registry import MODELS, Plugin, Registry
@@ -116,6 +117,11 @@ class BaseModel(nn.Module, Plugin):
     def generate(self, batch: Batch, how: Generation) -> list[str]:
         """One answer per row of a left-padded batch, without stop strings and special tokens."""
         raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.parameters()).device
 
     def fold(self) -> None:
         """Make quicker what will only answer and never be trained or saved; by default nothing."""

@@ -163,10 +163,7 @@ def add_lora(llm: nn.Module, settings: LoraSettings) -> None:
 
 @torch.no_grad()
 def fold_lora(llm: nn.Module) -> None:
-    """Add the adapters' products to the weights they adapt, rounded once, and take them out.
-
-    An answer takes a quarter less time so, more where float32 adapters lie beside bfloat16 weights.
-    """
+    """Add the adapters' products to the weights they adapt, rounded once, and take them out."""
     from peft.tuners.lora import LoraLayer
 
     adapted = [(n, m) for n, m in llm.named_modules() if isinstance(m, LoraLayer)]

@@ -21,6 +21,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import is_flash_attn_2_available
 
 from xraygpt.common.checkpoint import find_checkpoint, is_run_like
 from xraygpt.common.errors import WeightsError
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Bits = Literal[4, 8]
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
 PACKAGE = "package:"
 # What transformers raises over broken folders.
 BROKEN = (
@@ -49,7 +51,12 @@ def resolve_dtype(name: Dtype) -> torch.dtype:
 
 
 def load_llm(
-    source: str, dtype: Dtype, *, bits: Bits | None = None, device_map: str | None = None
+    source: str,
+    dtype: Dtype,
+    *,
+    bits: Bits | None = None,
+    device_map: str | None = None,
+    attention: Attention | None = None,
 ) -> tuple[nn.Module, Any]:
     """A pretrained LLM and its tokenizer.
 
@@ -61,6 +68,7 @@ def load_llm(
             Dettmers et al. 2023), by bitsandbytes. Packed weights cannot be trained; LoRA can.
         device_map: Accelerate's: ``auto`` spreads layers over GPUs, then memory; None leaves all
             of them on the CPU, to be moved as a whole.
+        attention: Kernels; None takes PyTorch's fused ones where the LLM's code knows them.
 
     Raises:
         WeightsError: Nothing there that can be loaded; says what was looked for.
@@ -75,7 +83,7 @@ def load_llm(
         )
     try:
         with _read_once():
-            return _load(folder, gguf, resolve_dtype(dtype), bits, device_map)
+            return _load(folder, gguf, resolve_dtype(dtype), bits, device_map, attention)
     except WeightsError:
         raise
     except BROKEN as error:
@@ -84,10 +92,22 @@ def load_llm(
 
 
 def _load(
-    folder: Path, gguf: str | None, dtype: torch.dtype, bits: Bits | None, device_map: str | None
+    folder: Path,
+    gguf: str | None,
+    dtype: torch.dtype,
+    bits: Bits | None,
+    device_map: str | None,
+    attention: Attention | None,
 ) -> tuple[nn.Module, Any]:
     options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
     tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL, **options)
+    if attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise WeightsError(
+            "model.llm_attention: flash_attention_2 needs a GPU and the package flash-attn, which "
+            "are not here; null, the default, needs neither"
+        )
+    if attention is not None:
+        options["attn_implementation"] = attention
     if gguf and hasattr(transformers, "GgufConfig"):
         # Plain weights: packed ones have no gradient to their input in every kernel, nor LoRA.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)

@@ -1,8 +1,9 @@
 """The loss of a causal LLM without what nobody asked for: no padding, no logits off the answers.
 
 Rows of a batch are laid one behind the other in fewer, fuller ones. A token sees its own row alone:
-positions begin anew with each, and transformers builds the block-diagonal mask from that (varlen
-kernels where FlashAttention is in use). The loss is that of the padded batch.
+positions begin anew with each, and transformers builds the block-diagonal mask from that.
+FlashAttention takes no mask but finds the texts of a single row by their positions: there all lie
+in one. The loss is that of the padded batch.
 
 Notation: B rows of T tokens, S of them real; packed, R rows of C; N answer tokens; H the LLM's
 width, V its vocabulary.
@@ -112,7 +113,7 @@ def answer_loss(
 
 def _logits_at(llm: Any, embeds: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
     """(N, V) at N places of the flattened (B * T)."""
-    pack = packed(mask)
+    pack = packed(mask, int(mask.sum()) if _wants_one_row(llm) else ROW)
     if pack.shape[0] * pack.shape[1] >= mask.numel():  # nothing to gain
         with _head_reads(llm, wanted):
             out = llm(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
@@ -123,6 +124,10 @@ def _logits_at(llm: Any, embeds: Tensor, mask: Tensor, wanted: Tensor) -> Tensor
         out = llm(inputs_embeds=pack.lay(embeds), position_ids=pack.positions, use_cache=False)
     logits: Tensor = out.logits[0]
     return logits
+
+
+def _wants_one_row(llm: Any) -> bool:
+    return str(llm.config._attn_implementation).startswith("flash")
 
 
 @contextlib.contextmanager

@@ -87,6 +87,9 @@ class XrayGPT(BaseModel):
         """Width of pre-computed features; only with `vit_model: precomputed`."""
         vit_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
         """Of the vision encoder on a GPU; a CPU always computes in fp32."""
+        vit_on_cpu: bool = False
+        """Leave the frozen vision encoder on the CPU, where images are then encoded: its room on
+        the GPU is saved. One process only."""
         image_size: int | None = None
         """Pixels, square; None takes the encoder's own."""
         num_query_token: int = 32
@@ -104,6 +107,8 @@ class XrayGPT(BaseModel):
         """Pack the frozen LLM's weights in 8 or 4 bits, by bitsandbytes; null leaves them."""
         llm_device_map: str | None = None
         """`auto` spreads the LLM's layers over all GPUs and then memory; null keeps it whole."""
+        llm_attention: llm_files.Attention | None = None
+        """Kernels of the LLM's attention; null takes `sdpa` where its code knows that."""
         low_resource: bool = False
         """The lineage's name for `llm_bits: 8`."""
         lora: language.LoraSettings | None = None
@@ -138,6 +143,8 @@ class XrayGPT(BaseModel):
         def __post_init__(self) -> None:
             if (self.vit_model == "precomputed") != (self.vit_width is not None):
                 raise ValueError("vit_model: precomputed and vit_width go together")
+            if self.vit_on_cpu and not self.freeze_vit:
+                raise ValueError("vit_on_cpu is for a frozen encoder: freeze_vit: true")
             if self.num_query_token < 1:
                 raise ValueError(f"num_query_token ({self.num_query_token}) must be at least 1")
             packed = self.llm_bits is not None or self.low_resource
@@ -198,7 +205,11 @@ class XrayGPT(BaseModel):
                 dtype = "float32"  # AdamW's small updates vanish in bfloat16 weights
             bits = config.llm_bits or (8 if config.low_resource else None)
             self.llm, self.tokenizer = llm_files.load_llm(
-                config.llama_model, dtype, bits=bits, device_map=config.llm_device_map
+                config.llama_model,
+                dtype,
+                bits=bits,
+                device_map=config.llm_device_map,
+                attention=config.llm_attention,
             )
         self._parts = {"llm": language.digest(self.llm), **adopt.run_digest(config, self.vision)}
         self.llm.requires_grad_(not config.freeze_llm)
@@ -265,14 +276,21 @@ class XrayGPT(BaseModel):
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """As torch's, which moves and casts; what a device map placed stays where it is."""
-        if not self.config.llm_device_map:
-            return super()._apply(fn, recurse)
-        llm = self._modules.pop("llm")
+        """As torch's, which moves and casts; what has been given a place stays there."""
+        stays = ["llm"] if self.config.llm_device_map else []
+        stays += ["vision"] if self.config.vit_on_cpu and self.vision is not None else []
+        held = {name: self._modules[name] for name in stays}
+        for name in stays:
+            self._modules[name] = None
         try:
             return super()._apply(fn, recurse)
         finally:
-            self._modules["llm"] = llm
+            self._modules.update(held)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, but for an encoder with `vit_on_cpu`."""
+        return self.proj.weight.device
 
     def fold(self) -> None:
         """LoRA becomes part of the LLM's weights, where these are plain and in one place."""
@@ -361,12 +379,15 @@ class XrayGPT(BaseModel):
         if self.vision is None:
             raise ValueError("vit_model is precomputed: the corpus must hold .npy features")
         half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.config.vit_precision)
+        place = pixel_values.device
+        if self.config.vit_on_cpu:
+            pixel_values = pixel_values.cpu()
         lower = half is not None and pixel_values.is_cuda
         with (
             torch.no_grad() if self.config.freeze_vit else contextlib.nullcontext(),
             torch.autocast("cuda", half) if lower else contextlib.nullcontext(),
         ):
-            return self.vision.encode(pixel_values).float()
+            return self.vision.encode(pixel_values).float().to(place)
 
     @torch.no_grad()
     def encode_frozen(self, pixel_values: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class CachedReader:
 
     def _refuse_in_worker(self, ref: ImageRef) -> None:
         """CUDA cannot be used in a process that was forked from one that uses it."""
-        if next(self.model.parameters()).is_cuda and get_worker_info() is not None:
+        if self.model.device.type == "cuda" and get_worker_info() is not None:
             raise TrainingError(
                 f"{ref.path}: its features are not stored, and a worker cannot encode on a GPU: "
                 "set run.num_workers: 0, or a larger run.feature_store.max_gb"
@@ -118,8 +118,7 @@ class CachedReader:
 
     def features(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, L, D) as they are stored."""
-        device = next(self.model.parameters()).device
-        return self.model.encode_frozen(images.to(device)).to(self.dtype).cpu()
+        return self.model.encode_frozen(images.to(self.model.device)).to(self.dtype).cpu()
 
 
 def pixels(read_image: ReadImage, ref: ImageRef, view: int, views: int) -> Tensor:

@@ -141,7 +141,7 @@ def planned_question(model: Any, plan: Plan, images: Sequence[Tensor], question:
     turns = [Turn(role="user", text=f"{marks} ?"), Turn(role="assistant", text="")]
     sample = Sample(sample_id="", study_id="", images=list(images), turns=turns, meta={}, draw="")
     batch = Collator(model.renderer, model.packer, max_len=model.context_len).prompts([sample])
-    batch = to_device(batch, next(model.parameters()).device)
+    batch = to_device(batch, model.device)
     return f"{findings_mark(held_likely(model, batch, plan)[0])} {question}"
 
 
