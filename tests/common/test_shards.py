@@ -25,6 +25,17 @@ def names_of(count, mark="a"):
     return [f"{mark}{i}" for i in range(count)]
 
 
+def test_what_a_kill_left_is_swept_and_what_is_being_written_stays(tmp_path):
+    folder = filled(tmp_path / "store", names_of(3)).folder
+    old, new = (folder / f"{n}.tmp-1" for n in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"half a shard")
+    os.utime(old, (1, 1))
+    filled(folder, names_of(3, "b"))
+    assert not old.exists() and new.exists()
+    assert len(Shards(folder)) == 6
+
+
 def test_what_was_put_comes_back_in_its_dtype(tmp_path):
     store = Shards(tmp_path / "store", shard_bytes=100)
     wanted = {

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 SHARD_BYTES = 128 * 2**20  # written at once: lost by a kill at most, held in memory at most
 OPEN = 256  # shards a process keeps mapped
+_LEFT = 3600  # seconds after which a shard written aside is what a kill has left
 _USED = ".used"  # its time is when a process last began to use a store
 
 
@@ -111,6 +112,7 @@ class Shards:
         if not held:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._sweep()
         path = self.folder / f"{time.time_ns():020d}-{secrets.token_hex(3)}.safetensors"
         aside = path.with_suffix(f".tmp-{os.getpid()}")
         try:
@@ -121,6 +123,15 @@ class Shards:
             raise error if isinstance(error, OSError) else OSError(str(error)) from None
         self._seen.add(path)
         self._where.update(dict.fromkeys(held, path))
+
+    def _sweep(self) -> None:
+        """Remove what killed processes were writing."""
+        for aside in self.folder.glob("*.tmp-*"):
+            try:
+                if time.time() - aside.stat().st_mtime > _LEFT:
+                    aside.unlink()
+            except OSError:
+                continue  # another process was sooner
 
 
 def used_now(folder: Path) -> None:
