@@ -1,0 +1,87 @@
+"""The benchmark against the original asks a checkout for its steps; a stub stands for one here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPO
+
+STUB = {
+    "__init__": "",
+    "common/__init__": "",
+    "common/config": (
+        "from types import SimpleNamespace\n"
+        "class Config:\n"
+        "    def __init__(self, args):\n"
+        "        print('chatter of its own', args.cfg_path)\n"
+        "        self.model_cfg = SimpleNamespace(arch='mini_gpt4')\n"
+    ),
+    "common/registry": (
+        "class registry:\n"
+        "    known = {}\n"
+        "    @classmethod\n"
+        "    def get_model_class(cls, name): return cls.known[name]\n"
+    ),
+    "models/__init__": (
+        "import torch\n"
+        "from xraygpt.common.registry import registry\n"
+        "class Stub(torch.nn.Linear):\n"
+        "    @classmethod\n"
+        "    def from_config(cls, cfg): return cls(1, 1)\n"
+        "    def forward(self, samples):\n"
+        "        with open('seen', 'a') as file:\n"
+        "            print(len(samples['image']), *samples['caption'], sep='|', file=file)\n"
+        "        return {'loss': self.weight.sum()}\n"
+        "registry.known['mini_gpt4'] = Stub\n"
+    ),
+}
+YAML = """
+model: {arch: xraygpt, model_type: tiny, prompt_template: xraygpt}
+datasets: {none: {builder: records, storage: none}}
+run: {task: report_generation, output_dir: none, max_steps: 1}
+"""
+
+
+def run(tmp_path, *more):
+    (tmp_path / "ours.yaml").write_text(YAML)
+    data = tmp_path / "data" / "iu_xray"
+    data.mkdir(parents=True, exist_ok=True)
+    rows = [{"split": "train", "findings": f"Report {i}."} for i in range(6)]
+    rows.insert(2, {"split": "test", "findings": "Never shown."})
+    (data / "reports.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    command = [sys.executable, str(REPO / "benchmarks" / "lineage.py")]
+    command += ["--checkout", str(tmp_path / "original"), "--their-cfg", "theirs.yaml"]
+    command += ["--cfg-path", str(tmp_path / "ours.yaml"), "--batch", "2", "--batches", "2"]
+    command += ["--work", str(tmp_path / "work"), *more]
+    environment = {**os.environ, "XRAYGPT_DATA": str(tmp_path / "data")}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_both_sides_take_the_same_reports_in_turn(tmp_path):
+    checkout = tmp_path / "original"
+    for name, text in STUB.items():
+        path = checkout / "xraygpt" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    done = run(tmp_path, "--rounds", "2")
+    assert done.returncode == 0, done.stderr
+    for line in ("the original:", "epoch one:", "later epochs:"):
+        assert line in done.stdout
+    rows = ["2|Report 0.|Report 1.", "2|Report 2.|Report 3."] * 3  # a warm-up and two rounds
+    assert (checkout / "seen").read_text().splitlines() == rows
+
+
+@pytest.mark.slow
+def test_a_checkout_that_is_none_or_breaks_is_named(tmp_path):
+    done = run(tmp_path)
+    assert done.returncode and "no folder xraygpt in it" in done.stderr
+    (tmp_path / "original" / "xraygpt").mkdir(parents=True)
+    done = run(tmp_path)
+    assert done.returncode and "not the checkout's" in done.stderr  # ours is installed here
+    assert done.stderr.rstrip().endswith("what it says stands above")
