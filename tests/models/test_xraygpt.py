@@ -13,6 +13,7 @@ from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.datasets.base import Sample
 from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.records import RecordsBuilder
+from xraygpt.models import llm_files
 from xraygpt.models.base import Generation
 from xraygpt.models.decoding import Decoder
 from xraygpt.models.encoders import build_vision
@@ -223,13 +224,14 @@ def test_a_folded_adapter_answers_as_before_and_is_gone():
     model.fold()  # nothing left to do
 
 
-def test_folding_rounds_once_and_leaves_packed_weights_alone():
+def test_folding_rounds_once_and_leaves_packed_weights_alone(monkeypatch):
     model = tiny(lora=LoraSettings(r=2, target=["q_proj"]))
     layer = model.llm.model.layers[0].self_attn.q_proj
     layer.base_layer.to(torch.bfloat16)
     with torch.no_grad():
         layer.lora_B["default"].weight.normal_(std=0.1)
         exact = layer.base_layer.weight.float() + layer.get_delta_weight("default")
+    monkeypatch.setattr(llm_files, "pack_for_answers", lambda llm, wanted: None)
     model.config.llm_bits = 4
     model.fold()
     assert model.llm.model.layers[0].self_attn.q_proj is layer

@@ -126,7 +126,22 @@ def _load(
     )
     llm, account = loaded
     _refuse_gaps(folder, account)
+    if bits:
+        pack_for_answers(llm, False)
     return llm, tokenizer
+
+
+def pack_for_answers(llm: nn.Module, wanted: bool) -> None:
+    """Whether bitsandbytes may lay 4-bit weights out anew for its CPU kernel.
+
+    It does so in the first pass without gradient and for good, and the kernel has no backward pass:
+    a training that goes on after a validation would get wrong gradients. Hence for answers alone.
+    """
+    from bitsandbytes.nn.modules import Linear4bit, has_avx512bf16
+
+    for module in llm.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = wanted and has_avx512bf16()
 
 
 def _packing(bits: Bits, dtype: torch.dtype) -> Any:

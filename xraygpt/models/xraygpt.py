@@ -296,6 +296,8 @@ class XrayGPT(BaseModel):
         """LoRA becomes part of the LLM's weights, where these are plain and in one place."""
         config = self.config
         packed = config.llm_bits is not None or config.low_resource
+        if packed:
+            llm_files.pack_for_answers(self.llm, True)
         if config.lora is not None and not packed and config.llm_device_map is None:
             language.fold_lora(self.llm)
 
