@@ -40,6 +40,7 @@ class Bench:
     def __init__(self, yaml: Path, count: int, options: list[str], blip2: bool) -> None:
         experiment = load(Evaluation, yaml, options)
         self.model: Any = build_model(experiment, 0).eval()
+        self.model.fold()  # as evaluation does; for all sides
         self.decoder = Decoder(self.model.llm, self.model.renderer)
         (corpus,) = experiment.datasets.values()
         data = corpus.build(image_spec=self.model.image_spec, seed=0).build("val", "eval")
@@ -82,6 +83,8 @@ class Bench:
             **inputs,
             max_new_tokens=how.max_new_tokens,
             do_sample=False,
+            repetition_penalty=how.repetition_penalty,  # not what the LLM's own file says
+            no_repeat_ngram_size=how.no_repeat_ngram_size,
             eos_token_id=sorted(self.decoder.end_ids),
             pad_token_id=self.decoder.tokenizer.eos_token_id,
             stopping_criteria=StoppingCriteriaList(self.decoder._criteria()),

@@ -5,7 +5,9 @@
 The original wants an environment of its own and its weights where its YAML says. Both models are
 loaded in a process each, and take the same images (random) and the reports of IU X-ray's train
 split (XRAYGPT_DATA) in turn; ours once from pixels and once from stored features, as from the
-second epoch on. `--cfg-path` is our YAML of the same model, `--their-cfg` theirs.
+second epoch on. On a GPU theirs computes in float16, as it is written, ours in bfloat16. Losses
+show whether both learn the same; each draws its own prompt. `--cfg-path` is our YAML of the same
+model, `--their-cfg` theirs.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ for line in sys.stdin:
     loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    value = float(loss)
+    value = float(loss.detach())
     print("STEP", json.dumps([time.perf_counter() - began, value]), flush=True)
 """
 
@@ -97,21 +99,21 @@ class Ours:
         moved["image_inputs"] = {k: v.to(device) for k, v in batch["image_inputs"].items()}
         return moved
 
-    def step(self, number: int, stored: bool) -> float:
-        """Seconds of forward, backward and update."""
+    def step(self, number: int, stored: bool) -> tuple[float, float]:
+        """Seconds of forward, backward and update; the loss."""
         began = time.perf_counter()
         batch = self.batches[number]
         if stored:
             batch = {**batch, "image_inputs": self.stored}
         half = "cuda" in self.device
-        with torch.autocast("cuda" if half else "cpu", torch.float16, enabled=half):
+        with torch.autocast("cuda" if half else "cpu", torch.bfloat16, enabled=half):
             output = self.model(batch)
         loss = output.loss / output.num_targets.sum()
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        float(loss.detach())
-        return time.perf_counter() - began
+        value = float(loss.detach())
+        return time.perf_counter() - began, value
 
 
 class Theirs:
@@ -135,15 +137,16 @@ class Theirs:
         for line in self.process.stdout:  # it prints other things as well
             if line.startswith(mark):
                 return line.removeprefix(mark)
-        raise InputError("the original ended before it was ready; what it says stands above")
+            print(line, end="", file=sys.stderr)
+        raise InputError("the original ended too soon; what it says stands above")
 
-    def step(self, number: int) -> float:
-        """Seconds of a step."""
+    def step(self, number: int) -> tuple[float, float]:
+        """Seconds of a step; the loss."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{number}\n")
         self.process.stdin.flush()
-        seconds: float = json.loads(self._answer("STEP"))[0]
-        return seconds
+        seconds, loss = json.loads(self._answer("STEP"))
+        return seconds, loss
 
     def close(self) -> None:
         """End the process."""
@@ -174,7 +177,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("output/benchmark"))
     given = parser.parse_args()
     given.checkout = given.checkout.expanduser().resolve()
-    given.their_cfg = given.their_cfg or given.checkout / NAME
+    given.their_cfg = (given.their_cfg or given.checkout / NAME).expanduser().resolve()
     if not (given.checkout / "xraygpt").is_dir():
         raise InputError(f"--checkout {given.checkout}: no folder xraygpt in it")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -187,13 +190,16 @@ def main() -> None:
     job.write_text(json.dumps({"device": device, "images": images, "texts": texts}))
     theirs = Theirs(given, job.resolve())
     taken: dict[str, list[float]] = {"theirs": [], "epoch one": [], "later epochs": []}
+    losses: dict[str, list[float]] = {name: [] for name in taken}
     for round_ in range(given.rounds + 1):  # the first warms up
         for number in range(given.batches):
             each = theirs.step(number), ours.step(number, False), ours.step(number, True)
             if round_:
-                for name, seconds in zip(taken, each, strict=True):
+                for name, (seconds, loss) in zip(taken, each, strict=True):
                     taken[name].append(seconds)
+                    losses[name].append(loss)
     theirs.close()
+    print("mean loss: " + ", ".join(f"{k} {statistics.mean(v):.4f}" for k, v in losses.items()))
     print(f"the original: {given.batch / statistics.median(taken['theirs']):.2f} samples a second")
     for name in ("epoch one", "later epochs"):
         times = [a / b for a, b in zip(taken["theirs"], taken[name], strict=True)]

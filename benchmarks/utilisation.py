@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from xraygpt.common import memory
 from xraygpt.common.cli import guarded
 from xraygpt.datasets.base import Batch
 from xraygpt.models.language import LoraSettings, add_lora
@@ -34,7 +34,8 @@ from xraygpt.models.qformer import QFormerConfig
 from xraygpt.models.xraygpt import XrayGPT
 from xraygpt.processors.prompts import IGNORE_INDEX, IMAGE_TOKEN_ID
 
-CARDS = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "RTX 4090": 165}  # TFLOP/s, dense
+# TFLOP/s, dense; the first whose name occurs in the device's.
+CARDS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "L40S": 362}
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Bench:
         self.model.average_tokens = torch.zeros(shape.queries, shape.llm["hidden_size"])
         if stage == 2:
             add_lora(self.model.llm, LoraSettings(r=16, target=["q_proj", "v_proj"]))
+        self.model.stores_queries = stage == 2  # a frozen Q-Former's tokens lie in the cache
         self.model.to(device).train()
         self.device, self.shape, self.stage = device, shape, stage
         self.batches = [self._batch(batch_size, seed) for seed in range(4)]
@@ -112,6 +114,8 @@ class Bench:
         labels = ids.masked_fill(~there, IGNORE_INDEX)
         labels[:, :head] = IGNORE_INDEX
         size = (count, self.shape.patches, self.shape.width)
+        if self.model.stores_queries:
+            size = (count, self.shape.queries, self.shape.qformer.hidden)
         batch: Any = {
             "input_ids": ids.to(self.device),
             "labels": labels.to(self.device),
@@ -135,10 +139,9 @@ class Bench:
                 continue  # looked up, not multiplied
             seen = images if not name.startswith("llm.") else tokens
             seen = answers if "lm_head" in name else seen
-            if not parameter.requires_grad and not name.startswith("llm."):
-                each = 2  # a frozen Q-Former: nothing goes backwards through it
-            else:
-                each = 6 if parameter.requires_grad else 4
+            if name.startswith("qformer.") and self.model.stores_queries:
+                continue
+            each = 6 if parameter.requires_grad else 4
             total += float(each) * parameter.numel() * seen
         return total
 
@@ -178,8 +181,7 @@ def peak_of(device: torch.device, given: float | None) -> tuple[float, str]:
 
 def measured(bench: Bench, steps: int, peak: float) -> dict[str, float]:
     """Of one stage."""
-    if bench.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    memory.forget_peak(bench.device)
     for batch in bench.batches[:2]:
         bench.step(batch)
     seconds, tokens, flops = [], [], []
@@ -192,16 +194,11 @@ def measured(bench: Bench, steps: int, peak: float) -> dict[str, float]:
         seconds.append(time.perf_counter() - began)
         tokens.append(bench.tokens(batch) / seconds[-1])
         flops.append(bench.flops(batch) / seconds[-1])
-    held = (
-        torch.cuda.max_memory_allocated()
-        if bench.device.type == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
     return {
         "seconds": statistics.median(seconds),
         "tokens_a_second": statistics.median(tokens),
         "utilisation": statistics.median(flops) / peak,
-        "GiB": held / 2**30,
+        "GiB": memory.peak(bench.device) / 2**30,
     }
 
 

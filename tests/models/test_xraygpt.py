@@ -13,7 +13,6 @@ from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.datasets.base import Sample
 from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.records import RecordsBuilder
-from xraygpt.models import llm_files
 from xraygpt.models.base import Generation
 from xraygpt.models.decoding import Decoder
 from xraygpt.models.encoders import build_vision
@@ -224,18 +223,33 @@ def test_a_folded_adapter_answers_as_before_and_is_gone():
     model.fold()  # nothing left to do
 
 
-def test_folding_rounds_once_and_leaves_packed_weights_alone(monkeypatch):
+def test_folding_into_a_shared_weight_parts_it(tmp_path):
+    model = tiny(lora=LoraSettings(r=2, target=["lm_head"])).eval()
+    assert model.llm.config.tie_word_embeddings
+    with torch.no_grad():
+        model.llm.lm_head.lora_B["default"].weight.normal_(std=0.5)
+    batch = collator(model)(mixed_samples())
+    before = model(batch, return_logits=True).logits.detach()
+    model.fold()
+    torch.testing.assert_close(model(batch, return_logits=True).logits.detach(), before)
+    model.llm.save_pretrained(tmp_path)
+    again = type(model.llm).from_pretrained(tmp_path)
+    assert torch.equal(again.lm_head.weight, model.llm.lm_head.weight)
+    assert not torch.equal(again.lm_head.weight, again.get_input_embeddings().weight)
+
+
+def test_folding_rounds_once_and_leaves_packed_weights_alone():
     model = tiny(lora=LoraSettings(r=2, target=["q_proj"]))
     layer = model.llm.model.layers[0].self_attn.q_proj
     layer.base_layer.to(torch.bfloat16)
     with torch.no_grad():
         layer.lora_B["default"].weight.normal_(std=0.1)
         exact = layer.base_layer.weight.float() + layer.get_delta_weight("default")
-    monkeypatch.setattr(llm_files, "pack_for_answers", lambda llm, wanted: None)
-    model.config.llm_bits = 4
+    plain = layer.base_layer.weight
+    layer.base_layer.weight = torch.nn.Parameter(plain.view(torch.uint8), requires_grad=False)
     model.fold()
     assert model.llm.model.layers[0].self_attn.q_proj is layer
-    model.config.llm_bits = None
+    layer.base_layer.weight = plain
     model.fold()
     folded = model.llm.model.layers[0].self_attn.q_proj.weight
     assert torch.equal(folded, exact.to(torch.bfloat16))

@@ -71,7 +71,7 @@ def test_both_sides_take_the_same_reports_in_turn(tmp_path):
         path.write_text(text)
     done = run(tmp_path, "--rounds", "2")
     assert done.returncode == 0, done.stderr
-    for line in ("the original:", "epoch one:", "later epochs:"):
+    for line in ("mean loss: theirs", "the original:", "epoch one:", "later epochs:"):
         assert line in done.stdout
     rows = ["2|Report 0.|Report 1.", "2|Report 2.|Report 3."] * 3  # a warm-up and two rounds
     assert (checkout / "seen").read_text().splitlines() == rows

@@ -8,6 +8,9 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
+
+from xraygpt.common.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,20 @@ def make_accelerator(device: str, amp: bool | Literal["bf16"]) -> Accelerator:
     on_cpu = device == "cpu" or not has_cuda
     lower = amp == "bf16" or (amp and not on_cpu)
     return Accelerator(cpu=on_cpu, mixed_precision="bf16" if lower else "no")
+
+
+def refuse_scattered(model: nn.Module, world: int) -> None:
+    """Data parallel models lie on one kind of device.
+
+    Raises:
+        InputError: This one does not, and there are several processes.
+    """
+    kinds = sorted({p.device.type for p in model.parameters()})
+    if world > 1 and len(kinds) > 1:
+        raise InputError(
+            f"parts of the model lie on {' and '.join(kinds)}, which several processes cannot "
+            "train: set model.vit_on_cpu: false and model.llm_device_map: null, or use one process"
+        )
 
 
 def to_device(value: Any, device: torch.device) -> Any:

@@ -98,8 +98,13 @@ class PackedRecords(Sequence[Record]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For a process that does not inherit the file."""
-        return _again, (list(self),)
+        spans = self._settled().tolist()
+        return _again, ([(self._file.read(b, end), middle - b) for b, middle, end in spans],)
 
 
-def _again(records: list[Record]) -> PackedRecords:
-    return PackedRecords(records)
+def _again(pickled: list[tuple[bytes, int]]) -> PackedRecords:
+    records = PackedRecords()
+    for data, images in pickled:
+        begin = records._file.append(data)
+        records._new.append((begin, begin + images, begin + len(data)))
+    return records

@@ -86,7 +86,7 @@ def refuse_odd_parts(model: XrayGPT, kind: str) -> None:
         reasons.append(
             "its LLM's weights are packed: --options model.llm_bits=null model.low_resource=false"
         )
-    if any("lora_" in name for name, _ in model.llm.named_parameters()):
+    elif any("lora_" in name for name, _ in model.llm.named_parameters()):
         reasons.append("its LLM has LoRA adapters; --merge-lora adds them to the weights")
     if reasons:
         raise WeightsError(f"{kind} has no place for this model: {'; '.join(reasons)}")

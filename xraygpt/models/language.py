@@ -163,15 +163,24 @@ def add_lora(llm: nn.Module, settings: LoraSettings) -> None:
 
 @torch.no_grad()
 def fold_lora(llm: nn.Module) -> None:
-    """Add the adapters' products to the weights they adapt, rounded once, and take them out."""
+    """Add the adapters' products to the weights they adapt, rounded once, and take them out.
+
+    What two layers share is parted where only one of them is adapted. Packed layers keep theirs.
+    """
     from peft.tuners.lora import LoraLayer
 
     adapted = [(n, m) for n, m in llm.named_modules() if isinstance(m, LoraLayer)]
     layer: Any
     for name, layer in adapted:
         base = layer.get_base_layer()
+        if not base.weight.is_floating_point():
+            continue
+        weight = base.weight.float()
         for adapter in layer.active_adapters:
-            change = layer.get_delta_weight(adapter)
-            base.weight.data = (base.weight.float() + change.float()).to(base.weight.dtype)
+            weight = weight + layer.get_delta_weight(adapter).float()
+        base.weight = nn.Parameter(weight.to(base.weight.dtype), requires_grad=False)
         parent, _, child = name.rpartition(".")
         setattr(llm.get_submodule(parent), child, base)
+    head: Any = llm
+    if head.get_input_embeddings().weight is not head.get_output_embeddings().weight:
+        head.config.tie_word_embeddings = False  # or saving would leave one of them out

@@ -10,6 +10,7 @@ import logging
 import pickle
 import re
 import struct
+import sys
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -137,6 +138,8 @@ def pack_for_answers(llm: nn.Module, wanted: bool) -> None:
     It does so in the first pass without gradient and for good, and the kernel has no backward pass:
     a training that goes on after a validation would get wrong gradients. Hence for answers alone.
     """
+    if "bitsandbytes" not in sys.modules:
+        return  # nothing is packed
     from bitsandbytes.nn.modules import Linear4bit, has_avx512bf16
 
     for module in llm.modules():

@@ -294,11 +294,8 @@ class XrayGPT(BaseModel):
 
     def fold(self) -> None:
         """LoRA becomes part of the LLM's weights, where these are plain and in one place."""
-        config = self.config
-        packed = config.llm_bits is not None or config.low_resource
-        if packed:
-            llm_files.pack_for_answers(self.llm, True)
-        if config.lora is not None and not packed and config.llm_device_map is None:
+        llm_files.pack_for_answers(self.llm, True)
+        if self.config.lora is not None and self.config.llm_device_map is None:
             language.fold_lora(self.llm)
 
     def forward(self, batch: Batch, return_logits: bool = False) -> Output:
@@ -412,7 +409,8 @@ class XrayGPT(BaseModel):
         """Hash of the frozen encoder's weights; None if it is trained or absent."""
         if self.vision is None or not self.config.freeze_vit:
             return None
-        precision = self.config.vit_precision if torch.cuda.is_available() else "fp32"
+        on_gpu = torch.cuda.is_available() and not self.config.vit_on_cpu
+        precision = self.config.vit_precision if on_gpu else "fp32"
         return f"{self.config.vit_model} {precision} {self.vision.digest()}"
 
     def checkpoint_state(self) -> dict[str, Tensor]:

@@ -92,6 +92,7 @@ class Runner(BaseRunner):
         self.average = Average(model, config.ema_decay) if config.ema_decay else None
         if config.shard_llm:
             sharding.shard_frozen(model, self.accelerator.device, self._world)
+        distributed.refuse_scattered(model, self._world)
         # Not `prepare(optimizer)`: this loop steps once per fetched group of micro-batches itself.
         self.wrapped: Any = self.accelerator.prepare(self.model) if self._world > 1 else self.model
         self.step, self.best, self.best_step, self.stale = 0, math.inf, -1, 0
