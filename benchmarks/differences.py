@@ -4,9 +4,9 @@
 
 The model is `mini` with LoRA and a trained Q-Former on reports of IU X-ray's train split
 (XRAYGPT_DATA), in float32 without dropout. The reference encodes pixels, pads rows to the longest
-and computes all logits. Each saving is then put on alone. A gradient's difference is said in parts
-of the greatest of its tensor, the worst tensor counts. What `draft` does to a JPEG is said in parts
-of the range of grey.
+and computes all logits. Each saving is then put on alone. A gradient's difference is the norm of
+the difference of all that is trained, in parts of the norm. What `draft` does to a JPEG is said in
+parts of the range of grey.
 """
 
 from __future__ import annotations
@@ -118,11 +118,11 @@ def apart(one: Result, other: Result) -> dict[str, float]:
     """Differences of loss and of gradients."""
     if one[1].keys() != other[1].keys():
         raise InputError(f"no gradient for {sorted(one[1].keys() ^ other[1].keys())[:3]}")
-    parts = []
-    for name in one[1]:
-        before, after = one[1][name], other[1][name]
-        parts.append(float((before - after).abs().max() / before.abs().max().clamp(min=1e-12)))
-    return {"loss": abs(one[0] - other[0]), "gradient": max(parts)}
+    before, after = (torch.cat([r[1][n].flatten() for n in sorted(r[1])]) for r in (one, other))
+    return {
+        "loss": abs(one[0] - other[0]),
+        "gradient": float((before - after).norm() / before.norm()),
+    }
 
 
 def cases(bench: Bench) -> dict[str, Callable[[], dict[str, float]]]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from xraygpt.common import memory
 from xraygpt.common.cli import guarded
 from xraygpt.common.config import load
 from xraygpt.datasets.base import Batch
@@ -157,9 +157,11 @@ def main() -> None:
     given = parser.parse_args()
     bench = Bench(given.case, given.batch, given.batches)
     if given.memory:
+        memory.give_back()
+        memory.forget_peak(torch.device("cpu"))  # what loading took
         for number in range(given.batches):
             bench.step(given.memory, number)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        print(memory.peak(torch.device("cpu")) / 2**30)
         return
     sides = measured(bench, given.rounds)
     row = summary(given.case, given.batch, sides, peak(given.case, given.batch, given.batches))

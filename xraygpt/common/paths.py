@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,10 +16,18 @@ def cache_root() -> Path:
 
 def real(path: Path) -> str:
     """`path.resolve()` as text, for thousands of files in few folders."""
-    folder, name = os.path.split(path)
-    if name in ("", "..") or os.path.islink(path):  # noqa: PTH114 - which raises for no name
+    text = str(path)
+    folder, mark, name = text.rpartition(os.sep)
+    if not mark or not folder or name == ".." or _is_link(text):
         return str(path.resolve())
-    return os.path.join(real_folder(folder), name)  # noqa: PTH118 - a tenth of the time
+    return f"{real_folder(folder)}{os.sep}{name}"
+
+
+def _is_link(path: str) -> bool:
+    try:
+        return stat.S_ISLNK(os.lstat(path).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 @lru_cache(maxsize=4096)
@@ -30,4 +39,4 @@ def real_folder(folder: str) -> str:
 def is_within(path: Path, root: Path) -> bool:
     """Whether a file lies in a folder, links followed."""
     there, home = real(path), real_folder(str(root))
-    return there == home or there.startswith(home.rstrip(os.sep) + os.sep)
+    return there == home or there.startswith(home if home.endswith(os.sep) else home + os.sep)

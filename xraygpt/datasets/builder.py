@@ -123,10 +123,18 @@ class BaseBuilder(Plugin):
         key = repr(self._processor_config("text", phase))
         if key in self._surveyed:
             return self._surveyed[key]
+        with memory.no_collection():
+            self._surveyed[key] = self._sorted_records(self.processor("text", phase))
+        memory.give_back()
+        return self._surveyed[key]
+
+    def _sorted_records(
+        self, clean: Callable[[str], str]
+    ) -> tuple[dict[str | None, PackedRecords], list[str]]:
         file, times = RecordFile(), Counter[str]()
         by_split: dict[str | None, PackedRecords] = {}
         problems: list[str] = []
-        for where, record in self.records(self.processor("text", phase)):
+        for where, record in self.records(clean):
             if isinstance(record, str):
                 problems.append(record)
                 continue
@@ -137,8 +145,6 @@ class BaseBuilder(Plugin):
             if where not in by_split:
                 by_split[where] = PackedRecords(file=file)
             by_split[where].append(record)
-        memory.give_back()
-        self._surveyed[key] = by_split, problems
         return by_split, problems
 
     def processor(self, which: Literal["vis", "text"], phase: Phase) -> Any:

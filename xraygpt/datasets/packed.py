@@ -92,9 +92,10 @@ class PackedRecords(Sequence[Record]):
         return (self[i] for i in range(len(self)))
 
     def images(self) -> Iterator[tuple[ImageRef, ...]]:
-        """Of each record, nothing else unpickled."""
-        for begin, middle, _ in self._settled().tolist():
-            yield pickle.loads(self._file.read(begin, middle))
+        """Of the records, those of several but once; nothing else is unpickled."""
+        spans = self._settled().tolist()
+        for pickled in dict.fromkeys(self._file.read(begin, end) for begin, end, _ in spans):
+            yield pickle.loads(pickled)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For a process that does not inherit the file."""
