@@ -11,7 +11,7 @@ import pytest
 from xraygpt.common.paths import cache_root
 from xraygpt.datasets import targets
 from xraygpt.datasets.base import ImageRef, Record, StudyDataset, read_tensor
-from xraygpt.datasets.builder import RecordError, existing, inside
+from xraygpt.datasets.builder import RecordError, image_in, inside
 from xraygpt.datasets.packed import PackedRecords, RecordFile
 from xraygpt.datasets.records import RecordsBuilder
 from xraygpt.processors.image import ImageSpec
@@ -113,7 +113,16 @@ def test_links_out_of_the_folder_are_still_found(tmp_path):
     ):
         with pytest.raises(RecordError, match="leaves the image folder"):
             inside(root, name)
-    with pytest.raises(RecordError, match="not found"):
-        existing(inside(root, "a caption where a path should stand " * 20))
+        with pytest.raises(RecordError, match="leaves the image folder"):
+            image_in(root, name)
+    (root / "empty.png").touch()
+    for name, reason in (
+        ("a caption where a path should stand " * 20, "not found"),
+        ("empty.png", "is empty"),
+        ("nul\0.png", "not a path"),
+        (None, "not a path"),
+    ):
+        with pytest.raises(RecordError, match=reason):
+            image_in(root, name)
     for name in ("here.png", "twin.png", "./here.png"):
-        assert inside(root, name).exists()
+        assert inside(root, name).exists() and image_in(root, name) == inside(root, name)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from xraygpt.common import memory
 from xraygpt.common.errors import DataError
-from xraygpt.common.paths import is_within
+from xraygpt.common.paths import is_plain_file_within, is_within
 from xraygpt.common.registry import BUILDERS, Plugin, Registry
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import Record, Split, StudyDataset, read_tensor
@@ -201,6 +201,17 @@ def inside(root: Path, name: Any) -> Path:
     if not is_within(path, root):
         raise RecordError(f"image path {name!r} leaves the image folder")
     return path
+
+
+def image_in(root: Path, name: Any) -> Path:
+    """`existing(inside(root, name))`, quicker where nothing is wrong.
+
+    Raises:
+        RecordError: As these do.
+    """
+    if isinstance(name, str) and name and is_plain_file_within(path := root / name, root):
+        return path
+    return existing(inside(root, name))
 
 
 def existing(path: Path) -> Path:

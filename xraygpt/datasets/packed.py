@@ -13,6 +13,8 @@ import numpy as np
 from xraygpt.common.paths import cache_root
 from xraygpt.datasets.base import ImageRef, Record
 
+BUFFER = 2**20  # bytes written at once
+
 
 class RecordFile:
     """A file without a name, gone with the last process that holds it."""
@@ -21,9 +23,9 @@ class RecordFile:
         try:
             folder = cache_root()
             folder.mkdir(parents=True, exist_ok=True)
-            self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+            self.file = tempfile.TemporaryFile(dir=folder, buffering=BUFFER)  # noqa: SIM115
         except OSError:  # the system's folder, which may be memory
-            self.file = tempfile.TemporaryFile()  # noqa: SIM115
+            self.file = tempfile.TemporaryFile(buffering=BUFFER)  # noqa: SIM115
         self.size = 0
         self.map: mmap.mmap | None = None
 

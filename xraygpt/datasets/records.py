@@ -20,7 +20,7 @@ from xraygpt.common.openi import is_published_test, openi_study
 from xraygpt.common.registry import did_you_mean, registry
 from xraygpt.datasets import targets
 from xraygpt.datasets.base import ImageRef, Record
-from xraygpt.datasets.builder import BaseBuilder, RecordError, existing, inside
+from xraygpt.datasets.builder import BaseBuilder, RecordError, image_in
 from xraygpt.datasets.caption_folder import load_json
 from xraygpt.processors.prompts import IMAGE, Turn
 
@@ -260,7 +260,7 @@ class RecordsBuilder(BaseBuilder):
             view = str(entry.get("view") or "")
             if self.config.views is None or view in self.config.views:
                 frame = entry.get("frame", 0)
-                yield ImageRef(existing(inside(root, entry.get("path"))), view, frame)
+                yield ImageRef(image_in(root, entry.get("path")), view, frame)
 
     def _record(
         self,
