@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from xraygpt.common import memory
 
 SCRIPT = """
 import resource, torch
@@ -42,3 +45,18 @@ def test_a_tensor_freed_is_not_mapped_anew():
 @pytest.mark.slow
 def test_what_the_user_set_stays():
     assert run(True, MALLOC_ARENA_MAX="2")[0] == "False"
+
+
+def test_collection_comes_back_even_after_an_error():
+    assert gc.isenabled()
+    with pytest.raises(KeyError), memory.no_collection():
+        assert not gc.isenabled()
+        raise KeyError
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with memory.no_collection():
+            pass
+        assert not gc.isenabled()  # it was off before
+    finally:
+        gc.enable()

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.conftest import write_toy_corpus
+from xraygpt.common.distributed import refuse_scattered
 from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.datasets.base import Sample
 from xraygpt.datasets.collate import Collator
@@ -201,6 +202,9 @@ def test_an_encoder_that_stays_on_the_cpu_does_and_gives_features_where_images_a
     assert {p.device.type for p in model.vision.parameters()} == {"cpu"}
     assert model.device.type == "meta" and model.qformer.query_tokens.is_meta
     assert torch.equal(model.encode(images), before)
+    refuse_scattered(model, 1)
+    with pytest.raises(InputError, match="lie on cpu and meta"):
+        refuse_scattered(model, 2)
     with pytest.raises(ValueError, match="vit_on_cpu is for a frozen encoder"):
         XrayGPT.Config(vit_on_cpu=True, freeze_vit=False)
 
