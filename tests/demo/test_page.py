@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import toy_image
 from tests.demo.hostile import doubted, refused
@@ -45,12 +46,21 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[SimpleNamespace]:
-    """The served page; `slow` seconds pass before each token."""
+    """The served page; `slow` seconds pass before each token, and no answer ends meanwhile."""
     at = desk()
     at.examples = phantoms(at.sessions.root / "examples")
     blocks, url = serve(at, "127.0.0.1", None, None)
     found = SimpleNamespace(desk=at, url=url, slow=0.0)
-    hook = at.parts.engine.model.llm.register_forward_pre_hook(lambda *_: time.sleep(found.slow))
+    renderer, decoder = at.parts.engine.renderer, at.parts.engine.decoder
+    starts = (renderer.tokenizer(s, add_special_tokens=False) for s in renderer.stop_strings)
+    ends = [*decoder.end_ids, *(ids["input_ids"][0] for ids in starts)]
+
+    def dawdle(_llm: Any, _args: Any, out: Any) -> None:
+        if found.slow:
+            time.sleep(found.slow)
+            out.logits[..., ends] = -torch.inf
+
+    hook = at.parts.engine.model.llm.register_forward_hook(dawdle)
     yield found
     hook.remove()
     blocks.close(verbose=False)
