@@ -68,6 +68,8 @@ def guarded(main: Callable[[], Any]) -> int:
     level = logging.INFO if int(os.environ.get("RANK", "0")) == 0 else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
+    # An optional kernel that would be fetched from a hub; PEFT imports bitsandbytes in any run.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' shard bars
     keep_freed_memory()
     wait_asleep()

@@ -13,6 +13,8 @@ _OPENI_STUDY = re.compile(r"^CXR(\d+)$")
 
 def openi_study(name: str) -> str | None:
     """``CXR1004`` from an OpenI study id or image file name; None if it is neither."""
+    if "CXR" not in name and "IM-" not in name:
+        return None  # most names of other corpora, told sooner
     found = _OPENI_STUDY.match(name) or _OPENI_IMAGE.match(name)
     return f"CXR{int(found[1])}" if found else None
 

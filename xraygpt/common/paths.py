@@ -36,27 +36,31 @@ def real_folder(folder: str) -> str:
     return str(Path(folder).resolve())
 
 
-def is_plain_file_within(path: Path, root: Path) -> bool:
+def is_plain_file_within(path: str, root: str) -> bool:
     """Whether this is a file in a folder, neither empty nor a link, though its folders may be.
 
     One look at the disk, which for thousands of files is most of the time.
     """
-    text = str(path)
-    folder, _, name = text.rpartition(os.sep)
+    folder, _, name = path.rpartition(os.sep)
     try:
-        facts = os.lstat(text)
+        facts = os.lstat(path)
     except (OSError, ValueError):
         return False
     if not folder or name == ".." or not stat.S_ISREG(facts.st_mode) or not facts.st_size:
         return False
-    return _lies_in(f"{real_folder(folder)}{os.sep}{name}", root)
+    return _folder_lies_in(folder, root)
 
 
 def is_within(path: Path, root: Path) -> bool:
     """Whether a file lies in a folder, links followed."""
-    return _lies_in(real(path), root)
+    return _lies_in(real(path), str(root))
 
 
-def _lies_in(there: str, root: Path) -> bool:
-    home = real_folder(str(root))
+@lru_cache(maxsize=4096)
+def _folder_lies_in(folder: str, root: str) -> bool:
+    return _lies_in(real_folder(folder), root)
+
+
+def _lies_in(there: str, root: str) -> bool:
+    home = real_folder(root)
     return there == home or there.startswith(home if home.endswith(os.sep) else home + os.sep)

@@ -6,6 +6,7 @@ import mmap
 import pickle
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -60,7 +61,8 @@ class PackedRecords(Sequence[Record]):
 
     def append(self, record: Record) -> None:
         """Add one."""
-        images = pickle.dumps(record.images, protocol=pickle.HIGHEST_PROTOCOL)
+        refs = [(str(i.path), i.view, i.frame) for i in record.images]  # plain: half the time
+        images = pickle.dumps(refs, protocol=pickle.HIGHEST_PROTOCOL)
         rest = (record.sample_id, record.study_id, record.turns, record.meta)
         data = images + pickle.dumps(rest, protocol=pickle.HIGHEST_PROTOCOL)
         begin = self._file.append(data)
@@ -88,7 +90,7 @@ class PackedRecords(Sequence[Record]):
         begin, middle, end = spans[index].tolist()
         data = self._file.read(begin, end)
         sample_id, study_id, turns, meta = pickle.loads(data[middle - begin :])
-        return Record(sample_id, study_id, pickle.loads(data), turns, meta)
+        return Record(sample_id, study_id, _images(data), turns, meta)
 
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(len(self)))
@@ -97,12 +99,16 @@ class PackedRecords(Sequence[Record]):
         """Of the records, those of several but once; nothing else is unpickled."""
         spans = self._settled().tolist()
         for pickled in dict.fromkeys(self._file.read(begin, end) for begin, end, _ in spans):
-            yield pickle.loads(pickled)
+            yield _images(pickled)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For a process that does not inherit the file."""
         spans = self._settled().tolist()
         return _again, ([(self._file.read(b, end), middle - b) for b, middle, end in spans],)
+
+
+def _images(pickled: bytes) -> tuple[ImageRef, ...]:
+    return tuple(ImageRef(Path(path), *more) for path, *more in pickle.loads(pickled))
 
 
 def _again(pickled: list[tuple[bytes, int]]) -> PackedRecords:

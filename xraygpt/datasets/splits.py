@@ -54,8 +54,11 @@ class SplitRule:
         if is_published_test(study_id):
             return "test"
         if self.field is not None and said:
-            named = {"train": self.train, "val": self.val, "test": self.test}
-            return next((split for split, values in named.items() if said in values), None)
+            splits = ("train", self.train), ("val", self.val), ("test", self.test)
+            for split, values in splits:
+                if said in values:
+                    return split
+            return None
         point = keyed_int("split", self.seed, study_id) / 2**63
         if self.folds is not None:
             return "val" if int(point * self.folds) == self.fold else "train"
