@@ -26,6 +26,7 @@ from images import SPEC, films
 from torch import Tensor
 from training import ROOT
 
+from xraygpt.common import compiling
 from xraygpt.common.cli import guarded
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
@@ -104,6 +105,15 @@ def recomputed(model: Any) -> Iterator[None]:
 
 
 @contextmanager
+def compiled(model: Any) -> Iterator[None]:
+    """The LLM's layers compiled."""
+    compiling.compile_layers(model, torch.device("cpu"))
+    yield
+    for layer in model.llm.get_decoder().layers:
+        layer._compiled_call_impl = None
+
+
+@contextmanager
 def unpacked() -> Iterator[None]:
     """Answers' logits alone, rows as they are padded."""
     whole = packing.packed
@@ -151,6 +161,7 @@ def cases(bench: Bench) -> dict[str, Callable[[], dict[str, float]]]:
         "stored query tokens (Q-Former frozen)": queries,
         "gradient checkpointing": lambda: against(within=recomputed(model)),
         "fused attention, against eager": lambda: against(within=eager(model)),
+        "layers compiled": lambda: against(within=compiled(model)),
         "bfloat16 (amp: bf16)": lambda: against(within=torch.autocast("cpu", torch.bfloat16)),
     }
 

@@ -9,9 +9,10 @@ encoder and the Q-Former run in every step, rows are padded to the longest, and 
 vocabulary are computed everywhere. A third side is transformers' own BLIP-2 with the same weights.
 All sides take the same batches in turn, in one process, in float32; their losses are compared.
 Epoch one is our side with encoding, later epochs without, and those once more in bfloat16 (for CPUs
-that have it). The bound is what the counted operations of both sides would allow. Reports are IU
-X-ray's train split (XRAYGPT_DATA); weights of encoder and Q-Former are random, SmolLM2's are its
-own. Peak memory is that of one process for each side (--memory).
+that have it), with compiled layers (`run.compile`), and with both. The bound is what the counted
+operations of both sides would allow. Reports are IU X-ray's train split (XRAYGPT_DATA); weights of
+encoder and Q-Former are random, SmolLM2's are its own. Peak memory is that of one process for each
+side (--memory).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from xraygpt.common import memory
+from xraygpt.common import compiling, memory
 from xraygpt.common.cli import guarded
 from xraygpt.common.config import load
 from xraygpt.datasets.base import Batch
@@ -46,8 +48,16 @@ CASES = {
     "encoder": ["model.vit_model=timm/vit_base_patch14_dinov2", "model.image_size=518"],
     "qformer": ["model.freeze_qformer=false", "model.qformer.dropout=0"],
 }
-SIDES = ("theirs", "blip2", "first", "later", "bf16")
-NAMES = {"first": "epoch one", "later": "later epochs", "bf16": "later epochs in bfloat16"}
+SIDES = ("theirs", "blip2", "first", "later", "bf16", "compiled", "both")
+NAMES = {
+    "first": "epoch one",
+    "later": "later epochs",
+    "bf16": "later epochs in bfloat16",
+    "compiled": "later epochs, compiled",
+    "both": "later epochs in bfloat16, compiled",
+}
+IN_BFLOAT16, COMPILED = ("bf16", "both"), ("compiled", "both")
+HELD = {"theirs": "before", "blip2": "BLIP-2", "later": "ours", "compiled": "ours compiled"}
 
 
 @dataclass
@@ -78,18 +88,19 @@ class Bench:
         ]
         self.blip2 = blip2_of(self.model)
         self.trained = [p for _, p in self.model.trainable_parameters()]
+        compiling.compile_layers(self.model, torch.device("cpu"))
         self.optimizer = torch.optim.AdamW(self.trained, lr=0.0)  # equal weights in every step
 
     def loss(self, side: str, number: int) -> Tensor:
         """Mean loss per target token of one batch."""
         batch = self.batches[number]
-        if side in ("later", "bf16"):
+        if side not in ("theirs", "blip2", "first"):
             batch = {**batch, "image_inputs": self.stored[number]}
         if side == "theirs":
             return self._theirs(batch)
         if side == "blip2":
             return self.blip2(**inputs_of(self.blip2, batch), labels=batch["labels"]).loss
-        with torch.autocast("cpu", torch.bfloat16, enabled=side == "bf16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=side in IN_BFLOAT16):
             output = self.model(batch)
         return output.loss / output.num_targets.sum()
 
@@ -107,8 +118,9 @@ class Bench:
 
     def step(self, side: str, number: int) -> float:
         """Forward, backward, update."""
-        loss = self.loss(side, number)
-        loss.backward()
+        with nullcontext() if side in COMPILED else compiling.uncompiled():
+            loss = self.loss(side, number)
+            loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(loss.detach())
@@ -119,10 +131,11 @@ def measured(bench: Bench, rounds: int) -> dict[str, Side]:
     sides = {name: Side() for name in SIDES}
     for name, side in sides.items():  # warm up, and count
         counter = FlopCounterMode(display=False)
-        with counter:
+        with nullcontext() if name in COMPILED else counter:
             for number in range(len(bench.batches)):
                 bench.step(name, number)
-        side.flops = float(counter.get_total_flops())
+        # A compiled layer is no operation that could be counted, and does the same products.
+        side.flops = sides["later"].flops if name in COMPILED else float(counter.get_total_flops())
     for _ in range(rounds):
         for number in range(len(bench.batches)):
             for name, side in sides.items():
@@ -135,7 +148,7 @@ def measured(bench: Bench, rounds: int) -> dict[str, Side]:
 def peak(case: str, batch_size: int, batches: int) -> dict[str, float]:
     """GiB of a process that takes one side alone."""
     found = {}
-    for side in ("theirs", "blip2", "later"):
+    for side in HELD:
         command = [sys.executable, __file__, "--case", case, "--memory", side]
         command += ["--batch", str(batch_size), "--batches", str(batches)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -150,9 +163,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--batches", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--memory", choices=("theirs", "blip2", "later"), help="that side alone, its peak"
-    )
+    parser.add_argument("--memory", choices=HELD, help="that side alone, its peak")
     parser.add_argument("--out", type=Path, help="JSON file")
     given = parser.parse_args()
     bench = Bench(given.case, given.batch, given.batches)
@@ -218,11 +229,8 @@ def text_of(row: dict[str, Any]) -> str:
             f"counted operations allow {one['bound']:.2f}, so {one['times'] / one['bound']:.0%} of "
             f"it; losses at most {one['loss_apart']:.1e} apart"
         )
-    held = row["GiB"]
-    lines.append(
-        f"peak memory {held['theirs']:.2f} GiB before, BLIP-2 {held['blip2']:.2f}, "
-        f"ours {held['later']:.2f}"
-    )
+    held = ", ".join(f"{label} {row['GiB'][side]:.2f}" for side, label in HELD.items())
+    lines.append(f"peak memory, GiB: {held}")
     return "\n".join(lines)
 
 

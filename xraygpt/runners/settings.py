@@ -98,6 +98,8 @@ class RunSettings(BaseRunner.Config):
     shard_llm: bool = False
     """With several processes: each keeps its share of the frozen LLM's layers (FSDP2) instead of
     all of them. Less memory, more traffic."""
+    compile: bool = False
+    """Compile the LLM's layers (torch.compile): a minute or so at the start, then quicker steps."""
     profile: bool = False
     """Write `trace.json`, for chrome://tracing, and `profile.txt`, a table of where the time of
     steps 2 to 5 went, to the run folder."""
@@ -109,6 +111,8 @@ class RunSettings(BaseRunner.Config):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} ({value}) must be at least 1")
+        if self.compile and self.shard_llm:
+            raise ValueError("compile and shard_llm were not tried together; keep one")
         rates = (self.init_lr, self.min_lr, self.warmup_lr, self.weight_decay, self.grad_clip)
         if not all(math.isfinite(r) and r >= 0 for r in rates):
             raise ValueError("learning rates, weight_decay and grad_clip must be finite, not < 0")

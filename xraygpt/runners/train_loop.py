@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from xraygpt.common import checkpoint, distributed, memory, sharding
+from xraygpt.common import checkpoint, compiling, distributed, memory, sharding
 from xraygpt.common.errors import InputError, Stopped, TrainingError
 from xraygpt.common.logging import progress
 from xraygpt.common.registry import registry
@@ -115,6 +115,8 @@ class Runner(BaseRunner):
             TrainingError: The loss is not finite, or a checkpoint cannot be written.
             Stopped: SIGTERM or SIGINT came; everything is saved.
         """
+        if self.config.compile:
+            compiling.compile_layers(self.model, self.accelerator.device)
         self._begin()
         memory.forget_peak(self.accelerator.device)
         last: dict[str, float] = {}
@@ -220,7 +222,7 @@ class Runner(BaseRunner):
             return {}
         self.model.eval()
         data = self.splits["val"]
-        with self._averaged():
+        with self._averaged(), compiling.uncompiled():
             values = {"val/loss": self.mean_loss(data)}
             if self.task.uses_images:
                 wrong = Mixture([controls.shuffled(p, seed=0) for p in data.parts])

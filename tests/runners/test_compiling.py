@@ -1,0 +1,61 @@
+"""Compiled layers: the same training, and a clear word where nothing can be compiled."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from tests.killing import same, weights
+from tests.runners.test_train_loop import Crash, crash_at, runner_of
+from xraygpt.common.errors import ConfigError, InputError
+from xraygpt.runners.logs import read_rows
+
+COMPILED = ("run.compile=true", "run.save_every=1")
+
+
+def losses(runner) -> list[tuple[float, float]]:
+    rows = read_rows(runner.run_folder / "metrics.jsonl")
+    return [(r["train/loss"], r["train/grad_norm"]) for r in rows if "train/loss" in r]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_a_compiled_run_is_the_plain_one_and_resumes_to_the_bit(tmp_path, toy, monkeypatch):
+    plain = runner_of(tmp_path, toy, name="plain")
+    plain.train()
+    counters.clear()
+    compiled = runner_of(tmp_path, toy, *COMPILED, name="compiled")
+    compiled.train()
+    assert counters["stats"]["unique_graphs"] >= 1 and not counters["graph_break"]
+    for (loss, norm), (its, its_norm) in zip(losses(plain), losses(compiled), strict=True):
+        assert loss == pytest.approx(its, rel=1e-4) and norm == pytest.approx(its_norm, rel=1e-3)
+    val = [
+        [r["val/loss"] for r in read_rows(run.run_folder / "metrics.jsonl") if "val/loss" in r]
+        for run in (plain, compiled)
+    ]
+    assert val[0] == pytest.approx(val[1], rel=1e-3)
+
+    broken = runner_of(tmp_path, toy, *COMPILED, name="broken")
+    crash_at(broken, 3, monkeypatch)
+    with pytest.raises(Crash):
+        broken.train()
+    where = f"run.resume_ckpt_path={tmp_path / 'broken'}"
+    again = runner_of(tmp_path, toy, *COMPILED, where, name="broken")
+    again.train()
+    assert same(weights(tmp_path / "compiled"), weights(tmp_path / "broken"))
+    torch.compiler.reset()
+
+
+def test_what_cannot_be_compiled_is_said(tmp_path, toy, monkeypatch):
+    with pytest.raises(ConfigError, match="keep one"):
+        runner_of(tmp_path, toy, "run.compile=true", "run.shard_llm=true")
+    runner = runner_of(tmp_path, toy, "run.compile=true")
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(InputError, match="needs a C\\+\\+ compiler"):
+        runner.train()
+    del runner.model.llm
+    with pytest.raises(InputError, match="has no LLM"):
+        runner.train()
