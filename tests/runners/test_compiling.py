@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
 from tests.killing import same, weights
-from tests.runners.test_train_loop import Crash, crash_at, runner_of
-from xraygpt.common.errors import ConfigError, InputError
+from tests.runners.test_train_loop import SHARDED, Crash, crash_at, logged, ranks, runner_of
+from xraygpt.common.errors import InputError
 from xraygpt.runners.logs import read_rows
 
 COMPILED = ("run.compile=true", "run.save_every=1")
@@ -49,9 +50,17 @@ def test_a_compiled_run_is_the_plain_one_and_resumes_to_the_bit(tmp_path, toy, m
     torch.compiler.reset()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_two_processes_compile_a_sharded_llm(tmp_path):
+    for name, world, more in (("one", 1, ()), ("two", 2, ("run.compile=true",))):
+        where = f"run.output_dir={tmp_path / name}"
+        rows = f"run.batch_size_train={4 // world}"
+        ranks(tmp_path, world, *SHARDED, "run.max_steps=6", rows, where, *more)
+    assert np.allclose(logged(tmp_path / "one"), logged(tmp_path / "two"), rtol=1e-4, atol=0)
+
+
 def test_what_cannot_be_compiled_is_said(tmp_path, toy, monkeypatch):
-    with pytest.raises(ConfigError, match="keep one"):
-        runner_of(tmp_path, toy, "run.compile=true", "run.shard_llm=true")
     runner = runner_of(tmp_path, toy, "run.compile=true")
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(InputError, match="needs a C\\+\\+ compiler"):

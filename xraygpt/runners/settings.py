@@ -111,8 +111,6 @@ class RunSettings(BaseRunner.Config):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} ({value}) must be at least 1")
-        if self.compile and self.shard_llm:
-            raise ValueError("compile and shard_llm were not tried together; keep one")
         rates = (self.init_lr, self.min_lr, self.warmup_lr, self.weight_decay, self.grad_clip)
         if not all(math.isfinite(r) and r >= 0 for r in rates):
             raise ValueError("learning rates, weight_decay and grad_clip must be finite, not < 0")
