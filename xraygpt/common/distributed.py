@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,17 @@ def make_accelerator(device: str, amp: bool | Literal["bf16"]) -> Accelerator:
     Args:
         device: ``auto``, ``cpu`` or ``cuda``; `cuda` without CUDA falls back to CPU with a warning.
         amp: bfloat16 autocast; True acts on CUDA alone, ``bf16`` on a CPU as well.
+
+    Raises:
+        InputError: An engine that steps by itself was asked for by accelerate's configuration.
     """
+    for engine in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() in ("true", "1"):
+            raise InputError(
+                f"accelerate's configuration asks for {engine.lower()}, and this loop steps itself: "
+                "launch with data parallelism (MULTI_GPU, MULTI_CPU or torchrun), and set "
+                "run.shard_llm: true to lay a frozen LLM out over the processes (FSDP2)"
+            )
     has_cuda = torch.cuda.is_available()
     if device.startswith("cuda") and not has_cuda:
         log.warning("run.device is %s but there is no CUDA here: going on with the CPU", device)
