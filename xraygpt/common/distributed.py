@@ -32,7 +32,7 @@ def make_accelerator(device: str, amp: bool | Literal["bf16"]) -> Accelerator:
     for engine in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() in ("true", "1"):
             raise InputError(
-                f"accelerate's configuration asks for {engine.lower()}, and this loop steps itself: "
+                f"accelerate is configured for {engine.lower()}, and this loop steps itself: "
                 "launch with data parallelism (MULTI_GPU, MULTI_CPU or torchrun), and set "
                 "run.shard_llm: true to lay a frozen LLM out over the processes (FSDP2)"
             )
