@@ -108,9 +108,10 @@ def recomputed(model: Any) -> Iterator[None]:
 def compiled(model: Any) -> Iterator[None]:
     """The LLM's layers compiled."""
     compiling.compile_layers(model, torch.device("cpu"))
-    yield
-    for layer in model.llm.get_decoder().layers:
-        layer._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        compiling.written(model)
 
 
 @contextmanager

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+import sysconfig
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.utils import counters
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
 
 from tests.killing import same, weights
 from tests.runners.test_train_loop import SHARDED, Crash, crash_at, logged, ranks, runner_of
+from xraygpt.common.compiling import compile_layers
 from xraygpt.common.errors import InputError
 from xraygpt.runners.logs import read_rows
 
@@ -24,13 +30,19 @@ def losses(runner) -> list[tuple[float, float]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
-def test_a_compiled_run_is_the_plain_one_and_resumes_to_the_bit(tmp_path, toy, monkeypatch):
+def test_a_compiled_run_is_the_plain_one_and_resumes_in_one_process(tmp_path, toy, monkeypatch):
     plain = runner_of(tmp_path, toy, name="plain")
     plain.train()
     counters.clear()
     compiled = runner_of(tmp_path, toy, *COMPILED, name="compiled")
     compiled.train()
-    assert counters["stats"]["unique_graphs"] >= 1 and not counters["graph_break"]
+    graphs = counters["stats"]["unique_graphs"]
+    layers = len(compiled.model.llm.get_decoder().layers)
+    assert 1 <= graphs <= 2 < 3 * layers  # one serves all layers; one row is a size of its own
+    assert not counters["graph_break"]
+    compiled.config.eval_every = 1
+    compiled._evaluate()
+    assert counters["stats"]["unique_graphs"] == graphs  # validation compiles nothing
     for (loss, norm), (its, its_norm) in zip(losses(plain), losses(compiled), strict=True):
         assert loss == pytest.approx(its, rel=1e-4) and norm == pytest.approx(its_norm, rel=1e-3)
     val = [
@@ -60,11 +72,22 @@ def test_two_processes_compile_a_sharded_llm(tmp_path):
     assert np.allclose(logged(tmp_path / "one"), logged(tmp_path / "two"), rtol=1e-4, atol=0)
 
 
-def test_what_cannot_be_compiled_is_said(tmp_path, toy, monkeypatch):
-    runner = runner_of(tmp_path, toy, "run.compile=true")
-    monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(InputError, match="needs a C\\+\\+ compiler"):
-        runner.train()
-    del runner.model.llm
+def test_what_cannot_be_compiled_is_said(tmp_path, monkeypatch):
+    model, cpu = nn.Module(), torch.device("cpu")
     with pytest.raises(InputError, match="has no LLM"):
-        runner.train()
+        compile_layers(model, cpu)
+    model.llm = nn.Module()
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+    with pytest.raises(InputError, match="Python's headers"):
+        compile_layers(model, cpu)
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", no_compiler)
+    with pytest.raises(InputError, match=r"needs a C\+\+ compiler.* leave it off"):
+        compile_layers(model, cpu)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(InputError, match="needs a C compiler"):
+        compile_layers(model, torch.device("cuda"))
+
+
+def no_compiler():
+    raise InvalidCxxCompiler

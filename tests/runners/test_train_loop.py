@@ -432,6 +432,9 @@ if runner.config.shard_llm and "WORLD_SIZE" in os.environ:
     assert all(p.to_local().numel() <= (p.numel() + 1) // 2 + p.shape[-1] for p in sharded.values())
 assert runner.accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
 runner.train()
+if runner.config.compile:
+    from torch._dynamo.utils import counters
+    assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
 """
 
 

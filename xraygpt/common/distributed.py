@@ -29,12 +29,12 @@ def make_accelerator(device: str, amp: bool | Literal["bf16"]) -> Accelerator:
     Raises:
         InputError: An engine that steps by itself was asked for by accelerate's configuration.
     """
-    for engine in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
+    for engine in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() in ("true", "1"):
             raise InputError(
-                f"accelerate is configured for {engine.lower()}, and this loop steps itself: "
-                "launch with data parallelism (MULTI_GPU, MULTI_CPU or torchrun), and set "
-                "run.shard_llm: true to lay a frozen LLM out over the processes (FSDP2)"
+                f"accelerate is configured for {engine.lower()}, which is not wired in: launch "
+                "with data parallelism (MULTI_GPU, MULTI_CPU or torchrun); run.shard_llm: true lays "
+                "a frozen LLM out over the processes of a training (FSDP2)"
             )
     has_cuda = torch.cuda.is_available()
     if device.startswith("cuda") and not has_cuda:

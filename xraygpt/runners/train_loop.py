@@ -92,6 +92,8 @@ class Runner(BaseRunner):
         self.average = Average(model, config.ema_decay) if config.ema_decay else None
         if config.shard_llm:
             sharding.shard_frozen(model, self.accelerator.device, self._world)
+        if config.compile:
+            compiling.compile_layers(model, self.accelerator.device)
         distributed.refuse_scattered(model, self._world)
         # Not `prepare(optimizer)`: this loop steps once per fetched group of micro-batches itself.
         self.wrapped: Any = self.accelerator.prepare(self.model) if self._world > 1 else self.model
@@ -115,8 +117,6 @@ class Runner(BaseRunner):
             TrainingError: The loss is not finite, or a checkpoint cannot be written.
             Stopped: SIGTERM or SIGINT came; everything is saved.
         """
-        if self.config.compile:
-            compiling.compile_layers(self.model, self.accelerator.device)
         self._begin()
         memory.forget_peak(self.accelerator.device)
         last: dict[str, float] = {}
