@@ -33,7 +33,7 @@ def make_accelerator(device: str, amp: bool | Literal["bf16"]) -> Accelerator:
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() in ("true", "1"):
             raise InputError(
                 f"accelerate is configured for {engine.lower()}, which is not wired in: launch "
-                "with data parallelism (MULTI_GPU, MULTI_CPU or torchrun); run.shard_llm: true lays "
+                "with data parallelism (MULTI_GPU, MULTI_CPU or torchrun); run.shard_llm lays "
                 "a frozen LLM out over the processes of a training (FSDP2)"
             )
     has_cuda = torch.cuda.is_available()
