@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import shutil
 import sysconfig
@@ -37,6 +38,8 @@ def compile_layers(model: nn.Module, device: torch.device) -> None:
     if llm is None:
         raise InputError("run.compile: this model has no LLM; leave it off")
     _check_tools(device)
+    # It says on a CPU that there is no CUDA.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     # Gradients are reduced layer by layer anyway; torch would cut layers where DDP's buckets end.
     torch._dynamo.config.optimize_ddp = False
     for layer in llm.get_decoder().layers:
