@@ -109,7 +109,7 @@ def build_runner(experiment: Training) -> Runner:
             parts = [controls.without_images(p) for p in parts]
         weights, powers = zip(*drawn * len(sources), strict=True)
         splits[name] = Mixture(parts, weights, powers if name == "train" else None)
-    if not splits["train"].epoch(0, run.seed):
+    if not splits["train"].epoch_size():
         raise InputError(
             f"nothing to train on: no sample in {' + '.join(run.train_splits)} of "
             f"{', '.join(experiment.datasets)}"

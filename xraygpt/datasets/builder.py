@@ -132,17 +132,17 @@ class BaseBuilder(Plugin):
     def _sorted_records(
         self, clean: Callable[[str], str]
     ) -> tuple[dict[str | None, PackedRecords], list[str]]:
-        file, times = RecordFile(), Counter[str]()
+        file, times = RecordFile(), dict[str, int]()
         by_split: dict[str | None, PackedRecords] = {}
         problems: list[str] = []
         for where, record in self.records(clean):
             if isinstance(record, str):
                 problems.append(record)
                 continue
-            times[record.sample_id] += 1
-            if times[record.sample_id] > 1:  # several questions on one image
-                name = f"{record.sample_id}#{times[record.sample_id]}"
-                record = replace(record, sample_id=name)
+            name = record.sample_id
+            times[name] = time = times.get(name, 0) + 1
+            if time > 1:  # several questions on one image
+                record = replace(record, sample_id=f"{name}#{time}")
             if where not in by_split:
                 by_split[where] = PackedRecords(file=file)
             by_split[where].append(record)
@@ -204,8 +204,8 @@ def inside(root: Path, name: Any) -> Path:
     return path
 
 
-def image_in(root: Path, name: Any) -> Path:
-    """`existing(inside(root, name))`, quicker where nothing is wrong.
+def image_in(root: Path, name: Any) -> str:
+    """`existing(inside(root, name))` as text, quicker where nothing is wrong.
 
     Raises:
         RecordError: As these do.
@@ -213,8 +213,8 @@ def image_in(root: Path, name: Any) -> Path:
     if isinstance(name, str):
         path = os.path.join(root, name)  # noqa: PTH118 (quicker)
         if is_plain_file_within(path, str(root)):
-            return Path(path)
-    return existing(inside(root, name))
+            return path
+    return str(existing(inside(root, name)))
 
 
 def existing(path: Path) -> Path:

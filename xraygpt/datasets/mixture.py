@@ -80,6 +80,11 @@ class Mixture(Dataset[Sample | None]):
         keyed_random(seed, number, "epoch").shuffle(order)
         return order
 
+    def epoch_size(self) -> int:
+        """Samples of one epoch."""
+        parts = zip(self.parts, self.weights, strict=True)
+        return sum(round(weight * len(part)) for part, weight in parts)
+
     def texts(self) -> list[str]:
         """Every text of every corpus."""
         return [text for part in self.parts for text in part.texts()]
@@ -139,7 +144,7 @@ class StreamSampler(Sampler[list[Any]]):
                 yield mine[i * self.batch_size : (i + 1) * self.batch_size]
 
     def _from(self, position: int) -> Iterator[tuple[int, int]]:
-        epoch_size = len(self.data.epoch(0, self.seed))
+        epoch_size = self.data.epoch_size()
         number, skip = divmod(position, epoch_size)
         while True:
             for index in self.data.epoch(number, self.seed)[skip:]:

@@ -6,7 +6,6 @@ import mmap
 import pickle
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -61,7 +60,7 @@ class PackedRecords(Sequence[Record]):
 
     def append(self, record: Record) -> None:
         """Add one."""
-        refs = [(str(i.path), i.view, i.frame) for i in record.images]  # plain: half the time
+        refs = [tuple(image) for image in record.images]  # plain: half the time
         images = pickle.dumps(refs, protocol=pickle.HIGHEST_PROTOCOL)
         rest = (record.sample_id, record.study_id, record.turns, record.meta)
         data = images + pickle.dumps(rest, protocol=pickle.HIGHEST_PROTOCOL)
@@ -97,8 +96,9 @@ class PackedRecords(Sequence[Record]):
 
     def images(self) -> Iterator[tuple[ImageRef, ...]]:
         """Of the records, those of several but once; nothing else is unpickled."""
-        spans = self._settled().tolist()
-        for pickled in dict.fromkeys(self._file.read(begin, end) for begin, end, _ in spans):
+        spans = self._settled()
+        pairs = zip(spans[:, 0].tolist(), spans[:, 1].tolist(), strict=True)
+        for pickled in dict.fromkeys(self._file.read(begin, end) for begin, end in pairs):
             yield _images(pickled)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -108,7 +108,7 @@ class PackedRecords(Sequence[Record]):
 
 
 def _images(pickled: bytes) -> tuple[ImageRef, ...]:
-    return tuple(ImageRef(Path(path), *more) for path, *more in pickle.loads(pickled))
+    return tuple(ImageRef(*each) for each in pickle.loads(pickled))
 
 
 def _again(pickled: list[tuple[bytes, int]]) -> PackedRecords:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from xraygpt.common.errors import DataError
-from xraygpt.common.openi import is_published_test, openi_study
+from xraygpt.common.openi import is_published_test
 from xraygpt.common.registry import did_you_mean, registry
 from xraygpt.datasets import targets
 from xraygpt.datasets.base import ImageRef, Record
@@ -128,14 +128,14 @@ class RecordsBuilder(BaseBuilder):
         rows = list(read_table(path, self.config.format))
         self._check_fields(path, rows)
         asked = self._vocabulary(row for _, row in rows)
-        merged: dict[str, list[tuple[int, dict]]] = {}
+        merged: dict[str | int, list[tuple[int, dict]]] = {}
         uncoded = 0
         for number, row in rows:
             try:
                 if self.config.target in _CODED and not targets.is_coded(self._codes(row)):
                     uncoded += 1
                     continue  # nobody said whether it is normal: nothing to ask
-                key = self._study(row) if self.config.group_by_study else str(number)
+                key = self._study(row) if self.config.group_by_study else number
                 merged.setdefault(key, []).append((number, row))
             except RecordError as error:
                 yield None, f"{path.name}, record {number}: {error}"
@@ -146,7 +146,7 @@ class RecordsBuilder(BaseBuilder):
         for group in merged.values():
             number, row = group[0]
             try:
-                self._check_group([r for _, r in group])
+                self._check_group(group)
                 images = [ref for _, r in group for ref in self._images(r, root)]
                 if not images and self.config.only_images:
                     if self.config.views is not None:
@@ -185,10 +185,11 @@ class RecordsBuilder(BaseBuilder):
             )
         return often
 
-    def _check_group(self, rows: list[dict]) -> None:
+    def _check_group(self, group: list[tuple[int, dict]]) -> None:
         """Rows that become one sample must agree on the split and hold no questions."""
-        if len(rows) == 1:
+        if len(group) == 1:
             return
+        rows = [row for _, row in group]
         names, field_ = self.config.fields, self.config.split.field
         if any(r.get(names.turns) or r.get(names.question) for r in rows):
             raise RecordError("group_by_study cannot merge rows with questions or turns")
@@ -227,8 +228,7 @@ class RecordsBuilder(BaseBuilder):
                 raise DataError(f"{path}: no record has the field '{name}' (fields.{f.name}){hint}")
 
     def _split(self, row: dict, record: Record) -> str | None:
-        by_image = next((s for s in (openi_study(i.path.name) for i in record.images) if s), None)
-        if by_image is not None and is_published_test(by_image):
+        if any(is_published_test(image.name) for image in record.images):
             return "test"
         return self._split_of(record.study_id, row)
 
@@ -250,17 +250,18 @@ class RecordsBuilder(BaseBuilder):
 
     def _images(self, row: dict, root: Path) -> Iterator[ImageRef]:
         names = self.config.fields
-        listed = row.get(names.images)
+        listed, shared = row.get(names.images), ""
         if not isinstance(listed, list):
             one = row.get(names.image)
-            many = one if isinstance(one, list) else [one] if one not in (None, "") else []
-            listed = [{"path": p, "view": row.get(names.view) or ""} for p in many]
+            listed = one if isinstance(one, list) else [one] if one not in (None, "") else []
+            shared = str(row.get(names.view) or "")
         for item in listed:
-            entry = item if isinstance(item, dict) else {"path": item}
-            view = str(entry.get("view") or "")
+            path, view, frame = item, shared, 0
+            if isinstance(item, dict):
+                path, view = item.get("path"), str(item.get("view") or "")
+                frame = item.get("frame", 0)
             if self.config.views is None or view in self.config.views:
-                frame = entry.get("frame", 0)
-                yield ImageRef(image_in(root, entry.get("path")), view, frame)
+                yield ImageRef(image_in(root, path), view, frame)
 
     def _record(
         self,

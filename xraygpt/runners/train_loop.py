@@ -75,7 +75,7 @@ class Runner(BaseRunner):
             extra=task.extra,
         )
         self.global_batch = config.batch_size_train * config.accum_grad_iters * self._world
-        epoch = len(splits["train"].epoch(0, config.seed))
+        epoch = splits["train"].epoch_size()
         each = max(1, math.ceil(epoch / self.global_batch))
         self.steps_per_epoch = config.iters_per_epoch or each
         self.max_steps = config.max_steps or (config.max_epoch or 1) * self.steps_per_epoch
