@@ -17,11 +17,11 @@ $(BIN)/.installed: requirements.txt requirements-dev.txt constraints.txt pyproje
 	@$(MAKE) --no-print-directory packages || { echo "make install: pip could not finish. Without a network it cannot: behind a proxy set HTTPS_PROXY, with a mirror PIP_INDEX_URL. Then type make install again." >&2; exit 1; }
 	@touch $@
 
-install-dev: $(BIN)/.installed-dev  ## the same, and what only tests want: salesforce-lavis, bitsandbytes, openai, playwright
+install-dev: $(BIN)/.installed-dev  ## the same, and what only tests want: salesforce-lavis, bitsandbytes, deepspeed, openai, playwright
 
 $(BIN)/.installed-dev: $(BIN)/.installed requirements-parity.txt pyproject.toml
 	$(PY) -m pip install --quiet --no-deps -r requirements-parity.txt
-	$(PY) -m pip install --quiet -c constraints.txt -e '.[quantize,curate,serve]' 'playwright>=1.55'
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[quantize,curate,serve,deepspeed]' 'playwright>=1.55'
 	@touch $@
 
 packages:  # into an environment that is there

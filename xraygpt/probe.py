@@ -303,7 +303,7 @@ def main() -> None:
         raise InputError("--save keeps the head of one encoder: name one with --vit-model")
     if args.over <= 0:
         raise InputError(f"--over ({args.over}) must be above 0")
-    place = distributed.make_accelerator(args.device, amp=False)
+    place = distributed.make_accelerator(args.device)
     found = {}
     for name in names:
         encoder, train, val = splits_of(experiment, name, place)

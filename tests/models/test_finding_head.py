@@ -71,7 +71,7 @@ def head(corpus, tmp_path_factory, request):
 
 
 def test_it_says_what_was_fitted(corpus, head):
-    place = make_accelerator("cpu", amp=False)
+    place = make_accelerator("cpu")
     experiment = experiment_of(corpus, head)
     encoder, train, val = probe.splits_of(experiment, "tiny", place)
     model = build_evaluator(experiment).model

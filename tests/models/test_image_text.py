@@ -224,7 +224,7 @@ def test_the_probe_finds_what_was_learned_and_nothing_in_others_images(run):
     base, corpus, _, _ = run
     experiment = evaluation(base, corpus, "tiny")
     name = f"run/{base / 'encoder'}"
-    place = make_accelerator("cpu", amp=False)
+    place = make_accelerator("cpu")
     encoder, known, val = probe.splits_of(experiment, name, place)
     score = probe.probe(known, val, strength=1.0)[0]
     assert score.name == "AUROC/no_finding" and score.low > 0.9

@@ -432,6 +432,10 @@ if runner.config.shard_llm and "WORLD_SIZE" in os.environ:
     assert all(p.to_local().numel() <= (p.numel() + 1) // 2 + p.shape[-1] for p in sharded.values())
 assert runner.accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
 runner.train()
+if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+    held = sum(state["exp_avg"].numel() for state in runner.optimizer.state.values())
+    trained = sum(p.numel() for _, p in runner.model.trainable_parameters())
+    assert trained / 2 <= held <= trained / 2 + 1000, "nothing is shared out"
 if runner.config.compile:
     from torch._dynamo.utils import counters
     assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"

@@ -23,7 +23,7 @@ ROOTS = {"train.py": Training} | dict.fromkeys(("evaluate.py", "predict.py", "de
 
 def spoken(tmp_path: Path, page: Path) -> list[list[str]]:
     """The commands of a page's bash blocks, as a shell would start them."""
-    names = ("python", "make", "torchrun", ".venv/bin/python")
+    names = ("python", "make", "torchrun", "accelerate", ".venv/bin/python")
     log = tmp_path / "log"
     tmp_path.mkdir(exist_ok=True)
     log.touch()
@@ -48,7 +48,7 @@ def spoken(tmp_path: Path, page: Path) -> list[list[str]]:
 
 def script_of(command: list[str]) -> list[str]:
     """Without the interpreter or launcher: ``["train.py", …]`` or ``["-m", …]``."""
-    if command[0] == "torchrun":
+    if command[0] in ("torchrun", "accelerate"):
         return command[next(i for i, a in enumerate(command) if a.endswith(".py")) :]
     return command[1:]
 

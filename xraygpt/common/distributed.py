@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
@@ -15,33 +17,64 @@ from xraygpt.common.errors import InputError
 
 log = logging.getLogger(__name__)
 
+_YES = ("true", "1")
 
-def make_accelerator(device: str, amp: bool | Literal["bf16"]) -> Accelerator:
-    """Device, process group and precision.
+
+def make_accelerator(device: str, *, training: bool = False) -> Accelerator:
+    """Device and process group.
 
     `cpu=True` is said outright: under torchrun without CUDA, accelerate would otherwise start two
     processes that know nothing of each other.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``; `cuda` without CUDA falls back to CPU with a warning.
-        amp: bfloat16 autocast; True acts on CUDA alone, ``bf16`` on a CPU as well.
+        training: Whether DeepSpeed may be asked for, by accelerate's configuration.
 
     Raises:
-        InputError: An engine that steps by itself was asked for by accelerate's configuration.
+        InputError: An engine was asked for that this is not, or is not here.
     """
-    for engine in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
-        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() in ("true", "1"):
-            raise InputError(
-                f"accelerate is configured for {engine.lower()}, which is not wired in: launch "
-                "with data parallelism (MULTI_GPU, MULTI_CPU or torchrun); run.shard_llm lays "
-                "a frozen LLM out over the processes of a training (FSDP2)"
-            )
+    engines = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
+    asked = [e for e in engines if os.environ.get(f"ACCELERATE_USE_{e}", "").lower() in _YES]
+    zero = asked == ["DEEPSPEED"]
+    if asked and not (zero and training):
+        raise InputError(
+            f"accelerate is configured for {asked[0].lower()}, which is not wired in"
+            f"{'' if training or not zero else ' but for train.py'}: launch "
+            "with data parallelism (MULTI_GPU, MULTI_CPU or torchrun); run.shard_llm lays "
+            "a frozen LLM out over the processes of a training (FSDP2)"
+        )
     has_cuda = torch.cuda.is_available()
     if device.startswith("cuda") and not has_cuda:
         log.warning("run.device is %s but there is no CUDA here: going on with the CPU", device)
     on_cpu = device == "cpu" or not has_cuda
-    lower = amp == "bf16" or (amp and not on_cpu)
-    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if lower else "no")
+    if zero:
+        _check_deepspeed(on_cpu and has_cuda)
+        PartialState(cpu=on_cpu)  # else it would see one process alone where there is no GPU
+    # Autocasting is done here: accelerate would round DeepSpeed's weights instead.
+    return Accelerator(cpu=on_cpu and not zero, mixed_precision="no")
+
+
+def _check_deepspeed(elsewhere: bool) -> None:
+    if find_spec("deepspeed") is None:
+        raise InputError(
+            "accelerate is configured for DeepSpeed, which is not here: pip install deepspeed"
+        )
+    if elsewhere:
+        raise InputError("DeepSpeed takes the GPUs that are here: set run.device: auto")
+
+
+def is_lower(device: torch.device, amp: bool | Literal["bf16"]) -> bool:
+    """Whether `amp` means bfloat16 on this device: True does on a GPU, ``bf16`` everywhere."""
+    return amp == "bf16" or (amp and device.type != "cpu")
+
+
+def autocast(
+    device: torch.device, amp: bool | Literal["bf16"]
+) -> contextlib.AbstractContextManager[None]:
+    """Inside, products of matrices are computed in bfloat16, where `is_lower`."""
+    if not is_lower(device, amp):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def refuse_scattered(model: nn.Module, world: int) -> None:

@@ -92,7 +92,7 @@ class Evaluator(Plugin):
     ) -> None:
         self.config, self.task, self.resolved = config, task, resolved
         self.history = history or History()
-        self.accelerator = distributed.make_accelerator(config.device, amp=False)
+        self.accelerator = distributed.make_accelerator(config.device)
         self.model = model.to(self.accelerator.device).eval()
         if self.accelerator.num_processes > 1:
             raise InputError("evaluate.py runs in one process; start it without torchrun")

@@ -183,7 +183,7 @@ class Predictor:
         resolved: str = "",
         history: History | None = None,
     ) -> None:
-        self.accelerator = distributed.make_accelerator(device, amp=False)
+        self.accelerator = distributed.make_accelerator(device)
         self.model, self.task, self.data = model.to(self.accelerator.device).eval(), task, data
         model.renderer.prompts = model.renderer.prompts[:1]  # one question for all, as measured
         self.collate = Collator(model.renderer, model.packer, max_len=model.context_len)

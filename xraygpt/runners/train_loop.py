@@ -41,6 +41,7 @@ from xraygpt.runners import feature_cache, logs, profiling, state
 from xraygpt.runners.averaging import Average
 from xraygpt.runners.base import BaseRunner
 from xraygpt.runners.settings import RunSettings
+from xraygpt.runners.zero import make_stepper
 from xraygpt.tasks.base import BaseTask
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Runner(BaseRunner):
         resolved: str = "",
     ) -> None:
         self.config, self.task, self.resolved = config, task, resolved
-        self.accelerator = distributed.make_accelerator(config.device, config.amp)
+        self.accelerator = distributed.make_accelerator(config.device, training=True)
         self.model = model.to(self.accelerator.device)
         self.splits = splits
         packer = model.packer if task.uses_images else None
@@ -95,8 +96,8 @@ class Runner(BaseRunner):
         if config.compile:
             compiling.compile_layers(model, self.accelerator.device)
         distributed.refuse_scattered(model, self._world)
-        # Not `prepare(optimizer)`: this loop steps once per fetched group of micro-batches itself.
-        self.wrapped: Any = self.accelerator.prepare(self.model) if self._world > 1 else self.model
+        self.stepper = make_stepper(self.accelerator, model, self.optimizer, config)
+        self.wrapped = self.stepper.wrapped
         self.step, self.best, self.best_step, self.stale = 0, math.inf, -1, 0
         self._saved = -1  # step of the last checkpoint this process took part in
         self.run_folder = Path()
@@ -154,9 +155,9 @@ class Runner(BaseRunner):
         longest = longest_rows(self.splits["train"], self.config.batch_size_train)
         batch = self._to_device(self.collate([self.splits["train"][i] for i in longest]))
         memory.forget_peak(self.accelerator.device)
-        with self.accelerator.autocast():
+        with self._autocast():
             output = self.task.loss(self.wrapped, batch)
-        self.accelerator.backward(output.loss)
+        self.stepper.backward(output.loss)
         rows, width = batch["input_ids"].shape
         trained = sum(p.numel() for _, p in self.model.trainable_parameters())
         kept = (12 if self.average else 8) * trained  # AdamW's two means, and that of the weights
@@ -187,22 +188,19 @@ class Runner(BaseRunner):
         summed = torch.zeros((), device=self.accelerator.device)
         self.wrapped.train()
         for i, batch in enumerate(group):
-            last = i == len(group) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                with profiling.phase("forward"), self.accelerator.autocast():
+            with self.stepper.micro_batch(last=i == len(group) - 1):
+                with profiling.phase("forward"), self._autocast():
                     loss = self.task.loss(self.wrapped, self._to_device(batch)).loss
                 with profiling.phase("backward"):
-                    # DDP averages over processes; times their number that is a sum again.
-                    self.accelerator.backward(loss * (self._world / count))
+                    self.stepper.backward(loss / count)
             summed += loss.detach()
         with profiling.phase("end"):
-            norm = self._clip()
             asked = float(self._signal is not None)
             loss_sum, stops = distributed.total(self.accelerator, [float(summed), asked])
             mean, self._stop = loss_sum / count, stops > 0  # all processes stop at the same step
-            self._check_finite(mean, norm, group)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            norm = self.stepper.step(
+                self.config.grad_clip or 0.0, lambda norm: self._check_finite(mean, norm, group)
+            )
             if self.average:
                 self.average.update(self.step + 1)
         return {
@@ -246,7 +244,7 @@ class Runner(BaseRunner):
         for i in range(0, math.ceil(len(indices) / self._world), size):
             chosen = mine[i : i + size]
             batch = self.collate([data[j] for j in chosen or indices[:1]])
-            with self.accelerator.autocast():
+            with self._autocast():
                 output = self.task.loss(self.model, self._to_device(batch))
             if chosen:
                 sums[0] += float(output.loss)
@@ -269,7 +267,7 @@ class Runner(BaseRunner):
             "best": self.best,
             "best_step": self.best_step,
             "stale": self.stale,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.stepper.state(),
             "rng": state.all_rng_states(),
             "global_batch": self.global_batch,
         }
@@ -315,8 +313,8 @@ class Runner(BaseRunner):
             self.run_folder = checkpoint.run_of(found)
             state.load_weights(self.model, found)
             saved = state.read_state(found, self.global_batch, self._world)
-            self.optimizer.load_state_dict(saved["optimizer"])
             self._take_up(saved)
+            self.stepper.take_up(saved["optimizer"])
             rng = saved["rng"]
             log.info("resuming at step %d from %s", self.step, found)
         main = self.accelerator.is_main_process
@@ -399,6 +397,9 @@ class Runner(BaseRunner):
             for part in mixture.parts:
                 feature_cache.use_cache(part, self.model, key, self.accelerator, how, workers)
 
+    def _autocast(self) -> contextlib.AbstractContextManager[None]:
+        return distributed.autocast(self.accelerator.device, self.config.amp)
+
     def _groups(self) -> list[dict[str, Any]]:
         """Matrices are decayed, vectors are not."""
         named = self.model.trainable_parameters()
@@ -427,10 +428,6 @@ class Runner(BaseRunner):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
-
-    def _clip(self) -> float:
-        parameters = [p for _, p in self.model.trainable_parameters()]
-        return float(torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip or math.inf))
 
     def _check_finite(self, loss: float, norm: float, group: list[Batch]) -> None:
         if math.isfinite(loss) and math.isfinite(norm):

@@ -1,0 +1,87 @@
+"""DeepSpeed's ZeRO behind accelerate's configuration: the run of one process, shared out."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+
+from tests.killing import weights
+from tests.runners.test_train_loop import logged, ranks
+from xraygpt.common.errors import InputError
+from xraygpt.runners.zero import _check
+
+HALF = ("run.batch_size_train=1", "run.accum_grad_iters=2")
+
+
+def under_deepspeed(monkeypatch, stage: int) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", str(stage))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (find_spec("deepspeed") and shutil.which("g++")), reason="no deepspeed or C++ compiler here"
+)
+def test_two_processes_under_zero_are_one_and_move(tmp_path, monkeypatch):
+    """Stage 2 throughout; and one process, then two in stage 1, two in stage 2, one again."""
+    fixed = ["run.ema_decay=0.9", "run.lr_sched=constant_lr", "run.eval_every=6"]
+    auto, whole = "run.resume_ckpt_path=auto", "run.batch_size_train=4"
+    ends = {n: f"run.output_dir={tmp_path / n}" for n in ("one", "two", "moved")}
+    ranks(tmp_path, 1, *fixed, whole, ends["one"], "run.max_steps=12")
+    ranks(tmp_path, 1, *fixed, whole, ends["moved"], "run.max_steps=3")
+    for stage, name, steps in ((2, "two", 12), (1, "moved", 6), (2, "moved", 9)):
+        with monkeypatch.context() as patch:
+            under_deepspeed(patch, stage)
+            ranks(tmp_path, 2, *fixed, *HALF, ends[name], f"run.max_steps={steps}", auto)
+    ranks(tmp_path, 1, *fixed, whole, ends["moved"], "run.max_steps=12", auto)
+    one, two, moved = (logged(tmp_path / name) for name in ends)
+    assert len(one) == len(two) == len(moved) == 12 and one[0] > one[-1]
+    assert np.allclose(one, two, rtol=1e-5, atol=0) and np.allclose(one, moved, rtol=1e-5, atol=0)
+    for name, tensor in weights(tmp_path / "one").items():
+        if name.startswith("average_"):  # of the images rank 0 saw, for guidance
+            continue
+        for other in ("two", "moved"):
+            theirs = weights(tmp_path / other)[name]
+            torch.testing.assert_close(tensor, theirs, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (find_spec("deepspeed") and shutil.which("g++")), reason="no deepspeed or C++ compiler here"
+)
+def test_zero_in_bfloat16_keeps_its_weights_in_float32(tmp_path, monkeypatch):
+    losses = {}
+    for world, rows in ((1, ("run.batch_size_train=4",)), (2, HALF)):
+        with monkeypatch.context() as patch:
+            if world > 1:
+                under_deepspeed(patch, 2)
+            out = tmp_path / f"w{world}"
+            ranks(
+                tmp_path, world, *rows, "run.max_steps=8", "run.amp=bf16", f"run.output_dir={out}"
+            )
+        losses[world] = logged(out)
+        assert all(t.dtype == torch.float32 for t in weights(out).values())
+    assert np.allclose(losses[1], losses[2], rtol=2e-3, atol=0)
+    assert not np.allclose(losses[1], losses[2], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"zero_optimization": {"stage": 3}}, r"stage 3; this loop goes with 1 and 2.*shard_llm"),
+        ({}, "stage None"),
+        ({"optimizer": {}, "zero_optimization": {"stage": 2}}, r"its own optimizer: leave that"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
+            "without offload_optimizer",
+        ),
+    ],
+)
+def test_what_deepspeed_is_not_to_do_is_said(settings, said):
+    with pytest.raises(InputError, match=said):
+        _check(settings)
+    _check({"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "none"}}})

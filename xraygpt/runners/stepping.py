@@ -1,0 +1,70 @@
+"""How the gradients of a step come together and change the weights."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from xraygpt.models.base import BaseModel
+
+
+class Stepper:
+    """One process, or several with the whole of what is trained on each (DDP).
+
+    Args:
+        accelerator: The processes.
+        model: On the accelerator's device.
+        optimizer: Over what is trained.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, model: BaseModel, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
+        self.wrapped: Any = self._wrap()
+        """The model as it is called in training."""
+
+    def _wrap(self) -> Any:
+        # Not `prepare(optimizer)`: the loop steps once per fetched group of micro-batches itself.
+        several = self.accelerator.num_processes > 1
+        return self.accelerator.prepare(self.model) if several else self.model
+
+    def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """What surrounds forward and backward of one; processes meet in the last of a step."""
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss`, which are summed over processes."""
+        # DDP averages over processes; times their number that is a sum again.
+        self.accelerator.backward(loss * self.accelerator.num_processes)
+
+    def step(self, limit: float, check: Callable[[float], None]) -> float:
+        """Clip the gradients to a norm of `limit` (0: do not), change the weights, begin anew.
+
+        Args:
+            limit: The most their norm may be.
+            check: Told the norm before anything is changed; raises if it is not finite.
+
+        Returns:
+            The norm before it was clipped.
+        """
+        parameters = [p for _, p in self.model.trainable_parameters()]
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit or math.inf))
+        check(norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def state(self) -> dict[str, Any]:
+        """Of the optimizer, as one process would have it; a collective call."""
+        return self.optimizer.state_dict()
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`; the model has its weights already."""
+        self.optimizer.load_state_dict(state)

@@ -1,0 +1,184 @@
+"""DeepSpeed's ZeRO, stages 1 and 2, behind accelerate's configuration.
+
+Stage 1 shares out among processes what AdamW remembers, stage 2 the gradients as well (Rajbhandari
+et al. 2020). The weights stay whole on each, and a checkpoint is that of one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType
+from torch import Tensor
+
+from xraygpt.common.distributed import is_lower
+from xraygpt.common.errors import InputError
+from xraygpt.models.base import BaseModel
+from xraygpt.runners.settings import RunSettings
+from xraygpt.runners.stepping import Stepper
+
+_REMEMBERED = ("exp_avg", "exp_avg_sq")  # AdamW's means, one of each for every weight
+
+
+class ZeroStepper(Stepper):
+    """A `Stepper` that lets DeepSpeed's engine do it.
+
+    Args:
+        accelerator: Configured for DeepSpeed.
+        model: On the accelerator's device.
+        optimizer: AdamW over what is trained; DeepSpeed lays it out anew.
+        rows: Samples of a micro-batch on one process.
+        micro_batches: Of a step.
+        limit: Norm that gradients are clipped to; 0 does not clip.
+        lower: Whether the forward pass is autocast to bfloat16.
+
+    Raises:
+        InputError: The configuration asks for what this loop does itself, or for another stage.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: BaseModel,
+        optimizer: torch.optim.Optimizer,
+        *,
+        rows: int,
+        micro_batches: int,
+        limit: float,
+        lower: bool,
+    ) -> None:
+        self.micro_batches, self._last = micro_batches, True
+        self.parameters = [list(group["params"]) for group in optimizer.param_groups]
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        _check(settings)
+        settings |= {
+            "train_micro_batch_size_per_gpu": rows,
+            "gradient_accumulation_steps": micro_batches,
+            "train_batch_size": rows * micro_batches * accelerator.num_processes,
+            "gradient_clipping": limit,
+            "zero_allow_untested_optimizer": True,
+            "bf16": {"enabled": False},  # would round the trained weights themselves
+            "fp16": {"enabled": False},
+            "torch_autocast": {"enabled": lower, "dtype": "bfloat16"},
+        }
+        accelerator.gradient_accumulation_steps = micro_batches
+        super().__init__(accelerator, model, optimizer)
+
+    def _wrap(self) -> Any:
+        engine, _ = self.accelerator.prepare(self.model, self.optimizer)
+        # AdamW's means come to be at its first step, group by group, but DeepSpeed looks for those
+        # of all groups after the first: a step that changes nothing, before.
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0  # set anew before every step
+            for flat in group["params"]:
+                flat.grad = torch.zeros_like(flat)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._count(0.0)
+        return engine
+
+    def _count(self, steps: float) -> None:
+        for held in self.optimizer.state.values():
+            held["step"].fill_(steps)
+
+    def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """The engine is told which is the last."""
+        self._last = last
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """As `Stepper`'s; the engine divides by processes and micro-batches."""
+        self.wrapped.set_gradient_accumulation_boundary(self._last)
+        self.wrapped.backward(loss * (self.accelerator.num_processes * self.micro_batches))
+
+    def step(self, limit: float, check: Callable[[float], None]) -> float:
+        """As `Stepper`'s; the engine knows `limit`, and itself leaves a step that is not finite."""
+        self.wrapped.step()
+        norm = float(self.wrapped.get_global_grad_norm())
+        check(norm)
+        return norm
+
+    def state(self) -> dict[str, Any]:
+        """Gathered from all processes, in the layout of torch's AdamW."""
+        from deepspeed.utils import safe_get_full_optimizer_state as whole
+
+        steps = float(next(iter(self.optimizer.state.values()))["step"])
+        state, groups, first = {}, [], 0
+        for group, parameters in zip(self.optimizer.param_groups, self.parameters, strict=True):
+            places = list(range(first, first + len(parameters)))
+            first += len(parameters)
+            kept = {k: v for k, v in group.items() if k in self.optimizer.defaults}
+            groups.append({**kept, "params": places})
+            for place, parameter in zip(places, parameters, strict=True) if steps else ():
+                state[place] = {name: whole(parameter, name).clone() for name in _REMEMBERED}
+                state[place]["step"] = torch.tensor(steps)
+        return {"state": state, "param_groups": groups}
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Share out what a checkpoint of any number of processes holds."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        listed = [p for parameters in self.parameters for p in parameters]
+        for parameter in listed:  # the engine has a copy of its own, of the weights before
+            safe_set_full_fp32_param(parameter, parameter.detach().clone())
+        if not state["state"]:
+            return
+        self._link(listed)
+        for place, parameter in enumerate(listed):
+            for name in _REMEMBERED:
+                value = state["state"][place][name].to(parameter.device)
+                safe_set_full_optimizer_state(parameter, value, name)
+        self._count(float(state["state"][0]["step"]))
+
+    def _link(self, listed: list[Tensor]) -> None:
+        """A step that changes nothing, for DeepSpeed knows after one where each mean lies."""
+        self._last = True
+        self.backward(torch.stack([(p * 0).sum() for p in listed]).sum())
+        self.wrapped.step()
+
+
+def make_stepper(
+    accelerator: Accelerator,
+    model: BaseModel,
+    optimizer: torch.optim.Optimizer,
+    config: RunSettings,
+) -> Stepper:
+    """The one that accelerate's configuration asks for.
+
+    Raises:
+        InputError: DeepSpeed is to do what this loop does itself.
+    """
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return Stepper(accelerator, model, optimizer)
+    if config.shard_llm:
+        raise InputError("run.shard_llm goes without DeepSpeed: take one of the two")
+    return ZeroStepper(
+        accelerator,
+        model,
+        optimizer,
+        rows=config.batch_size_train,
+        micro_batches=config.accum_grad_iters,
+        limit=config.grad_clip or 0.0,
+        lower=is_lower(accelerator.device, config.amp),
+    )
+
+
+def _check(settings: dict[str, Any]) -> None:
+    wrong = [part for part in ("optimizer", "scheduler") if part in settings]
+    if wrong:
+        raise InputError(
+            f"DeepSpeed's configuration names its own {' and '.join(wrong)}: leave that out, "
+            "run.init_lr, run.lr_sched and run.weight_decay say it"
+        )
+    zero = settings.get("zero_optimization", {})
+    if zero.get("stage") not in (1, 2):
+        raise InputError(
+            f"DeepSpeed is configured for ZeRO stage {zero.get('stage')}; this loop goes with 1 "
+            "and 2. For a frozen LLM laid out over the processes leave DeepSpeed and set "
+            "run.shard_llm: true"
+        )
+    if zero.get("offload_optimizer", {}).get("device", "none") not in ("none", None):
+        raise InputError("DeepSpeed: this loop goes without offload_optimizer; set it to none")
