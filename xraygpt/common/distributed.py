@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
+import sys
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -48,19 +50,29 @@ def make_accelerator(device: str, *, training: bool = False) -> Accelerator:
         log.warning("run.device is %s but there is no CUDA here: going on with the CPU", device)
     on_cpu = device == "cpu" or not has_cuda
     if zero:
-        _check_deepspeed(on_cpu and has_cuda)
-        PartialState(cpu=on_cpu)  # else it would see one process alone where there is no GPU
-    # Autocasting is done here: accelerate would round DeepSpeed's weights instead.
-    return Accelerator(cpu=on_cpu and not zero, mixed_precision="no")
+        return _with_deepspeed(on_cpu)
+    return Accelerator(cpu=on_cpu, mixed_precision="no")  # autocasting is done here
 
 
-def _check_deepspeed(elsewhere: bool) -> None:
+def _with_deepspeed(on_cpu: bool) -> Accelerator:
     if find_spec("deepspeed") is None:
         raise InputError(
             "accelerate is configured for DeepSpeed, which is not here: pip install deepspeed"
         )
-    if elsewhere:
+    if on_cpu and torch.cuda.is_available():
         raise InputError("DeepSpeed takes the GPUs that are here: set run.device: auto")
+    if "LOCAL_RANK" not in os.environ:
+        raise InputError("DeepSpeed is started by accelerate launch, or by torchrun")
+    if on_cpu and not shutil.which("g++"):
+        raise InputError("DeepSpeed compiles a part of itself on a CPU, and there is no g++ here")
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"  # accelerate knows no other yes
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # what DeepSpeed prints is no result
+            PartialState(cpu=on_cpu)  # else it would see one process alone where there is no GPU
+            # It would round the weights themselves: autocasting is done here.
+            return Accelerator(cpu=False, mixed_precision="no")
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise InputError(f"DeepSpeed's configuration cannot be used: {error}") from error
 
 
 def is_lower(device: torch.device, amp: bool | Literal["bf16"]) -> bool:

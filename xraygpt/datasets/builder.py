@@ -213,7 +213,8 @@ def image_in(root: Path, name: Any) -> str:
     if isinstance(name, str):
         path = os.path.join(root, name)  # noqa: PTH118 (quicker)
         if is_plain_file_within(path, str(root)):
-            return path
+            plain = "/." not in path and "//" not in path
+            return path if plain else str(Path(path))  # one file has one name
     return str(existing(inside(root, name)))
 
 

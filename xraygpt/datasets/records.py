@@ -250,14 +250,15 @@ class RecordsBuilder(BaseBuilder):
 
     def _images(self, row: dict, root: Path) -> Iterator[ImageRef]:
         names = self.config.fields
-        listed, shared = row.get(names.images), ""
+        listed, shared, several = row.get(names.images), "", True
         if not isinstance(listed, list):
+            several = False
             one = row.get(names.image)
             listed = one if isinstance(one, list) else [one] if one not in (None, "") else []
             shared = str(row.get(names.view) or "")
         for item in listed:
             path, view, frame = item, shared, 0
-            if isinstance(item, dict):
+            if several and isinstance(item, dict):
                 path, view = item.get("path"), str(item.get("view") or "")
                 frame = item.get("frame", 0)
             if self.config.views is None or view in self.config.views:

@@ -23,6 +23,9 @@ class Stepper:
         optimizer: Over what is trained.
     """
 
+    bytes_to_come = 8
+    """What AdamW's means will take for each trained weight after the first step."""
+
     def __init__(
         self, accelerator: Accelerator, model: BaseModel, optimizer: torch.optim.Optimizer
     ) -> None:
@@ -49,7 +52,7 @@ class Stepper:
 
         Args:
             limit: The most their norm may be.
-            check: Told the norm before anything is changed; raises if it is not finite.
+            check: Told the norm before anything is changed; raises if this cannot go on.
 
         Returns:
             The norm before it was clipped.

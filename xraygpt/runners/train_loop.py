@@ -160,7 +160,7 @@ class Runner(BaseRunner):
         self.stepper.backward(output.loss)
         rows, width = batch["input_ids"].shape
         trained = sum(p.numel() for _, p in self.model.trainable_parameters())
-        kept = (12 if self.average else 8) * trained  # AdamW's two means, and that of the weights
+        kept = self.stepper.bytes_to_come * trained
         targets = int(output.num_targets.sum())
         return {
             "rows": rows,
@@ -192,7 +192,7 @@ class Runner(BaseRunner):
                 with profiling.phase("forward"), self._autocast():
                     loss = self.task.loss(self.wrapped, self._to_device(batch)).loss
                 with profiling.phase("backward"):
-                    self.stepper.backward(loss / count)
+                    self.stepper.backward(loss * (1 / count))
             summed += loss.detach()
         with profiling.phase("end"):
             asked = float(self._signal is not None)
@@ -396,6 +396,7 @@ class Runner(BaseRunner):
         for mixture in self.splits.values():
             for part in mixture.parts:
                 feature_cache.use_cache(part, self.model, key, self.accelerator, how, workers)
+        memory.give_back()  # what encoding took
 
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         return distributed.autocast(self.accelerator.device, self.config.amp)

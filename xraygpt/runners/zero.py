@@ -7,6 +7,7 @@ et al. 2020). The weights stay whole on each, and a checkpoint is that of one pr
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,8 @@ _REMEMBERED = ("exp_avg", "exp_avg_sq")  # AdamW's means, one of each for every 
 class ZeroStepper(Stepper):
     """A `Stepper` that lets DeepSpeed's engine do it.
 
+    Its means are there from the beginning, so a dry run has counted them.
+
     Args:
         accelerator: Configured for DeepSpeed.
         model: On the accelerator's device.
@@ -38,6 +41,8 @@ class ZeroStepper(Stepper):
     Raises:
         InputError: The configuration asks for what this loop does itself, or for another stage.
     """
+
+    bytes_to_come = 0
 
     def __init__(
         self,
@@ -54,6 +59,8 @@ class ZeroStepper(Stepper):
         self.parameters = [list(group["params"]) for group in optimizer.param_groups]
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         _check(settings)
+        _check_model(model)
+        trained = sum(p.numel() for _, p in model.trainable_parameters())
         settings |= {
             "train_micro_batch_size_per_gpu": rows,
             "gradient_accumulation_steps": micro_batches,
@@ -62,13 +69,26 @@ class ZeroStepper(Stepper):
             "zero_allow_untested_optimizer": True,
             "bf16": {"enabled": False},  # would round the trained weights themselves
             "fp16": {"enabled": False},
-            "torch_autocast": {"enabled": lower, "dtype": "bfloat16"},
+            # Gradients are summed in float32, as by DDP.
+            "torch_autocast": {
+                "enabled": lower,
+                "dtype": "bfloat16",
+                "lower_precision_safe_modules": [],
+            },
         }
+        # By default 2 GB, for half a billion gradients, whatever is trained.
+        settings["zero_optimization"]["reduce_bucket_size"] = trained
         accelerator.gradient_accumulation_steps = micro_batches
         super().__init__(accelerator, model, optimizer)
 
     def _wrap(self) -> Any:
-        engine, _ = self.accelerator.prepare(self.model, self.optimizer)
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # what DeepSpeed prints is no result
+                engine, _ = self.accelerator.prepare(self.model, self.optimizer)
+        except (ValueError, RuntimeError, ImportError, AssertionError) as error:
+            raise InputError(
+                f"DeepSpeed does not start: {error}. Mend its configuration, or launch with torchrun"
+            ) from error
         # AdamW's means come to be at its first step, group by group, but DeepSpeed looks for those
         # of all groups after the first: a step that changes nothing, before.
         for group in self.optimizer.param_groups:
@@ -85,8 +105,12 @@ class ZeroStepper(Stepper):
             held["step"].fill_(steps)
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """The engine is told which is the last."""
+        """The engine is told which is the last; buffers become those of the first process."""
         self._last = last
+        if self.accelerator.num_processes > 1:
+            for buffer in self.model.buffers():
+                if buffer.is_floating_point():
+                    torch.distributed.broadcast(buffer, 0)
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
@@ -95,7 +119,10 @@ class ZeroStepper(Stepper):
         self.wrapped.backward(loss * (self.accelerator.num_processes * self.micro_batches))
 
     def step(self, limit: float, check: Callable[[float], None]) -> float:
-        """As `Stepper`'s; the engine knows `limit`, and itself leaves a step that is not finite."""
+        """As `Stepper`'s, but that `check` is told afterwards.
+
+        The engine knows `limit`, and leaves the weights alone where gradients are not finite.
+        """
         self.wrapped.step()
         norm = float(self.wrapped.get_global_grad_norm())
         check(norm)
@@ -113,8 +140,12 @@ class ZeroStepper(Stepper):
             kept = {k: v for k, v in group.items() if k in self.optimizer.defaults}
             groups.append({**kept, "params": places})
             for place, parameter in zip(places, parameters, strict=True) if steps else ():
-                state[place] = {name: whole(parameter, name).clone() for name in _REMEMBERED}
-                state[place]["step"] = torch.tensor(steps)
+                means = {}
+                for name in _REMEMBERED:
+                    mean = whole(parameter, name)
+                    if self.accelerator.is_main_process:  # which alone writes
+                        means[name] = mean.cpu()
+                state[place] = {**means, "step": torch.tensor(steps)}
         return {"state": state, "param_groups": groups}
 
     def take_up(self, state: dict[str, Any]) -> None:
@@ -122,16 +153,18 @@ class ZeroStepper(Stepper):
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         listed = [p for parameters in self.parameters for p in parameters]
+        for group, saved in zip(self.optimizer.param_groups, state["param_groups"], strict=True):
+            group |= {k: v for k, v in saved.items() if k not in ("params", "lr")}
         for parameter in listed:  # the engine has a copy of its own, of the weights before
             safe_set_full_fp32_param(parameter, parameter.detach().clone())
         if not state["state"]:
             return
         self._link(listed)
         for place, parameter in enumerate(listed):
-            for name in _REMEMBERED:
+            for name in _REMEMBERED if place in state["state"] else ():
                 value = state["state"][place][name].to(parameter.device)
                 safe_set_full_optimizer_state(parameter, value, name)
-        self._count(float(state["state"][0]["step"]))
+        self._count(float(next(iter(state["state"].values()))["step"]))
 
     def _link(self, listed: list[Tensor]) -> None:
         """A step that changes nothing, for DeepSpeed knows after one where each mean lies."""
@@ -173,12 +206,34 @@ def _check(settings: dict[str, Any]) -> None:
             f"DeepSpeed's configuration names its own {' and '.join(wrong)}: leave that out, "
             "run.init_lr, run.lr_sched and run.weight_decay say it"
         )
-    zero = settings.get("zero_optimization", {})
+    zero = settings.get("zero_optimization") or {}
     if zero.get("stage") not in (1, 2):
         raise InputError(
             f"DeepSpeed is configured for ZeRO stage {zero.get('stage')}; this loop goes with 1 "
             "and 2. For a frozen LLM laid out over the processes leave DeepSpeed and set "
             "run.shard_llm: true"
         )
-    if zero.get("offload_optimizer", {}).get("device", "none") not in ("none", None):
-        raise InputError("DeepSpeed: this loop goes without offload_optimizer; set it to none")
+    away = (zero.get("offload_optimizer") or {}).get("device") or "none"
+    if away != "none" or zero.get("cpu_offload"):
+        raise InputError(
+            "DeepSpeed: this loop goes without offloading; leave offload_optimizer out"
+        )
+    if settings.get("compute_grad_norm") is False:
+        raise InputError(
+            "DeepSpeed: this loop wants to know the gradients' norm: compute_grad_norm"
+        )
+
+
+def _check_model(model: BaseModel) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 0:
+            raise InputError(
+                f"DeepSpeed cannot take this model: {name} is a number and no vector. Launch with "
+                "torchrun"
+            )
+    for name, parameter in model.trainable_parameters():
+        if parameter.dtype != torch.float32:
+            raise InputError(
+                f"DeepSpeed: {name} is trained in {parameter.dtype}, this loop goes with float32: "
+                "set model.llm_dtype: float32 and run.amp: bf16, or launch with torchrun"
+            )
