@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from xraygpt.common import distributed
-from xraygpt.common.distributed import autocast, make_accelerator
+from xraygpt.common.distributed import autocast, is_lower, make_accelerator
 from xraygpt.common.errors import InputError
 
 
@@ -27,6 +27,13 @@ def test_deepspeed_is_for_training_where_it_is_installed(monkeypatch):
     with pytest.raises(InputError, match="not here: pip install deepspeed"):
         make_accelerator("cpu", training=True)
     monkeypatch.setattr(distributed, "find_spec", lambda name: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(InputError, match="is started by accelerate launch, or by torchrun"):
+        make_accelerator("cpu", training=True)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(distributed.shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match=r"there is no g\+\+ here"):
+        make_accelerator("cpu", training=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(InputError, match=r"set run\.device: auto"):
         make_accelerator("cpu", training=True)
@@ -37,3 +44,4 @@ def test_amp_on_a_cpu_is_asked_for_by_name():
     for amp, dtype in ((False, torch.float32), (True, torch.float32), ("bf16", torch.bfloat16)):
         with autocast(torch.device("cpu"), amp):
             assert (one @ one).dtype == dtype
+    assert is_lower(torch.device("cuda"), True) and not is_lower(torch.device("cuda"), False)

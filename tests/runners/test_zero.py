@@ -12,7 +12,7 @@ import torch
 from tests.killing import weights
 from tests.runners.test_train_loop import logged, ranks
 from xraygpt.common.errors import InputError
-from xraygpt.runners.zero import _check
+from xraygpt.runners.zero import _check, _check_model
 
 HALF = ("run.batch_size_train=1", "run.accum_grad_iters=2")
 
@@ -53,20 +53,39 @@ def test_two_processes_under_zero_are_one_and_move(tmp_path, monkeypatch):
 @pytest.mark.skipif(
     not (find_spec("deepspeed") and shutil.which("g++")), reason="no deepspeed or C++ compiler here"
 )
-def test_zero_in_bfloat16_keeps_its_weights_in_float32(tmp_path, monkeypatch):
-    losses = {}
-    for world, rows in ((1, ("run.batch_size_train=4",)), (2, HALF)):
+def test_zero_in_bfloat16_is_one_process_in_bfloat16(tmp_path, monkeypatch):
+    """Gradients are summed in float32 and weights kept in it."""
+    runs = {"one": (1, "bf16"), "two": (2, "bf16"), "plain": (2, "false")}
+    for name, (world, amp) in runs.items():
         with monkeypatch.context() as patch:
             if world > 1:
                 under_deepspeed(patch, 2)
-            out = tmp_path / f"w{world}"
-            ranks(
-                tmp_path, world, *rows, "run.max_steps=8", "run.amp=bf16", f"run.output_dir={out}"
-            )
-        losses[world] = logged(out)
-        assert all(t.dtype == torch.float32 for t in weights(out).values())
-    assert np.allclose(losses[1], losses[2], rtol=2e-3, atol=0)
-    assert not np.allclose(losses[1], losses[2], rtol=1e-9, atol=0)
+            rows = HALF if world > 1 else ("run.batch_size_train=4",)
+            where = f"run.output_dir={tmp_path / name}"
+            ranks(tmp_path, world, *rows, "run.max_steps=8", f"run.amp={amp}", where)
+        assert all(t.dtype == torch.float32 for t in weights(tmp_path / name).values())
+    one, two, plain = (np.array(logged(tmp_path / name)) for name in runs)
+    apart = np.abs(two - plain) / plain
+    assert apart[0] > 1e-5  # bfloat16 it was
+    assert np.abs(one[0] - two[0]) / one[0] < 1e-6
+    assert np.allclose(one, two, rtol=1e-3, atol=0)
+
+
+class Tiny(torch.nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight)
+
+    def trainable_parameters(self):
+        return list(self.named_parameters())
+
+
+def test_models_deepspeed_cannot_take_are_named():
+    with pytest.raises(InputError, match="weight is a number and no vector"):
+        _check_model(Tiny(torch.tensor(1.0)))
+    with pytest.raises(InputError, match=r"weight is trained in torch\.bfloat16"):
+        _check_model(Tiny(torch.ones(2, dtype=torch.bfloat16)))
+    _check_model(Tiny(torch.ones(2)))
 
 
 @pytest.mark.parametrize(
@@ -77,11 +96,13 @@ def test_zero_in_bfloat16_keeps_its_weights_in_float32(tmp_path, monkeypatch):
         ({"optimizer": {}, "zero_optimization": {"stage": 2}}, r"its own optimizer: leave that"),
         (
             {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
-            "without offload_optimizer",
+            "without offloading",
         ),
+        ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, "without offloading"),
+        ({"zero_optimization": {"stage": 2}, "compute_grad_norm": False}, "wants to know the norm"),
     ],
 )
 def test_what_deepspeed_is_not_to_do_is_said(settings, said):
     with pytest.raises(InputError, match=said):
         _check(settings)
-    _check({"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "none"}}})
+    _check({"zero_optimization": {"stage": 1, "offload_optimizer": None}})

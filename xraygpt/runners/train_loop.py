@@ -160,7 +160,7 @@ class Runner(BaseRunner):
         self.stepper.backward(output.loss)
         rows, width = batch["input_ids"].shape
         trained = sum(p.numel() for _, p in self.model.trainable_parameters())
-        kept = self.stepper.bytes_to_come * trained
+        kept = (self.stepper.bytes_to_come + (4 if self.average else 0)) * trained
         targets = int(output.num_targets.sum())
         return {
             "rows": rows,

@@ -87,7 +87,7 @@ class ZeroStepper(Stepper):
                 engine, _ = self.accelerator.prepare(self.model, self.optimizer)
         except (ValueError, RuntimeError, ImportError, AssertionError) as error:
             raise InputError(
-                f"DeepSpeed does not start: {error}. Mend its configuration, or launch with torchrun"
+                f"DeepSpeed does not start: {error}. Mend its configuration, or use torchrun"
             ) from error
         # AdamW's means come to be at its first step, group by group, but DeepSpeed looks for those
         # of all groups after the first: a step that changes nothing, before.
@@ -215,13 +215,9 @@ def _check(settings: dict[str, Any]) -> None:
         )
     away = (zero.get("offload_optimizer") or {}).get("device") or "none"
     if away != "none" or zero.get("cpu_offload"):
-        raise InputError(
-            "DeepSpeed: this loop goes without offloading; leave offload_optimizer out"
-        )
+        raise InputError("DeepSpeed: this loop goes without offloading: offload_optimizer")
     if settings.get("compute_grad_norm") is False:
-        raise InputError(
-            "DeepSpeed: this loop wants to know the gradients' norm: compute_grad_norm"
-        )
+        raise InputError("DeepSpeed: this loop wants to know the norm: compute_grad_norm")
 
 
 def _check_model(model: BaseModel) -> None:
