@@ -7,9 +7,13 @@ import sys
 
 def main() -> None:
     """Parse, load, build, predict, score."""
-    from xraygpt.common.cli import command_line
+    from xraygpt.common.cli import command_line, shard
 
-    args = command_line(__doc__).parse_args()
+    parser = command_line(__doc__)
+    parser.add_argument(
+        "--shard", type=shard, metavar="K/N", help="answer every N-th alone, from the K-th on"
+    )
+    args = parser.parse_args()
     # Torch takes seconds: help and typing errors do not wait for it.
     from xraygpt.common.config import load, to_yaml
     from xraygpt.experiment import Evaluation, build_evaluator
@@ -22,6 +26,10 @@ def main() -> None:
         print(to_yaml(experiment), end="")
         return
     evaluator = build_evaluator(experiment)
+    if args.shard:
+        held = evaluator.answer_share(*args.shard)
+        print(f"{held} answers of a shard; the same command without --shard gathers and scores all")
+        return
     print(as_markdown(evaluator.run()), end="")
     print(evaluator.folder / "report.html")
 

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 
-def _shard(text: str) -> tuple[int, int]:
-    """`3/16` -> (3, 16)."""
-    k, slash, n = text.partition("/")
-    if not (k.isdecimal() and slash and n.isdecimal() and 1 <= int(k) <= int(n)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with 1 <= K <= N, 3/16 for example")
-    return int(k), int(n)
-
-
 def main() -> None:
     """Parse, load, build, answer."""
-    from xraygpt.common.cli import command_line
+    from xraygpt.common.cli import command_line, shard
 
     parser = command_line(__doc__)
     parser.add_argument(
@@ -29,7 +20,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--workers", type=int, default=None, help="processes that read images")
     parser.add_argument(
-        "--shard", type=_shard, metavar="K/N", help="every N-th image alone, from the K-th on"
+        "--shard", type=shard, metavar="K/N", help="every N-th image alone, from the K-th on"
     )
     args = parser.parse_args()
     # Torch takes seconds: help and typing errors do not wait for it.

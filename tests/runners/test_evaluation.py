@@ -20,7 +20,7 @@ from xraygpt.datasets.controls import derangement, most_common_answer
 from xraygpt.experiment import Evaluation, build_evaluator
 from xraygpt.metrics import compare
 from xraygpt.processors.prompts import Turn
-from xraygpt.runners import result_page, scoring
+from xraygpt.runners import answers, result_page, scoring
 from xraygpt.runners.evaluation import Evaluator
 
 RUN = """
@@ -205,6 +205,42 @@ def test_predictions_are_streamed_and_taken_up_again(trained, tmp_path, monkeypa
     done_before = {r["sample_id"] for r in rows[1:9]}
     assert not done_before & set(asked[:4])
     assert {r["reference"] for r in rows[1:]} <= set(ANSWERS.values())
+
+
+def test_shares_answer_what_one_would(trained, tmp_path, monkeypatch):
+    """Each image and question once over all shares; the last command decodes nothing."""
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "shared").mkdir()
+    whole = evaluator_of(trained, tmp_path / "whole", "run.shuffles=2")
+    expected = whole.run()
+    asked = []
+    for number in (1, 2, 3):
+        one = evaluator_of(trained, tmp_path / "shared", "run.shuffles=2")
+        answer = one.task.predict
+        monkeypatch.setattr(
+            one.task,
+            "predict",
+            lambda m, b, answer=answer: asked.extend(b["sample_id"]) or answer(m, b),
+        )
+        assert 4 <= one.answer_share(number, 3) <= 5
+    assert len(asked) == 12 + 1  # the images of all studies, and one that is black
+    last = evaluator_of(trained, tmp_path / "shared", "run.shuffles=2")
+    monkeypatch.setattr(last.task, "predict", lambda *_: pytest.fail("decoded anew"))
+    assert last.folder.name == whole.folder.name
+    result = last.run()
+    assert result["scores"] == expected["scores"] and result["losses"] == expected["losses"]
+    for path in whole.folder.glob("predictions_*.jsonl"):
+        rows, its = (answers.peeked(f.folder / path.name) for f in (whole, last))
+        assert rows == its, path.name
+    again = [scoring.score_folder(one.folder)["scores"] for one in (whole, last)]
+    assert again[0] == again[1]
+
+
+def test_a_task_without_answers_has_no_shares(trained, tmp_path):
+    one = evaluator_of(trained, tmp_path)
+    one.task.generates = False
+    with pytest.raises(InputError, match="leave --shard"):
+        one.answer_share(1, 2)
 
 
 def test_another_checkpoint_or_split_is_another_folder(trained, tmp_path):

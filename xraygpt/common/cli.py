@@ -46,6 +46,18 @@ def command_line(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def shard(text: str) -> tuple[int, int]:
+    """`3/16` -> (3, 16).
+
+    Raises:
+        argparse.ArgumentTypeError: Not such a share.
+    """
+    k, slash, n = text.partition("/")
+    if not (k.isdecimal() and slash and n.isdecimal() and 1 <= int(k) <= int(n)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with 1 <= K <= N, 3/16 for example")
+    return int(k), int(n)
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """`--device`, and the lineage's `--gpu-id`."""
     add = parser.add_argument

@@ -95,7 +95,10 @@ class Evaluator(Plugin):
         self.accelerator = distributed.make_accelerator(config.device)
         self.model = model.to(self.accelerator.device).eval()
         if self.accelerator.num_processes > 1:
-            raise InputError("evaluate.py runs in one process; start it without torchrun")
+            raise InputError(
+                "evaluate.py runs in one process; without torchrun, "
+                "several commands share its answers (--shard 1/8 and so on)"
+            )
         data.records = data.records[: config.max_samples]
         if not len(data):
             raise InputError(f"no sample in the split '{config.split}' of this corpus")
@@ -126,9 +129,7 @@ class Evaluator(Plugin):
         losses = {name: self._losses(name, data) for name, data in conditions.items()}
         predictions: dict[str, list[Prediction]] = {}
         if self.task.generates:
-            self.task.learn(
-                lambda: [reference_of(self.train.turns_of(i)) for i in range(len(self.train))]
-            )
+            self.task.learn(self._training_answers)
             scoring.write_learned(self.folder, self.task)
             predictions = {name: self._predict(name, d) for name, d in conditions.items()}
             predictions |= self._from_training(predictions[TRUE])
@@ -146,6 +147,38 @@ class Evaluator(Plugin):
         scoring.write_scores(self.folder, result)
         self._write_page(result, predictions)
         return result
+
+    def answer_share(self, number: int, of: int) -> int:
+        """Answer every `of`-th image and question, from the `number`-th on, for a later `run`.
+
+        Args:
+            number: In [1, `of`].
+            of: Commands that share the answers.
+
+        Returns:
+            Answers of this share.
+
+        Raises:
+            InputError: The task writes no answers.
+        """
+        if not self.task.generates:
+            raise InputError("this task writes no answers that could be shared out: leave --shard")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.task.learn(self._training_answers)
+        conditions = self._conditions()
+        first: dict[tuple[Any, ...], tuple[str, int]] = {}  # where each is asked for first
+        for name, data in conditions.items():
+            for i, record in enumerate(data.records):
+                asked = {"turns": data.turns_of(i), "draw": f"{data.seed}/0/{record.sample_id}"}
+                first.setdefault(self._key(data, i, self._question(asked)), (name, i))
+        mine = list(first.values())[number - 1 :: of]
+        for name, data in conditions.items():
+            places = [i for condition, i in mine if condition == name]
+            self._predict(name, data, places, f"-{number}-of-{of}")
+        return len(mine)
+
+    def _training_answers(self) -> list[str]:
+        return [reference_of(self.train.turns_of(i)) for i in range(len(self.train))]
 
     def _write_page(self, result: dict[str, Any], predictions: dict[str, list[Prediction]]) -> None:
         """Everything a reader wants to see in one file."""
@@ -252,11 +285,26 @@ class Evaluator(Plugin):
 
     # --- predictions ---------------------------------------------------------------------------
 
-    def _predict(self, name: str, data: StudyDataset) -> list[Prediction]:
-        """All predictions of a condition, streamed to disk; those already there are taken."""
-        path = self.folder / f"predictions_{name}.jsonl"
+    def _predict(
+        self, name: str, data: StudyDataset, mine: Sequence[int] | None = None, share: str = ""
+    ) -> list[Prediction]:
+        """All predictions of a condition, streamed to disk; those already there are taken.
+
+        Args:
+            name: Of the condition.
+            data: Its samples.
+            mine: Those to answer; None takes all, and what shares have answered.
+            share: What the name of the file ends in.
+        """
+        path = self.folder / f"predictions_{name}{share}.jsonl"
         done = answers.stored(path, self.identity)
-        todo = [i for i in range(len(data)) if data.records[i].sample_id not in done]
+        shares = sorted(self.folder.glob(f"predictions_{name}-*-of-*.jsonl")) if not share else []
+        if shares:
+            for other in shares:
+                done = answers.peeked(other) | done
+            answers.write(path, self.identity, list(done.values()))
+        wanted = range(len(data)) if mine is None else mine
+        todo = [i for i in wanted if data.records[i].sample_id not in done]
         for i, record in enumerate(data.records):  # answers drawn before are not drawn anew
             if record.sample_id in done:
                 before = done[record.sample_id]
@@ -305,7 +353,7 @@ class Evaluator(Plugin):
             images = ("black",) * len(images)
         return (*images, question)
 
-    def _question(self, sample: Sample) -> str:
+    def _question(self, sample: Any) -> str:
         return "\n".join(t["text"] for t in self.collate.question(sample))
 
     def _from_training(self, said: Sequence[Prediction]) -> dict[str, list[Prediction]]:

@@ -103,6 +103,7 @@ def score_folder(folder: Path) -> dict[str, Any]:
         InputError: No predictions, or not what evaluation writes.
     """
     found = {f.stem.removeprefix("predictions_"): f for f in folder.glob("predictions_*.jsonl")}
+    found = {name: file for name, file in found.items() if "-of-" not in name}  # of shares
     known_names = [n for n in found if n.split("-")[0] in CONDITIONS]
     names = sorted(known_names, key=lambda n: (CONDITIONS.index(n.split("-")[0]), n))
     if TRUE not in names:
