@@ -299,10 +299,8 @@ class Evaluator(Plugin):
         path = self.folder / f"predictions_{name}{share}.jsonl"
         done = answers.stored(path, self.identity)
         shares = sorted(self.folder.glob(f"predictions_{name}-*-of-*.jsonl")) if not share else []
-        if shares:
-            for other in shares:
-                done = answers.peeked(other) | done
-            answers.write(path, self.identity, list(done.values()))
+        for other in shares:
+            done = answers.peeked(other) | done
         wanted = range(len(data)) if mine is None else mine
         todo = [i for i in wanted if data.records[i].sample_id not in done]
         for i, record in enumerate(data.records):  # answers drawn before are not drawn anew
@@ -320,7 +318,10 @@ class Evaluator(Plugin):
                     done[prediction.sample_id] = prediction
                     file.write(json.dumps(prediction.as_row()) + "\n")
                 file.flush()
-        return [done[r.sample_id] for r in data.records if r.sample_id in done]
+        result = [done[r.sample_id] for r in data.records if r.sample_id in done]
+        if shares:
+            answers.write(path, self.identity, result)  # in order
+        return result
 
     def _answer(self, data: StudyDataset, indices: Sequence[int]) -> Iterator[Prediction]:
         """Decode what was not asked before: the same image and question have the same answer."""
