@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from importlib.util import find_spec
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ import torch
 
 from tests.killing import weights
 from tests.runners.test_train_loop import logged, ranks
-from xraygpt.common.errors import InputError
-from xraygpt.runners.zero import _check, _check_model
+from xraygpt.common.errors import InputError, TrainingError
+from xraygpt.runners.zero import ZeroStepper, _check, _check_model
 
 HALF = ("run.batch_size_train=1", "run.accum_grad_iters=2")
 
@@ -86,6 +87,20 @@ def test_models_deepspeed_cannot_take_are_named():
     with pytest.raises(InputError, match=r"weight is trained in torch\.bfloat16"):
         _check_model(Tiny(torch.ones(2, dtype=torch.bfloat16)))
     _check_model(Tiny(torch.ones(2)))
+
+
+def test_a_loss_that_is_no_number_steps_nowhere():
+    stepper = ZeroStepper.__new__(ZeroStepper)
+    stepper.wrapped = Mock(get_global_grad_norm=lambda: 2.0)
+
+    def check(norm):
+        raise TrainingError("loss nan")
+
+    with pytest.raises(TrainingError, match="loss nan"):
+        stepper.step(check)
+    stepper.wrapped.step.assert_not_called()
+    assert stepper.step(lambda norm: None) == 2.0
+    stepper.wrapped.step.assert_called_once()
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ class StudyDataset(Dataset[Sample | None]):
         """
         index, epoch = (key, 0) if isinstance(key, int) else key
         record = self.records[index]
-        draw = f"{self.seed}/{epoch}/{record.sample_id}"
+        draw = self.draw_of(record, epoch)
         try:
             images = [self.read_image(ref, draw) for ref in record.images]
         except ValueError as error:  # DataError is one; a full disk is none
@@ -169,10 +169,14 @@ class StudyDataset(Dataset[Sample | None]):
             draw=draw,
         )
 
+    def draw_of(self, record: Record, epoch: int = 0) -> str:
+        """`Sample.draw`."""
+        return f"{self.seed}/{epoch}/{record.sample_id}"
+
     def turns_of(self, index: int, epoch: int = 0) -> list[Turn]:
         """The turns of a sample without reading its images."""
         record = self.records[index]
-        draw = f"{self.seed}/{epoch}/{record.sample_id}"
+        draw = self.draw_of(record, epoch)
         return list(record.turns(draw) if callable(record.turns) else record.turns)
 
     def digest(self) -> str:

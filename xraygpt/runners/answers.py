@@ -44,5 +44,19 @@ def peeked(path: Path) -> dict[str, Prediction]:
     return _by_sample(logs.read_rows(path))
 
 
+def path_of(folder: Path, stem: str, share: tuple[int, int] | None) -> Path:
+    """The file of all answers, or of the `share` (k, n) of them."""
+    mark = "" if share is None else "-{}-of-{}".format(*share)
+    return folder / f"{stem}{mark}.jsonl"
+
+
+def of_shares(path: Path) -> dict[str, Prediction]:
+    """What the shares of `path` have answered."""
+    found: dict[str, Prediction] = {}
+    for share in sorted(path.parent.glob(f"{path.stem}-*-of-*.jsonl")):
+        found = peeked(share) | found
+    return found
+
+
 def _by_sample(rows: Sequence[dict[str, Any]]) -> dict[str, Prediction]:
     return {row["sample_id"]: Prediction(**row) for row in rows[1:]}

@@ -169,12 +169,12 @@ class Evaluator(Plugin):
         first: dict[tuple[Any, ...], tuple[str, int]] = {}  # where each is asked for first
         for name, data in conditions.items():
             for i, record in enumerate(data.records):
-                asked = {"turns": data.turns_of(i), "draw": f"{data.seed}/0/{record.sample_id}"}
+                asked = {"turns": data.turns_of(i), "draw": data.draw_of(record)}
                 first.setdefault(self._key(data, i, self._question(asked)), (name, i))
         mine = list(first.values())[number - 1 :: of]
         for name, data in conditions.items():
             places = [i for condition, i in mine if condition == name]
-            self._predict(name, data, places, f"-{number}-of-{of}")
+            self._predict(name, data, places, (number, of))
         return len(mine)
 
     def _training_answers(self) -> list[str]:
@@ -286,7 +286,11 @@ class Evaluator(Plugin):
     # --- predictions ---------------------------------------------------------------------------
 
     def _predict(
-        self, name: str, data: StudyDataset, mine: Sequence[int] | None = None, share: str = ""
+        self,
+        name: str,
+        data: StudyDataset,
+        mine: Sequence[int] | None = None,
+        share: tuple[int, int] | None = None,
     ) -> list[Prediction]:
         """All predictions of a condition, streamed to disk; those already there are taken.
 
@@ -294,13 +298,12 @@ class Evaluator(Plugin):
             name: Of the condition.
             data: Its samples.
             mine: Those to answer; None takes all, and what shares have answered.
-            share: What the name of the file ends in.
+            share: Whose file it is; None for that of all.
         """
-        path = self.folder / f"predictions_{name}{share}.jsonl"
+        path = answers.path_of(self.folder, f"predictions_{name}", share)
         done = answers.stored(path, self.identity)
-        shares = sorted(self.folder.glob(f"predictions_{name}-*-of-*.jsonl")) if not share else []
-        for other in shares:
-            done = answers.peeked(other) | done
+        if share is None:
+            done = answers.of_shares(path) | done
         wanted = range(len(data)) if mine is None else mine
         todo = [i for i in wanted if data.records[i].sample_id not in done]
         for i, record in enumerate(data.records):  # answers drawn before are not drawn anew
@@ -319,8 +322,7 @@ class Evaluator(Plugin):
                     file.write(json.dumps(prediction.as_row()) + "\n")
                 file.flush()
         result = [done[r.sample_id] for r in data.records if r.sample_id in done]
-        if shares:
-            answers.write(path, self.identity, result)  # in order
+        answers.write(path, self.identity, result)  # in order
         return result
 
     def _answer(self, data: StudyDataset, indices: Sequence[int]) -> Iterator[Prediction]:

@@ -207,8 +207,7 @@ class Predictor:
         if self.history.drawings_alone:
             log.warning(DRAWINGS_ALONE)
         self.folder.mkdir(parents=True, exist_ok=True)
-        mark = "" if self.shard is None else "-{}-of-{}".format(*self.shard)
-        path = self.folder / f"predictions{mark}.jsonl"
+        path = answers.path_of(self.folder, "predictions", self.shard)
         done = self._done(path)
         names = {i: self.data.records[i].sample_id for i in self.mine}
         todo = [i for i, name in names.items() if name not in done]
@@ -230,7 +229,7 @@ class Predictor:
         result = [done[name] for name in names.values() if name in done]
         answers.write(path, self.identity, result)  # in order; those to changed files go
         errors = "".join(json.dumps({"sample_id": k, "error": v}) + "\n" for k, v in failed.items())
-        checkpoint.write_file(self.folder / f"errors{mark}.jsonl", errors)
+        checkpoint.write_file(answers.path_of(self.folder, "errors", self.shard), errors)
         if self.shard is None:
             self._write_page(result)
         if failed:
@@ -245,8 +244,7 @@ class Predictor:
         """Answers of earlier commands, and of shards."""
         found = answers.stored(path, self.identity)
         if self.shard is None:
-            for other in sorted(self.folder.glob("predictions-*-of-*.jsonl")):
-                found = answers.peeked(other) | found
+            found = answers.of_shares(path) | found
         return {name: p for name, p in found.items() if self._is_of(p)}
 
     def _batches(self, todo: Sequence[int]) -> Iterator[list[tuple[int, Sample | str]]]:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from xraygpt.models.base import BaseModel
+from xraygpt.runners.settings import RunSettings
 
 
 class Stepper:
@@ -21,15 +22,21 @@ class Stepper:
         accelerator: The processes.
         model: On the accelerator's device.
         optimizer: Over what is trained.
+        config: Its `grad_clip` bounds the gradients' norm.
     """
 
     bytes_to_come = 8
     """What AdamW's means will take for each trained weight after the first step."""
 
     def __init__(
-        self, accelerator: Accelerator, model: BaseModel, optimizer: torch.optim.Optimizer
+        self,
+        accelerator: Accelerator,
+        model: BaseModel,
+        optimizer: torch.optim.Optimizer,
+        config: RunSettings,
     ) -> None:
-        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
+        self.accelerator, self.model = accelerator, model
+        self.optimizer, self.config = optimizer, config
         self.wrapped: Any = self._wrap()
         """The model as it is called in training."""
 
@@ -47,18 +54,17 @@ class Stepper:
         # DDP averages over processes; times their number that is a sum again.
         self.accelerator.backward(loss * self.accelerator.num_processes)
 
-    def step(self, limit: float, check: Callable[[float], None]) -> float:
-        """Clip the gradients to a norm of `limit` (0: do not), change the weights, begin anew.
+    def step(self, check: Callable[[float], None]) -> float:
+        """Clip the gradients, change the weights, begin anew.
 
         Args:
-            limit: The most their norm may be.
             check: Told the norm before anything is changed; raises if this cannot go on.
 
         Returns:
             The norm before it was clipped.
         """
         parameters = [p for _, p in self.model.trainable_parameters()]
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit or math.inf))
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip or math.inf))
         check(norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

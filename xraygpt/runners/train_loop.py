@@ -198,9 +198,7 @@ class Runner(BaseRunner):
             asked = float(self._signal is not None)
             loss_sum, stops = distributed.total(self.accelerator, [float(summed), asked])
             mean, self._stop = loss_sum / count, stops > 0  # all processes stop at the same step
-            norm = self.stepper.step(
-                self.config.grad_clip or 0.0, lambda norm: self._check_finite(mean, norm, group)
-            )
+            norm = self.stepper.step(lambda norm: self._check_finite(mean, norm, group))
             if self.average:
                 self.average.update(self.step + 1)
         return {

@@ -25,63 +25,20 @@ _REMEMBERED = ("exp_avg", "exp_avg_sq")  # AdamW's means, one of each for every 
 
 
 class ZeroStepper(Stepper):
-    """A `Stepper` that lets DeepSpeed's engine do it.
+    """A `Stepper` that lets DeepSpeed's engine do it, and lays AdamW out anew.
 
     Its means are there from the beginning, so a dry run has counted them.
-
-    Args:
-        accelerator: Configured for DeepSpeed.
-        model: On the accelerator's device.
-        optimizer: AdamW over what is trained; DeepSpeed lays it out anew.
-        rows: Samples of a micro-batch on one process.
-        micro_batches: Of a step.
-        limit: Norm that gradients are clipped to; 0 does not clip.
-        lower: Whether the forward pass is autocast to bfloat16.
 
     Raises:
         InputError: The configuration asks for what this loop does itself, or for another stage.
     """
 
     bytes_to_come = 0
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        model: BaseModel,
-        optimizer: torch.optim.Optimizer,
-        *,
-        rows: int,
-        micro_batches: int,
-        limit: float,
-        lower: bool,
-    ) -> None:
-        self.micro_batches, self._last = micro_batches, True
-        self.parameters = [list(group["params"]) for group in optimizer.param_groups]
-        settings = accelerator.state.deepspeed_plugin.deepspeed_config
-        _check(settings)
-        _check_model(model)
-        trained = sum(p.numel() for _, p in model.trainable_parameters())
-        settings |= {
-            "train_micro_batch_size_per_gpu": rows,
-            "gradient_accumulation_steps": micro_batches,
-            "train_batch_size": rows * micro_batches * accelerator.num_processes,
-            "gradient_clipping": limit,
-            "zero_allow_untested_optimizer": True,
-            "bf16": {"enabled": False},  # would round the trained weights themselves
-            "fp16": {"enabled": False},
-            # Gradients are summed in float32, as by DDP.
-            "torch_autocast": {
-                "enabled": lower,
-                "dtype": "bfloat16",
-                "lower_precision_safe_modules": [],
-            },
-        }
-        # By default 2 GB, for half a billion gradients, whatever is trained.
-        settings["zero_optimization"]["reduce_bucket_size"] = trained
-        accelerator.gradient_accumulation_steps = micro_batches
-        super().__init__(accelerator, model, optimizer)
+    _last = True  # whether this micro-batch is the last of its step
 
     def _wrap(self) -> Any:
+        self.parameters = [list(group["params"]) for group in self.optimizer.param_groups]
+        self._configure()
         try:
             with contextlib.redirect_stdout(sys.stderr):  # what DeepSpeed prints is no result
                 engine, _ = self.accelerator.prepare(self.model, self.optimizer)
@@ -100,6 +57,33 @@ class ZeroStepper(Stepper):
         self._count(0.0)
         return engine
 
+    def _configure(self) -> None:
+        """Lay what the YAML says over accelerate's configuration of DeepSpeed."""
+        config, accelerator = self.config, self.accelerator
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        _check(settings)
+        _check_model(self.model)
+        rows, micro_batches = config.batch_size_train, config.accum_grad_iters
+        settings |= {
+            "train_micro_batch_size_per_gpu": rows,
+            "gradient_accumulation_steps": micro_batches,
+            "train_batch_size": rows * micro_batches * accelerator.num_processes,
+            "gradient_clipping": config.grad_clip or 0.0,
+            "zero_allow_untested_optimizer": True,
+            "bf16": {"enabled": False},  # would round the trained weights themselves
+            "fp16": {"enabled": False},
+            # Gradients are summed in float32, as by DDP.
+            "torch_autocast": {
+                "enabled": is_lower(accelerator.device, config.amp),
+                "dtype": "bfloat16",
+                "lower_precision_safe_modules": [],
+            },
+        }
+        # By default 2 GB, for half a billion gradients, whatever is trained.
+        trained = sum(p.numel() for _, p in self.model.trainable_parameters())
+        settings["zero_optimization"]["reduce_bucket_size"] = trained
+        accelerator.gradient_accumulation_steps = micro_batches
+
     def _count(self, steps: float) -> None:
         for held in self.optimizer.state.values():
             held["step"].fill_(steps)
@@ -116,13 +100,15 @@ class ZeroStepper(Stepper):
     def backward(self, loss: Tensor) -> None:
         """As `Stepper`'s; the engine divides by processes and micro-batches."""
         self.wrapped.set_gradient_accumulation_boundary(self._last)
-        self.wrapped.backward(loss * (self.accelerator.num_processes * self.micro_batches))
+        shares = self.accelerator.num_processes * self.config.accum_grad_iters
+        self.wrapped.backward(loss * shares)
 
-    def step(self, limit: float, check: Callable[[float], None]) -> float:
-        """As `Stepper`'s, but that `check` is told afterwards.
+    def step(self, check: Callable[[float], None]) -> float:
+        """As `Stepper`'s, but that a norm is known only when the engine has stepped.
 
-        The engine knows `limit`, and leaves the weights alone where gradients are not finite.
+        It leaves the weights alone where gradients are not finite.
         """
+        check(0.0)  # the loss
         self.wrapped.step()
         norm = float(self.wrapped.get_global_grad_norm())
         check(norm)
@@ -185,18 +171,10 @@ def make_stepper(
         InputError: DeepSpeed is to do what this loop does itself.
     """
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
-        return Stepper(accelerator, model, optimizer)
+        return Stepper(accelerator, model, optimizer, config)
     if config.shard_llm:
         raise InputError("run.shard_llm goes without DeepSpeed: take one of the two")
-    return ZeroStepper(
-        accelerator,
-        model,
-        optimizer,
-        rows=config.batch_size_train,
-        micro_batches=config.accum_grad_iters,
-        limit=config.grad_clip or 0.0,
-        lower=is_lower(accelerator.device, config.amp),
-    )
+    return ZeroStepper(accelerator, model, optimizer, config)
 
 
 def _check(settings: dict[str, Any]) -> None:
