@@ -66,7 +66,7 @@ def inputs_of(peer: Any, batch: Batch) -> dict[str, Tensor]:
     if bool((ids == image).any()):
         raise ValueError(f"token {image} is used by a text")
     return {
-        "pixel_values": batch["image_inputs"]["pixel_values"],
+        "pixel_values": batch["media_inputs"]["pixel_values"],
         "input_ids": ids.masked_fill(ids == IMAGE_TOKEN_ID, image),
         "attention_mask": batch["attention_mask"],
     }

@@ -30,11 +30,12 @@ from xraygpt.common import compiling
 from xraygpt.common.cli import guarded
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
-from xraygpt.datasets.base import Batch, ImageRef, read_tensor
+from xraygpt.datasets.base import Batch, read_media
 from xraygpt.datasets.collate import Collator
 from xraygpt.experiment import Training, build_model
 from xraygpt.models import packing
 from xraygpt.processors.image import XrayImage
+from xraygpt.processors.media import MediaRef
 
 OPTIONS = [
     "model.freeze_qformer=false",
@@ -77,9 +78,9 @@ class Bench:
 
     def with_features(self, dtype: torch.dtype) -> Batch:
         """The batch as the feature cache gives it."""
-        pixels = self.batch["image_inputs"]["pixel_values"]
+        pixels = self.batch["media_inputs"]["pixel_values"]
         features = self.model.encode_frozen(pixels).to(dtype).float()
-        return {**self.batch, "image_inputs": {"features": features}}
+        return {**self.batch, "media_inputs": {"features": features}}
 
 
 @contextmanager
@@ -170,9 +171,9 @@ def cases(bench: Bench) -> dict[str, Callable[[], dict[str, float]]]:
 def draft() -> float:
     """Mean difference of a SYNTHETIC film's tensor read whole and read by `draft`, in its range."""
     with tempfile.TemporaryDirectory() as folder:
-        film = ImageRef(films(Path(folder))["JPEG"])
+        film = MediaRef(films(Path(folder))["JPEG"])
         whole, less = (
-            read_tensor(film, "", XrayImage.Config(draft=d).build(image_spec=SPEC))
+            read_media(film, "", XrayImage.Config(draft=d).build(image_spec=SPEC))
             for d in (False, True)
         )
     return float((whole - less).abs().mean() / (whole.max() - whole.min()))

@@ -23,8 +23,9 @@ import torch
 from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from xraygpt.datasets.base import ImageRef, read_tensor
+from xraygpt.datasets.base import read_media
 from xraygpt.processors.image import ImageSpec, XrayImage
+from xraygpt.processors.media import MediaRef
 
 SPEC = ImageSpec(image_size=224, mean=(0.5,), std=(0.5,), tokens_per_image=1)
 
@@ -68,7 +69,7 @@ def main() -> None:
                 processor = draft if kind.endswith("draft") else plain
                 began = time.perf_counter()
                 for _ in range(given.count):
-                    read_tensor(ImageRef(path), "", processor)
+                    read_media(MediaRef(path), "", processor)
                 if number:
                     taken.setdefault(kind, []).append((time.perf_counter() - began) / given.count)
     whole = taken["JPEG"]

@@ -75,7 +75,7 @@ class Ours:
         self.images = torch.randn(len(texts[0]), 3, size, size, generator=generator)
         collate = Collator(self.model.renderer, self.model.packer, max_len=self.model.context_len)
         self.batches = [self._on(device, collate(self._samples(row))) for row in texts]
-        pixels = self.batches[0]["image_inputs"]["pixel_values"]
+        pixels = self.batches[0]["media_inputs"]["pixel_values"]
         self.model.begin_storing()
         self.stored = {"features": self.model.encode_frozen(pixels)}
         trained = [p for _, p in self.model.trainable_parameters()]
@@ -96,7 +96,7 @@ class Ours:
 
     def _on(self, device: str, batch: Any) -> Batch:
         moved: Any = {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()}
-        moved["image_inputs"] = {k: v.to(device) for k, v in batch["image_inputs"].items()}
+        moved["media_inputs"] = {k: v.to(device) for k, v in batch["media_inputs"].items()}
         return moved
 
     def step(self, number: int, stored: bool) -> tuple[float, float]:
@@ -104,7 +104,7 @@ class Ours:
         began = time.perf_counter()
         batch = self.batches[number]
         if stored:
-            batch = {**batch, "image_inputs": self.stored}
+            batch = {**batch, "media_inputs": self.stored}
         half = "cuda" in self.device
         with torch.autocast("cuda" if half else "cpu", torch.bfloat16, enabled=half):
             output = self.model(batch)

@@ -56,7 +56,7 @@ def case_of(number: int, finding: Any, parts: ChatParts, looks: tuple[Attention,
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.png"
         save_picture(picture.pixels, path)
-        image = parts.read_image(path)
+        image = parts.read_media(path)
     conversation = parts.engine.start()
     conversation.add_image(image)
     text = conversation.ask(parts.engine.renderer.prompts[0], parts.how).text()

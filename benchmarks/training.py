@@ -88,7 +88,7 @@ class Bench:
         self.batches = [collate([data[i] for i in row]) for row in rows]
         self.model.begin_storing()
         self.stored = [
-            {"features": self.model.encode_frozen(b["image_inputs"]["pixel_values"])}
+            {"features": self.model.encode_frozen(b["media_inputs"]["pixel_values"])}
             for b in self.batches
         ]
         self.model.llm.config.use_cache = False  # or BLIP-2 would keep keys and values in training
@@ -106,7 +106,7 @@ class Bench:
         """Mean loss per target token of one batch."""
         batch = self.batches[number]
         if side in ("later", "bf16", "compiled", "both"):
-            batch = {**batch, "image_inputs": self.stored[number]}
+            batch = {**batch, "media_inputs": self.stored[number]}
         if side == "theirs":
             return self._theirs(batch)
         if side.startswith("blip2"):

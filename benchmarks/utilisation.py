@@ -120,7 +120,7 @@ class Bench:
             "input_ids": ids.to(self.device),
             "labels": labels.to(self.device),
             "attention_mask": there.long().to(self.device),
-            "image_inputs": {"features": torch.randn(size, generator=draw).to(self.device)},
+            "media_inputs": {"features": torch.randn(size, generator=draw).to(self.device)},
         }
         return batch
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from xraygpt import __version__
 from xraygpt.common import checkpoint
@@ -19,20 +18,21 @@ from xraygpt.common.draws import keyed_random
 from xraygpt.common.errors import DataError, InputError
 from xraygpt.conversation import ChatEngine
 from xraygpt.datasets import controls
-from xraygpt.datasets.base import ImageRef, Split, StudyDataset, read_tensor
+from xraygpt.datasets.base import Split, StudyDataset, read_media
 from xraygpt.datasets.builder import BaseBuilder
 from xraygpt.datasets.mixture import Mixture
 from xraygpt.models.base import BaseModel, Generation
+from xraygpt.models.capabilities import Chats, need
 from xraygpt.models.weight_files import weight_files, weight_source
-from xraygpt.models.xraygpt import XrayGPT
 from xraygpt.processors.image import Fit, ImageSpec
+from xraygpt.processors.media import Media, MediaRef
 from xraygpt.runners.base import BaseRunner
 from xraygpt.runners.evaluation import Evaluator
 from xraygpt.runners.history import history_of
 from xraygpt.runners.prediction import Predictor, find_inputs
 from xraygpt.runners.state import load_weights
 from xraygpt.runners.train_loop import Runner
-from xraygpt.tasks.asking import planned_question
+from xraygpt.tasks.asking import Planned, planned_question
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ def build_predictor(
     model.fold()
     builder = next(iter(experiment.datasets.values())).build(image_spec=model.image_spec)
     vis = builder.processor("vis", "eval")
-    data = StudyDataset(records, partial(read_tensor, processor=vis), signature=vis.signature())
+    data = StudyDataset(records, partial(read_media, processor=vis), signature=vis.signature())
     identity = {
         **_identity(experiment, model),
         "input": str(source.resolve()),
@@ -203,20 +203,20 @@ class ChatParts:
 
     Attributes:
         engine: The model, ready to talk.
-        read_image: File and frame -> tensor, by the image processor of evaluation.
+        read_media: File and frame -> image, by the image processor of evaluation.
         fit: How that makes an oblong picture square.
         how: Decoding as the YAML has it.
         facts: Which model and weights; for people and exports.
         plan: Images of a study and the question for its report -> that question, with what the
-            model found told beside them; None where the YAML has no `run.task.plan`.
+            model found, to be told beside them; None where the YAML has no `run.task.plan`.
     """
 
     engine: ChatEngine
-    read_image: Callable[..., Tensor]
+    read_media: Callable[..., Media]
     fit: Fit
     how: Generation
     facts: dict[str, Any]
-    plan: Callable[[Sequence[Tensor], str], str] | None = None
+    plan: Callable[[Sequence[Media], str], Planned] | None = None
 
 
 def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
@@ -227,20 +227,18 @@ def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        InputError: The model takes no images, or there is no such device.
+        InputError: The model cannot chat, or there is no such device.
     """
     place = find_device(device)
     model = build_model(experiment, experiment.run.seed)
     model.fold()
-    if not isinstance(model, XrayGPT):
-        raise InputError(f"{type(model).__name__} takes no images; a chat wants model.arch xraygpt")
+    need(model, Chats)
     builder = next(iter(experiment.datasets.values())).build(image_spec=model.image_spec)
     vis = builder.processor("vis", "eval")
     plan: Any = getattr(experiment.run.task, "plan", None)
     facts = {
         "arch": type(model).__name__,
-        "vision encoder": model.config.vit_model,
-        "LLM": Path(model.config.llama_model or "random, for tests").name,
+        **model.facts(),
         "corpus": ", ".join(experiment.datasets),
         "weights": _digest_of(experiment.model.ckpt),
         "device": str(place),
@@ -248,13 +246,13 @@ def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
     }
     engine = ChatEngine(model.to(place))
 
-    def ask(images: Sequence[Tensor], question: str) -> str:
+    def ask(images: Sequence[Media], question: str) -> Planned:
         with engine.lane:  # nobody's answer or map is computed meanwhile
             return planned_question(model, plan, images, question)
 
     return ChatParts(
         engine,
-        lambda path, frame=0: read_tensor(ImageRef(path, frame=frame), "", vis),
+        lambda path, frame=0: read_media(MediaRef(path, index=frame), "", vis),
         getattr(vis, "fit", "squash"),
         experiment.run.task.generate,
         facts,
@@ -262,7 +260,7 @@ def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
     )
 
 
-def reference_images(experiment: Evaluation, spec: ImageSpec, most: int) -> Iterator[Tensor]:
+def reference_images(experiment: Evaluation, spec: ImageSpec, most: int) -> Iterator[Media]:
     """Images of the YAML's corpus that the model may have learned from; none where it is not here.
 
     Args:
@@ -281,7 +279,7 @@ def reference_images(experiment: Evaluation, spec: ImageSpec, most: int) -> Iter
             sample = corpus[i]
         except DataError:
             continue
-        yield from (sample["images"][:1] if sample else [])
+        yield from (sample["media"][:1] if sample else [])
 
 
 def find_device(name: str) -> torch.device:

@@ -155,6 +155,7 @@ class _Encoding:
 
     def __init__(self, encoder: VisionEncoder) -> None:
         self.encoder, self.parameters = encoder, encoder.parameters
+        self.cannot: dict[str, str] = {}
 
     @property
     def device(self) -> torch.device:
@@ -162,9 +163,13 @@ class _Encoding:
         return next(self.encoder.parameters()).device
 
     @torch.no_grad()
-    def encode_frozen(self, pixels: Tensor) -> Tensor:
+    def encode_frozen(self, pixel_values: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, L, D) float32."""
-        return self.encoder.encode(pixels).float()
+        return self.encoder.encode(pixel_values).float()
+
+    def feature_key(self) -> str:
+        """Hash of the encoder's weights."""
+        return self.encoder.digest()
 
 
 def features_of(
@@ -190,7 +195,8 @@ def features_of(
         sample = data[i]
         if sample is None:
             continue  # named by the dataset
-        each = [image if image.dim() == 2 else _encoded(model, image) for image in sample["images"]]
+        images = [media.data for media in sample["media"]]
+        each = [image if image.dim() == 2 else _encoded(model, image) for image in images]
         found[i] = pooled(torch.stack(each)).mean(dim=0).numpy()
     return found
 

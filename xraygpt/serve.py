@@ -56,7 +56,7 @@ def main() -> None:
     parts = build_chat(experiment, device)
     name = args.name or Path(args.cfg_path).stem
     service = Service(
-        parts.engine, parts.read_image, name, parts.how, ApiLimits(), key, parts.facts, parts.plan
+        parts.engine, parts.read_media, name, parts.how, ApiLimits(), key, parts.facts, parts.plan
     )
     app = make_app(service)
     if args.dry_run:

@@ -15,13 +15,13 @@ from PIL import Image, ImageDraw
 
 from xraygpt.common.cli import guarded
 from xraygpt.common.config import load
-from xraygpt.common.errors import ImageError, InputError
+from xraygpt.common.errors import DataError, InputError
 from xraygpt.common.logging import progress
-from xraygpt.datasets.base import ImageRef, Record, reference_of
+from xraygpt.datasets.base import Record, reference_of
 from xraygpt.datasets.builder import BaseBuilder
 from xraygpt.experiment import NO_IMAGES, Experiment, Training
 from xraygpt.models.llm_files import load_tokenizer
-from xraygpt.processors.pixels import read_image
+from xraygpt.processors.media import MediaRef, read
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def check(experiment: Experiment, sheet: Path | None) -> list[str]:
     tokenizer = _tokenizer(experiment.model, problems)
     limit = getattr(experiment.model, "max_txt_len", None)
     pictures: list[tuple[str, np.ndarray]] = []
-    seen: set[ImageRef] = set()  # several datasets may be one folder, asked in different ways
+    seen: set[MediaRef] = set()  # several datasets may be one folder, asked in different ways
     for label, config in experiment.datasets.items():
         builder: BaseBuilder = config.build(image_spec=NO_IMAGES)
         by_split, found = builder.survey()
@@ -85,11 +85,11 @@ def _two_splits(by_split: Mapping[str | None, Sequence[Record]]) -> Iterator[str
 
 
 def _images(
-    records: Sequence[Record], pictures: list[tuple[str, np.ndarray]], seen: set[ImageRef]
+    records: Sequence[Record], pictures: list[tuple[str, np.ndarray]], seen: set[MediaRef]
 ) -> Iterator[str]:
     """Read every image not seen before; keep some for the contact sheet."""
-    named = ((ref, r.sample_id) for r in records for ref in r.images)
-    refs = {ref: n for ref, n in named if ref.path.suffix != ".npy" and ref not in seen}
+    named = ((ref, r.sample_id) for r in records for ref in r.media)
+    refs = {ref: n for ref, n in named if ref.kind != "embedding" and ref not in seen}
     seen.update(refs)
     if not refs:
         return
@@ -97,8 +97,8 @@ def _images(
     sizes: Counter[tuple[int, ...]] = Counter()
     for i, (ref, sample_id) in enumerate(progress(refs.items(), desc="images", unit="image")):
         try:
-            pixels = read_image(ref.path, frame=ref.frame).pixels
-        except ImageError as error:
+            pixels = read(ref).still()
+        except DataError as error:
             yield f"record {sample_id}: {error}"
             continue
         sizes[pixels.shape] += 1

@@ -24,6 +24,7 @@ from tests.conversation.test_chat import SHORT, image, made
 from xraygpt.conversation import ChatEngine
 from xraygpt.conversation.api import NOTICE, ApiLimits, Message, Service, make_app
 from xraygpt.processors.pixels import read_image
+from xraygpt.tasks.asking import Planned
 
 
 def features(path: Path) -> torch.Tensor:
@@ -131,23 +132,22 @@ def test_a_follow_up_finds_its_cache_and_says_the_same_without_it(served):
 def test_a_first_report_is_asked_for_with_what_was_found():
     of = service()
     of.engine.renderer.prompts = ["<image> Describe it.", "Another."]
-    of.plan = lambda images, question: f"<findings>{len(images)} seen</findings> {question}"
+    of.plan = lambda images, question: Planned(question, f"{len(images)} seen")
 
     def user(text, *greys):
         parts = [{"type": "image_url", "image_url": {"url": picture(g)}} for g in greys]
         return Message(role="user", content=[{"type": "text", "text": text}, *parts])
 
-    told = "<findings>2 seen</findings> Describe it."
-    assert of.conversation([user("Describe  it.", 3, 9)])[1] == told.replace("e it", "e  it")
-    assert of.conversation([user("", 3, 9)])[1] == told
-    assert of.conversation([user("Is it large?", 3)])[1] == "Is it large?"
-    assert of.conversation([user("Describe it.")])[1] == "Describe it."
+    assert of.conversation([user("Describe  it.", 3, 9)])[1] == Planned("Describe  it.", "2 seen")
+    assert of.conversation([user("", 3, 9)])[1] == Planned("Describe it.", "2 seen")
+    assert of.conversation([user("Is it large?", 3)])[1] == Planned("Is it large?")
+    assert of.conversation([user("Describe it.")])[1] == Planned("Describe it.")
     said = Message(role="assistant", content="Clear.")
     conversation, question = of.conversation([user("Another.", 3), said, user("Describe it.", 9)])
-    assert question == "Describe it."  # not the first
-    assert "<findings>1 seen</findings> Another." in conversation.exchanges[0].question
+    assert question == Planned("Describe it.")  # not the first
+    assert conversation.exchanges[0].plain == "(found: 1 seen) Another."
     of.plan = None
-    assert of.conversation([user("Describe it.", 3)])[1] == "Describe it."
+    assert of.conversation([user("Describe it.", 3)])[1] == Planned("Describe it.")
 
 
 def test_a_temperature_samples_by_seed(served):

@@ -11,6 +11,7 @@ from tests.models.test_xraygpt import picture, tiny
 from xraygpt.common.errors import InputError
 from xraygpt.conversation import ChatEngine
 from xraygpt.conversation.attention import Attention, on_image
+from xraygpt.conversation.engine import Shown
 from xraygpt.models.instruct import InstructXrayGPT
 from xraygpt.models.language import SmallLLM
 from xraygpt.models.qformer import QFormerConfig
@@ -55,12 +56,13 @@ def by_hand(engine: ChatEngine, conversation, start: int, end: int):
             for n, m in model.qformer.named_modules()
             if n.endswith("crossattention.attention")
         ]
-        tokens.append(engine.encode(image, replay.asked))
+        tokens += engine.read([Shown(image.media)], replay.asked)
         for hook in hooks:
             hook.remove()
     model.llm.set_attn_implementation("eager")
     with torch.no_grad():
-        embeds = engine.embed(replay.ids, tokens)
+        batch = engine.batch(replay.rendered, [i.media for i in replay.images], replay.asked)
+        embeds = model.embed(batch, tokens)
         attentions = model.llm(inputs_embeds=embeds, output_attentions=True).attentions
     model.llm.set_attn_implementation("sdpa")
     # A letter is a token here.

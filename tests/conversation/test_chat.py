@@ -12,12 +12,15 @@ import torch
 
 from xraygpt.common.errors import InputError
 from xraygpt.conversation import Answer, Busy, ChatEngine, Conversation
-from xraygpt.models import finding_head
+from xraygpt.datasets.base import Sample
+from xraygpt.datasets.collate import Collator
 from xraygpt.models.base import Generation
 from xraygpt.models.instruct import InstructXrayGPT
 from xraygpt.models.language import SmallLLM
 from xraygpt.models.qformer import QFormerConfig
 from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.processors.content import MediaPart, turn_of
+from xraygpt.processors.media import of_tensor
 
 SHORT = Generation(max_new_tokens=12, no_repeat_ngram_size=2)
 DRAWN = replace(SHORT, do_sample=True, temperature=1.5, candidates=8, seed=3)
@@ -117,31 +120,30 @@ def test_a_follow_up_computes_its_own_tokens_alone(engine):
     assert second.prompt_tokens - second.cached_tokens < 60
 
 
-@pytest.mark.parametrize("asked", ["What is this?", "<findings>edema</findings> What is this?"])
-@pytest.mark.parametrize("how", [SHORT, DRAWN, replace(DRAWN, agreement=2.0)])
+@pytest.mark.parametrize("caption", ["", "edema"])
+@pytest.mark.parametrize(("how", "weight"), [(SHORT, 0.0), (DRAWN, 0.0), (DRAWN, 2.0)])
 @pytest.mark.parametrize("own_rules", [True, False])
-def test_the_answer_is_that_of_evaluation(engine, how, asked, own_rules, monkeypatch):
+def test_the_answer_is_that_of_evaluation(engine, how, weight, caption, own_rules, monkeypatch):
     """One turn of chat says what `generate` says of the same batch, of candidates the chosen."""
     if not own_rules:  # of the LLM's generation_config: its answers are no letters then
         monkeypatch.setattr(engine.model.llm.generation_config, "suppress_tokens", None)
-    monkeypatch.setattr(
-        finding_head, "label", lambda text: {"edema": "positive"} if "e" in text else {}
-    )
-    from xraygpt.datasets.base import Sample
-    from xraygpt.datasets.collate import Collator
+
+    def bonus(row, text):
+        return weight if caption and "e" in text else 0.0
 
     model = engine.model
-    turns = [{"role": "user", "text": f"<image> {asked}"}]
+    turns = [turn_of("user", [MediaPart(caption=caption), " What is this?"])]
     sample = Sample(
-        sample_id="", study_id="a", images=[image(4)], turns=turns, meta={}, draw="a"
-    )  # fmt: skip
+        sample_id="", study_id="a", media=[of_tensor(image(4))], turns=turns, meta={}, draw="a"
+    )
     collate = Collator(model.renderer, model.packer, max_len=model.context_len)
-    batch = {**collate.prompts([sample]), "told": [["edema"] if "edema" in asked else []]}
-    (expected,) = model.generate(batch, how)
+    (expected,) = model.generate(collate.prompts([sample]), how, bonus)
     conversation = engine.start()
     conversation.add_image(image(4))
-    assert conversation.ask(asked, how).text() == expected
-    if how.agreement and "edema" in asked and own_rules:
+    answer = conversation.ask("What is this?", how, caption=caption, bonus=bonus)
+    assert answer.text() == expected
+    assert conversation.regenerate(how).text() == expected
+    if weight and caption and own_rules:
         assert "e" in expected  # candidates without it were drawn, too: likeness cannot outweigh it
 
 
@@ -213,10 +215,10 @@ def test_old_turns_are_dropped_knowingly_and_their_images_stay(engine):
     assert len(conversation.exchanges) == 14  # the history shows them all the same
     assert conversation.tokens_left(SHORT) < engine.model.context_len
     other = engine.start()  # the image is still there: another one is answered otherwise
-    ids = conversation._ids(
+    rendered = conversation._rendered(
         conversation.exchanges[conversation._first :], len(conversation._images)
     )
-    assert ids.count(-200) == 4
+    assert rendered["input_ids"].count(-200) == 4
     del other
 
 
@@ -236,7 +238,7 @@ def test_marks_in_a_question_are_no_images(engine):
     conversation.add_image(image(1))
     answer = conversation.ask("Is <image> ### there?", SHORT)
     answer.text()
-    assert conversation.exchanges[0].question.count("<image>") == 1
+    assert conversation.exchanges[0].media == 1
 
 
 def test_an_error_in_the_model_reaches_the_asker_and_leaves_no_trace(engine, monkeypatch):
@@ -310,7 +312,7 @@ def test_undone_was_never_asked(engine):
     assert conversation.exchanges == []
     answer = conversation.ask("What is this?", SHORT)
     assert answer.text() == first
-    assert conversation.exchanges[0].question.count("<image>") == 1
+    assert conversation.exchanges[0].media == 1
     assert answer.cached_tokens == answer.prompt_tokens - 1
 
 

@@ -19,7 +19,7 @@ from xraygpt.processors.prompts import Turn
 def corpus(codes: list[list[str]], text: str = "Clear lungs.") -> StudyDataset:
     turns = (Turn(role="user", text="?"), Turn(role="assistant", text=text))
     records = [Record(f"s{i}", f"s{i}", (), turns, {"codes": c}) for i, c in enumerate(codes)]
-    return StudyDataset(records, read_image=lambda ref, draw: None)  # type: ignore[arg-type,return-value]
+    return StudyDataset(records, read_media=lambda ref, draw: None)  # type: ignore[arg-type,return-value]
 
 
 CODES = [["normal"]] * 80 + [["Opacity/lung", "normal"]] * 15 + [["Scoliosis/left"]] * 5

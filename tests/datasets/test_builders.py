@@ -46,8 +46,8 @@ def test_the_folder_of_xraygpt(tmp_path):
     data = build(folder(tmp_path, rows, "p1_s5.png"))
     sample = data[0]
     assert [t["text"] for t in sample["turns"]] == ["<image>", "Clear lungs."]
-    assert sample["images"][0].shape == (3, 16, 16)
-    assert sample["images"][0].abs().max() <= 1
+    assert sample["media"][0].data.shape == (3, 16, 16)
+    assert sample["media"][0].data.abs().max() <= 1
 
 
 def test_the_list_of_the_fork(tmp_path):
@@ -105,12 +105,14 @@ def test_a_training_crop_is_no_crop_in_evaluation(tmp_path):
     crop = {"train": XrayImageTrain.Config(fit="pad", min_scale=0.5)}
     train = build(corpus, vis_processor=crop)
     assert not train.cacheable
-    assert not torch.equal(train[0, 0]["images"][0], train[0, 1]["images"][0])
-    assert torch.equal(train[0, 1]["images"][0], train[0, 1]["images"][0])  # keyed, not global
+    assert not torch.equal(train[0, 0]["media"][0].data, train[0, 1]["media"][0].data)
+    assert torch.equal(
+        train[0, 1]["media"][0].data, train[0, 1]["media"][0].data
+    )  # keyed, not global
     val = build(corpus, "val", vis_processor=crop)
     assert val.cacheable
     assert val.signature["fit"] == "pad"
-    assert torch.equal(val[0, 0]["images"][0], val[0, 1]["images"][0])
+    assert torch.equal(val[0, 0]["media"][0].data, val[0, 1]["media"][0].data)
 
 
 def test_missing_folder_and_broken_json(tmp_path):
@@ -170,7 +172,7 @@ def test_own_layout(tmp_path):
     first = data[0]
     assert first["turns"][0]["text"] == "<image> What is there?"
     assert first["meta"]["views"] == ["frontal"]
-    assert data[6]["images"] == []
+    assert data[6]["media"] == []
 
 
 def test_csv_with_fields_sections_and_views(tmp_path):
@@ -183,7 +185,7 @@ def test_csv_with_fields_sections_and_views(tmp_path):
     )
     names = FieldMap(image="file", study="uid", view="projection")
     data = records(tmp_path, fields=names, headings=True, group_by_study=True)
-    assert [len(s["images"]) for s in (data[0], data[1])] == [2, 1]
+    assert [len(s["media"]) for s in (data[0], data[1])] == [2, 1]
     assert data[0]["turns"][0]["text"] == "<image> <image>"
     assert data[0]["turns"][1]["text"] == "Findings: Clear. Impression: Normal."
     assert data[1]["turns"][1]["text"] == "Findings: Wide heart."
@@ -411,7 +413,7 @@ def test_precomputed_features_and_clips(tmp_path):
         }
     ]
     (tmp_path / "t.json").write_text(json.dumps(rows))
-    assert records(tmp_path)[0]["images"][0].shape == (7, 5)
+    assert records(tmp_path)[0]["media"][0].data.shape == (7, 5)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,13 @@ import pytest
 
 from xraygpt.common.paths import cache_root
 from xraygpt.datasets import targets
-from xraygpt.datasets.base import ImageRef, Record, StudyDataset, read_tensor
+from xraygpt.datasets.base import Record, StudyDataset, read_media
 from xraygpt.datasets.builder import RecordError, image_in, inside
 from xraygpt.datasets.packed import PackedRecords, RecordFile
 from xraygpt.datasets.records import RecordsBuilder
 from xraygpt.processors.image import ImageSpec
+from xraygpt.processors.media import MediaRef
+from xraygpt.vocabulary import vocabulary_of
 
 SPEC = ImageSpec(image_size=32, mean=(0.5,), std=(0.5,), tokens_per_image=4)
 
@@ -23,9 +25,13 @@ def record(i: int) -> Record:
     return Record(
         sample_id=f"r{i}",
         study_id=f"s{i}",
-        images=(ImageRef(Path(f"{i}.png"), "PA", None),),
+        media=(MediaRef(Path(f"{i}.png"), "PA", kind="clip"),),
         turns=targets.ToldFindings(
-            targets.pair("<image>", f"Report {i}."), ["Edema"], 0.5, "image"
+            targets.pair("<image>", f"Report {i}."),
+            ["Edema"],
+            0.5,
+            "image",
+            vocabulary=vocabulary_of("chest_xray"),
         ),
         meta={"codes": ["Edema"], "box": [0.1, i]},
     )
@@ -58,12 +64,12 @@ def test_several_share_a_file_and_none_is_left_behind():
 
 
 def test_images_alone_can_be_asked_for_and_each_comes_once():
-    records = [replace(record(i), images=record(i % 3).images) for i in range(6)]
+    records = [replace(record(i), media=record(i % 3).media) for i in range(6)]
     packed = PackedRecords(records)
-    assert [r.images for r in packed[1:4]] == [*list(packed.images())[1:], record(0).images]
+    assert [r.media for r in packed[1:4]] == [*list(packed.media())[1:], record(0).media]
     for held in (packed, records):
-        refs = StudyDataset(held, read_tensor).image_refs()
-        assert refs == [ImageRef(Path(f"{i}.png"), "PA", None) for i in range(3)]
+        refs = StudyDataset(held, read_media).media_refs()
+        assert refs == [MediaRef(Path(f"{i}.png"), "PA", kind="clip") for i in range(3)]
 
 
 def test_a_process_that_does_not_inherit_the_file_gets_them():
@@ -78,7 +84,7 @@ def test_datasets_hold_them_so(toy):
     assert isinstance(train.records, PackedRecords) and len(train) == 36 and len(val) == 12
     few = RecordsBuilder.Config(storage=toy, max_samples=5).build(image_spec=SPEC)
     assert [r.sample_id for r in few.build("train").records] == ["s0", "s1", "s2", "s4", "s5"]
-    assert isinstance(StudyDataset([record(1)], read_tensor).records, list)
+    assert isinstance(StudyDataset([record(1)], read_media).records, list)
 
 
 def test_one_reading_serves_splits_with_one_text_processor(toy, monkeypatch):

@@ -63,20 +63,24 @@ def test_only_normal_training_studies_come_back_with_what_was_drawn(corpus):
         assert label(text)[finding] == "positive"
         side = record.meta["codes"][0].rpartition("/")[2]
         assert f"in the {side} " in text
-        with Image.open(record.images[0].path) as image:
+        with Image.open(record.media[0].path) as image:
             assert image.text["Source"] == SOURCE.format(name=name)
     assert seen == {"calcified_granuloma", "lung_lesion"}
     only = build(corpus, ", kinds: [nodule]").build("train")
     assert {c for r in only.records for c in findings_of(r.meta["codes"])} == {"lung_lesion"}
-    assert train[0]["images"][0].shape == (3, 32, 32) or train[0]["images"][0].shape == (1, 32, 32)
+    assert train[0]["media"][0].data.shape == (3, 32, 32) or train[0]["media"][0].data.shape == (
+        1,
+        32,
+        32,
+    )
 
 
 def test_it_is_drawn_once(corpus):
-    first = build(corpus).build("train").records[0].images[0].path
+    first = build(corpus).build("train").records[0].media[0].path
     before = first.read_bytes(), first.stat().st_mtime_ns
-    again = build(corpus).build("train").records[0].images[0].path
+    again = build(corpus).build("train").records[0].media[0].path
     assert (again.read_bytes(), again.stat().st_mtime_ns) == before and again == first
-    other = build(corpus, ", planted_seed: 1").build("train").records[0].images[0].path
+    other = build(corpus, ", planted_seed: 1").build("train").records[0].media[0].path
     assert other.read_bytes() != before[0]
 
 

@@ -22,7 +22,7 @@ def test_studies_are_drawn_once_and_split_apart(tmp_path):
     (folder,) = tmp_path.iterdir()
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.png")}
     sample = builder(tmp_path).build("train")[0]
-    assert sample["images"][0].shape == (3, 32, 32)
+    assert sample["media"][0].data.shape == (3, 32, 32)
     assert sample["meta"]["source"].startswith("SYNTHETIC")
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.png")} == before
 
@@ -33,7 +33,7 @@ def test_another_recipe_is_another_folder(tmp_path):
         storage=tmp_path, studies=3, picture_size=48, picture_views=["frontal", "lateral"]
     ).build(image_spec=NO_IMAGES)
     records = [r for s in ("train", "val", "test") for r in both.build(s).records]
-    assert [len(r.images) for r in records] == [2, 2, 2]
+    assert [len(r.media) for r in records] == [2, 2, 2]
     assert len(list(tmp_path.iterdir())) == 2
 
 

@@ -13,13 +13,14 @@ from PIL import Image
 from tests.conftest import toy_image
 from tests.models.test_xraygpt import collator, sample, tiny
 from xraygpt.conversation import ChatEngine
-from xraygpt.datasets.base import ImageRef, read_tensor
+from xraygpt.datasets.base import read_media
 from xraygpt.demo.desk import Desk
 from xraygpt.experiment import ChatParts
 from xraygpt.models.base import Generation
 from xraygpt.models.language import SmallLLM
 from xraygpt.models.xraygpt import XrayGPT
 from xraygpt.processors.image import XrayImage
+from xraygpt.processors.media import MediaRef
 
 REPORTS = {
     "left": "Findings: A square is on the left. No bone is broken. Impression: Left square.",
@@ -72,7 +73,7 @@ def parts(model: XrayGPT | None = None, **how: Any) -> ChatParts:
     facts = {"arch": "XrayGPT", "weights": "0" * 64, "device": "cpu", "xraygpt": "test"}
     return ChatParts(
         ChatEngine(model),
-        lambda path, frame=0: read_tensor(ImageRef(path, frame=frame), "", vis),
+        lambda path, frame=0: read_media(MediaRef(path, frame=frame), "", vis),
         vis.fit,
         Generation(**{"max_new_tokens": 100, **how}),
         facts,

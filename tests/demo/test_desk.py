@@ -249,7 +249,7 @@ def test_the_model_reads_the_frames_shown_and_each_once(desk, tmp_path):
     assert session.shown == [(0, 2)]  # frame 0 was taken back: nobody had asked about it
     first = said(desk.ask(session, "What?", SHORT))
     fresh = desk.parts.engine.start()
-    fresh.add_image(desk.parts.read_image(session.film.path, 2))
+    fresh.add_image(desk.parts.read_media(session.film.path, 2))
     assert first == fresh.ask("What?", desk.decoding(SHORT)).text()
     session.film.turn_to(1)
     list(desk.ask(session, "And here?", SHORT))
@@ -266,7 +266,7 @@ def test_two_images_are_read_in_their_order(desk, tmp_path):
     got = said(desk.ask(session, "What?", SHORT))
     fresh = desk.parts.engine.start()
     for kind in ("left", "right"):
-        fresh.add_image(desk.parts.read_image(square(tmp_path, kind)))
+        fresh.add_image(desk.parts.read_media(square(tmp_path, kind)))
     assert got == fresh.ask("What?", desk.decoding(SHORT)).text()
 
 
@@ -585,4 +585,4 @@ def test_a_draft_is_asked_for_with_what_the_model_found(desk, tmp_path):
     wanted = f"(found: opacity, left) {desk.report_prompt}"
     assert desk.exchanges(session)[-1][0] == wanted == session.draft.prompt
     film = session.films[0]
-    assert len(read) == 1 and torch.equal(read[0][0], desk.parts.read_image(film.path, film.frame))
+    assert len(read) == 1 and torch.equal(read[0][0], desk.parts.read_media(film.path, film.frame))

@@ -54,7 +54,7 @@ def test_it_learns_which_text_goes_with_which_image(run):
     _, _, runner, scores = run
     assert scores["val/image_gap"] > 0.3
     val = runner.splits["val"].parts[0]
-    kept = [s for s in (val[i] for i in range(len(val))) if s["images"]]
+    kept = [s for s in (val[i] for i in range(len(val))) if s["media"]]
     kinds = [s["turns"][-1]["text"] for s in kept]
     with torch.no_grad():
         found = runner.model.eval()(runner.collate(kept))
@@ -121,7 +121,7 @@ def test_wrong_partners_are_alike_but_never_right():
 def test_texts_alone_and_single_rows_bring_no_loss_and_touch_every_parameter(run):
     _, _, runner, _ = run
     train = runner.splits["train"].parts[0]
-    alone = next(s for s in (train[i] for i in range(len(train))) if not s["images"])
+    alone = next(s for s in (train[i] for i in range(len(train))) if not s["media"])
     model = runner.model.train()
     for batch in (runner.collate([alone, alone]), runner.collate([train[0]])):
         output = runner.task.loss(model, batch)

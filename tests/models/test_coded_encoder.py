@@ -97,13 +97,13 @@ def test_images_are_blended_in_training_alone(tmp_path, coded):
     runner, _ = trained(tmp_path, coded, 1, "semantic", "run.task.mixup=5.0")
     train = runner.splits["train"].parts[0]
     batch = runner.collate([train[i] for i in range(8)])
-    pixels = batch["image_inputs"]["pixel_values"].clone()
+    pixels = batch["media_inputs"]["pixel_values"].clone()
     same, none = runner.task._blended(batch, training=False)
     assert none is None and same is batch
     mixed, blend = runner.task._blended(batch, training=True)
     wanted = pixels * blend.share + pixels[blend.other] * (1 - blend.share)
-    torch.testing.assert_close(mixed["image_inputs"]["pixel_values"], wanted)
-    assert torch.equal(batch["image_inputs"]["pixel_values"], pixels)  # the batch itself is kept
+    torch.testing.assert_close(mixed["media_inputs"]["pixel_values"], wanted)
+    assert torch.equal(batch["media_inputs"]["pixel_values"], pixels)  # the batch itself is kept
 
 
 def test_finer_features_stand_beside_the_last():

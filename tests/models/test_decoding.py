@@ -8,7 +8,6 @@ import pytest
 
 from xraygpt.models.base import Generation
 from xraygpt.models.decoding import Decoder, common_length, consensus, words_of
-from xraygpt.models.finding_head import agreement_with
 from xraygpt.models.language import new_tokenizer
 
 
@@ -71,23 +70,9 @@ def test_what_speaks_for_an_answer_counts_beside_the_others():
     assert consensus(answers[2:], [0.0, 0.1]) == 1  # two have no middle
 
 
-def test_agreement_is_the_f1_of_what_was_told():
-    told = [["cardiomegaly, mild", "pleural effusion, left"], ["normal"], []]
-    bonus = agreement_with(told, 0.5)
-    both = "The heart is enlarged. There is a left pleural effusion."
-    assert bonus(0, both) == 0.5
-    assert bonus(0, "The heart is enlarged.") == pytest.approx(0.5 * 2 / 3)
-    assert bonus(0, "Heart size is normal. The lungs are clear.") < 0.2
-    clear = "The heart is normal in size. The lungs are clear. No acute disease."
-    assert bonus(1, clear) == 0.5 and bonus(1, both) == 0
-    assert bonus(2, both) == 0
-
-
 def test_candidates_must_be_drawn():
     with pytest.raises(ValueError, match="set do_sample: true"):
         Generation(candidates=8)
-    with pytest.raises(ValueError, match="at least 0"):
-        Generation(agreement=-0.5)
     with pytest.raises(ValueError, match="candidates above 1"):
         Generation(references=8)
 

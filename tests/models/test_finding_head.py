@@ -18,8 +18,10 @@ from xraygpt.experiment import Evaluation, build_chat, build_evaluator
 from xraygpt.metrics.findings import FINDINGS
 from xraygpt.models.finding_head import FindingHead, load_head
 from xraygpt.models.vision import pooled
-from xraygpt.processors.prompts import without_marks
 from xraygpt.tasks import asking
+from xraygpt.vocabulary import vocabulary_of
+
+CHEST = vocabulary_of("chest_xray")
 
 CODES = {
     "left": ["Opacity/lung/left", "Cardiomegaly/mild"],
@@ -77,7 +79,7 @@ def test_it_says_what_was_fitted(corpus, head):
     model = build_evaluator(experiment).model
     fitted = probe.fit(train.features, train.truth[:, [FINDINGS.index("lung_opacity")]], 1.0)
     data = build_evaluator(experiment).data
-    features = torch.stack([data[i]["images"][0] for i in range(len(data))])
+    features = torch.stack([data[i]["media"][0].data for i in range(len(data))])
     said = model.finding_head(features, [1] * len(features))
     column = said[:, model.finding_head.names.index("lung_opacity")]
     np.testing.assert_allclose(column, fitted(pooled(features).numpy())[:, 0], atol=1e-4)
@@ -111,19 +113,21 @@ def test_findings_are_said_by_the_likeliest_code_that_means_them():
     least = dict.fromkeys(names, 0.5)
 
     def words(*said):
-        return head.in_words(torch.tensor([said]), least)[0]
+        return asking.in_words(head, CHEST, torch.tensor([said]), least)[0]
 
     assert words(0.6, 0.1, 0.1, 0.4, 0.3, 0.2, 0.9) == ["opacity, lung, left"]
     # A round opacity is a lesion as well: one code says both.
     assert words(0.6, 0.6, 0.1, 0.4, 0.1, 0.2, 0.9) == ["opacity, lung, right, round"]
     assert words(0.1, 0.1, 0.7, 0.5, 0.0, 0.0, 0.0) == ["edema", "fracture"]  # by their names
-    assert head.in_words(torch.full((1, 7), 0.9), {"edema": 0.5}) == [["edema"]]
+    assert asking.in_words(head, CHEST, torch.full((1, 7), 0.9), {"edema": 0.5}) == [["edema"]]
 
 
 def test_the_plan_tells_what_the_head_holds(corpus, head, monkeypatch):
     evaluator = build_evaluator(experiment_of(corpus, head))
     model, said = evaluator.model, []
-    monkeypatch.setattr(model, "generate", lambda batch, how: said.extend(batch["question"]))
+    monkeypatch.setattr(
+        model, "generate", lambda batch, how, bonus=None: said.extend(batch["question"])
+    )
     samples = [evaluator.data[i] for i in range(len(evaluator.data))]
     evaluator.task.predict(model, evaluator.collate.prompts(samples))
     codes = [s["meta"]["codes"] for s in samples]
@@ -134,8 +138,9 @@ def test_the_plan_tells_what_the_head_holds(corpus, head, monkeypatch):
     assert all(t.startswith("(found: ") and t.endswith("show?") for t in said), said[:3]
     # The same of pixels as of stored features, and in a chat as in evaluation.
     parts = build_chat(experiment_of(corpus, head), "cpu")
-    image = parts.read_image(evaluator.data.records[0].images[0].path)
-    assert without_marks(parts.plan([image], "What does it show?")) == said[0]
+    image = parts.read_media(evaluator.data.records[0].media[0].path)
+    planned = parts.plan([image], "What does it show?")
+    assert f"(found: {planned.caption}) {planned.question}" == said[0]
 
 
 def test_the_plan_can_ask_for_less(corpus, head):

@@ -129,10 +129,10 @@ def test_what_it_learns_is_in_the_image(run):
 def test_texts_alone_and_several_images_go_into_one_batch(run):
     _, _, runner, _ = run
     samples = [runner.splits["train"][i] for i in range(4)]
-    alone = {**samples[1], "images": [], "turns": [dict(t) for t in samples[1]["turns"]]}
+    alone = {**samples[1], "media": [], "turns": [dict(t) for t in samples[1]["turns"]]}
     for turn in alone["turns"]:
         turn["text"] = turn["text"].replace("<image>", "")
-    twice = {**samples[2], "images": samples[2]["images"] * 2}
+    twice = {**samples[2], "media": samples[2]["media"] * 2}
     twice["turns"] = [dict(t) for t in samples[2]["turns"]]
     twice["turns"][0]["text"] = "<image> " + twice["turns"][0]["text"]
     model = runner.model.eval()

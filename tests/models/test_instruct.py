@@ -57,7 +57,7 @@ def test_the_question_decides_what_is_read_of_the_image():
     assert left["question"] == ["Left?"]
     with torch.no_grad():
         tokens = [
-            model.image_tokens(**b["image_inputs"], **model.reading(b)) for b in (left, right, left)
+            model.image_tokens(**b["media_inputs"], **model.reading(b)) for b in (left, right, left)
         ]
     assert torch.equal(tokens[0], tokens[2])
     assert (tokens[0] - tokens[1]).abs().max() > 1e-2

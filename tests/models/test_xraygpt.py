@@ -21,6 +21,7 @@ from xraygpt.models.language import LoraSettings, SmallLLM
 from xraygpt.models.qformer import QFormerConfig
 from xraygpt.models.weights import load_exactly
 from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.processors.media import of_tensor
 from xraygpt.processors.prompts import IMAGE_TOKEN_ID, Turn
 
 
@@ -45,7 +46,7 @@ def sample(name: str, images: list[torch.Tensor], answer: str, question: str = "
     return Sample(
         sample_id=name,
         study_id=name,
-        images=images,
+        media=[of_tensor(image) for image in images],
         turns=[
             Turn(role="user", text=f"{marks} {question}".strip()),
             Turn(role="assistant", text=answer),
@@ -122,8 +123,9 @@ def test_guided_decoding_is_its_formula():
     """Against a loop without cache, batch or processor."""
     model, g = sharp(), 2.0
     model.average_tokens.normal_()  # an average unlike this image
+    model.average_count.fill_(1)
     asked = collator(model).prompts([sample("s", [picture(1)], "x")])
-    seen, plain = model.embed(asked), model.embed(asked, model.average_tokens)
+    seen, plain = model.embed(asked), model.embed_average(asked)
     assert not torch.equal(seen, plain)
     ids: list[int] = []
     for _ in range(12):
@@ -158,7 +160,7 @@ def test_the_average_image_is_that_of_the_images_trained_on():
     batch = collate([sample(str(i), [picture(i)], "x") for i in range(3)])
     model.train()(batch)
     model.eval()
-    expected = model.image_tokens(**batch["image_inputs"]).mean(dim=0)
+    expected = model.image_tokens(**batch["media_inputs"]).mean(dim=0)
     torch.testing.assert_close(model.average_tokens, expected)
     model(batch)
     assert model.average_count == 1  # evaluation leaves it alone
@@ -388,5 +390,5 @@ def test_real_samples_through_the_builder(tmp_path):
     )
     data = config.build(image_spec=model.image_spec).build("train")
     batch = collator(model)([data[i] for i in range(len(data))])
-    assert batch["image_inputs"]["pixel_values"].shape == (6, 3, 32, 32)
+    assert batch["media_inputs"]["pixel_values"].shape == (6, 3, 32, 32)
     assert torch.isfinite(model(batch).row_loss).all()

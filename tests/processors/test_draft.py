@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xraygpt.datasets.base import ImageRef, read_tensor
+from xraygpt.datasets.base import read_media
 from xraygpt.processors.image import ImageSpec, XrayImage, XrayImageTrain
+from xraygpt.processors.media import MediaRef
 from xraygpt.processors.pixels import read_image
 
 SPEC = ImageSpec(image_size=224, mean=(0.5,), std=(1.0,), tokens_per_image=4)
@@ -29,7 +30,7 @@ def films(tmp_path_factory):
 
 
 def read(films, name, processor):
-    return read_tensor(ImageRef(films / name), "draw", processor)
+    return read_media(MediaRef(films / name), "draw", processor).data
 
 
 def test_a_large_jpeg_is_decoded_small_and_looks_the_same(films):

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from xraygpt.processors.prompts import IMAGE_TOKEN_ID, PromptRenderer, Turn
+from xraygpt.processors.prompts import IMAGE_TOKEN_ID, PromptRenderer, Run, Turn
 
 BOS = 1
 IMAGE = [IMAGE_TOKEN_ID] * 4
@@ -51,7 +51,7 @@ def doctor(text: str) -> Turn:
 def test_the_second_stage(llama):
     renderer = PromptRenderer(llama, "legacy_train")
     turns = [user("<image> Describe this image in detail."), doctor("Heart size is normal.")]
-    rendered = renderer.render(turns, [4])
+    rendered = renderer.render(turns, [Run(4)])
     question = [1533, 25518, 29958, 20355, 915, 445, 1967, 297, 9493, 29889]
     roles = [835, 6132, 2801, 29901, 29871]  # ▁### Do ctor : ▁
     answer = [17778, 2159, 338, 4226, 29889, 2277, 29937]  # … . ## #
@@ -64,7 +64,7 @@ def test_the_second_stage(llama):
 def test_the_first_stage(llama):
     """No prompt at all: the image, the caption, a line feed."""
     renderer = PromptRenderer(llama, "none", end_sym="\n")
-    rendered = renderer.render([user("<image>"), doctor("Heart size is normal.")], [4])
+    rendered = renderer.render([user("<image>"), doctor("Heart size is normal.")], [Run(4)])
     assert rendered["input_ids"] == [BOS, *IMAGE, 17778, 2159, 338, 4226, 29889, 13]
 
 
@@ -73,9 +73,9 @@ def test_the_chat(llama):
     renderer = PromptRenderer(llama, "legacy_chat")
     opened = [BOS, *SYSTEM, 2277, 29937, 11457, 993, 29901, 529, 25518, 29958, *IMAGE]
     first = [1533, 25518, 29958, 1724, 338, 372, 29973, 2277, 29937, 6132, 2801, 29901]
-    assert renderer.render([user("<image> What is it?")], [4])["input_ids"] == opened + first
+    assert renderer.render([user("<image> What is it?")], [Run(4)])["input_ids"] == opened + first
     later = [17732, 301, 3085, 29889, 2277, 29937, 11457, 993, 29901, 1126, 278, 5192, 29973]
     turns = [user("<image> What is it?"), doctor("Clear lungs."), user("And the heart?")]
-    rendered = renderer.render(turns, [4])
+    rendered = renderer.render(turns, [Run(4)])
     assert rendered["input_ids"] == opened + first + later + [2277, 29937, 6132, 2801, 29901]
     assert set(rendered["labels"]) == {-100}

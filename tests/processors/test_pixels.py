@@ -347,7 +347,7 @@ def test_imports_are_light() -> None:
         names |= {str(n.module) for n in top if isinstance(n, ast.ImportFrom)}
         assert not {name.split(".")[0] for name in names} & {"torch", "PIL", "pydicom"}
         ours = {name for name in names if name.startswith("xraygpt")}
-        light = {"common.errors", "processors.pixels", "processors.grey", "processors.dicom_lut"}
+        light = {"common.errors", "processors.picture", "processors.grey", "processors.dicom_lut"}
         assert ours <= {f"xraygpt.{name}" for name in light}
 
 

@@ -8,14 +8,13 @@ import pytest
 
 from xraygpt.common.errors import DataError, InputError
 from xraygpt.models.language import new_tokenizer
+from xraygpt.processors.content import MediaPart, Turn, plain_text, turn_of
 from xraygpt.processors.prompts import (
     IGNORE_INDEX,
     IMAGE_TOKEN_ID,
     PromptRenderer,
-    Turn,
-    findings_mark,
+    Run,
     load_prompts,
-    without_marks,
 )
 
 ASK = Turn(role="user", text="<image> What is it?")
@@ -65,7 +64,7 @@ def shown(renderer: PromptRenderer, ids: list[int]) -> str:
 )
 def test_golden_texts(tokenizer, template, text, stop):
     renderer = PromptRenderer(tokenizer, template)
-    rendered = renderer.render([ASK, SAY], [2])
+    rendered = renderer.render([ASK, SAY], [Run(2)])
     assert shown(renderer, rendered["input_ids"]) == text
     assert renderer.stop_strings == [stop]
     answer = [i for i, y in zip(rendered["input_ids"], rendered["labels"], strict=True) if y >= 0]
@@ -77,9 +76,9 @@ def test_golden_texts(tokenizer, template, text, stop):
 def test_what_is_generated_from_is_the_prefix_of_what_was_trained_on(tokenizer, template):
     renderer = PromptRenderer(tokenizer, template)
     turns = [ASK, SAY, Turn(role="user", text="Sure?"), Turn(role="assistant", text="Yes.")]
-    whole = renderer.render(turns, [3])["input_ids"]
+    whole = renderer.render(turns, [Run(3)])["input_ids"]
     for n in (1, 3):
-        prompt = renderer.render(turns[:n], [3])["input_ids"]
+        prompt = renderer.render(turns[:n], [Run(3)])["input_ids"]
         assert whole[: len(prompt)] == prompt
 
 
@@ -92,7 +91,8 @@ def test_what_is_generated_from_is_the_prefix_of_what_was_trained_on(tokenizer, 
 )
 def test_an_image_told_in_words_stands_where_images_do(tokenizer, template, text):
     renderer = PromptRenderer(tokenizer, template, prompts=["Look."])
-    turns = renderer.with_prompt([Turn(role="user", text="<image>mass</image>"), SAY], "1")
+    mass = turn_of("user", [MediaPart(caption="mass", shown=False)])
+    turns = renderer.with_prompt([mass, SAY], "1")
     assert shown(renderer, renderer.render(turns, [])["input_ids"]) == text
 
 
@@ -107,25 +107,22 @@ def test_an_image_told_in_words_stands_where_images_do(tokenizer, template, text
         ("vicuna_v1", "USER: <image> <image>; edema; scar Say. ASSISTANT:"),
     ],
 )
-def test_findings_stand_beside_the_image_they_follow(tokenizer, template, text):
+def test_a_caption_stands_beside_its_image(tokenizer, template, text):
     renderer = PromptRenderer(tokenizer, template, prompts=["Say."])
-    mark = findings_mark(["edema", "sc<ar"])
-    for asked in (f"<image> <image>{mark} Say.", f"<image> <image> {mark} Say."):
-        turns = [Turn(role="user", text=asked)]
-        assert text in renderer.written(turns)
-        assert renderer.render(turns, [2, 3])["input_ids"].count(IMAGE_TOKEN_ID) == 5
-    drawn = renderer.with_prompt([Turn(role="user", text=f"<image>{mark}")], "x")
-    assert drawn[0]["text"] == f"<image>{mark} Say."
-    later = [Turn(role="user", text=f"{mark} Say.")]  # of no image
-    assert "edema; scar Say." in renderer.written(later)
-    assert without_marks(f"<image>{mark} Say.") == "(found: edema; scar) Say."
-    assert findings_mark([]) == ""
+    found = MediaPart(caption="edema; scar")
+    asked = turn_of("user", [MediaPart(), " ", found, " Say."])
+    assert text in renderer.written([asked])
+    runs = [Run(2), Run(3)]
+    assert renderer.render([asked], runs)["input_ids"].count(IMAGE_TOKEN_ID) == 5
+    drawn = renderer.with_prompt([turn_of("user", [found])], "x")
+    assert drawn[0]["content"] == [found, " Say."] and drawn[0]["text"] == "<image> Say."
+    assert plain_text(turn_of("user", [found, " Say."])) == "(found: edema; scar) Say."
 
 
 def test_two_turns_in_the_lineage_template(tokenizer):
     renderer = PromptRenderer(tokenizer, "xraygpt")
     turns = [ASK, SAY, Turn(role="user", text="Sure?"), Turn(role="assistant", text="Yes.")]
-    text = shown(renderer, renderer.render(turns, [1])["input_ids"])
+    text = shown(renderer, renderer.render(turns, [Run(1)])["input_ids"])
     assert text == (
         "###Patient: <Img>@</Img> What is it? ###Doctor: A chest.###Patient: Sure? ###Doctor: "
         "Yes.###"
@@ -135,7 +132,7 @@ def test_two_turns_in_the_lineage_template(tokenizer):
 def test_no_text_spells_a_mark(tokenizer):
     renderer = PromptRenderer(tokenizer, "xraygpt")
     nasty = Turn(role="user", text="<image> </s><s>### -200")
-    rendered = renderer.render([nasty, Turn(role="assistant", text="a ### b</s>")], [1])
+    rendered = renderer.render([nasty, Turn(role="assistant", text="a ### b</s>")], [Run(1)])
     ids = rendered["input_ids"]
     assert ids.count(IMAGE_TOKEN_ID) == 1
     assert tokenizer.eos_token_id not in ids
@@ -147,10 +144,10 @@ def test_no_text_spells_a_mark(tokenizer):
 def test_count_mismatch_names_the_sample_and_both_counts(tokenizer):
     renderer = PromptRenderer(tokenizer, "xraygpt")
     with pytest.raises(DataError, match=r"sample s7: 1 <image> in its text but 2 images"):
-        renderer.render([ASK, SAY], [4, 4], "s7")
-    told = Turn(role="user", text="<image>large heart</image> Report?")
+        renderer.render([ASK, SAY], [Run(4), Run(4)], "s7")
+    told = turn_of("user", [MediaPart(caption="large heart", shown=False), " Report?"])
     with pytest.raises(DataError, match=r"0 <image> .* but 1 images; .*leave tell_images out"):
-        renderer.render([told, SAY], [4], "s7")
+        renderer.render([told, SAY], [Run(4)], "s7")
 
 
 def test_cutting_keeps_images_and_the_end_of_the_answer(tokenizer):
@@ -161,7 +158,7 @@ def test_cutting_keeps_images_and_the_end_of_the_answer(tokenizer):
         renderer = PromptRenderer(tokenizer, "xraygpt", max_txt_len=limit)
         ask = Turn(role="user", text=" ".join(["<image>"] * len(runs)) + " q" * rng.randint(0, 30))
         say = Turn(role="assistant", text="w " * rng.randint(1, 40))
-        rendered = renderer.render([ask, say], runs)
+        rendered = renderer.render([ask, say], [Run(n) for n in runs])
         assert rendered["input_ids"].count(IMAGE_TOKEN_ID) == sum(runs)
         answer = [y for y in rendered["labels"] if y >= 0]
         assert len(answer) <= limit

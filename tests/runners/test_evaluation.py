@@ -15,10 +15,11 @@ from tests.runners.test_train_loop import MODEL, runner_of
 from xraygpt import probe, score
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
-from xraygpt.datasets.base import ImageRef, Record, StudyDataset
+from xraygpt.datasets.base import Record, StudyDataset
 from xraygpt.datasets.controls import derangement, most_common_answer
 from xraygpt.experiment import Evaluation, build_evaluator
 from xraygpt.metrics import compare
+from xraygpt.processors.media import MediaRef
 from xraygpt.processors.prompts import Turn
 from xraygpt.runners import answers, result_page, scoring
 from xraygpt.runners.evaluation import Evaluator
@@ -257,7 +258,7 @@ def test_an_empty_split_is_an_error(trained, tmp_path):
 
 def records(texts: list[str], studies: list[str]) -> list[Record]:
     return [
-        Record(f"s{i}", study, (ImageRef(Path(f"{i}.png")),), (Turn(role="assistant", text=text),))
+        Record(f"s{i}", study, (MediaRef(Path(f"{i}.png")),), (Turn(role="assistant", text=text),))
         for i, (text, study) in enumerate(zip(texts, studies, strict=True))
     ]
 

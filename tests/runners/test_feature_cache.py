@@ -14,9 +14,9 @@ from tests.models.test_xraygpt import tiny
 from xraygpt.common.errors import TrainingError
 from xraygpt.common.paths import cache_root
 from xraygpt.datasets import controls
-from xraygpt.datasets.base import ImageRef
 from xraygpt.datasets.records import RecordsBuilder
 from xraygpt.processors.image import XrayImageTrain
+from xraygpt.processors.media import MediaRef
 from xraygpt.runners import feature_cache
 from xraygpt.runners.feature_cache import CachedReader, FeatureStore, use_cache
 
@@ -42,33 +42,33 @@ def cached(data, model, how=None):
 
 def test_stored_is_encoded(toy, model, monkeypatch):
     plain = dataset(toy, model)
-    expected = model.encode_frozen(torch.stack([plain[i]["images"][0] for i in range(5)]))
+    expected = model.encode_frozen(torch.stack([plain[i]["media"][0].data for i in range(5)]))
     data = cached(dataset(toy, model), model)
-    got = torch.stack([data[i]["images"][0] for i in range(5)])
+    got = torch.stack([data[i]["media"][0].data for i in range(5)])
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
     monkeypatch.setattr(model, "encode_frozen", lambda _: pytest.fail("encoded a second time"))
     again = cached(dataset(toy, model), model)
-    assert torch.equal(again[3]["images"][0], got[3])
+    assert torch.equal(again[3]["media"][0].data, got[3])
 
 
 def test_a_changed_file_or_processor_is_encoded_anew(toy, model):
     data = cached(dataset(toy, model), model)
-    before = data[0]["images"][0]
+    before = data[0]["media"][0].data
     Image.fromarray(toy_image("right", 99)).save(toy / "images" / "s0.png")
-    assert not torch.equal(cached(dataset(toy, model), model)[0]["images"][0], before)
+    assert not torch.equal(cached(dataset(toy, model), model)[0]["media"][0].data, before)
     other = RecordsBuilder.Config(
         storage=toy, vis_processor={"train": XrayImageTrain.Config(min_scale=1.0, mean=[0.1])}
     )
     assert not torch.equal(
-        cached(other.build(image_spec=model.image_spec).build("train"), model)[1]["images"][0],
-        data[1]["images"][0],
+        cached(other.build(image_spec=model.image_spec).build("train"), model)[1]["media"][0].data,
+        data[1]["media"][0].data,
     )
 
 
 def test_random_crops_are_never_stored(toy, model):
     data = dataset(toy, model, vis_processor={"train": XrayImageTrain.Config()})
-    assert not isinstance(cached(data, model).read_image, CachedReader)
-    assert data[0]["images"][0].dim() == 3
+    assert not isinstance(cached(data, model).read_media, CachedReader)
+    assert data[0]["media"][0].data.dim() == 3
 
 
 def shards():
@@ -76,13 +76,13 @@ def shards():
 
 
 def test_a_damaged_shard_is_mended(toy, model, caplog):
-    before = cached(dataset(toy, model), model)[0]["images"][0].clone()  # it is mapped
+    before = cached(dataset(toy, model), model)[0]["media"][0].data.clone()  # it is mapped
     (path,) = shards()
     path.write_bytes(path.read_bytes()[:-40])
     data = cached(dataset(toy, model), model)
     assert "is damaged" in caplog.text and str(path) in caplog.text
-    assert torch.equal(data[0]["images"][0], before)
-    assert data.read_image.name(data.records[0].images[0], 0) in data.read_image.store
+    assert torch.equal(data[0]["media"][0].data, before)
+    assert data.read_media.name(data.records[0].media[0], 0) in data.read_media.store
 
 
 def test_half_precision_takes_half_the_room(toy, model):
@@ -91,7 +91,7 @@ def test_half_precision_takes_half_the_room(toy, model):
     half = cached(dataset(toy, model), model, FeatureStore(dtype="float16"))
     (small,) = [path for path in shards() if path != large]
     assert 0.5 < small.stat().st_size / large.stat().st_size < 0.65  # names are as long
-    one, other = half[2]["images"][0], whole[2]["images"][0]
+    one, other = half[2]["media"][0].data, whole[2]["media"][0].data
     assert one.dtype == torch.float32 and not torch.equal(one, other)
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
@@ -101,12 +101,12 @@ def test_views_of_an_augmented_image_are_drawn_once(toy, model, monkeypatch):
     cached(dataset(toy, model, **settings), model, FeatureStore(views=3))
     monkeypatch.setattr(model, "encode_frozen", _only_black(model))
     data = cached(dataset(toy, model, **settings), model, FeatureStore(views=3))
-    seen = [data[0, epoch]["images"][0] for epoch in range(24)]
+    seen = [data[0, epoch]["media"][0].data for epoch in range(24)]
     kinds = {one.numpy().tobytes() for one in seen}
     assert len(kinds) == 3
-    again = [data[0, epoch]["images"][0] for epoch in range(24)]
+    again = [data[0, epoch]["media"][0].data for epoch in range(24)]
     assert all(map(torch.equal, seen, again))
-    assert not set(kinds) & {data[1, e]["images"][0].numpy().tobytes() for e in range(24)}
+    assert not set(kinds) & {data[1, e]["media"][0].data.numpy().tobytes() for e in range(24)}
 
 
 def _only_black(model):
@@ -128,10 +128,10 @@ def test_what_is_unused_for_longest_makes_room(toy, model, caplog):
         processor = {"train": XrayImageTrain.Config(min_scale=1.0, mean=[mean])}
         room = FeatureStore(max_gb=2.9 * rows * each / 1e9)
         data = cached(dataset(toy, model, vis_processor=processor), model, room)
-        assert len(data.read_image.store) == rows
+        assert len(data.read_media.store) == rows
     folders = [p for p in (cache_root() / "features").iterdir() if shards_of(p)]
     assert len(folders) == 2 and "making room" in caplog.text
-    assert data.read_image.store.folder in folders
+    assert data.read_media.store.folder in folders
 
 
 def test_a_run_makes_no_room_at_its_own_cost(toy, model, caplog):
@@ -140,18 +140,18 @@ def test_a_run_makes_no_room_at_its_own_cost(toy, model, caplog):
     train = cached(dataset(toy, model), model, room)
     other = {"train": XrayImageTrain.Config(min_scale=1.0, mean=[0.1])}
     second = cached(dataset(toy, model, vis_processor=other), model, room)
-    assert len(shards_of(train.read_image.store.folder)) == 1
-    assert 0 < len(second.read_image.store) < rows and "max_gb is full" in caplog.text
+    assert len(shards_of(train.read_media.store.folder)) == 1
+    assert 0 < len(second.read_media.store) < rows and "max_gb is full" in caplog.text
 
 
 def test_a_whole_store_may_be_read_only(toy, model, monkeypatch):
-    before = cached(dataset(toy, model), model)[0]["images"][0]
+    before = cached(dataset(toy, model), model)[0]["media"][0].data
 
     def refused(_):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(feature_cache, "used_now", refused)
-    assert torch.equal(cached(dataset(toy, model), model)[0]["images"][0], before)
+    assert torch.equal(cached(dataset(toy, model), model)[0]["media"][0].data, before)
 
 
 def test_the_rank_with_one_more_stores_all_of_its_share(toy, model, monkeypatch, caplog):
@@ -160,7 +160,7 @@ def test_the_rank_with_one_more_stores_all_of_its_share(toy, model, monkeypatch,
     first = Accelerator(cpu=True)
     monkeypatch.setattr(Accelerator, "num_processes", 2)
     stored = use_cache(data, model, model.feature_key(), first)
-    assert len(stored.read_image.store) == 2 and "full" not in caplog.text
+    assert len(stored.read_media.store) == 2 and "full" not in caplog.text
 
 
 def test_files_of_one_name_have_views_of_their_own(toy, model):
@@ -169,7 +169,7 @@ def test_files_of_one_name_have_views_of_their_own(toy, model):
         shutil.copy(toy / "images" / "s0.png", toy / folder / "view1.png")
     data = dataset(toy, model, vis_processor={"train": XrayImageTrain.Config()})
     one, two = (
-        feature_cache.pixels(data.read_image, ImageRef(toy / p / "view1.png"), 0, 2)
+        feature_cache.pixels(data.read_media, MediaRef(toy / p / "view1.png"), 0, 2)
         for p in ("p1", "p2")
     )
     assert not torch.equal(one, two)
@@ -181,15 +181,15 @@ def shards_of(folder):
 
 def test_what_has_no_room_is_encoded_when_it_is_read(toy, model, caplog):
     whole = dataset(toy, model)
-    expected = [cached(whole, model)[i]["images"][0] for i in range(len(whole))]
+    expected = [cached(whole, model)[i]["media"][0].data for i in range(len(whole))]
     tight = FeatureStore(max_gb=20 * 16 * 16 * 4 / 1e9)
     for path in shards():
         path.unlink()
     data = cached(dataset(toy, model), model, tight)
-    assert len(data.read_image.store) == 16  # one batch; the second has not room enough
+    assert len(data.read_media.store) == 16  # one batch; the second has not room enough
     assert "max_gb is full: 20 images are not stored" in caplog.text
     for i, one in enumerate(expected):
-        torch.testing.assert_close(data[i]["images"][0], one)
+        torch.testing.assert_close(data[i]["media"][0].data, one)
 
 
 def test_a_disk_too_small_is_said_before_the_work(toy, model, monkeypatch):
@@ -208,7 +208,7 @@ def test_workers_read_and_find_the_same(toy, model):
         dataset(toy, model), model, model.feature_key(), Accelerator(cpu=True), workers=2
     )
     for i in range(len(data)):
-        assert torch.equal(data[i]["images"][0], plain[i]["images"][0])
+        assert torch.equal(data[i]["media"][0].data, plain[i]["media"][0].data)
     state = torch.random.get_rng_state()
     other = {"train": XrayImageTrain.Config(min_scale=1.0, mean=[0.7])}
     cached(dataset(toy, model, vis_processor=other), model)
@@ -227,7 +227,7 @@ def test_a_bad_image_is_left_out_and_the_rest_encoded(toy, model, caplog):
     (toy / "images" / "s1.png").write_bytes(b"no picture")
     data = cached(dataset(toy, model, on_error="skip"), model)
     assert data[1] is None
-    assert data[0]["images"][0].shape == (16, 16)
+    assert data[0]["media"][0].data.shape == (16, 16)
     assert "cannot encode" in caplog.text
 
 
@@ -235,8 +235,8 @@ def test_black_is_the_same_with_and_without_a_cache(toy, model):
     plain = controls.blanked(dataset(toy, model))
     stored = controls.blanked(cached(dataset(toy, model), model))
     early = cached(dataset(toy, model, blank_images=True), model)
-    expected = model.encode_frozen(plain[0]["images"][0][None])[0]
+    expected = model.encode_frozen(plain[0]["media"][0].data[None])[0]
     for data in (stored, early):
-        torch.testing.assert_close(data[2]["images"][0], expected)
-    assert plain[0]["images"][0].unique().numel() == 1
+        torch.testing.assert_close(data[2]["media"][0].data, expected)
+    assert plain[0]["media"][0].data.unique().numel() == 1
     assert str(cache_root()).endswith("cache")

@@ -15,8 +15,8 @@ from tests.runners.test_evaluation import RUN
 from tests.runners.test_train_loop import MODEL, environment, runner_of
 from xraygpt.common.config import load
 from xraygpt.common.errors import DataError
-from xraygpt.datasets.base import ImageRef
 from xraygpt.experiment import Evaluation, build_predictor
+from xraygpt.processors.media import MediaRef
 from xraygpt.runners.prediction import Predictor, SomeFailed, find_inputs
 
 
@@ -192,7 +192,7 @@ def test_a_table_in_the_projects_own_layout(tmp_path):
     row = {"id": "s1", "study": "s1", "images": [{"path": "a.png", "view": "PA"}]}
     table.write_text(json.dumps(row))
     (found,) = find_inputs(table)
-    assert found.images == (ImageRef(tmp_path / "a.png", "PA"),)
+    assert found.images == (MediaRef(tmp_path / "a.png", "PA"),)
     row["images"] = [{"path": "a.png"}, {"path": "b.png"}]
     table.write_text(json.dumps(row))
     with pytest.raises(DataError, match="2 images, but"):

@@ -11,10 +11,12 @@ import torch
 from tests.conftest import write_toy_corpus
 from xraygpt.common.config import load
 from xraygpt.common.errors import ConfigError
-from xraygpt.datasets.targets import CodeQuestions, ToldFindings, coded_findings, pair
+from xraygpt.datasets.targets import CodeQuestions, ToldFindings, pair
 from xraygpt.experiment import Evaluation, build_evaluator
-from xraygpt.processors.prompts import without_marks
 from xraygpt.tasks import asking
+from xraygpt.vocabulary import vocabulary_of
+
+CHEST = vocabulary_of("chest_xray")
 
 CODES = {
     "left": ["Opacity/lung/left", "Cardiomegaly"],
@@ -50,12 +52,12 @@ def evaluator_of(corpus, target, more="", task="report_generation"):
 
 
 def test_codes_in_the_labellers_names():
-    assert coded_findings(CODES["left"]) == {"lung_opacity", "cardiomegaly"}
-    assert coded_findings(["Lung/hypoinflation"]) == {"hypoinflation"}
-    assert coded_findings(["normal"]) == {"no_finding"}
-    assert coded_findings(["pleural effusion/left", "Nipple Shadow"]) == {"pleural_effusion"}
+    assert CHEST.coded_findings(CODES["left"]) == {"lung_opacity", "cardiomegaly"}
+    assert CHEST.coded_findings(["Lung/hypoinflation"]) == {"hypoinflation"}
+    assert CHEST.coded_findings(["normal"]) == {"no_finding"}
+    assert CHEST.coded_findings(["pleural effusion/left", "Nipple Shadow"]) == {"pleural_effusion"}
     written = ["lung opacity/left", "support devices"]
-    assert coded_findings(written) == {"lung_opacity", "support_devices"}
+    assert CHEST.coded_findings(written) == {"lung_opacity", "support_devices"}
 
 
 def test_questions_about_findings_are_answered_by_the_codes(corpus):
@@ -68,7 +70,7 @@ def test_questions_about_findings_are_answered_by_the_codes(corpus):
         "<image> Is there lung opacity?": "yes.",
         "<image> Is there no finding?": "no.",
     }
-    drawn = CodeQuestions("<image>", CODES["right"], ["hypoinflation", "scar"], 2, findings=True)
+    drawn = CodeQuestions("<image>", CODES["right"], ["hypoinflation", "scar"], 2, findings=CHEST)
     said = {
         q["text"].removeprefix("<image> "): a["text"]
         for q, a in zip(*[iter(drawn("x"))] * 2, strict=True)
@@ -78,7 +80,7 @@ def test_questions_about_findings_are_answered_by_the_codes(corpus):
 
 def test_findings_are_told_in_most_draws_and_some_are_left_out():
     turns = pair("<image>", "The heart is large.")
-    told = ToldFindings(turns, ["Cardiomegaly", "Lung/hypoinflation/mild"], 0.3)
+    told = ToldFindings(turns, ["Cardiomegaly", "Lung/hypoinflation/mild"], 0.3, vocabulary=CHEST)
     texts = Counter(told(f"0/{i}/s")[0]["text"] for i in range(2000))
     both = ["cardiomegaly; lung, hypoinflation, mild", "lung, hypoinflation, mild; cardiomegaly"]
     full = sum(texts[f"<image><findings>{words}</findings>"] for words in both) / 2000
@@ -87,11 +89,13 @@ def test_findings_are_told_in_most_draws_and_some_are_left_out():
     assert full == pytest.approx(0.7 * 0.81, abs=0.04)
     assert min(texts[f"<image><findings>{words}</findings>"] for words in both) > 200  # any order
     assert all(told(f"0/{i}/s")[1]["text"] == "The heart is large." for i in range(5))
-    asked = ToldFindings(turns, ["Cardiomegaly", "Lung/hypoinflation/mild"], 0.3, "question")
+    asked = ToldFindings(
+        turns, ["Cardiomegaly", "Lung/hypoinflation/mild"], 0.3, "question", vocabulary=CHEST
+    )
     texts = Counter(asked(f"0/{i}/s")[0]["text"] for i in range(2000))
     full = texts["<image> Write the report. Seen: cardiomegaly, hypoinflation."] / 2000
     assert full == pytest.approx(0.7 * 0.81, abs=0.04)
-    normal = ToldFindings(turns, ["normal"], 0.0, "question")("0")[0]["text"]
+    normal = ToldFindings(turns, ["normal"], 0.0, "question", vocabulary=CHEST)("0")[0]["text"]
     assert normal == "<image> Write the report. Seen: nothing abnormal."
 
 
@@ -102,11 +106,11 @@ def test_another_question_to_the_same_images_is_what_training_would_ask(corpus):
     prompts = reports.collate.prompts(samples)
     same = {r.study_id: i for i, r in enumerate(questions.data.records) if "opacity" in r.sample_id}
     wanted = questions.collate.prompts([questions.data[same[s["study_id"]]] for s in samples])
-    asked = asking.ask(reports.model, prompts, ["<image> Is there lung opacity?"] * 3)
+    asked = asking.ask(reports.model, prompts, ["Is there lung opacity?"] * 3)
     for key in ("input_ids", "labels", "attention_mask"):
         assert torch.equal(asked[key], wanted[key]), key
     assert asked["question"] == wanted["question"]
-    assert torch.equal(asked["image_inputs"]["features"], prompts["image_inputs"]["features"])
+    assert torch.equal(asked["media_inputs"]["features"], prompts["media_inputs"]["features"])
 
 
 def test_the_report_is_asked_for_with_what_is_held_likely(corpus, monkeypatch):
@@ -124,7 +128,7 @@ def test_the_report_is_asked_for_with_what_is_held_likely(corpus, monkeypatch):
     said: list[list[str]] = []
     monkeypatch.setattr(asking, "yes_probability", probability)
     monkeypatch.setattr(
-        evaluator.model, "generate", lambda batch, how: said.append(batch["question"])
+        evaluator.model, "generate", lambda batch, *_: said.append(batch["question"])
     )
     samples = [evaluator.data[i] for i in range(3)]
     evaluator.task.predict(evaluator.model, evaluator.collate.prompts(samples))
@@ -145,15 +149,15 @@ def test_one_study_is_asked_as_a_batch_is(corpus):
     evaluator = evaluator_of(corpus, "report", ", tell_findings: 0.0")
     model, plan = evaluator.model, asking.Plan(threshold=0.5, findings=["lung_opacity", "edema"])
     sample = evaluator.data[0]
-    batch = asking.with_plan(model, evaluator.collate.prompts([sample]), plan)
-    one = asking.planned_question(model, plan, sample["images"], "What does it show?")
-    assert without_marks(one) == batch["question"][0]
+    batch, _ = asking.with_plan(model, evaluator.collate.prompts([sample]), plan)
+    one = asking.planned_question(model, plan, sample["media"], "What does it show?")
+    assert f"(found: {one.caption}) {one.question}" == batch["question"][0]
     sure = asking.Plan(threshold=1.0, findings=["edema", "scar"], thresholds={"edema": 0.0})
-    one = asking.planned_question(model, sure, sample["images"], "Say.")
-    assert one == "<findings>edema</findings> Say."
+    one = asking.planned_question(model, sure, sample["media"], "Say.")
+    assert (one.caption, one.question) == ("edema", "Say.")
     sure = asking.Plan(threshold=0.0, findings=["edema", "lung_opacity"])
-    one = asking.planned_question(model, sure, sample["images"], "Say.")
-    assert one == "<findings>edema; lung opacity</findings> Say."
+    one = asking.planned_question(model, sure, sample["media"], "Say.")
+    assert (one.caption, one.question) == ("edema; lung opacity", "Say.")
 
 
 def test_what_is_told_stands_where_training_told_it(corpus):
@@ -161,12 +165,10 @@ def test_what_is_told_stands_where_training_told_it(corpus):
     reports = evaluator_of(corpus, "report")
     sample = reports.data[0]
     prompts = reports.collate.prompts([sample])
-    told = ToldFindings(pair("<image>", "x"), ["Cardiomegaly"], 0.0)
+    told = ToldFindings(pair("<image>", "x"), ["Cardiomegaly"], 0.0, vocabulary=CHEST)
     draw = next(d for d in map(str, range(99)) if "findings" in told(d)[0]["text"])
     wanted = reports.collate.prompts([{**sample, "turns": told(draw)}])
-    asked = asking.ask(
-        reports.model, prompts, ["<image><findings>cardiomegaly</findings> What does it show?"]
-    )
+    asked = asking.ask(reports.model, prompts, ["What does it show?"], ["cardiomegaly"])
     assert torch.equal(asked["input_ids"], wanted["input_ids"])
     words = reports.model.tokenizer.decode([i for i in wanted["input_ids"][0] if i >= 0])
     assert "<Img>; cardiomegaly</Img> What does it show?" in words.replace("> ;", ">;")
@@ -179,7 +181,7 @@ def test_a_users_own_question_is_not_replaced(corpus, monkeypatch):
     said: list[list[str]] = []
     model = evaluator.model
     monkeypatch.setattr(asking, "yes_probability", lambda *_: torch.ones(2))
-    monkeypatch.setattr(model, "generate", lambda batch, how: said.append(batch["question"]))
+    monkeypatch.setattr(model, "generate", lambda batch, *_: said.append(batch["question"]))
     own, plain = evaluator.data[0], evaluator.data[1]
     own = {**own, "turns": [{"role": "user", "text": "<image> Is it large?"}, *own["turns"][1:]]}
     evaluator.task.predict(model, evaluator.collate.prompts([own, plain]))
@@ -211,3 +213,17 @@ def test_val_is_never_told_the_findings(corpus):
     for wrong, why in ((", tell_findings: 30", "must lie in"), (", question_sides: true", "sides")):
         with pytest.raises(ConfigError, match=why):
             evaluator_of(corpus, "code_questions", wrong)
+
+
+def test_agreement_is_the_f1_of_what_was_told():
+    told = [["cardiomegaly, mild", "pleural effusion, left"], ["normal"], []]
+    bonus = asking.agreement_with(told, 0.5, CHEST)
+    both = "The heart is enlarged. There is a left pleural effusion."
+    assert bonus(0, both) == 0.5
+    assert bonus(0, "The heart is enlarged.") == pytest.approx(0.5 * 2 / 3)
+    assert bonus(0, "Heart size is normal. The lungs are clear.") < 0.2
+    clear = "The heart is normal in size. The lungs are clear. No acute disease."
+    assert bonus(1, clear) == 0.5 and bonus(1, both) == 0
+    assert bonus(2, both) == 0
+    with pytest.raises(ValueError, match="at least 0"):
+        asking.Plan(agreement=-0.5)

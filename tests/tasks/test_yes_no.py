@@ -116,8 +116,8 @@ def test_the_control_gives_all_questions_of_an_image_the_same_other_one(made):
     wrong = shuffled_whole(data, seed=1)
     other = {}
     for record, same in zip(data.records, wrong.records, strict=True):
-        assert other.setdefault(record.images, same.images) == same.images != record.images
-    codes = {r.images: str(r.meta["codes"]) for r in data.records}
+        assert other.setdefault(record.media, same.media) == same.media != record.media
+    codes = {r.media: str(r.meta["codes"]) for r in data.records}
     same_codes = sum(codes[a] == codes[b] for a, b in other.items()) / len(other)
     assert 0.1 < same_codes < 0.6  # as chance has it, a third
 

@@ -31,8 +31,9 @@ from xraygpt.experiment import Training, build_runner
 from xraygpt.models.encoders import build_vision
 from xraygpt.models.language import SmallLLM, new_llm, new_tokenizer
 from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.processors.content import Turn
 from xraygpt.processors.image import ImageSpec, XrayImage
-from xraygpt.processors.prompts import IMAGE_TOKEN_ID, Turn
+from xraygpt.processors.prompts import IMAGE_TOKEN_ID, Run
 from xraygpt.runners.state import load_weights
 
 MODEL = """
@@ -157,14 +158,14 @@ def test_plain_transformers_says_the_same(tmp_path, monkeypatch, tied, spare):
         pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(number))
         question = f"Question {number}: is the {'heart large' * (number % 3)}?"
         turns = [Turn(role="user", text=f"<image> {question}")]
-        rendered = model.renderer.render(turns, [8])["input_ids"]
+        rendered = model.renderer.render(turns, [Run(8)])["input_ids"]
         text = prompt["text"].replace(prompt["question"], question)
         ids = torch.tensor([processor.tokenizer(text, add_special_tokens=False)["input_ids"]])
         own = torch.tensor([rendered])
         assert torch.equal(ids.masked_fill(ids == image_id, IMAGE_TOKEN_ID), own)
         with torch.no_grad():
             embeds = model.embed({
-                "input_ids": own, "image_inputs": {"pixel_values": pixels}, "question": [question],
+                "input_ids": own, "media_inputs": {"pixel_values": pixels}, "question": [question],
             })  # fmt: skip
             mine = model.llm(inputs_embeds=embeds).logits
             other = theirs(pixels, input_ids=ids).logits[..., : mine.shape[-1]]

@@ -22,33 +22,30 @@ from torch import nn
 from xraygpt.common.errors import InputError
 
 
-def compile_layers(model: nn.Module, device: torch.device) -> None:
-    """Let the decoder layers of `model.llm` be compiled when they are first trained through.
+def compile_layers(layers: nn.ModuleList, device: torch.device) -> None:
+    """Let the layers of a language model be compiled when they are first trained through.
 
     Names of parameters, and so checkpoints, stay as they are.
 
     Args:
-        model: Not yet wrapped.
+        layers: Of a model that is not yet wrapped.
         device: Where it will be trained.
 
     Raises:
-        InputError: The model has no LLM, or this machine has nothing to compile with.
+        InputError: This machine has nothing to compile with.
     """
-    llm: Any = getattr(model, "llm", None)
-    if llm is None:
-        raise InputError("run.compile: this model has no LLM; leave it off")
     _check_tools(device)
     # It says on a CPU that there is no CUDA.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     # Gradients are reduced layer by layer anyway; torch would cut layers where DDP's buckets end.
     torch._dynamo.config.optimize_ddp = False
-    for layer in llm.get_decoder().layers:
+    for layer in layers:
         layer.compile(dynamic=True)
 
 
-def written(model: Any) -> None:
+def written(layers: nn.ModuleList) -> None:
     """Undo `compile_layers`."""
-    for layer in model.llm.get_decoder().layers:
+    for layer in layers:
         layer._compiled_call_impl = None
 
 

@@ -43,6 +43,23 @@ def modernise(tree: dict[str, Any], notes: list[str]) -> dict[str, Any]:
         return result
 
     modern: dict[str, Any] = walk(tree, "")
+    _move_agreement(modern, notes)
     if dropped:
         notes.append(f"keys that no longer mean anything are ignored: {', '.join(dropped)}")
     return modern
+
+
+def _move_agreement(tree: dict[str, Any], notes: list[str]) -> None:
+    """`run.task.generate.agreement` of earlier versions is the plan's own setting now."""
+    run = tree.get("run")
+    task = run.get("task") if isinstance(run, dict) else None
+    generate = task.get("generate") if isinstance(task, dict) else None
+    if not isinstance(task, dict) or not isinstance(generate, dict):
+        return
+    if "agreement" not in generate:
+        return
+    weight = generate.pop("agreement")
+    plan = task.get("plan")
+    if isinstance(plan, dict):
+        plan.setdefault("agreement", weight)
+    notes.append("run.task.generate.agreement is run.task.plan.agreement now")

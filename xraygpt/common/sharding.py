@@ -19,11 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from xraygpt.common.errors import InputError
 
 
-def shard_frozen(model: nn.Module, device: torch.device, world: int) -> int:
-    """Shard the layers of `model.llm` in place.
+def shard_frozen(model: nn.Module, layers: nn.ModuleList, device: torch.device, world: int) -> int:
+    """Shard the frozen layers of a model in place.
 
     Args:
         model: On `device`, not yet wrapped.
+        layers: Those of its language model.
         device: Of this process.
         world: Processes; one changes nothing.
 
@@ -36,11 +37,7 @@ def shard_frozen(model: nn.Module, device: torch.device, world: int) -> int:
     """
     if world == 1:
         return 0
-    llm: Any = getattr(model, "llm", None)
-    if llm is None:
-        raise InputError("run.shard_llm: this model has no LLM")
-    layers = llm.get_decoder().layers
-    adapters = {p for n, p in llm.named_parameters() if "lora_" in n}
+    adapters = {p for n, p in layers.named_parameters() if "lora_" in n}
     frozen = [p for p in layers.parameters() if p not in adapters]
     if any(p.requires_grad for p in frozen):
         raise InputError(
@@ -48,7 +45,9 @@ def shard_frozen(model: nn.Module, device: torch.device, world: int) -> int:
             "true (with model.lora, say), or leave it off"
         )
     loaded: set[str] = getattr(model, "loaded_keys", set())
-    if any(n.startswith("llm.") and "lora_" not in n for n in loaded):
+    inside = {id(p) for p in frozen}
+    own = {n for n, p in model.named_parameters() if id(p) in inside}
+    if own & loaded:
         raise InputError(
             "run.shard_llm: model.ckpt holds weights of the LLM itself, which every checkpoint "
             "would hold again; make them an LLM of its own (python -m xraygpt.convert), or leave "

@@ -13,7 +13,9 @@ from torch import Tensor
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from xraygpt.conversation.engine import Shown
 from xraygpt.models.decoding import Decoder
+from xraygpt.processors.prompts import Rendered
 
 Ended = Literal["end", "length", "cancelled"]
 
@@ -23,18 +25,23 @@ class Replay:
     """What the model had before it when it had given an answer.
 
     Attributes:
-        ids: Of the whole prompt and the answer, IMAGE_TOKEN_ID at every token of an image.
+        rendered: Of the whole prompt and the answer.
         start: Place of the answer's first id.
         answer: Its text.
-        images: As `Conversation.add_image` took them.
-        asked: What a Q-Former that reads the question read.
+        images: All media shown until then.
+        asked: What a model that reads the question beside an image read.
     """
 
-    ids: list[int]
+    rendered: Rendered
     start: int
     answer: str
-    images: list[Tensor]
+    images: list[Shown]
     asked: str
+
+    @property
+    def ids(self) -> list[int]:
+        """Of the whole prompt and the answer, IMAGE_TOKEN_ID at every token of a medium."""
+        return self.rendered["input_ids"]
 
 
 class Answer:

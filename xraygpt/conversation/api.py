@@ -29,13 +29,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
-from torch import Tensor
 
 from xraygpt.common.errors import InputError, without_path
 from xraygpt.conversation.answer import Answer
 from xraygpt.conversation.chat import ChatEngine, Conversation
 from xraygpt.models.base import Generation
-from xraygpt.processors.prompts import without_marks
+from xraygpt.processors.content import without_marks
+from xraygpt.processors.media import Media
+from xraygpt.tasks.asking import Planned
 
 NOTICE = "AI output, not verified. Research use only, not for diagnosis."
 KEPT = 8
@@ -132,32 +133,32 @@ class Service:
 
     Attributes:
         engine: The model.
-        read_image: File -> tensor, as in training.
+        read_media: File -> image, as in training.
         name: Of the model, for `/v1/models`.
         how: Decoding where a request says nothing.
         limits: What a request may bring.
         key: Requests must bring it as a bearer token; empty asks for none.
         facts: For `/health`.
-        plan: Images and the question for a report -> that question, with what was found in them
-            told; asked where a conversation begins with images and one of the model's own prompts,
+        plan: Images and the question for a report -> that question, with what was found in them;
+            asked where a conversation begins with images and one of the model's own prompts,
             or none. None tells nothing.
     """
 
     engine: ChatEngine
-    read_image: Callable[[Path], Tensor]
+    read_media: Callable[[Path], Media]
     name: str
     how: Generation
     limits: ApiLimits
     key: str
     facts: dict[str, Any]
-    plan: Callable[[Sequence[Tensor], str], str] | None = None
+    plan: Callable[[Sequence[Media], str], Planned] | None = None
 
     def __post_init__(self) -> None:
         self._kept: OrderedDict[str, Conversation] = OrderedDict()
         self._lock = threading.Lock()
         self.waiting = 0
 
-    def conversation(self, messages: list[Message]) -> tuple[Conversation, str]:
+    def conversation(self, messages: list[Message]) -> tuple[Conversation, Planned]:
         """A conversation that stands before the last message, and the question.
 
         Raises:
@@ -176,7 +177,7 @@ class Service:
         conversation = found or self._rebuilt(before)
         return conversation, self._asked(conversation, last)
 
-    def _asked(self, conversation: Conversation, message: Message) -> str:
+    def _asked(self, conversation: Conversation, message: Message) -> Planned:
         """Show a message's images; its question, for a first report with what was found in them."""
         images = [self._image(url) for url in message.images()]
         for image in images:
@@ -185,7 +186,7 @@ class Service:
         plain = [" ".join(without_marks(p).split()) for p in self.engine.renderer.prompts]
         opens = bool(images) and not conversation.exchanges
         if self.plan is None or not opens or " ".join(text.split()) not in ("", *plain):
-            return text
+            return Planned(text)
         return self.plan(images, text or (plain[0] if plain else ""))
 
     def keep(self, messages: list[Message], answer: str, conversation: Conversation) -> None:
@@ -199,7 +200,7 @@ class Service:
     def _rebuilt(self, messages: list[Message]) -> Conversation:
         system = " ".join(m.text() for m in messages if m.role in ("system", "developer"))
         conversation = self.engine.start(system)
-        asked: str | None = None
+        asked: Planned | None = None
         for message in messages:
             if message.role == "user":
                 if asked is not None:
@@ -210,13 +211,13 @@ class Service:
                     raise ApiError(
                         400, "an assistant message answers nothing", "invalid_value", "messages"
                     )
-                conversation.recall(asked, message.text())
+                conversation.recall(asked.question, message.text(), asked.caption)
                 asked = None
         if asked is not None:
             raise ApiError(400, "two user messages in a row", "invalid_value", "messages")
         return conversation
 
-    def _image(self, url: str) -> Tensor:
+    def _image(self, url: str) -> Media:
         head, _, data = url.partition(",")
         if not head.startswith("data:") or not head.endswith(";base64"):
             raise ApiError(
@@ -235,7 +236,7 @@ class Service:
             path = Path(folder) / "image"
             path.write_bytes(content)
             try:
-                return self.read_image(path)
+                return self.read_media(path)
             except InputError as error:
                 raise ApiError(
                     400, without_path(error, path), "invalid_image", "messages"
@@ -397,9 +398,11 @@ async def _watch(request: Request, gone: Callable[[], None]) -> None:
 
 
 def _begin(service: Service, asked: ChatRequest, how: Generation) -> tuple[Conversation, Answer]:
-    conversation, question = service.conversation(asked.messages)
+    conversation, planned = service.conversation(asked.messages)
     try:
-        return conversation, conversation.ask(question, how)
+        return conversation, conversation.ask(
+            planned.question, how, caption=planned.caption, bonus=planned.bonus
+        )
     except InputError as error:
         raise ApiError(400, str(error), "context_length_exceeded", "messages") from None
 

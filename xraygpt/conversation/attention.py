@@ -15,8 +15,7 @@ it to phantoms, whose lesions are known to the pixel. Notation: Q queries, L pat
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +27,12 @@ from transformers import DynamicCache
 
 from xraygpt.common.errors import InputError
 from xraygpt.conversation.answer import Replay
-from xraygpt.conversation.chat import ChatEngine, Conversation
+from xraygpt.conversation.chat import Conversation
+from xraygpt.conversation.engine import Engine, Shown, bare
+from xraygpt.models.capabilities import AttentionMaps, need
+from xraygpt.models.tracing import eager_attention
 from xraygpt.processors.image import Fit
-from xraygpt.processors.prompts import IMAGE_TOKEN_ID
+from xraygpt.processors.media import Media, of_tensor
 
 FEWEST, MOST_ROWS = 8, 400
 """Reference images, below which no average is taken; tokens of an answer that stand for it."""
@@ -58,20 +60,23 @@ class Attention:
     Args:
         engine: Whose.
 
+    Raises:
+        InputError: The model cannot show where it looked; says why.
+
     Attributes:
         references: How many images the average was taken of; 0 if none is taken off.
     """
 
-    def __init__(self, engine: ChatEngine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.maps = engine, need(engine.model, AttentionMaps)
         self.references = 0
         self._average: Tensor | None = None
 
-    def compare_with(self, images: Iterable[Tensor]) -> int:
+    def compare_with(self, images: Iterable[Media | Tensor]) -> int:
         """Take the average over these images; fewer than `FEWEST` change nothing.
 
         Args:
-            images: (C, H, W) each, as the model's image processor makes them.
+            images: As the model's image processor makes them.
 
         Returns:
             How many there were.
@@ -79,7 +84,7 @@ class Attention:
         total: Any = 0
         count = 0
         for image in images:
-            total = total + self._cross_attention(image, "")[0].mean(dim=0)
+            total = total + self._traced([as_media(image)], "")[0][1].mean(dim=0)
             count += 1
         if count >= FEWEST:
             self._average, self.references = total / count, count
@@ -104,15 +109,14 @@ class Attention:
         if not replay.images:
             raise InputError("no image was shown before this answer")
         first, last = self._tokens(replay, start, end)
-        crosses = [self._cross_attention(image, replay.asked) for image in replay.images]
-        embedded = [tokens for _, tokens in crosses]
+        traced = self._traced([image.media for image in replay.images], replay.asked)
         rows, first, last = self._rows(replay, first, last)
-        attended = self._to_queries(replay, embedded, rows)
+        attended = self._to_queries(replay, [tokens for tokens, _ in traced], rows)
         to_queries = attended[first:last].mean(dim=0)
         more = _above(to_queries, attended.mean(dim=0))
         total = float(to_queries.sum())
         looks, at = [], 0
-        for cross, tokens in crosses:
+        for tokens, cross in traced:
             own = slice(at, at + len(tokens))
             weights = more[own].view(cross.shape[0], 1, -1)
             at += len(tokens)
@@ -141,20 +145,13 @@ class Attention:
         return first, max(min(last, len(ids)), first + 1)
 
     @torch.inference_mode()
-    def _cross_attention(self, image: Tensor, asked: str) -> tuple[Tensor, Tensor]:
-        """(F, Q, L) of an image's queries to its patches, and their (F x Q, H) tokens."""
+    def _traced(self, media: Sequence[Media], asked: str) -> list[tuple[Tensor, Tensor]]:
+        """Of each medium its (F · Q, H) tokens, and (F, Q, P) shares of its patches in them."""
         engine = self.engine
-        seen: list[Tensor] = []
-        network: Any = engine.model.qformer.qformer
-        with engine.lane, ExitStack() as stack:
-            stack.enter_context(_eager(network))
-            for name, module in network.named_modules():
-                if name.endswith("crossattention.attention"):
-                    hook = module.register_forward_hook(lambda _, __, out: seen.append(out[1]))
-                    stack.callback(hook.remove)
-            tokens = engine.encode(image, asked)
-        cross = torch.stack([layer.float().mean(dim=1) for layer in seen]).mean(dim=0)
-        return cross[:, : self.engine.packer.num_query_token].cpu(), tokens
+        with engine.lane:
+            runs = engine.plan([Shown(one) for one in media])
+            batch = engine.batch(bare(runs), media, asked)
+            return [(tokens, shares.cpu()) for tokens, shares in self.maps.traced_tokens(batch)]
 
     def _rows(self, replay: Replay, first: int, last: int) -> tuple[slice, int, int]:
         """Rows that chose the answer's tokens, and where those first..last are among them.
@@ -172,19 +169,34 @@ class Attention:
     def _to_queries(self, replay: Replay, images: Sequence[Tensor], rows: slice) -> Tensor:
         """(rows, all queries) attention of these rows."""
         engine = self.engine
-        llm = engine.model.llm
+        llm = engine.chats.llm
         with engine.lane:
-            embeds = engine.embed(replay.ids[: rows.stop], images)
+            media = [image.media for image in replay.images]
+            batch = engine.batch(replay.rendered, media, replay.asked)
+            embeds = engine.chats.embed(batch, images)[:, : rows.stop]
+            places = engine.model.positions(batch)
             cache = DynamicCache(config=llm.config)
-            common = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+
+            def read(part: slice, **more: Any) -> Any:
+                own = {} if places is None else {"position_ids": places[..., part]}
+                return llm(
+                    inputs_embeds=embeds[:, part], past_key_values=cache, use_cache=True,
+                    logits_to_keep=1, **own, **more,
+                )  # fmt: skip
+
             if rows.start:
-                llm(inputs_embeds=embeds[:, : rows.start], **common)
-            with _eager(llm):
-                out = llm(inputs_embeds=embeds[:, rows.start :], output_attentions=True, **common)
-        at = [i for i, token in enumerate(replay.ids[: rows.stop]) if token == IMAGE_TOKEN_ID]
+                read(slice(0, rows.start))
+            with eager_attention(llm):
+                out = read(slice(rows.start, rows.stop), output_attentions=True)
+        at = [i for r in replay.rendered["runs"] for i in range(r.start, r.start + r.length)]
         # A sliding window keeps its last places alone; what it has dropped was not looked at.
         each = [F.pad(a, (rows.stop - a.shape[-1], 0))[0, ..., at] for a in out.attentions]
         return torch.stack([a.float().mean(dim=0).cpu() for a in each]).mean(dim=0)
+
+
+def as_media(image: Media | Tensor) -> Media:
+    """A processed image, as a medium."""
+    return of_tensor(image) if isinstance(image, Tensor) else image
 
 
 def _above(own: Tensor, mean: Tensor) -> Tensor:
@@ -235,14 +247,3 @@ def _grid(heat: Tensor) -> Tensor:
         if side * side == count - extra and side > 1:
             return heat[:, extra:].reshape(len(heat), side, side)
     raise InputError(f"{count} features are no grid of patches, so no place can be named")
-
-
-@contextmanager
-def _eager(network: Any) -> Iterator[None]:
-    """Attention that says what it did, meanwhile."""
-    before = network.config._attn_implementation
-    network.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        network.set_attn_implementation(before)

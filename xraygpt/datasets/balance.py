@@ -10,7 +10,7 @@ from itertools import accumulate
 from xraygpt.common.draws import keyed_random
 from xraygpt.datasets.base import StudyDataset, reference_of
 from xraygpt.datasets.targets import headings
-from xraygpt.metrics.findings import label
+from xraygpt.vocabulary import vocabulary_of
 
 
 def shares(labels: Sequence[Collection[str]], power: float) -> list[float]:
@@ -39,7 +39,7 @@ def labels_of(data: StudyDataset) -> list[set[str]]:
     if any(coded):
         return coded
     texts = [reference_of(data.turns_of(i)) for i in range(len(data))]
-    return [{n for n, status in label(text).items() if status != "negative"} for text in texts]
+    return [vocabulary_of(data.vocabulary).positive(text) for text in texts]
 
 
 def drawn(weights: Sequence[float], wanted: int, *key: object) -> list[int]:

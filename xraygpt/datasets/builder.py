@@ -14,13 +14,14 @@ from typing import Any, ClassVar, Literal
 from xraygpt.common import memory
 from xraygpt.common.errors import DataError
 from xraygpt.common.paths import is_plain_file_within, is_within
-from xraygpt.common.registry import BUILDERS, Plugin, Registry
+from xraygpt.common.registry import BUILDERS, Plugin, Registry, did_you_mean
 from xraygpt.datasets import controls
-from xraygpt.datasets.base import Record, Split, StudyDataset, read_tensor
+from xraygpt.datasets.base import DEFAULT_VOCABULARY, Record, Split, StudyDataset, read_media
 from xraygpt.datasets.packed import PackedRecords, RecordFile
 from xraygpt.datasets.splits import SplitRule
 from xraygpt.processors.base import BaseProcessor
 from xraygpt.processors.image import ImageSpec, XrayImage
+from xraygpt.processors.media import KINDS, MediaRef
 from xraygpt.processors.text import Identity
 
 log = logging.getLogger(__name__)
@@ -108,11 +109,12 @@ class BaseBuilder(Plugin):
         self._settle(problems, len(kept))
         data = StudyDataset(
             kept,
-            partial(read_tensor, processor=vis),
+            partial(read_media, processor=vis),
             on_error=self.config.on_error,
             seed=self.seed,
             cacheable=vis.deterministic,
             signature=vis.signature(),
+            vocabulary=getattr(self.config, "vocabulary", DEFAULT_VOCABULARY),
         )
         return controls.blanked(data) if self.config.blank_images else data
 
@@ -231,3 +233,61 @@ def existing(path: Path) -> Path:
     if size == 0:
         raise RecordError(f"image file is empty ({path})")
     return path
+
+
+_KEYS = ("path", "view", "kind", "index", "frame", "frames", "tensor", "spacing", "fps")
+
+
+def media_of(item: Any, place: Callable[[Any], Path | str], view: str = "") -> MediaRef:
+    """One entry of a record's `images`.
+
+    Args:
+        item: ``{path, view?, kind?, index?, frames?, tensor?, spacing?, fps?}`` as `MediaRef` has
+            them; `frame` is another name of `index`, and `frame: null` a clip of all frames.
+        place: The entry's path -> where the file lies.
+        view: Where the entry names none.
+
+    Raises:
+        RecordError: Something in it cannot be used; says what.
+    """
+    if not isinstance(item, dict):
+        raise RecordError(f"an image is a path or an object with a path, not {item!r}")
+    unknown = sorted(set(item) - set(_KEYS))
+    if unknown:
+        raise RecordError(f"an image has {unknown[0]!r}{did_you_mean(unknown[0], _KEYS)}")
+    kind = item.get("kind")
+    if "frame" in item and item["frame"] is None:
+        kind = kind or "clip"
+    if kind not in (None, *KINDS):
+        raise RecordError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+    fps, spacing, frames = item.get("fps"), item.get("spacing"), item.get("frames")
+    try:
+        return MediaRef(
+            place(item.get("path")),
+            str(item.get("view") or view),
+            _whole(item.get("index", item.get("frame"))),
+            kind=kind,
+            frames=None if frames is None else _frames(frames),
+            tensor=str(item.get("tensor") or ""),
+            spacing=None if spacing is None else tuple(float(s) for s in spacing),
+            fps=None if fps is None else float(fps),
+        )
+    except (TypeError, ValueError) as error:
+        if isinstance(error, RecordError):
+            raise
+        raise RecordError(
+            f"an image's index, frames [start, stop, step], spacing or fps is not of that form: "
+            f"{error}"
+        ) from None
+
+
+def _whole(value: Any) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise TypeError(f"{value!r} is no whole number")
+
+
+def _frames(value: Any) -> tuple[int, int, int]:
+    start, stop, *rest = (int(v) for v in value)
+    (step,) = rest or (1,)
+    return start, stop, step

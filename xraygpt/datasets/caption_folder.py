@@ -16,8 +16,9 @@ from typing import Any
 from xraygpt.common.errors import DataError
 from xraygpt.common.openi import is_published_test, openi_study
 from xraygpt.common.registry import registry
-from xraygpt.datasets.base import ImageRef, Record
+from xraygpt.datasets.base import Record
 from xraygpt.datasets.builder import BaseBuilder, RecordError, existing, inside
+from xraygpt.processors.media import MediaRef
 from xraygpt.processors.prompts import IMAGE, Turn
 
 _ENDINGS = ("", ".png", ".jpg", ".jpeg", ".dcm")
@@ -68,7 +69,7 @@ class CaptionFolder(BaseBuilder):
         record = Record(
             sample_id=stem,
             study_id=openi_study(path.name) or str(row.get("study", stem)),
-            images=(ImageRef(path, str(row.get("view", ""))),),
+            media=(MediaRef(path, str(row.get("view", ""))),),
             turns=(
                 Turn(role="user", text=question),
                 Turn(role="assistant", text=clean(caption)),

@@ -1,4 +1,4 @@
-"""Samples -> Batch. The only place where text meets the number of tokens an image takes."""
+"""Samples -> Batch. The only place where text meets the number of tokens a medium takes."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ import torch
 from torch import Tensor
 
 from xraygpt.common.errors import DataError
-from xraygpt.datasets.base import Batch, Sample
+from xraygpt.datasets.base import Batch, MediaRun, Sample
+from xraygpt.processors.content import Turn, plain_text, without_media
+from xraygpt.processors.media import Media
 from xraygpt.processors.prompts import (
     IGNORE_INDEX,
     IMAGE_TOKEN_ID,
     PromptRenderer,
-    Turn,
-    without_marks,
+    Rendered,
+    Run,
 )
 
 
-class ImagePacker(Protocol):
-    """A model's own view of images: how many tokens each takes, and how it wants them stacked."""
+class Packer(Protocol):
+    """A model's own view of media: how many tokens each takes, and how it wants them stacked."""
 
-    def tokens(self, image: Tensor) -> int:
-        """Placeholders for one entry of `Sample.images`."""
+    def plan(self, media: Sequence[Media]) -> list[Run]:
+        """Placeholders of each medium of one sample, in order; a tiling may depend on all of it."""
 
-    def pack(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
-        """All images of a batch, in order, as `Batch.image_inputs`."""
+    def pack(self, samples: Sequence[Sequence[Media]]) -> dict[str, Tensor]:
+        """The media of a batch, by sample, as `Batch.media_inputs`; there is at least one."""
 
 
 class Collator:
@@ -34,7 +36,7 @@ class Collator:
 
     Args:
         renderer: Turns to ids.
-        packer: The model's image processor; None makes text-only batches.
+        packer: The model's; None makes text-only batches.
         max_len: Most tokens a row may have: the LLM's context.
         all_tokens: Put labels on every text token, for language modelling.
         extra: Makes of the samples what the task wants beside; None wants nothing.
@@ -43,7 +45,7 @@ class Collator:
     def __init__(
         self,
         renderer: PromptRenderer,
-        packer: ImagePacker | None,
+        packer: Packer | None,
         *,
         max_len: int,
         all_tokens: bool = False,
@@ -57,15 +59,11 @@ class Collator:
     def __call__(self, samples: Sequence[Sample | None]) -> Batch:
         """Collate; samples that were left out (None) are only counted."""
         kept = [s for s in samples if s is not None]
-        rows = [self._row(s) for s in kept]
-        images = [image for s in kept for image in s["images"]] if self.packer else []
-        return self._batch(rows, images, kept, len(samples) - len(kept))
+        return self._batch([self._row(s) for s in kept], kept, len(samples) - len(kept))
 
     def prompts(self, samples: Sequence[Sample]) -> Batch:
         """A batch to generate from: left-padded, everything up to where the last answer begins."""
-        rows = [self._row(s, ask=True) for s in samples]
-        images = [image for s in samples for image in s["images"]] if self.packer else []
-        return self._batch(rows, images, samples, 0, left=True)
+        return self._batch([self._row(s, ask=True) for s in samples], samples, 0, left=True)
 
     def question(self, sample: Sample) -> list[Turn]:
         """The turns before the last answer, with the prompt drawn for this sample."""
@@ -74,32 +72,39 @@ class Collator:
         return turns[:last]
 
     def _asked(self, sample: Sample) -> str:
-        """What the user said in the turns before the last answer, without marks of images."""
-        texts = [t["text"] for t in self.question(sample) if t["role"] == "user"]
-        return " ".join(without_marks(" ".join(texts)).split())
+        """What the user said in the turns before the last answer, without marks of media."""
+        texts = [plain_text(t) for t in self.question(sample) if t["role"] == "user"]
+        return " ".join(" ".join(texts).split())
 
-    def _row(self, sample: Sample, ask: bool = False) -> tuple[list[int], list[int]]:
+    def _row(self, sample: Sample, ask: bool = False) -> Rendered:
+        name = sample["sample_id"]
         turns = self.question(sample) if ask else None
         if turns is None:
             turns = self.renderer.with_prompt(sample["turns"], sample["draw"])
-        runs = [self.packer.tokens(i) for i in sample["images"]] if self.packer else []
+        runs: list[Run] = []
         if self.packer is None:
-            turns = [Turn(role=t["role"], text=without_marks(t["text"])) for t in turns]
-        rendered = self.renderer.render(turns, runs, sample["sample_id"])
-        ids, labels = rendered["input_ids"], rendered["labels"]
+            turns = [without_media(t) for t in turns]
+        elif sample["media"]:
+            runs = self.packer.plan(sample["media"])
+            if len(runs) != len(sample["media"]):
+                raise DataError(
+                    f"sample {name}: the model's packer plans {len(runs)} runs of tokens for "
+                    f"{len(sample['media'])} images, clips or embeddings"
+                )
+        rendered = self.renderer.render(turns, runs, name)
+        ids = rendered["input_ids"]
         if self.all_tokens:
-            labels = [IGNORE_INDEX if i == IMAGE_TOKEN_ID else i for i in ids]
+            rendered["labels"] = [IGNORE_INDEX if i == IMAGE_TOKEN_ID else i for i in ids]
         if len(ids) > self.max_len:
             raise DataError(
-                f"sample {sample['sample_id']}: {len(ids)} tokens ({sum(runs)} of images), but the "
-                f"LLM's context holds {self.max_len}; lower model.max_txt_len or ask less"
+                f"sample {name}: {len(ids)} tokens ({sum(r.length for r in runs)} of images), but "
+                f"the LLM's context holds {self.max_len}; lower model.max_txt_len or ask less"
             )
-        return ids, labels
+        return rendered
 
     def _batch(
         self,
-        rows: list[tuple[list[int], list[int]]],
-        images: Sequence[Tensor],
+        rows: list[Rendered],
         kept: Sequence[Sample],
         skipped: int,
         left: bool = False,
@@ -107,22 +112,45 @@ class Collator:
         names = [s["sample_id"] for s in kept]
         questions = [self._asked(s) for s in kept]
         if not rows:  # a rank must still take part in the step
-            rows, names, questions = [([self.pad_id], [IGNORE_INDEX])], [""], [""]
-        width = max(len(ids) for ids, _ in rows)
-        input_ids = torch.full((len(rows), width), self.pad_id)
-        labels = torch.full((len(rows), width), IGNORE_INDEX)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for i, (ids, targets) in enumerate(rows):
-            at = slice(width - len(ids), width) if left else slice(0, len(ids))
-            input_ids[i, at], labels[i, at] = torch.tensor(ids), torch.tensor(targets)
-            mask[i, at] = 1
+            rows = [Rendered(input_ids=[self.pad_id], labels=[IGNORE_INDEX], runs=[])]
+            names, questions = [""], [""]
+        input_ids, labels, mask, runs = padded(rows, self.pad_id, left)
         return Batch(
             input_ids=input_ids,
             labels=labels,
             attention_mask=mask,
-            image_inputs=self.packer.pack(images) if self.packer and images else {},
+            runs=runs,
+            media_inputs=self.packer.pack([s["media"] for s in kept])
+            if self.packer and runs
+            else {},
             extra=self.extra(kept) if self.extra and kept else {},
             question=questions,
             sample_id=names,
             skipped=skipped,
         )
+
+
+def padded(
+    rows: Sequence[Rendered], pad_id: int, left: bool
+) -> tuple[Tensor, Tensor, Tensor, list[MediaRun]]:
+    """Conversations as (B, T) ids, labels and mask, and where their media stand.
+
+    Args:
+        rows: One conversation each.
+        pad_id: Fills shorter rows.
+        left: Pad before them instead of behind.
+    """
+    width = max(len(row["input_ids"]) for row in rows)
+    input_ids = torch.full((len(rows), width), pad_id)
+    labels = torch.full((len(rows), width), IGNORE_INDEX)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    runs: list[MediaRun] = []
+    for i, row in enumerate(rows):
+        length = len(row["input_ids"])
+        first = width - length if left else 0
+        at = slice(first, first + length)
+        input_ids[i, at] = torch.tensor(row["input_ids"])
+        labels[i, at] = torch.tensor(row["labels"])
+        mask[i, at] = 1
+        runs += [MediaRun(i, r.kind, first + r.start, r.length) for r in row["runs"]]
+    return input_ids, labels, mask, runs

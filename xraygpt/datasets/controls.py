@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from xraygpt.common.draws import keyed_random
-from xraygpt.datasets.base import ImageRef, ReadImage, Record, StudyDataset, reference_of
-from xraygpt.processors.prompts import without_marks
+from xraygpt.common.errors import DataError
+from xraygpt.datasets.base import ReadMedia, Record, StudyDataset, reference_of
+from xraygpt.processors.content import plain_text
+from xraygpt.processors.media import Media, MediaRef
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,8 @@ def shuffled(data: StudyDataset, seed: int) -> StudyDataset:
             left,
             len(data),
         )
-    records = [replace(r, images=whole[j].images) for r, j in zip(whole, order, strict=True)]
-    return _like(data, records, data.read_image)
+    records = [replace(r, media=whole[j].media) for r, j in zip(whole, order, strict=True)]
+    return _like(data, records, data.read_media)
 
 
 def shuffled_whole(data: StudyDataset, seed: int) -> StudyDataset:
@@ -47,24 +48,24 @@ def shuffled_whole(data: StudyDataset, seed: int) -> StudyDataset:
     For questions that are answered yes or no: images chosen because they deserve another answer
     would rank studies worse than chance does.
     """
-    first = {record.images: record for record in reversed(data.records)}
+    first = {record.media: record for record in reversed(data.records)}
     apart = list(first.values())
     order = derangement(apart, [record.study_id for record in apart], seed)
-    other = {record.images: apart[j].images for record, j in zip(apart, order, strict=True)}
-    records = [replace(r, images=other[r.images]) for r in data.records]
-    return _like(data, records, data.read_image)
+    other = {record.media: apart[j].media for record, j in zip(apart, order, strict=True)}
+    records = [replace(r, media=other[r.media]) for r in data.records]
+    return _like(data, records, data.read_media)
 
 
 def blanked(data: StudyDataset) -> StudyDataset:
     """`data` with every image black."""
     if is_blank(data):
         return data
-    return _like(data, data.records, partial(black_image, read_image=data.read_image, known={}))
+    return _like(data, data.records, partial(black_image, read_media=data.read_media, known={}))
 
 
 def without_images(data: StudyDataset) -> StudyDataset:
     """`data` as text alone; the collator takes the marks out of the text."""
-    return _like(data, [replace(r, images=()) for r in data.records], data.read_image)
+    return _like(data, [replace(r, media=()) for r in data.records], data.read_media)
 
 
 def most_common_answer(data: StudyDataset) -> str:
@@ -104,7 +105,7 @@ def nearest_answers(data: StudyDataset, train: StudyDataset) -> dict[str, str]:
 
 
 def _asked(turns: Sequence[Any]) -> str:
-    return " ".join(without_marks(t["text"]) for t in turns if t["role"] == "user")
+    return " ".join(plain_text(t) for t in turns if t["role"] == "user")
 
 
 def _pooled(data: StudyDataset) -> tuple[np.ndarray, list[int]]:
@@ -112,11 +113,11 @@ def _pooled(data: StudyDataset) -> tuple[np.ndarray, list[int]]:
     rows, places = [], []
     for i, record in enumerate(data.records):
         try:
-            each = [data.read_image(ref, "") for ref in record.images]
+            each = [data.read_media(ref, "") for ref in record.media]
         except ValueError:
             continue  # named when its sample was used
         if each:
-            rows.append(torch.stack([f.flatten(0, -2).mean(dim=0) for f in each]).mean(dim=0))
+            rows.append(torch.stack([m.data.flatten(0, -2).mean(dim=0) for m in each]).mean(dim=0))
             places.append(i)
     return torch.stack(rows).numpy() if rows else np.zeros((0, 1), np.float32), places
 
@@ -129,7 +130,7 @@ def derangement(records: Sequence[Record], texts: Sequence[str], seed: int) -> l
     """
     groups: dict[int, list[int]] = defaultdict(list)
     for i, record in enumerate(records):
-        groups[len(record.images)].append(i)
+        groups[len(record.media)].append(i)
     order = list(range(len(records)))
     for count, members in groups.items():
         targets = _deranged(records, texts, members, keyed_random(seed, count, "derangement"))
@@ -180,33 +181,52 @@ def _swap_study_away(
             return
 
 
-def _like(data: StudyDataset, records: Sequence[Record], read_image: ReadImage) -> StudyDataset:
+def _like(data: StudyDataset, records: Sequence[Record], read_media: ReadMedia) -> StudyDataset:
     return StudyDataset(
         records,
-        read_image,
+        read_media,
         on_error=data.on_error,
         seed=data.seed,
         cacheable=data.cacheable,
         signature=data.signature,
+        vocabulary=data.vocabulary,
     )
 
 
 def is_blank(data: StudyDataset) -> bool:
     """Whether `blanked` made this dataset."""
-    return getattr(data.read_image, "func", None) is black_image
+    return getattr(data.read_media, "func", None) is black_image
 
 
-def black_image(ref: ImageRef, draw: str, read_image: Any, known: dict[str, Tensor]) -> Tensor:
-    """What `read_image` would make of a black picture; found once."""
-    if ref.path.suffix == ".npy" or ref.frame is None:  # features and clips differ in length
-        return torch.zeros_like(read_image(ref, draw))
+def black_image(ref: MediaRef, draw: str, read_media: Any, known: dict[str, Media]) -> Media:
+    """What `read_media` would make of a black picture; found once."""
+    if ref.kind != "image":  # embeddings, clips and volumes differ in size
+        own = read_media(ref, draw)
+        return own.with_data(torch.zeros_like(own.data), own.geometry)
     if "black" not in known:
-        own = getattr(read_image, "black", None)
-        processor = getattr(read_image, "keywords", {}).get("processor")
+        own = getattr(read_media, "black", None)
+        processor = getattr(read_media, "keywords", {}).get("processor")
         if own is not None:
             known["black"] = own()
         elif processor is not None:
-            known["black"] = processor(np.zeros((64, 64), np.float32), draw)
+            known["black"] = processor.process(Media(torch.zeros(64, 64)), draw)
         else:
-            known["black"] = torch.zeros_like(read_image(ref, draw))
+            made = read_media(ref, draw)
+            known["black"] = made.with_data(torch.zeros_like(made.data))
     return known["black"]
+
+
+def mirrored(data: StudyDataset) -> StudyDataset:
+    """`data` with left and right exchanged in every image, clip and volume.
+
+    Raises:
+        DataError: It holds embeddings, which cannot be mirrored.
+    """
+    stored = next((ref for ref in data.media_refs() if ref.kind == "embedding"), None)
+    if stored is not None:
+        raise DataError(f"embeddings cannot be mirrored ({stored.file})")
+    records = [
+        replace(r, media=tuple(ref._replace(mirrored=True) for ref in r.media))
+        for r in data.records
+    ]
+    return _like(data, records, data.read_media)

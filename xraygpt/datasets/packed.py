@@ -11,7 +11,8 @@ from typing import Any, overload
 import numpy as np
 
 from xraygpt.common.paths import cache_root
-from xraygpt.datasets.base import ImageRef, Record
+from xraygpt.datasets.base import Record
+from xraygpt.processors.media import MediaRef
 
 BUFFER = 2**20  # bytes written at once
 
@@ -60,7 +61,7 @@ class PackedRecords(Sequence[Record]):
 
     def append(self, record: Record) -> None:
         """Add one."""
-        refs = [tuple(image) for image in record.images]  # plain: half the time
+        refs = [tuple(image) for image in record.media]  # plain: half the time
         images = pickle.dumps(refs, protocol=pickle.HIGHEST_PROTOCOL)
         rest = (record.sample_id, record.study_id, record.turns, record.meta)
         data = images + pickle.dumps(rest, protocol=pickle.HIGHEST_PROTOCOL)
@@ -94,7 +95,7 @@ class PackedRecords(Sequence[Record]):
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(len(self)))
 
-    def images(self) -> Iterator[tuple[ImageRef, ...]]:
+    def media(self) -> Iterator[tuple[MediaRef, ...]]:
         """Of the records, those of several but once; nothing else is unpickled."""
         spans = self._settled()
         pairs = zip(spans[:, 0].tolist(), spans[:, 1].tolist(), strict=True)
@@ -107,8 +108,8 @@ class PackedRecords(Sequence[Record]):
         return _again, ([(self._file.read(b, end), middle - b) for b, middle, end in spans],)
 
 
-def _images(pickled: bytes) -> tuple[ImageRef, ...]:
-    return tuple(ImageRef(*each) for each in pickle.loads(pickled))
+def _images(pickled: bytes) -> tuple[MediaRef, ...]:
+    return tuple(MediaRef._make(each) for each in pickle.loads(pickled))
 
 
 def _again(pickled: list[tuple[bytes, int]]) -> PackedRecords:

@@ -129,7 +129,7 @@ class PlantedLesions(RecordsBuilder):
                     continue
                 images, study = list(self._images(row, root)), self._study(row)
                 record = Record(
-                    sample_id="", study_id=study, images=tuple(images), turns=(), meta={}
+                    sample_id="", study_id=study, media=tuple(images), turns=(), meta={}
                 )
                 if len(images) == 1 and self._split(row, record) == "train":
                     yield row, images[0].path, study

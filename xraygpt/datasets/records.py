@@ -12,17 +12,21 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
+from xraygpt.common.config import Choice
 from xraygpt.common.errors import DataError
 from xraygpt.common.openi import is_published_test
-from xraygpt.common.registry import did_you_mean, registry
+from xraygpt.common.registry import VOCABULARIES, did_you_mean, registry
 from xraygpt.datasets import targets
-from xraygpt.datasets.base import ImageRef, Record
-from xraygpt.datasets.builder import BaseBuilder, RecordError, image_in
+from xraygpt.datasets.base import DEFAULT_VOCABULARY, Record
+from xraygpt.datasets.builder import BaseBuilder, RecordError, image_in, media_of
 from xraygpt.datasets.caption_folder import load_json
-from xraygpt.processors.prompts import IMAGE, Turn
+from xraygpt.processors.content import IMAGE, VIDEO, Turn
+from xraygpt.processors.media import MediaRef
+from xraygpt.vocabulary import Vocabulary, vocabulary_of
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +46,8 @@ class FieldMap:
     image: str = "image"
     """Path of the image, or a list of paths."""
     images: str = "images"
-    """A list of `{path, view}`."""
+    """A list of `{path, view}`; docs/data.md has the other keys, for clips, volumes, rows of
+    embeddings."""
     view: str = "view"
     """View of the single image."""
     codes: str = "codes"
@@ -105,9 +110,11 @@ class RecordsBuilder(BaseBuilder):
         tell_images: bool = False
         """Write each study's codes where its image would be: for `language_modeling`, which sees
         none. The LLM so learns to write what stands at that place."""
+        vocabulary: Annotated[str, Choice(VOCABULARIES)] = DEFAULT_VOCABULARY
+        """Names of findings, for `ask: findings`, `codes_from: report`, `tell_where: question`."""
         codes_from: Literal["coding", "report"] = "coding"
         """Where codes come from: the field `fields.codes`, or, for a corpus nobody coded, the
-        findings that the rule-based labeller reads in the `sections`, with their side."""
+        findings that the vocabulary's labeller reads in the `sections`, with their side."""
         only_images: bool = True
         """Refuse records without an image; false takes them as text-only samples."""
 
@@ -119,6 +126,11 @@ class RecordsBuilder(BaseBuilder):
                 raise ValueError("question_sides goes with ask: headings, whose codes have sides")
 
     config: Config
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What the corpus's findings are called."""
+        return vocabulary_of(self.config.vocabulary)
 
     def records(self, clean: Callable[[str], str]) -> Iterator[tuple[str | None, Record | str]]:
         """Each row, or each study, with its split."""
@@ -228,7 +240,7 @@ class RecordsBuilder(BaseBuilder):
                 raise DataError(f"{path}: no record has the field '{name}' (fields.{f.name}){hint}")
 
     def _split(self, row: dict, record: Record) -> str | None:
-        if any(is_published_test(image.name) for image in record.images):
+        if any(is_published_test(image.name) for image in record.media):
             return "test"
         return self._split_of(record.study_id, row)
 
@@ -248,26 +260,23 @@ class RecordsBuilder(BaseBuilder):
             raise RecordError(f"no study id (fields.study: {names.study})")
         return f"{self.config.study_prefix}{study}"
 
-    def _images(self, row: dict, root: Path) -> Iterator[ImageRef]:
+    def _images(self, row: dict, root: Path) -> Iterator[MediaRef]:
         names = self.config.fields
-        listed, shared, several = row.get(names.images), "", True
+        listed, shared = row.get(names.images), ""
         if not isinstance(listed, list):
-            several = False
             one = row.get(names.image)
             listed = one if isinstance(one, list) else [one] if one not in (None, "") else []
             shared = str(row.get(names.view) or "")
         for item in listed:
-            path, view, frame = item, shared, 0
-            if several and isinstance(item, dict):
-                path, view = item.get("path"), str(item.get("view") or "")
-                frame = item.get("frame", 0)
-            if self.config.views is None or view in self.config.views:
-                yield ImageRef(image_in(root, path), view, frame)
+            item = {"path": item} if isinstance(item, str) else item
+            ref = media_of(item, partial(image_in, root), shared)
+            if self.config.views is None or ref.view in self.config.views:
+                yield ref
 
     def _record(
         self,
         row: dict,
-        images: list[ImageRef],
+        images: list[MediaRef],
         root: Path,
         clean: Callable[[str], str],
         asked: list[str],
@@ -288,11 +297,13 @@ class RecordsBuilder(BaseBuilder):
         if told is not None and self.config.target in ("auto", "report") and not callable(turns):
             codes = self._codes(row)
             if targets.is_coded(codes) and self._split_of(study, row) == "train":
-                turns = targets.ToldFindings(turns, codes, told, self.config.tell_where)
+                turns = targets.ToldFindings(
+                    turns, codes, told, self.config.tell_where, vocabulary=self.vocabulary
+                )
         return Record(
             sample_id=study if self.config.group_by_study else str(name),
             study_id=study,
-            images=tuple(images),
+            media=tuple(images),
             turns=targets.ToldImages(turns, self._codes(row)) if self.config.tell_images else turns,
             meta=meta,
         )
@@ -300,13 +311,13 @@ class RecordsBuilder(BaseBuilder):
     def _named(self, codes: list[str]) -> set[str]:
         """What questions can be about."""
         by_finding = self.config.ask == "findings"
-        return targets.coded_findings(codes) if by_finding else targets.headings(codes)
+        return self.vocabulary.coded_findings(codes) if by_finding else targets.headings(codes)
 
     def _asked_apart(self, record: Record, row: dict, asked: list[str]) -> Iterator[Record]:
         """A record for each question."""
-        marks = " ".join([IMAGE] * len(record.images))
+        marks = " ".join([IMAGE] * len(record.media))
         by_finding = self.config.ask == "findings"
-        question = targets.finding_question if by_finding else targets.code_question
+        question = self.vocabulary.question if by_finding else targets.code_question
         present = self._named(self._codes(row))
         for name in asked:
             turns = targets.pair(f"{marks} {question(name)}", "yes." if name in present else "no.")
@@ -315,7 +326,8 @@ class RecordsBuilder(BaseBuilder):
     def _codes(self, row: dict) -> list[str]:
         if self.config.codes_from == "report":
             texts = (row.get(section) for section in self.config.sections)
-            return list(targets.codes_of_report("\n".join(t for t in texts if isinstance(t, str))))
+            text = "\n".join(t for t in texts if isinstance(t, str))
+            return list(self.vocabulary.codes_of_report(text))
         return self._coding(row)
 
     def _coding(self, row: dict) -> list[str]:
@@ -344,7 +356,7 @@ class RecordsBuilder(BaseBuilder):
                 asked,
                 self.config.questions,
                 with_sides=self.config.question_sides,
-                findings=self.config.ask == "findings",
+                findings=self.vocabulary if self.config.ask == "findings" else None,
             )
         if target == "question":
             question, answer = row.get(names.question), row.get(names.answer)
@@ -380,7 +392,7 @@ def _own_turns(rows: Any, images: int) -> tuple[Turn, ...]:
     user = next((i for i, t in enumerate(turns) if t["role"] == "user"), None)
     if user is None or not any(t["role"] == "assistant" for t in turns):
         raise RecordError("turns hold no question or no answer")
-    if images and not any(IMAGE in t["text"] for t in turns):
+    if images and not any(IMAGE in t["text"] or VIDEO in t["text"] for t in turns):
         marks = " ".join([IMAGE] * images)
         turns[user] = Turn(role="user", text=f"{marks} {turns[user]['text']}")
     return tuple(turns)

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
 from typing import Literal
 
 from xraygpt.common.draws import keyed_random
-from xraygpt.metrics.findings import FINDINGS, LASTING_FINDINGS, label, mentions
-from xraygpt.metrics.mesh import findings_of
-from xraygpt.processors.prompts import IMAGE, Turn, findings_mark
+from xraygpt.processors.content import IMAGE, MediaPart, Part, Turn, parts_of
+from xraygpt.vocabulary import Vocabulary
 
 LIST_QUESTION = "List the coded findings."
 NORMAL = "normal"  # the code of a study with nothing to find
@@ -38,29 +36,6 @@ def headings(codes: Iterable[str]) -> set[str]:
 def is_coded(codes: Iterable[str]) -> bool:
     """Whether the indexers gave any code; "normal" is one, "No Indexing" is none."""
     return bool(headings(codes))
-
-
-@lru_cache(maxsize=65536)
-def codes_of_report(text: str) -> tuple[str, ...]:
-    """What the rule-based labeller reads in a report, written as a person would code it.
-
-    Args:
-        text: Findings and impression.
-
-    Returns:
-        ``("pleural effusion/left",)`` with every side named, ``("normal",)`` if there is nothing to
-        find, and nothing at all for a text that does not speak of a chest. Doubted findings count.
-    """
-    held = [name for name, status in label(text).items() if status != "negative"]
-    placed: dict[str, set[str]] = {}
-    for mention in mentions(text):
-        past = mention.historical and mention.finding not in LASTING_FINDINGS
-        if mention.status != "negative" and mention.laterality and not past:
-            placed.setdefault(mention.finding, set()).add(mention.laterality)
-    return tuple(
-        "/".join(["normal" if name == "no_finding" else spaced, *sorted(placed.get(name, ()))])
-        for name, spaced in ((name, name.replace("_", " ")) for name in held)
-    )
 
 
 def code_list(marks: str, codes: Iterable[str]) -> tuple[Turn, Turn]:
@@ -92,28 +67,6 @@ def code_question(heading: str) -> str:
     return f"Is this coded: {heading}?"
 
 
-def finding_question(name: str) -> str:
-    """The yes/no question about a finding of the labeller, e.g. ``pleural_effusion``."""
-    return f"Is there {name.replace('_', ' ')}?"
-
-
-def coded_findings(codes: Iterable[str]) -> set[str]:
-    """What codes mean in the labeller's names; what it has no name for is left out.
-
-    Codes that it wrote itself (`codes_of_report`) are these names already.
-    """
-    own, rest = set(), []
-    for code in codes:
-        name = code.split("/")[0].strip().replace(" ", "_")
-        if name in FINDINGS:  # the labeller writes small letters, people do not
-            own.add(name)
-        else:
-            rest.append(code)
-    if own:
-        return own | findings_of(rest) & set(FINDINGS) - {"other_finding", "no_finding"}
-    return set(findings_of(rest)) & set(FINDINGS) - {"other_finding"}
-
-
 class CodeQuestions:
     """Yes/no questions about headings, drawn anew for each epoch, one turn each.
 
@@ -126,8 +79,8 @@ class CodeQuestions:
         vocabulary: Headings that may be asked about.
         count: Questions in one sample, each about another heading.
         with_sides: Answer "yes, left." where a side is coded, instead of "yes.".
-        findings: Ask about the labeller's findings, which the vocabulary then holds, instead of
-            coded headings.
+        findings: Ask about the findings of this vocabulary, which `vocabulary` then names, instead
+            of coded headings.
     """
 
     def __init__(
@@ -138,11 +91,11 @@ class CodeQuestions:
         count: int = 1,
         *,
         with_sides: bool = False,
-        findings: bool = False,
+        findings: Vocabulary | None = None,
     ) -> None:
         codes = list(codes)
-        self.present = coded_findings(codes) if findings else headings(codes)
-        self.ask = finding_question if findings else code_question
+        self.present = findings.coded_findings(codes) if findings else headings(codes)
+        self.ask = findings.question if findings else code_question
         self.marks, self.vocabulary = marks, vocabulary
         self.count, self.sides = count, sides(codes) if with_sides else {}
 
@@ -180,7 +133,8 @@ class ToldFindings:
         codes: The study's codes.
         alone: Share of draws with nothing told.
         where: ``image`` tells the codes beside the image, in an order that is drawn; ``question``
-            tells the labeller's names of them in a question of its own.
+            tells the vocabulary's names of them in a question of its own.
+        vocabulary: Of the names.
     """
 
     left_out = 0.1
@@ -191,10 +145,13 @@ class ToldFindings:
         codes: Iterable[str],
         alone: float,
         where: Literal["image", "question"] = "image",
+        *,
+        vocabulary: Vocabulary,
     ) -> None:
         codes = list(codes)
         self.turns, self.alone, self.where = list(turns), alone, where
-        self.words = spoken(codes) if where == "image" else sorted(coded_findings(codes))
+        self.vocabulary = vocabulary
+        self.words = spoken(codes) if where == "image" else sorted(vocabulary.coded_findings(codes))
 
     def __call__(self, draw: str) -> list[Turn]:
         """The turns of one draw."""
@@ -204,24 +161,37 @@ class ToldFindings:
         words = [w for w in self.words if rng.random() >= self.left_out]
         if self.where == "question":
             marks = " ".join([IMAGE] * self.turns[0]["text"].count(IMAGE))
-            return [Turn(role="user", text=seen_question(marks, words)), *self.turns[1:]]
+            return [
+                Turn(role="user", text=seen_question(marks, words, self.vocabulary)),
+                *self.turns[1:],
+            ]
         rng.shuffle(words)
         return with_findings(self.turns, words)
 
 
-def seen_question(marks: str, names: Iterable[str]) -> str:
+def seen_question(marks: str, names: Iterable[str], vocabulary: Vocabulary) -> str:
     """Ask for a report with what was found in the question."""
-    words = [n.replace("_", " ") for n in sorted(set(names) - {"no_finding"})]
+    words = [vocabulary.in_words(n) for n in sorted(set(names) - {vocabulary.no_finding})]
     return f"{marks} Write the report. Seen: {', '.join(words) or 'nothing abnormal'}."
 
 
 def with_findings(turns: Sequence[Turn], words: Sequence[str]) -> list[Turn]:
-    """Turns that tell findings beside the last image of the first question."""
-    if not turns or IMAGE not in turns[0]["text"]:
+    """Turns that tell findings beside the last image of the first question.
+
+    Their text has them as ``<findings>…</findings>``, where a tokenizer learns them.
+    """
+    if not turns or IMAGE not in turns[0]["text"] or not words:
         return list(turns)
+    caption = "; ".join(w.replace("<", "") for w in words)
     before, mark, after = turns[0]["text"].rpartition(IMAGE)
-    text = f"{before}{mark}{findings_mark(words)}{after}"
-    return [Turn(role=turns[0]["role"], text=text), *turns[1:]]
+    return [
+        Turn(
+            role=turns[0]["role"],
+            text=f"{before}{mark}<findings>{caption}</findings>{after}",
+            content=[*parts_of(before), MediaPart(caption=caption), *parts_of(after)],
+        ),
+        *turns[1:],
+    ]
 
 
 class ToldImages:
@@ -250,10 +220,13 @@ class ToldImages:
         words = [w for w in self.words if rng.random() >= self.left_out and not all_left_out]
         rng.shuffle(words)
         turns = self.turns(draw) if callable(self.turns) else self.turns
-        told = f"<image>{'; '.join(words)}</image>"
+        caption = "; ".join(words)
         first = next((i for i, t in enumerate(turns) if IMAGE in t["text"]), None)
-        said = [Turn(role=t["role"], text=t["text"]) for t in turns]
+        told = [Turn(role=t["role"], text=t["text"]) for t in turns]
         if first is not None:
-            before, _, after = said[first]["text"].partition(IMAGE)
-            said[first]["text"] = before + told + after.replace(f" {IMAGE}", "")
-        return said
+            before, _, after = told[first]["text"].partition(IMAGE)
+            after = after.replace(f" {IMAGE}", "")
+            content: list[Part] = [before, MediaPart(caption=caption, shown=False), after]
+            text = f"{before}<image>{caption}</image>{after}"
+            told[first] = Turn(role=told[first]["role"], text=text, content=content)
+        return told

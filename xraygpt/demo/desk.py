@@ -30,8 +30,9 @@ from xraygpt.demo.report import (
 from xraygpt.demo.sessions import MOST_FILMS, Draft, Session, Sessions
 from xraygpt.experiment import ChatParts
 from xraygpt.models.base import Generation
-from xraygpt.processors.prompts import without_marks
+from xraygpt.processors.content import without_marks
 from xraygpt.processors.text import split_sentences
+from xraygpt.tasks.asking import Planned
 
 log = logging.getLogger(__name__)
 
@@ -186,8 +187,8 @@ class Desk:
         session.conversation.withdraw()
         session.shown = read
         for number, frame in fresh:
-            tensor = self.parts.read_image(session.films[number].path, frame)
-            session.conversation.add_image(tensor)
+            image = self.parts.read_media(session.films[number].path, frame)
+            session.conversation.add_image(image)
             session.shown.append((number, frame))
 
     def _was_asked_about(self, session: Session, key: tuple[int, int]) -> bool:
@@ -215,11 +216,11 @@ class Desk:
             raise InputError("upload an X-ray first, or pick an example")
         yield from self._answer(session, self.report_prompt, settings, ticket, report=True)
 
-    def _planned(self, session: Session) -> str:
+    def _planned(self, session: Session) -> Planned:
         """What to ask for a report with; where the YAML has a plan, what the model found."""
         films, plan = session.films, self.parts.plan
-        images = [self.parts.read_image(f.path, f.frame) for f in films] if plan else []
-        return plan(images, self.report_prompt) if plan else self.report_prompt
+        images = [self.parts.read_media(f.path, f.frame) for f in films] if plan else []
+        return plan(images, self.report_prompt) if plan else Planned(self.report_prompt)
 
     def ask(
         self, session: Session, question: str, settings: Settings, ticket: int | None = None
@@ -265,8 +266,10 @@ class Desk:
             if report and question is not None and session.conversation.exchanges:
                 session.conversation.clear()
                 session.shown, session.draft = [], None
-            question = self._planned(session) if report and question is not None else question
-            answer = self._begin(session, question, how)
+            asked = None if question is None else Planned(question)
+            if report and asked is not None:
+                asked = self._planned(session)
+            answer = self._begin(session, asked, how)
             if ticket is not None and ticket <= session.stopped:
                 session.conversation.cancel()
             for piece in answer:
@@ -282,13 +285,15 @@ class Desk:
                 rest = (session, told, settings, answer)
                 threading.Thread(target=self._settle, args=rest, daemon=True).start()
 
-    def _begin(self, session: Session, question: str | None, how: Generation) -> Answer:
+    def _begin(self, session: Session, asked: Planned | None, how: Generation) -> Answer:
         self.sessions.cool_down()
         session.heat = {}
-        if question is None:
+        if asked is None:
             return session.conversation.regenerate(how)
         self._show(session)
-        return session.conversation.ask(question, how)
+        return session.conversation.ask(
+            asked.question, how, caption=asked.caption, bonus=asked.bonus
+        )
 
     def _settle(self, session: Session, told: Told, settings: Settings, answer: Answer) -> None:
         """Free a session whose listener has left, when its answer has stopped."""
@@ -309,7 +314,7 @@ class Desk:
                 turn=len(exchanges) - 1,
                 findings=findings,
                 impression=impression,
-                prompt=without_marks(exchanges[-1].question),
+                prompt=exchanges[-1].plain,
                 decoding=self.in_words(settings),
                 seed=answer.seed,
                 ended=str(answer.ended),
@@ -336,7 +341,7 @@ class Desk:
     def exchanges(self, session: Session) -> list[tuple[str, str]]:
         """Questions and answers so far, oldest first."""
         said = list(session.conversation.exchanges)
-        return [(without_marks(e.question).strip(), e.answer) for e in said]
+        return [(e.plain, e.answer) for e in said]
 
     def decoding(self, settings: Settings) -> Generation:
         """Settings of the page -> how to decode.

@@ -23,8 +23,6 @@ from typing import TYPE_CHECKING, Any
 from xraygpt.common.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from xraygpt.demo.desk import Desk
     from xraygpt.experiment import Evaluation
 
@@ -285,8 +283,9 @@ def own_examples(folder: Path) -> list[tuple[Path, str]]:
 def _compare(desk: Desk, experiment: Evaluation, closing: threading.Event) -> threading.Thread:
     """Learn, beside the page, what the model looks at in any image."""
     from xraygpt.experiment import reference_images
+    from xraygpt.processors.media import Media
 
-    def timely() -> Iterator[Tensor]:
+    def timely() -> Iterator[Media]:
         spec = desk.parts.engine.model.image_spec
         end = time.monotonic() + REFERENCE_SECONDS
         for image in reference_images(experiment, spec, REFERENCES):

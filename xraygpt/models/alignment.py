@@ -27,9 +27,10 @@ from xraygpt.models import adopt, qformer
 from xraygpt.models.base import BaseModel, Texts, renderer_of
 from xraygpt.models.instruct import TextQFormer
 from xraygpt.models.language import check_tokenizer, new_tokenizer
-from xraygpt.models.xraygpt import QueryPacker
+from xraygpt.models.media_tokens import images_per_row
+from xraygpt.models.query_packer import QueryPacker
 from xraygpt.processors.image import ImageSpec
-from xraygpt.processors.prompts import IGNORE_INDEX, IMAGE_TOKEN_ID
+from xraygpt.processors.prompts import IGNORE_INDEX
 
 
 @dataclass
@@ -154,9 +155,9 @@ class QFormerAlignment(BaseModel):
 
     def _patches(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
         """(R, L, D) tokens of the first image of each row that has one, their mask, the rows."""
-        counts = (batch["input_ids"] == IMAGE_TOKEN_ID).sum(dim=1)
+        counts = torch.tensor(images_per_row(batch), device=batch["input_ids"].device)
         rows = counts.nonzero().flatten()
-        inputs = batch["image_inputs"]
+        inputs = batch["media_inputs"]
         if "features" in inputs:
             tokens, mask = inputs["features"], inputs.get("feature_mask")
         elif "pixel_values" in inputs:

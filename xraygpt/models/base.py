@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from xraygpt.common.registry import MODELS, Plugin, Registry
 from xraygpt.datasets.base import Batch
-from xraygpt.datasets.collate import ImagePacker
+from xraygpt.datasets.collate import Packer
 from xraygpt.processors.image import ImageSpec
-from xraygpt.processors.prompts import PromptRenderer, load_prompts
+from xraygpt.processors.prompts import NO_TEXT, PromptRenderer, load_prompts
+
+Bonus = Callable[[int, str], float]
+"""Row of a batch and text of a candidate -> what speaks for it beside being like the others."""
 
 
 @dataclass
@@ -55,9 +58,6 @@ class Generation:
     references: int = 0
     """Beside the candidates draw so many at temperature 1 and compare every candidate with these
     instead: they are what the model holds possible, unsharpened. They are candidates, too."""
-    agreement: float = 0.0
-    """Of candidates: how much naming the findings that were told, and no others, counts beside
-    being like the others; both are an F1. No effect on one, nor without `run.task.plan`."""
     seed: int = 0
     """Of sampling. The draws of a sample hang on this and its id, not on the rest of its batch."""
 
@@ -71,8 +71,6 @@ class Generation:
             raise ValueError("references must be at least 0, and come with candidates above 1")
         if self.candidates > 1 and not self.do_sample:
             raise ValueError("candidates above 1 are drawn: set do_sample: true")
-        if self.agreement < 0:
-            raise ValueError("agreement must be at least 0")
         if self.guidance < 0 or (self.guidance and self.num_beams > 1):
             raise ValueError("guidance must be at least 0, and goes without beams (num_beams: 1)")
         if self.do_sample and self.num_beams > 1:
@@ -99,11 +97,17 @@ class BaseModel(nn.Module, Plugin):
         ckpt: Path | None = None
         """Weights to start from: a run folder, a checkpoint folder, or `<run folder>/best`."""
 
-    renderer: PromptRenderer
-    packer: ImagePacker | None
+    renderer: PromptRenderer = NO_TEXT  # of a model without text
+    packer: Packer | None = None
     image_spec: ImageSpec
-    context_len: int  # tokens the LLM can hold
+    context_len = 0  # tokens the LLM can hold
     all_tokens = False  # whether the loss lies on every text token instead of the answers
+    reads_question = False  # whether tokens of an image depend on what is asked about it
+    frozen_parts: ClassVar[tuple[str, ...]] = ()
+    """Prefixes of state keys of parts that come from elsewhere: where a checkpoint has none of
+    them, they are whole without it."""
+    cannot: ClassVar[dict[str, str]] = {}
+    """By capability ("chat", "maps" …, see `capabilities`) why this model lacks it, in words."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -114,9 +118,23 @@ class BaseModel(nn.Module, Plugin):
         """Loss of the batch's answers."""
         raise NotImplementedError
 
-    def generate(self, batch: Batch, how: Generation) -> list[str]:
-        """One answer per row of a left-padded batch, without stop strings and special tokens."""
+    def generate(self, batch: Batch, how: Generation, bonus: Bonus | None = None) -> list[str]:
+        """One answer per row of a left-padded batch, without stop strings and special tokens.
+
+        Args:
+            batch: Prompts.
+            how: Decoding.
+            bonus: Of several candidates, what speaks for one beside being like the others.
+        """
         raise NotImplementedError
+
+    def positions(self, batch: Batch) -> Tensor | None:
+        """(B, T) or (A, B, T) position ids of a batch, for a decoder that does not just count.
+
+        None, the default, counts tokens. With A axes (M-RoPE) a packed row is given one axis more,
+        in front, which counts the tokens of each text, as transformers' Qwen-VL takes it.
+        """
+        return None
 
     @property
     def device(self) -> torch.device:
@@ -155,6 +173,10 @@ class BaseModel(nn.Module, Plugin):
     def save_assets(self, folder: Path) -> None:
         """Write what a checkpoint should hold beside the weights; nothing by default."""
 
+    def facts(self) -> dict[str, str]:
+        """What it is made of, for people: ``{"LLM": "vicuna-7b"}``."""
+        return {}
+
     def parts(self) -> dict[str, Any]:
         """What identifies the parts that came from elsewhere, such as the LLM's digest."""
         return {}
@@ -166,23 +188,10 @@ class BaseModel(nn.Module, Plugin):
             WeightsError: The checkpoint's weights would mean something else here.
         """
 
-    def encode_frozen(self, pixel_values: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, L, D) by the frozen vision encoder, for the feature cache."""
-        raise NotImplementedError
 
-    def feature_key(self) -> str | None:
-        """Identifies the frozen encoder's weights; None if features must not be cached."""
-        return None
-
-    def begin_storing(self) -> str | None:
-        """For training: as `feature_key`, of all that is frozen between an image and the LLM.
-
-        From this call on `encode_frozen` gives that, and stored features are taken for it.
-        """
-        return self.feature_key()
-
-
-def renderer_of(config: Any, tokenizer: Any) -> PromptRenderer:
+def renderer_of(
+    config: Any, tokenizer: Any, media_marks: Mapping[str, str] | None = None
+) -> PromptRenderer:
     """The renderer that a model's text settings (prompts, template, ending, length) ask for."""
     return PromptRenderer(
         tokenizer,
@@ -190,6 +199,7 @@ def renderer_of(config: Any, tokenizer: Any) -> PromptRenderer:
         prompts=load_prompts(config.prompt_path),
         end_sym=config.end_sym,
         max_txt_len=config.max_txt_len,
+        media_marks=media_marks,
     )
 
 

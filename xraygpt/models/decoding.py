@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -22,8 +22,15 @@ from transformers import (
 )
 
 from xraygpt.common.errors import InputError
-from xraygpt.models.base import Generation
-from xraygpt.models.drawing import Temperature, draw, has_rules, roomy_cache
+from xraygpt.models.base import Bonus, Generation
+from xraygpt.models.drawing import (
+    Temperature,
+    axes_of,
+    draw,
+    has_rules,
+    next_positions,
+    roomy_cache,
+)
 from xraygpt.processors.prompts import PromptRenderer
 
 
@@ -39,26 +46,41 @@ class Guidance(LogitsProcessor):
         plain: (B, T, H) the same rows with the average image in each image's place.
         mask: (B, T) 1 on tokens; left-padded.
         guidance: g, at least 0.
+        positions: (B, T) or (A, B, T) position ids of the prompts; None counts tokens.
     """
 
     plausible = 0.1
 
-    def __init__(self, llm: Any, plain: Tensor, mask: Tensor, guidance: float) -> None:
+    def __init__(
+        self,
+        llm: Any,
+        plain: Tensor,
+        mask: Tensor,
+        guidance: float,
+        positions: Tensor | None = None,
+    ) -> None:
         self.llm, self.embeds, self.mask, self.guidance = llm, plain, mask, guidance
+        self.positions = positions
         self.cache: Any = None
+        self.after: Tensor | None = None  # (R,) places of the next tokens
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, new) tokens said so far and the (B, V) logits after them -> (B, V) scores."""
-        if self.cache is None:
+        if self.after is None:
             self.cache = roomy_cache(self.llm)
+            places = self.positions
+            if places is None:
+                places = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
+            self.after = next_positions(places)
         else:
             self.embeds = self.llm.get_input_embeddings()(input_ids[:, -1:])
             self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
-        positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -self.embeds.shape[1] :]
+            places = axes_of(self.after[:, None], self.positions)
+            self.after = self.after + 1
         out = self.llm(
             inputs_embeds=self.embeds,
             attention_mask=self.mask,
-            position_ids=positions,
+            position_ids=places,
             past_key_values=self.cache,
             logits_to_keep=1,
             use_cache=True,
@@ -73,6 +95,7 @@ class Guidance(LogitsProcessor):
     def select(self, rows: Tensor) -> None:
         """Go on with these rows alone."""
         self.mask = self.mask[rows]
+        self.after = None if self.after is None else self.after[rows]
         self.cache.batch_select_indices(rows)
 
 
@@ -153,8 +176,9 @@ class Decoder:
         attention_mask: Tensor,
         how: Generation,
         plain: Tensor | None = None,
-        bonus: Callable[[int, str], float] | None = None,
+        bonus: Bonus | None = None,
         names: Sequence[str] = (),
+        positions: Tensor | None = None,
     ) -> list[str]:
         """(B, T, H) embeddings, left-padded, with their (B, T) mask -> B answers.
 
@@ -166,11 +190,14 @@ class Decoder:
             bonus: Row and text of a candidate -> what speaks for it beside the others; see
                 `consensus`.
             names: Of the rows; the draws of sampling hang on them, and not on the other rows.
+            positions: (B, T) or (A, B, T) position ids of the prompts; None counts tokens.
 
         Raises:
             InputError: Guidance is asked for and there is no average image.
         """
-        ids = self.generate_ids(embeds, attention_mask, how, plain, names=names)
+        ids = self.generate_ids(
+            embeds, attention_mask, how, plain, names=names, positions=positions
+        )
         texts = [self._text(row) for row in ids]
         drawn = [texts[i : i + how.draws] for i in range(0, len(texts), how.draws)]
         return [
@@ -186,6 +213,7 @@ class Decoder:
         plain: Tensor | None = None,
         stop: StoppingCriteria | None = None,
         names: Sequence[str] = (),
+        positions: Tensor | None = None,
         **more: Any,
     ) -> list[list[int]]:
         """As `__call__`, but the new ids of every row and candidate.
@@ -197,7 +225,8 @@ class Decoder:
             plain: As in `__call__`.
             stop: Beside the stop strings.
             names: As in `__call__`.
-            more: For transformers' `generate`: a cache, a streamer.
+            positions: As in `__call__`.
+            more: `past_key_values`, of what comes before the last of `embeds`, and a `streamer`.
 
         Raises:
             InputError: As in `__call__`.
@@ -211,10 +240,17 @@ class Decoder:
                 )
             mask = attention_mask.repeat_interleave(how.draws, dim=0)
             plain = plain.repeat_interleave(how.draws, dim=0)
-            guide = Guidance(self.llm, plain, mask, how.guidance)
+            places = None
+            if positions is not None:
+                places = positions.repeat_interleave(how.draws, dim=-2)
+            guide = Guidance(self.llm, plain, mask, how.guidance, places)
         stops = StoppingCriteriaList([*self._criteria(), *([stop] if stop else [])])
         given = any(value is not None for value in more.values())
-        if how.num_beams > 1 or given or has_rules(self.llm):
+        if positions is not None and how.num_beams > 1:
+            raise InputError(
+                "beam search counts positions itself, and this model's are its own: num_beams: 1"
+            )
+        if positions is None and (how.num_beams > 1 or given or has_rules(self.llm)):
             embeds = embeds.repeat_interleave(how.draws, dim=0)
             attention_mask = attention_mask.repeat_interleave(how.draws, dim=0)
             return self._by_transformers(embeds, attention_mask, how, guide, stops, **more)
@@ -224,7 +260,15 @@ class Decoder:
             over: Tensor = torch.isin(ids[:, -1], ends)
             return over | stops(ids, scores) if stops else over
 
-        return draw(self.llm, embeds, attention_mask, how, ended, guide, names)
+        cache, streamer = more.get("past_key_values"), more.get("streamer")
+        if cache is not None:
+            embeds = embeds[:, int(cache.get_seq_length()) :]
+        if streamer is not None:
+            streamer.put(attention_mask)  # the prompt, which it passes over
+        return draw(
+            self.llm, embeds, attention_mask, how, ended, guide, names,
+            positions=positions, cache=cache, heard=None if streamer is None else streamer.put,
+        )  # fmt: skip
 
     def _by_transformers(
         self,
@@ -310,7 +354,7 @@ class Decoder:
     def chosen(
         self,
         answers: list[str],
-        bonus: Callable[[int, str], float] | None = None,
+        bonus: Bonus | None = None,
         row: int = 0,
         references: int = 0,
     ) -> int:

@@ -168,6 +168,9 @@ def draw(
     ended: Callable[[Tensor, Tensor], Tensor],
     guide: Guide | None = None,
     names: Sequence[str] = (),
+    positions: Tensor | None = None,
+    cache: Any = None,
+    heard: Callable[[Tensor], None] | None = None,
 ) -> list[list[int]]:
     """Greedy or sampled answers.
 
@@ -182,14 +185,21 @@ def draw(
             over.
         guide: Another view of the rows.
         names: Of each prompt; empty names all alike.
+        positions: (B, T) or (A, B, T) position ids of the prompts; None counts tokens.
+        cache: Of what comes before `embeds`, which `mask` and `positions` hold as well; one row.
+        heard: Told every (R,) token as it comes.
 
     Returns:
         New ids of each prompt's candidates and then its references, with the last, that ended them.
     """
     whole = bool(mask.all())
-    cache = roomy_cache(llm)
-    logits = _read(llm, cache, None if whole else mask, _places(mask), inputs_embeds=embeds)
-    cache.batch_repeat_interleave(how.draws)
+    cache = roomy_cache(llm) if cache is None else cache
+    places = _places(mask) if positions is None else positions
+    after = next_positions(places).repeat_interleave(how.draws)
+    new = places[..., -embeds.shape[1] :]
+    logits = _read(llm, cache, None if whole else mask, new, inputs_embeds=embeds)
+    if how.draws > 1:
+        cache.batch_repeat_interleave(how.draws)
     logits = logits.repeat_interleave(how.draws, dim=0)
     mask = mask.repeat_interleave(how.draws, dim=0)
     warmth = Temperature(how, len(embeds), embeds.device) if how.do_sample else None
@@ -204,22 +214,38 @@ def draw(
         scores: Any = rules(said[going, :step], logits.float())  # type: ignore[arg-type]
         token = _pick(scores, luck[going, step]) if how.do_sample else scores.argmax(dim=-1)
         said[going, step] = token
-        new = ended(said[going, : step + 1], scores) & ~over
-        length[going[new]] = step + 1
-        over |= new
+        if heard is not None:
+            heard(token)
+        ends = ended(said[going, : step + 1], scores) & ~over
+        length[going[ends]] = step + 1
+        over |= ends
         if over.all() or step + 1 == how.max_new_tokens:
             break
         if over.float().mean() >= LEAVE_AT:
             stay = (~over).nonzero().squeeze(1)
             going, mask, token, over = going[stay], mask[stay], token[stay], over[stay]
+            after = after[stay]
             cache.batch_select_indices(stay)
             for kept in (guide, warmth):
                 if kept is not None:
                     kept.select(stay)
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-        places = mask.sum(dim=1, keepdim=True) - 1
+        places = axes_of((after + step)[:, None], positions)
         logits = _read(llm, cache, None if whole else mask, places, input_ids=token[:, None])
     return [row[:n] for row, n in zip(said.tolist(), length.tolist(), strict=True)]
+
+
+def next_positions(positions: Tensor) -> Tensor:
+    """(B,) the place after the last of (B, T) or (A, B, T) position ids."""
+    last = positions.amax(dim=-1)
+    return (last if last.dim() == 1 else last.amax(dim=0)) + 1
+
+
+def axes_of(places: Tensor, positions: Tensor | None) -> Tensor:
+    """(B, T) places as every axis has them: (A, B, T) where `positions` has A axes."""
+    if positions is None or positions.dim() == 2:
+        return places
+    return torch.stack([places] * len(positions))
 
 
 def _places(mask: Tensor) -> Tensor:

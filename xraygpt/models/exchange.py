@@ -24,8 +24,9 @@ from xraygpt.models.lineage import OWN
 from xraygpt.models.qformer import QFormer, sizes
 from xraygpt.models.weights import Rule, apply_rules
 from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.processors.content import Turn
 from xraygpt.processors.image import XrayImage
-from xraygpt.processors.prompts import IMAGE_TOKEN_ID, Turn
+from xraygpt.processors.prompts import IMAGE_TOKEN_ID, Run
 
 IMAGE_TOKEN = "<image>"
 EVA_KINDS = ("eva_clip_g", "eva_tiny")
@@ -258,7 +259,7 @@ def prompt_text(model: XrayGPT, question: str, image_token: str) -> tuple[str, l
     """
     turns = [Turn(role="user", text=f"<image> {question}")]
     count = model.config.num_query_token
-    ids = model.renderer.render(turns, [count])["input_ids"]
+    ids = model.renderer.render(turns, [Run(count)])["input_ids"]
     pieces = model.renderer.written(turns).split("<image>")
     opening = model.tokenizer.bos_token if model.renderer.opens_with_bos else ""
     return opening + (image_token * count).join(pieces), ids

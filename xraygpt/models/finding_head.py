@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,9 +19,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from xraygpt.common.errors import WeightsError
-from xraygpt.datasets.targets import coded_findings, spoken
-from xraygpt.metrics.findings import FINDINGS, label
-from xraygpt.metrics.mesh import findings_of
 from xraygpt.models.vision import VisionEncoder, pooled
 
 _KIND = "xraygpt finding head"
@@ -34,7 +30,7 @@ class FindingHead(nn.Module):
     Findings are what is decided; codes are how it is said, with side and place.
 
     Attributes:
-        names: F findings of the labeller.
+        names: F findings of a vocabulary.
         codes: K codes as people wrote them, ``pulmonary atelectasis/base/left``.
         encoder: Digest of the encoder whose features it reads (`VisionEncoder.digest`).
         weight: (F + K, 2 D) float32.
@@ -60,10 +56,6 @@ class FindingHead(nn.Module):
         self.names, self.codes, self.encoder = list(names), list(codes), encoder
         for name, tensor in (("weight", weight), ("bias", bias), ("threshold", threshold)):
             self.register_buffer(name, tensor.float(), persistent=False)
-        self._said_by = {
-            name: [k for k, code in enumerate(self.codes) if name in findings_of([code])]
-            for name in self.names
-        }
 
     @torch.no_grad()
     def forward(self, features: Tensor, images: Sequence[int]) -> Tensor:
@@ -76,33 +68,6 @@ class FindingHead(nn.Module):
         each = pooled(features.float())
         mean = torch.stack([part.mean(dim=0) for part in each.split(list(images))])
         return (mean @ self.weight.T + self.bias).sigmoid()
-
-    def in_words(self, said: Tensor, least: Mapping[str, float]) -> list[list[str]]:
-        """What is there, each finding by the likeliest of the codes that mean it.
-
-        Args:
-            said: (B, F + K), as `forward` gives it.
-            least: From which P on a finding is there; others are not looked at.
-
-        Returns:
-            Of each study codes in words, ``["cardiomegaly, mild"]``; a finding that no code means
-            by its name.
-        """
-        return [self._in_words(row, least) for row in said.tolist()]
-
-    def _in_words(self, row: Sequence[float], least: Mapping[str, float]) -> list[str]:
-        held = [n for n, p in zip(self.names, row, strict=False) if p >= least.get(n, math.inf)]
-        said: list[str] = []
-        plain: list[str] = []
-        for name in held:
-            ways = self._said_by[name]
-            if any(name in findings_of([code]) for code in said):
-                continue  # said already, with another finding
-            if ways:
-                said.append(self.codes[max(ways, key=lambda k: row[len(self.names) + k])])
-            else:
-                plain.append(name.replace("_", " "))
-        return sorted([*spoken(said), *plain])
 
     def digest(self) -> str:
         """SHA-256 over names, codes and all numbers."""
@@ -124,28 +89,6 @@ class FindingHead(nn.Module):
         tensors = {"weight": self.weight, "bias": self.bias, "threshold": self.threshold}
         save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, aside, metadata=about)
         aside.replace(path)
-
-
-def agreement_with(told: Sequence[Sequence[str]], weight: float) -> Callable[[int, str], float]:
-    """How well a report follows what its writer was told, by the rule-based labeller.
-
-    Args:
-        told: Of each row findings in words, ``["cardiomegaly, mild"]``; none at all judges nothing.
-        weight: What full agreement is worth.
-
-    Returns:
-        Row and text -> weight times the F1 of the findings named, in [0, weight].
-    """
-    wanted = [coded_findings(w.replace(", ", "/") for w in words) for words in told]
-
-    def bonus(row: int, text: str) -> float:
-        want = wanted[row]
-        named = {n for n, s in label(text).items() if s != "negative"} - {"other_finding"}
-        if not want:
-            return 0.0
-        return weight * 2 * len(named & want) / (len(named) + len(want))
-
-    return bonus
 
 
 def head_of(path: Path | None, encoder: VisionEncoder | None) -> FindingHead | None:
@@ -180,9 +123,6 @@ def load_head(path: Path, encoder: str) -> FindingHead:
             tensors = {n: file.get_tensor(n) for n in ("weight", "bias", "threshold")}
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise WeightsError(f"model.finding_head: {path} cannot be read: {error}") from None
-    unknown = [n for n in names if n not in FINDINGS]
-    if unknown:
-        raise WeightsError(f"model.finding_head: {path} names {unknown[0]}, which is no finding")
     if about.get("encoder") != encoder:
         raise WeightsError(
             f"model.finding_head: {path} was fitted on features of another encoder than "

@@ -32,10 +32,11 @@ from xraygpt.metrics.findings import FINDINGS
 from xraygpt.models import encoders
 from xraygpt.models.base import BaseModel, Texts, renderer_of
 from xraygpt.models.language import check_tokenizer, new_tokenizer
+from xraygpt.models.media_tokens import images_per_row
+from xraygpt.models.query_packer import QueryPacker
 from xraygpt.models.vision import pooled
-from xraygpt.models.xraygpt import QueryPacker
 from xraygpt.processors.image import ImageSpec
-from xraygpt.processors.prompts import IGNORE_INDEX, IMAGE_TOKEN_ID
+from xraygpt.processors.prompts import IGNORE_INDEX
 
 
 @dataclass
@@ -176,11 +177,11 @@ class ImageText(BaseModel):
         Raises:
             DataError: Pre-computed features, which nothing can be trained on.
         """
-        if "features" in batch["image_inputs"]:
+        if "features" in batch["media_inputs"]:
             raise DataError("an encoder is trained on pixels, not on pre-computed features")
-        counts = (batch["input_ids"] == IMAGE_TOKEN_ID).sum(dim=1)
+        counts = torch.tensor(images_per_row(batch), device=batch["input_ids"].device)
         rows = counts.nonzero().flatten()
-        pixels = batch["image_inputs"].get("pixel_values")
+        pixels = batch["media_inputs"].get("pixel_values")
         if pixels is None:  # a batch of texts alone: nothing to pair, every parameter touched
             size = self.vision.image_size
             pixels = self.text_proj.weight.new_zeros(1, self.vision.wants.channels, size, size)

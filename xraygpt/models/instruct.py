@@ -18,9 +18,9 @@ from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
 from xraygpt.models import language, llm_files
+from xraygpt.models.media_tokens import images_per_row
 from xraygpt.models.qformer import QFormer, QFormerConfig, sizes
 from xraygpt.models.xraygpt import XrayGPT
-from xraygpt.processors.prompts import IMAGE_TOKEN_ID
 
 
 class TextQFormer(QFormer):
@@ -90,6 +90,7 @@ class InstructXrayGPT(XrayGPT):
                 raise ValueError(f"max_question_len ({self.max_question_len}) must lie in 1..512")
 
     config: Config
+    reads_question = True
 
     def make_qformer(self, width: int, patches: int | None) -> nn.Module:
         """A Q-Former that reads the question too."""
@@ -121,7 +122,7 @@ class InstructXrayGPT(XrayGPT):
     def reading(self, batch: Batch) -> dict[str, Tensor]:
         """(N, T) ids and mask of the question each image of the batch belongs to."""
         ids = batch["input_ids"]
-        images = (ids == IMAGE_TOKEN_ID).sum(dim=1) // self.config.num_query_token
+        images = torch.tensor(images_per_row(batch, self.config.num_query_token))
         encoded = [
             self.reader(q, truncation=True, max_length=self.config.max_question_len)["input_ids"]
             or [self.reader.eos_token_id or 0]
@@ -132,5 +133,5 @@ class InstructXrayGPT(XrayGPT):
         mask = torch.zeros_like(text)
         for row, tokens in enumerate(encoded):
             text[row, : len(tokens)], mask[row, : len(tokens)] = torch.tensor(tokens), 1
-        each = torch.arange(len(encoded)).repeat_interleave(images.cpu())
+        each = torch.arange(len(encoded)).repeat_interleave(images)
         return {"text_ids": text[each].to(ids.device), "text_mask": mask[each].to(ids.device)}

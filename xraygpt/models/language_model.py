@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xraygpt.common.registry import registry
-from xraygpt.datasets.base import Batch
 from xraygpt.models import language, llm_files
-from xraygpt.models.base import BaseModel, Generation, Output, Texts, renderer_of
-from xraygpt.models.decoding import Decoder
-from xraygpt.models.packing import answer_loss
+from xraygpt.models.base import Texts, renderer_of
+from xraygpt.models.causal import CausalModel
 from xraygpt.processors.image import ImageSpec
 from xraygpt.processors.prompts import load_prompts
 
 
 @registry.register_model("language_model")
-class LanguageModel(BaseModel):
+class LanguageModel(CausalModel):
     """A small Llama and its tokenizer, both learned here; every checkpoint holds it as `llm/`."""
 
     @dataclass(kw_only=True)
-    class Config(BaseModel.Config):
+    class Config(CausalModel.Config):
         """Settings of the language model."""
 
         llm: language.SmallLLM = field(default_factory=language.SmallLLM)
@@ -50,8 +47,10 @@ class LanguageModel(BaseModel):
                 raise ValueError(f"dropout ({self.dropout}) must lie in [0, 1)")
 
     config: Config
-    packer = None
     all_tokens = True
+    cannot: ClassVar[dict[str, str]] = {
+        "chat": "it reads text alone; a model that takes it as `llama_model` reads images"
+    }
 
     def __init__(self, config: Config, *, texts: Texts = list, **_: Any) -> None:
         super().__init__(config)
@@ -65,7 +64,6 @@ class LanguageModel(BaseModel):
         self.context_len: int = self.llm.config.max_position_embeddings
         self.image_spec = ImageSpec(image_size=8, mean=(0.5,), std=(0.5,), tokens_per_image=0)
         self.renderer = renderer_of(config, self.tokenizer)
-        self._decoder: Decoder | None = None
 
     def _add_dropout(self) -> None:
         """Llama has none of its own; a few thousand reports are known by heart without it."""
@@ -87,21 +85,6 @@ class LanguageModel(BaseModel):
     def _tokenizer(self, texts: Texts) -> Any:
         prompts = load_prompts(self.config.prompt_path)
         return language.new_tokenizer([*prompts, *texts()], self.config.llm.vocab_size)
-
-    def forward(self, batch: Batch, return_logits: bool = False) -> Output:
-        """Loss over all text tokens."""
-        embeds = self.llm.get_input_embeddings()(batch["input_ids"])
-        return answer_loss(
-            self.llm, embeds, batch["attention_mask"], batch["labels"], return_logits
-        )
-
-    @torch.no_grad()
-    def generate(self, batch: Batch, how: Generation) -> list[str]:
-        """One answer per row of a left-padded batch."""
-        if self._decoder is None:
-            self._decoder = Decoder(self.llm, self.renderer)
-        embeds = self.llm.get_input_embeddings()(batch["input_ids"])
-        return self._decoder(embeds, batch["attention_mask"], how, names=batch["sample_id"])
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         """All weights, the tied output layer once."""

@@ -37,6 +37,21 @@ class Packed:
     positions: Tensor  # (R, C) int64, from 0 in each row of the batch; what is left over likewise
     shape: tuple[int, int]  # R, C
 
+    def lay_positions(self, padded: Tensor | None) -> Tensor:
+        """Position ids of the packed rows: `positions`, or those of a model, laid likewise.
+
+        Args:
+            padded: (B, T) or (A, B, T); None counts tokens.
+
+        Returns:
+            (R, C); or (1 + A, R, C), the first of which counts the tokens of each text.
+        """
+        if padded is None:
+            return self.positions
+        axes = padded.unsqueeze(-1) if padded.dim() == 2 else padded.permute(1, 2, 0)
+        laid = self.lay(axes).permute(2, 0, 1)
+        return laid[0] if padded.dim() == 2 else torch.cat([self.positions[None], laid])
+
     def lay(self, padded: Tensor) -> Tensor:
         """(B, T, H) -> (R, C, H), 0 where nothing is."""
         laid = padded.new_zeros(self.shape[0] * self.shape[1], padded.shape[-1])
@@ -79,7 +94,12 @@ def packed(mask: Tensor, least: int = ROW) -> Packed:
 
 
 def answer_loss(
-    llm: Any, embeds: Tensor, attention_mask: Tensor, labels: Tensor, return_logits: bool
+    llm: Any,
+    embeds: Tensor,
+    attention_mask: Tensor,
+    labels: Tensor,
+    return_logits: bool = False,
+    positions: Tensor | None = None,
 ) -> Output:
     """Cross-entropy of the labelled tokens, in float32.
 
@@ -89,17 +109,21 @@ def answer_loss(
         attention_mask: (B, T) int64.
         labels: (B, T) int64, not shifted; IGNORE_INDEX carries no loss.
         return_logits: Compute all (B, T, V) logits and return them; nothing is packed then.
+        positions: (B, T) or (A, B, T) position ids, see `BaseModel.positions`; None counts tokens.
     """
     shifted = functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # what t should say
     target = (shifted != IGNORE_INDEX) & (attention_mask > 0)  # padding says nothing
     wanted = target.flatten().nonzero().squeeze(1)
     if return_logits:
         logits: Tensor = llm(
-            inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False
+            inputs_embeds=embeds,
+            attention_mask=attention_mask,
+            use_cache=False,
+            **_given(positions),
         ).logits
         scored = logits.flatten(0, 1)[wanted]
     else:
-        scored = _logits_at(llm, embeds, attention_mask, wanted)
+        scored = _logits_at(llm, embeds, attention_mask, wanted, positions)
     scored = scored.float().to(labels.device)
     each = functional.cross_entropy(scored, shifted.flatten()[wanted], reduction="none")
     row_loss = each.new_zeros(len(labels)).index_add(0, wanted // labels.shape[1], each)
@@ -111,17 +135,29 @@ def answer_loss(
     )
 
 
-def _logits_at(llm: Any, embeds: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
+def _given(positions: Tensor | None) -> dict[str, Tensor]:
+    return {} if positions is None else {"position_ids": positions}
+
+
+def _logits_at(
+    llm: Any, embeds: Tensor, mask: Tensor, wanted: Tensor, positions: Tensor | None
+) -> Tensor:
     """(N, V) at N places of the flattened (B * T)."""
     pack = packed(mask, int(mask.sum()) if _wants_one_row(llm) else ROW)
     if pack.shape[0] * pack.shape[1] >= mask.numel():  # nothing to gain
         with _head_reads(llm, wanted):
-            out = llm(inputs_embeds=embeds, attention_mask=mask, use_cache=False)
+            out = llm(
+                inputs_embeds=embeds, attention_mask=mask, use_cache=False, **_given(positions)
+            )
         return out.logits[0]
     where = torch.full((mask.numel(),), -1, dtype=torch.long, device=mask.device)
     where[pack.source] = pack.target
     with _head_reads(llm, where[wanted]):
-        out = llm(inputs_embeds=pack.lay(embeds), position_ids=pack.positions, use_cache=False)
+        out = llm(
+            inputs_embeds=pack.lay(embeds),
+            position_ids=pack.lay_positions(positions),
+            use_cache=False,
+        )
     logits: Tensor = out.logits[0]
     return logits
 

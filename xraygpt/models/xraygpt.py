@@ -22,59 +22,27 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
 from xraygpt.models import adopt, encoders, finding_head, language, llm_files, qformer, vision
-from xraygpt.models.base import BaseModel, Generation, Output, renderer_of
-from xraygpt.models.decoding import Decoder
-from xraygpt.models.packing import answer_loss
+from xraygpt.models.base import renderer_of
+from xraygpt.models.causal import CausalModel
+from xraygpt.models.media_tokens import split_by_run
+from xraygpt.models.query_packer import QueryPacker
+from xraygpt.models.tracing import cross_attentions, mean_of_layers
 from xraygpt.processors.image import ImageSpec
-from xraygpt.processors.prompts import IMAGE_TOKEN_ID
 
 log = logging.getLogger(__name__)
 
 
-class QueryPacker:
-    """Images for a Q-Former: each takes `num_query_token` places, a clip as many per frame."""
-
-    def __init__(self, num_query_token: int) -> None:
-        self.num_query_token = num_query_token
-
-    def tokens(self, image: Tensor) -> int:
-        """Placeholders of one (C, H, W) image, (F, C, H, W) clip or (L, D) features."""
-        return self.num_query_token * (len(image) if image.dim() == 4 else 1)
-
-    def pack(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
-        """All images of a batch, in order.
-
-        Returns:
-            `pixel_values` (N, C, H, W), frames of clips in a row; or `features` (N, L, D), padded,
-            with `feature_mask` (N, L).
-
-        Raises:
-            ValueError: Pixels and features in one batch.
-        """
-        encoded = [i.dim() == 2 for i in images]
-        if all(encoded):
-            mask = [torch.ones(len(i), dtype=torch.long) for i in images]
-            return {
-                "features": pad_sequence(list(images), batch_first=True),
-                "feature_mask": pad_sequence(mask, batch_first=True),
-            }
-        if any(encoded):
-            raise ValueError("a batch holds both images and pre-computed features; use one of them")
-        return {"pixel_values": torch.cat([i if i.dim() == 4 else i[None] for i in images])}
-
-
 @registry.register_model("xraygpt", "mini_gpt4")
-class XrayGPT(BaseModel):
+class XrayGPT(CausalModel):
     """Frozen vision encoder, Q-Former, linear layer, frozen LLM."""
 
     @dataclass(kw_only=True)
-    class Config(BaseModel.Config):
+    class Config(CausalModel.Config):
         """Settings of the composition; presets are `tiny`, `nano`, `mini` and `pretrain_vicuna`."""
 
         vit_model: str = "eva_clip_g"
@@ -160,6 +128,7 @@ class XrayGPT(BaseModel):
                 raise ValueError(f"max_txt_len ({self.max_txt_len}) must be at least 2")
 
     config: Config
+    frozen_parts = ("llm.", "vision.")
     average_tokens: Tensor
     average_count: Tensor
 
@@ -170,7 +139,6 @@ class XrayGPT(BaseModel):
             self._build(config)
         self.packer = QueryPacker(config.num_query_token)
         self.renderer = renderer_of(config, self.tokenizer)
-        self._decoder: Decoder | None = None
         self.stores_queries = False  # whether features are the Q-Former's tokens
 
     def _build(self, config: Config) -> None:
@@ -298,48 +266,39 @@ class XrayGPT(BaseModel):
         if self.config.lora is not None and self.config.llm_device_map is None:
             language.fold_lora(self.llm)
 
-    def forward(self, batch: Batch, return_logits: bool = False) -> Output:
-        """Loss of the answers; see the numbered list above."""
-        embeds = self.embed(batch)
-        return answer_loss(
-            self.llm, embeds, batch["attention_mask"], batch["labels"], return_logits
-        )
+    def embed(self, batch: Batch, tokens: Sequence[Tensor] | None = None) -> Tensor:
+        """As of every causal model; in training all parts are touched, also without an image."""
+        embeds = super().embed(batch, tokens)
+        if tokens is None and not batch["media_inputs"] and self.training:
+            # All ranks must touch the same parameters.
+            unused = 0 * self.image_tokens(**self._dummy(embeds)).sum()
+            return embeds + unused.to(embeds.dtype)
+        return embeds
+
+    def embed_average(self, batch: Batch) -> Tensor | None:
+        """As `embed`, with the average training image in every image's place; None without one."""
+        if not self.average_count and batch["media_inputs"]:
+            return None
+        each = self.config.num_query_token
+        average = [self.average_tokens.repeat(r.length // each, 1) for r in batch["runs"]]
+        return self.embed(batch, average)
+
+    def media_tokens(self, batch: Batch) -> list[Tensor]:
+        """(L, H) of each medium of a batch, in the order of its runs."""
+        tokens = self.image_tokens(**batch["media_inputs"], **self.reading(batch))
+        self._note_average(tokens)
+        return split_by_run(tokens, batch, self.config.num_query_token)
 
     @torch.no_grad()
-    def generate(self, batch: Batch, how: Generation) -> list[str]:
-        """One answer per row of a left-padded batch."""
-        if self._decoder is None:
-            self._decoder = Decoder(self.llm, self.renderer)
-        plain = None
-        if how.guidance and (self.average_count or not batch["image_inputs"]):
-            plain = self.embed(batch, self.average_tokens)
-        told = batch.get("told") if how.agreement else None
-        bonus = None if told is None else finding_head.agreement_with(told, how.agreement)
-        mask, names = batch["attention_mask"], batch["sample_id"]
-        return self._decoder(self.embed(batch), mask, how, plain, bonus, names)
-
-    def embed(self, batch: Batch, every_image: Tensor | None = None) -> Tensor:
-        """(B, T) ids with placeholders -> (B, T, H) embeddings with the images in place.
-
-        Args:
-            batch: Ids and images.
-            every_image: (Q, H) tokens to put in every image's place instead of its own.
-        """
-        ids = batch["input_ids"]
-        at = ids == IMAGE_TOKEN_ID
-        embeds: Tensor = self.llm.get_input_embeddings()(ids.masked_fill(at, 0))
-        if every_image is not None:
-            tokens = every_image.repeat(int(at.sum()) // len(every_image), 1)
-        elif batch["image_inputs"]:
-            tokens = self.image_tokens(**batch["image_inputs"], **self.reading(batch))
-            self._note_average(tokens)
-        else:
-            tokens = None
-        if tokens is not None:
-            return embeds.masked_scatter(at.unsqueeze(-1).to(embeds.device), tokens.to(embeds))
-        if self.training:  # all ranks must touch the same parameters
-            embeds = embeds + 0 * self.image_tokens(**self._dummy(embeds)).sum().to(embeds.dtype)
-        return embeds
+    def traced_tokens(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Of each medium its tokens, and how much each looked at each feature of the encoder."""
+        each = self.config.num_query_token
+        qformer: Any = self.qformer
+        with cross_attentions(qformer.qformer) as layers:
+            tokens = self.media_tokens(batch)
+        shares = mean_of_layers(layers)[:, :each]
+        frames = [run.length // each for run in batch["runs"]]
+        return list(zip(tokens, shares.split(frames), strict=True))
 
     def reading(self, batch: Batch) -> dict[str, Tensor]:
         """What the Q-Former takes beside the images of a batch; by default nothing."""
@@ -397,9 +356,8 @@ class XrayGPT(BaseModel):
     def begin_storing(self) -> str | None:
         """With a frozen Q-Former its tokens are stored: fewer and narrower than the encoder's."""
         key = self.feature_key()
-        reads = type(self).reading is not XrayGPT.reading  # something beside the image
         whole = self.config.freeze_qformer and self.config.qformer.adapter is None
-        if key is not None and whole and not reads:
+        if key is not None and whole and not self.reads_question:
             self.stores_queries = True
             self.qformer.eval()
             key = f"{key} queries {vision.digest_of(self.qformer)}"
@@ -458,6 +416,11 @@ class XrayGPT(BaseModel):
                 folder,
                 ", ".join(f"{k} {saved.get(k)!r} (here {own[k]!r})" for k in other),
             )
+
+    def facts(self) -> dict[str, str]:
+        """Its encoder and its language model."""
+        llm = Path(self.config.llama_model or "random, for tests").name
+        return {"vision encoder": self.config.vit_model, "LLM": llm}
 
     def parts(self) -> dict[str, Any]:
         """Digests of the LLM as it was before any checkpoint, and of the finding head."""

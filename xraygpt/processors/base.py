@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from xraygpt.common.registry import PROCESSORS, Plugin, Registry
+
+if TYPE_CHECKING:
+    from xraygpt.processors.geometry import Geometry
+    from xraygpt.processors.media import Media
 
 
 class BaseProcessor(Plugin):
@@ -36,3 +40,33 @@ class BaseProcessor(Plugin):
     def __call__(self, item: Any, draw: str = "") -> Any:
         """Process `item`; `draw` keys whatever is random."""
         raise NotImplementedError
+
+    def process(self, media: Media, draw: str = "") -> Media:
+        """Process a medium, and say where its pixels went.
+
+        Args:
+            media: As read.
+            draw: Keys whatever is random.
+        """
+        height, width = picture_size(media)
+        moved = self.geometry(height, width, draw)
+        before = media.geometry
+        whole = None if moved is None or before is None else before.then(moved)
+        return media.with_data(self(media.data.numpy(), draw), whole)
+
+    def geometry(self, height: int, width: int, draw: str = "") -> Geometry | None:
+        """Where the points of a picture go; None, the default, where a processor does not say.
+
+        Args:
+            height: Of the picture, in pixels.
+            width: Of the picture, in pixels.
+            draw: As given to `__call__`: the same draw crops and turns alike.
+        """
+        return None
+
+
+def picture_size(media: Media) -> tuple[int, int]:
+    """Height and width in pixels of a medium as read: (…, H, W), or (…, H, W, 3) in colour."""
+    grey = media.data.dim() == (2 if media.kind == "image" else 3)
+    height, width = media.data.shape[-2:] if grey else media.data.shape[-3:-1]
+    return int(height), int(width)

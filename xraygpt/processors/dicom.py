@@ -31,7 +31,7 @@ from xraygpt.processors.grey import (
     value_range,
     window_values,
 )
-from xraygpt.processors.pixels import (
+from xraygpt.processors.picture import (
     MetaValue,
     PixelImage,
     ReadLimits,
@@ -73,6 +73,7 @@ _HEADER = (
     *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"),
     *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("FrameTime", "FrameTimeVector", "SpacingBetweenSlices"),
     *(f"{color}PaletteColorLookupTableDescriptor" for color in ("Red", "Green", "Blue")),
     *(f"{color}PaletteColorLookupTableData" for color in ("Red", "Green", "Blue")),
     *(f"Segmented{color}PaletteColorLookupTableData" for color in ("Red", "Green", "Blue")),
@@ -468,4 +469,20 @@ def _meta(dataset: Dataset, syntax: UID, layout: _Layout) -> dict[str, MetaValue
         spacing = _numbers(dataset, keyword)
         if len(spacing) == 2 and min(spacing) > 0:
             meta[name] = tuple(spacing)
+    between = _numbers(dataset, "SpacingBetweenSlices")
+    if len(between) == 1 and between[0] > 0:
+        meta["slice_spacing"] = tuple(between)
+    if times := _frame_times(dataset, layout.frames):
+        meta["frame_times"] = times
     return meta
+
+
+def _frame_times(dataset: Dataset, frames: int) -> tuple[float, ...]:
+    """Seconds of each frame after the first, from the cine module (C.7.6.5); empty if not given."""
+    steps = _numbers(dataset, "FrameTimeVector")  # milliseconds, the first of them 0
+    if len(steps) != frames:
+        steps = _numbers(dataset, "FrameTime")[:1] * frames  # the same after every frame
+        steps[:1] = [0.0] * len(steps[:1])
+    if frames < 2 or len(steps) != frames or min(steps) < 0 or not any(steps):
+        return ()
+    return tuple(round(float(t) / 1000, 6) for t in np.cumsum(steps))

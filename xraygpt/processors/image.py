@@ -19,6 +19,7 @@ from xraygpt.common.draws import keyed_random
 from xraygpt.common.errors import InputError
 from xraygpt.common.registry import registry
 from xraygpt.processors.base import BaseProcessor
+from xraygpt.processors.geometry import Geometry, rotation, window_of
 
 Fit = Literal["squash", "pad", "crop"]
 Interpolation = Literal["bicubic", "bilinear"]
@@ -126,6 +127,10 @@ class XrayImage(BaseProcessor):
         sized = tvf.resize(image, [self.size, self.size], mode)
         return sized.clamp(0, 1)  # bicubic overshoots at edges
 
+    def geometry(self, height: int, width: int, draw: str = "") -> Geometry:
+        """Where the points of a picture go: its padding, or the middle square."""
+        return _square(self.fit, height, width)
+
     def signature(self) -> dict[str, Any]:
         """As every processor's, with what came from the model's `image_spec`."""
         return {
@@ -196,8 +201,7 @@ class XrayImageTrain(XrayImage):
             image = self._crop(image, draw)
         image = super().resize(image, draw)
         if self.config.degrees:
-            angle = keyed_random(draw, "turn").uniform(-self.config.degrees, self.config.degrees)
-            image = tvf.rotate(image, angle, tvf.InterpolationMode.BILINEAR)
+            image = tvf.rotate(image, self._angle(draw), tvf.InterpolationMode.BILINEAR)
         return self._change_grey(image, draw) if self.config.grey_change else image
 
     def _change_grey(self, image: Tensor, draw: str) -> Tensor:
@@ -206,16 +210,33 @@ class XrayImageTrain(XrayImage):
         contrast, exponent = 1 + rng.uniform(-most, most), math.exp(rng.uniform(-most, most))
         return (image**exponent * contrast + rng.uniform(-most, most) / 2).clamp(0, 1)
 
+    def geometry(self, height: int, width: int, draw: str = "") -> Geometry:
+        """Where the points of a picture go: crop, padding or middle square, turn."""
+        moved = Geometry()
+        if self.config.min_scale < 1:
+            top, left, h, w = self._window(height, width, draw)
+            moved = window_of(left / width, top / height, w / width, h / height)
+            height, width = h, w
+        moved = moved.then(_square(self.fit, height, width))
+        return moved.then(rotation(self._angle(draw))) if self.config.degrees else moved
+
+    def _angle(self, draw: str) -> float:
+        return keyed_random(draw, "turn").uniform(-self.config.degrees, self.config.degrees)
+
     def _crop(self, image: Tensor, draw: str) -> Tensor:
-        rng = keyed_random(draw, "crop")
         height, width = image.shape[-2:]
+        top, left, h, w = self._window(height, width, draw)
+        return image[..., top : top + h, left : left + w]
+
+    def _window(self, height: int, width: int, draw: str) -> tuple[int, int, int, int]:
+        """Top, left, height and width of the crop, in pixels."""
+        rng = keyed_random(draw, "crop")
         area = height * width * rng.uniform(self.config.min_scale, 1)
         low, high = self.config.ratio
         ratio = float(np.exp(rng.uniform(np.log(low), np.log(high)))) * width / height
         w = min(width, max(1, round((area * ratio) ** 0.5)))
         h = min(height, max(1, round((area / ratio) ** 0.5)))
-        top, left = rng.randint(0, height - h), rng.randint(0, width - w)
-        return image[..., top : top + h, left : left + w]
+        return rng.randint(0, height - h), rng.randint(0, width - w), h, w
 
 
 def _per_channel(values: Any, channels: int) -> Tensor:
@@ -240,3 +261,15 @@ def _pad_to_square(image: Tensor) -> Tensor:
     side = max(height, width)
     left, top = (side - width) // 2, (side - height) // 2
     return F.pad(image, (left, side - width - left, top, side - height - top))
+
+
+def _square(fit: Fit, height: int, width: int) -> Geometry:
+    """Where the points of an oblong picture go when it is made square, to the pixel as above."""
+    if fit == "squash":
+        return Geometry()
+    side = max(height, width) if fit == "pad" else min(height, width)
+    if fit == "pad":
+        left, top = -((side - width) // 2), -((side - height) // 2)
+    else:  # as torchvision's center_crop rounds
+        left, top = round((width - side) / 2.0), round((height - side) / 2.0)
+    return window_of(left / width, top / height, side / width, side / height)

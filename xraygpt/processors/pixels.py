@@ -12,16 +12,10 @@ replaced in silence. `grey.py` has the arithmetic.
 
 from __future__ import annotations
 
-import logging
 import math
-import re
 import stat
-import threading
-import warnings
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,56 +24,21 @@ import numpy as np
 
 from xraygpt.common.errors import ImageError
 from xraygpt.processors.grey import window_values
+from xraygpt.processors.picture import (
+    DEFAULT_LIMITS,
+    MetaValue,
+    PixelImage,
+    ReadLimits,
+    Window,
+    check_size,
+    quiet,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
-MetaValue = str | int | tuple[float, ...]
-Window = tuple[float, float]
-
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _HEAD_BYTES = 132  # preamble (128) and prefix (4) of a DICOM file, PS3.10 7.1
-# `warnings.catch_warnings` swaps process-wide state and is not safe in threads; this makes it so.
-_SILENCE = threading.RLock()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadLimits:
-    """What `read_image` accepts; each is checked before the pixels are decoded."""
-
-    max_file_bytes: int = 512 * 2**20
-    """Largest file, and largest inflated size of a deflated DICOM, in bytes."""
-
-    max_pixels: int = 100_000_000
-    """Most samples decoded in one call: rows x columns x samples per pixel x frames asked for. For
-    PNG and JPEG Pillow's own limit on rows x columns (`PIL.Image.MAX_IMAGE_PIXELS`) holds too."""
-
-
-DEFAULT_LIMITS = ReadLimits()
-
-
-@dataclass(frozen=True)
-class PixelImage:
-    """A decoded image, ready to show or to resize."""
-
-    pixels: np.ndarray
-    """float32 in [0, 1]: (H, W) grey or (H, W, 3) RGB; (F, H, W[, 3]) for `frame=None`."""
-
-    bits: int
-    """Bits per sample before scaling to [0, 1]: DICOM Bits Stored, or as Pillow decodes it."""
-
-    source_format: str
-    """`"DICOM"`, `"PNG"` or `"JPEG"`."""
-
-    meta: Mapping[str, MetaValue]
-    """What the file says of the picture and not of the patient. Always: `rows`, `columns`, `frames`
-    (in the file) and `voi`, the step that chose black and white: `argument` (the caller's window),
-    `lut` or `window` (the file's), `range` (it names none, so its own values), or `identity`
-    (colour, PNG, JPEG). Grey images have `window`, the (center, width) shown (for `lut` one that
-    spans its values), and `values`, the lowest and highest value of the frame, both in the units
-    of `read_image(window=…)`. DICOM also has `photometric` and `transfer_syntax`, and where given
-    `modality`, `view_position`, `laterality`, `body_part`, `pixel_spacing` and
-    `imager_pixel_spacing` (row, column; mm)."""
 
 
 def read_image(
@@ -146,83 +105,6 @@ def frame_count(path: str | PathLike[str], *, limits: ReadLimits = DEFAULT_LIMIT
 
 
 # ---- checks and guards -------------------------------------------------------------------------
-
-
-def check_size(rows: int, columns: int, samples: int, frames: int, limits: ReadLimits) -> None:
-    """Refuse a picture over the pixel limit; Python integers, so the product cannot overflow.
-
-    Raises:
-        ImageError: The product is over `limits.max_pixels`.
-    """
-    if rows * columns * samples * frames > limits.max_pixels:
-        raise ImageError(
-            f"its header declares {columns} x {rows} pixels of {samples} sample(s) in {frames} "
-            f"frame(s), over the limit of {limits.max_pixels:,}; downsample it, ask for one frame, "
-            "or raise ReadLimits.max_pixels"
-        )
-
-
-def inflate(data: bytes, limits: ReadLimits) -> bytes:
-    """Undo deflate (DICOM PS3.5 A.5) up to the file size limit: 1 kB can hold 1 MB of zeros.
-
-    Raises:
-        ImageError: The result is over `limits.max_file_bytes`, or the data end too early.
-    """
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = inflater.decompress(data, limits.max_file_bytes + 1)
-    if len(inflated) > limits.max_file_bytes:
-        raise ImageError(
-            f"inflates to more than the limit of {limits.max_file_bytes:,} bytes; "
-            "raise ReadLimits.max_file_bytes if that is right"
-        )
-    if not inflater.eof:
-        raise ImageError("is a deflated DICOM that is cut short; copy or export it again")
-    return inflated
-
-
-def codestream_sizes(frame: bytes) -> set[tuple[int, int, int]]:
-    """(rows, columns, samples) that a JPEG, JPEG-LS or JPEG 2000 frame states; empty if none."""
-    # JPEG 2000: SOC then SIZ (ITU-T T.800 A.5.1), perhaps in a JP2 wrapper. Every one counts.
-    sizes = set()
-    for match in re.finditer(rb"\xff\x4f\xff\x51\x00[\x29-\xff].{34}", frame, re.DOTALL):
-        x1, y1, x0, y0 = np.frombuffer(match[0], ">u4", 4, 8).tolist()
-        sizes.add((y1 - y0, x1 - x0, int.from_bytes(frame[match.end() :][:2], "big")))
-    # JPEG, JPEG-LS: segments up to the frame header (ITU-T T.81 B.2.2, T.87 C.2.2).
-    place = 2 if frame.startswith(b"\xff\xd8") else len(frame)
-    while place + 10 <= len(frame) and frame[place] == 0xFF:
-        marker = frame[place + 1]
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            rows, columns = np.frombuffer(frame, ">u2", 2, place + 5).tolist()
-            return {*sizes, (rows, columns, frame[place + 9])}
-        fill = marker == 0xFF  # any number of fill bytes may stand before a marker
-        place += 1 if fill else 2 + int.from_bytes(frame[place + 2 : place + 4], "big")
-    return sizes
-
-
-@contextmanager
-def quiet(*loggers: str) -> Iterator[None]:
-    """Keep libraries' warnings and log lines in: they may quote values from the file.
-
-    One thread at a time, and all as before on leaving. Pillow's decompression-bomb warning becomes
-    an error.
-
-    Args:
-        loggers: Loggers to cut off from the application's handlers meanwhile.
-    """
-    from PIL import Image
-
-    cut = [logging.getLogger(name) for name in loggers]
-    with _SILENCE, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        before = [logger.propagate for logger in cut]
-        try:
-            for logger in cut:
-                logger.propagate = False
-            yield
-        finally:
-            for logger, propagate in zip(cut, before, strict=True):
-                logger.propagate = propagate
 
 
 @contextmanager

@@ -1,72 +1,82 @@
-"""The one prompt renderer: turns -> text and image pieces -> ids.
+"""The one prompt renderer: turns -> content parts -> pieces of prompt and answer -> ids.
 
 Training, evaluation, prediction and chat all call it, so that what a model is asked later is what
 it was trained on.
 
-A turn's text holds one ``<image>`` per image. A template puts its own words around the turns. Every
-piece of text is tokenised on its own, the question up to where the answer begins and then the
-answer, so the ids of a prompt to generate from are exactly the prefix of the ids trained on.
-
-``<image>words</image>`` is an image told in words, for language models that see none: the words
-stand where the template puts an image. ``<image> <findings>words</findings>`` is an image with what
-was found in it, by whomever: the words follow the image tokens in that place.
+A turn's content is a list of parts: text, and the places of media (`MediaPart`). Written as text,
+``<image>`` marks the place of any medium and ``<video>`` that of a clip. A template puts its own
+words around the parts; the tokenizer's own chat template receives them as transformers spells
+them, ``[{"type": "image"}, {"type": "text", …}]``. Every piece of text is tokenised on its own, the
+question up to where the answer begins and then the answer, so the ids of a prompt to generate from
+are exactly the prefix of the ids trained on.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from xraygpt.common.draws import keyed_random
 from xraygpt.common.errors import DataError, InputError
 from xraygpt.common.registry import did_you_mean
+from xraygpt.processors.content import (
+    IMAGE,
+    VIDEO,
+    MediaPart,
+    Part,
+    Turn,
+    content_of,
+    has_words,
+    turn_of,
+)
 
-IMAGE = "<image>"  # stands for one image in a turn's text
-TOLD = re.compile(r"<image>([^<]*)</image>")  # an image told in words
-FOUND = re.compile(r"\s*<findings>([^<]*)</findings>")
-_SEEN = re.compile(r"<image>(?![^<]*</image>)")
-_WITH_FINDINGS = re.compile(rf"{IMAGE}(?:{FOUND.pattern})?")
+if TYPE_CHECKING:
+    from xraygpt.processors.media import Kind
+
 IMAGE_TOKEN_ID = -200  # placeholder in input_ids; negative, so no text can spell it
 IGNORE_INDEX = -100  # label of a token that carries no loss
 
 
-class Turn(TypedDict):
-    """One message of a conversation."""
+class Run(NamedTuple):
+    """The placeholders of one medium."""
 
-    role: str  # "system" | "user" | "assistant"
-    text: str  # one `<image>` per image
-
-
-def findings_mark(words: Sequence[str]) -> str:
-    """What stands after an image's mark to tell its findings; nothing where there are none."""
-    plain = "; ".join(w.replace("<", "") for w in words)
-    return f"<findings>{plain}</findings>" if plain else ""
+    length: int
+    kind: Kind = "image"
 
 
-def told_in(text: str) -> list[str]:
-    """Findings that a question tells, as `findings_mark` wrote them."""
-    return [word for mark in FOUND.findall(text) for word in mark.split("; ") if word]
+class PlacedRun(NamedTuple):
+    """Where a medium's placeholders stand among the ids of a conversation."""
 
-
-def without_marks(text: str) -> str:
-    """`text` for a model that takes none, and for people; images told in words stay."""
-    return FOUND.sub(r" (found: \1)", _SEEN.sub("", text)).strip()
-
-
-def _beside(match: re.Match[str]) -> str:
-    """An image with its findings, if it has any."""
-    return f"{IMAGE}; {match[1]}" if match[1] else IMAGE
+    kind: Kind
+    start: int
+    length: int
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of text that is all prompt or all answer."""
+    """A stretch of a conversation that is all prompt or all answer."""
 
-    text: str
+    parts: tuple[Part, ...]
     is_target: bool = False
+
+    @property
+    def text(self) -> str:
+        """Its text, with the marks of media."""
+        return "".join(p if isinstance(p, str) else p.mark for p in self.parts)
+
+
+def _merged(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """Neighbouring texts as one; empty ones go."""
+    merged: list[Part] = []
+    for part in parts:
+        if isinstance(part, str) and merged and isinstance(merged[-1], str):
+            merged[-1] += part
+        elif part != "":
+            merged.append(part)
+    return tuple(merged)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,26 +102,34 @@ class Template:
         """Write `turns` out; an answer is followed by `end`, which the model learns to say."""
         before, between = self.turn.split("{}")
         system = next((t["text"] for t in turns if t["role"] == "system"), self.system)
-        pieces = [Piece(system)] if system else []
+        pieces = [Piece((system,))] if system else []
         open_with = before
         for turn in turns:
             if turn["role"] == "user":
-                question = TOLD.sub(lambda m: self.image.format(m[1]), turn["text"])
-                question = _WITH_FINDINGS.sub(lambda m: self.image.format(_beside(m)), question)
-                question = FOUND.sub(r" \1", question)  # of no image
-                pieces.append(Piece(f"{open_with}{question}{between}"))
+                question = [p for part in content_of(turn) for p in self._wrapped(part)]
+                pieces.append(Piece(_merged([open_with, *question, between])))
             elif turn["role"] == "assistant":
-                pieces.append(Piece(f"{turn['text']}{end}", is_target=True))
+                pieces.append(Piece((f"{turn['text']}{end}",), is_target=True))
                 # "###Patient: a ###Doctor: b###" goes on with "Patient:", not with "######Patient:"
                 open_with = before.removeprefix(end) if end else before
         return _joined(pieces) if self.joined else pieces
+
+    def _wrapped(self, part: Part) -> tuple[Part, ...]:
+        """A medium with what the template puts around it, and its caption."""
+        if isinstance(part, str):
+            return (part,)
+        before, after = self.image.split("{}")
+        if not part.shown:
+            return before, part.caption, after
+        caption = f"; {part.caption}" if part.caption else ""
+        return before, replace(part, caption=""), caption, after
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:
     """All but a last answer as one piece; an answer stands after a space."""
     asked = pieces[:-1] if pieces and pieces[-1].is_target else pieces
-    text = "".join(f" {p.text}" if p.is_target else p.text for p in asked)
-    return [Piece(text), *pieces[len(asked) :]]
+    parts = [part for p in asked for part in ((" ", *p.parts) if p.is_target else p.parts)]
+    return [Piece(_merged(parts)), *pieces[len(asked) :]]
 
 
 _XRAYGPT = Template(turn="###Patient: {} ###Doctor: ", image="<Img>{}</Img>", end="###")
@@ -175,10 +193,11 @@ def load_prompts(path: Path | None) -> list[str]:
 
 
 class Rendered(TypedDict):
-    """One conversation as ids; lists of equal length."""
+    """One conversation as ids; both lists are of equal length."""
 
-    input_ids: list[int]  # IMAGE_TOKEN_ID at every image token
+    input_ids: list[int]  # IMAGE_TOKEN_ID at every token of a medium
     labels: list[int]  # IGNORE_INDEX everywhere but the answers
+    runs: list[PlacedRun]  # of each medium, in order
 
 
 class PromptRenderer:
@@ -190,6 +209,9 @@ class PromptRenderer:
         prompts: Drawn from, one per sample, where a sample's first question has no words.
         end_sym: Closes every answer; None takes the template's, then the end-of-sequence token.
         max_txt_len: Most tokens an answer may take, its end included; None is no limit.
+        media_marks: By "image" and "video", what the tokenizer's own chat template writes in the
+            place of each, such as ``<|image_pad|>``; None for a template that takes text alone,
+            which is then given ``<image>`` as text.
     """
 
     def __init__(
@@ -200,8 +222,10 @@ class PromptRenderer:
         prompts: Sequence[str] = (),
         end_sym: str | None = None,
         max_txt_len: int | None = None,
+        media_marks: Mapping[str, str] | None = None,
     ) -> None:
         self.tokenizer, self.prompts, self.max_txt_len = tokenizer, list(prompts), max_txt_len
+        self.name, self.media_marks = template, dict(media_marks or {})
         self.template = find_template(template)
         if self.template is None and not tokenizer.chat_template:
             raise InputError(
@@ -223,16 +247,24 @@ class PromptRenderer:
         if not self.prompts:
             return turns
         first = next((i for i, t in enumerate(turns) if t["role"] == "user"), None)
-        if first is None or without_marks(FOUND.sub("", TOLD.sub("", turns[first]["text"]))):
+        if first is None or has_words(turns[first]):
             return turns
         prompt = keyed_random(draw, "prompt").choice(self.prompts)
-        asked = Turn(role="user", text=f"{turns[first]['text'].strip()} {prompt}".strip())
+        before = turns[first]
+        asked = Turn(role="user", text=f"{before['text'].strip()} {prompt}".strip())
+        if "content" in before:
+            media = list(before["content"])  # and white space between them
+            while media and isinstance(media[-1], str):
+                media.pop()
+            while media and isinstance(media[0], str):
+                media.pop(0)
+            asked["content"] = [*media, f" {prompt}" if media else prompt]
         return [*turns[:first], asked, *turns[first + 1 :]]
 
     def render(
         self,
-        turns: list[Turn],
-        image_tokens: Sequence[int],
+        turns: Sequence[Turn],
+        runs: Sequence[Run],
         name: str = "",
         answers: Sequence[Sequence[int]] = (),
     ) -> Rendered:
@@ -240,37 +272,71 @@ class PromptRenderer:
 
         Args:
             turns: Ends with the assistant to train on, with the user to generate from.
-            image_tokens: Placeholders of each image, in order.
+            runs: Placeholders of each medium, in order.
             name: The sample, for messages.
             answers: Ids of the first answers with their ends, where they are known; their text is
                 not tokenised again. No effect with a template that is `joined`.
 
         Raises:
-            DataError: The number of ``<image>`` in the text is not that of the images. Images told
-                in words (`tell_images`) are for the task language_modeling alone.
+            DataError: The media in the text are not as many as the media there are, or a
+                ``<video>`` stands for something else than a clip. Images told in words
+                (`tell_images`) are for the task language_modeling alone.
         """
-        wanted = sum(TOLD.sub("", t["text"]).count(IMAGE) for t in turns)
-        if wanted != len(image_tokens):
-            told = any(TOLD.search(t["text"]) for t in turns)
-            raise DataError(
-                f"sample {name}: {wanted} {IMAGE} in its text but {len(image_tokens)} images"
-                + ("; its images are told in words: leave tell_images out" if told else "")
-            )
-        turns = [Turn(role=t["role"], text=self._defuse(t["text"])) for t in turns]
+        turns = self._checked(turns, runs, name)
         ids: list[int] = list(self._opening)
         labels = [IGNORE_INDEX] * len(ids)
-        runs, known = iter(image_tokens), iter(answers)
+        placed: list[PlacedRun] = []
+        left, known = iter(runs), iter(answers)
         for piece in self._pieces(turns):
             if piece.is_target:
                 said = next(known, None)
                 new = self._cut(self._ids(piece.text)) if said is None else list(said)
                 ids, labels = ids + new, labels + new
                 continue
-            for i, text in enumerate(piece.text.split(IMAGE)):
-                new = [IMAGE_TOKEN_ID] * next(runs) if i else []
-                new = new + self._ids(text)
+            for part in piece.parts:
+                if isinstance(part, str):
+                    new = self._ids(part)
+                else:
+                    run = next(left)
+                    placed.append(PlacedRun(run.kind, len(ids), run.length))
+                    new = [IMAGE_TOKEN_ID] * run.length
                 ids, labels = ids + new, labels + [IGNORE_INDEX] * len(new)
-        return Rendered(input_ids=ids, labels=labels)
+        return Rendered(input_ids=ids, labels=labels, runs=placed)
+
+    def _checked(self, turns: Sequence[Turn], runs: Sequence[Run], name: str) -> list[Turn]:
+        """Turns whose media fit `runs`, with every stray mark taken apart; a clip is a ``<video>``.
+
+        Raises:
+            DataError: As `render`.
+        """
+        media = [p for t in turns for p in content_of(t) if isinstance(p, MediaPart)]
+        shown = [p for p in media if p.shown]
+        if len(shown) != len(runs):
+            told = len(media) > len(shown)
+            raise DataError(
+                f"sample {name}: {len(shown)} {IMAGE} in its text but {len(runs)} images"
+                + ("; its images are told in words: leave tell_images out" if told else "")
+            )
+        for part, run in zip(shown, runs, strict=True):
+            if part.mark == VIDEO and run.kind != "clip":
+                article = "an" if run.kind in ("image", "embedding") else "a"
+                raise DataError(
+                    f"sample {name}: {VIDEO} in its text stands for {article} {run.kind}, not for "
+                    f"a clip; write {IMAGE}, or name the clip's file or frames"
+                )
+        left = iter(runs)
+        checked = []
+        for turn in turns:
+            parts: list[Part] = []
+            for part in content_of(turn):
+                if isinstance(part, str):
+                    parts.append(self._defuse(part))
+                    continue
+                clip = part.shown and next(left).kind == "clip"
+                mark: Literal["<image>", "<video>"] = "<video>" if clip else "<image>"
+                parts.append(replace(part, mark=mark, caption=self._defuse(part.caption)))
+            checked.append(turn_of(turn["role"], parts))
+        return checked
 
     def answer_ids(self, text: str) -> list[int]:
         """Ids of an answer with its end, as the model is trained to say them."""
@@ -282,10 +348,11 @@ class PromptRenderer:
         """Whether every row begins with the beginning-of-sequence token."""
         return bool(self._opening)
 
-    def written(self, turns: list[Turn]) -> str:
-        """The conversation as text, with ``<image>`` where images lie."""
-        turns = [Turn(role=t["role"], text=self._defuse(t["text"])) for t in turns]
-        return "".join(piece.text for piece in self._pieces(turns))
+    def written(self, turns: Sequence[Turn]) -> str:
+        """The conversation as text, with ``<image>`` where media lie."""
+        media = [p for t in turns for p in content_of(t) if isinstance(p, MediaPart) and p.shown]
+        runs = [Run(1, "clip" if p.mark == VIDEO else "image") for p in media]
+        return "".join(piece.text for piece in self._pieces(self._checked(turns, runs, "")))
 
     def _pieces(self, turns: list[Turn]) -> list[Piece]:
         if self.template is not None:
@@ -299,25 +366,49 @@ class PromptRenderer:
                 raise InputError(
                     "the tokenizer's chat template rewrites earlier turns; name another"
                 )
-            pieces += [Piece(asked[len(done) :]), Piece(answered[len(asked) :].rstrip(), True)]
+            pieces += [
+                Piece(self._marked(asked[len(done) :])),
+                Piece((answered[len(asked) :].rstrip(),), True),
+            ]
             done = answered.rstrip()
         if turns and turns[-1]["role"] == "user":
-            pieces.append(Piece(self._chat(turns, True)[len(done) :]))
+            pieces.append(Piece(self._marked(self._chat(turns, True)[len(done) :])))
         return pieces
 
     def _chat(self, turns: list[Turn], ask: bool) -> str:
-        messages = [
-            {"role": t["role"], "content": FOUND.sub(r"; \1", TOLD.sub(r"\1", t["text"]))}
-            for t in turns
-        ]
+        messages = [{"role": t["role"], "content": self._message(content_of(t))} for t in turns]
         text: str = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=ask
         )
         return text
 
+    def _message(self, content: list[Part]) -> str | list[dict[str, str]]:
+        """Parts as transformers spells them; as one text for a template that takes text alone."""
+        if not self.media_marks:
+            words = [_beside(part) if isinstance(part, MediaPart) else part for part in content]
+            return "".join(words)
+        parts: list[dict[str, str]] = []
+        for part in content:
+            if isinstance(part, MediaPart) and part.shown:
+                parts.append({"type": "video" if part.mark == VIDEO else "image"})
+            text = part if isinstance(part, str) else part.caption
+            if text.strip():  # templates put their own white space between parts
+                parts.append({"type": "text", "text": text.strip()})
+        return parts
+
+    def _marked(self, text: str) -> tuple[Part, ...]:
+        """What a chat template has written, with the places of media found again."""
+        marks = {v: k for k, v in self.media_marks.items()} or {IMAGE: "image", VIDEO: "video"}
+        pieces = re.split(f"({'|'.join(map(re.escape, marks))})", text)
+        return _merged(
+            MediaPart("<video>" if marks[p] == "video" else "<image>") if i % 2 else p
+            for i, p in enumerate(pieces)
+        )
+
     def _defuse(self, text: str) -> str:
         """`text` with a space inside whatever would be taken for a mark."""
-        for mark in {*self.tokenizer.all_special_tokens, self.end_sym} - {IMAGE}:
+        marks = {*self.tokenizer.all_special_tokens, *self.media_marks.values(), self.end_sym}
+        for mark in marks - {IMAGE}:
             if len(mark) > 1 and mark in text:
                 text = text.replace(mark, f"{mark[0]} {mark[1:]}")
         return text
@@ -340,7 +431,38 @@ class PromptRenderer:
         return [end or self.end_sym]
 
 
+def _beside(part: MediaPart) -> str:
+    """A medium in the text of a chat template that takes text alone."""
+    if not part.shown:
+        return part.caption
+    return f"{part.mark}; {part.caption}" if part.caption else part.mark
+
+
 def _opening_ids(tokenizer: Any) -> list[int]:
     """What the tokenizer itself puts before a text: the beginning-of-sequence id, or nothing."""
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and bos in tokenizer("a")["input_ids"] else []
+
+
+class _NoText(PromptRenderer):
+    """For models without text: media have their places, and there are no ids."""
+
+    class _Pad:
+        pad_token_id = eos_token_id = 0
+
+    def __init__(self) -> None:
+        self.tokenizer, self.prompts, self.max_txt_len = self._Pad(), [], None
+        self.template, self.media_marks, self.stop_strings = None, {}, []
+
+    def render(
+        self,
+        turns: Sequence[Turn],
+        runs: Sequence[Run],
+        name: str = "",
+        answers: Sequence[Sequence[int]] = (),
+    ) -> Rendered:
+        """No ids, and a place of no length for each medium."""
+        return Rendered(input_ids=[], labels=[], runs=[PlacedRun(r.kind, 0, 0) for r in runs])
+
+
+NO_TEXT = _NoText()

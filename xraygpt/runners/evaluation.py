@@ -27,6 +27,7 @@ from xraygpt.datasets.base import Sample, StudyDataset, reference_of
 from xraygpt.datasets.collate import Collator
 from xraygpt.metrics.statistics import ratio_score
 from xraygpt.models.base import BaseModel
+from xraygpt.models.capabilities import FrozenFeatures, need, offers
 from xraygpt.runners import answers, feature_cache, logs, result_page, scoring
 from xraygpt.runners.feature_cache import FeatureStore
 from xraygpt.runners.history import History
@@ -103,7 +104,9 @@ class Evaluator(Plugin):
         if not len(data):
             raise InputError(f"no sample in the split '{config.split}' of this corpus")
         self.data, self.train = data, train
-        key = model.feature_key() if config.feature_cache else None
+        key = None
+        if config.feature_cache and offers(model, FrozenFeatures):
+            key = need(model, FrozenFeatures).feature_key()
         if key is not None:
             feature_cache.use_cache(data, model, key, self.accelerator, config.feature_store)
         self._feature_key = key
@@ -184,7 +187,7 @@ class Evaluator(Plugin):
         """Everything a reader wants to see in one file."""
         said = predictions.get(TRUE, [])
         by_id = {k: {p.sample_id: p for p in v} for k, v in predictions.items()}
-        images = {r.sample_id: r.images for r in self.data.records}
+        images = {r.sample_id: r.media for r in self.data.records}
         verdicts = [self.task.compare(one) for one in said]
         places = result_page.picked(
             [len(v.agreed) for v in verdicts],
@@ -351,7 +354,7 @@ class Evaluator(Plugin):
             )
 
     def _key(self, data: StudyDataset, index: int, question: str) -> tuple[Any, ...]:
-        images: tuple[Any, ...] = data.records[index].images
+        images: tuple[Any, ...] = data.records[index].media
         if controls.is_blank(data):
             images = ("black",) * len(images)
         return (*images, question)
@@ -386,7 +389,7 @@ class Evaluator(Plugin):
         if len(self.train):
             key, how = self._feature_key, self.config.feature_store
             feature_cache.use_cache(self.train, self.model, key, self.accelerator, how)
-        readers = (self.data.read_image, self.train.read_image)
+        readers = (self.data.read_media, self.train.read_media)
         if not all(isinstance(r, feature_cache.CachedReader) for r in readers):
             raise InputError("no training split, or images whose features are not stored (clips)")
         chosen = controls.nearest_answers(self.data, self.train)

@@ -32,8 +32,10 @@ from xraygpt.common.logging import progress
 from xraygpt.common.paths import cache_root, real
 from xraygpt.common.shards import Shards, make_room, used_now
 from xraygpt.datasets import controls
-from xraygpt.datasets.base import ImageRef, ReadImage, StudyDataset
+from xraygpt.datasets.base import ReadMedia, StudyDataset
 from xraygpt.models.base import BaseModel
+from xraygpt.models.capabilities import FrozenFeatures, need
+from xraygpt.processors.media import Media, MediaRef
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ class CachedReader:
     """Reads stored features in place of pixels; encodes what is not there.
 
     Args:
-        read_image: What reads the pixels.
+        read_media: What reads the pixels.
         model: Whose frozen encoder makes the features.
         store: Where they lie.
         how: Its settings.
@@ -73,21 +75,22 @@ class CachedReader:
     """
 
     def __init__(
-        self, read_image: ReadImage, model: BaseModel, store: Shards, how: FeatureStore, views: int
+        self, read_media: ReadMedia, model: BaseModel, store: Shards, how: FeatureStore, views: int
     ) -> None:
-        self.read_image, self.model, self.store, self.views = read_image, model, store, views
+        self.read_media, self.model, self.store, self.views = read_media, model, store, views
         self.dtype = getattr(torch, how.dtype)
+        self.encoder = need(model, FrozenFeatures)
 
-    def __call__(self, ref: ImageRef, draw: str = "") -> Tensor:
+    def __call__(self, ref: MediaRef, draw: str = "") -> Media:
         """(L, D) float32 features of one image."""
         view = keyed_int(draw, "view") % self.views if self.views else 0
         stored = self.store.get(self.name(ref, view))
         if stored is None:  # changed since, or there was no room
             self._refuse_in_worker(ref)
-            stored = self.features(pixels(self.read_image, ref, view, self.views)[None])[0]
-        return stored.float()
+            stored = self.features(pixels(self.read_media, ref, view, self.views)[None])[0]
+        return Media(stored.float(), "embedding", ref.view)
 
-    def _refuse_in_worker(self, ref: ImageRef) -> None:
+    def _refuse_in_worker(self, ref: MediaRef) -> None:
         """CUDA cannot be used in a process that was forked from one that uses it."""
         if self.model.device.type == "cuda" and get_worker_info() is not None:
             raise TrainingError(
@@ -95,13 +98,13 @@ class CachedReader:
                 "set run.num_workers: 0, or a larger run.feature_store.max_gb"
             )
 
-    def black(self) -> Tensor:
+    def black(self) -> Media:
         """(L, D) features of a black picture."""
-        processor = self.read_image.keywords["processor"]  # type: ignore[attr-defined]
+        processor = self.read_media.keywords["processor"]  # type: ignore[attr-defined]
         picture: Tensor = processor(np.zeros((64, 64), np.float32), "")
-        return self.features(picture[None])[0].float()
+        return Media(self.features(picture[None])[0].float(), "embedding")
 
-    def name(self, ref: ImageRef, view: int) -> str:
+    def name(self, ref: MediaRef, view: int) -> str:
         """Under which a view is stored; changes when the file does.
 
         Raises:
@@ -111,23 +114,26 @@ class CachedReader:
             facts = ref.path.stat()
         except OSError as error:
             raise DataError(f"{ref.path}: {error.strerror}") from None
-        key = f"{real(ref.path)}|{facts.st_size}|{facts.st_mtime_ns}|{ref.frame}"
+        key = f"{real(ref.path)}|{facts.st_size}|{facts.st_mtime_ns}|{ref.index}"
+        if ref.mirrored:
+            key += "|mirrored"
         if self.views:
             key += f"|{view}"
         return hashlib.sha256(key.encode()).hexdigest()[:32]
 
     def features(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, L, D) as they are stored."""
-        return self.model.encode_frozen(images.to(self.model.device)).to(self.dtype).cpu()
+        place = self.model.device
+        return self.encoder.encode_frozen(images.to(place)).to(self.dtype).cpu()
 
 
-def pixels(read_image: ReadImage, ref: ImageRef, view: int, views: int) -> Tensor:
+def pixels(read_media: ReadMedia, ref: MediaRef, view: int, views: int) -> Tensor:
     """(C, H, W) of one image; of `views` draws, if any, the same `view` in every run.
 
     Raises:
         DataError: The image cannot be read.
     """
-    return read_image(ref, f"view {view} of {real(ref.path)} {ref.frame}" if views else "")
+    return read_media(ref, f"view {view} of {real(ref.path)} {ref.index}" if views else "").data
 
 
 def use_cache(
@@ -155,22 +161,22 @@ def use_cache(
     how = how or FeatureStore()
     root = cache_root() / "features"
     if controls.is_blank(data):  # only the one black picture is ever encoded
-        inner = data.read_image.keywords["read_image"]  # type: ignore[attr-defined]
+        inner = data.read_media.keywords["read_media"]  # type: ignore[attr-defined]
         reader = CachedReader(inner, model, Shards(root), how, 0)
         # Found here, not in a loader's worker, where CUDA could not be used.
-        data.read_image = partial(
-            controls.black_image, read_image=reader, known={"black": reader.black()}
+        data.read_media = partial(
+            controls.black_image, read_media=reader, known={"black": reader.black()}
         )
         return data
-    refs = data.image_refs()
-    stored = any(ref.path.suffix == ".npy" or ref.frame is None for ref in refs)
+    refs = data.media_refs()
+    stored = any(ref.kind != "image" for ref in refs)
     views = 0 if data.cacheable else how.views
-    ready = isinstance(data.read_image, CachedReader)
+    ready = isinstance(data.read_media, CachedReader)
     if not refs or stored or ready or not (data.cacheable or views):
         return data
     facts = {"encoder": encoder, "processor": data.signature, "dtype": how.dtype}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
-    reader = CachedReader(data.read_image, model, Shards(root / key), how, views)
+    reader = CachedReader(data.read_media, model, Shards(root / key), how, views)
     wanted = [(ref, view) for ref in refs for view in range(max(1, views))]
     lacking = [i for i, one in enumerate(wanted) if reader.name(*one) not in reader.store]
     missing = [wanted[i] for i in distributed.shared(lacking)]  # all divide the same list
@@ -182,7 +188,7 @@ def use_cache(
         if missing:
             (root / key).mkdir(parents=True, exist_ok=True)
             log.info("encoding %d images once; features go to %s", len(missing), root / key)
-            needed = len(missing) * reader.black().to(reader.dtype).nbytes
+            needed = len(missing) * reader.black().data.to(reader.dtype).nbytes
             room = _room(root / key, needed, how, accelerator)
             _encode(reader, mine, room * len(mine) // len(missing), accelerator, workers)
     except OSError as error:
@@ -192,7 +198,7 @@ def use_cache(
         ) from None
     accelerator.wait_for_everyone()
     reader.store.refresh()
-    data.read_image = reader
+    data.read_media = reader
     return data
 
 
@@ -200,30 +206,30 @@ class _Pixels(Dataset[Any]):
     """Images to encode, read by worker processes; a bad one is its error."""
 
     def __init__(
-        self, read_image: ReadImage, wanted: Sequence[tuple[ImageRef, int]], views: int
+        self, read_media: ReadMedia, wanted: Sequence[tuple[MediaRef, int]], views: int
     ) -> None:
-        self.read_image, self.wanted, self.views = read_image, wanted, views
+        self.read_media, self.wanted, self.views = read_media, wanted, views
 
     def __len__(self) -> int:
         return len(self.wanted)
 
     def __getitem__(self, i: int) -> Tensor | str:
         try:
-            return pixels(self.read_image, *self.wanted[i], self.views)
+            return pixels(self.read_media, *self.wanted[i], self.views)
         except ValueError as error:
             return str(error)
 
 
 def _encode(
     reader: CachedReader,
-    wanted: Sequence[tuple[ImageRef, int]],
+    wanted: Sequence[tuple[MediaRef, int]],
     room: int,
     accelerator: Accelerator,
     workers: int,
 ) -> None:
     """Encode and store, as far as there is room. A bad image is warned of, and fails when used."""
     loader: DataLoader[Any] = DataLoader(
-        _Pixels(reader.read_image, wanted, reader.views),
+        _Pixels(reader.read_media, wanted, reader.views),
         batch_size=BATCH,
         collate_fn=list,
         num_workers=workers,

@@ -14,11 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 from xraygpt.common import checkpoint, distributed
 from xraygpt.common.errors import DataError, XrayGPTError
 from xraygpt.common.logging import progress
-from xraygpt.datasets.base import ImageRef, Record, Sample, StudyDataset
+from xraygpt.datasets.base import Record, Sample, StudyDataset
+from xraygpt.datasets.builder import RecordError, media_of
 from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.records import read_table
 from xraygpt.models.base import BaseModel
-from xraygpt.processors.prompts import IMAGE, Turn
+from xraygpt.processors.content import IMAGE, Turn
+from xraygpt.processors.media import MediaRef
 from xraygpt.runners import answers, logs, result_page
 from xraygpt.runners.history import DRAWINGS_ALONE, History
 from xraygpt.tasks.base import BaseTask, Prediction
@@ -39,8 +41,8 @@ def find_inputs(path: Path, question: str = "") -> list[Record]:
 
     Args:
         path: An image; a folder, searched with all folders in it; or a table (CSV, JSONL) with a
-            column `image` and, if wanted, `id`, `study`, `view` and `question`. Paths in a table
-            are relative to it.
+            column `image`, or `images` of a study, as in training, and, if wanted, `id`, `study`,
+            `view` and `question`. Paths in a table are relative to it.
         question: Asked of every image that has none of its own; empty takes the model's prompt.
 
     Raises:
@@ -53,11 +55,13 @@ def find_inputs(path: Path, question: str = "") -> list[Record]:
         images = [f for f in files if _may_be_image(f)]
         if len(files) > len(images):
             log.info("%s: %d files are no images and left alone", path, len(files) - len(images))
-        records = [_record(str(f.relative_to(path)), f, question=question) for f in images]
+        records = [
+            _record(str(f.relative_to(path)), [MediaRef(f)], question=question) for f in images
+        ]
     elif path.suffix.lower() in TABLES:
         records = [_row(path, number, row, question) for number, row in read_table(path)]
     else:
-        records = [_record(path.name, path, question=question)]
+        records = [_record(path.name, [MediaRef(path)], question=question)]
     if not records:
         raise DataError(f"--input {path}: holds no PNG, JPEG or DICOM file")
     return _distinct(records)
@@ -78,37 +82,39 @@ def _may_be_image(file: Path) -> bool:
 
 
 def _row(table: Path, number: int, row: dict[str, Any], question: str) -> Record:
-    listed = row.get("images")  # the project's own layout
-    listed = listed if isinstance(listed, list) else []
-    name = row.get("image") or row.get("path") or (listed[0] if listed else None)
-    if len(listed) > 1:
-        raise DataError(
-            f"{table}, record {number}: {len(listed)} images, but predict.py answers about one a "
-            "row; write a row for each"
-        )
-    if isinstance(name, dict):
-        row = {"view": name.get("view"), **row}
-        name = name.get("path")
+    """A row: one image in `image`, or a study in `images`, as in training."""
+    listed = row.get("images") or row.get("image") or row.get("path")
     if not {"image", "path", "images"} & set(row):
         have = ", ".join(map(str, row))
         raise DataError(f"{table}, record {number}: no column 'image' (there are: {have})")
-    if not isinstance(name, str) or not name:
-        name = f"record {number} (no image named)"  # it is reported with those not read
+    items = listed if isinstance(listed, list) else [listed]
+    items = [{"path": item} if isinstance(item, str) else item for item in items if item]
+    # A row without an image is reported with those that cannot be read.
+    items = items or [{"path": f"record {number} (no image named)"}]
+    try:
+        media = [
+            media_of(item, lambda path: table.parent / str(path), str(row.get("view") or ""))
+            for item in items
+        ]
+    except RecordError as error:
+        raise DataError(f"{table}, record {number}: {error}") from None
+    first = items[0].get("path") if isinstance(items[0], dict) else ""
     return _record(
-        str(row.get("id") or name),
-        table.parent / name,
+        str(row.get("id") or first),
+        media,
         study=str(row.get("study") or ""),
-        view=str(row.get("view") or ""),
         question=str(row.get("question") or question),
     )
 
 
-def _record(
-    name: str, path: Path, *, study: str = "", view: str = "", question: str = ""
-) -> Record:
-    turn = Turn(role="user", text=f"{IMAGE} {question}".strip())
-    meta = {"path": str(path), "file": _facts(path)}
-    return Record(name, study or name, (ImageRef(path, view),), (turn,), meta)
+def _record(name: str, media: Sequence[MediaRef], *, study: str = "", question: str = "") -> Record:
+    marks = " ".join([IMAGE] * len(media))
+    turn = Turn(role="user", text=f"{marks} {question}".strip())
+    paths = [ref.file for ref in media]
+    facts = [_facts(ref.path) for ref in media]
+    one = len(media) == 1
+    meta = {"path": paths[0] if one else paths, "file": facts[0] if one else facts}
+    return Record(name, study or name, tuple(media), (turn,), meta)
 
 
 def _facts(path: Path) -> str:
@@ -284,7 +290,7 @@ class Predictor:
         return prediction.prompt == "\n".join(t["text"] for t in said)
 
     def _write_page(self, predictions: Sequence[Prediction]) -> None:
-        images = {r.sample_id: r.images for r in self.data.records}
+        images = {r.sample_id: r.media for r in self.data.records}
         places = result_page.chosen(len(predictions), PAGE_CASES, 0)
         said = [predictions[i] for i in places]
         cases = [

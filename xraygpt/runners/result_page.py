@@ -20,8 +20,7 @@ from PIL import Image
 
 from xraygpt.common.checkpoint import write_file
 from xraygpt.common.draws import keyed_random
-from xraygpt.datasets.base import ImageRef
-from xraygpt.processors.pixels import read_image
+from xraygpt.processors.media import MediaRef, read
 from xraygpt.runners import logs
 from xraygpt.runners.history import DRAWINGS_ALONE, History
 
@@ -48,7 +47,7 @@ class Case:
     """One sample on the page."""
 
     sample_id: str
-    images: Sequence[ImageRef]
+    images: Sequence[MediaRef]
     prompt: str
     prediction: str
     reference: str = ""
@@ -168,17 +167,13 @@ def _shown(case: Case) -> dict[str, Any]:
     }
 
 
-def _thumbnail(ref: ImageRef) -> str:
+def _thumbnail(ref: MediaRef) -> str:
     """A small JPEG as a data URI.
 
     Raises:
         ValueError: The file cannot be read, or holds no picture.
     """
-    if ref.path.suffix == ".npy":
-        raise ValueError(f"{ref.path} holds features, no picture")
-    pixels = read_image(ref.path, frame=ref.frame).pixels
-    if ref.frame is None and pixels.ndim >= 3 and pixels.shape[-1] != 3:
-        pixels = pixels[len(pixels) // 2]  # a clip: its middle frame
+    pixels = read(ref).still()
     image = Image.fromarray(np.round(pixels * 255).astype(np.uint8))
     image.thumbnail((SIDE, SIDE))
     file = io.BytesIO()

@@ -88,7 +88,7 @@ def load_weights(model: BaseModel, path: Path) -> tuple[Path, list[str]]:
     else:
         model.check_assets(source.parent)
         # A part frozen when this was saved is whole in the model already, from elsewhere.
-        whole = tuple(p for p in ("llm.", "vision.") if not any(n.startswith(p) for n in state))
+        whole = tuple(p for p in model.frozen_parts if not any(n.startswith(p) for n in state))
         required = {n for n in model.checkpoint_state() if not (state and n.startswith(whole))}
     fresh = load_exactly(
         model,

@@ -37,6 +37,7 @@ from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.mixture import Mixture, StreamSampler, longest_rows
 from xraygpt.models.base import BaseModel
+from xraygpt.models.capabilities import FrozenFeatures, HasDecoder, StoresMore, need, offers
 from xraygpt.runners import feature_cache, logs, profiling, state
 from xraygpt.runners.averaging import Average
 from xraygpt.runners.base import BaseRunner
@@ -92,9 +93,12 @@ class Runner(BaseRunner):
         )
         self.average = Average(model, config.ema_decay) if config.ema_decay else None
         if config.shard_llm:
-            sharding.shard_frozen(model, self.accelerator.device, self._world)
+            layers = need(model, HasDecoder).decoder_layers()
+            sharding.shard_frozen(model, layers, self.accelerator.device, self._world)
         if config.compile:
-            compiling.compile_layers(model, self.accelerator.device)
+            compiling.compile_layers(
+                need(model, HasDecoder).decoder_layers(), self.accelerator.device
+            )
         distributed.refuse_scattered(model, self._world)
         self.stepper = make_stepper(self.accelerator, model, self.optimizer, config)
         self.wrapped = self.stepper.wrapped
@@ -387,7 +391,11 @@ class Runner(BaseRunner):
     def _cache_features(self) -> None:
         if not (self.config.feature_cache and self.task.uses_images):
             return
-        key = self.model.begin_storing()
+        key = None
+        if offers(self.model, StoresMore):
+            key = need(self.model, StoresMore).begin_storing()
+        elif offers(self.model, FrozenFeatures):
+            key = need(self.model, FrozenFeatures).feature_key()
         if key is None:
             return
         how, workers = self.config.feature_store, self.config.num_workers

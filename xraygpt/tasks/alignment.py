@@ -64,7 +64,7 @@ class QFormerAlignmentTask(BaseTask):
         """Summed over rows; those without an image bring their text alone."""
         found: Aligned = model(batch)
         rows = torch.zeros(len(batch["sample_id"]), device=found.similarity.device)
-        if batch["image_inputs"] and len(rows) > 1:
+        if batch["media_inputs"] and len(rows) > 1:
             own = self.config.contrast_weight * self.contrast(found, batch["extra"]["findings"])
             own = own + self.config.match_weight * self.matched(found)
             rows = rows.index_add(0, found.rows, own)

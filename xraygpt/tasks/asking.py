@@ -5,27 +5,36 @@ Notation: B rows, T tokens of the prompts, A of an answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
+from xraygpt.common.config import Choice
 from xraygpt.common.distributed import to_device
 from xraygpt.common.errors import InputError
-from xraygpt.datasets.base import Batch, Sample
-from xraygpt.datasets.collate import Collator
-from xraygpt.datasets.targets import NORMAL, finding_question
-from xraygpt.metrics.findings import FINDINGS
-from xraygpt.processors.prompts import (
-    IGNORE_INDEX,
+from xraygpt.common.registry import VOCABULARIES
+from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch, Sample
+from xraygpt.datasets.collate import Collator, padded
+from xraygpt.datasets.targets import spoken
+from xraygpt.models.base import Bonus
+from xraygpt.models.finding_head import FindingHead
+from xraygpt.models.media_tokens import images_per_row
+from xraygpt.processors.content import (
     IMAGE,
-    IMAGE_TOKEN_ID,
+    MediaPart,
+    Part,
     Turn,
-    findings_mark,
+    plain_text,
+    turn_of,
     without_marks,
 )
+from xraygpt.processors.media import Media
+from xraygpt.processors.prompts import IGNORE_INDEX, Run
+from xraygpt.vocabulary import Vocabulary, vocabulary_of
 
 
 @dataclass(kw_only=True)
@@ -35,10 +44,11 @@ class Plan:
     by: Literal["answers", "head"] = "answers"
     """Who says what is there: the LLM by its P(yes), or the head on the encoder's features
     (`model.finding_head`)."""
-    findings: list[str] = field(
-        default_factory=lambda: [n for n in FINDINGS if n not in ("no_finding", "other_finding")]
-    )
-    """The labeller's findings; those the model was trained to be asked about, or the head has."""
+    vocabulary: Annotated[str, Choice(VOCABULARIES)] = DEFAULT_VOCABULARY
+    """Names of findings, and how they are asked about and told."""
+    findings: list[str] | None = None
+    """Findings of the vocabulary that the model was trained to be asked about, or the head has;
+    null takes all that have a name."""
     threshold: float | None = None
     """A finding goes into the report from this probability on; null takes the head's own of each
     finding, and 0.5 of answers."""
@@ -48,15 +58,26 @@ class Plan:
     """How the model was trained to affirm."""
     no: str = "no."
     """How it was trained to deny."""
+    agreement: float = 0.0
+    """Of several drawn answers (`generate.candidates`): how much naming the planned findings, and
+    no others, counts beside being like the others; both are an F1. No effect on one answer."""
 
     def __post_init__(self) -> None:
-        unknown = sorted({*self.findings, *self.thresholds} - set(FINDINGS))
+        known = vocabulary_of(self.vocabulary).findings
+        unknown = sorted({*(self.findings or ()), *self.thresholds} - set(known))
         if unknown:
-            raise ValueError(f"findings: {unknown[0]} is none of {', '.join(FINDINGS)}")
+            raise ValueError(f"findings: {unknown[0]} is none of {', '.join(known)}")
         given = [*self.thresholds.values(), *([] if self.threshold is None else [self.threshold])]
+        if self.agreement < 0:
+            raise ValueError(f"agreement ({self.agreement}) must be at least 0")
         wrong = [t for t in given if not 0 <= t <= 1]
         if wrong:
             raise ValueError(f"a threshold ({wrong[0]}) must lie in [0, 1]")
+
+    @property
+    def asked(self) -> list[str]:
+        """Findings that are decided."""
+        return vocabulary_of(self.vocabulary).nameable if self.findings is None else self.findings
 
 
 @torch.no_grad()
@@ -74,21 +95,23 @@ def held_likely(model: Any, prompts: Batch, plan: Plan) -> list[list[str]]:
     Raises:
         InputError: The head is to be asked, and the model has none.
     """
-    pixels = prompts["image_inputs"].get("pixel_values")
+    pixels = prompts["media_inputs"].get("pixel_values")
     if pixels is not None:  # encoded once for all questions
-        prompts = {**prompts, "image_inputs": {"features": model.encode_frozen(pixels)}}
+        prompts = {**prompts, "media_inputs": {"features": model.encode_frozen(pixels)}}
     held = (_held_by_head if plan.by == "head" else _held_by_answers)(model, prompts, plan)
-    return [words or [NORMAL] for words in held]
+    normal = vocabulary_of(plan.vocabulary).normal
+    return [words or [normal] for words in held]
 
 
 def _held_by_answers(model: Any, prompts: Batch, plan: Plan) -> list[list[str]]:
     held: list[list[str]] = [[] for _ in prompts["input_ids"]]
     least = 0.5 if plan.threshold is None else plan.threshold
-    for name in plan.findings:
-        asked = ask(model, prompts, [f"{IMAGE} {finding_question(name)}"] * len(held))
+    vocabulary = vocabulary_of(plan.vocabulary)
+    for name in plan.asked:
+        asked = ask(model, prompts, [vocabulary.question(name)] * len(held))
         for row, p in enumerate(yes_probability(model, asked, plan.yes, plan.no).tolist()):
             if p >= plan.thresholds.get(name, least):
-                held[row].append(name.replace("_", " "))
+                held[row].append(vocabulary.in_words(name))
     return held
 
 
@@ -99,81 +122,186 @@ def _held_by_head(model: Any, prompts: Batch, plan: Plan) -> list[list[str]]:
             "run.task.plan.by is head, and the model has none: set model.finding_head to what "
             "`python -m xraygpt.probe … --save` wrote"
         )
-    if not prompts["image_inputs"]:
+    if not prompts["media_inputs"]:
         return [[] for _ in prompts["input_ids"]]
-    places = (prompts["input_ids"] == IMAGE_TOKEN_ID).sum(dim=1) // model.config.num_query_token
+    images = images_per_row(prompts, model.config.num_query_token)
     least = {
         name: plan.thresholds.get(name, own if plan.threshold is None else plan.threshold)
         for name, own in zip(head.names, head.threshold.tolist(), strict=True)
-        if name in plan.findings
+        if name in plan.asked
     }
-    held: list[list[str]] = head.in_words(
-        head(prompts["image_inputs"]["features"], places.tolist()), least
-    )
-    return held
+    said = head(prompts["media_inputs"]["features"], images)
+    return in_words(head, vocabulary_of(plan.vocabulary), said, least)
 
 
-def with_plan(model: Any, prompts: Batch, plan: Plan) -> Batch:
+def in_words(
+    head: FindingHead, vocabulary: Vocabulary, said: Tensor, least: Mapping[str, float]
+) -> list[list[str]]:
+    """What is there, each finding by the likeliest of the codes that mean it.
+
+    Args:
+        head: Whose answers these are.
+        vocabulary: Of its names.
+        said: (B, F + K), as the head gives it.
+        least: From which P on a finding is there; others are not looked at.
+
+    Returns:
+        Of each study codes in words, ``["cardiomegaly, mild"]``; a finding that no code means by
+        its name.
+
+    Raises:
+        InputError: The head names something that is no finding of the vocabulary.
+    """
+    unknown = [n for n in head.names if n not in vocabulary.findings]
+    if unknown:
+        raise InputError(f"model.finding_head names {unknown[0]}, which is no finding of the plan")
+    meant = [vocabulary.findings_of([code]) for code in head.codes]
+    return [_in_words(head, vocabulary, meant, row, least) for row in said.tolist()]
+
+
+def _in_words(
+    head: FindingHead,
+    vocabulary: Vocabulary,
+    meant: Sequence[set[str]],
+    row: Sequence[float],
+    least: Mapping[str, float],
+) -> list[str]:
+    held = [n for n, p in zip(head.names, row, strict=False) if p >= least.get(n, math.inf)]
+    codes: list[int] = []
+    plain: list[str] = []
+    for name in held:
+        ways = [k for k, findings in enumerate(meant) if name in findings]
+        if any(name in meant[k] for k in codes):
+            continue  # told already, with another finding
+        if ways:
+            codes.append(max(ways, key=lambda k: row[len(head.names) + k]))
+        else:
+            plain.append(vocabulary.in_words(name))
+    return sorted([*spoken([head.codes[k] for k in codes]), *plain])
+
+
+def agreement_with(told: Sequence[Sequence[str]], weight: float, vocabulary: Vocabulary) -> Bonus:
+    """How well a report follows what its writer was told, by the vocabulary's labeller.
+
+    Args:
+        told: Of each row findings in words, ``["cardiomegaly, mild"]``; none at all judges nothing.
+        weight: What full agreement is worth.
+        vocabulary: Reads reports.
+
+    Returns:
+        Row and text -> weight times the F1 of the findings named, in [0, weight].
+    """
+    wanted = [vocabulary.coded_findings(w.replace(", ", "/") for w in words) for words in told]
+
+    def bonus(row: int, text: str) -> float:
+        want = wanted[row]
+        named = vocabulary.positive(text) - {vocabulary.other_finding}
+        if not want:
+            return 0.0
+        return weight * 2 * len(named & want) / (len(named) + len(want))
+
+    return bonus
+
+
+def with_plan(model: Any, prompts: Batch, plan: Plan) -> tuple[Batch, Bonus | None]:
     """The same images and questions, with what the model found told beside the images.
 
     Rows that ask something of their own, other than the model's prompts, are left as they are.
+
+    Returns:
+        The prompts, and what speaks for an answer that follows the plan; None where that has no
+        weight.
     """
     plain = {"", *(" ".join(without_marks(p).split()) for p in model.renderer.prompts)}
     held = held_likely(model, prompts, plan)
     told = [w if q in plain else [] for w, q in zip(held, prompts["question"], strict=True)]
-    texts = [
-        f"{IMAGE}{findings_mark(words)} {question}"
-        for words, question in zip(told, prompts["question"], strict=True)
-    ]
-    return {**ask(model, prompts, texts), "told": told}
+    planned = ask(model, prompts, prompts["question"], [_caption(words) for words in told])
+    return planned, _bonus(told, plan)
 
 
-def planned_question(model: Any, plan: Plan, images: Sequence[Tensor], question: str) -> str:
-    """A question about one study as `with_plan` would write it, after the marks of its images.
+@dataclass(frozen=True)
+class Planned:
+    """A question about one study after its plan.
+
+    Attributes:
+        question: What to ask for a report with.
+        caption: What was found, to be told beside the last image.
+        bonus: What speaks for an answer that follows the plan; None where that has no weight.
+    """
+
+    question: str
+    caption: str = ""
+    bonus: Bonus | None = None
+
+
+def planned_question(model: Any, plan: Plan, media: Sequence[Media], question: str) -> Planned:
+    """A question about one study as `with_plan` would ask it.
 
     Args:
         model: Has the packer and renderer.
         plan: What to ask first.
-        images: As the model's image processor made them.
+        media: As the model's image processor made them.
         question: What to ask for a report with.
     """
-    marks = " ".join([IMAGE] * len(images))
+    marks = " ".join([IMAGE] * len(media))
     turns = [Turn(role="user", text=f"{marks} ?"), Turn(role="assistant", text="")]
-    sample = Sample(sample_id="", study_id="", images=list(images), turns=turns, meta={}, draw="")
+    sample = Sample(sample_id="", study_id="", media=list(media), turns=turns, meta={}, draw="")
     batch = Collator(model.renderer, model.packer, max_len=model.context_len).prompts([sample])
-    batch = to_device(batch, model.device)
-    return f"{findings_mark(held_likely(model, batch, plan)[0])} {question}"
+    words = held_likely(model, to_device(batch, model.device), plan)[0]
+    return Planned(question, _caption(words), _bonus([words], plan))
 
 
-def ask(model: Any, prompts: Batch, texts: Sequence[str]) -> Batch:
-    """Another question to the images of each row.
+def _caption(words: Sequence[str]) -> str:
+    return "; ".join(w.replace("<", "") for w in words)
+
+
+def _bonus(told: Sequence[Sequence[str]], plan: Plan) -> Bonus | None:
+    if not plan.agreement:
+        return None
+    return agreement_with(told, plan.agreement, vocabulary_of(plan.vocabulary))
+
+
+def ask(
+    model: Any, prompts: Batch, questions: Sequence[str], captions: Sequence[str] = ()
+) -> Batch:
+    """Another question to the media of each row.
 
     Args:
         model: Its renderer writes the prompts.
         prompts: Left-padded, of one question a row.
-        texts: Of each row, ``<image>`` in the place of all its images.
+        questions: Of each row, asked after its media.
+        captions: Of each row what to tell beside the last of its media; empty tells nothing.
     """
     renderer, ids = model.renderer, prompts["input_ids"]
-    rows = []
-    for row, text in zip(ids.tolist(), texts, strict=True):
-        runs = _runs(row)
-        marks = " ".join([IMAGE] * len(runs))
-        turn = Turn(role="user", text=text.replace(IMAGE, marks).strip())
-        rows.append(renderer.render([turn], runs)["input_ids"])
-    width = max(map(len, rows))
+    runs: list[list[Run]] = [[] for _ in questions]
+    for run in prompts["runs"]:
+        runs[run.row].append(Run(run.length, run.kind))
+    turns = [
+        _question(question, len(own), caption)
+        for question, own, caption in zip(
+            questions, runs, captions or [""] * len(runs), strict=True
+        )
+    ]
+    rows = [renderer.render([t], own) for t, own in zip(turns, runs, strict=True)]
     pad = renderer.tokenizer.pad_token_id
-    filled = torch.full((len(rows), width), renderer.tokenizer.eos_token_id if pad is None else pad)
-    mask = torch.zeros_like(filled)
-    for i, row in enumerate(rows):
-        filled[i, width - len(row) :] = torch.tensor(row)
-        mask[i, width - len(row) :] = 1
+    pad = renderer.tokenizer.eos_token_id if pad is None else pad
+    filled, labels, mask, placed = padded(rows, pad, left=True)
     return {
         **prompts,
         "input_ids": filled.to(ids.device),
-        "labels": torch.full_like(filled, IGNORE_INDEX).to(ids.device),
+        "labels": labels.to(ids.device),
         "attention_mask": mask.to(ids.device),
-        "question": [" ".join(without_marks(t).split()) for t in texts],
+        "runs": placed,
+        "question": [" ".join(plain_text(t).split()) for t in turns],
     }
+
+
+def _question(question: str, media: int, caption: str) -> Turn:
+    """A question after the places of its media, the last with a caption."""
+    parts: list[Part] = []
+    for i in range(media):
+        parts += [MediaPart(caption=caption if i + 1 == media else ""), " "]
+    return turn_of("user", [*parts, question] if question else parts[:-1])
 
 
 def answered(prompts: Batch, answer: Sequence[int]) -> Batch:
@@ -188,17 +316,3 @@ def answered(prompts: Batch, answer: Sequence[int]) -> Batch:
         "labels": torch.cat([silent, said], dim=1),
         "attention_mask": torch.cat([mask, torch.ones_like(said)], dim=1),
     }
-
-
-def _runs(ids: Sequence[int]) -> list[int]:
-    """Lengths of the runs of image tokens; images that touch count as one."""
-    runs: list[int] = []
-    before = None
-    for i in ids:
-        if i == IMAGE_TOKEN_ID:
-            if before == IMAGE_TOKEN_ID:
-                runs[-1] += 1
-            else:
-                runs.append(1)
-        before = i
-    return runs

@@ -17,7 +17,7 @@ from xraygpt.metrics.findings import FINDINGS, label
 from xraygpt.metrics.statistics import Score
 from xraygpt.models.base import Output
 from xraygpt.models.image_text import Pair, code_id, code_parts
-from xraygpt.processors.prompts import IMAGE_TOKEN_ID
+from xraygpt.models.media_tokens import images_per_row
 from xraygpt.tasks.base import BaseTask, Prediction
 
 _two_way = functional.binary_cross_entropy_with_logits
@@ -131,16 +131,15 @@ class ImageTextContrastive(BaseTask):
 
     def _blended(self, batch: Batch, training: bool) -> tuple[Batch, Blend | None]:
         """The batch with images blended in pairs, and how; as it was where rows are no images."""
-        pixels = batch["image_inputs"].get("pixel_values")
+        pixels = batch["media_inputs"].get("pixel_values")
         if pixels is None or not (training and self.config.mixup):
             return batch, None
-        every = bool((batch["input_ids"] == IMAGE_TOKEN_ID).any(dim=1).all())
-        if not every or len(pixels) != len(batch["input_ids"]):
+        if 0 in images_per_row(batch) or len(pixels) != len(batch["input_ids"]):
             return batch, None
         share = float(torch.distributions.Beta(self.config.mixup, self.config.mixup).sample())
         other = torch.randperm(len(pixels)).to(pixels.device)
         mixed = pixels * share + pixels[other] * (1 - share)
-        return {**batch, "image_inputs": {"pixel_values": mixed}}, Blend(share, other)
+        return {**batch, "media_inputs": {"pixel_values": mixed}}, Blend(share, other)
 
     def matching(self, pair: Pair, truth: Tensor, blend: Blend | None = None) -> Tensor:
         """(R,) of each row with an image: mean of the loss from images to texts and back.

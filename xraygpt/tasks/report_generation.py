@@ -42,11 +42,11 @@ class ReportGeneration(BaseTask):
 
     def predict(self, model: BaseModel, prompts: Batch) -> list[str]:
         """One answer per row; where no question of the user's own is asked, after the plan."""
-        self.asked = []
+        self.asked, bonus = [], None
         if self.config.plan is not None:
-            prompts = asking.with_plan(model, prompts, self.config.plan)
+            prompts, bonus = asking.with_plan(model, prompts, self.config.plan)
             self.asked = prompts["question"]
-        return model.generate(prompts, self.config.generate)
+        return model.generate(prompts, self.config.generate, bonus)
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

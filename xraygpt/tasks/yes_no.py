@@ -14,7 +14,7 @@ from xraygpt.metrics.probabilities import probability_scores
 from xraygpt.metrics.statistics import Score
 from xraygpt.metrics.vqa import normalise
 from xraygpt.models.base import BaseModel
-from xraygpt.processors.prompts import without_marks
+from xraygpt.processors.content import without_marks
 from xraygpt.tasks import asking
 from xraygpt.tasks.base import BaseTask, Comparison, Prediction
 

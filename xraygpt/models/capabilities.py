@@ -1,0 +1,151 @@
+"""What a model may offer beside loss and answers, and what asks for it.
+
+Whoever needs one of these asks with `need(model, Capability)`; nobody asks for a class. A model
+offers a capability by having its methods; `BaseModel.cannot` may say in words why it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor, nn
+
+from xraygpt.common.errors import InputError
+
+if TYPE_CHECKING:
+    from xraygpt.datasets.base import Batch
+    from xraygpt.models.base import BaseModel
+
+
+@runtime_checkable
+class Chats(Protocol):
+    """Answers from embeddings, so that a conversation keeps what it has computed.
+
+    Attributes:
+        llm: A transformers causal language model that reads `inputs_embeds`.
+    """
+
+    llm: Any
+
+    def media_tokens(self, batch: Batch) -> list[Tensor]:
+        """(L, H) of each medium of a batch, in the order of its runs."""
+
+    def embed(self, batch: Batch, tokens: Sequence[Tensor] | None = None) -> Tensor:
+        """(B, T) ids -> (B, T, H), media in place; `tokens` of them where they are known."""
+
+
+@runtime_checkable
+class FrozenFeatures(Protocol):
+    """Has a frozen encoder, whose output can be stored on disk."""
+
+    def encode_frozen(self, pixel_values: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, L, D) by the frozen vision encoder."""
+
+    def feature_key(self) -> str | None:
+        """Identifies the frozen encoder's weights; None if features must not be stored."""
+
+
+@runtime_checkable
+class StoresMore(Protocol):
+    """Can store more than the encoder's output for a training: all that is frozen behind it."""
+
+    def begin_storing(self) -> str | None:
+        """As `feature_key`, of all that is frozen between an image and the LLM.
+
+        From this call on `encode_frozen` gives that, and stored features are taken for it.
+        """
+
+
+@runtime_checkable
+class HasDecoder(Protocol):
+    """Has transformer layers that can be compiled, or laid out over processes."""
+
+    def decoder_layers(self) -> nn.ModuleList:
+        """The layers of the language model, in order."""
+
+
+@runtime_checkable
+class AttentionMaps(Protocol):
+    """Can say from which places of a picture each of its tokens was made."""
+
+    def traced_tokens(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Of each medium its (F · Q, H) tokens, and (F, Q, P) shares of P patches in them."""
+
+
+@runtime_checkable
+class Packs(Protocol):
+    """Can be handed on in one folder, with every part that was trained here."""
+
+    def pack_into(
+        self, state: dict[str, Tensor], folder: Path, out: Path, head: Path | None
+    ) -> dict[str, Any]:
+        """Write the parts.
+
+        Args:
+            state: Weights of the checkpoint that is packed.
+            folder: Where to write.
+            out: What `folder` will be called.
+            head: A finding head to put in, or None.
+
+        Returns:
+            The `model` section of a YAML that loads what was written.
+        """
+
+
+@runtime_checkable
+class Exports(Protocol):
+    """Can be written in the formats of other projects."""
+
+    def exported(self, layout: str, **options: Any) -> Any:
+        """The model in a layout that it names in `export_layouts`."""
+
+    def export_layouts(self) -> tuple[str, ...]:
+        """Names of the layouts."""
+
+
+_VERBS: dict[type, tuple[str, str]] = {
+    Chats: ("chat", "chat"),
+    FrozenFeatures: ("features", "store features of a frozen encoder"),
+    StoresMore: ("features", "store features of frozen parts"),
+    HasDecoder: ("decoder", "have the layers of its language model compiled or sharded"),
+    AttentionMaps: ("maps", "show where it looked"),
+    Packs: ("pack", "be packed into one folder"),
+    Exports: ("export", "be converted into the formats of other projects"),
+}
+Capability = TypeVar("Capability")
+
+
+def need(model: BaseModel, capability: type[Capability]) -> Capability:
+    """`model`, if it has the methods of a capability.
+
+    Raises:
+        InputError: It lacks some; says which, or the model's own reason.
+    """
+    if offers(model, capability):
+        return model  # type: ignore[return-value]
+    key, verb = _VERBS[capability]
+    raise InputError(f"{named(model)} cannot {verb} because {_why(model, capability, key)}")
+
+
+def offers(model: object, capability: type) -> bool:
+    """Whether a model has the methods of a capability, and does not say that it cannot."""
+    key, _ = _VERBS[capability]
+    return isinstance(model, capability) and key not in getattr(model, "cannot", {})
+
+
+def named(model: BaseModel) -> str:
+    """A model in a message: "this model (arch: xraygpt)"."""
+    from xraygpt.common.registry import MODELS
+
+    names = [name for name in MODELS if MODELS.get(name) is type(model)]
+    return f"this model (arch: {names[0]})" if names else f"this model ({type(model).__name__})"
+
+
+def _why(model: BaseModel, capability: type, key: str) -> str:
+    if key in model.cannot:
+        return model.cannot[key]
+    wanted = sorted(capability.__protocol_attrs__)  # type: ignore[attr-defined]
+    lacking = [name for name in wanted if not hasattr(model, name)]
+    return f"it has no {' and no '.join(lacking)} (docs/adding_a_model.md)"
