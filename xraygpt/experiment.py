@@ -23,6 +23,7 @@ from xraygpt.datasets.builder import BaseBuilder
 from xraygpt.datasets.mixture import Mixture
 from xraygpt.models.base import BaseModel, Generation
 from xraygpt.models.capabilities import Chats, need
+from xraygpt.models.text_assets import assets_of
 from xraygpt.models.weight_files import weight_files, weight_source
 from xraygpt.processors.image import Fit, ImageSpec
 from xraygpt.processors.media import Media, MediaRef
@@ -30,7 +31,7 @@ from xraygpt.runners.base import BaseRunner
 from xraygpt.runners.evaluation import Evaluator
 from xraygpt.runners.history import history_of
 from xraygpt.runners.prediction import Predictor, find_inputs
-from xraygpt.runners.state import load_weights
+from xraygpt.runners.state import load_weights, resume_from
 from xraygpt.runners.train_loop import Runner
 from xraygpt.tasks.asking import Planned, planned_question
 
@@ -73,8 +74,15 @@ class Evaluation(Experiment):
     """What to measure."""
 
 
-def build_model(experiment: Experiment, seed: int) -> BaseModel:
-    """The model, with the weights of `model.ckpt` if that is set."""
+def build_model(experiment: Experiment, seed: int, resumed: Path | None = None) -> BaseModel:
+    """The model, with the weights of `model.ckpt` if that is set.
+
+    Args:
+        experiment: Says which.
+        seed: Of the draws of the training texts, where a tokenizer is learned from them.
+        resumed: A checkpoint whose tokenizer and prompts to take before those of `model.ckpt`.
+    """
+    assets = resumed or assets_of(experiment.model.ckpt)
 
     def texts() -> list[str]:
         parts = _datasets(experiment, "train", NO_IMAGES, seed)
@@ -84,7 +92,7 @@ def build_model(experiment: Experiment, seed: int) -> BaseModel:
         parts = _datasets(experiment, "train", NO_IMAGES, seed)
         return [list(r.meta.get("codes") or ()) for part in parts for r in part.records]
 
-    model: BaseModel = experiment.model.build(texts=texts, codes=codes)
+    model: BaseModel = experiment.model.build(texts=texts, codes=codes, assets=assets)
     if experiment.model.ckpt is not None:
         source, fresh = load_weights(model, experiment.model.ckpt)
         log.info("weights from %s%s", source, f"; {len(fresh)} keys begin afresh" if fresh else "")
@@ -96,7 +104,7 @@ def build_runner(experiment: Training) -> Runner:
     run = experiment.run
     assert isinstance(run, Runner.Config)
     task = run.task.build()
-    model = build_model(experiment, run.seed)
+    model = build_model(experiment, run.seed, resume_from(run.resume_ckpt_path, run.output_dir))
     drawn = [(c.weight, c.balance) for c in experiment.datasets.values()]
     splits = {}
     wanted: dict[str, list[Split]] = {"train": list(run.train_splits), "val": ["val"]}

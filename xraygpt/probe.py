@@ -29,9 +29,7 @@ from xraygpt.common import distributed
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
 from xraygpt.common.logging import progress
-from xraygpt.datasets.base import StudyDataset, reference_of
-from xraygpt.metrics.findings import FINDINGS, label
-from xraygpt.metrics.mesh import findings_of, is_coded
+from xraygpt.datasets.base import DEFAULT_VOCABULARY, StudyDataset, reference_of
 from xraygpt.metrics.probabilities import probability_scores
 from xraygpt.metrics.statistics import Score, weighted_sum
 from xraygpt.models.encoders import build_vision
@@ -39,6 +37,7 @@ from xraygpt.models.finding_head import FindingHead
 from xraygpt.models.vision import VisionEncoder, pooled
 from xraygpt.processors.image import ImageSpec
 from xraygpt.runners import feature_cache
+from xraygpt.vocabulary import vocabulary_of
 
 MIN_CODE_COUNT = 8  # training samples a code needs to be a way to say a finding
 
@@ -51,6 +50,12 @@ class Split:
     truth: np.ndarray  # (n, F), 1 there, 0 not
     studies: list[str]
     codes: list[Sequence[str]] = field(default_factory=list)  # n, where people coded them
+    vocabulary: str = DEFAULT_VOCABULARY  # of the findings
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the F findings."""
+        return vocabulary_of(self.vocabulary).findings
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def probe(
     scores = probability_scores(
         fit(train.features, train.truth[:, kept], strength)(val.features),
         val.truth[:, kept],
-        [FINDINGS[i] for i in kept],
+        [train.names[i] for i in kept],
         groups=val.studies,
         min_positives=min_positives,
     )
@@ -125,9 +130,10 @@ def head_of(train: Split, val: Split, encoder: str, *, strength: float, over: fl
         strength: See `fit`.
         over: How many times as often as in training a finding is named.
     """
-    kept = [i for i in _learnable(train) if FINDINGS[i] != "other_finding"]
-    often = Counter(c.lower() for codes in train.codes for c in set(codes) if is_coded([c]))
-    codes = sorted(c for c, n in often.items() if n >= MIN_CODE_COUNT and findings_of([c]))
+    known = vocabulary_of(train.vocabulary)
+    kept = [i for i in _learnable(train) if train.names[i] != known.other_finding]
+    often = Counter(c.lower() for codes in train.codes for c in set(codes) if known.is_coded([c]))
+    codes = sorted(c for c, n in often.items() if n >= MIN_CODE_COUNT and known.findings_of([c]))
     coded = np.array([[c in {x.lower() for x in row} for c in codes] for row in train.codes])
     truth = np.hstack([train.truth[:, kept], coded.reshape(len(train.truth), len(codes))])
     fitted = fit(train.features, truth, strength)
@@ -135,7 +141,7 @@ def head_of(train: Split, val: Split, encoder: str, *, strength: float, over: fl
     said = fitted(val.features)[:, : len(kept)]
     least = [np.quantile(p, max(1 - over * s, 0)) for p, s in zip(said.T, share, strict=True)]
     return FindingHead(
-        [FINDINGS[i] for i in kept],
+        [train.names[i] for i in kept],
         codes,
         weight=torch.from_numpy(fitted.weight),
         bias=torch.from_numpy(fitted.bias),
@@ -145,9 +151,9 @@ def head_of(train: Split, val: Split, encoder: str, *, strength: float, over: fl
 
 
 def _learnable(train: Split) -> list[int]:
-    """Places in FINDINGS of those that some training samples have and some have not."""
+    """Places of the findings that some training samples have and some have not."""
     counts = train.truth.sum(axis=0)
-    return [i for i in range(len(FINDINGS)) if 0 < counts[i] < len(train.truth)]
+    return [i for i in range(len(train.names)) if 0 < counts[i] < len(train.truth)]
 
 
 class _Encoding:
@@ -209,16 +215,16 @@ def _encoded(model: Any, image: Tensor) -> Tensor:
 def truth_of(data: StudyDataset) -> np.ndarray:
     """(n, F) from the human coding, or, where there is none at all, the labeller; NaN: uncoded."""
     codes = [record.meta.get("codes") for record in data.records]
-    rows = np.full((len(data), len(FINDINGS)), np.nan)
+    known = vocabulary_of(data.vocabulary)
+    rows = np.full((len(data), len(known.findings)), np.nan)
     coded = any(codes)
     for i, given in enumerate(codes):
-        if coded and not is_coded(given or ()):
+        if coded and not known.is_coded(given or ()):
             continue
-        there: Any = findings_of(given or ())
+        there = known.findings_of(given or ())
         if not coded:
-            said = label(reference_of(data.turns_of(i)))
-            there = {name for name, status in said.items() if status != "negative"}
-        rows[i] = [float(name in there) for name in FINDINGS]
+            there = known.positive(reference_of(data.turns_of(i)))
+        rows[i] = [float(name in there) for name in known.findings]
     return rows
 
 
@@ -232,7 +238,7 @@ def _split(encoder: VisionEncoder, name: str, data: StudyDataset, place: Acceler
         raise InputError("a split of this corpus is empty, or nobody coded it")
     studies = [r.study_id for r, k in zip(data.records, read, strict=True) if k]
     codes = [r.meta.get("codes") or () for r, k in zip(data.records, read, strict=True) if k]
-    return Split(features[read], truth[kept][read], studies, codes)
+    return Split(features[read], truth[kept][read], studies, codes, data.vocabulary)
 
 
 def splits_of(
@@ -320,8 +326,9 @@ def main() -> None:
     builder = next(iter(experiment.datasets.values())).build(
         image_spec=ImageSpec(image_size=8, mean=(0.5,), std=(0.5,), tokens_per_image=1)
     )
-    counts = np.nansum(truth_of(builder.build(experiment.run.split, "eval")), axis=0)
-    positives = {name: int(n) for name, n in zip(FINDINGS, counts, strict=True)}
+    data = builder.build(experiment.run.split, "eval")
+    counts, findings = np.nansum(truth_of(data), axis=0), vocabulary_of(data.vocabulary).findings
+    positives = {name: int(n) for name, n in zip(findings, counts, strict=True)}
     sys.stdout.write(f"Split `{experiment.run.split}`. Research use only, not for diagnosis.\n\n")
     sys.stdout.write(as_markdown(found, positives))
 

@@ -10,6 +10,7 @@ import pytest
 from xraygpt.common.errors import InputError
 from xraygpt.metrics import compare
 from xraygpt.metrics.statistics import mean_score
+from xraygpt.runners import compare as runners_compare
 
 REFERENCES = ["The heart is enlarged.", "No effusion.", "Left basilar opacity.", "Clear lungs."] * 8
 
@@ -28,19 +29,19 @@ def write(path, said, references=REFERENCES, start=0):
 def test_a_better_system_is_told_from_a_worse_one(tmp_path):
     good = write(tmp_path / "a.jsonl", REFERENCES)
     bad = write(tmp_path / "b.jsonl", [REFERENCES[(i + 1) % 4] for i in range(32)])
-    rows = {r.name: r for r in compare.compare(good, bad, tosses=500)}
+    rows = {r.name: r for r in runners_compare.compare(good, bad, tosses=500)}
     for name in ("ROUGE-L", "findings_text_F1", "BLEU-4"):
         row = rows[name]
         assert row.low > 0 and row.p == pytest.approx(1 / 501) and row.n == 32
         assert row.value == pytest.approx(row.first - row.second)
-    back = {r.name: r for r in compare.compare(bad, good, tosses=500)}
+    back = {r.name: r for r in runners_compare.compare(bad, good, tosses=500)}
     assert back["ROUGE-L"].value == pytest.approx(-rows["ROUGE-L"].value)
     assert "| ROUGE-L | 1.000 |" in compare.as_markdown(list(rows.values()))
 
 
 def test_a_system_does_not_differ_from_itself(tmp_path):
     file = write(tmp_path / "a.jsonl", REFERENCES[::-1])
-    rows = compare.compare(file, file, tosses=200)
+    rows = runners_compare.compare(file, file, tosses=200)
     assert all(r.value == 0 and r.p == 1 for r in rows if r.first == r.first)
 
 
@@ -64,10 +65,10 @@ def test_other_samples_or_references_are_refused(tmp_path):
     one = write(tmp_path / "a.jsonl", REFERENCES)
     apart = write(tmp_path / "b.jsonl", REFERENCES, start=100)
     with pytest.raises(InputError, match="no sample in common"):
-        compare.compare(one, apart)
+        runners_compare.compare(one, apart)
     other = write(tmp_path / "c.jsonl", REFERENCES, [r.upper() for r in REFERENCES])
     with pytest.raises(InputError, match="32 samples have another reference"):
-        compare.compare(one, other)
+        runners_compare.compare(one, other)
     (tmp_path / "d.jsonl").write_text("{}\n{not json\n")
     with pytest.raises(InputError, match="line 2"):
-        compare.compare(one, tmp_path / "d.jsonl")
+        runners_compare.compare(one, tmp_path / "d.jsonl")

@@ -23,6 +23,7 @@ from xraygpt.models.encoders import build_vision
 from xraygpt.models.image_text import Pair
 from xraygpt.processors.image import ImageSpec
 from xraygpt.tasks.contrastive import ImageTextContrastive, findings_of
+from xraygpt.vocabulary import vocabulary_of
 
 YAML = """
 model:
@@ -116,7 +117,9 @@ def test_semantic_targets_are_likenesses_of_findings():
 
 
 def test_findings_are_the_labellers():
-    found = findings_of("Cardiomegaly. Possible left effusion. No pneumothorax.")
+    found = findings_of(
+        "Cardiomegaly. Possible left effusion. No pneumothorax.", vocabulary_of("chest_xray")
+    )
     there = {name for name, value in zip(FINDINGS, found, strict=True) if value}
     assert there == {"cardiomegaly", "pleural_effusion"}
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,11 +18,41 @@ MIN_MACRO = 10  # and to count in the macro mean
 NOT_MEANT = {"other_finding"}  # what no labeller can name
 
 
+class Reader(Protocol):
+    """What of a vocabulary is needed to compare findings."""
+
+    def positive(self, text: str) -> set[str]:
+        """Findings that a text affirms or suspects."""
+
+    def is_coded(self, codes: Iterable[str]) -> bool:
+        """Whether anybody coded the study."""
+
+    def findings_of(self, codes: Iterable[str]) -> set[str]:
+        """What codes mean."""
+
+
+class ChestReader:
+    """Chest X-rays, by the rule-based labeller and MeSH headings."""
+
+    def positive(self, text: str) -> set[str]:
+        """As `positive_findings`."""
+        return positive_findings(text)
+
+    def is_coded(self, codes: Iterable[str]) -> bool:
+        """As `mesh.is_coded`."""
+        return is_coded(codes)
+
+    def findings_of(self, codes: Iterable[str]) -> set[str]:
+        """As `mesh.findings_of`."""
+        return set(findings_of(codes))
+
+
 def report_scores(
     predictions: Sequence[str],
     references: Sequence[str],
     codes: Sequence[Any],
     groups: Sequence[str] | None = None,
+    vocabulary: Reader | None = None,
 ) -> list[Score]:
     """Scores of reports against their references and, where there is one, their human coding.
 
@@ -31,14 +61,16 @@ def report_scores(
         references: What was written.
         codes: Per sample a list of human codes (``Pleural Effusion/left``), or None.
         groups: Per sample its study, which intervals resample; None takes samples as independent.
+        vocabulary: Reads findings in texts and codes; None are those of chest X-rays.
     """
-    said = [positive_findings(p) for p in predictions]
+    read = vocabulary or ChestReader()
+    said = [read.positive(p) for p in predictions]
     scores = bleu_scores(predictions, references, groups)
     scores += rouge_scores(predictions, references, groups)
-    scores += finding_scores(said, [positive_findings(r) for r in references], "text", groups)
-    coded = [i for i, c in enumerate(codes) if c and is_coded(c)]
+    scores += finding_scores(said, [read.positive(r) for r in references], "text", groups)
+    coded = [i for i, c in enumerate(codes) if c and read.is_coded(c)]
     if coded:
-        truth = [set(findings_of(codes[i])) for i in coded]
+        truth = [set(read.findings_of(codes[i])) for i in coded]
         own = [groups[i] for i in coded] if groups else None
         scores += finding_scores([said[i] for i in coded], truth, "coding", own)
     scores.append(_distinct(predictions, groups))

@@ -29,6 +29,7 @@ from xraygpt.models.instruct import TextQFormer
 from xraygpt.models.language import check_tokenizer, new_tokenizer
 from xraygpt.models.media_tokens import images_per_row
 from xraygpt.models.query_packer import QueryPacker
+from xraygpt.models.text_assets import saved_tokenizer
 from xraygpt.processors.image import ImageSpec
 from xraygpt.processors.prompts import IGNORE_INDEX
 
@@ -87,9 +88,11 @@ class QFormerAlignment(BaseModel):
     config: Config
     context_len = 512  # positions of the Q-Former's words
 
-    def __init__(self, config: Config, *, texts: Texts = list, **_: Any) -> None:
+    def __init__(
+        self, config: Config, *, texts: Texts = list, assets: Path | None = None, **_: Any
+    ) -> None:
         super().__init__(config)
-        self.tokenizer = new_tokenizer(texts(), config.vocab_size)
+        self.tokenizer = saved_tokenizer(assets) or new_tokenizer(texts(), config.vocab_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.vision = adopt.vision_of(config).freeze()
@@ -106,7 +109,7 @@ class QFormerAlignment(BaseModel):
             self.match_head = nn.Linear(width, 1)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
         self.packer = QueryPacker(1)
-        self.renderer = renderer_of(config, self.tokenizer)
+        self.renderer = renderer_of(config, self.tokenizer, assets=assets)
 
     @property
     def image_spec(self) -> ImageSpec:  # type: ignore[override]
@@ -206,6 +209,7 @@ class QFormerAlignment(BaseModel):
 
     def save_assets(self, folder: Path) -> None:
         """Write the tokenizer, and which encoder the Q-Former reads."""
+        super().save_assets(folder)
         self.tokenizer.save_pretrained(folder)
         parts = {"vit_model": self.config.vit_model, **adopt.run_digest(self.config, self.vision)}
         (folder / adopt.PARTS).write_text(json.dumps(parts, indent=1), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,11 @@ from torch import Tensor, nn
 from xraygpt.common.registry import MODELS, Plugin, Registry
 from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import Packer
+from xraygpt.models.text_assets import saved_prompts, write_renderer
 from xraygpt.processors.image import ImageSpec
 from xraygpt.processors.prompts import NO_TEXT, PromptRenderer, load_prompts
+
+log = logging.getLogger(__name__)
 
 Bonus = Callable[[int, str], float]
 """Row of a batch and text of a candidate -> what speaks for it beside being like the others."""
@@ -171,7 +175,9 @@ class BaseModel(nn.Module, Plugin):
         return ()
 
     def save_assets(self, folder: Path) -> None:
-        """Write what a checkpoint should hold beside the weights; nothing by default."""
+        """Write what a checkpoint should hold beside the weights: how prompts are written."""
+        if self.renderer is not NO_TEXT:
+            write_renderer(folder, self.renderer)
 
     def facts(self) -> dict[str, str]:
         """What it is made of, for people: ``{"LLM": "vicuna-7b"}``."""
@@ -190,13 +196,31 @@ class BaseModel(nn.Module, Plugin):
 
 
 def renderer_of(
-    config: Any, tokenizer: Any, media_marks: Mapping[str, str] | None = None
+    config: Any,
+    tokenizer: Any,
+    *,
+    assets: Path | None = None,
+    media_marks: Mapping[str, str] | None = None,
 ) -> PromptRenderer:
-    """The renderer that a model's text settings (prompts, template, ending, length) ask for."""
+    """The renderer that a model's text settings (prompts, template, ending, length) ask for.
+
+    Args:
+        config: The settings.
+        tokenizer: Of the language model.
+        assets: A checkpoint's folder; its prompts are taken where `prompt_path` is gone.
+        media_marks: See `PromptRenderer`.
+
+    Raises:
+        InputError: The prompts cannot be read, or the template is none.
+    """
+    path = config.prompt_path
+    saved = None if path is None or path.is_file() else saved_prompts(assets)
+    if saved is not None:
+        log.info("%s is not here: prompts are those of %s", path, assets)
     return PromptRenderer(
         tokenizer,
         config.prompt_template,
-        prompts=load_prompts(config.prompt_path),
+        prompts=load_prompts(path) if saved is None else saved,
         end_sym=config.end_sym,
         max_txt_len=config.max_txt_len,
         media_marks=media_marks,

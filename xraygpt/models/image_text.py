@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,19 +24,21 @@ from torch.nn import functional
 from torch.nn.utils import skip_init
 from transformers import BertConfig, BertModel
 
+from xraygpt.common.config import Choice
 from xraygpt.common.errors import DataError, InputError
-from xraygpt.common.registry import registry
-from xraygpt.datasets.base import Batch
+from xraygpt.common.registry import VOCABULARIES, registry
+from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch
 from xraygpt.datasets.targets import BOTH, NOT_CODED
-from xraygpt.metrics.findings import FINDINGS
 from xraygpt.models import encoders
 from xraygpt.models.base import BaseModel, Texts, renderer_of
 from xraygpt.models.language import check_tokenizer, new_tokenizer
 from xraygpt.models.media_tokens import images_per_row
 from xraygpt.models.query_packer import QueryPacker
+from xraygpt.models.text_assets import saved_tokenizer
 from xraygpt.models.vision import pooled
 from xraygpt.processors.image import ImageSpec
 from xraygpt.processors.prompts import IGNORE_INDEX
+from xraygpt.vocabulary import vocabulary_of
 
 
 @dataclass
@@ -93,6 +95,8 @@ class ImageText(BaseModel):
         """Blocks of the encoder before this one, and its stem, keep their weights."""
         text: TextTower = field(default_factory=TextTower)
         """Size of the text tower."""
+        vocabulary: Annotated[str, Choice(VOCABULARIES)] = DEFAULT_VOCABULARY
+        """Findings that get an output each; that of `run.task` must be the same."""
         min_code_count: int = 12
         """A coded heading, alone and with each side and place, gets an output of its own if at
         least so many training samples have it."""
@@ -125,10 +129,11 @@ class ImageText(BaseModel):
         *,
         texts: Texts = list,
         codes: Callable[[], Sequence[Sequence[str]]] = list,
+        assets: Path | None = None,
         **_: Any,
     ) -> None:
         super().__init__(config)
-        self.tokenizer = new_tokenizer(texts(), config.text.vocab_size)
+        self.tokenizer = saved_tokenizer(assets) or new_tokenizer(texts(), config.text.vocab_size)
         names, share = frequent_codes(codes(), config.min_code_count)
         self.code_ids: Tensor
         self.code_weight: Tensor
@@ -147,7 +152,7 @@ class ImageText(BaseModel):
             self.drop = nn.Dropout(config.dropout)
             self.image_proj = nn.Linear(width, config.embed_dim, bias=False)
             self.text_proj = nn.Linear(config.text.hidden, config.embed_dim, bias=False)
-            self.head = nn.Linear(width, len(FINDINGS))
+            self.head = nn.Linear(width, len(vocabulary_of(config.vocabulary).findings))
             self.code_head = skip_init(nn.Linear, width, len(names))
             if names:
                 self.code_head.reset_parameters()
@@ -157,7 +162,7 @@ class ImageText(BaseModel):
             part.requires_grad_(False)
         self.packer = QueryPacker(1)
         self.context_len = config.text.context
-        self.renderer = renderer_of(config, self.tokenizer)
+        self.renderer = renderer_of(config, self.tokenizer, assets=assets)
 
     @property
     def image_spec(self) -> ImageSpec:  # type: ignore[override]
@@ -237,7 +242,8 @@ class ImageText(BaseModel):
         check_tokenizer(folder, self.tokenizer)
 
     def save_assets(self, folder: Path) -> None:
-        """Write the tokenizer."""
+        """Write the tokenizer, and how prompts are written."""
+        super().save_assets(folder)
         self.tokenizer.save_pretrained(folder)
 
 

@@ -13,6 +13,7 @@ from xraygpt.common.registry import registry
 from xraygpt.models import language, llm_files
 from xraygpt.models.base import Texts, renderer_of
 from xraygpt.models.causal import CausalModel
+from xraygpt.models.text_assets import saved_tokenizer
 from xraygpt.processors.image import ImageSpec
 from xraygpt.processors.prompts import load_prompts
 
@@ -52,18 +53,20 @@ class LanguageModel(CausalModel):
         "chat": "it reads text alone; a model that takes it as `llama_model` reads images"
     }
 
-    def __init__(self, config: Config, *, texts: Texts = list, **_: Any) -> None:
+    def __init__(
+        self, config: Config, *, texts: Texts = list, assets: Path | None = None, **_: Any
+    ) -> None:
         super().__init__(config)
         self.llm: Any
         if config.llama_model is not None:
             self.llm, self.tokenizer = llm_files.load_llm(config.llama_model, "float32")
         else:
-            self.tokenizer = self._tokenizer(texts)
+            self.tokenizer = saved_tokenizer(assets) or self._tokenizer(texts)
             self.llm = language.new_llm(config.llm, self.tokenizer, config.seed)
         self._add_dropout()
         self.context_len: int = self.llm.config.max_position_embeddings
         self.image_spec = ImageSpec(image_size=8, mean=(0.5,), std=(0.5,), tokens_per_image=0)
-        self.renderer = renderer_of(config, self.tokenizer)
+        self.renderer = renderer_of(config, self.tokenizer, assets=assets)
 
     def _add_dropout(self) -> None:
         """Llama has none of its own; a few thousand reports are known by heart without it."""
@@ -100,5 +103,6 @@ class LanguageModel(CausalModel):
 
     def save_assets(self, folder: Path) -> None:
         """Write `llm/`: a transformers folder that `model.llama_model` takes."""
+        super().save_assets(folder)
         self.llm.save_pretrained(folder / "llm")
         self.tokenizer.save_pretrained(folder / "llm")

@@ -132,13 +132,13 @@ class XrayGPT(CausalModel):
     average_tokens: Tensor
     average_count: Tensor
 
-    def __init__(self, config: Config, **_: Any) -> None:
+    def __init__(self, config: Config, *, assets: Path | None = None, **_: Any) -> None:
         super().__init__(config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self._build(config)
         self.packer = QueryPacker(config.num_query_token)
-        self.renderer = renderer_of(config, self.tokenizer)
+        self.renderer = renderer_of(config, self.tokenizer, assets=assets)
         self.stores_queries = False  # whether features are the Q-Former's tokens
 
     def _build(self, config: Config) -> None:
@@ -388,6 +388,7 @@ class XrayGPT(CausalModel):
 
     def save_assets(self, folder: Path) -> None:
         """Note which LLM and which words around images and answers the weights belong to."""
+        super().save_assets(folder)
         (folder / adopt.PARTS).write_text(json.dumps(self._described(), indent=1), encoding="utf-8")
 
     def check_assets(self, folder: Path) -> None:

@@ -317,8 +317,8 @@ class PromptRenderer:
                 f"sample {name}: {len(shown)} {IMAGE} in its text but {len(runs)} images"
                 + ("; its images are told in words: leave tell_images out" if told else "")
             )
-        for part, run in zip(shown, runs, strict=True):
-            if part.mark == VIDEO and run.kind != "clip":
+        for place, run in zip(shown, runs, strict=True):
+            if place.mark == VIDEO and run.kind != "clip":
                 article = "an" if run.kind in ("image", "embedding") else "a"
                 raise DataError(
                     f"sample {name}: {VIDEO} in its text stands for {article} {run.kind}, not for "

@@ -36,12 +36,12 @@ def stored(path: Path, identity: dict[str, Any]) -> dict[str, Prediction]:
     """
     rows = logs.read_rows(path) or [_heading(identity)]
     checkpoint.write_file(path, "".join(json.dumps(row, default=str) + "\n" for row in rows))
-    return _by_sample(rows)
+    return _by_sample(rows, path.parent)
 
 
 def peeked(path: Path) -> dict[str, Prediction]:
     """The same of a file that another process may be writing; it is left alone."""
-    return _by_sample(logs.read_rows(path))
+    return _by_sample(logs.read_rows(path), path.parent)
 
 
 def path_of(folder: Path, stem: str, share: tuple[int, int] | None) -> Path:
@@ -58,5 +58,5 @@ def of_shares(path: Path) -> dict[str, Prediction]:
     return found
 
 
-def _by_sample(rows: Sequence[dict[str, Any]]) -> dict[str, Prediction]:
-    return {row["sample_id"]: Prediction(**row) for row in rows[1:]}
+def _by_sample(rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, Prediction]:
+    return {row["sample_id"]: Prediction(**row, folder=folder) for row in rows[1:]}

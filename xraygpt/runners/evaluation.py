@@ -1,9 +1,9 @@
 """Evaluation: predictions are streamed to disk first, then scored, always beside the controls.
 
-Three conditions: the true image; the image of another study with another answer (mean of several
-seeds); a black image. Beside them the most common training answer, and the answer of the training
-image whose frozen features are most like. A model whose true-image column is no better than these
-does not read the image, however good its ROUGE.
+Conditions: the true image; the image of another study with another answer (mean of several seeds);
+a black image; on request, the mirrored one. Beside them the most common training answer, and the
+answer of the training image whose frozen features are most like. A model whose true-image column is
+no better than these does not read the image, however good its ROUGE.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from xraygpt.common import distributed
-from xraygpt.common.errors import InputError
+from xraygpt.common.errors import DataError, InputError
 from xraygpt.common.logging import progress
 from xraygpt.common.registry import Plugin
 from xraygpt.datasets import controls
@@ -31,8 +31,9 @@ from xraygpt.models.capabilities import FrozenFeatures, need, offers
 from xraygpt.runners import answers, feature_cache, logs, result_page, scoring
 from xraygpt.runners.feature_cache import FeatureStore
 from xraygpt.runners.history import History
-from xraygpt.runners.scoring import BLANK, COMMON, NEAREST, SHUFFLED, TRUE
+from xraygpt.runners.scoring import BLANK, COMMON, MIRRORED, NEAREST, SHUFFLED, TRUE
 from xraygpt.tasks.base import BaseTask, Prediction
+from xraygpt.tasks.payload import Payload, answers_of, in_words, keep_mask
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +60,11 @@ class Evaluator(Plugin):
         """`auto`, `cpu` or `cuda`."""
         shuffles: int = 5
         """Seeds of the shuffled-image control."""
-        controls: list[Literal["shuffled", "blank", "most_common", "nearest"]] = field(
-            default_factory=lambda: ["shuffled", "blank", "most_common", "nearest"]
-        )
-        """Controls to run beside the true image; leaving one out is said in the results."""
+        controls: (
+            list[Literal["shuffled", "blank", "mirrored", "most_common", "nearest"]] | None
+        ) = None
+        """Controls to run beside the true image; leaving one out is said in the results. `mirrored`
+        exchanges left and right. null runs those that the task runs by default."""
         feature_cache: bool = True
         """Keep the frozen encoder's features on disk."""
         feature_store: FeatureStore = field(default_factory=FeatureStore)
@@ -104,6 +106,7 @@ class Evaluator(Plugin):
         if not len(data):
             raise InputError(f"no sample in the split '{config.split}' of this corpus")
         self.data, self.train = data, train
+        self.controls = self._chosen_controls()
         key = None
         if config.feature_cache and offers(model, FrozenFeatures):
             key = need(model, FrozenFeatures).feature_key()
@@ -121,7 +124,7 @@ class Evaluator(Plugin):
         self.signature = answers.signature_of(identity)
         self.identity = identity
         self.folder = config.output_dir / f"{config.split}-{self.signature}"
-        self._answers: dict[tuple[Any, ...], str] = {}
+        self._answers: dict[tuple[Any, ...], tuple[str, Payload]] = {}
         self._asked: dict[tuple[Any, ...], str] = {}  # in place of the question, see BaseTask
         self._left_out: dict[str, str] = {}
 
@@ -199,8 +202,8 @@ class Evaluator(Plugin):
         for place, why in places.items():
             one = said[place]
             others = {
-                name.split("-")[0]: by_id[name][one.sample_id].prediction
-                for name in (f"{SHUFFLED}-0", BLANK)
+                name.split("-")[0]: in_words(by_id[name][one.sample_id])
+                for name in (f"{SHUFFLED}-0", BLANK, MIRRORED)
                 if one.sample_id in by_id.get(name, {})
             }
             cases.append(
@@ -208,8 +211,7 @@ class Evaluator(Plugin):
                     sample_id=one.sample_id,
                     images=images[one.sample_id],
                     prompt=one.meta.get("asked", one.prompt),
-                    prediction=one.prediction,
-                    reference=one.reference,
+                    **vars(self.task.cell(one)),
                     others=others,
                     source=str(one.meta.get("source", "")),
                     picked=why,
@@ -232,15 +234,46 @@ class Evaluator(Plugin):
             configuration=self.resolved,
         )
 
+    def _chosen_controls(self) -> list[str]:
+        """Those of the YAML, else the task's.
+
+        Raises:
+            InputError: One of them makes no sense for the task.
+        """
+        chosen = self.config.controls
+        if chosen is None:
+            return list(self.task.default_controls)
+        wrong = [name for name in chosen if name not in self.task.controls]
+        if wrong:
+            have = ", ".join(self.task.controls)
+            raise InputError(
+                f"run.controls: {wrong[0]} makes no sense for this task; it has {have}"
+            )
+        return list(chosen)
+
     def _conditions(self) -> dict[str, StudyDataset]:
         found = {TRUE: self.data}
-        if SHUFFLED in self.config.controls:
+        if SHUFFLED in self.controls:
             shuffle = controls.shuffled_whole if self.task.whole_studies else controls.shuffled
             for k in range(self.config.shuffles):
                 found[f"{SHUFFLED}-{k}"] = shuffle(self.data, self.config.seed + k)
-        if BLANK in self.config.controls:
+        if BLANK in self.controls:
             found[BLANK] = controls.blanked(self.data)
+        if MIRRORED in self.controls:
+            try:
+                found[MIRRORED] = self._mirrored()
+            except DataError as error:
+                self._left_out[f"control {MIRRORED}"] = str(error)
         return found
+
+    def _mirrored(self) -> StudyDataset:
+        """The same samples with left and right exchanged; their features are stored as well."""
+        data, key = controls.mirrored(self.data), self._feature_key
+        if key is not None and isinstance(data.read_media, feature_cache.CachedReader):
+            data.read_media = data.read_media.read_media
+            how = self.config.feature_store
+            feature_cache.use_cache(data, self.model, key, self.accelerator, how)
+        return data
 
     # --- losses --------------------------------------------------------------------------------
 
@@ -262,7 +295,8 @@ class Evaluator(Plugin):
         true = losses[TRUE]
         groups = {TRUE: [true]}
         groups[SHUFFLED] = [v for k, v in losses.items() if k.startswith(SHUFFLED)]
-        groups[BLANK] = [losses[BLANK]] if BLANK in losses else []
+        for name in (BLANK, MIRRORED):
+            groups[name] = [losses[name]] if name in losses else []
         rows = []
         for name, several in groups.items():
             if not several:
@@ -313,7 +347,7 @@ class Evaluator(Plugin):
             if record.sample_id in done:
                 before = done[record.sample_id]
                 key = self._key(data, i, before.prompt)
-                self._answers.setdefault(key, before.prediction)
+                self._answers.setdefault(key, (before.prediction, before.payload))
                 if "asked" in before.meta:
                     self._asked.setdefault(key, before.meta["asked"])
         with path.open("a", encoding="utf-8") as file:
@@ -329,7 +363,7 @@ class Evaluator(Plugin):
         return result
 
     def _answer(self, data: StudyDataset, indices: Sequence[int]) -> Iterator[Prediction]:
-        """Decode what was not asked before: the same image and question have the same answer."""
+        """Answer what was not asked before: the same image and question have the same answer."""
         samples = [(i, s) for i, s in ((i, data[i]) for i in indices) if s is not None]
         keys = {i: self._key(data, i, self._question(s)) for i, s in samples}
         new: dict[tuple[Any, ...], Sample] = {}
@@ -338,15 +372,19 @@ class Evaluator(Plugin):
                 new.setdefault(keys[i], sample)
         if new:
             batch = self._on_device(self.collate.prompts(list(new.values())))
-            said = self.task.predict(self.model, batch)
-            self._answers.update(zip(new, said, strict=True))
+            said = answers_of(self.task.predict(self.model, batch))
+            for (key, sample), one in zip(new.items(), said, strict=True):
+                name = f"{sample['sample_id']} {key}" if one.mask is not None else ""
+                self._answers[key] = one.text, keep_mask(one, self.folder, name)
             self._asked.update(zip(new, self.task.asked, strict=False))
         for i, sample in samples:
             yield Prediction(
                 sample_id=sample["sample_id"],
                 study_id=sample["study_id"],
                 prompt=self._question(sample),
-                prediction=self._answers[keys[i]],
+                prediction=self._answers[keys[i]][0],
+                payload=self._answers[keys[i]][1],
+                folder=self.folder,
                 reference=reference_of(sample["turns"]),
                 seed=self.config.seed,
                 meta={k: v for k, v in sample["meta"].items() if k != "sections"}
@@ -365,13 +403,15 @@ class Evaluator(Plugin):
     def _from_training(self, said: Sequence[Prediction]) -> dict[str, list[Prediction]]:
         """Controls whose answers stand in the training split, written beside the others."""
         found: dict[str, list[Prediction]] = {}
-        if COMMON in self.config.controls:
+        if COMMON in self.controls:
             text = controls.most_common_answer(self.train)
-            found[COMMON] = [replace(p, prediction=text) for p in said]
-        if NEAREST in self.config.controls:
+            found[COMMON] = [replace(p, prediction=text, payload={}) for p in said]
+        if NEAREST in self.controls:
             try:
                 chosen = self._nearest()
-                found[NEAREST] = [replace(p, prediction=chosen[p.sample_id]) for p in said]
+                found[NEAREST] = [
+                    replace(p, prediction=chosen[p.sample_id], payload={}) for p in said
+                ]
             except InputError as error:
                 self._left_out[f"control {NEAREST}"] = str(error)
         for name, predictions in found.items():

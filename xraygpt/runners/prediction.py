@@ -24,6 +24,7 @@ from xraygpt.processors.media import MediaRef
 from xraygpt.runners import answers, logs, result_page
 from xraygpt.runners.history import DRAWINGS_ALONE, History
 from xraygpt.tasks.base import BaseTask, Prediction
+from xraygpt.tasks.payload import answers_of, keep_mask
 
 log = logging.getLogger(__name__)
 
@@ -266,14 +267,16 @@ class Predictor:
         if not samples:
             return
         batch = distributed.to_device(self.collate.prompts(samples), self.accelerator.device)
-        said = self.task.predict(self.model, batch)
+        said = answers_of(self.task.predict(self.model, batch))
         asked = self.task.asked or [""] * len(said)
-        for sample, text, instead in zip(samples, said, asked, strict=True):
+        for sample, one, instead in zip(samples, said, asked, strict=True):
             yield Prediction(
                 sample_id=sample["sample_id"],
                 study_id=sample["study_id"],
                 prompt="\n".join(t["text"] for t in self.collate.question(sample)),
-                prediction=text,
+                prediction=one.text,
+                payload=keep_mask(one, self.folder, sample["sample_id"]),
+                folder=self.folder,
                 reference="",
                 seed=self.task.config.generate.seed,
                 meta=sample["meta"] | ({"asked": instead} if instead else {}),
@@ -298,7 +301,7 @@ class Predictor:
                 sample_id=p.sample_id,
                 images=images[p.sample_id],
                 prompt=p.meta.get("asked", p.prompt),
-                prediction=p.prediction,
+                **vars(self.task.cell(p)),
             )
             for p in said
         ]

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from xraygpt.common.checkpoint import write_file
 from xraygpt.common.draws import keyed_random
 from xraygpt.processors.media import MediaRef, read
 from xraygpt.runners import logs
 from xraygpt.runners.history import DRAWINGS_ALONE, History
+from xraygpt.tasks.payload import FoundBox
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ NAMES = {
     "true": "true image",
     "shuffled": "another study's image",
     "blank": "black image",
+    "mirrored": "mirrored image",
     "most_common": "most common answer",
     "nearest": "answer of the most similar training image",
 }
@@ -51,6 +53,10 @@ class Case:
     prompt: str
     prediction: str
     reference: str = ""
+    boxes: Sequence[FoundBox] = ()
+    reference_boxes: Sequence[FoundBox] = ()
+    mask: np.ndarray | None = None
+    reference_mask: np.ndarray | None = None
     agreed: Sequence[str] = ()
     missed: Sequence[str] = ()
     added: Sequence[str] = ()
@@ -150,10 +156,13 @@ def picked(agreed: Sequence[int], wrong: Sequence[int], most: int, seed: int) ->
 
 def _shown(case: Case) -> dict[str, Any]:
     pictures = []
-    for ref in case.images:
+    for place, ref in enumerate(case.images):
         try:
             pictures.append(
-                {"data": _thumbnail(ref), "alt": f"{case.sample_id} {ref.view}".strip()}
+                {
+                    "data": _thumbnail(ref, case, place),
+                    "alt": f"{case.sample_id} {ref.view}".strip(),
+                }
             )
         except (ValueError, OSError) as error:
             log.warning("no picture of %s on the page: %s", case.sample_id, error)
@@ -167,8 +176,12 @@ def _shown(case: Case) -> dict[str, Any]:
     }
 
 
-def _thumbnail(ref: MediaRef) -> str:
-    """A small JPEG as a data URI.
+PREDICTED, TRULY = (255, 140, 0), (0, 190, 90)
+"""Colours (red, green, blue) of what was predicted, and of the truth."""
+
+
+def _thumbnail(ref: MediaRef, case: Case, place: int) -> str:
+    """A small JPEG as a data URI, with the case's boxes and masks.
 
     Raises:
         ValueError: The file cannot be read, or holds no picture.
@@ -176,9 +189,37 @@ def _thumbnail(ref: MediaRef) -> str:
     pixels = read(ref).still()
     image = Image.fromarray(np.round(pixels * 255).astype(np.uint8))
     image.thumbnail((SIDE, SIDE))
+    image = _marked(image, case, place)
     file = io.BytesIO()
     image.save(file, format="JPEG", quality=QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _marked(image: Image.Image, case: Case, place: int) -> Image.Image:
+    """A picture with the outlines of predicted and true boxes and masks."""
+    boxes = [(PREDICTED, case.boxes), (TRULY, case.reference_boxes)]
+    masks = [(PREDICTED, case.mask), (TRULY, case.reference_mask)] if place == 0 else []
+    drawn = [(c, b["box"]) for c, several in boxes for b in several if b.get("image", 0) == place]
+    outlined = [(colour, mask) for colour, mask in masks if mask is not None]
+    if not drawn and not outlined:
+        return image
+    image = image.convert("RGB")
+    draw = ImageDraw.Draw(image)
+    width, height = image.size
+    for colour, (x0, y0, x1, y1) in drawn:
+        draw.rectangle((x0 * width, y0 * height, x1 * width, y1 * height), outline=colour, width=2)
+    for colour, mask in outlined:
+        flat = mask if mask.ndim == 2 else mask[len(mask) // 2]
+        classes = np.asarray(
+            Image.fromarray(flat).resize((width, height), Image.Resampling.NEAREST)
+        )
+        edge = np.zeros(classes.shape, bool)
+        edge[1:] |= classes[1:] != classes[:-1]
+        edge[:, 1:] |= classes[:, 1:] != classes[:, :-1]
+        pixels = np.array(image)
+        pixels[edge] = colour
+        image = Image.fromarray(pixels)
+    return image
 
 
 def _chart(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -22,7 +22,8 @@ from xraygpt.tasks.base import BaseTask, Prediction
 log = logging.getLogger(__name__)
 
 TRUE, SHUFFLED, BLANK, COMMON, NEAREST = "true", "shuffled", "blank", "most_common", "nearest"
-CONDITIONS = (TRUE, SHUFFLED, BLANK, COMMON, NEAREST)  # in the order of tables
+MIRRORED = "mirrored"
+CONDITIONS = (TRUE, SHUFFLED, BLANK, MIRRORED, COMMON, NEAREST)  # in the order of tables
 LEARNED = "scoring.json"
 # Columns of papers on IU X-ray, and of the leaderboard ReXrank; what was not taken has a dash.
 COLUMNS = {
@@ -166,7 +167,7 @@ def write_scores(folder: Path, result: Mapping[str, Any]) -> None:
 
 def _read(file: Path) -> list[Prediction]:
     try:
-        return [Prediction(**row) for row in logs.read_rows(file)[1:]]
+        return [Prediction(**row, folder=file.parent) for row in logs.read_rows(file)[1:]]
     except TypeError as error:
         raise InputError(f"{file}: a line is no prediction ({error})") from None
 

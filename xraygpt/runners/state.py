@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from xraygpt.common import checkpoint
 from xraygpt.common.distributed import gathered
 from xraygpt.common.draws import keyed_int
 from xraygpt.common.errors import TrainingError, WeightsError
@@ -101,23 +102,41 @@ def load_weights(model: BaseModel, path: Path) -> tuple[Path, list[str]]:
     return source, fresh
 
 
-def read_state(checkpoint: Path, global_batch: int, world: int = 1) -> dict[str, Any]:
+def resume_from(named: str | None, output_dir: Path) -> Path | None:
+    """The checkpoint to go on from; None for a run that begins.
+
+    Args:
+        named: `run.resume_ckpt_path`.
+        output_dir: Where `auto` looks.
+
+    Raises:
+        WeightsError: Nothing usable is where one was named.
+    """
+    if named is None:
+        return None
+    if named == "auto":
+        known = checkpoint.has_checkpoint(output_dir)
+        return checkpoint.find_checkpoint(output_dir) if known else None
+    return checkpoint.find_checkpoint(Path(named))
+
+
+def read_state(folder: Path, global_batch: int, world: int = 1) -> dict[str, Any]:
     """Everything but the weights.
 
     Args:
-        checkpoint: A checkpoint folder.
+        folder: A checkpoint.
         global_batch: Samples of a step, over all processes.
         world: Processes.
 
     Raises:
         WeightsError: Saved with another one: its steps are not the steps of this run.
     """
-    state: dict[str, Any] = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     guess = global_batch // world * len(state["rng"])  # older ones do not say
     before = state.get("global_batch", guess)
     if before != global_batch:
         raise WeightsError(
-            f"{checkpoint} has {before} samples in a step (run.batch_size_train times "
+            f"{folder} has {before} samples in a step (run.batch_size_train times "
             f"run.accum_grad_iters times processes) and this run {global_batch}; make them as many,"
             " or start from it with model.ckpt"
         )

@@ -307,7 +307,7 @@ class Runner(BaseRunner):
         """Make or find the run folder, and take up what a checkpoint holds."""
         config = self.config
         state.seed_everything(config.seed, self.accelerator.process_index)
-        found = self._resume_from()
+        found = state.resume_from(config.resume_ckpt_path, config.output_dir)
         if found is None:
             self.run_folder = Path(distributed.shared(str(logs.new_run_folder(config.output_dir))))
             rng = None
@@ -357,15 +357,6 @@ class Runner(BaseRunner):
             if self.best_step >= 0 and checkpoint.best_step(self.run_folder) != self.best_step:
                 checkpoint.mark_best(self.run_folder, self.best_step, "val/loss", self.best)
         self.accelerator.wait_for_everyone()
-
-    def _resume_from(self) -> Path | None:
-        named = self.config.resume_ckpt_path
-        if named is None:
-            return None
-        if named == "auto":
-            base = self.config.output_dir
-            return checkpoint.find_checkpoint(base) if checkpoint.has_checkpoint(base) else None
-        return checkpoint.find_checkpoint(Path(named))
 
     def _batches(self) -> Iterator[Batch]:
         sampler = StreamSampler(

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from xraygpt.common.registry import registry
-from xraygpt.datasets.base import Batch, Sample, reference_of
+from xraygpt.common.config import Choice
+from xraygpt.common.registry import VOCABULARIES, registry
+from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch, Sample, reference_of
 from xraygpt.metrics.statistics import Score
 from xraygpt.models.alignment import Aligned
 from xraygpt.models.base import Output
 from xraygpt.tasks.base import BaseTask, Prediction
 from xraygpt.tasks.contrastive import findings_of
+from xraygpt.vocabulary import vocabulary_of
 
 
 @registry.register_task("qformer_alignment")
@@ -27,6 +29,8 @@ class QFormerAlignmentTask(BaseTask):
     class Config(BaseTask.Config):
         """Settings of the losses."""
 
+        vocabulary: Annotated[str, Choice(VOCABULARIES)] = DEFAULT_VOCABULARY
+        """Reads findings in texts."""
         matching: Literal["semantic", "pairs"] = "semantic"
         """What the contrast asks for: `pairs`, its own text alone, as BLIP-2; `semantic`, each text
         as far as its findings are alike, for reports that many studies share word for word."""
@@ -52,8 +56,11 @@ class QFormerAlignmentTask(BaseTask):
 
     def extra(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """`findings` (B, F) float32: what the labeller reads in each text."""
+        known = vocabulary_of(self.config.vocabulary)
         return {
-            "findings": torch.stack([findings_of(reference_of(s["turns"])) for s in samples]),
+            "findings": torch.stack(
+                [findings_of(reference_of(s["turns"]), known) for s in samples]
+            ),
         }
 
     def count(self, batch: Batch) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from xraygpt.common.registry import TASKS, Plugin, Registry
@@ -13,23 +14,11 @@ from xraygpt.datasets.base import Batch, Sample
 from xraygpt.metrics.statistics import Score
 from xraygpt.models.base import BaseModel, Generation, Output
 from xraygpt.processors.prompts import IGNORE_INDEX
+from xraygpt.tasks.payload import Answer, FoundBox, Prediction, in_words
 
+__all__ = ["Answer", "BaseTask", "Cell", "Comparison", "Prediction"]
 
-@dataclass(frozen=True)
-class Prediction:
-    """One line of predictions.jsonl."""
-
-    sample_id: str
-    study_id: str
-    prompt: str
-    prediction: str
-    reference: str
-    seed: int
-    meta: dict[str, Any] = field(default_factory=dict)
-
-    def as_row(self) -> dict[str, Any]:
-        """The line as a dict."""
-        return asdict(self)
+CONTROLS = ("shuffled", "blank", "mirrored", "most_common", "nearest")
 
 
 @dataclass(frozen=True)
@@ -39,6 +28,27 @@ class Comparison:
     agreed: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the result page shows of one answer.
+
+    Attributes:
+        prediction: In words.
+        reference: In words.
+        boxes: Predicted, drawn on the pictures.
+        reference_boxes: True ones, drawn beside them.
+        mask: Predicted classes, (H, W) uint8, drawn over the first picture.
+        reference_mask: True ones, drawn beside them.
+    """
+
+    prediction: str
+    reference: str = ""
+    boxes: Sequence[FoundBox] = ()
+    reference_boxes: Sequence[FoundBox] = ()
+    mask: np.ndarray | None = None
+    reference_mask: np.ndarray | None = None
 
 
 class BaseTask(Plugin):
@@ -57,6 +67,10 @@ class BaseTask(Plugin):
     uses_images = True
     whole_studies = False  # whether the control gives all questions of an image the same other one
     generates = True  # whether evaluation decodes answers, or only takes the loss
+    controls: ClassVar[tuple[str, ...]] = CONTROLS
+    """Controls that make sense for it, see `runners.evaluation`."""
+    default_controls: ClassVar[tuple[str, ...]] = ("shuffled", "blank", "most_common", "nearest")
+    """Those that are run where a YAML names none."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -89,8 +103,8 @@ class BaseTask(Plugin):
         output: Output = model(batch)
         return output
 
-    def predict(self, model: BaseModel, prompts: Batch) -> list[str]:
-        """One answer per row of a left-padded batch."""
+    def predict(self, model: BaseModel, prompts: Batch) -> Sequence[Answer | str]:
+        """One answer per row of a left-padded batch; a text stands for an answer of text alone."""
         return model.generate(prompts, self.config.generate)
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
@@ -100,3 +114,9 @@ class BaseTask(Plugin):
     def compare(self, prediction: Prediction) -> Comparison:
         """What one answer has right and wrong; nothing where a task cannot say."""
         return Comparison()
+
+    def cell(self, prediction: Prediction) -> Cell:
+        """What the result page shows of one answer."""
+        return Cell(
+            in_words(prediction), prediction.reference, boxes=prediction.payload.get("boxes", ())
+        )

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from xraygpt.common.registry import registry
-from xraygpt.datasets.base import Batch, Sample, reference_of
-from xraygpt.metrics.findings import FINDINGS, label
+from xraygpt.common.config import Choice
+from xraygpt.common.registry import VOCABULARIES, registry
+from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch, Sample, reference_of
 from xraygpt.metrics.statistics import Score
 from xraygpt.models.base import Output
 from xraygpt.models.image_text import Pair, code_id, code_parts
 from xraygpt.models.media_tokens import images_per_row
 from xraygpt.tasks.base import BaseTask, Prediction
+from xraygpt.vocabulary import Vocabulary, vocabulary_of
 
 _two_way = functional.binary_cross_entropy_with_logits
 
@@ -39,6 +40,8 @@ class ImageTextContrastive(BaseTask):
     class Config(BaseTask.Config):
         """Settings of the losses."""
 
+        vocabulary: Annotated[str, Choice(VOCABULARIES)] = DEFAULT_VOCABULARY
+        """Reads findings in texts."""
         matching: Literal["semantic", "pairs"] = "semantic"
         """`semantic`: every image goes with every text of the batch as far as their findings are
         alike (Wang et al. 2022, MedCLIP), paired or not. `pairs`: with its own text alone (InfoNCE;
@@ -77,8 +80,11 @@ class ImageTextContrastive(BaseTask):
         `findings` (B, F) float32: what the labeller reads in each text; doubted ones count.
         `codes` (B, K) int64: ids of what the study is coded with, 0 where there are no more.
         """
+        known = vocabulary_of(self.config.vocabulary)
         found = {
-            "findings": torch.stack([findings_of(reference_of(s["turns"])) for s in samples]),
+            "findings": torch.stack(
+                [findings_of(reference_of(s["turns"]), known) for s in samples]
+            ),
         }
         if self.config.code_weight:
             ids = [
@@ -176,7 +182,7 @@ def _mixed(rows: Tensor, blend: Blend | None) -> Tensor:
     return rows * blend.share + rows[blend.other] * (1 - blend.share)
 
 
-def findings_of(text: str) -> Tensor:
-    """(F,) float32, 1 for each finding the labeller reads in a text, affirmed or doubted."""
-    found = label(text)
-    return torch.tensor([float(found.get(name, "negative") != "negative") for name in FINDINGS])
+def findings_of(text: str, vocabulary: Vocabulary) -> Tensor:
+    """(F,) float32, 1 for each finding the vocabulary reads in a text, affirmed or doubted."""
+    found = vocabulary.positive(text)
+    return torch.tensor([float(name in found) for name in vocabulary.findings])

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from xraygpt.common.registry import registry
-from xraygpt.datasets.base import Batch
+from xraygpt.common.config import Choice
+from xraygpt.common.registry import VOCABULARIES, registry
+from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch
 from xraygpt.metrics.coco import coco_scores
 from xraygpt.metrics.drawn import drawn_scores
 from xraygpt.metrics.protocols import R2Gen
-from xraygpt.metrics.reports import positive_findings, report_scores
+from xraygpt.metrics.reports import report_scores
 from xraygpt.metrics.statistics import Score
 from xraygpt.models.base import BaseModel
 from xraygpt.tasks import asking
 from xraygpt.tasks.base import BaseTask, Comparison, Prediction
 from xraygpt.tasks.clinical import Clinical, ClinicalMetrics
+from xraygpt.vocabulary import vocabulary_of
 
 
 @registry.register_task("report_generation")
@@ -27,6 +29,8 @@ class ReportGeneration(BaseTask):
     class Config(BaseTask.Config):
         """Settings of report generation."""
 
+        vocabulary: Annotated[str, Choice(VOCABULARIES)] = DEFAULT_VOCABULARY
+        """Reads findings in reports and codes."""
         protocol: Literal["r2gen"] | None = None
         """How the COCO scores cut texts into words. `r2gen`: as published for IU X-ray, rare words
         of the training reports unknown, at most 60 words; null: the same words, all and uncut."""
@@ -79,6 +83,7 @@ class ReportGeneration(BaseTask):
             [p.reference for p in predictions],
             [p.meta.get("codes") for p in predictions],
             studies,
+            vocabulary_of(self.config.vocabulary),
         )
         coco, self.left_out = coco_scores(
             said,
@@ -96,7 +101,8 @@ class ReportGeneration(BaseTask):
 
     def compare(self, prediction: Prediction) -> Comparison:
         """Findings that both texts affirm or suspect, and those only one of them does."""
-        said, true = (positive_findings(t) for t in (prediction.prediction, prediction.reference))
+        known = vocabulary_of(self.config.vocabulary)
+        said, true = (known.positive(t) for t in (prediction.prediction, prediction.reference))
         return Comparison(sorted(said & true), sorted(true - said), sorted(said - true))
 
 

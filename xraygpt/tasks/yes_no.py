@@ -16,7 +16,7 @@ from xraygpt.metrics.vqa import normalise
 from xraygpt.models.base import BaseModel
 from xraygpt.processors.content import without_marks
 from xraygpt.tasks import asking
-from xraygpt.tasks.base import BaseTask, Comparison, Prediction
+from xraygpt.tasks.base import Answer, BaseTask, Comparison, Prediction
 
 
 @registry.register_task("yes_no")
@@ -46,10 +46,13 @@ class YesNo(BaseTask):
     config: Config
     whole_studies = True
 
-    def predict(self, model: BaseModel, prompts: Batch) -> list[str]:
+    def predict(self, model: BaseModel, prompts: Batch) -> list[Answer]:
         """P(yes) of each row, by the likelihood of either answer with its end."""
         found = asking.yes_probability(model, prompts, self.config.yes, self.config.no)
-        return [f"{'yes' if p >= 0.5 else 'no'} {p:.6f}" for p in found.tolist()]
+        return [
+            Answer(f"{'yes' if p >= 0.5 else 'no'} {p:.6f}", {"probabilities": {"yes": p}})
+            for p in found.tolist()
+        ]
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
         """Scores of each question that enough studies affirm, and their means.

@@ -1,0 +1,34 @@
+"""Two systems on the same samples, in pairs: python -m xraygpt.compare A B.
+
+Takes two folders of evaluations, or two files of predictions, and prints for every score of their
+task both values, the difference with its 95 % bootstrap interval over studies, and the p-value of
+an approximate randomisation test (Noreen 1989): how often a difference as large comes about when it
+is a coin toss, study by study, which of the two answers was whose. Many scores are compared at
+once; the last column holds p after Holm's correction (1979) over all lines printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Parse, compare, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("first", type=Path)
+    parser.add_argument("second", type=Path)
+    args = parser.parse_args()
+    from xraygpt.metrics.compare import as_markdown
+    from xraygpt.runners.compare import compare
+
+    sys.stdout.write(as_markdown(compare(args.first, args.second)))
+
+
+if __name__ == "__main__":
+    from xraygpt.common.cli import guarded
+
+    sys.exit(guarded(main))
