@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from xraygpt.common.cli import readable
 from xraygpt.common.errors import InputError
 from xraygpt.metrics.coco import coco_scores
 from xraygpt.metrics.protocols import R2Gen
@@ -175,8 +176,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("first", type=Path)
-    parser.add_argument("second", type=Path)
+    parser.add_argument("first", type=readable)
+    parser.add_argument("second", type=readable)
     args = parser.parse_args()
     sys.stdout.write(as_markdown(compare(args.first, args.second)))
 
