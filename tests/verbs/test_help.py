@@ -38,6 +38,7 @@ TORCH = ["torch", "torchvision", "transformers", "timm", "accelerate"]
 
 # Files that are not there and values that are wrong: (verb, arguments, what is said of them).
 YAML = ["--cfg-path", "eval_configs/quickstart.yaml"]
+FILTER = ["filter", "openi", "--out", "new.jsonl", "--reports"]
 MISTAKES = [
     ("train.py", ["--cfg-path", "gone.yaml"], "cannot read gone.yaml: No such file"),
     ("train.py", ["--cfg-path", "docs"], "cannot read docs: Is a directory"),
@@ -73,13 +74,15 @@ MISTAKES = [
     ("xraygpt.quickstart", ["giga"], "invalid choice: 'giga'"),
     ("xraygpt.download", ["nobody"], "'nobody' is none of"),
     ("xraygpt.metrics.compare", ["gone.jsonl", "gone.jsonl"], "cannot read gone.jsonl: No such"),
-    ("xraygpt.synthesize", ["--out", "new", "--studies", "0"], "--studies must be at least 1"),
+    ("xraygpt.synthesize", ["--out", "new", "--studies", "0"], "--studies: must be at least 1"),
+    ("xraygpt.synthesize", ["--out", "new", "--texts", "openi"], "--texts: openi needs design"),
     ("xraygpt.synthesize", ["--out", "new", "--views", "top"], "invalid choice: 'top'"),
     ("xraygpt.curate", ["padchest"], "invalid choice: 'padchest'"),
+    ("xraygpt.curate", [*FILTER, "gone"], "gone"),
     (
         "xraygpt.curate",
-        ["filter", "openi", "--reports", "gone", "--out", "new.jsonl"],
-        "gone",
+        [*FILTER, "docs", "--min-findings-words", "-1"],
+        "--min-findings-words: must",
     ),
 ]
 

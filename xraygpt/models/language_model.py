@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
 from xraygpt.models import language, llm_files
@@ -46,8 +47,8 @@ class LanguageModel(BaseModel):
         """Of the random initial weights."""
 
         def __post_init__(self) -> None:
-            if not 0 <= self.dropout < 1:
-                raise ValueError(f"dropout ({self.dropout}) must lie in [0, 1)")
+            with Checks(self) as check:
+                check.share_below_one("dropout")
 
     config: Config
     packer = None

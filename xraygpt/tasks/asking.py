@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.distributed import to_device
 from xraygpt.common.errors import InputError
 from xraygpt.datasets.base import Batch, Sample
@@ -50,13 +51,15 @@ class Plan:
     """How it was trained to deny."""
 
     def __post_init__(self) -> None:
-        unknown = sorted({*self.findings, *self.thresholds} - set(FINDINGS))
-        if unknown:
-            raise ValueError(f"findings: {unknown[0]} is none of {', '.join(FINDINGS)}")
-        given = [*self.thresholds.values(), *([] if self.threshold is None else [self.threshold])]
-        wrong = [t for t in given if not 0 <= t <= 1]
-        if wrong:
-            raise ValueError(f"a threshold ({wrong[0]}) must lie in [0, 1]")
+        none = f"is none of {', '.join(FINDINGS)}"
+        with Checks(self) as check:
+            for number, name in enumerate(self.findings):
+                check.refuse(name not in FINDINGS, f"findings.{number}", f"{name} {none}")
+            check.share("threshold")
+            for name, value in self.thresholds.items():
+                where = f"thresholds.{name}"
+                check.refuse(name not in FINDINGS, where, f"{name} {none}")
+                check.refuse(not 0 <= value <= 1, where, f"must lie in [0, 1], got {value}")
 
 
 @torch.no_grad()
