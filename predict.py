@@ -8,21 +8,27 @@ from pathlib import Path
 
 def main() -> None:
     """Parse, load, build, answer."""
-    from xraygpt.common.cli import command_line, shard
+    from xraygpt.common.cli import at_least, command_line, existing, shard
 
     parser = command_line(__doc__)
     parser.add_argument(
-        "--input", type=Path, help="image, DICOM, folder, or table (CSV, JSONL) with a column image"
+        "--input",
+        type=existing,
+        help="image, DICOM, folder, or table (CSV, JSONL) with a column image",
     )
     parser.add_argument("--output", type=Path, default=Path("output/predict"), help="folder")
     parser.add_argument("--question", "--prompt", default="", help="asked of every image")
-    parser.add_argument("--batch-size", type=int, default=8, help="images answered at once")
+    parser.add_argument("--batch-size", type=at_least(1), default=8, help="images answered at once")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--workers", type=int, default=None, help="processes that read images")
+    parser.add_argument(
+        "--workers", type=at_least(0), default=None, help="processes that read images"
+    )
     parser.add_argument(
         "--shard", type=shard, metavar="K/N", help="every N-th image alone, from the K-th on"
     )
     args = parser.parse_args()
+    if args.input is None and not args.print_config:
+        parser.error("--input is missing: an image, a DICOM, a folder or a table")
     # Torch takes seconds: help and typing errors do not wait for it.
     from xraygpt.common.config import load, to_yaml
     from xraygpt.experiment import Evaluation, build_predictor
@@ -31,8 +37,6 @@ def main() -> None:
     if args.print_config:
         print(to_yaml(experiment), end="")
         return
-    if args.input is None:
-        parser.error("--input is missing: an image, a DICOM, a folder or a table")
     predictor = build_predictor(
         experiment,
         args.input,

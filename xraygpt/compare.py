@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+
+from xraygpt.common.cli import existing, guarded
 
 
 def main() -> None:
@@ -19,8 +20,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("first", type=Path)
-    parser.add_argument("second", type=Path)
+    parser.add_argument("first", type=existing)
+    parser.add_argument("second", type=existing)
     args = parser.parse_args()
     from xraygpt.metrics.compare import as_markdown
     from xraygpt.runners.compare import compare
@@ -29,6 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from xraygpt.common.cli import guarded
-
     sys.exit(guarded(main))

@@ -27,6 +27,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from xraygpt.common.checks import SettingsError
 from xraygpt.common.cli import guarded
 from xraygpt.common.errors import InputError, XrayGPTError
 from xraygpt.curation.endpoint import PROVIDERS, Endpoint, load_price, privacy
@@ -201,13 +202,16 @@ def _temperature(text: str) -> float | None:
 
 
 def _filters(given: argparse.Namespace) -> Filters:
-    return Filters(
-        min_findings_words=given.min_findings_words,
-        min_impression_words=given.min_impression_words,
-        views=given.views,
-        modality=getattr(given, "modality", ""),
-        region=given.region,
-    )
+    try:
+        return Filters(
+            min_findings_words=given.min_findings_words,
+            min_impression_words=given.min_impression_words,
+            views=given.views,
+            modality=getattr(given, "modality", ""),
+            region=given.region,
+        )
+    except SettingsError as error:
+        raise InputError(error.as_options()) from None
 
 
 def _curate(given: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ import torch
 from xraygpt import __version__
 from xraygpt.common import checkpoint
 from xraygpt.common import config as configuration
+from xraygpt.common.checks import Checks
 from xraygpt.common.draws import keyed_random
 from xraygpt.common.errors import DataError, InputError
 from xraygpt.conversation import ChatEngine
@@ -62,8 +63,9 @@ class Training(Experiment):
 
     def __post_init__(self) -> None:
         run = self.run
-        if isinstance(run, Runner.Config) and run.max_epoch is None and run.max_steps is None:
-            raise ValueError("run: set max_epoch or max_steps")
+        with Checks(self) as check:
+            ends = not isinstance(run, Runner.Config) or run.max_epoch or run.max_steps
+            check.refuse(not ends, "run", "set max_epoch or max_steps")
 
 
 @dataclass(kw_only=True)

@@ -153,10 +153,7 @@ def load_model(
     place = find_device(device)
     path, root = _find(Path(source))
     with contextlib.chdir(root):  # a named YAML's paths are the project's
-        if path.is_dir():
-            experiment = _packed(path)
-        else:
-            experiment = load(Evaluation, path, options)
+        experiment = _packed(path) if path.is_dir() else load(Evaluation, path, options)
         model = build_model(experiment, experiment.run.seed)
         model.fold()
         builder = next(iter(experiment.datasets.values())).build(image_spec=model.image_spec)
@@ -260,8 +257,8 @@ def _pixels(picture: Image | np.ndarray) -> np.ndarray:
         mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
         if picture.mode.startswith(("I", "F")):
             raise InputError(
-                f"a picture of mode {picture.mode} does not say what is white: pass its file, or an "
-                "array in [0, 1]"
+                f"a picture of mode {picture.mode} does not say what is white: pass its file, or "
+                "an array in [0, 1]"
             )
         picture = np.asarray(picture.convert(mode))
     whole = np.issubdtype(picture.dtype, np.uint8)

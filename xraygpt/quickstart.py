@@ -13,13 +13,15 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xraygpt.common.checkpoint import write_file
 from xraygpt.common.cli import guarded
 from xraygpt.common.config import load, to_yaml
 from xraygpt.common.errors import TrainingError
-from xraygpt.experiment import Evaluation, Experiment, Training
+
+if TYPE_CHECKING:
+    from xraygpt.experiment import Experiment
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,9 @@ class Step:
         Raises:
             ConfigError: Its YAML is wrong.
         """
+        # Torch takes seconds: help and typing errors do not wait for it.
+        from xraygpt.experiment import Evaluation, Training
+
         kind = Training if self.script == "train.py" else Evaluation
         return load(kind, CONFIGS / self.config)
 

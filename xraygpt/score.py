@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 
 def main() -> None:
     """Parse, score, print."""
-    from xraygpt.runners.scoring import as_markdown, score_folder
+    from xraygpt.common.cli import existing
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="holds predictions_true.jsonl")
-    sys.stdout.write(as_markdown(score_folder(parser.parse_args().folder)))
+    parser.add_argument("folder", type=existing, help="holds predictions_true.jsonl")
+    args = parser.parse_args()
+    # Torch takes seconds: help and typing errors do not wait for it.
+    from xraygpt.runners.scoring import as_markdown, score_folder
+
+    sys.stdout.write(as_markdown(score_folder(args.folder)))
 
 
 if __name__ == "__main__":

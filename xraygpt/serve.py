@@ -23,15 +23,23 @@ _MISSING = (
 
 def main() -> None:
     """Parse, load, serve."""
-    from xraygpt.common.cli import add_device, command_line, device_of
+    from xraygpt.common.addresses import is_loopback_host
+    from xraygpt.common.cli import add_device, at_least, command_line, device_of
 
     parser = command_line(__doc__)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8001)
+    parser.add_argument("--port", type=at_least(0), default=8001)
     parser.add_argument("--name", default="", help="of the model, for clients; default: the YAML's")
     add_device(parser)
     args = parser.parse_args()
-    from xraygpt.common.addresses import is_loopback_host
+    device = device_of(args)
+    key = os.environ.get("XRAYGPT_SERVE_KEY", "")
+    if not (is_loopback_host(args.host) or key or args.print_config):
+        raise InputError(
+            f"--host {args.host} is open to others: set a key in XRAYGPT_SERVE_KEY, and put TLS in "
+            "front of it"
+        )
+    # Torch takes seconds: help and typing errors do not wait for it.
     from xraygpt.common.config import load, to_yaml
     from xraygpt.experiment import Evaluation, build_chat, find_device
 
@@ -45,13 +53,6 @@ def main() -> None:
         from xraygpt.conversation.api import NOTICE, ApiLimits, Service, make_app
     except ImportError:
         raise InputError(_MISSING) from None
-    key = os.environ.get("XRAYGPT_SERVE_KEY", "")
-    if not is_loopback_host(args.host) and not key:
-        raise InputError(
-            f"--host {args.host} is open to others: set a key in XRAYGPT_SERVE_KEY, and put TLS in "
-            "front of it"
-        )
-    device = device_of(args)
     find_device(device)
     parts = build_chat(experiment, device)
     name = args.name or Path(args.cfg_path).stem

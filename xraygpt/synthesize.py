@@ -7,6 +7,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from xraygpt.common.checks import SettingsError
 from xraygpt.common.cli import guarded
 from xraygpt.common.errors import InputError
 from xraygpt.phantom.corpus import SOURCE, Recipe, write_corpus
@@ -28,13 +29,11 @@ def main() -> None:
     parser.add_argument("--design", choices=("balanced", "openi"), default=default.design)
     parser.add_argument("--texts", choices=("grammar", "openi"), default=default.texts)
     given = parser.parse_args()
-    if given.studies < 1 or given.size < 32:
-        raise InputError("--studies must be at least 1 and --size at least 32")
     try:
         named = {f.name: getattr(given, f.name) for f in fields(Recipe) if f.name in given}
         recipe = Recipe(**named | {"views": tuple(given.views)})
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    except SettingsError as error:
+        raise InputError(error.as_options()) from None
     rows = write_corpus(given.out, recipe, workers=given.workers)
     sys.stdout.write(f"{rows}: {given.studies} studies. {SOURCE}. Research use only.\n")
 

@@ -82,7 +82,7 @@ logging: true
         "line 4: model.model_type: no preset 'tini' of xraygpt; did you mean 'tiny'?",
         "line 5: model.num_query_tokens: unknown key; did you mean 'num_query_token'?",
         "line 8: datasets.toy.builder: unknown dataset builder 'recrods'; did you mean 'records'?",
-        "line 10: datasets.other: weight (-1.0) must not be negative",
+        "line 13: datasets.other.weight: must be at least 0, got -1.0",
         "line 16: run.max_steps: Input should be a valid integer, unable to parse string as an "
         "integer, got 'many'",
         "line 17: run.lr_sched: unknown lr scheduler 'linear_warmup_cosin_lr'; did you mean "
@@ -109,7 +109,7 @@ logging: true
         (GOOD + "  amp: 3\n", "line 12: run.amp"),
         (GOOD + "  seed: true\n", "line 12: run.seed: True is not a number"),
         (GOOD + "  seed: 1.5\n", "line 12: run.seed"),
-        (GOOD + "  max_epoch: 3\n", "max_epoch and max_steps are both set"),
+        (GOOD + "  max_epoch: 3\n", "line 12: run.max_epoch: max_steps is set, too; keep one"),
         (GOOD + "  train_splits: [train, tset]\n", "line 12: run.train_splits.1"),
         (GOOD + "  task2: x\n", "unknown key; did you mean 'task'?"),
         ("just text", "expected the roots"),
@@ -145,14 +145,15 @@ def test_each_kind_of_mistake(tmp_path, text, message):
     [
         ("run.max_stesp=1", "--options: run.max_stesp: unknown key; did you mean 'max_steps'?"),
         ("run.max_steps=1.5", "--options: run.max_steps"),
-        ("run.init_lr=-1", "must be finite, not < 0"),
-        ("run.init_lr=.nan", "must be finite, not < 0"),
-        ("run.init_lr=0", "init_lr (0.0) must be above 0"),
-        ("run.max_steps=0", "max_steps (0) must be at least 1"),
+        ("run.weight_decay=-1", "--options: run.weight_decay: must be at least 0, got -1.0"),
+        ("run.init_lr=-1", "--options: run.init_lr: must be above 0, got -1.0"),
+        ("run.init_lr=.nan", "run.init_lr: must be above 0, got nan"),
+        ("run.grad_clip=.inf", "run.grad_clip: must be at least 0 and finite, got inf"),
+        ("run.max_steps=0", "--options: run.max_steps: must be at least 1, got 0"),
         ("run.device=gpu", "--options: run.device"),
-        ("model.lora.r=4 model.freeze_llm=false", "lora and freeze_llm: false contradict"),
+        ("model.lora.r=4 model.freeze_llm=false", "model.lora: needs freeze_llm: true; an LLM"),
         ("nonsense", "--options: nonsense: expected key.path=value"),
-        ("run.task.generate.top_p=0.5", "set do_sample: true"),
+        ("run.task.generate.top_p=0.5", "generate.top_p: acts on sampling only; set do_sample"),
     ],
 )
 def test_each_bad_option(tmp_path, option, message):

@@ -30,6 +30,7 @@ ORDER = [
     "runners",
     "conversation",
     "experiment",
+    "jobs",
     "validate",
     "score",
     "probe",

@@ -70,7 +70,7 @@ def test_roco_keeps_radiographs_unless_told_otherwise(tmp_path):
     }  # fmt: skip
     every = select_reports("roco", path, Filters(modality="any"))
     assert len(every.reports) == 3
-    with pytest.raises(InputError, match="--modality xrays: one of any, xray"):
+    with pytest.raises(InputError, match="modality: xrays is none of any, xray"):
         Filters(modality="xrays")
 
 

@@ -466,7 +466,7 @@ def test_folds_part_all_studies_and_each_is_val_once():
     sizes = [one.count("val") for one in said]
     assert min(sizes) > 70 and sum(sizes) == 500
     assert rules[0].of("s1", "test") == "test"  # what the corpus says stands
-    with pytest.raises(ValueError, match="fold \\(5\\) below it"):
+    with pytest.raises(ValueError, match=r"fold: must be at least 0 and below folds \(5\), got 5"):
         SplitRule(folds=5, fold=5)
     with pytest.raises(ValueError, match="goes without val_fraction"):
         SplitRule(folds=5, val_fraction=0.1)

@@ -15,6 +15,7 @@ from xraygpt.common.config import load
 from xraygpt.common.distributed import make_accelerator
 from xraygpt.common.errors import ConfigError, InputError, WeightsError
 from xraygpt.experiment import Evaluation, build_chat, build_evaluator
+from xraygpt.jobs import probe as job
 from xraygpt.metrics.findings import FINDINGS
 from xraygpt.models.finding_head import FindingHead, load_head
 from xraygpt.models.vision import pooled
@@ -75,9 +76,9 @@ def head(corpus, tmp_path_factory, request):
 def test_it_says_what_was_fitted(corpus, head):
     place = make_accelerator("cpu")
     experiment = experiment_of(corpus, head)
-    encoder, train, val = probe.splits_of(experiment, "tiny", place)
+    encoder, train, val = job.splits_of(experiment, "tiny", place)
     model = build_evaluator(experiment).model
-    fitted = probe.fit(train.features, train.truth[:, [FINDINGS.index("lung_opacity")]], 1.0)
+    fitted = job.fit(train.features, train.truth[:, [FINDINGS.index("lung_opacity")]], 1.0)
     data = build_evaluator(experiment).data
     features = torch.stack([data[i]["media"][0].data for i in range(len(data))])
     said = model.finding_head(features, [1] * len(features))

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from xraygpt import probe
 from xraygpt.common.config import load
 from xraygpt.common.distributed import make_accelerator
 from xraygpt.common.errors import ConfigError, InputError, WeightsError
 from xraygpt.datasets.controls import shuffled
 from xraygpt.experiment import Evaluation, Training, build_runner
+from xraygpt.jobs import probe
 from xraygpt.metrics.findings import FINDINGS
 from xraygpt.models import encoders
 from xraygpt.models.encoders import build_vision

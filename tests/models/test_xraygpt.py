@@ -207,7 +207,7 @@ def test_an_encoder_that_stays_on_the_cpu_does_and_gives_features_where_images_a
     refuse_scattered(model, 1)
     with pytest.raises(InputError, match="lie on cpu and meta"):
         refuse_scattered(model, 2)
-    with pytest.raises(ValueError, match="vit_on_cpu is for a frozen encoder"):
+    with pytest.raises(ValueError, match="vit_on_cpu: needs freeze_vit: true"):
         XrayGPT.Config(vit_on_cpu=True, freeze_vit=False)
 
 

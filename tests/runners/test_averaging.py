@@ -57,5 +57,5 @@ def test_resumed_is_uninterrupted_to_the_bit(tmp_path, toy, monkeypatch):
 
 
 def test_shares_outside_nought_to_one_are_refused(tmp_path, toy):
-    with pytest.raises(ConfigError, match=r"ema_decay \(1.0\) must lie in"):
+    with pytest.raises(ConfigError, match=r"ema_decay: must lie in"):
         runner_of(tmp_path, toy, "run.ema_decay=1.0")

@@ -31,9 +31,9 @@ def test_a_wrong_path_leaves_out_that_score_alone(tmp_path):
 
 
 def test_halves_of_a_setting_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="judge_url and judge_model"):
+    with pytest.raises(ValueError, match="judge_url: needs judge_model"):
         ClinicalMetrics(judge_url="http://127.0.0.1:1")
-    with pytest.raises(ValueError, match="chexbert and chexbert_bert"):
+    with pytest.raises(ValueError, match="chexbert: needs chexbert_bert"):
         ClinicalMetrics(chexbert=tmp_path)
 
 

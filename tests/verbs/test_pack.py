@@ -16,6 +16,7 @@ from xraygpt import pack
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.experiment import Evaluation, Training, build_evaluator, build_runner
+from xraygpt.jobs import pack as job
 from xraygpt.models.finding_head import FindingHead, load_head
 
 YAML = """
@@ -85,12 +86,12 @@ def test_a_packed_model_says_the_same_and_rests_on_nothing_else(made, tmp_path, 
     assert {t.dtype for t in state.values() if t.dim() > 1} == {torch.float16}
     assert not any(n.startswith(("vision.", "llm.base_model.model.model.embed")) for n in state)
     described = (out / "config.yaml").read_text()
-    assert str(base) not in described and f"finding_head: {out / pack.HEAD}" in described
-    packed = load_head(out / pack.HEAD, after.model.vision.digest())  # that of half precision
+    assert str(base) not in described and f"finding_head: {out / job.HEAD}" in described
+    packed = load_head(out / job.HEAD, after.model.vision.digest())  # that of half precision
     torch.testing.assert_close(packed.weight, head.weight)
     assert packed.threshold == head.threshold
     with pytest.raises(InputError, match="is there already"):
-        pack.pack(base / "run", out)
+        job.pack(base / "run", out)
 
 
 def test_parts_trained_anew_since_are_not_packed(made, tmp_path):
@@ -100,17 +101,17 @@ def test_parts_trained_anew_since_are_not_packed(made, tmp_path):
     try:
         llms.train(base, corpus, 3, "model.seed=5")
         with pytest.raises(WeightsError, match="another LLM than"):
-            pack.pack(base / "run", tmp_path / "out")
+            job.pack(base / "run", tmp_path / "out")
     finally:
         shutil.rmtree(base / "lm")
         shutil.move(kept, base / "lm")
     assert not (tmp_path / "out").exists()
     with pytest.raises(WeightsError, match="run of another arch"):
-        pack.pack(base / "encoder", tmp_path / "out")
+        job.pack(base / "encoder", tmp_path / "out")
 
 
 def test_values_beyond_half_precision_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="w holds values beyond"):
-        pack._save({"w": torch.full((2, 2), 1e6)}, tmp_path / "w.safetensors")
-    pack._save({"variance": torch.full((2,), 1e6)}, tmp_path / "w.safetensors")
+        job._save({"w": torch.full((2, 2), 1e6)}, tmp_path / "w.safetensors")
+    job._save({"variance": torch.full((2,), 1e6)}, tmp_path / "w.safetensors")
     assert float(load_file(tmp_path / "w.safetensors")["variance"][0]) == 1e6

@@ -11,7 +11,8 @@ from tests.conftest import toy_yaml
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
 from xraygpt.experiment import Training
-from xraygpt.validate import check, main
+from xraygpt.jobs.validate import check
+from xraygpt.validate import main
 
 RUN = "  task: report_generation\n  max_steps: 1"
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import math
 import os
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from xraygpt.common.errors import InputError, XrayGPTError
@@ -32,18 +35,90 @@ def command_line(doc: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cfg-path", required=True, help="the YAML of this run")
+    parser.add_argument(
+        "--cfg-path", type=readable, required=True, metavar="YAML", help="the YAML of this run"
+    )
+    add_overrides(parser)
+    parser.add_argument("--print-config", action="store_true", help="print the resolved YAML, stop")
+    parser.add_argument("--dry-run", action="store_true", help="build all, one batch, stop")
+    return parser
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """`--options`."""
     parser.add_argument(
         "--options",
         nargs="*",
         action="extend",
+        type=_override,
         default=[],
         metavar="KEY=VALUE",
         help="override keys, e.g. run.max_steps=20",
     )
-    parser.add_argument("--print-config", action="store_true", help="print the resolved YAML, stop")
-    parser.add_argument("--dry-run", action="store_true", help="build all, one batch, stop")
-    return parser
+
+
+def _override(text: str) -> str:
+    if not text.partition("=")[1]:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected key.path=value")
+    return text
+
+
+# What follows are types of arguments. They are checked before anything that loads torch, so that a
+# typing error is answered at once.
+
+
+def readable(text: str) -> Path:
+    """The path of a file that can be read.
+
+    Raises:
+        argparse.ArgumentTypeError: It cannot.
+    """
+    try:
+        with Path(text).open("rb"):
+            return Path(text)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot read {text}: {error.strerror}") from None
+
+
+def existing(text: str) -> Path:
+    """The path of a file or a folder that is there.
+
+    Raises:
+        argparse.ArgumentTypeError: It is not.
+    """
+    if not Path(text).exists():
+        raise argparse.ArgumentTypeError(f"{text}: no such file or folder")
+    return Path(text)
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """The type of a whole number, `low` or more."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{value}: must be at least {low}")
+        return value
+
+    return parse
+
+
+def above_zero(text: str) -> float:
+    """A finite number above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and finite")
+    return value
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -62,12 +137,18 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     """`--device`, and the lineage's `--gpu-id`."""
     add = parser.add_argument
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--gpu-id", "--gpu_id", type=int, default=None, help="the same as --device cuda:N")
+    add("--gpu-id", "--gpu_id", type=at_least(0), default=None, help="the same as --device cuda:N")
 
 
 def device_of(args: argparse.Namespace) -> str:
-    """The device a command line names."""
+    """The device a command line names; whether this machine has it is not asked.
+
+    Raises:
+        InputError: It is no name of a device, or there are two of them.
+    """
     gpu = args.gpu_id
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", args.device):
+        raise InputError(f"--device {args.device}: one of auto, cpu, cuda, cuda:N")
     if gpu is None:
         return str(args.device)
     if args.device not in ("auto", f"cuda:{gpu}"):

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
+from xraygpt.common.checks import SettingsError
 from xraygpt.common.errors import ConfigError, InputError
 from xraygpt.common.legacy import modernise
 from xraygpt.common.registry import BUILDERS, MODELS, Plugin, Registry, did_you_mean
@@ -278,14 +279,40 @@ def _parse(schema: Any, node: Any, where: str, report: Report, label: str | None
         schema = _pick(schema, values, where, report, label)
         if schema is _BAD:
             return _BAD
-    parsed = _fields(schema, values, where, report)
-    if any(_spoilt(v) for v in parsed.values()):
-        return _BAD  # a rule across fields would only repeat what is reported
+    return _built(schema, _fields(schema, values, where, report), where, report)
+
+
+def _built(schema: Any, parsed: dict[str, Any], where: str, report: Report) -> Any:
+    """The dataclass of checked fields, or `_BAD` if one is broken or its `__post_init__` raises.
+
+    Where fields are broken already, their defaults stand in, so that what is wrong with the others
+    is reported in the same go; whatever a stand-in had a part in is not.
+    """
+    broken = {name for name, value in parsed.items() if _spoilt(value)}
+    stand_ins = {f.name: _default(f) for f in dataclasses.fields(schema) if f.name in broken}
     try:
-        return schema(**parsed)
-    except (TypeError, ValueError) as error:  # from __post_init__: a rule across fields
-        report(where, str(error))
+        made = schema(**parsed | stand_ins)
+    except SettingsError as error:
+        for one in error.problems:
+            if broken.isdisjoint((one.field.split(".")[0], *one.others)):
+                report(_join(where, one.field), one.message)
         return _BAD
+    except (TypeError, ValueError) as error:  # of a plug-in that raises by itself
+        if not broken:
+            report(where, str(error))
+        return _BAD
+    except Exception:
+        if not broken:
+            raise
+        return _BAD  # a stand-in was not what a check expects
+    return _BAD if broken else made
+
+
+def _default(field: dataclasses.Field) -> Any:
+    """The default of a field; None if it has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def _fields(schema: Any, values: dict, where: str, report: Report) -> dict[str, Any]:

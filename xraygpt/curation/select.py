@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xraygpt.common.checkpoint import digest
+from xraygpt.common.checks import Checks
 from xraygpt.common.errors import DataError, ImageError, InputError
 from xraygpt.common.logging import progress
 from xraygpt.curation.sources import CORPORA, Corpus, ImageName, Problem, SourceReport
@@ -75,10 +76,11 @@ class Filters:
     """Of captions: those that speak of the chest, or all."""
 
     def __post_init__(self) -> None:
-        if min(self.min_findings_words, self.min_impression_words) < 0:
-            raise InputError("--min-findings-words and --min-impression-words must not be negative")
-        if self.modality not in ("", "any", *MODALITIES):
-            raise InputError(f"--modality {self.modality}: one of any, {', '.join(MODALITIES)}")
+        with Checks(self) as check:
+            check.at_least(0, "min_findings_words", "min_impression_words")
+            unknown = self.modality not in ("", "any", *MODALITIES)
+            none = f"{self.modality} is none of any, {', '.join(MODALITIES)}"
+            check.refuse(unknown, "modality", none)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from xraygpt.common import memory
+from xraygpt.common.checks import Checks
 from xraygpt.common.errors import DataError
 from xraygpt.common.paths import is_plain_file_within, is_within
 from xraygpt.common.registry import BUILDERS, Plugin, Registry, did_you_mean
@@ -74,10 +75,9 @@ class BaseBuilder(Plugin):
         """Text processor of training and of everything else; None leaves texts alone."""
 
         def __post_init__(self) -> None:
-            if self.weight < 0:
-                raise ValueError(f"weight ({self.weight}) must not be negative")
-            if not 0 <= self.balance <= 1:
-                raise ValueError(f"balance ({self.balance}) must lie in [0, 1]")
+            with Checks(self) as check:
+                check.at_least(0, "weight")
+                check.share("balance")
 
     config: Any
 

@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.draws import keyed_random
 from xraygpt.common.errors import DataError
 from xraygpt.common.logging import progress
@@ -71,11 +72,10 @@ class PlantedLesions(RecordsBuilder):
         """What is drawn, in turn."""
 
         def __post_init__(self) -> None:
-            super().__post_init__()
-            if self.copies < 1:
-                raise ValueError(f"copies ({self.copies}) must be at least 1")
-            if not self.kinds:
-                raise ValueError("kinds must name at least one lesion")
+            with Checks(self) as check:
+                check.also(super().__post_init__)
+                check.at_least(1, "copies")
+                check.refuse(not self.kinds, "kinds", "must name at least one lesion")
 
     config: Config
 

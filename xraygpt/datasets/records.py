@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.config import Choice
 from xraygpt.common.errors import DataError
 from xraygpt.common.openi import is_published_test
@@ -119,11 +120,12 @@ class RecordsBuilder(BaseBuilder):
         """Refuse records without an image; false takes them as text-only samples."""
 
         def __post_init__(self) -> None:
-            super().__post_init__()
-            if self.tell_findings is not None and not 0 <= self.tell_findings <= 1:
-                raise ValueError(f"tell_findings ({self.tell_findings}) must lie in [0, 1]")
-            if self.question_sides and self.ask == "findings":
-                raise ValueError("question_sides goes with ask: headings, whose codes have sides")
+            with Checks(self) as check:
+                check.also(super().__post_init__)
+                check.share("tell_findings")
+                sideless = self.question_sides and self.ask == "findings"
+                why = "goes with ask: headings, whose codes have sides"
+                check.refuse(sideless, "question_sides", why, "ask")
 
     config: Config
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.draws import keyed_int
 from xraygpt.common.openi import is_published_test
 
@@ -40,14 +41,17 @@ class SplitRule:
     """Another seed, another hashed split."""
 
     def __post_init__(self) -> None:
-        if self.folds is not None and not 0 <= self.fold < self.folds > 1:
-            raise ValueError(f"folds ({self.folds}) must be 2 or more, fold ({self.fold}) below it")
-        if self.folds is not None and self.val_fraction + self.test_fraction > 0:
-            raise ValueError("folds goes without val_fraction and test_fraction")
-        if min(self.val_fraction, self.test_fraction) < 0:
-            raise ValueError("val_fraction and test_fraction must not be negative")
-        if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError("val_fraction + test_fraction must leave something to train on (< 1)")
+        shares, both = ("val_fraction", "test_fraction"), self.val_fraction + self.test_fraction
+        with Checks(self) as check:
+            check.at_least(0, *shares)
+            nothing = f"leaves nothing to train on: with test_fraction it is {both}, not below 1"
+            check.refuse(both >= 1, "val_fraction", nothing, "test_fraction")
+            if self.folds is not None:
+                check.at_least(2, "folds")
+                below = f"must be at least 0 and below folds ({self.folds}), got {self.fold}"
+                check.refuse(not 0 <= self.fold < self.folds, "fold", below, "folds")
+                alone = "goes without val_fraction and test_fraction"
+                check.refuse(both > 0, "folds", alone, *shares)
 
     def of(self, study_id: str, said: str | None) -> str | None:
         """``train``, ``val`` or ``test``; None if the field says what this rule does not use."""

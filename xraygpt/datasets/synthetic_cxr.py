@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.paths import cache_root
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Record
@@ -40,8 +41,9 @@ class SyntheticCxr(RecordsBuilder):
         """Views drawn of each study."""
 
         def __post_init__(self) -> None:
-            super().__post_init__()
-            self.recipe()  # its rules are ours
+            with Checks(self) as check:
+                check.also(super().__post_init__)
+                check.also(self.recipe, size="picture_size", views="picture_views")
 
         def recipe(self) -> Recipe:
             """What is drawn."""

@@ -37,8 +37,11 @@ REFERENCES, REFERENCE_SECONDS = 64, 30
 def main() -> None:
     """Parse, load, serve until stopped."""
     args = _parser().parse_args()
-    from xraygpt.common.addresses import is_loopback_host
     from xraygpt.common.cli import device_of
+
+    device = device_of(args)
+    users = _users(args)
+    # Torch takes seconds: help and typing errors do not wait for it.
     from xraygpt.common.config import load, to_yaml
     from xraygpt.experiment import Evaluation, find_device
 
@@ -47,16 +50,11 @@ def main() -> None:
     if args.print_config:
         sys.stdout.write(to_yaml(experiment))
         return
-    users = read_users(args.auth) if args.auth else None
-    if not users and (args.share or not is_loopback_host(args.host)):
-        what = "--share" if args.share else f"--host {args.host}"
-        raise InputError(f"{what} opens the page to others: name a file of users with --auth")
     if args.share:
         log.warning(
             "--share: the page, and every image put into it, goes through servers of others; "
             "no image of a patient may"
         )
-    device = device_of(args)
     find_device(device)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
@@ -89,18 +87,34 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from xraygpt.common.cli import add_device, command_line
+    from xraygpt.common.cli import add_device, at_least, command_line, existing
 
     parser = command_line(__doc__)
     add = parser.add_argument
     add_device(parser)
     add("--low-resource", action="store_true", help="pack the LLM's weights in 8 bits")
     add("--host", default="127.0.0.1")
-    add("--port", type=int, default=None, help="default: the first free one from 7860 on")
-    add("--examples", type=Path, default=None, help="folder of images to pick from")
+    add("--port", type=at_least(0), default=None, help="default: the first free one from 7860 on")
+    add("--examples", type=existing, default=None, help="folder of images to pick from")
     add("--auth", type=Path, default=None, help="file of lines user:password")
     add("--share", action="store_true", help="through servers of others: never for patients' data")
     return parser
+
+
+def _users(args: argparse.Namespace) -> list[tuple[str, str]] | None:
+    """Who may open the page; None lets everybody who reaches it.
+
+    Raises:
+        InputError: It would be open to others, or their file cannot be used.
+    """
+    from xraygpt.common.addresses import is_loopback_host
+
+    users = read_users(args.auth) if args.auth else None
+    open_to_others = args.share or not is_loopback_host(args.host)
+    if open_to_others and not users and not args.print_config:
+        what = "--share" if args.share else f"--host {args.host}"
+        raise InputError(f"{what} opens the page to others: name a file of users with --auth")
+    return users
 
 
 def _interrupt(*_: object) -> None:

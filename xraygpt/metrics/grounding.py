@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.errors import InputError
 from xraygpt.metrics.probabilities import Statistic, resampled_score
 from xraygpt.metrics.statistics import Score, draw_weights, ratio_score
@@ -46,33 +47,38 @@ class Boxes:
         """Bring the boxes to (n, 4) float64.
 
         Raises:
-            InputError: If a box is no box, or labels or scores are not one each.
+            SettingsError: If a box is no box, or labels or scores are not one each.
         """
         boxes = np.asarray(self.xyxy, dtype=float)
         if boxes.size == 0:
             boxes = np.zeros((0, 4))
-        if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise InputError(f"boxes of shape {boxes.shape}; give (n, 4): x1, y1, x2, y2 of each")
-        inside = (boxes >= -1e-6) & (boxes <= 1 + 1e-6)
-        if not inside.all():
-            raise InputError(
-                f"box {boxes[~inside.all(axis=1)][0].tolist()} leaves the image; divide x by its "
-                "width and y by its height, and clip to [0, 1]"
-            )
-        turned = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
-        if turned.any():
-            raise InputError(
-                f"box {boxes[turned][0].tolist()} is turned round; give the upper left corner "
-                "first: x1, y1, x2, y2"
-            )
+        scores = None if self.scores is None else np.asarray(self.scores, dtype=float)
         object.__setattr__(self, "xyxy", boxes)
-        if self.scores is not None:
-            object.__setattr__(self, "scores", np.asarray(self.scores, dtype=float))
-        for what, given in (("labels", self.labels or None), ("scores", self.scores)):
-            if given is not None and len(given) != len(boxes):
-                raise InputError(f"{len(given)} {what} for {len(boxes)} boxes; give one each")
-        if self.scores is not None and np.isnan(self.scores).any():
-            raise InputError("a box has the score NaN; give a number")
+        object.__setattr__(self, "scores", scores)
+        with Checks(self) as check:
+            if boxes.ndim != 2 or boxes.shape[1] != 4:
+                shape = f"boxes of shape {boxes.shape}; give (n, 4): x1, y1, x2, y2 of each"
+                check.refuse(True, "xyxy", shape)
+                return
+            _check_corners(boxes, check)
+            for what, given in (("labels", self.labels or None), ("scores", scores)):
+                count = len(boxes) if given is None else len(given)
+                wrong = f"{count} {what} for {len(boxes)} boxes; give one each"
+                check.refuse(count != len(boxes), what, wrong, "xyxy")
+            unknown = scores is not None and np.isnan(scores).any()
+            check.refuse(unknown, "scores", "a box has the score NaN; give a number")
+
+
+def _check_corners(boxes: np.ndarray, check: Checks) -> None:
+    """Boxes lie in the image, the upper left corner first."""
+    outside = ~((boxes >= -1e-6) & (boxes <= 1 + 1e-6)).all(axis=1)
+    turned = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+    mend = "divide x by its width and y by its height, and clip to [0, 1]"
+    for box in boxes[outside][:1].tolist():
+        check.refuse(True, "xyxy", f"box {box} leaves the image; {mend}")
+    mend = "give the upper left corner first: x1, y1, x2, y2"
+    for box in boxes[turned][:1].tolist():
+        check.refuse(True, "xyxy", f"box {box} is turned round; {mend}")
 
 
 class Match(NamedTuple):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
 from xraygpt.models import adopt, qformer
@@ -82,8 +83,9 @@ class QFormerAlignment(BaseModel):
         """Of the random initial weights."""
 
         def __post_init__(self) -> None:
-            if self.temperature <= 0 or self.num_query_token < 1:
-                raise ValueError("temperature must be above 0, num_query_token at least 1")
+            with Checks(self) as check:
+                check.above(0, "temperature")
+                check.at_least(1, "num_query_token")
 
     config: Config
     context_len = 512  # positions of the Q-Former's words

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.registry import MODELS, Plugin, Registry
 from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import Packer
@@ -71,20 +72,23 @@ class Generation:
         return self.candidates + self.references
 
     def __post_init__(self) -> None:
-        if self.references < 0 or (self.references and self.candidates < 2):
-            raise ValueError("references must be at least 0, and come with candidates above 1")
-        if self.candidates > 1 and not self.do_sample:
-            raise ValueError("candidates above 1 are drawn: set do_sample: true")
-        if self.guidance < 0 or (self.guidance and self.num_beams > 1):
-            raise ValueError("guidance must be at least 0, and goes without beams (num_beams: 1)")
-        if self.do_sample and self.num_beams > 1:
-            raise ValueError("do_sample and num_beams > 1 contradict each other; choose one")
-        if not self.do_sample and (self.temperature != 1.0 or self.top_p != 1.0):
-            raise ValueError("temperature and top_p act on sampling only; set do_sample: true")
-        if not 0 < self.top_p <= 1 or self.temperature <= 0:
-            raise ValueError("top_p must lie in (0, 1] and temperature above 0")
-        if min(self.max_new_tokens, self.num_beams, self.candidates) < 1:
-            raise ValueError("max_new_tokens, num_beams and candidates must be at least 1")
+        drawn, beams = self.do_sample, self.num_beams > 1
+        with Checks(self) as check:
+            refuse = check.refuse
+            check.at_least(1, "max_new_tokens", "num_beams", "candidates")
+            check.at_least(0, "references", "guidance")
+            check.above(0, "temperature")
+            refuse(not 0 < self.top_p <= 1, "top_p", f"must lie in (0, 1], got {self.top_p}")
+            alone = self.references > 0 and self.candidates < 2
+            refuse(alone, "references", "come with candidates above 1", "candidates")
+            why = "above 1 are drawn: set do_sample: true"
+            refuse(self.candidates > 1 and not drawn, "candidates", why, "do_sample")
+            why = "goes without beams (num_beams: 1)"
+            refuse(self.guidance and beams, "guidance", why, "num_beams")
+            refuse(drawn and beams, "num_beams", "above 1 goes without do_sample", "do_sample")
+            for name in ("temperature", "top_p"):
+                why = "acts on sampling only; set do_sample: true"
+                refuse(getattr(self, name) != 1 and not drawn, name, why, "do_sample")
 
 
 class BaseModel(nn.Module, Plugin):

@@ -24,6 +24,7 @@ from torch.nn import functional
 from torch.nn.utils import skip_init
 from transformers import BertConfig, BertModel
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.config import Choice
 from xraygpt.common.errors import DataError, InputError
 from xraygpt.common.registry import VOCABULARIES, registry
@@ -71,10 +72,9 @@ class TextTower:
     """Of attention and of hidden states, in [0, 1)."""
 
     def __post_init__(self) -> None:
-        if self.hidden % 64:
-            raise ValueError(f"hidden ({self.hidden}) must be a multiple of 64")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout ({self.dropout}) must lie in [0, 1)")
+        with Checks(self) as check:
+            check.refuse(self.hidden % 64, "hidden", f"must be a multiple of 64, got {self.hidden}")
+            check.share_below_one("dropout")
 
 
 @registry.register_model("image_text", "medclip")
@@ -118,8 +118,9 @@ class ImageText(BaseModel):
         """Of the random initial weights."""
 
         def __post_init__(self) -> None:
-            if not 0 <= self.dropout < 1 or self.temperature <= 0:
-                raise ValueError("dropout must lie in [0, 1), temperature above 0")
+            with Checks(self) as check:
+                check.share_below_one("dropout")
+                check.above(0, "temperature")
 
     config: Config
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, InstructBlipQFormerConfig, InstructBlipQFormerModel
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
@@ -85,9 +86,11 @@ class InstructXrayGPT(XrayGPT):
         """Most tokens of a question that the Q-Former reads; the rest is cut off."""
 
         def __post_init__(self) -> None:
-            super().__post_init__()
-            if not 1 <= self.max_question_len <= 512:
-                raise ValueError(f"max_question_len ({self.max_question_len}) must lie in 1..512")
+            length = self.max_question_len
+            with Checks(self) as check:
+                check.also(super().__post_init__)
+                wrong = not 1 <= length <= 512
+                check.refuse(wrong, "max_question_len", f"must lie in 1..512, got {length}")
 
     config: Config
     reads_question = True

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.errors import WeightsError
 
 
@@ -53,15 +54,14 @@ class SmallLLM:
     training never learns to repeat from the prompt which of them stands there."""
 
     def __post_init__(self) -> None:
-        for name in ("init_std", "embedding_std"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be above 0")
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
-        if self.vocab_size < 260:
-            raise ValueError(
-                f"vocab_size ({self.vocab_size}) must be at least 260: bytes and marks"
-            )
+        with Checks(self) as check:
+            check.above(0, "init_std", "embedding_std")
+            check.at_least(1, "heads")
+            ragged = self.heads > 0 and self.hidden % self.heads
+            multiple = f"must be a multiple of heads ({self.heads}), got {self.hidden}"
+            check.refuse(ragged, "hidden", multiple, "heads")
+            few = f"must be at least 260 (bytes and marks), got {self.vocab_size}"
+            check.refuse(self.vocab_size < 260, "vocab_size", few)
 
 
 def digest(llm: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.registry import registry
 from xraygpt.models import language, llm_files
 from xraygpt.models.base import Texts, renderer_of
@@ -44,8 +45,8 @@ class LanguageModel(CausalModel):
         """Of the random initial weights."""
 
         def __post_init__(self) -> None:
-            if not 0 <= self.dropout < 1:
-                raise ValueError(f"dropout ({self.dropout}) must lie in [0, 1)")
+            with Checks(self) as check:
+                check.share_below_one("dropout")
 
     config: Config
     all_tokens = True

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.errors import InputError
 
 
@@ -43,18 +44,14 @@ class QFormerConfig:
     width; the other way to read another encoder with a Q-Former of BLIP-2."""
 
     def __post_init__(self) -> None:
-        if self.adapter is not None and self.adapter < 1:
-            raise ValueError(f"adapter ({self.adapter}) must be at least 1")
-        if self.adapter is not None and self.new_cross_attention:
-            raise ValueError("adapter and new_cross_attention are two ways; choose one")
-        if not 0 <= self.patch_dropout < 1:
-            raise ValueError(f"patch_dropout ({self.patch_dropout}) must lie in [0, 1)")
-        if self.hidden % 64:
-            raise ValueError(
-                f"hidden ({self.hidden}) must be a multiple of 64, the width of a head"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout ({self.dropout}) must lie in [0, 1)")
+        with Checks(self) as check:
+            check.at_least(1, "adapter")
+            check.share_below_one("dropout", "patch_dropout")
+            multiple = f"must be a multiple of 64, the width of a head; got {self.hidden}"
+            check.refuse(self.hidden % 64, "hidden", multiple)
+            both = self.adapter is not None and self.new_cross_attention
+            why = "and new_cross_attention are two ways; choose one"
+            check.refuse(both, "adapter", why, "new_cross_attention")
 
 
 class QFormer(nn.Module):

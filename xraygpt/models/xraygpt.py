@@ -23,6 +23,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
@@ -109,23 +110,23 @@ class XrayGPT(CausalModel):
         """Of the random initial weights."""
 
         def __post_init__(self) -> None:
-            if (self.vit_model == "precomputed") != (self.vit_width is not None):
-                raise ValueError("vit_model: precomputed and vit_width go together")
-            if self.vit_on_cpu and not self.freeze_vit:
-                raise ValueError("vit_on_cpu is for a frozen encoder: freeze_vit: true")
-            if self.num_query_token < 1:
-                raise ValueError(f"num_query_token ({self.num_query_token}) must be at least 1")
-            packed = self.llm_bits is not None or self.low_resource
-            if packed and not self.freeze_llm:
-                raise ValueError("packed weights (llm_bits) cannot be trained: freeze_llm: true")
-            if self.finding_head is not None and not self.freeze_vit:
-                raise ValueError("finding_head was fitted on a frozen encoder: freeze_vit: true")
-            if self.freeze_qformer and self.qformer.new_cross_attention:
-                raise ValueError("freeze_qformer would leave new_cross_attention at random")
-            if self.lora is not None and not self.freeze_llm:
-                raise ValueError("lora and freeze_llm: false contradict each other; keep one")
-            if self.max_txt_len is not None and self.max_txt_len < 2:
-                raise ValueError(f"max_txt_len ({self.max_txt_len}) must be at least 2")
+            width = self.vit_width is not None
+            with Checks(self) as check:
+                check.refuse(
+                    width != (self.vit_model == "precomputed"),
+                    "vit_width" if width else "vit_model",
+                    "vit_model: precomputed and vit_width go together",
+                    *("vit_model", "vit_width"),
+                )
+                check.at_least(1, "num_query_token")
+                check.at_least(2, "max_txt_len")
+                check.needs("freeze_vit", "vit_on_cpu", "finding_head", why="for frozen encoders")
+                why = "packed weights cannot be trained"
+                check.needs("freeze_llm", "llm_bits", "low_resource", why=why)
+                check.needs("freeze_llm", "lora", why="an LLM is trained by LoRA or whole")
+                fresh = self.freeze_qformer and self.qformer.new_cross_attention
+                why = "would leave qformer.new_cross_attention at random"
+                check.refuse(fresh, "freeze_qformer", why, "qformer")
 
     config: Config
     frozen_parts = ("llm.", "vision.")

@@ -17,6 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from xraygpt.common.checkpoint import write_file
+from xraygpt.common.checks import Checks
 from xraygpt.common.errors import DataError
 from xraygpt.common.logging import progress
 from xraygpt.phantom import design, openi
@@ -60,10 +61,15 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
-        if self.texts == "openi" and self.design != "openi":
-            raise ValueError("texts: openi needs design: openi, whose codes they go with")
-        if "frontal" not in self.views:
-            raise ValueError("views must hold frontal: the lateral alone does not show everything")
+        with Checks(self) as check:
+            check.at_least(1, "studies")
+            check.at_least(32, "size")
+            odd = self.texts == "openi" and self.design != "openi"
+            check.refuse(
+                odd, "texts", "openi needs design: openi, whose codes they go with", "design"
+            )
+            why = "must hold frontal: the lateral alone does not show everything"
+            check.refuse("frontal" not in self.views, "views", why)
 
     def study(self, number: int) -> tuple[Study, dict[str, str], str]:
         """One study, its report and its split; the same for the same recipe and number."""

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from xraygpt.common.checks import Checks
+
 Side = Literal["left", "right", "bilateral", ""]
 Zone = Literal["upper", "middle", "lower", ""]
 Degree = Literal["mild", "moderate", "severe", ""]
@@ -90,17 +92,20 @@ class Finding:
 
     def __post_init__(self) -> None:
         kind = KINDS.get(self.name)
-        if kind is None:
-            raise ValueError(f"no finding '{self.name}'; there are {', '.join(KINDS)}")
-        allowed = {"side": kind.sides, "zone": kind.zones, "degree": kind.degrees}
-        for what, values in allowed.items():
-            value = getattr(self, what)
-            if value not in (values or ("",)):
-                choices = ", ".join(values) or "none"
-                raise ValueError(f"{self.name}: {what} '{value}'; possible: {choices}")
-        if kind.measured != (self.size_mm > 0):
+        with Checks(self) as check:
+            if kind is None:
+                check.refuse(
+                    True, "name", f"no finding '{self.name}'; there are {', '.join(KINDS)}"
+                )
+                return
+            allowed = {"side": kind.sides, "zone": kind.zones, "degree": kind.degrees}
+            for what, values in allowed.items():
+                value, choices = getattr(self, what), ", ".join(values) or "none"
+                wrong = f"{self.name} has no '{value}'; possible: {choices}"
+                check.refuse(value not in (values or ("",)), what, wrong, "name")
             wanted = "a size_mm above 0" if kind.measured else "no size_mm"
-            raise ValueError(f"{self.name} has {wanted}, got {self.size_mm}")
+            wrong = f"{self.name} has {wanted}, got {self.size_mm}"
+            check.refuse(kind.measured != (self.size_mm > 0), "size_mm", wrong, "name")
 
     @property
     def code(self) -> str:

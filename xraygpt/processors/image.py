@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tvf
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.draws import keyed_random
 from xraygpt.common.errors import InputError
 from xraygpt.common.registry import registry
@@ -78,10 +79,12 @@ class XrayImage(BaseProcessor):
         is left of it afterwards: faster, and values differ a little."""
 
         def __post_init__(self) -> None:
-            if self.image_size is not None and not 8 <= self.image_size <= 4096:
-                raise ValueError(f"image_size ({self.image_size}) must lie in 8..4096 pixels")
-            if self.std is not None and min(self.std, default=0) <= 0:
-                raise ValueError(f"std ({self.std}) must be above 0")
+            with Checks(self) as check:
+                size, std = self.image_size, self.std
+                wrong = size is not None and not 8 <= size <= 4096
+                check.refuse(wrong, "image_size", f"must lie in 8..4096 pixels, got {size}")
+                wrong = std is not None and not min(std, default=0) > 0
+                check.refuse(wrong, "std", f"must be above 0, got {std}")
 
     config: Config
 
@@ -176,11 +179,14 @@ class XrayImageTrain(XrayImage):
             )
 
         def __post_init__(self) -> None:
-            super().__post_init__()
-            if not 0 < self.min_scale <= 1:
-                raise ValueError(f"min_scale ({self.min_scale}) must lie in (0, 1]")
-            if not 0 <= self.grey_change < 1 or not 0 <= self.degrees <= 180:
-                raise ValueError("grey_change must lie in [0, 1), degrees in [0, 180]")
+            with Checks(self) as check:
+                check.also(super().__post_init__)
+                scale, degrees = self.min_scale, self.degrees
+                check.refuse(not 0 < scale <= 1, "min_scale", f"must lie in (0, 1], got {scale}")
+                check.refuse(
+                    not 0 <= degrees <= 180, "degrees", f"must lie in [0, 180], got {degrees}"
+                )
+                check.share_below_one("grey_change")
 
     config: Config
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from xraygpt.common import distributed
+from xraygpt.common.checks import Checks
 from xraygpt.common.errors import DataError, InputError
 from xraygpt.common.logging import progress
 from xraygpt.common.registry import Plugin
@@ -76,10 +77,8 @@ class Evaluator(Plugin):
         random; 0 shows the scores alone."""
 
         def __post_init__(self) -> None:
-            for name in ("max_samples", "batch_size_eval", "shuffles"):
-                value = getattr(self, name)
-                if value is not None and value < 1:
-                    raise ValueError(f"{name} ({value}) must be at least 1")
+            with Checks(self) as check:
+                check.at_least(1, "max_samples", "batch_size_eval", "shuffles")
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from xraygpt.common import distributed
+from xraygpt.common.checks import Checks
 from xraygpt.common.draws import keyed_int
 from xraygpt.common.errors import DataError, TrainingError
 from xraygpt.common.logging import progress
@@ -57,10 +58,9 @@ class FeatureStore:
     has no room is encoded whenever it is read. None: as the disk has room."""
 
     def __post_init__(self) -> None:
-        if self.views < 0:
-            raise ValueError(f"views ({self.views}) must be at least 0")
-        if self.max_gb is not None and self.max_gb <= 0:
-            raise ValueError(f"max_gb ({self.max_gb}) must be above 0")
+        with Checks(self) as check:
+            check.at_least(0, "views")
+            check.above(0, "max_gb")
 
 
 class CachedReader:

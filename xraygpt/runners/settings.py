@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.config import Choice
 from xraygpt.common.registry import LR_SCHEDULERS
 from xraygpt.runners.base import BaseRunner
@@ -105,20 +105,13 @@ class RunSettings(BaseRunner.Config):
     steps 2 to 5 went, to the run folder."""
 
     def __post_init__(self) -> None:
-        if self.max_epoch is not None and self.max_steps is not None:
-            raise ValueError("max_epoch and max_steps are both set; keep one")
-        for name in _AT_LEAST_ONE:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} ({value}) must be at least 1")
-        rates = (self.init_lr, self.min_lr, self.warmup_lr, self.weight_decay, self.grad_clip)
-        if not all(math.isfinite(r) and r >= 0 for r in rates):
-            raise ValueError("learning rates, weight_decay and grad_clip must be finite, not < 0")
-        if self.init_lr <= 0 or self.min_lr > self.init_lr:
-            raise ValueError(
-                f"init_lr ({self.init_lr}) must be above 0 and not below min_lr ({self.min_lr})"
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay ({self.ema_decay}) must lie in [0, 1)")
-        if min(self.num_workers, self.warmup_steps) < 0:
-            raise ValueError("num_workers and warmup_steps must not be negative")
+        with Checks(self) as check:
+            both = self.max_epoch is not None and self.max_steps is not None
+            check.refuse(both, "max_epoch", "max_steps is set, too; keep one", "max_steps")
+            check.at_least(1, *_AT_LEAST_ONE)
+            check.at_least(0, "min_lr", "warmup_lr", "weight_decay", "grad_clip")
+            check.at_least(0, "num_workers", "warmup_steps")
+            check.above(0, "init_lr")
+            check.share_below_one("ema_decay")
+            high = f"must not be above init_lr ({self.init_lr}), got {self.min_lr}"
+            check.refuse(self.min_lr > self.init_lr > 0, "min_lr", high, "init_lr")

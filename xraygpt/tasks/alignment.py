@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.config import Choice
 from xraygpt.common.registry import VOCABULARIES, registry
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch, Sample, reference_of
@@ -44,12 +45,13 @@ class QFormerAlignmentTask(BaseTask):
         """Of the matching of pairs and hard wrong pairs; 0 leaves it out."""
 
         def __post_init__(self) -> None:
-            if min(self.contrast_weight, self.match_weight) < 0 or self.target_temperature <= 0:
-                raise ValueError("weights must not be negative, target_temperature above 0")
-            if not self.contrast_weight and not self.match_weight:
-                raise ValueError("contrast_weight and match_weight are both 0: nothing to learn")
-            if not 0 <= self.label_smoothing < 1:
-                raise ValueError(f"label_smoothing ({self.label_smoothing}) must lie in [0, 1)")
+            with Checks(self) as check:
+                check.at_least(0, "contrast_weight", "match_weight")
+                check.above(0, "target_temperature")
+                check.share_below_one("label_smoothing")
+                idle = not self.contrast_weight and not self.match_weight
+                nothing = "is 0, and so is match_weight: nothing to learn"
+                check.refuse(idle, "contrast_weight", nothing, "match_weight")
 
     config: Config
     generates = False

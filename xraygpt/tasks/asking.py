@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.config import Choice
 from xraygpt.common.distributed import to_device
 from xraygpt.common.errors import InputError
@@ -64,15 +65,16 @@ class Plan:
 
     def __post_init__(self) -> None:
         known = vocabulary_of(self.vocabulary).findings
-        unknown = sorted({*(self.findings or ()), *self.thresholds} - set(known))
-        if unknown:
-            raise ValueError(f"findings: {unknown[0]} is none of {', '.join(known)}")
-        given = [*self.thresholds.values(), *([] if self.threshold is None else [self.threshold])]
-        if self.agreement < 0:
-            raise ValueError(f"agreement ({self.agreement}) must be at least 0")
-        wrong = [t for t in given if not 0 <= t <= 1]
-        if wrong:
-            raise ValueError(f"a threshold ({wrong[0]}) must lie in [0, 1]")
+        none = f"is none of {', '.join(known)}"
+        with Checks(self) as check:
+            for number, name in enumerate(self.findings or ()):
+                check.refuse(name not in known, f"findings.{number}", f"{name} {none}")
+            check.at_least(0, "agreement")
+            check.share("threshold")
+            for name, value in self.thresholds.items():
+                where = f"thresholds.{name}"
+                check.refuse(name not in known, where, f"{name} {none}")
+                check.refuse(not 0 <= value <= 1, where, f"must lie in [0, 1], got {value}")
 
     @property
     def asked(self) -> list[str]:

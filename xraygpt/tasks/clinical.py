@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.errors import InputError, XrayGPTError
 from xraygpt.metrics import bertscore, chexbert, green, radcliq, radgraph
 from xraygpt.metrics.statistics import Score
@@ -39,10 +40,11 @@ class ClinicalMetrics:
     """Its model. The key, if it wants one, is read from the variable XRAYGPT_JUDGE_KEY."""
 
     def __post_init__(self) -> None:
-        if (self.judge_url is None) != (self.judge_model is None):
-            raise ValueError("judge_url and judge_model go together")
-        if (self.chexbert is None) != (self.chexbert_bert is None):
-            raise ValueError("chexbert and chexbert_bert go together")
+        with Checks(self) as check:
+            for pair in (("judge_url", "judge_model"), ("chexbert", "chexbert_bert")):
+                for one, other in (pair, pair[::-1]):
+                    alone = getattr(self, one) is not None and getattr(self, other) is None
+                    check.refuse(alone, one, f"needs {other}, too", other)
 
 
 class Clinical:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.config import Choice
 from xraygpt.common.registry import VOCABULARIES, registry
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch, Sample, reference_of
@@ -63,13 +64,13 @@ class ImageTextContrastive(BaseTask):
         asked of them with them; 0 blends nothing."""
 
         def __post_init__(self) -> None:
-            weights = (self.matching_weight, self.label_weight, self.code_weight)
-            if min(*weights, self.mixup) < 0 or self.target_temperature <= 0:
-                raise ValueError("weights must not be negative, target_temperature above 0")
-            if not any(weights):
-                raise ValueError(
-                    "matching_weight, label_weight and code_weight are all 0: nothing to learn"
-                )
+            weights = ("matching_weight", "label_weight", "code_weight")
+            with Checks(self) as check:
+                check.at_least(0, *weights, "mixup")
+                check.above(0, "target_temperature")
+                idle = not any(getattr(self, name) for name in weights)
+                nothing = "is 0, and so are label_weight and code_weight: nothing to learn"
+                check.refuse(idle, "matching_weight", nothing, *weights)
 
     config: Config
     generates = False

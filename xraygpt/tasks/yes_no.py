@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.errors import InputError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
@@ -40,8 +41,9 @@ class YesNo(BaseTask):
         with no."""
 
         def __post_init__(self) -> None:
-            if normalise(self.yes) == normalise(self.no):
-                raise ValueError("yes and no are the same answer")
+            with Checks(self) as check:
+                same = normalise(self.yes) == normalise(self.no)
+                check.refuse(same, "no", f"is the same answer as yes ({self.yes!r})", "yes")
 
     config: Config
     whole_studies = True

@@ -1,0 +1,405 @@
+"""Every broken field is reported, each by its name; from YAML also with its line."""
+
+from __future__ import annotations
+
+import ast
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.common.test_config import GOOD, problems
+from tests.common.test_style import FILES
+from xraygpt.common.checks import Checks, Problem, SettingsError
+from xraygpt.common.config import from_tree
+from xraygpt.common.errors import ConfigError
+from xraygpt.curation.select import Filters
+from xraygpt.datasets.planted import PlantedLesions
+from xraygpt.datasets.records import RecordsBuilder
+from xraygpt.datasets.splits import SplitRule
+from xraygpt.datasets.synthetic_cxr import SyntheticCxr
+from xraygpt.metrics.grounding import Boxes
+from xraygpt.models.alignment import QFormerAlignment
+from xraygpt.models.base import Generation
+from xraygpt.models.image_text import ImageText, TextTower
+from xraygpt.models.instruct import InstructXrayGPT
+from xraygpt.models.language import LoraSettings, SmallLLM
+from xraygpt.models.language_model import LanguageModel
+from xraygpt.models.qformer import QFormerConfig
+from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.phantom.corpus import Recipe
+from xraygpt.phantom.findings import Finding
+from xraygpt.processors.image import XrayImage, XrayImageTrain
+from xraygpt.runners.evaluation import Evaluator
+from xraygpt.runners.feature_cache import FeatureStore
+from xraygpt.runners.settings import RunSettings
+from xraygpt.tasks.alignment import QFormerAlignmentTask
+from xraygpt.tasks.asking import Plan
+from xraygpt.tasks.clinical import ClinicalMetrics
+from xraygpt.tasks.contrastive import ImageTextContrastive
+from xraygpt.tasks.report_generation import ReportGeneration
+from xraygpt.tasks.yes_no import YesNo
+
+MANY = """
+model:
+  arch: xraygpt
+  model_type: tiny
+  num_query_token: 0
+  max_txt_len: 1
+  freeze_llm: false
+  lora: {r: 4}
+  qformer:
+    hidden: 100
+    dropout: 1.5
+datasets:
+  toy:
+    builder: records
+    storage: somewhere
+    weight: -1
+    tell_findings: 2
+    vis_processor:
+      train:
+        name: xray_image_train
+        image_size: 4
+        min_scale: 0
+        degrees: 200
+    split:
+      folds: 1
+      fold: -1
+run:
+  task:
+    name: report_generation
+    generate:
+      guidance: -1
+      top_p: 2
+    plan:
+      findings:
+        - edema
+        - heart
+      thresholds:
+        edema: 1.5
+        lungs: 0.5
+  max_steps: 0
+  init_lr: -1
+  num_workers: -2
+  feature_store: {views: -1}
+"""
+
+
+def test_every_broken_field_of_every_section_has_its_line(tmp_path):
+    found = [p.split(" is none of")[0] for p in problems(tmp_path, MANY)]
+    train = "datasets.toy.vis_processor.train"
+    assert found == [
+        "line 5: model.num_query_token: must be at least 1, got 0",
+        "line 6: model.max_txt_len: must be at least 2, got 1",
+        "line 8: model.lora: needs freeze_llm: true; an LLM is trained by LoRA or whole",
+        "line 10: model.qformer.hidden: must be a multiple of 64, the width of a head; got 100",
+        "line 11: model.qformer.dropout: must lie in [0, 1), got 1.5",
+        "line 16: datasets.toy.weight: must be at least 0, got -1.0",
+        "line 17: datasets.toy.tell_findings: must lie in [0, 1], got 2.0",
+        f"line 21: {train}.image_size: must lie in 8..4096 pixels, got 4",
+        f"line 22: {train}.min_scale: must lie in (0, 1], got 0.0",
+        f"line 23: {train}.degrees: must lie in [0, 180], got 200.0",
+        "line 25: datasets.toy.split.folds: must be at least 2, got 1",
+        "line 26: datasets.toy.split.fold: must be at least 0 and below folds (1), got -1",
+        "line 31: run.task.generate.guidance: must be at least 0, got -1.0",
+        "line 32: run.task.generate.top_p: must lie in (0, 1], got 2.0",
+        "line 32: run.task.generate.top_p: acts on sampling only; set do_sample: true",
+        "line 36: run.task.plan.findings.1: heart",
+        "line 38: run.task.plan.thresholds.edema: must lie in [0, 1], got 1.5",
+        "line 39: run.task.plan.thresholds.lungs: lungs",
+        "line 40: run.max_steps: must be at least 1, got 0",
+        "line 41: run.init_lr: must be above 0, got -1.0",
+        "line 42: run.num_workers: must be at least 0, got -2",
+        "line 43: run.feature_store.views: must be at least 0, got -1",
+    ]
+
+
+# Settings, and the fields that must be named for them, no other.
+CASES: list[tuple[type, dict[str, Any], set[str]]] = [
+    (XrayImage.Config, {"image_size": 4, "std": [0.5, 0.0]}, {"image_size", "std"}),
+    (XrayImage.Config, {"std": []}, {"std"}),
+    (
+        XrayImageTrain.Config,
+        {"image_size": 5000, "min_scale": 0, "degrees": -1, "grey_change": 1},
+        {"image_size", "min_scale", "degrees", "grey_change"},
+    ),
+    (RecordsBuilder.Config, {"weight": -1, "balance": 2}, {"weight", "balance"}),
+    (
+        RecordsBuilder.Config,
+        {"balance": -1, "tell_findings": 2, "question_sides": True, "ask": "findings"},
+        {"balance", "tell_findings", "question_sides"},
+    ),
+    (
+        PlantedLesions.Config,
+        {"weight": -1, "copies": 0, "kinds": []},
+        {"weight", "copies", "kinds"},
+    ),
+    (
+        SyntheticCxr.Config,
+        {
+            "weight": -1,
+            "texts": "openi",
+            "picture_views": ["lateral"],
+            "picture_size": 8,
+            "studies": 0,
+        },
+        {"weight", "texts", "picture_views", "picture_size", "studies"},
+    ),
+    (SplitRule, {"folds": 1, "fold": -1}, {"folds", "fold"}),
+    (SplitRule, {"folds": 5, "fold": 5, "val_fraction": 0.1}, {"folds", "fold"}),
+    (SplitRule, {"val_fraction": -0.1, "test_fraction": -1}, {"val_fraction", "test_fraction"}),
+    (SplitRule, {"val_fraction": 0.5, "test_fraction": 0.5}, {"val_fraction"}),
+    (
+        XrayGPT.Config,
+        {
+            "num_query_token": 0,
+            "max_txt_len": 1,
+            "vit_width": 8,
+            "vit_on_cpu": True,
+            "freeze_vit": False,
+            "finding_head": Path("x"),
+            "freeze_llm": False,
+            "llm_bits": 8,
+            "low_resource": True,
+            "lora": LoraSettings(),
+            "freeze_qformer": True,
+            "qformer": QFormerConfig(new_cross_attention=True),
+        },
+        {
+            "num_query_token", "max_txt_len", "vit_width", "vit_on_cpu", "finding_head",
+            "llm_bits", "low_resource", "lora", "freeze_qformer",
+        },
+    ),
+    (XrayGPT.Config, {"vit_model": "precomputed"}, {"vit_model"}),
+    (
+        InstructXrayGPT.Config,
+        {"max_question_len": 0, "num_query_token": 0},
+        {"max_question_len", "num_query_token"},
+    ),
+    (
+        QFormerAlignment.Config,
+        {"temperature": 0, "num_query_token": 0},
+        {"temperature", "num_query_token"},
+    ),
+    (ImageText.Config, {"dropout": 1, "temperature": 0}, {"dropout", "temperature"}),
+    (TextTower, {"hidden": 65, "dropout": -1}, {"hidden", "dropout"}),
+    (LanguageModel.Config, {"dropout": 1}, {"dropout"}),
+    (
+        SmallLLM,
+        {"init_std": 0, "embedding_std": float("nan"), "hidden": 65, "heads": 2, "vocab_size": 259},
+        {"init_std", "embedding_std", "hidden", "vocab_size"},
+    ),
+    (SmallLLM, {"heads": 0}, {"heads"}),
+    (
+        QFormerConfig,
+        {"adapter": 0, "new_cross_attention": True, "hidden": 1, "dropout": 1, "patch_dropout": -1},
+        {"adapter", "hidden", "dropout", "patch_dropout"},
+    ),
+    (
+        Generation,
+        {
+            "max_new_tokens": 0, "num_beams": 0, "candidates": 0, "references": -1,
+            "agreement": -1, "guidance": -1, "temperature": 0, "top_p": 0,
+        },
+        {
+            "max_new_tokens", "num_beams", "candidates", "references", "agreement", "guidance",
+            "temperature", "top_p",
+        },
+    ),
+    (Generation, {"guidance": 1, "num_beams": 2, "do_sample": True}, {"guidance", "num_beams"}),
+    (Generation, {"candidates": 2, "temperature": 0.5}, {"candidates", "temperature"}),
+    (Generation, {"references": 1}, {"references"}),
+    (
+        RunSettings,
+        {
+            "max_epoch": 1, "max_steps": 0, "batch_size_train": 0, "init_lr": 0, "min_lr": -1,
+            "grad_clip": float("inf"), "ema_decay": 1, "warmup_steps": -1, "weight_decay": -1,
+        },
+        {
+            "max_epoch", "max_steps", "batch_size_train", "init_lr", "min_lr", "grad_clip",
+            "ema_decay", "warmup_steps", "weight_decay",
+        },
+    ),
+    (RunSettings, {"init_lr": 1e-4, "min_lr": 1e-3}, {"min_lr"}),
+    (
+        Evaluator.Config,
+        {"max_samples": 0, "batch_size_eval": 0, "shuffles": 0},
+        {"max_samples", "batch_size_eval", "shuffles"},
+    ),
+    (FeatureStore, {"views": -1, "max_gb": 0}, {"views", "max_gb"}),
+    (
+        Plan,
+        {"findings": ["edema", "heart"], "threshold": 2, "thresholds": {"edema": -1, "lungs": 0}},
+        {"findings.1", "threshold", "thresholds.edema", "thresholds.lungs"},
+    ),
+    (ClinicalMetrics, {"judge_url": "x", "chexbert_bert": Path()}, {"judge_url", "chexbert_bert"}),
+    (ClinicalMetrics, {"judge_model": "x", "chexbert": Path()}, {"judge_model", "chexbert"}),
+    (
+        ImageTextContrastive.Config,
+        {"mixup": -1, "target_temperature": 0, "matching_weight": 0, "label_weight": 0},
+        {"mixup", "target_temperature", "matching_weight"},
+    ),
+    (
+        QFormerAlignmentTask.Config,
+        {"contrast_weight": 0, "match_weight": 0, "target_temperature": 0, "label_smoothing": 1},
+        {"contrast_weight", "target_temperature", "label_smoothing"},
+    ),
+    (QFormerAlignmentTask.Config, {"match_weight": -1}, {"match_weight"}),
+    (YesNo.Config, {"yes": "Yes", "no": "yes."}, {"no"}),
+    (
+        Filters,
+        {"min_findings_words": -1, "min_impression_words": -1, "modality": "xrays"},
+        {"min_findings_words", "min_impression_words", "modality"},
+    ),
+    (
+        Recipe,
+        {"studies": 0, "size": 31, "texts": "openi", "views": ("lateral",)},
+        {"studies", "size", "texts", "views"},
+    ),
+    (Finding, {"name": "nodul"}, {"name"}),
+    (
+        Finding,
+        {"name": "nodule", "side": "bilateral", "zone": "", "degree": "mild"},
+        {"side", "zone", "degree", "size_mm"},
+    ),
+    (Boxes, {"xyxy": np.zeros((2, 2))}, {"xyxy"}),
+    (
+        Boxes,
+        {"xyxy": [[0, 0, 2, 1]], "labels": ["a", "b"], "scores": [np.nan]},
+        {"xyxy", "labels", "scores"},
+    ),
+]  # fmt: skip
+NEEDED = {
+    RecordsBuilder.Config: {"storage": Path("x")},
+    PlantedLesions.Config: {"storage": Path("x")},
+    RunSettings: {"task": ReportGeneration.Config()},
+    Evaluator.Config: {"task": ReportGeneration.Config()},
+}
+
+
+@pytest.mark.parametrize(("config", "wrong", "fields"), CASES)
+def test_a_config_names_all_its_broken_fields(config, wrong, fields):
+    with pytest.raises(ValueError) as caught:
+        config(**NEEDED.get(config, {}) | wrong)
+    assert isinstance(caught.value, SettingsError)
+    assert {p.field for p in caught.value.problems} == fields
+    assert str(caught.value).splitlines() == [
+        f"{p.field}: {p.message}" for p in caught.value.problems
+    ]
+    known = config.__dataclass_fields__
+    assert {name for p in caught.value.problems for name in p.others} <= set(known)
+
+
+def test_every_check_is_collected():
+    """No `__post_init__` stops at the first problem, and each that checks has a case above."""
+    checked = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
+                inside = list(ast.walk(node))
+                assert not any(isinstance(n, ast.Raise) for n in inside), path
+                if any(isinstance(n, ast.Name) and n.id == "Checks" for n in inside):
+                    checked.add(path.name)
+    covered = {Path(config.__module__.replace(".", "/")).name + ".py" for config, *_ in CASES}
+    assert checked <= covered | {"experiment.py", "builder.py"}  # those of test_config and records
+
+
+def test_a_wrong_type_hides_no_other_problem(tmp_path):
+    found = problems(tmp_path, GOOD + "  init_lr: fast\n  num_workers: -1\n  min_lr: 1\n")
+    assert len(found) == 2  # and nothing of min_lr, which init_lr is compared with
+    assert found[0].startswith("line 12: run.init_lr: Input should be a valid number")
+    assert found[1] == "line 13: run.num_workers: must be at least 0, got -1"
+
+
+def test_a_missing_field_hides_no_other_problem(tmp_path):
+    found = problems(tmp_path, GOOD.replace("task: report_generation", "num_workers: -1"))
+    assert found == [
+        "line 9: run.task: missing",
+        "line 10: run.num_workers: must be at least 0, got -1",
+    ]
+
+
+def test_an_option_is_named_as_such(tmp_path):
+    found = problems(tmp_path, GOOD, "run.num_workers=-1", "run.task.plan.thresholds.edema=7")
+    assert found == [
+        "--options: run.task.plan.thresholds.edema: must lie in [0, 1], got 7.0",
+        "--options: run.num_workers: must be at least 0, got -1",
+    ]
+
+
+def test_stored_settings_are_checked_alike():
+    with pytest.raises(ConfigError) as caught:
+        from_tree(Generation, {"num_beams": 0, "top_p": 2}, "run.task.generate")
+    assert caught.value.problems[0] == "run.task.generate.num_beams: must be at least 1, got 0"
+    assert len(caught.value.problems) == 3
+
+
+@dataclass
+class Plain:
+    """Of a plug-in that raises by itself."""
+
+    sides: int = 2
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.sides < 3:
+            raise ValueError(f"{self.sides} sides make no polygon")
+        self.name.upper()
+
+
+def test_a_plug_in_may_raise_by_itself():
+    with pytest.raises(ConfigError, match="shape: 1 sides make no polygon"):
+        from_tree(Plain, {"sides": 1}, "shape")
+    with pytest.raises(ConfigError) as caught:
+        from_tree(Plain, {"sides": "x", "nmae": ""}, "shape")  # its default is not complained about
+    assert [p.split(":")[0] for p in caught.value.problems] == ["shape.nmae", "shape.sides"]
+
+
+@dataclass
+class Needy:
+    """A required field, and a check that cannot do without it."""
+
+    text: str
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check.at_least(1, "count")
+            check.refuse(self.text.isupper(), "text", "must not shout")
+
+
+def test_a_check_that_fails_over_a_missing_field_is_passed_over():
+    with pytest.raises(ConfigError) as caught:
+        from_tree(Needy, {"count": 0}, "x")
+    assert caught.value.problems == ["x.text: missing"]
+
+
+def test_another_error_inside_the_block_is_not_covered_up():
+    with pytest.raises(ZeroDivisionError), Checks(object()) as check:
+        check.refuse(True, "a", "is wrong")
+        _ = 1 / 0
+
+
+def test_inherited_problems_come_under_their_names_here():
+    def rules() -> None:
+        raise SettingsError([Problem("size", "is odd", ("views",)), Problem("seed", "is old")])
+
+    with pytest.raises(SettingsError) as caught, Checks(object()) as check:
+        check.also(rules, size="picture_size", views="picture_views")
+        check.refuse(True, "own", "is wrong")
+    assert caught.value.problems == [
+        Problem("picture_size", "is odd", ("picture_views",)),
+        Problem("seed", "is old"),
+        Problem("own", "is wrong"),
+    ]
+
+
+def test_the_words_of_a_command_line_and_another_process():
+    error = SettingsError([Problem("min_words", "must be at least 0, got -1"), Problem("b", "no")])
+    assert error.as_options() == "--min-words: must be at least 0, got -1\n--b: no"
+    again = pickle.loads(pickle.dumps(error))
+    assert again.problems == error.problems and str(again) == str(error)
