@@ -39,6 +39,7 @@ from xraygpt.tasks.base import BaseTask
 from xraygpt.tasks.payload import Answer, answers_of
 
 PROJECT = Path(__file__).resolve().parent.parent
+PICTURES = (str, PathLike, MediaRef, Media, Image, np.ndarray, Tensor)
 Picture = str | PathLike[str] | MediaRef | Media | Image | np.ndarray | Tensor
 """A file, a picture in memory ((H, W) or (H, W, 3); uint8, or float in [0, 1]), or what an image
 processor made ((C, H, W))."""
@@ -86,7 +87,7 @@ class LoadedModel:
 
     def answer(self, images: Picture | Sequence[Picture], question: str = "") -> Answer:
         """As `ask`, with whatever the task gives beside text: boxes, a mask, numbers."""
-        several = list(images) if isinstance(images, (list, tuple)) else [images]
+        several: list[Picture] = [images] if isinstance(images, PICTURES) else list(images)
         media = [self.read(one) for one in several]
         marks = " ".join([IMAGE] * len(media))
         first = several[0] if several else ""
@@ -117,7 +118,7 @@ class LoadedModel:
         if isinstance(picture, MediaRef):
             return read_media(picture, "", self.processor)
         if isinstance(picture, (str, PathLike)):
-            return read_media(MediaRef(picture), "", self.processor)
+            return read_media(MediaRef(Path(picture)), "", self.processor)
         return self.processor.process(Media(torch.from_numpy(_pixels(picture)).float()))
 
     def chat(self, system: str = "") -> Conversation:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from tests.conftest import write_toy_corpus
@@ -18,6 +19,8 @@ from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.experiment import Evaluation, Training, build_evaluator, build_runner
 from xraygpt.jobs import pack as job
 from xraygpt.models.finding_head import FindingHead, load_head
+from xraygpt.models.packed import HEAD
+from xraygpt.models.weight_files import read_weights, save_half
 
 YAML = """
 model:
@@ -86,8 +89,8 @@ def test_a_packed_model_says_the_same_and_rests_on_nothing_else(made, tmp_path, 
     assert {t.dtype for t in state.values() if t.dim() > 1} == {torch.float16}
     assert not any(n.startswith(("vision.", "llm.base_model.model.model.embed")) for n in state)
     described = (out / "config.yaml").read_text()
-    assert str(base) not in described and f"finding_head: {out / job.HEAD}" in described
-    packed = load_head(out / job.HEAD, after.model.vision.digest())  # that of half precision
+    assert str(base) not in described and f"finding_head: {out / HEAD}" in described
+    packed = load_head(out / HEAD, after.model.vision.digest())  # that of half precision
     torch.testing.assert_close(packed.weight, head.weight)
     assert packed.threshold == head.threshold
     with pytest.raises(InputError, match="is there already"):
@@ -106,12 +109,22 @@ def test_parts_trained_anew_since_are_not_packed(made, tmp_path):
         shutil.rmtree(base / "lm")
         shutil.move(kept, base / "lm")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(WeightsError, match="run of another arch"):
-        job.pack(base / "encoder", tmp_path / "out")
+
+
+def test_any_model_is_packed(made, tmp_path):
+    """An encoder's run: weights in half precision, its tokenizer, a configuration that loads."""
+    base, _ = made
+    job.pack(base / "encoder", tmp_path / "out")
+    described = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["model"]
+    assert described["ckpt"] == str(tmp_path / "out") and described["arch"] == "image_text"
+    own, packed = (read_weights(p)[1] for p in (base / "encoder", tmp_path / "out"))
+    assert own.keys() == packed.keys() and (tmp_path / "out" / "tokenizer.json").is_file()
+    with pytest.raises(InputError, match="no place for one"):
+        job.pack(base / "encoder", tmp_path / "other", tmp_path / "head")
 
 
 def test_values_beyond_half_precision_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="w holds values beyond"):
-        job._save({"w": torch.full((2, 2), 1e6)}, tmp_path / "w.safetensors")
-    job._save({"variance": torch.full((2,), 1e6)}, tmp_path / "w.safetensors")
+        save_half({"w": torch.full((2, 2), 1e6)}, tmp_path / "w.safetensors")
+    save_half({"variance": torch.full((2,), 1e6)}, tmp_path / "w.safetensors")
     assert float(load_file(tmp_path / "w.safetensors")["variance"][0]) == 1e6

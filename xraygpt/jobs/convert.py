@@ -5,26 +5,27 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from xraygpt import __version__
 from xraygpt.common.checkpoint import digest, find_checkpoint, is_run_like, manifest_of, seal
 from xraygpt.common.config import load
-from xraygpt.common.errors import WeightsError
-from xraygpt.common.publishing import publish_folder, writing
+from xraygpt.common.errors import InputError, WeightsError
+from xraygpt.common.publishing import publish_folder
+from xraygpt.common.registry import did_you_mean
 from xraygpt.experiment import Training
-from xraygpt.models import encoders, exchange, lineage, llm_files
-from xraygpt.models.language import fold_lora
-from xraygpt.models.weight_files import WEIGHTS, is_converted, read_state_dict, weight_files
+from xraygpt.models import encoders, lineage, llm_files
+from xraygpt.models.base import BaseModel
+from xraygpt.models.capabilities import Exports, ExportSettings, named, need
+from xraygpt.models.exchange import EVA_KINDS
+from xraygpt.models.exporting import save_sharded, write_llm
+from xraygpt.models.weight_files import is_converted, read_state_dict, weight_files
 from xraygpt.models.weights import Account
-from xraygpt.models.xraygpt import XrayGPT
-from xraygpt.processors.image import XrayImage
+from xraygpt.processors.base import BaseProcessor
 from xraygpt.runners.state import load_weights
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def to_ours(given: argparse.Namespace) -> str:
         )
 
     def write(folder: Path) -> None:
-        _save(account.state, folder)
+        save_sharded(account.state, folder)
         if language:
             (folder / "llm").mkdir()
             _save_llm(language, path, folder / "llm")
@@ -103,7 +104,7 @@ def _account(
         text = any("word_embeddings" in name for name in state)
         account = lineage.translate(state, path, text=text)
         holds = any(name.startswith("vision.") for name in account.state)
-        if holds and vit_model not in (None, *exchange.EVA_KINDS):
+        if holds and vit_model not in (None, *EVA_KINDS):
             raise WeightsError(f"{path} holds an EVA-CLIP-g, not {vit_model}")
         return account, (vit_model or "eva_clip_g") if holds else None
     kind = vit_model or next((k for s, k in _SIGNS if any(n.startswith(s) for n in names)), None)
@@ -124,7 +125,7 @@ def _llm_folder(given: argparse.Namespace) -> str:
 
     publish_folder(
         given.out,
-        lambda folder: _write_llm(llm, tokenizer, folder),
+        lambda folder: write_llm(llm, tokenizer, folder),
         {"converted": [_llm_source(given.source)]},
     )
     return f"{given.out}: an LLM for model.llama_model"
@@ -136,14 +137,6 @@ def _llm_source(source: str) -> dict[str, Any]:
     return {"name": Path(source).name, "sha256": {f.name: digest(f) for f in files}}
 
 
-def _write_llm(llm: Any, tokenizer: Any, folder: Path) -> None:
-    llm.config.quantization_config = None  # of the GGUF it was read from
-    llm.config._name_or_path = ""  # a path of this machine
-    del llm.config.quantization_config
-    llm.save_pretrained(folder, max_shard_size=SHARD)
-    tokenizer.save_pretrained(folder)
-
-
 def _save_llm(state: Mapping[str, Tensor], source: Path, folder: Path) -> None:
     """The LLM inside a BLIP-2 folder as a folder of its own."""
     from transformers import AutoConfig, AutoTokenizer
@@ -153,89 +146,52 @@ def _save_llm(state: Mapping[str, Tensor], source: Path, folder: Path) -> None:
     except llm_files.BROKEN as error:
         raise WeightsError(f"{source}: no usable config.json: {error}") from None
     text.save_pretrained(folder)
-    _save({n.removeprefix("language_model."): t for n, t in state.items()}, folder)
+    save_sharded({n.removeprefix("language_model."): t for n, t in state.items()}, folder)
     try:
         AutoTokenizer.from_pretrained(source, **llm_files.LOCAL).save_pretrained(folder)
     except llm_files.BROKEN:
         log.warning("%s holds no tokenizer; put the LLM's into %s/llm", source, folder.parent)
 
 
-# --- ours into others' -------------------------------------------------------------------------
+# --- ours into others' ----------------------------------------------------------------------------
 
 
 def to_pth(given: argparse.Namespace) -> str:
     """A run's weights as the lineage keeps them: one pickle, ``{"model": {...}}``."""
-    model, _ = _trained(given)
-    state = exchange.pth_state(model, with_vision=given.with_vision)
-    out = given.out
-    more = ""
-    if given.merge_lora or not model.config.freeze_llm:  # the .pth has no place for an LLM
-        folder = out.with_name(f"{out.stem}-llm")
-        publish_folder(
-            folder, lambda f: _write_llm(model.llm, model.tokenizer, f), {"converted": []}
-        )
-        more = f"; its LLM, which was trained, is in {folder}"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
-    try:
-        with writing(out):
-            torch.save({"model": {n: t.contiguous() for n, t in state.items()}}, aside)
-        aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)
-    return f"{out}: {len(state)} tensors under the names of XrayGPT and MiniGPT-4{more}"
+    return _exported("pth", given)
 
 
 def to_transformers(given: argparse.Namespace) -> str:
-    """A run as a folder that `Blip2ForConditionalGeneration.from_pretrained` opens."""
-    model, experiment = _trained(given)
-    state = exchange.blip2_state(model)
-    if given.dtype:
-        dtype = getattr(torch, given.dtype)
-        state = {n: t.to(dtype) for n, t in state.items()}
-    effect = exchange.eps_effect(model)
-    (log.warning if effect > 1e-4 else log.info)(
-        "transformers has one layer-norm eps where BLIP-2 has two: features change by up to %.1e",
-        effect,
+    """A run as a folder that transformers opens."""
+    return _exported("transformers", given)
+
+
+def _exported(layout: str, given: argparse.Namespace) -> str:
+    """A run in another layout; its model knows how.
+
+    Raises:
+        InputError: The model cannot be converted at all, or not into this layout.
+    """
+    checkpoint = find_checkpoint(Path(given.source))
+    experiment = load(Training, checkpoint / "config.yaml", [*given.options, "model.ckpt=null"])
+    model = experiment.model.build(texts=list, assets=checkpoint)
+    exports = need(model, Exports)
+    layouts = exports.export_layouts()
+    if layout not in layouts:
+        raise InputError(f"{named(model)} has no layout {layout}{did_you_mean(layout, layouts)}")
+    load_weights(model, checkpoint)
+    model.eval()
+    how = ExportSettings(
+        merge_lora=given.merge_lora,
+        with_vision=given.with_vision,
+        dtype=given.dtype,
+        license=given.license,
+        processor=_image_processor(experiment, model),
     )
-    image_id, origin = exchange.image_token_id(model, state)
-    log.info("images take %s", origin)
-    config = exchange.blip2_config(model, state, image_id)
-    processor: Any = exchange.blip2_processor(model, _image_processor(experiment, model), image_id)
-    token = processor.image_token.content
-    question = (model.renderer.prompts or ["Describe the findings of this chest X-ray."])[0]
-    text, ids = exchange.prompt_text(model, question, token)
-    found = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    same = found == exchange.with_image_id(ids, image_id)
-    if not same:
-        log.warning(
-            "the tokenizer splits the prompt's text into other tokens than training did (%d, %d): "
-            "pass the ids of prompt.json to generate()",
-            len(found),
-            len(ids),
-        )
-
-    def write(folder: Path) -> None:
-        config.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        _save(state, folder)
-        prompt = {
-            "question": question,
-            "text": text,
-            "input_ids": exchange.with_image_id(ids, image_id),
-            "stop_strings": model.renderer.stop_strings,
-            "image_token_id": image_id,
-        }
-        (folder / "prompt.json").write_text(json.dumps(prompt, indent=1), encoding="utf-8")
-        (folder / "README.md").write_text(
-            _card(model, given.license, token, same), encoding="utf-8"
-        )
-
-    publish_folder(given.out, write, {"exported": __version__, "image_token": origin})
-    return f"{given.out}: opens with Blip2ForConditionalGeneration.from_pretrained; {origin}"
+    return exports.export(layout, given.out, how)
 
 
-def _image_processor(experiment: Training, model: XrayGPT) -> XrayImage:
+def _image_processor(experiment: Training, model: BaseModel) -> BaseProcessor:
     """How the run's pictures are made outside training; the first corpus' if they differ."""
     made = [
         c.build(image_spec=model.image_spec).processor("vis", "eval")
@@ -243,95 +199,8 @@ def _image_processor(experiment: Training, model: XrayGPT) -> XrayImage:
     ]
     if len({json.dumps(p.signature(), sort_keys=True, default=str) for p in made}) > 1:
         log.warning("the run's corpora have different vis_processors; the first is exported")
-    if not isinstance(made[0], XrayImage):
-        raise WeightsError(
-            f"the run's vis_processor is {type(made[0]).__name__}, which transformers has not"
-        )
-    return made[0]
-
-
-def _trained(given: argparse.Namespace) -> tuple[XrayGPT, Training]:
-    """The model of a run, by the configuration beside its weights."""
-    checkpoint = find_checkpoint(Path(given.source))
-    experiment = load(Training, checkpoint / "config.yaml", [*given.options, "model.ckpt=null"])
-    model = experiment.model.build(texts=list)
-    if not isinstance(model, XrayGPT):
-        raise WeightsError(
-            f"{given.source} is a run of {type(model).__name__}, which is no image model; a run "
-            "of the task language_modeling holds a transformers folder already (llm/)"
-        )
-    load_weights(model, checkpoint)
-    model.eval()
-    if given.merge_lora:
-        fold_lora(model.llm)
-    return model, experiment
-
-
-def _card(model: XrayGPT, licence: str, token: str, same: bool) -> str:
-    """README.md of an exported model: front matter for the hub, an example, the notice."""
-    llm = (model.config.llama_model or "a small one of our own").rstrip("/").split("/")[-1]
-    count = model.config.num_query_token
-    tiny = model.config.vit_model == "eva_tiny"
-    encoder = "eva_tiny (for tests, it sees nothing)" if tiny else "EVA-CLIP-g"
-    stops = model.renderer.stop_strings
-    ids = (
-        "prompt = json.load(open(f'{folder}/prompt.json'))"
-        if same
-        else "prompt = json.load(open(f'{folder}/prompt.json'))  # take its ids: its text differs"
-    )
-    return f"""---
-library_name: transformers
-pipeline_tag: image-text-to-text
-license: {licence}
-tags: [medical, radiology, blip-2, xraygpt]
----
-
-# A chest X-ray model made with xraygpt
-
-**{NOTICE}**
-
-{encoder}, a Q-Former of {count} queries, a linear layer, and {llm}. The licence above is this
-model's; those of its parts and of the data it was trained on hold too. Guidance and votes, which
-xraygpt offers in decoding, are not part of the export.
-
-```python
-import json
-import torch
-from PIL import Image
-from transformers import Blip2ForConditionalGeneration, Blip2Processor
-
-folder = "."  # this folder
-model = Blip2ForConditionalGeneration.from_pretrained(folder)
-processor = Blip2Processor.from_pretrained(folder)
-{ids}
-ids = torch.tensor([prompt["input_ids"]])
-pixels = processor.image_processor(Image.open("chest.png").convert("RGB"), return_tensors="pt")
-out = model.generate(
-    pixels["pixel_values"], input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=160,
-    do_sample=False, suppress_tokens=[prompt["image_token_id"]],
-    stop_strings={stops!r}, tokenizer=processor.tokenizer,
-)
-print(processor.tokenizer.decode(out[0], skip_special_tokens=True))
-```
-
-Another question goes into `prompt["text"]`, in which `{token}` stands {count} times for the image;
-tokenise it with `add_special_tokens=False`. Pictures are to be shown bones bright.
-"""
-
-
-# --- writing -----------------------------------------------------------------------------------
-
-
-def _save(state: Mapping[str, Tensor], folder: Path) -> None:
-    from huggingface_hub import save_torch_state_dict
-
-    whole = {n: t.detach().cpu().contiguous() for n, t in state.items()}
-    save_torch_state_dict(
-        whole, folder, max_shard_size=SHARD, metadata={"format": "pt"}, filename_pattern=_PATTERN
-    )
-
-
-_PATTERN = WEIGHTS.replace(".safetensors", "{suffix}.safetensors")
+    first: BaseProcessor = made[0]
+    return first
 
 
 def _config_of(path: Path) -> dict[str, Any]:

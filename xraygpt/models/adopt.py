@@ -6,19 +6,17 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from xraygpt.common.errors import WeightsError
 from xraygpt.models import encoders, lineage
+from xraygpt.models.composition import Composition
 from xraygpt.models.language import check_tokenizer
 from xraygpt.models.vision import VisionEncoder
 from xraygpt.models.weight_files import read_weights
 from xraygpt.models.weights import load_exactly
-
-if TYPE_CHECKING:
-    from xraygpt.models.xraygpt import XrayGPT
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +77,7 @@ def check_encoder(folder: Path, own: dict[str, str]) -> None:
         )
 
 
-def take_qformer(model: XrayGPT, path: Path) -> None:
+def take_qformer(model: Composition, path: Path) -> None:
     """Begin with the Q-Former of another model's run, or of a file of BLIP-2.
 
     Raises:
@@ -132,11 +130,11 @@ def _warn_fresh(names: set[str], source: Path) -> None:
         )  # fmt: skip
 
 
-def _reads_text(model: XrayGPT) -> bool:
+def _reads_text(model: Composition) -> bool:
     return bool(getattr(model.qformer, "reads_text", False))
 
 
-def _unread(model: XrayGPT, found: dict[str, Tensor], source: Path) -> set[str]:
+def _unread(model: Composition, found: dict[str, Tensor], source: Path) -> set[str]:
     """Weights that read an encoder of another width, if the configuration lets them begin anew.
 
     Raises:
@@ -157,9 +155,9 @@ def _unread(model: XrayGPT, found: dict[str, Tensor], source: Path) -> set[str]:
 
 
 def foreign_state(
-    model: XrayGPT, state: dict[str, Tensor], source: Path
+    model: Composition, state: dict[str, Tensor], source: Path
 ) -> tuple[dict[str, Tensor], set[str]] | None:
-    """Weights of XrayGPT, MiniGPT-4 or LAVIS under the names of `model`.
+    """Weights of Composition, MiniGPT-4 or LAVIS under the names of `model`.
 
     Returns:
         Tensors of whole parts, and the names they must hold; None if the file is ours.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from xraygpt.common.registry import MODELS, Plugin, Registry
 from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import Packer
 from xraygpt.models.text_assets import saved_prompts, write_renderer
+from xraygpt.models.weight_files import WEIGHTS, save_half
 from xraygpt.processors.image import ImageSpec
 from xraygpt.processors.prompts import NO_TEXT, PromptRenderer, load_prompts
 
@@ -186,6 +187,24 @@ class BaseModel(nn.Module, Plugin):
     def facts(self) -> dict[str, str]:
         """What it is made of, for people: ``{"LLM": "vicuna-7b"}``."""
         return {}
+
+    def pack_into(self, state: dict[str, Tensor], folder: Path, out: Path) -> Any:
+        """Write the model into one folder to hand on, matrices in half precision.
+
+        Args:
+            state: Weights of the checkpoint that is packed.
+            folder: Where to write.
+            out: What `folder` will be called.
+
+        Returns:
+            The configuration that loads the folder.
+
+        Raises:
+            WeightsError: A value is too large for half precision.
+        """
+        save_half(state, folder / WEIGHTS)
+        self.save_assets(folder)
+        return replace(self.config, ckpt=out)
 
     def parts(self) -> dict[str, Any]:
         """What identifies the parts that came from elsewhere, such as the LLM's digest."""

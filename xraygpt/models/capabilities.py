@@ -7,6 +7,7 @@ offers a capability by having its methods; `BaseModel.cannot` may say in words w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
@@ -17,6 +18,7 @@ from xraygpt.common.errors import InputError
 if TYPE_CHECKING:
     from xraygpt.datasets.base import Batch
     from xraygpt.models.base import BaseModel
+    from xraygpt.processors.base import BaseProcessor
 
 
 @runtime_checkable
@@ -74,35 +76,46 @@ class AttentionMaps(Protocol):
         """Of each medium its (F · Q, H) tokens, and (F, Q, P) shares of P patches in them."""
 
 
-@runtime_checkable
-class Packs(Protocol):
-    """Can be handed on in one folder, with every part that was trained here."""
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """How a model is to be written for others.
 
-    def pack_into(
-        self, state: dict[str, Tensor], folder: Path, out: Path, head: Path | None
-    ) -> dict[str, Any]:
-        """Write the parts.
+    Attributes:
+        merge_lora: Add adapters to the weights they adapt.
+        with_vision: Write a vision encoder that is usually a file of its own.
+        dtype: Of the weights, a name of torch's; None leaves them.
+        license: Of the model, for its card.
+        processor: Makes its pictures.
+    """
 
-        Args:
-            state: Weights of the checkpoint that is packed.
-            folder: Where to write.
-            out: What `folder` will be called.
-            head: A finding head to put in, or None.
-
-        Returns:
-            The `model` section of a YAML that loads what was written.
-        """
+    merge_lora: bool = False
+    with_vision: bool = False
+    dtype: str | None = None
+    license: str = "other"
+    processor: BaseProcessor
 
 
 @runtime_checkable
 class Exports(Protocol):
-    """Can be written in the formats of other projects."""
+    """Can be written in the layouts of other projects."""
 
-    def exported(self, layout: str, **options: Any) -> Any:
-        """The model in a layout that it names in `export_layouts`."""
+    def export_layouts(self) -> Sequence[str]:
+        """Names of the layouts: ``transformers`` is a folder that transformers opens."""
 
-    def export_layouts(self) -> tuple[str, ...]:
-        """Names of the layouts."""
+    def export(self, layout: str, out: Path, how: ExportSettings) -> str:
+        """Write the model.
+
+        Args:
+            layout: One of `export_layouts`.
+            out: File or folder to make.
+            how: Settings.
+
+        Returns:
+            A line that says what was written.
+
+        Raises:
+            WeightsError: The layout has no place for a part of it; says which.
+        """
 
 
 _VERBS: dict[type, tuple[str, str]] = {
@@ -111,7 +124,6 @@ _VERBS: dict[type, tuple[str, str]] = {
     StoresMore: ("features", "store features of frozen parts"),
     HasDecoder: ("decoder", "have the layers of its language model compiled or sharded"),
     AttentionMaps: ("maps", "show where it looked"),
-    Packs: ("pack", "be packed into one folder"),
     Exports: ("export", "be converted into the formats of other projects"),
 }
 Capability = TypeVar("Capability")

@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from xraygpt.common.errors import WeightsError
+from xraygpt.models.composition import Composition
 from xraygpt.models.lineage import OWN
 from xraygpt.models.qformer import QFormer, sizes
 from xraygpt.models.weights import Rule, apply_rules
-from xraygpt.models.xraygpt import XrayGPT
 from xraygpt.processors.content import Turn
 from xraygpt.processors.image import XrayImage
 from xraygpt.processors.prompts import IMAGE_TOKEN_ID, Run
@@ -67,7 +67,7 @@ TO_BLIP2 = (
 )
 
 
-def refuse_odd_parts(model: XrayGPT, kind: str) -> None:
+def refuse_odd_parts(model: Composition, kind: str) -> None:
     """What has no place elsewhere.
 
     Raises:
@@ -93,8 +93,8 @@ def refuse_odd_parts(model: XrayGPT, kind: str) -> None:
         raise WeightsError(f"{kind} has no place for this model: {'; '.join(reasons)}")
 
 
-def pth_state(model: XrayGPT, *, with_vision: bool) -> dict[str, Tensor]:
-    """The model's weights as XrayGPT, MiniGPT-4 and LAVIS name them.
+def pth_state(model: Composition, *, with_vision: bool) -> dict[str, Tensor]:
+    """The model's weights as Composition, MiniGPT-4 and LAVIS name them.
 
     Args:
         model: Query-only or text-conditioned.
@@ -121,7 +121,7 @@ def pth_state(model: XrayGPT, *, with_vision: bool) -> dict[str, Tensor]:
     return account.state
 
 
-def blip2_state(model: XrayGPT) -> dict[str, Tensor]:
+def blip2_state(model: Composition) -> dict[str, Tensor]:
     """The model's weights, LLM included, as `Blip2ForConditionalGeneration` saves them.
 
     Raises:
@@ -147,7 +147,7 @@ def blip2_state(model: XrayGPT) -> dict[str, Tensor]:
     return state
 
 
-def image_token_id(model: XrayGPT, state: dict[str, Tensor]) -> tuple[int, str]:
+def image_token_id(model: Composition, state: dict[str, Tensor]) -> tuple[int, str]:
     """An id for images that no text takes; the embedding in `state` grows where there is none.
 
     Returns:
@@ -169,14 +169,14 @@ def image_token_id(model: XrayGPT, state: dict[str, Tensor]) -> tuple[int, str]:
     return taken, f"id {taken}, for which the embedding grew from {rows} to {rows + 1} rows"
 
 
-def embedding_name(model: XrayGPT) -> str:
+def embedding_name(model: Composition) -> str:
     """The LLM's token embedding in an exported state."""
     embedding = model.llm.get_input_embeddings()
     found = next(n for n, m in model.llm.named_modules() if m is embedding)
     return f"language_model.{found}.weight"
 
 
-def blip2_config(model: XrayGPT, state: dict[str, Tensor], image_id: int) -> Blip2Config:
+def blip2_config(model: Composition, state: dict[str, Tensor], image_id: int) -> Blip2Config:
     """The configuration `state` belongs to."""
     net: Any = model.vision.net  # type: ignore[union-attr]
     wants = model.vision.wants  # type: ignore[union-attr]
@@ -208,7 +208,7 @@ def blip2_config(model: XrayGPT, state: dict[str, Tensor], image_id: int) -> Bli
     return config
 
 
-def blip2_processor(model: XrayGPT, vis: XrayImage, image_id: int) -> Blip2Processor:
+def blip2_processor(model: Composition, vis: XrayImage, image_id: int) -> Blip2Processor:
     """Images as the run's processor makes them, and texts in which `<image>` takes `image_id`.
 
     Raises:
@@ -238,7 +238,7 @@ def blip2_processor(model: XrayGPT, vis: XrayImage, image_id: int) -> Blip2Proce
 
 
 @torch.no_grad()
-def eps_effect(model: XrayGPT) -> float:
+def eps_effect(model: Composition) -> float:
     """Greatest relative change of normalised features by transformers' one layer-norm eps.
 
     LAVIS has 1e-5 after the encoder and 1e-6 within it, transformers one for both. The change is
@@ -251,7 +251,7 @@ def eps_effect(model: XrayGPT) -> float:
     return float((1e-5 - VISION_EPS) / 2 / variance)
 
 
-def prompt_text(model: XrayGPT, question: str, image_token: str) -> tuple[str, list[int]]:
+def prompt_text(model: Composition, question: str, image_token: str) -> tuple[str, list[int]]:
     """A question about one image as text for the exported processor, and the ids it must give.
 
     Ids are those of our renderer with `IMAGE_TOKEN_ID` still in the image's places. The text is

@@ -51,7 +51,8 @@ class LanguageModel(CausalModel):
     config: Config
     all_tokens = True
     cannot: ClassVar[dict[str, str]] = {
-        "chat": "it reads text alone; a model that takes it as `llama_model` reads images"
+        "export": "its runs hold a transformers folder already (llm/)",
+        "chat": "it reads text alone; a model that takes it as `llama_model` reads images",
     }
 
     def __init__(

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from xraygpt.common.checkpoint import find_checkpoint, manifest_of, verify
@@ -261,3 +261,16 @@ def is_downloaded(folder: Path) -> bool:
     """Whether a folder is another project's, not a run or a checkpoint of ours."""
     theirs = any((folder / name).is_file() for name in _CANDIDATES)
     return theirs and not (folder / "config.yaml").is_file()
+
+
+def save_half(state: dict[str, Tensor], path: Path) -> None:
+    """Matrices in half precision; vectors, among them running variances, as they are.
+
+    Raises:
+        WeightsError: A value is too large for it.
+    """
+    packed = {n: t.half() if t.is_floating_point() and t.dim() > 1 else t for n, t in state.items()}
+    large = [n for n, t in packed.items() if t.is_floating_point() and not t.isfinite().all()]
+    if large:
+        raise WeightsError(f"{large[0]} holds values beyond half precision (65504)")
+    save_file({n: t.contiguous() for n, t in packed.items()}, path)

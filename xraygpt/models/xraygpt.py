@@ -29,8 +29,10 @@ from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
 from xraygpt.models import adopt, encoders, finding_head, language, llm_files, qformer, vision
 from xraygpt.models.base import renderer_of
+from xraygpt.models.capabilities import ExportSettings
 from xraygpt.models.causal import CausalModel
 from xraygpt.models.media_tokens import split_by_run
+from xraygpt.models.packed import pack_parts
 from xraygpt.models.query_packer import QueryPacker
 from xraygpt.models.tracing import cross_attentions, mean_of_layers
 from xraygpt.processors.image import ImageSpec
@@ -418,6 +420,25 @@ class XrayGPT(CausalModel):
                 folder,
                 ", ".join(f"{k} {saved.get(k)!r} (here {own[k]!r})" for k in other),
             )
+
+    def pack_into(self, state: dict[str, Tensor], folder: Path, out: Path) -> Config:
+        """As of every model, with the encoder, LLM and finding head that were trained here."""
+        packed: XrayGPT.Config = pack_parts(self, state, folder, out)
+        return packed
+
+    def export_layouts(self) -> tuple[str, ...]:
+        """The lineage's file, and transformers' BLIP-2."""
+        return ("pth", "transformers")
+
+    def export(self, layout: str, out: Path, how: ExportSettings) -> str:
+        """Write it as others keep such models.
+
+        Raises:
+            WeightsError: The layout has no place for a part of it; says which.
+        """
+        from xraygpt.models.exporting import to_pth, to_transformers
+
+        return (to_pth if layout == "pth" else to_transformers)(self, out, how)
 
     def facts(self) -> dict[str, str]:
         """Its encoder and its language model."""
