@@ -30,6 +30,7 @@ from xraygpt.datasets.collate import Collator
 from xraygpt.experiment import Evaluation, build_model
 from xraygpt.models.base import Generation
 from xraygpt.models.decoding import Decoder
+from xraygpt.processors.media import of_tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,8 +53,8 @@ class Bench:
         if blip2:
             return
         for sample in self.samples:
-            pixels = torch.stack(sample["images"])
-            sample["images"] = list(self.model.encode_frozen(pixels))
+            pixels = torch.stack([media.data for media in sample["media"]])
+            sample["media"] = [of_tensor(f) for f in self.model.encode_frozen(pixels)]
 
     def batch(self, first: int, count: int) -> Batch:
         """Prompts of some samples."""

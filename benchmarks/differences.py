@@ -108,11 +108,11 @@ def recomputed(model: Any) -> Iterator[None]:
 @contextmanager
 def compiled(model: Any) -> Iterator[None]:
     """The LLM's layers compiled."""
-    compiling.compile_layers(model, torch.device("cpu"))
+    compiling.compile_layers(model.decoder_layers(), torch.device("cpu"))
     try:
         yield
     finally:
-        compiling.written(model)
+        compiling.written(model.decoder_layers())
 
 
 @contextmanager

@@ -45,6 +45,7 @@ if not str(xraygpt.__file__).startswith(sys.argv[1]):
 from xraygpt.common.config import Config
 from xraygpt.common.registry import registry
 from xraygpt.models import *
+from xraygpt.processors.media import of_tensor
 job = json.load(open(sys.argv[3]))
 config = Config(argparse.Namespace(cfg_path=sys.argv[2], options=None)).model_cfg
 model = registry.get_model_class(config.arch).from_config(config).to(job["device"]).train()
@@ -86,7 +87,7 @@ class Ours:
             Sample(
                 sample_id=str(i),
                 study_id=str(i),
-                images=[image],
+                media=[of_tensor(image)],
                 turns=[Turn(role="user", text=IMAGE), Turn(role="assistant", text=text)],
                 meta={},
                 draw=str(i),

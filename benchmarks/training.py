@@ -96,7 +96,7 @@ class Bench:
         self.trained = [p for _, p in self.model.trainable_parameters()]
         self.sides = list(SIDES)
         try:
-            compiling.compile_layers(self.model, torch.device("cpu"))
+            compiling.compile_layers(self.model.decoder_layers(), torch.device("cpu"))
         except InputError as error:  # no compiler here
             log.warning("%s: not measured", error)
             self.sides = [s for s in SIDES if s not in COMPILED]

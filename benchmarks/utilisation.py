@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from xraygpt.common import memory
 from xraygpt.common.cli import guarded
-from xraygpt.datasets.base import Batch
+from xraygpt.datasets.base import Batch, MediaRun
 from xraygpt.models.language import LoraSettings, add_lora
 from xraygpt.models.qformer import QFormerConfig
 from xraygpt.models.xraygpt import XrayGPT
@@ -120,6 +120,8 @@ class Bench:
             "input_ids": ids.to(self.device),
             "labels": labels.to(self.device),
             "attention_mask": there.long().to(self.device),
+            "runs": [MediaRun(row, "image", 2, self.shape.queries) for row in range(count)],
+            "sample_id": [str(row) for row in range(count)],
             "media_inputs": {"features": torch.randn(size, generator=draw).to(self.device)},
         }
         return batch

@@ -73,7 +73,7 @@ def parts(model: XrayGPT | None = None, **how: Any) -> ChatParts:
     facts = {"arch": "XrayGPT", "weights": "0" * 64, "device": "cpu", "xraygpt": "test"}
     return ChatParts(
         ChatEngine(model),
-        lambda path, frame=0: read_media(MediaRef(path, frame=frame), "", vis),
+        lambda path, frame=0: read_media(MediaRef(path, index=frame), "", vis),
         vis.fit,
         Generation(**{"max_new_tokens": 100, **how}),
         facts,

@@ -32,6 +32,7 @@ from xraygpt.demo.launch import phantoms
 from xraygpt.demo.report import split_report
 from xraygpt.demo.sessions import Session, Sessions
 from xraygpt.processors.pixels import read_image
+from xraygpt.tasks.asking import Planned
 
 SHORT = Settings(max_new_tokens=24)
 
@@ -578,11 +579,13 @@ def test_a_draft_is_asked_for_with_what_the_model_found(desk, tmp_path):
 
     def plan(images, question):
         read.append(list(images))
-        return f"<findings>opacity, left</findings> {question}"
+        return Planned(question, "opacity, left")
 
     desk.parts = dataclasses.replace(desk.parts, plan=plan)
     assert said(desk.draft(session, SHORT))
     wanted = f"(found: opacity, left) {desk.report_prompt}"
     assert desk.exchanges(session)[-1][0] == wanted == session.draft.prompt
     film = session.films[0]
-    assert len(read) == 1 and torch.equal(read[0][0], desk.parts.read_media(film.path, film.frame))
+    assert len(read) == 1 and torch.equal(
+        read[0][0].data, desk.parts.read_media(film.path, film.frame).data
+    )

@@ -156,7 +156,7 @@ def test_a_table_has_names_and_questions_of_its_own(folder, tmp_path):
     a, b = find_inputs(table, "What?")
     assert (a.sample_id, a.turns[0]["text"]) == ("a", "<image> Where?")
     assert (b.sample_id, b.turns[0]["text"]) == ("b", "<image> What?")
-    assert a.images[0].path == folder / "one" / "left-0.png"
+    assert a.media[0].path == folder / "one" / "left-0.png"
 
 
 def test_what_cannot_be_meant_is_said(folder, tmp_path):
@@ -192,8 +192,16 @@ def test_a_table_in_the_projects_own_layout(tmp_path):
     row = {"id": "s1", "study": "s1", "images": [{"path": "a.png", "view": "PA"}]}
     table.write_text(json.dumps(row))
     (found,) = find_inputs(table)
-    assert found.images == (MediaRef(tmp_path / "a.png", "PA"),)
-    row["images"] = [{"path": "a.png"}, {"path": "b.png"}]
+    assert found.media == (MediaRef(tmp_path / "a.png", "PA"),)
+    row["images"] = [{"path": "a.png"}, {"path": "b.npy", "index": 3}]
     table.write_text(json.dumps(row))
-    with pytest.raises(DataError, match="2 images, but"):
-        find_inputs(table)
+    (found,) = find_inputs(table)
+    assert found.media == (
+        MediaRef(tmp_path / "a.png"), MediaRef(tmp_path / "b.npy", index=3, kind="embedding")
+    )  # fmt: skip
+    assert found.turns[0]["text"] == "<image> <image>"
+    for wrong, why in (({"path": "a.png", "vew": "PA"}, "did you mean 'view'"), (7, "is a path")):
+        row["images"] = [wrong]
+        table.write_text(json.dumps(row))
+        with pytest.raises(DataError, match=why):
+            find_inputs(table)

@@ -543,8 +543,9 @@ def test_a_sharded_frozen_llm_trains_as_a_whole_one(tmp_path):
 def test_an_llm_that_is_trained_is_not_sharded(tmp_path, toy):
     runner = runner_of(tmp_path, toy)
     with pytest.raises(InputError, match=r"shards a frozen LLM, and this one is trained"):
-        sharding.shard_frozen(runner.model, torch.device("cpu"), 2)
-    assert sharding.shard_frozen(runner.model, torch.device("cpu"), 1) == 0
+        layers = runner.model.decoder_layers()
+        sharding.shard_frozen(runner.model, layers, torch.device("cpu"), 2)
+    assert sharding.shard_frozen(runner.model, layers, torch.device("cpu"), 1) == 0
 
 
 def test_another_number_of_samples_in_a_step_is_refused(tmp_path, toy):

@@ -61,6 +61,8 @@ class FieldMap:
     """A list of `{role, text}`."""
     keep: list[str] = field(default_factory=lambda: ["labels", "boxes", "source", "licence"])
     """Fields carried along in `Sample.meta`."""
+    files: list[str] = field(default_factory=lambda: ["mask"])
+    """Fields that name a file beside the images; carried along as its path."""
 
 
 @registry.register_builder("records")
@@ -76,12 +78,13 @@ class RecordsBuilder(BaseBuilder):
         fields: FieldMap = field(default_factory=FieldMap)
         """What the corpus calls each thing."""
         target: Literal[
-            "auto", "report", "codes", "question", "code_questions", "every_code_question"
+            "auto", "report", "codes", "question", "code_questions", "every_code_question", "none"
         ] = "auto"
         """What the model is to answer. `report`: the `sections`. `question`: the row's own
         question. `codes`: what is coded as a short list. `code_questions`: yes/no questions
         about coded headings, drawn anew each epoch. `every_code_question`: all of these, each a
-        sample of its own, for the task `yes_no`. `auto`: the row's turns, else its question, else
+        sample of its own, for the task `yes_no`. `none`: nothing in words, for a task with targets
+        of its own in `Sample.meta`. `auto`: the row's turns, else its question, else
         the report."""
         sections: list[str] = field(default_factory=lambda: ["findings", "impression"])
         """Report sections, in this order; those a study lacks are left out."""
@@ -292,6 +295,7 @@ class RecordsBuilder(BaseBuilder):
                 path = images[0].path
                 name = str(path.relative_to(root)).removesuffix(path.suffix)
         meta = {key: row[key] for key in names.keep if key in row}
+        meta |= {key: image_in(root, row[key]) for key in names.files if row.get(key)}
         meta |= {"codes": self._coding(row), "views": [i.view for i in images]}
         meta["sections"] = {s: row[s] for s in self.config.sections if row.get(s)}
         turns = self._turns(row, len(images), clean, asked)
@@ -347,6 +351,8 @@ class RecordsBuilder(BaseBuilder):
                 return _own_turns(row[names.turns], images)
             if row.get(names.question):
                 target = "question"
+        if target == "none":
+            return (Turn(role="user", text=marks),)
         if target == "codes":
             return targets.code_list(marks, self._codes(row))
         if target == "every_code_question":

@@ -268,7 +268,7 @@ def _from_array(ref: MediaRef) -> Media:
         raise
     except Exception as error:  # damaged files fail in many ways
         raise DataError(f"{ref.file}: cannot be read as an array ({error})") from None
-    data = torch.as_tensor(np.ascontiguousarray(array)).float()
+    data = torch.from_numpy(np.array(array, dtype=np.float32))  # a copy: files are mapped
     wanted = _DIMS[ref.kind]
     if data.dim() not in wanted:
         raise DataError(
