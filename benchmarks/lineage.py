@@ -31,6 +31,7 @@ from xraygpt.datasets.base import Batch, Sample
 from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.records import read_table
 from xraygpt.experiment import Training, build_model
+from xraygpt.processors.media import of_tensor
 from xraygpt.processors.prompts import IMAGE, Turn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +46,6 @@ if not str(xraygpt.__file__).startswith(sys.argv[1]):
 from xraygpt.common.config import Config
 from xraygpt.common.registry import registry
 from xraygpt.models import *
-from xraygpt.processors.media import of_tensor
 job = json.load(open(sys.argv[3]))
 config = Config(argparse.Namespace(cfg_path=sys.argv[2], options=None)).model_cfg
 model = registry.get_model_class(config.arch).from_config(config).to(job["device"]).train()

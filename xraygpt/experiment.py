@@ -94,7 +94,9 @@ def build_model(experiment: Experiment, seed: int, resumed: Path | None = None) 
         parts = _datasets(experiment, "train", NO_IMAGES, seed)
         return [list(r.meta.get("codes") or ()) for part in parts for r in part.records]
 
-    model: BaseModel = experiment.model.build(texts=texts, codes=codes, assets=assets)
+    with torch.random.fork_rng(devices=[]):  # a model that draws weights without a seed of its own
+        torch.manual_seed(seed)
+        model: BaseModel = experiment.model.build(texts=texts, codes=codes, assets=assets)
     if experiment.model.ckpt is not None:
         source, fresh = load_weights(model, experiment.model.ckpt)
         log.info("weights from %s%s", source, f"; {len(fresh)} keys begin afresh" if fresh else "")

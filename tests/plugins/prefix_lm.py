@@ -1,4 +1,4 @@
-"""A plug-in: a decoder and its tokenizer from scratch, which read rows of embeddings as a prefix."""
+"""A plug-in: a decoder and its tokenizer from scratch, which read embeddings as a prefix."""
 
 from __future__ import annotations
 

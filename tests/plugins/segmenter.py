@@ -33,7 +33,6 @@ class TinySegmenter(BaseModel):
 
     def __init__(self, config: Any, **_: Any) -> None:
         super().__init__(config)
-        torch.manual_seed(0)
         self.net = nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1)
         )
@@ -83,5 +82,6 @@ class Segment(BaseTask):
         return [mean_score("dice", dice, "class 1", [p.study_id for p in predictions])]
 
     def cell(self, prediction: Prediction) -> Cell:
-        true = read_mask(prediction.meta["mask"])
-        return Cell("mask", mask=prediction.mask(), reference_mask=true)
+        true = prediction.meta.get("mask")
+        known = None if true is None else read_mask(true)
+        return Cell("mask", mask=prediction.mask(), reference_mask=known)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -16,24 +15,9 @@ from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
 from xraygpt.models.base import renderer_of
 from xraygpt.models.causal import CausalModel
-from xraygpt.processors.base import BaseProcessor
 from xraygpt.processors.image import ImageSpec
 from xraygpt.processors.media import Media
 from xraygpt.processors.prompts import IMAGE_TOKEN_ID, Run
-
-
-@registry.register_processor("plain_pixels")
-class PlainPixels(BaseProcessor):
-    """Display values as they are, colours first: the model's own processor does the rest."""
-
-    @dataclass(kw_only=True)
-    class Config(BaseProcessor.Config):
-        """A processor without settings."""
-
-    def __call__(self, pixels: np.ndarray, draw: str = "") -> Tensor:
-        grey = pixels.ndim == 2 or pixels.shape[-1] != 3
-        colour = np.stack([pixels] * 3, axis=-1) if grey else pixels
-        return torch.from_numpy(np.ascontiguousarray(colour)).movedim(-1, -3)
 
 
 class QwenPacker:
@@ -112,5 +96,4 @@ class StockVlm(CausalModel):
         return found
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        state = self.state_dict().items()
-        return {n: t for n, t in state if ".visual." not in n and not n.endswith("lm_head.weight")}
+        return {n: t for n, t in self.state_dict().items() if ".visual." not in n}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tests.conftest import REPO, toy_image
 from tests.killing import same, weights
 from tests.plugins.qwen import write_qwen
 from xraygpt.common.config import load
-from xraygpt.common.errors import DataError, InputError
+from xraygpt.common.errors import DataError, InputError, Stopped, TrainingError
 from xraygpt.conversation.api import ApiLimits, Message, Service
 from xraygpt.datasets.collate import Collator
 from xraygpt.experiment import (
@@ -156,20 +157,21 @@ def evaluation(place: Path, family: str, folder: Path, ckpt: Path, *options: str
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_learns_and_resumes_to_the_bit(place, trained, tmp_path, family):
+def test_it_learns_and_resumes_to_the_bit(place, trained, tmp_path, family, monkeypatch):
     run = trained(family)
     rows = [r for p in run.glob("*/metrics.jsonl") for r in read_rows(p)]
     losses = [r["train/loss"] for r in rows if "train/loss" in r]
     assert len(losses) == STEPS[family] and np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
     half = build_runner(training(place, family, tmp_path / "again"))
-    stop = STEPS[family] // 2
-    half.max_steps = stop  # schedules go on as if the run were whole
-    monkey = half._set_learning_rate
-    half._set_learning_rate = lambda: (setattr(half, "max_steps", STEPS[family]), monkey())[1]
-    whole_due = half._due
-    half._due = lambda every: whole_due(every) or half.step == stop
-    half._patience_is_over = lambda: half.step == stop
-    half.train()
+    step = half._step
+
+    def asked_to_stop(batches):
+        half._signal = signal.SIGTERM if half.step + 1 == STEPS[family] // 2 else None
+        return step(batches)
+
+    monkeypatch.setattr(half, "_step", asked_to_stop)
+    with pytest.raises(Stopped):
+        half.train()
     build_runner(training(place, family, tmp_path / "again", "run.resume_ckpt_path=auto")).train()
     assert same(weights(run), weights(tmp_path / "again"))
 
@@ -206,14 +208,11 @@ def test_a_control_that_makes_no_sense_is_refused(place, trained, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_predicts_studies_of_several_media(place, trained, tmp_path, family, monkeypatch):
+def test_it_predicts_studies_of_several_media(place, trained, tmp_path, family):
     """Where the training corpus is gone: the tokenizer comes with the checkpoint."""
-    rows = [
-        json.loads(x)
-        for x in (place / f"{dict(stock_vlm='seen', prefix_lm='rows').get(family, 'masks')}.jsonl")
-        .read_text()
-        .splitlines()
-    ]
+    table = {"stock_vlm": "seen", "prefix_lm": "rows", "segmenter": "masks"}[family]
+    lines = (place / f"{table}.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     asked = [{"id": r["id"], "images": r["images"]} for r in rows[:6]]
     if family == "prefix_lm":
         asked = [{**r, "images": r["images"] * 2} for r in asked]
@@ -322,7 +321,7 @@ def test_what_a_family_lacks_is_said_truly(place, trained, tmp_path):
     segment = evaluation(place, "segmenter", tmp_path / "s", trained("segmenter"))
     with pytest.raises(InputError, match=r"\(arch: tiny_segmenter\) cannot chat because it writes"):
         build_chat(segment, "cpu")
-    with pytest.raises(InputError, match="cannot have the layers .* no decoder_layers"):
+    with pytest.raises(InputError, match=r"cannot have the layers .* no decoder_layers"):
         build_runner(training(place, "segmenter", tmp_path / "c", "run.compile=true"))
 
 
@@ -338,6 +337,15 @@ def test_tokens_and_placeholders_that_disagree_are_refused(place, trained, tmp_p
     broken["turns"] = [{"role": "user", "text": "<video> ?"}, {"role": "assistant", "text": "!"}]
     with pytest.raises(DataError, match="sample r0: <video> in its text stands for an embedding"):
         runner.collate([broken])
+
+
+def test_a_trained_weight_that_would_not_be_saved_stops_the_run(place, tmp_path, monkeypatch):
+    runner = build_runner(training(place, "prefix_lm", tmp_path / "r", "run.max_steps=2"))
+    own = type(runner.model).checkpoint_state
+    kept = lambda self: {n: t for n, t in own(self).items() if n != "proj.bias"}  # noqa: E731
+    monkeypatch.setattr(type(runner.model), "checkpoint_state", kept)
+    with pytest.raises(TrainingError, match=r"proj.bias is trained, .* checkpoint_state"):
+        runner.train()
 
 
 def test_the_package_knows_none_of_them():

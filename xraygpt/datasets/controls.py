@@ -17,6 +17,7 @@ from xraygpt.common.draws import keyed_random
 from xraygpt.common.errors import DataError
 from xraygpt.datasets.base import ReadMedia, Record, StudyDataset, reference_of
 from xraygpt.processors.content import plain_text
+from xraygpt.processors.geometry import Geometry
 from xraygpt.processors.media import Media, MediaRef
 
 log = logging.getLogger(__name__)
@@ -209,7 +210,9 @@ def black_image(ref: MediaRef, draw: str, read_media: Any, known: dict[str, Medi
         if own is not None:
             known["black"] = own()
         elif processor is not None:
-            known["black"] = processor.process(Media(torch.zeros(64, 64)), draw)
+            known["black"] = processor.process(
+                Media(torch.zeros(64, 64), geometry=Geometry()), draw
+            )
         else:
             made = read_media(ref, draw)
             known["black"] = made.with_data(torch.zeros_like(made.data))

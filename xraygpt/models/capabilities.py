@@ -158,6 +158,7 @@ def named(model: BaseModel) -> str:
 def _why(model: BaseModel, capability: type, key: str) -> str:
     if key in model.cannot:
         return model.cannot[key]
-    wanted = sorted(capability.__protocol_attrs__)  # type: ignore[attr-defined]
+    members = {*vars(capability), *capability.__annotations__}
+    wanted = sorted(name for name in members if not name.startswith("_"))
     lacking = [name for name in wanted if not hasattr(model, name)]
     return f"it has no {' and no '.join(lacking)} (docs/adding_a_model.md)"

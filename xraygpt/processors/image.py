@@ -114,7 +114,7 @@ class XrayImage(BaseProcessor):
         Returns:
             (C, S, S) float32, normalised; (F, C, S, S) for a clip.
         """
-        image = _channels_first(pixels)
+        image = channels_first(pixels)
         if self.grey:
             grey = (image * torch.tensor(LUMINANCE).view(3, 1, 1)).sum(dim=-3, keepdim=True)
             image = grey.expand(*grey.shape[:-3], self.channels, *grey.shape[-2:])
@@ -254,7 +254,7 @@ def _per_channel(values: Any, channels: int) -> Tensor:
     return torch.tensor(each, dtype=torch.float32).view(-1, 1, 1)
 
 
-def _channels_first(pixels: np.ndarray) -> Tensor:
+def channels_first(pixels: np.ndarray) -> Tensor:
     """(…, H, W) or (…, H, W, 3) -> (…, 3, H, W); grey is repeated."""
     image = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
     if image.shape[-1] == 3 and image.dim() > 2:

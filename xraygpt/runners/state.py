@@ -63,6 +63,17 @@ def write_state(
         name: tensor.detach().cpu().contiguous()
         for name, tensor in model.checkpoint_state().items()
     }
+    kept = {t.data_ptr() for t in model.checkpoint_state().values()}
+    lost = [
+        name
+        for name, parameter in model.trainable_parameters()
+        if name not in tensors and parameter.data_ptr() not in kept
+    ]
+    if lost:
+        raise TrainingError(
+            f"not saved: {lost[0]} is trained, and the model leaves it out of its "
+            "checkpoint_state(), so it would be lost"
+        )
     broken = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
     if broken:
         raise TrainingError(f"not saved: {broken[0]} holds values that are no numbers")

@@ -111,12 +111,13 @@ def keep_mask(answer: Answer, folder: Path, name: str, group: str = "masks") -> 
     return {**answer.payload, "mask": file}
 
 
-def read_mask(path: Path) -> np.ndarray:
+def read_mask(path: Path | str) -> np.ndarray:
     """Classes of a mask file: a grey PNG, or an array of whole numbers.
 
     Raises:
         DataError: It is gone, damaged or something else.
     """
+    path = Path(path)
     try:
         if path.suffix == ".npy":
             array = np.load(path, allow_pickle=False)

@@ -1,0 +1,30 @@
+"""Pictures as they are, for models whose own processor resizes and normalises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from xraygpt.common.registry import registry
+from xraygpt.processors.base import BaseProcessor
+from xraygpt.processors.geometry import Geometry
+from xraygpt.processors.image import channels_first
+
+
+@registry.register_processor("plain_pixels")
+class PlainPixels(BaseProcessor):
+    """Display values in [0, 1] at the file's own size, as three channels."""
+
+    @dataclass(kw_only=True)
+    class Config(BaseProcessor.Config):
+        """A processor without settings."""
+
+    def __call__(self, pixels: np.ndarray, draw: str = "") -> Tensor:
+        """(H, W) or (H, W, 3) -> (3, H, W) float32; a frame axis in front stays there."""
+        return channels_first(pixels).contiguous()
+
+    def geometry(self, height: int, width: int, draw: str = "") -> Geometry:
+        """Every point stays where it is."""
+        return Geometry()
