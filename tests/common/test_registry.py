@@ -15,6 +15,7 @@ def test_lavis_spelling():
     assert {"openi", "mimic", "roco", "records"} <= set(registry.list_datasets())
     assert {"report_generation", "vqa", "language_modeling"} <= set(registry.list_tasks())
     assert "linear_warmup_step_lr" in registry.list_lr_schedulers()
+    assert {"adamw", "muon"} <= set(registry.list_optimizers())
     assert {"xray_image", "report_text"} <= set(registry.list_processors())
     assert "train_loop" in registry.list_runners()
     assert "language_model" in registry.list_models()

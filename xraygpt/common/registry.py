@@ -100,6 +100,7 @@ PROCESSORS = Registry("processor", key="name", package="xraygpt.processors.built
 BUILDERS = Registry("dataset builder", key="builder", package="xraygpt.datasets")
 TASKS = Registry("task", key="name", package="xraygpt.tasks")
 RUNNERS = Registry("runner", key="runner", package="xraygpt.runners")
+OPTIMIZERS = Registry("optimizer", key="name", package="xraygpt.runners.optimizers")
 LR_SCHEDULERS = Registry("lr scheduler", key="lr_sched", package="xraygpt.common.schedules")
 
 
@@ -111,6 +112,7 @@ class _LavisSpelling:
     register_builder = staticmethod(BUILDERS.register)
     register_task = staticmethod(TASKS.register)
     register_runner = staticmethod(RUNNERS.register)
+    register_optimizer = staticmethod(OPTIMIZERS.register)
     register_lr_scheduler = staticmethod(LR_SCHEDULERS.register)
 
     get_model_class = staticmethod(MODELS.get)
@@ -118,6 +120,7 @@ class _LavisSpelling:
     get_builder_class = staticmethod(BUILDERS.get)
     get_task_class = staticmethod(TASKS.get)
     get_runner_class = staticmethod(RUNNERS.get)
+    get_optimizer_class = staticmethod(OPTIMIZERS.get)
     get_lr_scheduler_class = staticmethod(LR_SCHEDULERS.get)
 
     @staticmethod
@@ -144,6 +147,11 @@ class _LavisSpelling:
     def list_runners() -> list[str]:
         """Names YAML may give as `run.runner`."""
         return list(RUNNERS)
+
+    @staticmethod
+    def list_optimizers() -> list[str]:
+        """Names YAML may give as `run.optimizer`."""
+        return list(OPTIMIZERS)
 
     @staticmethod
     def list_lr_schedulers() -> list[str]:

@@ -37,7 +37,7 @@ from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.mixture import Mixture, StreamSampler, longest_rows
 from xraygpt.models.base import BaseModel
-from xraygpt.runners import feature_cache, logs, profiling, state
+from xraygpt.runners import feature_cache, logs, optimizers, profiling, state
 from xraygpt.runners.averaging import Average
 from xraygpt.runners.base import BaseRunner
 from xraygpt.runners.settings import RunSettings
@@ -87,9 +87,15 @@ class Runner(BaseRunner):
                 config.warmup_steps,
                 self.max_steps,
             )
-        self.optimizer = torch.optim.AdamW(
-            self._groups(), lr=config.init_lr, betas=(0.9, config.beta2)
+        self.optimizer = optimizers.make_optimizer(
+            config.optimizer,
+            model,
+            lr=config.init_lr,
+            weight_decay=config.weight_decay,
+            beta2=config.beta2,
         )
+        # Kept here, since a checkpoint's groups take the place of these.
+        self.lr_scales = [g.get("lr_scale", 1.0) for g in self.optimizer.param_groups]
         self.average = Average(model, config.ema_decay) if config.ema_decay else None
         if config.shard_llm:
             sharding.shard_frozen(model, self.accelerator.device, self._world)
@@ -160,7 +166,7 @@ class Runner(BaseRunner):
         self.stepper.backward(output.loss)
         rows, width = batch["input_ids"].shape
         trained = sum(p.numel() for _, p in self.model.trainable_parameters())
-        kept = (self.stepper.bytes_to_come + (4 if self.average else 0)) * trained
+        kept = self.stepper.bytes_to_come() + (4 * trained if self.average else 0)
         targets = int(output.num_targets.sum())
         return {
             "rows": rows,
@@ -266,6 +272,7 @@ class Runner(BaseRunner):
             "best_step": self.best_step,
             "stale": self.stale,
             "optimizer": self.stepper.state(),
+            "optimizer_name": optimizers.name_of(self.config.optimizer),
             "rng": state.all_rng_states(),
             "global_batch": self.global_batch,
         }
@@ -342,6 +349,7 @@ class Runner(BaseRunner):
         """Counters of a checkpoint; what came after it in this run is forgotten."""
         self.step, self.best, self.stale = saved["step"], saved["best"], saved["stale"]
         self.best_step, self._saved = saved["best_step"], saved["step"]
+        optimizers.check_name(self.config.optimizer, saved.get("optimizer_name", "adamw"))
         if self.average:
             self.average.take_up(saved.get("own", {}) or self.average.own())
         elif "own" in saved:
@@ -399,20 +407,6 @@ class Runner(BaseRunner):
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         return distributed.autocast(self.accelerator.device, self.config.amp)
 
-    def _groups(self) -> list[dict[str, Any]]:
-        """Matrices are decayed, vectors are not."""
-        named = self.model.trainable_parameters()
-        if not named:
-            raise TrainingError("nothing to train: every part is frozen (model.freeze_*)")
-        decayed = [p for n, p in named if p.dim() > 1 and not n.endswith("query_tokens")]
-        ids = {id(p) for p in decayed}
-        plain = [p for _, p in named if id(p) not in ids]
-        groups = [
-            {"params": decayed, "weight_decay": self.config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        return [g for g in groups if g["params"]]
-
     def _set_learning_rate(self) -> float:
         schedule = Schedule(
             init_lr=self.config.init_lr,
@@ -424,8 +418,8 @@ class Runner(BaseRunner):
             decay_rate=self.config.lr_decay_rate,
         )
         lr: float = registry.get_lr_scheduler_class(self.config.lr_sched)(self.step, schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for group, scale in zip(self.optimizer.param_groups, self.lr_scales, strict=True):
+            group["lr"] = lr * scale
         return lr
 
     def _check_finite(self, loss: float, norm: float, group: list[Batch]) -> None:
