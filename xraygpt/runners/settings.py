@@ -24,6 +24,7 @@ _AT_LEAST_ONE = (
     "eval_samples",
     "keep_checkpoints",
     "patience",
+    "lr_plateau_patience",
 )
 
 
@@ -65,7 +66,11 @@ class RunSettings(BaseRunner.Config):
     lr_sched: Annotated[str, Choice(LR_SCHEDULERS)] = "linear_warmup_cosine_lr"
     """Name of the schedule."""
     lr_decay_rate: float = 0.9
-    """Factor per epoch of `linear_warmup_step_lr`; no effect on the others."""
+    """Factor of `linear_warmup_step_lr` per epoch and of `reduce_on_plateau_lr` per plateau; no
+    effect on the others."""
+    lr_plateau_patience: int = 3
+    """Evaluations on val in a row without a new best, after which `reduce_on_plateau_lr` lowers the
+    learning rate; no effect on the others."""
     optimizer: BaseOptimizer.Config = field(default_factory=AdamW.Config)
     """What changes the weights: a name, or `{name: …}` with the optimizer's settings."""
     weight_decay: float = 0.05

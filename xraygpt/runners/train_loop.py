@@ -105,6 +105,7 @@ class Runner(BaseRunner):
         self.stepper = make_stepper(self.accelerator, model, self.optimizer, config)
         self.wrapped = self.stepper.wrapped
         self.step, self.best, self.best_step, self.stale = 0, math.inf, -1, 0
+        self.val_losses: list[tuple[int, float]] = []  # (steps taken, nats) of each evaluation
         self._saved = -1  # step of the last checkpoint this process took part in
         self.run_folder = Path()
         self._signal: int | None = None  # what this process was sent
@@ -232,6 +233,7 @@ class Runner(BaseRunner):
                 values["val/image_gap"] = values["val/loss_shuffled"] - values["val/loss"]
         self.metrics.add(self.step, values)
         log.info("step %d: %s", self.step, "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+        self.val_losses.append((self.step, values["val/loss"]))
         self.stale += 1
         if values["val/loss"] < self.best:
             self.best, self.best_step, self.stale = values["val/loss"], self.step, 0
@@ -271,6 +273,7 @@ class Runner(BaseRunner):
             "best": self.best,
             "best_step": self.best_step,
             "stale": self.stale,
+            "val_losses": self.val_losses,
             "optimizer": self.stepper.state(),
             "optimizer_name": optimizers.name_of(self.config.optimizer),
             "rng": state.all_rng_states(),
@@ -349,6 +352,7 @@ class Runner(BaseRunner):
         """Counters of a checkpoint; what came after it in this run is forgotten."""
         self.step, self.best, self.stale = saved["step"], saved["best"], saved["stale"]
         self.best_step, self._saved = saved["best_step"], saved["step"]
+        self.val_losses = list(saved.get("val_losses", ()))  # older checkpoints have none
         optimizers.check_name(self.config.optimizer, saved.get("optimizer_name", "adamw"))
         if self.average:
             self.average.take_up(saved.get("own", {}) or self.average.own())
@@ -416,6 +420,8 @@ class Runner(BaseRunner):
             total_steps=self.max_steps,
             steps_per_epoch=self.steps_per_epoch,
             decay_rate=self.config.lr_decay_rate,
+            plateau_patience=self.config.lr_plateau_patience,
+            val_losses=tuple(self.val_losses),
         )
         lr: float = registry.get_lr_scheduler_class(self.config.lr_sched)(self.step, schedule)
         for group, scale in zip(self.optimizer.param_groups, self.lr_scales, strict=True):
