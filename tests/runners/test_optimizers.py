@@ -18,6 +18,9 @@ from xraygpt.common.errors import ConfigError, InputError, TrainingError
 from xraygpt.common.registry import registry
 from xraygpt.experiment import Training
 from xraygpt.models.base import BaseModel
+from xraygpt.models.image_text import TextTower
+from xraygpt.models.language import SmallLLM
+from xraygpt.models.qformer import QFormerConfig
 from xraygpt.runners import optimizers
 from xraygpt.runners.logs import read_rows
 from xraygpt.runners.zero import make_stepper
@@ -234,6 +237,45 @@ def test_the_toys_hidden_matrices(tmp_path, toy):
     for end in ("query_tokens", "embed_tokens.weight", "bias", "norm.weight"):
         some = [v for n, v in of.items() if n.endswith(end)]
         assert some and not any(some), end
+
+
+@pytest.mark.parametrize(
+    ("arch", "settings", "inside", "outside"),
+    [
+        (
+            "language_model",
+            {"llm": SmallLLM(vocab_size=300, hidden=32, layers=1, heads=2, context=64)},
+            {"llm.model.layers.0.self_attn.q_proj.weight"},
+            {"llm.model.embed_tokens.weight"},
+        ),
+        (
+            "image_text",
+            {"vit_model": "tiny", "text": TextTower(vocab_size=300, hidden=64, layers=1)},
+            {"text.encoder.layer.0.intermediate.dense.weight"},
+            {"image_proj.weight", "text_proj.weight", "head.weight", "vision.net.weight"},
+        ),
+        (
+            "qformer_alignment",
+            {"vit_model": "tiny", "qformer": QFormerConfig(layers=2, hidden=64), "vocab_size": 300},
+            {"qformer.qformer.encoder.layer.0.intermediate.dense.weight"},
+            {"image_proj.weight", "match_head.weight", "qformer.query_tokens"},
+        ),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_hidden_matrices_of_each_model(arch, settings, inside, outside):
+    model = registry.get_model_class(arch).Config(**settings).build(texts=lambda: ["Clear lungs."])
+    named = dict(model.trainable_parameters())
+    assert inside | outside <= named.keys()
+    hidden = {id(w) for w in model.hidden_matrices()}
+    assert all(id(named[n]) in hidden for n in inside)
+    assert not any(id(named[n]) in hidden for n in outside)
+    assert not any(id(p) in hidden for n, p in named.items() if "embeddings" in n or p.dim() != 2)
+    groups = model.param_groups()
+    decayed = {id(p) for g in groups if "weight_decay" not in g for p in g["params"]}
+    assert {n for n, p in named.items() if p.dim() > 1 and id(p) not in decayed} == {
+        n for n in named if n.endswith("query_tokens")
+    }
 
 
 def test_the_order_of_weights_is_that_of_older_checkpoints(tmp_path, toy):

@@ -243,8 +243,9 @@ def bytes_to_come(optimizer: torch.optim.Optimizer) -> int:
 
 
 def _shape(weight: Tensor) -> Tensor:
-    shape = torch.empty_like(weight, device="meta").requires_grad_()
-    shape.grad = torch.empty_like(shape)
+    shape = torch.empty_like(weight, device="meta")
+    if weight.requires_grad:
+        shape.grad = torch.empty_like(shape)
     return shape
 
 
