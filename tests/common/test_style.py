@@ -95,7 +95,7 @@ def test_importing_the_package_loads_neither_torch_nor_transformers():
 
 
 def configs() -> list[type]:
-    from xraygpt.common.registry import BUILDERS, MODELS, PROCESSORS, RUNNERS, TASKS
+    from xraygpt.common.registry import BUILDERS, MODELS, OPTIMIZERS, PROCESSORS, RUNNERS, TASKS
     from xraygpt.experiment import Evaluation, Training
     from xraygpt.models.base import Generation
     from xraygpt.models.language import LoraSettings, SmallLLM
@@ -111,7 +111,7 @@ def configs() -> list[type]:
         SmallLLM,
         QFormerConfig,
     ]
-    for kind in (MODELS, PROCESSORS, BUILDERS, TASKS, RUNNERS):
+    for kind in (MODELS, PROCESSORS, BUILDERS, TASKS, RUNNERS, OPTIMIZERS):
         found += [kind.get(name).Config for name in kind]
     return list(dict.fromkeys(found))
 

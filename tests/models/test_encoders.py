@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -23,8 +24,13 @@ from transformers import (
     SwinModel,
 )
 
+from tests.conftest import REPO, toy_yaml
+from xraygpt.common.config import load
 from xraygpt.common.errors import InputError, WeightsError
-from xraygpt.models.encoders import EVA, build_vision, has_weights
+from xraygpt.common.registry import ENCODERS, registry
+from xraygpt.experiment import Training
+from xraygpt.models.encoders import account_of, build_vision, has_weights, recognised
+from xraygpt.models.published import EVA, is_eva
 from xraygpt.processors.image import ImageSpec, InputSpec, XrayImage
 
 OLD_SWIN = (
@@ -295,7 +301,7 @@ def test_a_file_of_another_encoder_is_refused(tmp_path: Path, name: str, content
 
 
 def test_what_cannot_be_found_is_named(tmp_path: Path):
-    with pytest.raises(InputError, match="none of efficientnet_lite0, "):
+    with pytest.raises(InputError, match="none of biomedclip, efficientnet_lite0, "):
         build_vision("resnet50", None, None)
     with pytest.raises(WeightsError, match="named with its revision"):
         build_vision("hf/microsoft/rad-dino", None, None)
@@ -305,6 +311,108 @@ def test_what_cannot_be_found_is_named(tmp_path: Path):
         build_vision("efficientnet_lite0", None, tmp_path)
     assert has_weights("hf/x")
     assert not has_weights("eva_clip_g")
+
+
+def test_names_stand_in_one_list(tmp_path: Path):
+    """What the registry says of each is what building, converting and the documents say."""
+    names = registry.list_encoders()
+    assert {n for n in names if has_weights(n)} == {
+        *("efficientnet_lite0", "efficientnet_lite0+mid", "tiny", "eva_tiny", "hf/<folder>"),
+        *("hf/<owner>/<name>@<revision>", "run/<folder>", "run/<folder>+base"),
+    }
+    for name in names:
+        takes = registry.get_encoder_class(name).takes_file
+        if not takes:
+            with pytest.raises(InputError, match="brings its weights; leave it out"):
+                build_vision(name, None, tmp_path)
+            with pytest.raises(
+                InputError, match="has no file to convert; biomedclip, eva_clip_g, "
+            ):
+                account_of(name, tmp_path)
+        assert registry.get_encoder_class(name).__doc__
+    with pytest.raises(InputError) as refused:
+        build_vision("nonsense", None, None)
+    assert all(name in str(refused.value) for name in names)
+
+
+def test_a_file_says_by_its_names_whose_it_is():
+    found = {
+        "medclip_swin": "vision_model.model.encoder.layers.0.x",
+        "medclip_resnet50": "vision_model.model.layer1.0.conv1.weight",
+        "biomedclip": "visual.trunk.norm.weight",
+        "torchxrayvision": "features.denseblock1.denselayer1.norm1.weight",
+        None: "blocks.0.attn.q_bias",
+    }
+    for encoder, name in found.items():
+        assert recognised(["logit_scale", name]) == encoder
+    assert is_eva("eva_tiny") and is_eva("eva_clip_g")
+    assert not is_eva("biomedclip") and not is_eva("nonsense")
+
+
+def test_the_table_of_encoders_is_the_registrys():
+    """docs/weights.md: every encoder but those for tests, and whether it brings its weights."""
+    page = (REPO / "docs" / "weights.md").read_text()
+    section = page.split("## What an encoder wants of images")[1].split("## ")[0]
+    rows = re.findall(r"^\| `(.+?)` \|.*\| (its own|`vit_ckpt`) \|$", section, re.M)
+    told = {name: weights == "its own" for name, weights in rows}
+    left = {"tiny", "eva_tiny", "precomputed", "hf/<owner>/<name>@<revision>", "run/<folder>+base"}
+    assert told == {n: has_weights(n) for n in registry.list_encoders() if n not in left}
+
+
+PLUGIN = """
+import torch
+from torch import nn
+
+from xraygpt.common.registry import registry
+from xraygpt.models.encoders import BaseEncoder
+from xraygpt.models.vision import VisionEncoder
+from xraygpt.models.weight_files import read_state_dict
+from xraygpt.models.weights import load_exactly
+from xraygpt.processors.image import InputSpec
+
+
+@registry.register_encoder("lab/<width>")
+class Lab(BaseEncoder):
+    'Patches of 8 x 8.'
+
+    signs = ("lab_stem.",)
+
+    def build(self, image_size, weights):
+        torch.manual_seed(0)
+        net = nn.Conv2d(3, int(self.rest), kernel_size=8, stride=8)
+        if weights is not None:
+            load_exactly(net, self.account(weights).state, weights, required=set(net.state_dict()))
+        wants = InputSpec(image_size=image_size or 32, mean=(0.5,), std=(0.5,))
+        return VisionEncoder(net, wants, has_position=False)
+"""
+
+
+def test_a_plugin_registers_an_encoder_that_takes_a_file(tmp_path: Path, monkeypatch):
+    (tmp_path / "lab_plugin.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(ENCODERS, "_entries", dict(ENCODERS._entries))  # gone after the test
+    monkeypatch.delitem(sys.modules, "lab_plugin", raising=False)
+    (tmp_path / "corpus").mkdir()
+    yaml = toy_yaml(
+        tmp_path / "corpus", "  {task: report_generation, max_steps: 1}\n", "  vit_model: lab/12"
+    )
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml)
+    with pytest.raises(InputError, match=r"'lab/12' is none of "):
+        load(Training, config).model.build(texts=list)
+    config.write_text(f"imports: [lab_plugin]\n{yaml}")
+    model = load(Training, config).model.build(texts=list)
+    assert model.vision.width == 12 and model.vision.num_tokens == 16
+    assert (
+        "lab/<width>" in registry.list_encoders()
+        and recognised(["lab_stem.weight"]) == "lab/<width>"
+    )
+    state = {n: t + 1 for n, t in model.vision.net.state_dict().items()}
+    save_file(state, tmp_path / "lab.safetensors")
+    filled = build_vision("lab/12", None, tmp_path / "lab.safetensors")
+    assert all(torch.equal(t, state[n]) for n, t in filled.net.state_dict().items())
+    with pytest.raises(WeightsError, match=r"\(12, 3, 8, 8\) in the file, \(16, 3, 8, 8\)"):
+        build_vision("lab/16", None, tmp_path / "lab.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -356,7 +356,7 @@ def test_building_leaves_the_global_generator_alone():
 
 
 def test_unknown_encoder_and_llm_are_explained():
-    with pytest.raises(InputError, match="none of efficientnet_lite0"):
+    with pytest.raises(InputError, match="none of biomedclip, efficientnet_lite0"):
         build_vision("resnet", None, None)
     with pytest.raises(InputError, match="timm has no 'vit_nonsense'"):
         build_vision("timm/vit_nonsense", None, None)

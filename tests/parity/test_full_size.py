@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.conftest import REPO
 from tests.parity.reference import lavis_modules, old_bert
-from xraygpt.models import adopt, encoders, language
+from xraygpt.models import adopt, language, published
 from xraygpt.models.language import SmallLLM
 from xraygpt.models.lineage import translate
 from xraygpt.models.qformer import QFormer, QFormerConfig
@@ -65,7 +65,7 @@ def test_eva_has_every_parameter_of_eva_vit_g():
                 use_mean_pooling=False,
                 norm_layer=partial(nn.LayerNorm, eps=1e-6),
             )
-            ours = timm.create_model("eva_giant_patch14_clip_224", **encoders.EVA)
+            ours = timm.create_model("eva_giant_patch14_clip_224", **published.EVA)
         finally:
             torch.linspace = linspace
     assert theirs_under_our_names(dict(original.state_dict())) == shapes(ours, "vision.net.")
@@ -107,7 +107,7 @@ def test_pretrain_vicuna_takes_the_three_published_files(monkeypatch, caplog, tm
     )
     monkeypatch.setattr(adopt, "read_weights", lambda path: (path, files[path.name]))
     monkeypatch.setattr(state, "read_weights", lambda path: (path, files[path.name]))
-    monkeypatch.setattr(encoders, "read_state_dict", lambda path: files[path.name])
+    monkeypatch.setattr(published, "read_state_dict", lambda path: files[path.name])
     monkeypatch.setattr(language, "digest", lambda llm: "")
     monkeypatch.setattr(XrayGPT, "_match_embeddings", lambda self: None)
     preset = REPO / "xraygpt" / "configs" / "models" / "xraygpt" / "pretrain_vicuna.yaml"

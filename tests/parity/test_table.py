@@ -15,7 +15,7 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from tests.parity.test_image_path import Original, Sizes
-from xraygpt.models import encoders, lineage
+from xraygpt.models import lineage, published
 from xraygpt.models.qformer import QFormer, QFormerConfig
 from xraygpt.models.weights import load_exactly
 
@@ -42,7 +42,7 @@ class Ours(nn.Module):
             "embed_dim": z.width,
             "num_heads": z.heads,
         }
-        settings |= {**encoders.EVA, "depth": z.depth, "mlp_ratio": 4.3637}
+        settings |= {**published.EVA, "depth": z.depth, "mlp_ratio": 4.3637}
         before = timm.layers.use_fused_attn()
         timm.layers.set_fused_attn(False)
         try:

@@ -134,6 +134,52 @@ def test_a_dropped_rng_state_is_noticed(tmp_path, toy, monkeypatch):
     assert not same(weights(tmp_path / "out"), weights(tmp_path / "broken"))
 
 
+PLATEAU = (
+    "run.lr_sched=reduce_on_plateau_lr",
+    "run.lr_plateau_patience=1",
+    "run.lr_decay_rate=0.5",
+    "run.eval_every=1",
+    "run.save_every=1",
+    "run.keep_checkpoints=9",
+    "run.max_steps=8",
+)
+
+
+def plateaus(runner: Runner, monkeypatch) -> None:
+    """Val losses that do not hang on the weights: no new best at steps 2, 4, 5 and 7."""
+    losses = dict(enumerate([3.0, 3.1, 2.0, 2.2, 2.1, 1.0, 1.1, 0.5], start=1))
+    monkeypatch.setattr(runner, "mean_loss", lambda data: losses[runner.step])
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_plateau_is_remembered(tmp_path, toy, forgets, monkeypatch):
+    """Learning rates after resuming are those of a run that went through."""
+    whole = runner_of(tmp_path, toy, *PLATEAU)
+    plateaus(whole, monkeypatch)
+    whole.train()
+    broken = runner_of(tmp_path, toy, *PLATEAU, name="broken")
+    plateaus(broken, monkeypatch)
+    crash_at(broken, 5, monkeypatch)
+    with pytest.raises(Crash):
+        broken.train()
+    resume = f"run.resume_ckpt_path={tmp_path / 'broken'}"
+    again = runner_of(tmp_path, toy, *PLATEAU, resume, name="broken")
+    plateaus(again, monkeypatch)
+    if forgets:  # as of a checkpoint of before, which has no evaluations: it goes on without
+        read = state.read_state
+        kept = lambda *a: {k: v for k, v in read(*a).items() if k != "val_losses"}  # noqa: E731
+        monkeypatch.setattr(state, "read_state", kept)
+    again.train()
+
+    def rates(runner: Runner) -> list[float]:
+        rows = read_rows(runner.run_folder / "metrics.jsonl")
+        return [r["train/lr"] for r in rows if "train/lr" in r]
+
+    assert rates(whole) == [3e-3 * 0.5**n for n in (0, 0, 1, 1, 2, 3, 3, 4)]
+    assert (rates(whole) == rates(again)) is not forgets
+    assert same(weights(tmp_path / "out"), weights(tmp_path / "broken")) is not forgets
+
+
 def test_auto_resumes_if_there_is_something(tmp_path, toy, monkeypatch):
     first = runner_of(tmp_path, toy, "run.resume_ckpt_path=auto")
     crash_at(first, 3, monkeypatch)

@@ -6,17 +6,24 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import MethodType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.conftest import REPO, write_toy_corpus
 from xraygpt.common.config import load
+from xraygpt.common.errors import InputError
+from xraygpt.common.registry import ENCODERS
 from xraygpt.experiment import NO_IMAGES, Training, build_runner
+from xraygpt.models.base import BaseModel
+from xraygpt.models.encoders import build_vision
 from xraygpt.phantom.findings import Finding
 from xraygpt.processors.image import ImageSpec
 from xraygpt.runners.logs import read_rows
+from xraygpt.runners.optimizers import bytes_to_come, make_optimizer
 from xraygpt.tasks.base import Prediction
 
 
@@ -95,6 +102,57 @@ def test_adding_a_task(tmp_path, installed):
     scores = {s.name: s for s in task.score(said)}
     assert scores["short"].value == 0.5 and scores["short"].n == 2
     assert "ROUGE-L" in scores
+
+
+def test_adding_an_optimizer(tmp_path, installed):
+    """Three steps beside torch's own; its state is taken up again."""
+    run = training(tmp_path, installed("adding_an_optimizer.md")).run
+    assert run.optimizer.clip == 1.5 and run.init_lr == 1e-3
+
+    def moved(model: BaseModel, optimizer: torch.optim.Optimizer, steps: int) -> list[torch.Tensor]:
+        weights = [p for _, p in model.trainable_parameters()]
+        for _ in range(steps):
+            sum((p**2).sum() for p in weights).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return [p.detach().clone() for p in weights]
+
+    def fresh() -> tuple[BaseModel, torch.optim.Optimizer]:
+        model = load(Training, tmp_path / "run.yaml").model.build(texts=list)
+        rest = {"lr": run.init_lr, "weight_decay": run.weight_decay, "beta2": run.beta2}
+        return model, make_optimizer(run.optimizer, model, **rest)
+
+    (model, optimizer), (twin, _), (other, later) = fresh(), fresh(), fresh()
+    assert bytes_to_come(optimizer) > 0
+    ours = moved(model, optimizer, 3)
+    groups = [{**g, "weight_decay": g.get("weight_decay", 0.05)} for g in twin.param_groups()]
+    theirs = moved(twin, torch.optim.Adafactor(groups, lr=1e-3, d=1.5), 3)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    moved(other, later, 2)
+    again = make_optimizer(run.optimizer, other, lr=1e-3, weight_decay=0.05, beta2=0.999)
+    again.load_state_dict(later.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(ours, moved(other, again, 1), strict=True))
+    (code,) = blocks("adding_an_optimizer.md", "text")
+    names: dict = {}
+    exec(code, names)
+    model.vision.requires_grad_(True)
+    model.param_groups = MethodType(names["param_groups"], model)
+    grouped = make_optimizer(run.optimizer, model, lr=1e-3, weight_decay=0.05, beta2=0.999)
+    assert [g["lr"] for g in grouped.param_groups] == [1e-4, 1e-3]
+
+
+def test_adding_an_encoder(tmp_path, installed, monkeypatch):
+    """A step from black to white on the left is seen there, across and not down."""
+    monkeypatch.setattr(ENCODERS, "_entries", dict(ENCODERS._entries))  # gone after the test
+    model = training(tmp_path, installed("adding_an_encoder.md")).model.build(texts=list)
+    assert model.vision.num_tokens == 64 and model.vision.width == 3
+    assert model.image_spec.channels == 1 and model.image_spec.image_size == 64
+    pixels = torch.zeros(1, 1, 64, 64)
+    pixels[..., 12:] = 1.0
+    _, across, down = model.vision.encode(pixels).reshape(8, 8, 3).unbind(-1)
+    assert across[:, 1].min() > 0 and across[:, 3:].max() == 0 and down.max() == 0
+    with pytest.raises(InputError, match="edges brings its weights; leave it out"):
+        build_vision("edges", None, tmp_path)
 
 
 @pytest.mark.slow

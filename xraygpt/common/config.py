@@ -11,9 +11,9 @@ import dataclasses
 import importlib
 import logging
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -63,7 +63,7 @@ def load(schema: type, path: str | Path, options: Iterable[str] = ()) -> Any:
             found.append((line, message))
 
     user = _read(path, lines, report)
-    tree = _layers(user, list(options), lines, report)
+    tree = _layers(schema, user, list(options), lines, report)
     notes: list[str] = []
     tree = modernise(tree, notes)
     config = _parse(schema, tree, "", report)
@@ -167,7 +167,9 @@ def _index(node: yaml.Node, where: str, lines: dict[str, int], report: Report) -
     node.value = kept
 
 
-def _layers(user: Any, options: list[str], lines: dict[str, int], report: Report) -> dict[str, Any]:
+def _layers(
+    schema: type, user: Any, options: list[str], lines: dict[str, int], report: Report
+) -> dict[str, Any]:
     """Preset < user < options, resolved into a plain dict."""
     given: Any = OmegaConf.create({})
     for item in options:
@@ -181,21 +183,42 @@ def _layers(user: Any, options: list[str], lines: dict[str, int], report: Report
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             report(key, str(error).splitlines()[0])
     try:
-        merged: Any = OmegaConf.merge(_spell_out(user), _spell_out(given))
+        merged: Any = OmegaConf.merge(user, given)
     except OmegaConfBaseException as error:
         report("", str(error).splitlines()[0])
-        merged = user
+        merged, given = user, OmegaConf.create({})
     _import_plugins(_get(merged, "imports"), report)
+    names = list(_plugin_fields(schema, merged, ""))
+    merged = OmegaConf.merge(_spell_out(user, names), _spell_out(given, names))
     merged = OmegaConf.merge(_presets(merged, report), merged)
     tree: dict[str, Any] = _plain(merged, "", report)
     return tree
 
 
-def _spell_out(config: Any) -> Any:
+def _plugin_fields(schema: Any, config: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Where a plug-in's settings stand in `config`, with the key that names it: `run.task`, `name`.
+
+    Fields of `schema` and of the dataclasses in it; maps, lists and optional fields are passed by.
+    """
+    for name, hint in get_type_hints(schema).items():
+        if not (isinstance(hint, type) and dataclasses.is_dataclass(hint)):
+            continue
+        here, inner = _join(where, name), hint
+        if _is_kind(hint):
+            kind = cast(Any, hint).kind
+            yield here, kind.key
+            chosen = _get(config, f"{here}.{kind.key}") or getattr(hint, "default_name", None)
+            inner = kind.get(chosen).Config if chosen in list(kind) else hint
+        if isinstance(_get(config, here), DictConfig):
+            yield from _plugin_fields(inner, config, here)
+
+
+def _spell_out(config: Any, names: list[tuple[str, str]]) -> Any:
     """`run.task: vqa` is short for `run.task: {name: vqa}`, so that options can be laid over it."""
-    task = _get(config, "run.task")
-    if isinstance(task, str):
-        config = OmegaConf.merge(config, {"run": {"task": None}}, {"run": {"task": {"name": task}}})
+    for where, key in names:
+        value = _get(config, where)
+        if isinstance(value, str):
+            OmegaConf.update(config, where, {key: value}, merge=False)
     return config
 
 
@@ -275,7 +298,7 @@ def _parse(schema: Any, node: Any, where: str, report: Report, label: str | None
         report(where, f"expected a mapping, got {node!r}")
         return _BAD
     values = dict(node)
-    if issubclass(schema, Plugin.Config) and schema.kind is not None and schema.owner is None:
+    if _is_kind(schema):
         schema = _pick(schema, values, where, report, label)
         if schema is _BAD:
             return _BAD
@@ -313,6 +336,12 @@ def _default(field: dataclasses.Field) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return None if field.default is dataclasses.MISSING else field.default
+
+
+def _is_kind(schema: Any) -> bool:
+    """Whether `schema` is the base Config of a kind: the YAML says which plug-in's it becomes."""
+    plugin = issubclass(schema, Plugin.Config)
+    return plugin and schema.kind is not None and schema.owner is None
 
 
 def _fields(schema: Any, values: dict, where: str, report: Report) -> dict[str, Any]:

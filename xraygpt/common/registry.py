@@ -37,14 +37,19 @@ class Registry:
         kind: What messages call one entry, e.g. ``"model"``.
         key: The YAML key that picks an entry, e.g. ``"arch"``.
         package: Imported once, on the first lookup, so that its classes register themselves.
+        settings: Whether entries have a `Config`; without, a YAML gives the name alone.
     """
 
-    def __init__(self, kind: str, *, key: str, package: str) -> None:
+    def __init__(self, kind: str, *, key: str, package: str, settings: bool = True) -> None:
         self.kind, self.key, self._package = kind, key, package
+        self._settings = settings
         self._entries: dict[str, Any] = {}
 
     def register(self, name: str, *aliases: str) -> Callable[[Any], Any]:
         """Class decorator: make the class available to YAML as `name` and `aliases`.
+
+        A name with a placeholder in angle brackets, ``timm/<name>``, stands for all names that
+        begin as it does and are not registered themselves; the longest such beginning counts.
 
         Raises:
             ValueError: The name is taken; says by whom.
@@ -52,7 +57,7 @@ class Registry:
         """
 
         def add(entry: Any) -> Any:
-            if isinstance(entry, type):
+            if self._settings and isinstance(entry, type):
                 config = vars(entry).get("Config")
                 if not is_dataclass(config):
                     raise TypeError(
@@ -60,7 +65,7 @@ class Registry:
                     )
                 cast(Any, config).owner = entry
             for one in (name, *aliases):
-                taken = self._entries.get(one)
+                taken = self._holder(one)
                 if taken is not None and taken is not entry:
                     raise ValueError(
                         f"{self.kind} '{one}' is already {taken.__module__}.{taken.__qualname__}"
@@ -72,10 +77,33 @@ class Registry:
 
     def get(self, name: str) -> Any:
         """The entry registered as `name`; `KeyError` with the nearest names if there is none."""
+        return self.match(name)[0]
+
+    def match(self, name: str) -> tuple[Any, str]:
+        """As `get`, with what stands in the placeholder's place; empty for a name without one."""
         names = list(self)
-        if name not in names:
+        if name in names:
+            return self._entries[name], ""
+        begins = [b for b in map(_beginning, names) if b is not None and str(name).startswith(b)]
+        if not begins:
             raise KeyError(f"unknown {self.kind} '{name}'{did_you_mean(name, names)}")
-        return self._entries[name]
+        longest = max(begins, key=len)
+        return self._holder(f"{longest}<"), str(name).removeprefix(longest)
+
+    def _holder(self, name: str) -> Any:
+        """The entry that `name` stands for already, if any; placeholders may differ."""
+        begins = _beginning(name)
+        alike = (
+            e for k, e in self._entries.items() if begins is not None and _beginning(k) == begins
+        )
+        return self._entries.get(name) or next(alike, None)
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            self.match(cast(str, name))
+        except KeyError:
+            return False
+        return True
 
     def name_of(self, entry: Any) -> str:
         """The first name under which `entry` was registered."""
@@ -84,6 +112,12 @@ class Registry:
     def __iter__(self) -> Iterator[str]:
         importlib.import_module(self._package)
         return iter(sorted(self._entries))
+
+
+def _beginning(name: str) -> str | None:
+    """What stands before the placeholder of ``timm/<name>``; None for a name without one."""
+    begins, placeholder, _ = name.partition("<")
+    return begins if placeholder else None
 
 
 def did_you_mean(word: Any, options: Iterable[str]) -> str:
@@ -101,6 +135,8 @@ BUILDERS = Registry("dataset builder", key="builder", package="xraygpt.datasets"
 TASKS = Registry("task", key="name", package="xraygpt.tasks")
 RUNNERS = Registry("runner", key="runner", package="xraygpt.runners")
 VOCABULARIES = Registry("vocabulary", key="vocabulary", package="xraygpt.vocabulary")
+OPTIMIZERS = Registry("optimizer", key="name", package="xraygpt.runners.optimizers")
+ENCODERS = Registry("encoder", key="vit_model", package="xraygpt.models", settings=False)
 LR_SCHEDULERS = Registry("lr scheduler", key="lr_sched", package="xraygpt.common.schedules")
 
 
@@ -113,6 +149,8 @@ class _LavisSpelling:
     register_task = staticmethod(TASKS.register)
     register_runner = staticmethod(RUNNERS.register)
     register_vocabulary = staticmethod(VOCABULARIES.register)
+    register_optimizer = staticmethod(OPTIMIZERS.register)
+    register_encoder = staticmethod(ENCODERS.register)
     register_lr_scheduler = staticmethod(LR_SCHEDULERS.register)
 
     get_model_class = staticmethod(MODELS.get)
@@ -121,6 +159,8 @@ class _LavisSpelling:
     get_task_class = staticmethod(TASKS.get)
     get_runner_class = staticmethod(RUNNERS.get)
     get_vocabulary_class = staticmethod(VOCABULARIES.get)
+    get_optimizer_class = staticmethod(OPTIMIZERS.get)
+    get_encoder_class = staticmethod(ENCODERS.get)
     get_lr_scheduler_class = staticmethod(LR_SCHEDULERS.get)
 
     @staticmethod
@@ -152,6 +192,16 @@ class _LavisSpelling:
     def list_vocabularies() -> list[str]:
         """Names YAML may give as `vocabulary`."""
         return list(VOCABULARIES)
+
+    @staticmethod
+    def list_optimizers() -> list[str]:
+        """Names YAML may give as `run.optimizer`."""
+        return list(OPTIMIZERS)
+
+    @staticmethod
+    def list_encoders() -> list[str]:
+        """Names YAML may give as `model.vit_model`; ``<…>`` is a placeholder."""
+        return list(ENCODERS)
 
     @staticmethod
     def list_lr_schedulers() -> list[str]:

@@ -1,5 +1,7 @@
 """Learning-rate schedules: a step of the whole run -> the learning rate. Pure functions.
 
+They may look at the evaluations before the step, which a checkpoint keeps.
+
 Warm-up is counted over the run, never restarted with an epoch.
 """
 
@@ -15,7 +17,9 @@ from xraygpt.common.registry import registry
 class Schedule:
     """The numbers a schedule may use; learning rates per step, steps counted from 0.
 
-    `decay_rate` is used by the step schedule only: the factor per epoch of `steps_per_epoch` steps.
+    `decay_rate` is a factor: of the step schedule per epoch of `steps_per_epoch` steps, of the
+    plateau schedule each time `plateau_patience` evaluations brought no new best. `val_losses` are
+    the evaluations so far, in order: how many steps had been taken, and the loss in nats.
     """
 
     init_lr: float
@@ -25,6 +29,8 @@ class Schedule:
     total_steps: int
     steps_per_epoch: int
     decay_rate: float
+    plateau_patience: int = 3
+    val_losses: tuple[tuple[int, float], ...] = ()
 
 
 def _warmup(step: int, s: Schedule) -> float:
@@ -52,3 +58,25 @@ def linear_warmup_step_lr(step: int, s: Schedule) -> float:
 def constant_lr(step: int, s: Schedule) -> float:
     """Linear warm-up, then `init_lr` throughout."""
     return _warmup(step, s) if step < s.warmup_steps else s.init_lr
+
+
+@registry.register_lr_scheduler("reduce_on_plateau_lr")
+def reduce_on_plateau_lr(step: int, s: Schedule) -> float:
+    """Linear warm-up, then × `decay_rate` at every plateau, not below `min_lr`.
+
+    A plateau is `plateau_patience` evaluations in a row without a new best; counting begins anew
+    after it. Evaluations of the warm-up may set the best but are not counted.
+    """
+    if step < s.warmup_steps:
+        return _warmup(step, s)
+    best, stale, cuts = math.inf, 0, 0
+    for taken, loss in s.val_losses:
+        if taken > step:
+            break
+        if loss < best:
+            best, stale = loss, 0
+        elif taken > s.warmup_steps:
+            stale += 1
+        if stale == s.plateau_patience:
+            cuts, stale = cuts + 1, 0
+    return max(s.min_lr, s.init_lr * s.decay_rate**cuts)

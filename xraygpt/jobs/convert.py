@@ -21,8 +21,8 @@ from xraygpt.experiment import Training
 from xraygpt.models import encoders, lineage, llm_files
 from xraygpt.models.base import BaseModel
 from xraygpt.models.capabilities import Exports, ExportSettings, named, need
-from xraygpt.models.exchange import EVA_KINDS
 from xraygpt.models.exporting import save_sharded, write_llm
+from xraygpt.models.published import is_eva
 from xraygpt.models.weight_files import is_converted, read_state_dict, weight_files
 from xraygpt.models.weights import Account
 from xraygpt.processors.base import BaseProcessor
@@ -32,13 +32,6 @@ log = logging.getLogger(__name__)
 
 SHARD = "4GB"
 NOTICE = "Research use only. Not a medical device: never for diagnosis or treatment."
-# What a file's names say it is, where a user does not: (a name begins so, the encoder).
-_SIGNS = (
-    ("vision_model.model.encoder.layers.", "medclip_swin"),
-    ("vision_model.model.layer1.", "medclip_resnet50"),
-    ("visual.trunk.", "biomedclip"),
-    ("features.denseblock1.", "torchxrayvision"),
-)
 
 
 # --- into our layout ---------------------------------------------------------------------------
@@ -104,10 +97,10 @@ def _account(
         text = any("word_embeddings" in name for name in state)
         account = lineage.translate(state, path, text=text)
         holds = any(name.startswith("vision.") for name in account.state)
-        if holds and vit_model not in (None, *EVA_KINDS):
+        if holds and vit_model is not None and not is_eva(vit_model):
             raise WeightsError(f"{path} holds an EVA-CLIP-g, not {vit_model}")
         return account, (vit_model or "eva_clip_g") if holds else None
-    kind = vit_model or next((k for s, k in _SIGNS if any(n.startswith(s) for n in names)), None)
+    kind = vit_model or encoders.recognised(names)
     if kind is None:
         raise WeightsError(
             f"{path}: its names ({', '.join(names[:3])}, …) are of no project known here; "

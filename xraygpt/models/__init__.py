@@ -1,5 +1,26 @@
-"""Models: encoder, Q-Former and LLM together; a small LLM; image beside text; a warm-up."""
+"""Models: encoder, Q-Former and LLM together; a small LLM; image beside text; a warm-up.
 
-from xraygpt.models import alignment, image_text, instruct, language_model, xraygpt
+And the vision encoders that they may name.
+"""
 
-__all__ = ["alignment", "image_text", "instruct", "language_model", "xraygpt"]
+from xraygpt.models import (
+    alignment,
+    hf_vision,
+    image_text,
+    instruct,
+    language_model,
+    own_encoder,
+    published,
+    xraygpt,
+)
+
+__all__ = [
+    "alignment",
+    "hf_vision",
+    "image_text",
+    "instruct",
+    "language_model",
+    "own_encoder",
+    "published",
+    "xraygpt",
+]

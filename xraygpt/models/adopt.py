@@ -11,7 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from xraygpt.common.errors import WeightsError
-from xraygpt.models import encoders, lineage
+from xraygpt.models import encoders, lineage, own_encoder
 from xraygpt.models.composition import Composition
 from xraygpt.models.language import check_tokenizer
 from xraygpt.models.vision import VisionEncoder
@@ -54,7 +54,7 @@ def run_digest(config: SeesImages, encoder: VisionEncoder | None) -> dict[str, s
     """What tells the frozen encoder of a run from that of a later one in the same folder."""
     if encoder is None or not getattr(config, "freeze_vit", True):
         return {}
-    return {"vision": encoder.digest()} if config.vit_model.startswith("run/") else {}
+    return {"vision": encoder.digest()} if config.vit_model.startswith(own_encoder.PREFIX) else {}
 
 
 def check_encoder(folder: Path, own: dict[str, str]) -> None:

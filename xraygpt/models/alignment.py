@@ -24,7 +24,7 @@ from torch.nn import functional
 from xraygpt.common.checks import Checks
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
-from xraygpt.models import adopt, qformer
+from xraygpt.models import adopt, grouping, qformer
 from xraygpt.models.base import BaseModel, Texts, renderer_of
 from xraygpt.models.instruct import TextQFormer
 from xraygpt.models.language import check_tokenizer, new_tokenizer
@@ -112,6 +112,15 @@ class QFormerAlignment(BaseModel):
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
         self.packer = QueryPacker(1)
         self.renderer = renderer_of(config, self.tokenizer, assets=assets)
+
+    def no_weight_decay(self) -> tuple[str, ...]:
+        """The Q-Former's queries."""
+        return ("query_tokens",)
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """All but the projections into the shared space, and the scoring layer."""
+        heads = (self.image_proj, self.text_proj, self.match_head)
+        return grouping.hidden_matrices(self, heads)
 
     @property
     def image_spec(self) -> ImageSpec:  # type: ignore[override]

@@ -15,6 +15,7 @@ from xraygpt.common.checks import Checks
 from xraygpt.common.registry import MODELS, Plugin, Registry
 from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import Packer
+from xraygpt.models import grouping
 from xraygpt.models.text_assets import saved_prompts, write_renderer
 from xraygpt.models.weight_files import WEIGHTS, save_half
 from xraygpt.processors.image import ImageSpec
@@ -156,6 +157,21 @@ class BaseModel(nn.Module, Plugin):
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters that training changes."""
         return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
+
+    def no_weight_decay(self) -> tuple[str, ...]:
+        """Ends of the names of matrices that are not decayed, such as learned queries."""
+        return ()
+
+    def param_groups(self) -> list[grouping.ParamGroup]:
+        """All of `trainable_parameters`, in groups; by default matrices decay and the rest not.
+
+        A resumed run takes up what the optimizer remembers by the order of groups and weights.
+        """
+        return grouping.decay_groups(self.trainable_parameters(), self.no_weight_decay())
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Trained matrices between embeddings and heads, for optimizers that treat them apart."""
+        return grouping.hidden_matrices(self)
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         """Everything that is not a frozen part from elsewhere."""

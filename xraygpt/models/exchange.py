@@ -22,6 +22,7 @@ from transformers import (
 from xraygpt.common.errors import WeightsError
 from xraygpt.models.composition import Composition
 from xraygpt.models.lineage import OWN
+from xraygpt.models.published import is_eva
 from xraygpt.models.qformer import QFormer, sizes
 from xraygpt.models.weights import Rule, apply_rules
 from xraygpt.processors.content import Turn
@@ -29,7 +30,6 @@ from xraygpt.processors.image import XrayImage
 from xraygpt.processors.prompts import IMAGE_TOKEN_ID, Run
 
 IMAGE_TOKEN = "<image>"
-EVA_KINDS = ("eva_clip_g", "eva_tiny")
 VISION_EPS = 1e-6  # of EVA's blocks; LAVIS's ln_vision has 1e-5, transformers one for both
 _RESERVED = re.compile(r"reserved|unused|extra_id", re.IGNORECASE)
 
@@ -107,7 +107,7 @@ def pth_state(model: Composition, *, with_vision: bool) -> dict[str, Tensor]:
     trained = not model.config.freeze_vit or any(n.startswith("vision.") for n in model.loaded_keys)
     if trained and not with_vision:
         raise WeightsError("its encoder was trained, so it has to go along: --with-vision")
-    if with_vision and model.config.vit_model not in EVA_KINDS:
+    if with_vision and not is_eva(model.config.vit_model):
         raise WeightsError(
             f"the original layout holds EVA-CLIP-g, not {model.config.vit_model}; leave out "
             "--with-vision"
@@ -130,7 +130,7 @@ def blip2_state(model: Composition) -> dict[str, Tensor]:
     refuse_odd_parts(model, "transformers' BLIP-2")
     if getattr(model.qformer, "reads_text", False):
         raise WeightsError("transformers' BLIP-2 has no place for a Q-Former that reads questions")
-    if model.config.vit_model not in EVA_KINDS:
+    if not is_eva(model.config.vit_model):
         raise WeightsError(
             f"transformers' BLIP-2 holds the EVA-CLIP-g tower, not {model.config.vit_model}: "
             "such a model opens here alone"

@@ -14,6 +14,8 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from xraygpt.common.errors import WeightsError
+from xraygpt.common.registry import registry
+from xraygpt.models.encoders import BaseEncoder
 from xraygpt.models.llm_files import BROKEN, LOCAL
 from xraygpt.models.vision import VisionEncoder
 from xraygpt.models.weight_files import refuse_other_files, weight_files
@@ -23,6 +25,18 @@ log = logging.getLogger(__name__)
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _REVISION = re.compile(r"[0-9a-f]{40}")
+
+
+@registry.register_encoder("hf/<folder>", "hf/<owner>/<name>@<revision>")
+class TransformersEncoder(BaseEncoder):
+    """A folder with a vision model of transformers, or one in the hub's cache."""
+
+    has_weights = True
+    takes_file = False
+
+    def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
+        """See `transformers_encoder`."""
+        return transformers_encoder(self.rest, image_size)
 
 
 def transformers_encoder(source: str, image_size: int | None) -> VisionEncoder:

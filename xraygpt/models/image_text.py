@@ -30,7 +30,7 @@ from xraygpt.common.errors import DataError, InputError
 from xraygpt.common.registry import VOCABULARIES, registry
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch
 from xraygpt.datasets.targets import BOTH, NOT_CODED
-from xraygpt.models import encoders
+from xraygpt.models import encoders, grouping
 from xraygpt.models.base import BaseModel, Texts, renderer_of
 from xraygpt.models.language import check_tokenizer, new_tokenizer
 from xraygpt.models.media_tokens import images_per_row
@@ -164,6 +164,11 @@ class ImageText(BaseModel):
         self.packer = QueryPacker(1)
         self.context_len = config.text.context
         self.renderer = renderer_of(config, self.tokenizer, assets=assets)
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """All but the projections into the shared space, and the classifiers."""
+        heads = (self.image_proj, self.text_proj, self.head, self.code_head)
+        return grouping.hidden_matrices(self, heads)
 
     @property
     def image_spec(self) -> ImageSpec:  # type: ignore[override]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 
 from xraygpt.common.checkpoint import find_checkpoint
 from xraygpt.common.errors import WeightsError
+from xraygpt.common.registry import registry
+from xraygpt.models.encoders import BaseEncoder, build_vision, has_weights
 from xraygpt.models.vision import VisionEncoder
 from xraygpt.models.weight_files import read_weights
 from xraygpt.models.weights import load_exactly
@@ -34,17 +35,25 @@ class Beside(nn.Module):
         return torch.cat([one, two], dim=1 if one.dim() == 4 else -1)
 
 
-def trained_encoder(
-    name: str, image_size: int | None, build: Any, known: Callable[[str], bool]
-) -> VisionEncoder:
+@registry.register_encoder(f"{PREFIX}<folder>", f"{PREFIX}<folder>{BESIDE}")
+class TrainedEncoder(BaseEncoder):
+    """What a run of `arch: image_text` has trained."""
+
+    has_weights = True
+    takes_file = False
+
+    def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
+        """See `trained_encoder`."""
+        return trained_encoder(self.rest, image_size)
+
+
+def trained_encoder(name: str, image_size: int | None) -> VisionEncoder:
     """The encoder of a run.
 
     Args:
         name: What follows ``run/``: a run folder, a folder of runs, a checkpoint or ``<run>/best``;
             ``+base`` after it puts the encoder it began with beside it.
         image_size: Pixels; None takes those it was trained with.
-        build: Makes an encoder of `vit_model`, `image_size` and `vit_ckpt`.
-        known: Whether an encoder of that name comes with its weights.
 
     Raises:
         WeightsError: There is no such run, or it trained no encoder.
@@ -61,18 +70,18 @@ def trained_encoder(
         )
     began = Path(model["vit_ckpt"]) if model.get("vit_ckpt") else None
     size = image_size or model.get("image_size")
-    own: VisionEncoder = build(model["vit_model"], size, None)
+    own = build_vision(model["vit_model"], size, None)
     source, state = read_weights(folder)
     found = {k.removeprefix("vision."): v for k, v in state.items() if k.startswith("vision.")}
     load_exactly(own, found, source, required=set(own.state_dict()))
     if not name.endswith(BESIDE):
         return own
-    if began is None and not known(model["vit_model"]):
+    if began is None and not has_weights(model["vit_model"]):
         raise WeightsError(
             f"model.vit_model: run/{name}: the encoder began with random weights, which are of no "
             f"use; leave out {BESIDE}"
         )
-    base: VisionEncoder = build(model["vit_model"], size, began)
+    base = build_vision(model["vit_model"], size, began)
     wants: InputSpec = own.wants
     return VisionEncoder(Beside(own.net, base.net), wants, has_position=own.has_position)
 

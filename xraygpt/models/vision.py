@@ -1,7 +1,7 @@
 """The one interface of vision encoders: pixels -> patch tokens.
 
 Notation: N images, L tokens of one image, D the encoder's width, h w its grid of patches.
-`encoders.py` builds the published ones.
+`encoders.py` builds them by name.
 """
 
 from __future__ import annotations

@@ -49,9 +49,7 @@ class XrayGPT(CausalModel):
         """Settings of the composition; presets are `tiny`, `nano`, `mini` and `pretrain_vicuna`."""
 
         vit_model: str = "eva_clip_g"
-        """`efficientnet_lite0`, `eva_clip_g`, `medclip_swin`, `medclip_resnet50`, `biomedclip`,
-        `torchxrayvision`, `timm/<name>`, `hf/<folder, or hub name@revision>`, `tiny`, or
-        `precomputed`."""
+        """The vision encoder, by a name of `registry.list_encoders()`."""
         vit_ckpt: Path | None = None
         """The encoder's weights: a file, or a folder as downloaded."""
         vit_width: int | None = None
@@ -262,6 +260,10 @@ class XrayGPT(CausalModel):
     def device(self) -> torch.device:
         """Where it computes, but for an encoder with `vit_on_cpu`."""
         return self.proj.weight.device
+
+    def no_weight_decay(self) -> tuple[str, ...]:
+        """The Q-Former's queries."""
+        return ("query_tokens",)
 
     def fold(self) -> None:
         """LoRA becomes part of the LLM's weights, where these are plain and in one place."""

@@ -11,6 +11,7 @@ from xraygpt.common.config import Choice
 from xraygpt.common.registry import LR_SCHEDULERS
 from xraygpt.runners.base import BaseRunner
 from xraygpt.runners.feature_cache import FeatureStore
+from xraygpt.runners.optimizers import AdamW, BaseOptimizer
 
 _AT_LEAST_ONE = (
     "max_epoch",
@@ -23,6 +24,7 @@ _AT_LEAST_ONE = (
     "eval_samples",
     "keep_checkpoints",
     "patience",
+    "lr_plateau_patience",
 )
 
 
@@ -64,11 +66,17 @@ class RunSettings(BaseRunner.Config):
     lr_sched: Annotated[str, Choice(LR_SCHEDULERS)] = "linear_warmup_cosine_lr"
     """Name of the schedule."""
     lr_decay_rate: float = 0.9
-    """Factor per epoch of `linear_warmup_step_lr`; no effect on the others."""
+    """Factor of `linear_warmup_step_lr` per epoch and of `reduce_on_plateau_lr` per plateau; no
+    effect on the others."""
+    lr_plateau_patience: int = 3
+    """Evaluations on val in a row without a new best, after which `reduce_on_plateau_lr` lowers the
+    learning rate; no effect on the others."""
+    optimizer: BaseOptimizer.Config = field(default_factory=AdamW.Config)
+    """What changes the weights: a name, or `{name: …}` with the optimizer's settings."""
     weight_decay: float = 0.05
-    """AdamW's, on matrices; vectors (biases, norms) are not decayed."""
+    """On matrices; vectors (biases, norms) are not decayed, unless the model's groups say so."""
     beta2: float = 0.999
-    """AdamW's second moment."""
+    """Share that AdamW's mean squared gradient keeps of itself each step, in [0, 1)."""
     ema_decay: float = 0.0
     """Measure and save a moving average of the weights that keeps this share of itself each step,
     e.g. 0.99; 0 takes the weights as they are."""

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from xraygpt.models.base import BaseModel
+from xraygpt.runners import optimizers
 from xraygpt.runners.settings import RunSettings
 
 
@@ -24,9 +25,6 @@ class Stepper:
         optimizer: Over what is trained.
         config: Its `grad_clip` bounds the gradients' norm.
     """
-
-    bytes_to_come = 8
-    """What AdamW's means will take for each trained weight after the first step."""
 
     def __init__(
         self,
@@ -69,6 +67,10 @@ class Stepper:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def bytes_to_come(self) -> int:
+        """What the optimizer will remember after the first step, beyond what it has by now."""
+        return optimizers.bytes_to_come(self.optimizer)
 
     def state(self) -> dict[str, Any]:
         """Of the optimizer, as one process would have it; a collective call."""

@@ -38,7 +38,7 @@ from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.mixture import Mixture, StreamSampler, longest_rows
 from xraygpt.models.base import BaseModel
 from xraygpt.models.capabilities import FrozenFeatures, HasDecoder, StoresMore, need, offers
-from xraygpt.runners import feature_cache, logs, profiling, state
+from xraygpt.runners import feature_cache, logs, optimizers, profiling, state
 from xraygpt.runners.averaging import Average
 from xraygpt.runners.base import BaseRunner
 from xraygpt.runners.settings import RunSettings
@@ -88,9 +88,15 @@ class Runner(BaseRunner):
                 config.warmup_steps,
                 self.max_steps,
             )
-        self.optimizer = torch.optim.AdamW(
-            self._groups(), lr=config.init_lr, betas=(0.9, config.beta2)
+        self.optimizer = optimizers.make_optimizer(
+            config.optimizer,
+            model,
+            lr=config.init_lr,
+            weight_decay=config.weight_decay,
+            beta2=config.beta2,
         )
+        # Kept here, since a checkpoint's groups take the place of these.
+        self.lr_scales = [g.get("lr_scale", 1.0) for g in self.optimizer.param_groups]
         self.average = Average(model, config.ema_decay) if config.ema_decay else None
         if config.shard_llm:
             layers = need(model, HasDecoder).decoder_layers()
@@ -103,6 +109,7 @@ class Runner(BaseRunner):
         self.stepper = make_stepper(self.accelerator, model, self.optimizer, config)
         self.wrapped = self.stepper.wrapped
         self.step, self.best, self.best_step, self.stale = 0, math.inf, -1, 0
+        self.val_losses: list[tuple[int, float]] = []  # (steps taken, nats) of each evaluation
         self._saved = -1  # step of the last checkpoint this process took part in
         self.run_folder = Path()
         self._signal: int | None = None  # what this process was sent
@@ -164,7 +171,7 @@ class Runner(BaseRunner):
         self.stepper.backward(output.loss)
         rows, width = batch["input_ids"].shape
         trained = sum(p.numel() for _, p in self.model.trainable_parameters())
-        kept = (self.stepper.bytes_to_come + (4 if self.average else 0)) * trained
+        kept = self.stepper.bytes_to_come() + (4 * trained if self.average else 0)
         targets = int(output.num_targets.sum())
         return {
             "rows": rows,
@@ -230,6 +237,7 @@ class Runner(BaseRunner):
                 values["val/image_gap"] = values["val/loss_shuffled"] - values["val/loss"]
         self.metrics.add(self.step, values)
         log.info("step %d: %s", self.step, "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+        self.val_losses.append((self.step, values["val/loss"]))
         self.stale += 1
         if values["val/loss"] < self.best:
             self.best, self.best_step, self.stale = values["val/loss"], self.step, 0
@@ -269,7 +277,9 @@ class Runner(BaseRunner):
             "best": self.best,
             "best_step": self.best_step,
             "stale": self.stale,
+            "val_losses": self.val_losses,
             "optimizer": self.stepper.state(),
+            "optimizer_name": optimizers.name_of(self.config.optimizer),
             "rng": state.all_rng_states(),
             "global_batch": self.global_batch,
         }
@@ -346,6 +356,8 @@ class Runner(BaseRunner):
         """Counters of a checkpoint; what came after it in this run is forgotten."""
         self.step, self.best, self.stale = saved["step"], saved["best"], saved["stale"]
         self.best_step, self._saved = saved["best_step"], saved["step"]
+        self.val_losses = list(saved.get("val_losses", ()))  # older checkpoints have none
+        optimizers.check_name(self.config.optimizer, saved.get("optimizer_name", "adamw"))
         if self.average:
             self.average.take_up(saved.get("own", {}) or self.average.own())
         elif "own" in saved:
@@ -398,20 +410,6 @@ class Runner(BaseRunner):
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         return distributed.autocast(self.accelerator.device, self.config.amp)
 
-    def _groups(self) -> list[dict[str, Any]]:
-        """Matrices are decayed, vectors are not."""
-        named = self.model.trainable_parameters()
-        if not named:
-            raise TrainingError("nothing to train: every part is frozen (model.freeze_*)")
-        decayed = [p for n, p in named if p.dim() > 1 and not n.endswith("query_tokens")]
-        ids = {id(p) for p in decayed}
-        plain = [p for _, p in named if id(p) not in ids]
-        groups = [
-            {"params": decayed, "weight_decay": self.config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        return [g for g in groups if g["params"]]
-
     def _set_learning_rate(self) -> float:
         schedule = Schedule(
             init_lr=self.config.init_lr,
@@ -421,10 +419,12 @@ class Runner(BaseRunner):
             total_steps=self.max_steps,
             steps_per_epoch=self.steps_per_epoch,
             decay_rate=self.config.lr_decay_rate,
+            plateau_patience=self.config.lr_plateau_patience,
+            val_losses=tuple(self.val_losses),
         )
         lr: float = registry.get_lr_scheduler_class(self.config.lr_sched)(self.step, schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for group, scale in zip(self.optimizer.param_groups, self.lr_scales, strict=True):
+            group["lr"] = lr * scale
         return lr
 
     def _check_finite(self, loss: float, norm: float, group: list[Batch]) -> None:

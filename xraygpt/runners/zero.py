@@ -18,6 +18,7 @@ from torch import Tensor
 from xraygpt.common.distributed import is_lower
 from xraygpt.common.errors import InputError
 from xraygpt.models.base import BaseModel
+from xraygpt.runners import optimizers
 from xraygpt.runners.settings import RunSettings
 from xraygpt.runners.stepping import Stepper
 
@@ -33,7 +34,6 @@ class ZeroStepper(Stepper):
         InputError: The configuration asks for what this loop does itself, or for another stage.
     """
 
-    bytes_to_come = 0
     _last = True  # whether this micro-batch is the last of its step
 
     def _wrap(self) -> Any:
@@ -87,6 +87,10 @@ class ZeroStepper(Stepper):
     def _count(self, steps: float) -> None:
         for held in self.optimizer.state.values():
             held["step"].fill_(steps)
+
+    def bytes_to_come(self) -> int:
+        """None: the means are there."""
+        return 0
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """The engine is told which is the last; buffers become those of the first process."""
@@ -168,12 +172,17 @@ def make_stepper(
     """The one that accelerate's configuration asks for.
 
     Raises:
-        InputError: DeepSpeed is to do what this loop does itself.
+        InputError: DeepSpeed is to do what this loop does itself, or what it cannot.
     """
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return Stepper(accelerator, model, optimizer, config)
     if config.shard_llm:
         raise InputError("run.shard_llm goes without DeepSpeed: take one of the two")
+    if not isinstance(optimizer, torch.optim.AdamW):
+        raise InputError(
+            "DeepSpeed's ZeRO shares out AdamW's means, and run.optimizer is "
+            f"{optimizers.name_of(config.optimizer)}: set it to adamw, or launch with torchrun"
+        )
     return ZeroStepper(accelerator, model, optimizer, config)
 
 
