@@ -58,17 +58,14 @@ class Attention:
     """Looks again at answers of an engine's conversations.
 
     Args:
-        engine: Whose.
-
-    Raises:
-        InputError: The model cannot show where it looked; says why.
+        engine: Whose; a model that cannot show where it looked says so when it is asked.
 
     Attributes:
         references: How many images the average was taken of; 0 if none is taken off.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.engine, self.maps = engine, need(engine.model, AttentionMaps)
+        self.engine = engine
         self.references = 0
         self._average: Tensor | None = None
 
@@ -103,7 +100,8 @@ class Attention:
             One for each image shown until then.
 
         Raises:
-            InputError: There was no such answer, no image, or no such place in the answer.
+            InputError: There was no such answer, no image, or no such place in the answer; or the
+                model cannot show where it looked.
         """
         replay = conversation.replay(turn)
         if not replay.images:
@@ -151,7 +149,8 @@ class Attention:
         with engine.lane:
             runs = engine.plan([Shown(one) for one in media])
             batch = engine.batch(bare(runs), media, asked)
-            return [(tokens, shares.cpu()) for tokens, shares in self.maps.traced_tokens(batch)]
+            traced = need(engine.model, AttentionMaps).traced_tokens(batch)
+            return [(tokens, shares.cpu()) for tokens, shares in traced]
 
     def _rows(self, replay: Replay, first: int, last: int) -> tuple[slice, int, int]:
         """Rows that chose the answer's tokens, and where those first..last are among them.

@@ -95,9 +95,9 @@ class Desk:
     examples: list[tuple[Path, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.attention = Attention(self.parts.engine)
-        self.sessions = Sessions(self.parts.engine)
-        prompts = self.parts.engine.renderer.prompts
+        engine = self.parts.engine
+        self.attention, self.sessions = Attention(engine), Sessions(engine)
+        prompts = engine.renderer.prompts
         asked = without_marks(prompts[0]).strip() if prompts else ""
         self.report_prompt = asked or "Describe this chest X-ray as a radiologist would."
 
@@ -218,9 +218,10 @@ class Desk:
 
     def _planned(self, session: Session) -> Planned:
         """What to ask for a report with; where the YAML has a plan, what the model found."""
-        films, plan = session.films, self.parts.plan
-        images = [self.parts.read_media(f.path, f.frame) for f in films] if plan else []
-        return plan(images, self.report_prompt) if plan else Planned(self.report_prompt)
+        if self.parts.plan is None:
+            return Planned(self.report_prompt)
+        images = [self.parts.read_media(f.path, f.frame) for f in session.films]
+        return self.parts.plan(images, self.report_prompt)
 
     def ask(
         self, session: Session, question: str, settings: Settings, ticket: int | None = None
@@ -266,10 +267,7 @@ class Desk:
             if report and question is not None and session.conversation.exchanges:
                 session.conversation.clear()
                 session.shown, session.draft = [], None
-            asked = None if question is None else Planned(question)
-            if report and asked is not None:
-                asked = self._planned(session)
-            answer = self._begin(session, asked, how)
+            answer = self._begin(session, question, how, plan=report)
             if ticket is not None and ticket <= session.stopped:
                 session.conversation.cancel()
             for piece in answer:
@@ -285,15 +283,15 @@ class Desk:
                 rest = (session, told, settings, answer)
                 threading.Thread(target=self._settle, args=rest, daemon=True).start()
 
-    def _begin(self, session: Session, asked: Planned | None, how: Generation) -> Answer:
+    def _begin(self, session: Session, question: str | None, how: Generation, plan: bool) -> Answer:
         self.sessions.cool_down()
         session.heat = {}
-        if asked is None:
-            return session.conversation.regenerate(how)
+        talk = session.conversation
+        if question is None:
+            return talk.regenerate(how)
+        asked = self._planned(session) if plan else Planned(question)
         self._show(session)
-        return session.conversation.ask(
-            asked.question, how, caption=asked.caption, bonus=asked.bonus
-        )
+        return talk.ask(asked.question, how, caption=asked.caption, bonus=asked.bonus)
 
     def _settle(self, session: Session, told: Told, settings: Settings, answer: Answer) -> None:
         """Free a session whose listener has left, when its answer has stopped."""

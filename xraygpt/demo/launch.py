@@ -297,6 +297,7 @@ def own_examples(folder: Path) -> list[tuple[Path, str]]:
 def _compare(desk: Desk, experiment: Evaluation, closing: threading.Event) -> threading.Thread:
     """Learn, beside the page, what the model looks at in any image."""
     from xraygpt.experiment import reference_images
+    from xraygpt.models.capabilities import AttentionMaps, offers
     from xraygpt.processors.media import Media
 
     def timely() -> Iterator[Media]:
@@ -308,6 +309,8 @@ def _compare(desk: Desk, experiment: Evaluation, closing: threading.Event) -> th
             yield image
 
     def work() -> None:
+        if not offers(desk.parts.engine.model, AttentionMaps):
+            return
         try:
             count = desk.attention.compare_with(timely())
             log.info("maps: %d reference images, %d used", count, desk.attention.references)
