@@ -1,3 +1,18 @@
 """xraygpt: an open framework for medical vision-language models. Importing it loads no torch."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xraygpt.loading import LoadedModel, load_model, load_model_and_preprocess
+
 __version__ = "0.1.0.dev0"
+__all__ = ["LoadedModel", "load_model", "load_model_and_preprocess"]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch is imported when it is asked for."""
+    if name in __all__:
+        from xraygpt import loading
+
+        return getattr(loading, name)
+    raise AttributeError(f"module 'xraygpt' has no attribute {name!r}")

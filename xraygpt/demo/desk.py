@@ -101,8 +101,6 @@ class Desk:
         asked = without_marks(prompts[0]).strip() if prompts else ""
         self.report_prompt = asked or "Describe this chest X-ray as a radiologist would."
 
-    # ---- images ----------------------------------------------------------------------------------
-
     def take(self, session: Session, uploads: list[str]) -> list[str]:
         """Take uploaded files into a session.
 
