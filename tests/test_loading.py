@@ -23,7 +23,7 @@ def made(tmp_path_factory):
 
     base = tmp_path_factory.mktemp("loading")
     corpus = write_toy_corpus(base / "corpus")
-    run = f"  task: report_generation\n  output_dir: {base}/run\n  device: cpu\n  max_steps: 60\n"
+    run = f"  task: report_generation\n  output_dir: {base}/run\n  device: cpu\n  max_steps: 150\n"
     run += "  init_lr: 2.0e-3\n  batch_size_train: 8\n  eval_every: 0\n"
     more = "  freeze_llm: false\n  freeze_vit: false\n"
     (base / "train.yaml").write_text(toy_yaml(corpus, run, more))
