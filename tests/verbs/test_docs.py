@@ -88,8 +88,8 @@ def test_adding_a_processor(tmp_path, installed):
     config = training(tmp_path, yaml.replace("/data/mine", str(storage)))
     spec = ImageSpec(image_size=64, mean=(0.0,), std=(1.0,), tokens_per_image=1)
     builder = config.datasets["mine"].build(image_spec=spec)
-    (image,) = builder.build("train")[0]["images"]
-    assert image.mean() == pytest.approx(0.5, abs=0.05)  # levels are spread evenly
+    (image,) = builder.build("train")[0]["media"]
+    assert image.data.mean() == pytest.approx(0.5, abs=0.05)  # levels are spread evenly
     assert builder.processor("vis", "eval").config.levels == 128
 
 
@@ -102,6 +102,18 @@ def test_adding_a_task(tmp_path, installed):
     scores = {s.name: s for s in task.score(said)}
     assert scores["short"].value == 0.5 and scores["short"].n == 2
     assert "ROUGE-L" in scores
+
+
+def test_adding_a_vocabulary(tmp_path, installed):
+    task = training(tmp_path, installed("adding_a_vocabulary.md")).run.task.build()
+    texts = ["The left ventricle is dilated. No pericardial effusion.", "Pericardial effusion."]
+    said = [Prediction(n, n, "", t, texts[0], 0) for n, t in zip("ab", texts, strict=True)]
+    scores = {s.name: s for s in task.score(said)}
+    assert scores["findings_text_F1"].value == pytest.approx(0.5)  # 1 hit, 1 added, 1 missed
+    compared = task.compare(said[1])
+    assert (compared.missed, compared.added) == (
+        ["dilated_left_ventricle"], ["pericardial_effusion"]
+    )  # fmt: skip
 
 
 def test_adding_an_optimizer(tmp_path, installed):
