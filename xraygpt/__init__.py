@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from xraygpt.version import __version__
+
 if TYPE_CHECKING:
     from xraygpt.loading import LoadedModel, load_model, load_model_and_preprocess
 
-__version__ = "0.1.0.dev0"
-__all__ = ["LoadedModel", "load_model", "load_model_and_preprocess"]
+__all__ = ["LoadedModel", "__version__", "load_model", "load_model_and_preprocess"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from xraygpt import __version__
 from xraygpt.common import checkpoint
 from xraygpt.common import config as configuration
 from xraygpt.common.checks import Checks
@@ -35,6 +34,7 @@ from xraygpt.runners.prediction import Predictor, find_inputs
 from xraygpt.runners.state import load_weights, resume_from
 from xraygpt.runners.train_loop import Runner
 from xraygpt.tasks.asking import Planned, planned_question
+from xraygpt.version import __version__
 
 log = logging.getLogger(__name__)
 

@@ -325,3 +325,16 @@ def test_a_disk_that_refuses_is_explained(number, remedy, caplog):
 
     assert guarded(full) == 1
     assert "/somewhere/output" in caplog.text and remedy in caplog.text
+
+
+def test_agreement_is_found_where_it_was(tmp_path, caplog):
+    """`run.task.generate.agreement` of earlier versions is the plan's."""
+    file = tmp_path / "old.yaml"
+    file.write_text(
+        "model: {arch: xraygpt, model_type: tiny}\ndatasets: {x: {builder: records}}\n"
+        "run: {task: {name: report_generation, plan: {by: head}, generate: {agreement: 0.12}}}\n"
+    )
+    task = load(Evaluation, file).run.task
+    assert task.plan.agreement == 0.12 and "run.task.plan.agreement now" in caplog.text
+    both = load(Evaluation, file, ["run.task.plan.agreement=0.5"]).run.task
+    assert both.plan.agreement == 0.5

@@ -22,11 +22,13 @@ from torch.nn import functional
 
 from tests.conftest import REPO, toy_image
 from tests.killing import same, weights
+from tests.plugins.prefix_lm import RowPacker
 from tests.plugins.qwen import write_qwen
 from xraygpt.common.config import load
 from xraygpt.common.errors import DataError, InputError, Stopped, TrainingError
 from xraygpt.conversation.api import ApiLimits, Message, Service
 from xraygpt.datasets.collate import Collator
+from xraygpt.demo.desk import Desk, Settings
 from xraygpt.experiment import (
     Evaluation,
     Training,
@@ -36,6 +38,8 @@ from xraygpt.experiment import (
     build_runner,
 )
 from xraygpt.models.base import Generation
+from xraygpt.processors.content import MediaPart, Turn, turn_of
+from xraygpt.processors.prompts import Run
 from xraygpt.runners.compare import compare
 from xraygpt.runners.logs import read_rows
 
@@ -314,6 +318,63 @@ def test_the_endpoint_serves_a_stock_model(place, trained, tmp_path):
         message = Message(role="user", content=[{"type": "text", "text": QUESTION}, image])
         conversation, planned = service.conversation([message])
         said.append(conversation.ask(planned.question, Generation(max_new_tokens=8)).text())
+    assert said[0] != said[1]
+
+
+def test_a_tiling_may_hang_on_all_images_of_a_study(place, trained, tmp_path, monkeypatch):
+    """As LLaVA-OneVision tiles: three tokens of an image alone, one of each among several."""
+
+    class Pooled(RowPacker):
+        def plan(self, media):
+            return [Run(len(m.data) if len(media) == 1 else 1, m.kind) for m in media]
+
+        def pack(self, samples):
+            made = [m.data if len(s) == 1 else m.data.mean(0)[None] for s in samples for m in s]
+            return {"rows": torch.cat(made)}
+
+    parts = build_chat(evaluation(place, "prefix_lm", tmp_path / "e", trained("prefix_lm")), "cpu")
+    model = parts.engine.model
+    model.packer = Pooled()
+    data = build_runner(training(place, "prefix_lm", tmp_path / "r")).splits["train"]
+    one, two, how = data[0]["media"][0], data[1]["media"][0], Generation(max_new_tokens=6)
+    collate = Collator(model.renderer, model.packer, max_len=512)
+    pair = {**data[0], "media": [one, two]}
+    pair["turns"] = [Turn(role="user", text=f"<image> <image> {QUESTION}")]
+    batch = collate.prompts([pair, data[0]])
+    assert [run.length for run in batch["runs"]] == [1, 1, 3]
+    both = parts.engine.start()
+    both.add_image(one)
+    both.add_image(two)
+    turn = turn_of("user", [MediaPart(), MediaPart(), f" {QUESTION}"])
+    wanted = model.generate(collate.prompts([{**pair, "turns": [turn]}]), how)
+    assert both.ask(QUESTION, how).text() == wanted[0]
+    later = parts.engine.start()
+    later.add_image(one)
+    first = later.ask(QUESTION, how).text()
+    later.add_image(two)  # the first image is read anew, as one of two
+    told = later.ask("And this?", how)
+    answer = told.text()
+    runs = later.replay().rendered["runs"]
+    assert [run.length for run in runs] == [1, 1] and told.cached_tokens <= runs[0].start
+    anew = parts.engine.start()
+    anew.add_image(one)
+    anew.recall(QUESTION, first)
+    anew.exchanges[0].ids = later.exchanges[0].ids
+    anew.add_image(two)
+    assert anew.ask("And this?", how).text() == answer
+
+
+def test_the_page_drafts_with_a_model_that_draws_no_maps(place, trained, tmp_path):
+    parts = build_chat(evaluation(place, "stock_vlm", tmp_path / "e", trained("stock_vlm")), "cpu")
+    examples = [(place / "images/s0.png", "one"), (place / "images/s1.png", "another")]
+    desk, said = Desk(parts, "qwen", synthetic=False, examples=examples), []
+    for i in (0, 1):
+        session = desk.sessions.of(f"page{i}")
+        assert desk.take_example(session, i) == []
+        *_, last = desk.draft(session, Settings(max_new_tokens=8))
+        said.append(last.text)
+        with pytest.raises(InputError, match="cannot show where it looked because its tokens are"):
+            desk.attention.look(session.conversation, 0, 1)
     assert said[0] != said[1]
 
 

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from xraygpt import __version__
 from xraygpt.common.checkpoint import digest, write_file
 from xraygpt.common.errors import DataError, InputError
 from xraygpt.common.openi import is_published_test
@@ -21,6 +20,7 @@ from xraygpt.curation.checks import reasons_counted, wilson
 from xraygpt.curation.ledger import NAME as LEDGER
 from xraygpt.curation.select import Filters, LeftOut, Picture, Selection, write_left_out
 from xraygpt.curation.sources import SourceReport
+from xraygpt.version import __version__
 
 CAPTIONS, TURNS = "filter_cap.json", "vqa.jsonl"
 MANIFEST, HELD_BACK = "manifest.json", "held_back.csv"

@@ -75,7 +75,7 @@ class Record:
     turns: tuple[Turn, ...] | Callable[[str], Sequence[Turn]]  # a function draws them, by `draw`
     meta: dict[str, Any] = field(default_factory=dict)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pickled as its fields."""
         return Record, (self.sample_id, self.study_id, self.media, self.turns, self.meta)
 

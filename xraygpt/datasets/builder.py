@@ -192,7 +192,7 @@ class BaseBuilder(Plugin):
         return path
 
 
-def inside(root: Path, name: Any) -> Path:
+def inside(root: Path, name: object) -> Path:
     """`name` under `root`, with nothing that leads out of it.
 
     Raises:
@@ -206,7 +206,7 @@ def inside(root: Path, name: Any) -> Path:
     return path
 
 
-def image_in(root: Path, name: Any) -> str:
+def image_in(root: Path, name: object) -> str:
     """`existing(inside(root, name))` as text, quicker where nothing is wrong.
 
     Raises:
@@ -238,7 +238,7 @@ def existing(path: Path) -> Path:
 _KEYS = ("path", "view", "kind", "index", "frame", "frames", "tensor", "spacing", "fps")
 
 
-def media_of(item: Any, place: Callable[[Any], Path | str], view: str = "") -> MediaRef:
+def media_of(item: object, place: Callable[[object], Path | str], view: str = "") -> MediaRef:
     """One entry of a record's `images`.
 
     Args:
@@ -281,7 +281,7 @@ def media_of(item: Any, place: Callable[[Any], Path | str], view: str = "") -> M
         ) from None
 
 
-def _whole(value: Any) -> int | None:
+def _whole(value: object) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
     raise TypeError(f"{value!r} is no whole number")

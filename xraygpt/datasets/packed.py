@@ -6,7 +6,7 @@ import mmap
 import pickle
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 
@@ -102,7 +102,7 @@ class PackedRecords(Sequence[Record]):
         for pickled in dict.fromkeys(self._file.read(begin, end) for begin, end in pairs):
             yield _images(pickled)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """For a process that does not inherit the file."""
         spans = self._settled().tolist()
         return _again, ([(self._file.read(b, end), middle - b) for b, middle, end in spans],)

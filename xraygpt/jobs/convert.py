@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from xraygpt import __version__
 from xraygpt.common.checkpoint import digest, find_checkpoint, is_run_like, manifest_of, seal
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError, WeightsError
@@ -27,6 +26,7 @@ from xraygpt.models.weight_files import is_converted, read_state_dict, weight_fi
 from xraygpt.models.weights import Account
 from xraygpt.processors.base import BaseProcessor
 from xraygpt.runners.state import load_weights
+from xraygpt.version import __version__
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from xraygpt import __version__
 from xraygpt.common.checkpoint import find_checkpoint
 from xraygpt.common.config import load, to_tree
 from xraygpt.common.errors import InputError
@@ -16,6 +15,7 @@ from xraygpt.common.publishing import publish_folder, refuse_taken
 from xraygpt.experiment import Training
 from xraygpt.models.base import BaseModel
 from xraygpt.models.weight_files import read_weights
+from xraygpt.version import __version__
 
 
 def pack(run: Path, out: Path, head: Path | None = None) -> None:

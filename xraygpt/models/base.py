@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from xraygpt.models.text_assets import saved_prompts, write_renderer
 from xraygpt.models.weight_files import WEIGHTS, save_half
 from xraygpt.processors.image import ImageSpec
 from xraygpt.processors.prompts import NO_TEXT, PromptRenderer, load_prompts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +207,7 @@ class BaseModel(nn.Module, Plugin):
         """What it is made of, for people: ``{"LLM": "vicuna-7b"}``."""
         return {}
 
-    def pack_into(self, state: dict[str, Tensor], folder: Path, out: Path) -> Any:
+    def pack_into(self, state: dict[str, Tensor], folder: Path, out: Path) -> BaseModel.Config:
         """Write the model into one folder to hand on, matrices in half precision.
 
         Args:
@@ -220,9 +223,10 @@ class BaseModel(nn.Module, Plugin):
         """
         save_half(state, folder / WEIGHTS)
         self.save_assets(folder)
-        return replace(self.config, ckpt=out)
+        packed: BaseModel.Config = replace(self.config, ckpt=out)
+        return packed
 
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, str]:
         """What identifies the parts that came from elsewhere, such as the LLM's digest."""
         return {}
 
@@ -234,9 +238,18 @@ class BaseModel(nn.Module, Plugin):
         """
 
 
+class TextSettings(Protocol):
+    """Settings of how a model's text is written, see `XrayGPT.Config`."""
+
+    prompt_template: str
+    prompt_path: Path | None
+    end_sym: str | None
+    max_txt_len: int | None
+
+
 def renderer_of(
-    config: Any,
-    tokenizer: Any,
+    config: TextSettings,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     assets: Path | None = None,
     media_marks: Mapping[str, str] | None = None,

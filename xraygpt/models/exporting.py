@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xraygpt import __version__
 from xraygpt.common.errors import WeightsError
 from xraygpt.common.publishing import publish_folder, writing
 from xraygpt.models import exchange
@@ -21,6 +20,7 @@ from xraygpt.models.composition import Composition
 from xraygpt.models.language import fold_lora
 from xraygpt.models.weight_files import WEIGHTS
 from xraygpt.processors.image import XrayImage
+from xraygpt.version import __version__
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from xraygpt import __version__
 from xraygpt.common.checkpoint import find_checkpoint, is_run_like, seal
 from xraygpt.models import adopt, llm_files, own_encoder
 from xraygpt.models.composition import Composition
 from xraygpt.models.weight_files import WEIGHTS, read_weights, save_half
+from xraygpt.version import __version__
 
 ENCODER, LLM, HEAD = "encoder", "llm", "finding_head.safetensors"
 

@@ -447,7 +447,7 @@ class XrayGPT(CausalModel):
         llm = Path(self.config.llama_model or "random, for tests").name
         return {"vision encoder": self.config.vit_model, "LLM": llm}
 
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, str]:
         """Digests of the LLM as it was before any checkpoint, and of the finding head."""
         head = self.finding_head
         return {**self._parts, **({} if head is None else {"finding_head": head.digest()})}

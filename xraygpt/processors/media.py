@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -81,7 +81,7 @@ class MediaRef(_Fields):
             cls, file, view, kind, index, frames, tensor, spacing, fps, mirrored
         )  # fmt: skip
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pickled as its fields."""
         return MediaRef._make, (tuple(self),)
 
@@ -305,12 +305,13 @@ def _rows(ref: MediaRef, count: int) -> int | slice:
     return ref.index
 
 
-def _npy(ref: MediaRef) -> Any:
+def _npy(ref: MediaRef) -> np.ndarray:
     array = np.load(ref.file, mmap_mode="r", allow_pickle=False)
-    return array[_rows(ref, len(array))] if array.ndim else array
+    rows: np.ndarray = array[_rows(ref, len(array))] if array.ndim else array
+    return rows
 
 
-def _safetensors(ref: MediaRef) -> Any:
+def _safetensors(ref: MediaRef) -> np.ndarray:
     from safetensors import safe_open
 
     with safe_open(ref.file, framework="pt") as file:
@@ -323,4 +324,5 @@ def _safetensors(ref: MediaRef) -> Any:
         piece = file.get_slice(name)
         rows = _rows(ref, piece.get_shape()[0])
         found: Tensor = piece[rows]
-        return found.float().numpy()
+        array: np.ndarray = found.float().numpy()
+        return array

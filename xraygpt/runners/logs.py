@@ -12,8 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from xraygpt import __version__
 from xraygpt.common.checkpoint import write_file
+from xraygpt.version import __version__
 
 PACKAGES = ("torch", "transformers", "timm", "accelerate", "peft", "safetensors", "omegaconf")
 

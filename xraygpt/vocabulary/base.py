@@ -36,7 +36,7 @@ class Vocabulary(Plugin):
     def __init__(self, config: Any = None) -> None:
         self.config = config
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pickled as its name."""
         return vocabulary_of, (VOCABULARIES.name_of(type(self)),)
 
