@@ -35,6 +35,7 @@ from xraygpt.phantom.findings import Finding
 from xraygpt.processors.image import XrayImage, XrayImageTrain
 from xraygpt.runners.evaluation import Evaluator
 from xraygpt.runners.feature_cache import FeatureStore
+from xraygpt.runners.optimizers import AdamW, Muon
 from xraygpt.runners.settings import RunSettings
 from xraygpt.tasks.alignment import QFormerAlignmentTask
 from xraygpt.tasks.asking import Plan
@@ -203,16 +204,19 @@ CASES: list[tuple[type, dict[str, Any], set[str]]] = [
         Generation,
         {
             "max_new_tokens": 0, "num_beams": 0, "candidates": 0, "references": -1,
-            "agreement": -1, "guidance": -1, "temperature": 0, "top_p": 0,
+            "guidance": -1, "temperature": 0, "top_p": 0,
         },
         {
-            "max_new_tokens", "num_beams", "candidates", "references", "agreement", "guidance",
+            "max_new_tokens", "num_beams", "candidates", "references", "guidance",
             "temperature", "top_p",
         },
     ),
     (Generation, {"guidance": 1, "num_beams": 2, "do_sample": True}, {"guidance", "num_beams"}),
     (Generation, {"candidates": 2, "temperature": 0.5}, {"candidates", "temperature"}),
     (Generation, {"references": 1}, {"references"}),
+    (Plan, {"agreement": -1, "thresholds": {"edema": 2.0}}, {"agreement", "thresholds.edema"}),
+    (AdamW.Config, {"beta1": 1.0, "eps": 0.0}, {"beta1", "eps"}),
+    (Muon.Config, {"beta1": 1.0, "momentum": -1, "ns_steps": 0}, {"beta1", "momentum", "ns_steps"}),
     (
         RunSettings,
         {

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from xraygpt.common.checkpoint import find_checkpoint
 from xraygpt.common.config import load
 from xraygpt.common.errors import WeightsError
 from xraygpt.experiment import Training, build_runner
 from xraygpt.models.language import SmallLLM, new_llm, new_tokenizer
 from xraygpt.models.llm_files import load_llm
+from xraygpt.models.text_assets import saved_tokenizer
 from xraygpt.models.xraygpt import XrayGPT
 
 YAML = """
@@ -66,12 +69,19 @@ def test_dropout_acts_in_training_alone_and_stays_out_of_the_saved_llm(tmp_path,
         assert torch.equal(llm.train()(ids).logits, model.eval().llm(ids).logits)
 
 
-def test_weights_of_another_tokenizer_are_refused(tmp_path, toy):
+def test_a_run_goes_on_with_its_own_tokenizer(tmp_path, toy):
+    """The corpus has changed since: the tokenizer that the weights know comes with them."""
     train(tmp_path, toy, 2)
+    before = find_checkpoint(tmp_path / "lm") / "llm" / "tokenizer.json"
+    vocabulary = json.loads(before.read_text())["model"]["vocab"]
     lines = (toy / "corpus.jsonl").read_text().replace("Clear lungs.", "Clear, clear, clear lungs!")
     (toy / "corpus.jsonl").write_text(lines)
-    with pytest.raises(WeightsError, match="its tokenizer is not the one learned from this corpus"):
-        train(tmp_path, toy, 4, f"run.resume_ckpt_path={tmp_path / 'lm'}")
+    train(tmp_path, toy, 4, f"run.resume_ckpt_path={tmp_path / 'lm'}")
+    after = find_checkpoint(tmp_path / "lm") / "llm" / "tokenizer.json"
+    assert after != before and json.loads(after.read_text())["model"]["vocab"] == vocabulary
+    (after.parent / "tokenizer.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"tokenizer.json is damaged"):
+        saved_tokenizer(after.parent.parent)
 
 
 def test_the_tokenizer_spells_anything():

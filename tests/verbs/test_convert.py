@@ -27,6 +27,7 @@ from tests.models.test_hf_folders import ours as small_eva
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.convert import main
+from xraygpt.datasets.base import MediaRun
 from xraygpt.experiment import Training, build_runner
 from xraygpt.models.encoders import build_vision
 from xraygpt.models.language import SmallLLM, new_llm, new_tokenizer
@@ -166,6 +167,8 @@ def test_plain_transformers_says_the_same(tmp_path, monkeypatch, tied, spare):
         with torch.no_grad():
             embeds = model.embed({
                 "input_ids": own, "media_inputs": {"pixel_values": pixels}, "question": [question],
+                "runs": [MediaRun(0, "image", own[0].tolist().index(IMAGE_TOKEN_ID), 8)],
+                "sample_id": ["s"],
             })  # fmt: skip
             mine = model.llm(inputs_embeds=embeds).logits
             other = theirs(pixels, input_ids=ids).logits[..., : mine.shape[-1]]

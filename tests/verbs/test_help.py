@@ -29,6 +29,7 @@ LIGHT = {
 }
 SCRIPTS = sorted((REPO / "Data_Creation_Scripts").rglob("*.py"))
 NUMERIC = {
+    "xraygpt.compare": ["first", "second"],
     "xraygpt.metrics.compare": ["first", "second"],
     "xraygpt.synthesize": ["--out"],
     "xraygpt.curate": ["CORPUS or STEP"],
@@ -73,7 +74,8 @@ MISTAKES = [
     ("xraygpt.pack", ["docs", "new", "--finding-head", "gone"], "cannot read gone: No such file"),
     ("xraygpt.quickstart", ["giga"], "invalid choice: 'giga'"),
     ("xraygpt.download", ["nobody"], "'nobody' is none of"),
-    ("xraygpt.metrics.compare", ["gone.jsonl", "gone.jsonl"], "cannot read gone.jsonl: No such"),
+    ("xraygpt.compare", ["gone.jsonl", "gone.jsonl"], "gone.jsonl: no such file or folder"),
+    ("xraygpt.metrics.compare", ["gone.jsonl", "gone.jsonl"], "gone.jsonl: no such file or folder"),
     ("xraygpt.synthesize", ["--out", "new", "--studies", "0"], "--studies: must be at least 1"),
     ("xraygpt.synthesize", ["--out", "new", "--texts", "openi"], "--texts: openi needs design"),
     ("xraygpt.synthesize", ["--out", "new", "--views", "top"], "invalid choice: 'top'"),

@@ -168,6 +168,7 @@ def draw(
     ended: Callable[[Tensor, Tensor], Tensor],
     guide: Guide | None = None,
     names: Sequence[str] = (),
+    *,
     positions: Tensor | None = None,
     cache: Any = None,
     heard: Callable[[Tensor], None] | None = None,

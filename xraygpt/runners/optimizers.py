@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.errors import InputError, TrainingError
 from xraygpt.common.registry import OPTIMIZERS, Plugin, Registry, registry
 from xraygpt.models.base import BaseModel
@@ -65,7 +66,9 @@ class AdamW(BaseOptimizer):
         """Added to the root of the mean squared gradient."""
 
         def __post_init__(self) -> None:
-            _check_adam(self.beta1, self.eps)
+            with Checks(self) as check:
+                check.share_below_one("beta1")
+                check.above(0, "eps")
 
     config: Config
 
@@ -103,11 +106,11 @@ class Muon(BaseOptimizer):
         `spectral_unclamped` √(A / B)."""
 
         def __post_init__(self) -> None:
-            super().__post_init__()
-            if not 0 <= self.momentum < 1:
-                raise ValueError(f"momentum ({self.momentum}) must lie in [0, 1)")
-            if not 1 <= self.ns_steps <= 20:
-                raise ValueError(f"ns_steps ({self.ns_steps}) must be 1 to 20")
+            with Checks(self) as check:
+                check.also(super().__post_init__)
+                check.share_below_one("momentum")
+                steps = self.ns_steps
+                check.refuse(not 1 <= steps <= 20, "ns_steps", f"must be 1 to 20, got {steps}")
 
     config: Config
 
@@ -273,8 +276,3 @@ def _check_groups(groups: list[TorchGroup], model: BaseModel) -> None:
                     f"{type(model).__name__}.param_groups(): group {group.get('name', '')!r} has "
                     f"{key} {group[key]}, which must be finite and not below 0"
                 )
-
-
-def _check_adam(beta1: float, eps: float) -> None:
-    if not 0 <= beta1 < 1 or eps <= 0:
-        raise ValueError(f"beta1 ({beta1}) must lie in [0, 1), eps ({eps}) above 0")
