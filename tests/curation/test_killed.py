@@ -6,7 +6,6 @@ import csv
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.conftest import REPO
 from tests.curation import endpoint as fakes
 from tests.curation.endpoint import captions, rewriting, run, serving, write_corpus
@@ -73,7 +73,7 @@ def test_killed_at_random_points_the_output_is_that_of_an_uninterrupted_run(tmp_
             return [str(word) for word in words]
 
         def finish(out: Path) -> None:
-            done = subprocess.run(
+            done = processes.run(
                 command(out), cwd=REPO, capture_output=True, text=True, check=False
             )
             assert done.returncode == 3, done.stderr[-2000:]  # some rows are refused or invalid
@@ -81,9 +81,9 @@ def test_killed_at_random_points_the_output_is_that_of_an_uninterrupted_run(tmp_
         finish(tmp_path / "whole")
         whole, hits = fake.stats["requests"], 0
         for _ in range(kills):
-            process = subprocess.Popen(
-                command(tmp_path / "killed"), cwd=REPO, stderr=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+            process = processes.Popen(
+                command(tmp_path / "killed"), cwd=REPO, stderr=processes.DEVNULL,
+                stdout=processes.DEVNULL,
             )  # fmt: skip
             share = whole // kills if way == "calls" else 4
             wanted = fake.stats["requests"] + draw.randint(1, share)

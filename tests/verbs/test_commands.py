@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.conftest import REPO, toy_yaml, write_toy_corpus
 from tests.runners.test_train_loop import MODEL, RUN, environment
 from xraygpt.common.config import load
@@ -104,7 +105,7 @@ def test_commands_about_a_yaml_of_ones_own_run(tmp_path):
         words = [str(mine) if w == "my.yaml" else w for w in command[1:]]
         if "run.max_steps=20" in words:  # another model: into another folder
             words += ["run.max_steps=2", f"run.output_dir={tmp_path / 'short'}"]
-        done = subprocess.run(
+        done = processes.run(
             [sys.executable, *words], cwd=REPO, env=environment(), capture_output=True, text=True
         )
         assert done.returncode == 0, (command, done.stderr[-800:])

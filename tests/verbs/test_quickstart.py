@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests import processes
 from tests.conftest import REPO
 from tests.killing import finish
 from xraygpt import quickstart
@@ -126,11 +127,11 @@ def test_a_stopped_tour_waits_until_its_training_has_saved(number, tmp_path):
     (tmp_path / "child.py").write_text(CHILD)
     code = "import sys; from xraygpt.quickstart import _call as call\n"
     code += "print(call([sys.executable, 'child.py']))"
-    tour = subprocess.Popen(
+    tour = processes.Popen(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=processes.PIPE,
+        stderr=processes.PIPE,
         text=True,
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(REPO)},
@@ -140,7 +141,7 @@ def test_a_stopped_tour_waits_until_its_training_has_saved(number, tmp_path):
         os.killpg(tour.pid, number)  # as a terminal does
     else:
         tour.send_signal(number)
-    said, _ = tour.communicate(timeout=20)
+    said, _ = tour.communicate(timeout=120)
     assert said.strip() == "(143, 'saved\\n')"
 
 
