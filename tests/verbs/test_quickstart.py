@@ -163,7 +163,11 @@ def test_its_commands_run_on_a_few_phantoms(tmp_path):
     env = {**os.environ, "XRAYGPT_CACHE": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""}
     lm, one, two = (str(tmp_path / name) for name in ("lm", "stage1", "stage2"))
     few = ["run.max_steps=3", "run.batch_size_train=4", "run.eval_samples=4", "run.eval_every=3"]
-    parts = {"lm": ["reports", "codes"], "stage1": ["codes", "questions"], "stage2": ["phantoms"]}
+    parts = {
+        "lm": ["reports", "codes", "questions"],
+        "stage1": ["codes", "questions"],
+        "stage2": ["phantoms"],
+    }
     links = {
         "lm": ["model.llm.layers=1"],
         "stage1": [f"model.llama_model={lm}"],
@@ -176,7 +180,7 @@ def test_its_commands_run_on_a_few_phantoms(tmp_path):
             "--cfg-path",
             f"train_configs/quickstart_{name}.yaml",
         ]
-        studies = [f"datasets.{label}.studies=120" for label in labels]
+        studies = [f"datasets.{label}.studies=60" for label in labels]
         command += ["--options", *few, *studies, *links[name], f"run.output_dir={tmp_path / name}"]
         finish(command, env)
     command = [
@@ -185,13 +189,13 @@ def test_its_commands_run_on_a_few_phantoms(tmp_path):
         "--cfg-path",
         "train_configs/quickstart_mini_stage1.yaml",
     ]
-    command += ["--options", *few, *(f"datasets.{d}.studies=120" for d in parts["stage1"])]
+    command += ["--options", *few, *(f"datasets.{d}.studies=60" for d in parts["stage1"])]
     command += [f"model.llama_model={lm}", "model.prompt_template=xraygpt", "model.end_sym=</s>"]
     command += [f"model.q_former_model={one}", f"run.output_dir={tmp_path / 'mini'}"]
     finish(command, env)
     command = [sys.executable, "evaluate.py", "--cfg-path", "eval_configs/quickstart.yaml"]
     command += ["--options", f"model.llama_model={lm}", f"model.ckpt={two}", "run.shuffles=1"]
-    command += ["datasets.phantoms.studies=120", f"run.output_dir={tmp_path / 'evaluate'}"]
+    command += ["datasets.phantoms.studies=60", f"run.output_dir={tmp_path / 'evaluate'}"]
     done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     (page,) = tmp_path.glob("evaluate/*/report.html")
