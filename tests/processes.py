@@ -312,6 +312,8 @@ def _execute(args: list[str]) -> None:
 if __name__ == "__main__":
     for _name in PRELOADED:
         importlib.import_module(_name)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("openai")  # of an extra
     gc.collect()
     gc.freeze()  # so that a collection in a child copies no pages
     serve(socket.socket(fileno=int(sys.argv[1])))
