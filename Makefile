@@ -40,11 +40,11 @@ format: install  ## let ruff mend what it can
 
 test: test-fast test-slow  ## all that CI runs, offline, fast part first
 
-test-fast: install-dev  ## under two minutes on two cores
+test-fast: install-dev  ## a minute or two on two cores
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not slow" --numprocesses 2 --dist loadfile
 
-test-slow: install-dev  ## minutes: real data, killed and resumed runs
-	$(PY) -m pytest -q -m slow
+test-slow: install-dev  ## ten minutes on two cores: real data, killed and resumed runs
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m slow --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 quickstart: install  ## train, measure and show a model on synthetic X-rays; QUICKSTART=mini: with SmolLM2
 	$(PY) -m xraygpt.quickstart $(or $(QUICKSTART),nano)

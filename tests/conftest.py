@@ -28,6 +28,24 @@ def real_data() -> Path:
     return root
 
 
+# What takes longest begins first, so that two workers end at about the same time.
+LONGEST = (
+    "test_real_run", "test_page", "test_users", "test_killed", "test_chat", "test_train_loop",
+    "test_zero", "test_compiling", "test_quickstart", "test_curation_page", "test_convert",
+)  # fmt: skip
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under ``--dist loadgroup``: tests that share a module's fixtures go to one worker."""
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        if any(f.scope == "module" for definitions in fixtures for f in definitions):
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(REPO))))
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """No test reads or fills the user's feature cache."""

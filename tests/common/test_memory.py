@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import platform
-import subprocess
 import sys
 
 import pytest
 
+from tests import processes
 from xraygpt.common import memory
 
 SCRIPT = """
@@ -29,7 +29,7 @@ print(done, faults(10))
 def run(keep, **variables):
     free = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_", "LD_"))}
     script = [sys.executable, "-c", SCRIPT.format(keep=keep)]
-    done = subprocess.run(script, env=free | variables, capture_output=True, text=True, check=True)
+    done = processes.run(script, env=free | variables, capture_output=True, text=True, check=True)
     said, faults = done.stdout.split()
     return said, int(faults)
 

@@ -11,16 +11,53 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests import processes
 from tests.conftest import REPO
 from tests.curation import endpoint as fakes
 from tests.curation.endpoint import captions, rewriting, run, serving, write_corpus
 from xraygpt.curation.engine import Limits
 from xraygpt.curation.limits import Breaker, Patience
 
-KILLS, ROWS = 20, 400
+ROWS = 400
+KILL_BEFORE = """
+import importlib, os, runpy, signal, sys
+module, *names, last, number = sys.argv[1].split(",")
+owner = importlib.import_module(module)
+for name in names:
+    owner = getattr(owner, name)
+original, left = getattr(owner, last), int(number)
+def deadly(*args, **how):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **how)
+setattr(owner, last, deadly)
+sys.argv = sys.argv[3:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+LEDGER, FOLDER = "xraygpt.curation.ledger,Ledger", "xraygpt.curation.folder"
+POINTS = {  # a function, and the call of it that never comes about
+    "calls": [
+        f"{LEDGER},hold,40",  # a request not yet noted
+        f"{LEDGER},finish,60",  # an answer that came and is not kept
+        f"{LEDGER},keep_draft,2",  # a first answer that could not stand
+        f"{LEDGER},spend,100",
+        f"{FOLDER},bring_pictures,1",  # all answers there, a folder that stands unfinished
+        f"{FOLDER},_manifest,1",
+    ],
+    "batch": [
+        f"{LEDGER},add_batch,1",
+        f"{LEDGER},set_batch,1",
+        f"{LEDGER},set_batch,2",
+        f"{LEDGER},finish,60",
+        f"{FOLDER},_manifest,1",
+    ],
+}
 
 
 @pytest.mark.slow
@@ -56,11 +93,10 @@ def contents(out: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
 @pytest.mark.parametrize("way", ["calls", "batch"])
-def test_killed_at_random_points_the_output_is_that_of_an_uninterrupted_run(tmp_path, way: str):
-    """20 times for single calls, 5 for batches; points drawn over the whole run, its end too."""
+def test_killed_at_any_point_the_output_is_that_of_an_uninterrupted_run(tmp_path, way: str):
+    """At each of `POINTS` and at a random one, in one folder; the whole run is a cold start."""
     corpus = write_corpus(tmp_path / "corpus", ROWS)
-    kills, draw = KILLS if way == "calls" else 5, random.Random(5)
-    with serving(faults=0.1, hang=5.0, latency=0.05) as (url, fake):
+    with serving(faults=0.1, hang=5.0, latency=0.02) as (url, fake):
 
         def command(out: Path) -> list[str]:
             more = ["--batch", "--poll-seconds", "0.2"] if way == "batch" else []
@@ -72,30 +108,27 @@ def test_killed_at_random_points_the_output_is_that_of_an_uninterrupted_run(tmp_
             ]  # fmt: skip
             return [str(word) for word in words]
 
-        def finish(out: Path) -> None:
-            done = subprocess.run(
-                command(out), cwd=REPO, capture_output=True, text=True, check=False
-            )
+        def finish(out: Path, start: Any) -> None:
+            done = start(command(out), cwd=REPO, capture_output=True, text=True, check=False)
             assert done.returncode == 3, done.stderr[-2000:]  # some rows are refused or invalid
 
-        finish(tmp_path / "whole")
-        whole, hits = fake.stats["requests"], 0
-        for _ in range(kills):
-            process = subprocess.Popen(
-                command(tmp_path / "killed"), cwd=REPO, stderr=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-            )  # fmt: skip
-            share = whole // kills if way == "calls" else 4
-            wanted = fake.stats["requests"] + draw.randint(1, share)
-            while fake.stats["requests"] < wanted and process.poll() is None:
+        finish(tmp_path / "whole", subprocess.run)
+        whole, (python, *words) = fake.stats["requests"], command(tmp_path / "killed")
+        kills = [[python, "-c", KILL_BEFORE, point, *words] for point in POINTS[way]]
+        drawn = random.Random().randint(1, whole // 4)
+        kills.insert(random.Random().randint(0, 3), [python, *words])
+        for line in kills:
+            process = processes.Popen(
+                line, cwd=REPO, stderr=processes.DEVNULL, stdout=processes.DEVNULL
+            )
+            wanted = fake.stats["requests"] + drawn
+            while process.poll() is None:
                 time.sleep(0.002)
-            time.sleep(draw.uniform(0, 0.05))
-            hits += process.poll() is None
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        finish(tmp_path / "killed")
-    assert hits >= kills - 2
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+                if line[1] == "-m" and fake.stats["requests"] >= wanted:
+                    process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL, (line, drawn)
+        finish(tmp_path / "killed", processes.run)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole"), drawn
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests import processes
 from tests.conftest import REPO
 from tests.curation.endpoint import rewriting, serving
 from tests.curation.test_sources import XML
@@ -193,7 +194,7 @@ def test_the_folder_trains_with_the_published_recipe_and_never_on_the_test_split
         "model.model_type=tiny model.image_size=224 model.llama_model=null model.ckpt=null "
         f"run.iters_per_epoch=2 run.warmup_steps=0 run.device=cpu run.output_dir={tmp_path / 'run'}"
     )
-    done = subprocess.run(
+    done = processes.run(
         [
             sys.executable, "train.py", "--cfg-path",
             "train_configs/xraygpt_openi_finetune.yaml", "--options", *options.split(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy as copying
 import json
-import subprocess
 import sys
 
 import pytest
@@ -12,6 +11,7 @@ import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests import processes
 from tests.conftest import REPO
 from xraygpt.common.errors import WeightsError
 from xraygpt.models.language import SmallLLM, new_llm, new_tokenizer
@@ -221,7 +221,7 @@ def test_code_in_a_folder_is_never_run(llm, tmp_path):
         "    try:\n        load()\n    except WeightsError as error:\n        print(error)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, input="y\ny\ny\ny\n", capture_output=True, text=True, cwd=REPO)
+    done = processes.run(command, input="y\ny\ny\ny\n", capture_output=True, text=True, cwd=REPO)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("does not load") == 2
     assert not (tmp_path / "RAN").exists()

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,8 +14,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from tests import processes
 from tests.conftest import REPO, toy_yaml, write_toy_corpus
-from tests.killing import finish, kill_thrice_and_finish, same, wait_for_step, weights
+from tests.killing import finish, kill_and_finish, killed_at, same, wait_for_step, weights
 from xraygpt.common import checkpoint, sharding
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError, TrainingError, WeightsError
@@ -402,10 +402,10 @@ def environment() -> dict[str, str]:
 @pytest.mark.slow
 def test_sigkill_at_random_steps_then_resume_is_the_same_to_the_bit(tmp_path, toy):
     options = ["run.max_steps=60", "run.save_every=5", "run.eval_every=20"]
-    finish(command(tmp_path, toy, "whole", *options), environment())
+    finish(command(tmp_path, toy, "whole", *options), environment(), cold=True)
     again = command(tmp_path, toy, "killed", *options, "run.resume_ckpt_path=auto")
-    kill_thrice_and_finish(again, tmp_path / "killed", environment(), reach=15)
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    drawn = kill_and_finish(again, tmp_path / "killed", environment(), (8, 15, 20), reach=50)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed")), drawn
 
 
 @pytest.mark.slow
@@ -413,11 +413,11 @@ def test_sigkill_at_random_steps_then_resume_is_the_same_to_the_bit(tmp_path, to
 def test_sigterm_saves_and_says_so(tmp_path, toy, to_all):
     options = ["run.max_steps=5000", "run.save_every=0", "run.eval_every=0"]
     options += ["run.num_workers=1"] if to_all else []
-    running = subprocess.Popen(
+    running = processes.Popen(
         command(tmp_path, toy, "term", *options),
         cwd=REPO,
         env=environment(),
-        stderr=subprocess.PIPE,
+        stderr=processes.PIPE,
         text=True,
         start_new_session=True,
     )
@@ -426,7 +426,7 @@ def test_sigterm_saves_and_says_so(tmp_path, toy, to_all):
         os.killpg(running.pid, signal.SIGTERM)
     else:
         running.send_signal(signal.SIGTERM)
-    _, errors = running.communicate(timeout=60)
+    _, errors = running.communicate(timeout=300)
     assert running.returncode == 143
     assert "stopped by SIGTERM" in errors
     assert "run.resume_ckpt_path=" in errors
@@ -434,31 +434,9 @@ def test_sigterm_saves_and_says_so(tmp_path, toy, to_all):
     assert checkpoint.find_checkpoint(tmp_path / "term")
 
 
-KILL_WHILE_SAVING = """
-import os, signal, sys
-sys.argv = ["train.py", *sys.argv[1:]]
-from xraygpt.runners import state
-original = state.write_state
-def half(folder, model, facts, *rest):
-    original(folder, model, facts, *rest)
-    if facts["step"] == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-state.write_state = half
-import train
-train.main()
-"""
-
-
 @pytest.mark.slow
 def test_a_kill_while_saving_leaves_the_previous_checkpoint(tmp_path, toy):
-    line = command(tmp_path, toy, "half")
-    done = subprocess.run(
-        [line[0], "-c", KILL_WHILE_SAVING, *line[2:]],
-        cwd=REPO,
-        env={**environment(), "PYTHONPATH": str(REPO)},
-        capture_output=True,
-    )
-    assert done.returncode == -signal.SIGKILL
+    killed_at("saving", 4, command(tmp_path, toy, "half"), environment())
     assert checkpoint.find_checkpoint(tmp_path / "half").name == "step-3"
     assert list(tmp_path.glob("half/*/checkpoints/step-4.tmp-*"))
 
@@ -488,8 +466,8 @@ if runner.config.compile:
 """
 
 
-def ranks(tmp_path, world, *options):
-    """Run the toy on so many processes, to the end."""
+def ranks(tmp_path, world, *options, cold=False):
+    """Run the toy on so many processes, to the end; `cold` by torchrun."""
     corpus, config, script = tmp_path / "corpus", tmp_path / "run.yaml", tmp_path / "ranks.py"
     if not corpus.exists():
         write_toy_corpus(corpus, 24, text_only=10)
@@ -498,14 +476,16 @@ def ranks(tmp_path, world, *options):
             toy_yaml(corpus, RUN % (tmp_path / "out"), model, "    only_images: false")
         )
         script.write_text(RANKS)
-    launcher = [sys.executable]
-    if world > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
     options = ["run.eval_every=0", "run.save_every=0", *options]
-    finish(
-        [*launcher, str(script), str(config), *options],
-        {**environment(), "PYTHONPATH": str(REPO)},
-    )
+    line = [sys.executable, str(script), str(config), *options]
+    env = {**environment(), "PYTHONPATH": str(REPO)}
+    if world == 1:
+        finish(line, env, cold)
+    elif cold:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+        finish([line[0], *launcher, *line[1:]], env, cold)
+    else:
+        processes.run_world(world, line, env=env, timeout=600)
 
 
 def logged(folder):
@@ -520,7 +500,7 @@ def test_two_processes_are_one_with_the_same_global_batch(tmp_path):
     for world, rows in ((1, 4), (2, 2)):
         out = tmp_path / f"w{world}"
         rows = f"run.batch_size_train={rows}"
-        ranks(tmp_path, world, "run.max_steps=20", rows, f"run.output_dir={out}")
+        ranks(tmp_path, world, "run.max_steps=20", rows, f"run.output_dir={out}", cold=True)
         losses[world] = logged(out)
     assert len(losses[1]) == len(losses[2]) == 20
     assert np.allclose(losses[1], losses[2], rtol=1e-5, atol=0)

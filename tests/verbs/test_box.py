@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests import processes
 from tests.conftest import REPO
 from xraygpt.common import checkpoint
 from xraygpt.common.config import load
@@ -49,7 +49,7 @@ def test_it_answers_from_an_empty_folder_without_any_data(tmp_path, box):
     Image.fromarray(picture).save(tmp_path / "noise.png")
     command = [sys.executable, "predict.py", "--cfg-path", f"eval_configs/{box}.yaml"]
     command += ["--device", "cpu"]
-    done = subprocess.run(
+    done = processes.run(
         [*command, "--input", str(tmp_path / "noise.png"), "--output", str(tmp_path / "out")],
         cwd=REPO,
         capture_output=True,

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.conftest import REPO, toy_yaml, write_toy_corpus
 from tests.runners.test_train_loop import MODEL, RUN, environment
 from xraygpt.common.config import load
 from xraygpt.experiment import Evaluation, Training
 
+pytestmark = pytest.mark.xdist_group("commands")  # what a command says of itself is kept
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
 ROOTS = {"train.py": Training} | dict.fromkeys(("evaluate.py", "predict.py", "demo.py"), Evaluation)
 
@@ -31,7 +33,8 @@ def spoken(tmp_path: Path, page: Path) -> list[list[str]]:
         stub = tmp_path / "bin" / name
         stub.parent.mkdir(parents=True, exist_ok=True)
         note = "import json, sys; print(json.dumps(sys.argv[1:]))"
-        stub.write_text(f'#!/bin/sh\n{sys.executable} -c "{note}" {name} "$@" >> {log}\n')
+        python = f'{sys.executable} -I -S -c "{note}"'  # bare, so that it starts at once
+        stub.write_text(f'#!/bin/sh\n{python} {name} "$@" >> {log}\n')
         stub.chmod(0o755)
     for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.S):
         env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
@@ -57,7 +60,7 @@ def script_of(command: list[str]) -> list[str]:
 def help_of(target: tuple[str, ...]) -> str:
     """What a command line says of itself."""
     command = [sys.executable, *target, "--help"]
-    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True).stdout
+    return processes.run(command, cwd=REPO, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.slow
@@ -104,7 +107,7 @@ def test_commands_about_a_yaml_of_ones_own_run(tmp_path):
         words = [str(mine) if w == "my.yaml" else w for w in command[1:]]
         if "run.max_steps=20" in words:  # another model: into another folder
             words += ["run.max_steps=2", f"run.output_dir={tmp_path / 'short'}"]
-        done = subprocess.run(
+        done = processes.run(
             [sys.executable, *words], cwd=REPO, env=environment(), capture_output=True, text=True
         )
         assert done.returncode == 0, (command, done.stderr[-800:])

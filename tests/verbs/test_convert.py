@@ -20,6 +20,7 @@ from transformers import (
     LlamaConfig,
 )
 
+from tests import processes
 from tests.conftest import REPO, toy_yaml, write_toy_corpus
 from tests.models.test_encoders import medclip_folder, shaken
 from tests.models.test_hf_folders import blip2  # noqa: F401  (a fixture)
@@ -340,7 +341,7 @@ def test_mistakes_leave_nothing_behind(run, tmp_path, monkeypatch):
     torch.save({"net.weight": torch.ones(2)}, tmp_path / "odd.pth")
     with pytest.raises(WeightsError, match="--vit-model"):
         convert(monkeypatch, tmp_path / "odd.pth", tmp_path / "x")
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-m", "xraygpt.convert", "absent.pth", str(tmp_path / "x")],
         cwd=REPO, capture_output=True, text=True,
     )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from random import Random
@@ -13,6 +12,7 @@ from random import Random
 import pytest
 from PIL import Image
 
+from tests import processes
 from tests.conftest import REPO
 from xraygpt.phantom import design
 from xraygpt.phantom.grammar import report
@@ -41,7 +41,7 @@ def write_own_folder(folder: Path, studies: int) -> None:
 def run(script: list[str], folder: Path, options: list[str], code: int = 0) -> str:
     env = {**os.environ, "XRAYGPT_OWN": str(folder), "XRAYGPT_CACHE": str(folder / "cache")}
     command = [sys.executable, *script, "--options", *options]
-    done = subprocess.run(
+    done = processes.run(
         command, cwd=REPO, env=env | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True
     )
     assert done.returncode == code, done.stderr[-2000:]

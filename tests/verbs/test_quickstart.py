@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests import processes
 from tests.conftest import REPO
 from tests.killing import finish
 from xraygpt import quickstart
@@ -126,11 +127,11 @@ def test_a_stopped_tour_waits_until_its_training_has_saved(number, tmp_path):
     (tmp_path / "child.py").write_text(CHILD)
     code = "import sys; from xraygpt.quickstart import _call as call\n"
     code += "print(call([sys.executable, 'child.py']))"
-    tour = subprocess.Popen(
+    tour = processes.Popen(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=processes.PIPE,
+        stderr=processes.PIPE,
         text=True,
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(REPO)},
@@ -140,7 +141,7 @@ def test_a_stopped_tour_waits_until_its_training_has_saved(number, tmp_path):
         os.killpg(tour.pid, number)  # as a terminal does
     else:
         tour.send_signal(number)
-    said, _ = tour.communicate(timeout=20)
+    said, _ = tour.communicate(timeout=120)
     assert said.strip() == "(143, 'saved\\n')"
 
 
@@ -162,7 +163,11 @@ def test_its_commands_run_on_a_few_phantoms(tmp_path):
     env = {**os.environ, "XRAYGPT_CACHE": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""}
     lm, one, two = (str(tmp_path / name) for name in ("lm", "stage1", "stage2"))
     few = ["run.max_steps=3", "run.batch_size_train=4", "run.eval_samples=4", "run.eval_every=3"]
-    parts = {"lm": ["reports", "codes"], "stage1": ["codes", "questions"], "stage2": ["phantoms"]}
+    parts = {
+        "lm": ["reports", "codes", "questions"],
+        "stage1": ["codes", "questions"],
+        "stage2": ["phantoms"],
+    }
     links = {
         "lm": ["model.llm.layers=1"],
         "stage1": [f"model.llama_model={lm}"],
@@ -175,7 +180,7 @@ def test_its_commands_run_on_a_few_phantoms(tmp_path):
             "--cfg-path",
             f"train_configs/quickstart_{name}.yaml",
         ]
-        studies = [f"datasets.{label}.studies=120" for label in labels]
+        studies = [f"datasets.{label}.studies=60" for label in labels]
         command += ["--options", *few, *studies, *links[name], f"run.output_dir={tmp_path / name}"]
         finish(command, env)
     command = [
@@ -184,13 +189,13 @@ def test_its_commands_run_on_a_few_phantoms(tmp_path):
         "--cfg-path",
         "train_configs/quickstart_mini_stage1.yaml",
     ]
-    command += ["--options", *few, *(f"datasets.{d}.studies=120" for d in parts["stage1"])]
+    command += ["--options", *few, *(f"datasets.{d}.studies=60" for d in parts["stage1"])]
     command += [f"model.llama_model={lm}", "model.prompt_template=xraygpt", "model.end_sym=</s>"]
     command += [f"model.q_former_model={one}", f"run.output_dir={tmp_path / 'mini'}"]
     finish(command, env)
     command = [sys.executable, "evaluate.py", "--cfg-path", "eval_configs/quickstart.yaml"]
     command += ["--options", f"model.llama_model={lm}", f"model.ckpt={two}", "run.shuffles=1"]
-    command += ["datasets.phantoms.studies=120", f"run.output_dir={tmp_path / 'evaluate'}"]
+    command += ["datasets.phantoms.studies=60", f"run.output_dir={tmp_path / 'evaluate'}"]
     done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     (page,) = tmp_path.glob("evaluate/*/report.html")

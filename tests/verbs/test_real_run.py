@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
+from tests import processes
 from tests.conftest import REPO
-from tests.killing import finish, kill_thrice_and_finish, same, weights
+from tests.killing import finish, kill_and_finish, same, weights
 from xraygpt.common.checkpoint import find_checkpoint
 from xraygpt.common.config import load
 from xraygpt.common.openi import published_test_studies
 from xraygpt.experiment import NO_IMAGES, Training
 
 
-def run(
-    script: str, config: str, base: Path, data: Path, *options: str
-) -> subprocess.CompletedProcess:
-    done = subprocess.run(
+def run(script: str, config: str, base: Path, data: Path, *options: str) -> CompletedProcess:
+    done = processes.run(
         [sys.executable, script, "--cfg-path", config, "--options", *options],
         cwd=REPO,
         env={**os.environ, "XRAYGPT_DATA": str(data), "XRAYGPT_CACHE": str(base / "cache")},
@@ -114,10 +113,10 @@ def test_every_stage_killed_three_times_ends_at_the_same_weights(real_data, tmp_
         command += ["run.save_every=2", "run.eval_every=5", "run.eval_samples=8", "run.log_every=1"]
         command += ["run.batch_size_train=4"]
         folder = tmp_path / stage
-        finish([*command, f"run.output_dir={folder}/whole"], env)
+        finish([*command, f"run.output_dir={folder}/whole"], env, cold=stage == "stage2")
         again = [*command, f"run.output_dir={folder}/killed", "run.resume_ckpt_path=auto"]
-        steps = kill_thrice_and_finish(again, folder / "killed", env, reach=2)
-        assert same(weights(folder / "whole"), weights(folder / "killed")), (stage, steps)
+        drawn = kill_and_finish(again, folder / "killed", env, (3, 4, 6), reach=10)
+        assert same(weights(folder / "whole"), weights(folder / "killed")), (stage, drawn)
 
 
 @pytest.mark.slow

@@ -465,7 +465,10 @@ class Runner(BaseRunner):
             f"--options run.resume_ckpt_path={self.run_folder}"
         )
         stopped.exit_code = 128 + number
-        raise stopped
+        try:
+            raise stopped
+        finally:
+            del stopped  # else its own traceback keeps the loader, whose workers leave signals be
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
