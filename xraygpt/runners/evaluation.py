@@ -373,8 +373,8 @@ class Evaluator(Plugin):
             batch = self._on_device(self.collate.prompts(list(new.values())))
             said = answers_of(self.task.predict(self.model, batch))
             for (key, sample), one in zip(new.items(), said, strict=True):
-                name = f"{sample['sample_id']} {key}" if one.mask is not None else ""
-                self._answers[key] = one.text, keep_mask(one, self.folder, name)
+                kept = keep_mask(one, self.folder, sample["sample_id"], repr(key))
+                self._answers[key] = one.text, kept
             self._asked.update(zip(new, self.task.asked, strict=False))
         for i, sample in samples:
             yield Prediction(

@@ -87,20 +87,20 @@ def answers_of(said: Sequence[Answer | str]) -> list[Answer]:
     return [Answer(one) if isinstance(one, str) else one for one in said]
 
 
-def keep_mask(answer: Answer, folder: Path, name: str, group: str = "masks") -> Payload:
+def keep_mask(answer: Answer, folder: Path, name: str, salt: str = "") -> Payload:
     """The payload of an answer, whose mask is written beside the predictions.
 
     Args:
         answer: With or without a mask.
         folder: Of the file of predictions.
         name: Of the sample.
-        group: Folder of masks in it.
+        salt: What tells answers to the same sample apart, such as another study's image.
     """
     if answer.mask is None:
         return answer.payload
     plain = re.sub(r"[^\w.-]+", "_", name)[:80]
-    file = f"{group}/{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    (folder / group).mkdir(parents=True, exist_ok=True)
+    file = f"masks/{plain}-{hashlib.sha256(f'{name} {salt}'.encode()).hexdigest()[:12]}"
+    (folder / "masks").mkdir(parents=True, exist_ok=True)
     array = np.asarray(answer.mask, dtype=np.uint8)
     if array.ndim == 2:
         file += ".png"
