@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from xraygpt.common.cli import existing, guarded
+from xraygpt.common.cli import add_imports, existing, guarded, import_plugins
 
 
 def main() -> None:
@@ -22,10 +22,12 @@ def main() -> None:
     )
     parser.add_argument("first", type=existing)
     parser.add_argument("second", type=existing)
+    add_imports(parser)
     args = parser.parse_args()
     from xraygpt.metrics.compare import as_markdown
     from xraygpt.runners.compare import compare
 
+    import_plugins(args.imports)
     sys.stdout.write(as_markdown(compare(args.first, args.second)))
 
 

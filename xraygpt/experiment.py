@@ -264,7 +264,7 @@ def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
 
     return ChatParts(
         engine,
-        lambda path, frame=0: read_media(MediaRef(path, index=frame), "", vis),
+        lambda path, frame=None: read_media(MediaRef(path, index=frame), "", vis),
         getattr(vis, "fit", "squash"),
         experiment.run.task.generate,
         facts,

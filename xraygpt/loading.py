@@ -13,6 +13,7 @@ diagnosis.
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from xraygpt.common.checkpoint import find_checkpoint, manifest_of
 from xraygpt.common.config import PRESETS, from_tree, load
 from xraygpt.common.distributed import to_device
 from xraygpt.common.errors import InputError
@@ -34,6 +36,7 @@ from xraygpt.experiment import Evaluation, build_model, find_device
 from xraygpt.models.base import BaseModel
 from xraygpt.processors.base import BaseProcessor
 from xraygpt.processors.content import IMAGE, Turn
+from xraygpt.processors.geometry import Geometry
 from xraygpt.processors.media import Media, MediaRef, of_tensor
 from xraygpt.tasks.base import BaseTask
 from xraygpt.tasks.payload import Answer, answers_of
@@ -59,7 +62,8 @@ class LoadedModel:
         self, model: BaseModel, task: BaseTask, processor: BaseProcessor, device: torch.device
     ) -> None:
         self.model, self.task, self.processor, self.device = model, task, processor, device
-        model.renderer.prompts = model.renderer.prompts[:1]  # one question for all, as measured
+        if not model.training:  # one question for all, as measured
+            model.renderer.prompts = model.renderer.prompts[:1]
         self._collate = Collator(model.renderer, model.packer, max_len=model.context_len)
 
     def report(self, images: Picture | Sequence[Picture], question: str = "") -> str:
@@ -119,7 +123,9 @@ class LoadedModel:
             return read_media(picture, "", self.processor)
         if isinstance(picture, (str, PathLike)):
             return read_media(MediaRef(Path(picture)), "", self.processor)
-        return self.processor.process(Media(torch.from_numpy(_pixels(picture)).float()))
+        pixels = torch.from_numpy(_pixels(picture)).float()
+        size = (int(pixels.shape[0]), int(pixels.shape[1]))
+        return self.processor.process(Media(pixels, size=size, geometry=Geometry()))
 
     def chat(self, system: str = "") -> Conversation:
         """A conversation; turns cost their own tokens alone.
@@ -144,7 +150,7 @@ def load_model(
 
     Args:
         source: An evaluation YAML; the name of one in `eval_configs/`, such as "xraygpt_mini"; or
-            the folder of a packed model.
+            the folder of a packed model, of a run or of a checkpoint, with default decoding.
         options: ``key=value`` over the YAML.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
@@ -154,7 +160,7 @@ def load_model(
     place = find_device(device)
     path, root = _find(Path(source))
     with contextlib.chdir(root):  # a named YAML's paths are the project's
-        experiment = _packed(path) if path.is_dir() else load(Evaluation, path, options)
+        experiment = _of_folder(path) if path.is_dir() else load(Evaluation, path, options)
         model = build_model(experiment, experiment.run.seed)
         model.fold()
         builder = next(iter(experiment.datasets.values())).build(image_spec=model.image_spec)
@@ -215,21 +221,38 @@ def _find(source: Path) -> tuple[Path, Path]:
     raise InputError(f"no model {source}{did_you_mean(source.name, names)}")
 
 
-def _packed(folder: Path) -> Evaluation:
-    """A folder that `xraygpt.pack` made, with default decoding."""
+def _of_folder(folder: Path) -> Evaluation:
+    """A folder that `xraygpt.pack` made, a run or a checkpoint, with default decoding.
+
+    Raises:
+        InputError: It is none of them.
+    """
     from omegaconf import OmegaConf
 
+    packed = "packed" in manifest_of(folder)
+    source = folder if packed else find_checkpoint(folder)
     try:
-        tree: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        tree: Any = OmegaConf.to_container(OmegaConf.load(source / "config.yaml"), resolve=True)
     except OSError as error:
         raise InputError(f"{folder} holds no config.yaml: {error.strerror}") from None
-    return _experiment(tree.get("model") or {}, str(folder))
+    model = {**tree["model"], "ckpt": str(source)}
+    if packed:  # its parts lie in it, wherever it was moved
+        made = str(tree["model"]["ckpt"])
+        for key in ("vit_model", "llama_model", "finding_head"):
+            if isinstance(model.get(key), str):
+                model[key] = model[key].replace(made, str(source), 1)
+    for module in tree.get("imports") or []:
+        importlib.import_module(module)
+    datasets = dict(list((tree.get("datasets") or {}).items())[:1])
+    return _experiment(model, str(folder), datasets)
 
 
-def _experiment(model: dict[str, Any], where: str) -> Evaluation:
+def _experiment(
+    model: dict[str, Any], where: str, datasets: dict[str, Any] | None = None
+) -> Evaluation:
     tree = {
         "model": model,
-        "datasets": {"none": {"builder": "records"}},
+        "datasets": datasets or {"none": {"builder": "records"}},
         "run": {"task": {"name": "report_generation"}},
     }
     made: Evaluation = from_tree(Evaluation, tree, where)

@@ -12,13 +12,15 @@ import sys
 
 def main() -> None:
     """Parse, score, print."""
-    from xraygpt.common.cli import existing
+    from xraygpt.common.cli import add_imports, existing, import_plugins
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=existing, help="holds predictions_true.jsonl")
+    add_imports(parser)
     args = parser.parse_args()
+    import_plugins(args.imports)
     # Torch takes seconds: help and typing errors do not wait for it.
     from xraygpt.runners.scoring import as_markdown, score_folder
 

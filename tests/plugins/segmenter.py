@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from xraygpt.metrics.statistics import Score, mean_score
 from xraygpt.models.base import BaseModel, Output
 from xraygpt.models.query_packer import QueryPacker
 from xraygpt.processors.image import ImageSpec
-from xraygpt.processors.masks import mask_on
+from xraygpt.processors.masks import mask_back, mask_on
 from xraygpt.tasks.base import Answer, BaseTask, Cell, Prediction
 from xraygpt.tasks.payload import read_mask
 
@@ -29,7 +29,7 @@ class TinySegmenter(BaseModel):
     class Config(BaseModel.Config):
         """A network without settings."""
 
-    cannot: ClassVar[dict[str, str]] = {"chat": "it writes masks and no text"}
+    cannot: Mapping[str, str] = {"chat": "it writes masks and no text"}
 
     def __init__(self, config: Any, **_: Any) -> None:
         super().__init__(config)
@@ -71,7 +71,9 @@ class Segment(BaseTask):
 
     def predict(self, model: BaseModel, prompts: Batch) -> list[Answer]:
         masks = model(prompts).argmax(1).to(torch.uint8).numpy()
-        return [Answer(mask=m, payload={"numbers": {"area_px": float(m.sum())}}) for m in masks]
+        pairs = zip(masks, prompts["originals"], strict=True)
+        whole = [mask_back(m, o.geometry, o.height, o.width) for m, o in pairs]
+        return [Answer(mask=m, payload={"numbers": {"area_px": m.sum()}}) for m in whole]
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
         dice = []

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ class StockVlm(CausalModel):
         end_sym: str | None = None
         max_txt_len: int | None = 160
 
-    cannot: ClassVar[dict[str, str]] = {"maps": "its tokens are patches, without cross-attention"}
+    cannot: Mapping[str, str] = {"maps": "its tokens are patches, without cross-attention"}
 
     def __init__(self, config: Any, *, assets: Path | None = None, **_: Any) -> None:
         super().__init__(config)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 from torch.nn import functional
 
+import xraygpt
 from tests.conftest import REPO, toy_image
 from tests.killing import same, weights
 from tests.plugins.prefix_lm import RowPacker
@@ -27,7 +29,9 @@ from tests.plugins.qwen import write_qwen
 from xraygpt.common.config import load
 from xraygpt.common.errors import DataError, InputError, Stopped, TrainingError
 from xraygpt.conversation.api import ApiLimits, Message, Service
+from xraygpt.datasets import controls
 from xraygpt.datasets.collate import Collator
+from xraygpt.datasets.records import FieldMap, RecordsBuilder
 from xraygpt.demo.desk import Desk, Settings
 from xraygpt.experiment import (
     Evaluation,
@@ -37,11 +41,15 @@ from xraygpt.experiment import (
     build_predictor,
     build_runner,
 )
+from xraygpt.jobs.pack import pack
 from xraygpt.models.base import Generation
 from xraygpt.processors.content import MediaPart, Turn, turn_of
+from xraygpt.processors.image import ImageSpec
+from xraygpt.processors.media import MediaRef
 from xraygpt.processors.prompts import Run
 from xraygpt.runners.compare import compare
 from xraygpt.runners.logs import read_rows
+from xraygpt.runners.prediction import SomeFailed
 
 ANSWERS = {"left": "Left.", "right": "On the right."}
 QUESTION = "What is there?"
@@ -105,7 +113,7 @@ MODELS = {
 CORPORA = {
     "stock_vlm": "annotations: seen.jsonl, vis_processor: {eval: {name: plain_pixels}}",
     "prefix_lm": "annotations: rows.jsonl",
-    "segmenter": "annotations: masks.jsonl, target: none",
+    "segmenter": "annotations: masks.jsonl, target: none, fields: {files: [mask]}",
 }
 TASKS = {
     "stock_vlm": "{name: vqa, generate: {max_new_tokens: 8}}",
@@ -201,6 +209,121 @@ def test_it_is_measured_beside_controls_and_compared(place, trained, tmp_path, f
     rows = compare(first.folder, first.folder, tosses=20)
     wanted = {"segmenter": "dice", "stock_vlm": "accuracy", "prefix_lm": "ROUGE-L"}
     assert wanted[family] in {r.name for r in rows} and all(r.value == 0 for r in rows)
+
+
+def test_a_mask_of_a_larger_picture_comes_back_to_it(place, trained, tmp_path):
+    """160 × 96 px, padded to a square and made small for the network."""
+    picture, mask = np.zeros((160, 96), np.uint8), np.zeros((160, 96), np.uint8)
+    picture[40:110, 54:90] = 230
+    mask[40:110, 54:90] = 1
+    Image.fromarray(picture).save(place / "images/large.png")
+    Image.fromarray(mask).save(place / "images/large_mask.png")
+    row = {"id": "l", "study": "l", "split": "val", "images": ["images/large.png"]}
+    (place / "large.jsonl").write_text(json.dumps({**row, "mask": "images/large_mask.png"}))
+    experiment = evaluation(
+        place, "segmenter", tmp_path / "e", trained("segmenter"), "run.controls=[blank]",
+        "datasets.toy.annotations=large.jsonl",
+        "datasets.toy.vis_processor={eval: {name: xray_image, fit: pad}}",
+    )  # fmt: skip
+    evaluator = build_evaluator(experiment)
+    scores = {(r["name"], r["condition"]): r["value"] for r in evaluator.run()["scores"]}
+    assert scores["dice", "true"] > 0.8 and scores["dice", "blank"] < 0.2
+    (line,) = read_rows(evaluator.folder / "predictions_true.jsonl")[1:]
+    assert np.asarray(Image.open(evaluator.folder / line["payload"]["mask"])).shape == (160, 96)
+    assert "l-" in line["payload"]["mask"] and str(place) not in line["payload"]["mask"]
+
+
+def test_a_changed_row_or_mask_is_another_corpus(place):
+    """Answers and references of the file as it was are not taken for those of the new one."""
+    spec = ImageSpec(image_size=32, mean=(0.5,), std=(0.5,), tokens_per_image=1)
+
+    def digest(text: str) -> str:
+        (place / "changing.jsonl").write_text(text)
+        config = RecordsBuilder.Config(
+            storage=place, annotations=Path("changing.jsonl"), target="none",
+            fields=FieldMap(files=["mask"]),
+        )  # fmt: skip
+        return config.build(image_spec=spec).build("train").digest()
+
+    source = {"path": "rows.safetensors", "tensor": "studies", "index": 1}
+    row = {"id": "a", "study": "a", "split": "train", "images": [source]}
+    row["mask"] = "images/m0.png"
+    before = digest(json.dumps(row))
+    assert digest(json.dumps(row)) == before
+    assert digest(json.dumps({**row, "mask": "images/m1.png"})) != before
+    assert digest(json.dumps({**row, "images": [{**source, "index": 2}]})) != before
+
+
+def test_one_row_that_cannot_be_asked_stops_no_other(place, trained, tmp_path):
+    source = {"path": "rows.safetensors", "tensor": "studies", "index": 0}
+    rows = [{"id": "good", "images": [source]}, {"id": "long", "images": [source] * 200}]
+    rows.append({"id": "second", "images": [{**source, "index": 1}]})
+    table = place / "ask_some.jsonl"
+    table.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    experiment = evaluation(place, "prefix_lm", tmp_path / "e", trained("prefix_lm"))
+
+    def predicted():
+        return build_predictor(
+            experiment, table, output_dir=tmp_path / "out", question=QUESTION, device="cpu",
+            workers=0,
+        )  # fmt: skip
+
+    first = predicted()
+    with pytest.raises(SomeFailed, match=r"1 of 3 could not be read.*\n  long: \d+ tokens"):
+        first.run()
+    said = read_rows(first.folder / "predictions.jsonl")[1:]
+    assert [r["sample_id"] for r in said] == ["good", "second"]
+    assert said[0]["prediction"] != said[1]["prediction"]
+    rows[0]["images"] = [{**source, "index": 1}]  # another row of the same file
+    table.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with pytest.raises(SomeFailed):
+        predicted().run()
+    again = read_rows(first.folder / "predictions.jsonl")[1:]
+    assert again[0]["prediction"] == again[1]["prediction"] == said[1]["prediction"]
+
+
+def test_others_images_are_of_the_same_kind(place, trained, tmp_path):
+    """A `<video>` is given no still picture in its place."""
+    evaluator = build_evaluator(
+        evaluation(place, "stock_vlm", tmp_path / "e", trained("stock_vlm"))
+    )
+    for seed in range(6):
+        other = controls.shuffled(evaluator.data, seed)
+        for mine, theirs in zip(evaluator.data.records, other.records, strict=True):
+            assert [r.kind for r in mine.media] == [r.kind for r in theirs.media]
+    black = controls.blanked(evaluator.data)
+    sizes = [m.data.shape for i in range(len(black)) for m in black[i]["media"]]
+    assert sizes == [
+        m.data.shape for i in range(len(black)) for m in evaluator.data[i]["media"]
+    ] and not any(m.data.any() for i in range(len(black)) for m in black[i]["media"])
+
+
+def test_a_plugin_is_packed_moved_and_loaded(place, trained, tmp_path, monkeypatch):
+    pack(trained("prefix_lm"), tmp_path / "packed")
+    shutil.move(tmp_path / "packed", tmp_path / "elsewhere")
+    model = xraygpt.load_model(tmp_path / "elsewhere", device="cpu")
+    run = xraygpt.load_model(trained("prefix_lm"), device="cpu")
+    for i in (0, 1):
+        ref = MediaRef(place / "rows.safetensors", tensor="studies", index=i)
+        assert model.ask(ref, QUESTION) == run.ask(ref, QUESTION) == ANSWERS[kind_of(i)]
+    with pytest.raises(InputError, match="no usable checkpoint"):
+        xraygpt.load_model(place, device="cpu")
+
+
+def test_a_plan_goes_with_any_model(place, trained, tmp_path):
+    """Findings asked of a stock model, one by one, before the report."""
+    plan = "{name: report_generation, plan: {findings: [edema, scar], threshold: 0.0}}"
+    experiment = evaluation(
+        place, "stock_vlm", tmp_path / "e", trained("stock_vlm"), f"run.task={plan}"
+    )
+    evaluator = build_evaluator(experiment)
+    samples = [evaluator.data[i] for i in range(2)]
+    for sample in samples:
+        marks = sample["turns"][0]["text"].split(" W")[0]
+        sample["turns"] = [Turn(role="user", text=marks)]
+    task, prompts = evaluator.task, evaluator.collate.prompts(samples)
+    assert len(list(task.predict(evaluator.model, prompts))) == 2
+    assert task.asked == ["(found: edema; scar)"] * 2
 
 
 def test_a_control_that_makes_no_sense_is_refused(place, trained, tmp_path):

@@ -25,7 +25,9 @@ def test_a_reference_says_what_it_is_and_survives_pickling():
     clip = MediaRef("a.dcm", "A4C", frames=(0, 30, 4), fps=25.0)
     assert clip.kind == "clip" and pickle.loads(pickle.dumps(clip)) == clip
     assert type(pickle.loads(pickle.dumps(clip))) is MediaRef
-    assert clip._replace(mirrored=True) != clip and clip.part == "None frames 0:30:4"
+    assert clip._replace(mirrored=True) != clip
+    assert MediaRef("a.png", "PA").part == "" == MediaRef("a.npy").part
+    assert MediaRef("a.npy", index=3, tensor="b").part == "index 3, tensor b"
 
 
 def test_a_row_of_one_file(tmp_path):
@@ -48,6 +50,19 @@ def test_a_row_of_one_file(tmp_path):
     ):
         with pytest.raises(DataError, match=why):
             read(ref)
+
+
+def test_a_picture_of_an_array_is_a_frame_or_the_whole(tmp_path):
+    stack = np.arange(5 * 8 * 9, dtype=np.float32).reshape(5, 8, 9)
+    np.save(tmp_path / "s.npy", stack)
+    np.save(tmp_path / "c.npy", np.zeros((8, 9, 3), np.float32))
+    np.save(tmp_path / "w.npy", np.zeros((6, 8, 9, 4), np.float32))
+    frame = read(MediaRef(tmp_path / "s.npy", kind="image", index=3))
+    assert np.array_equal(frame.data, stack[3]) and frame.size == (8, 9)
+    assert np.array_equal(read(MediaRef(tmp_path / "s.npy", kind="image")).data, stack[0])
+    assert read(MediaRef(tmp_path / "c.npy", kind="image")).data.shape == (8, 9, 3)
+    with pytest.raises(DataError, match="a clip is"):
+        read(MediaRef(tmp_path / "w.npy", kind="clip"))
 
 
 def test_frame_times_spacing_and_the_chosen_frames_travel_along(tmp_path):

@@ -185,3 +185,12 @@ def test_bad_templates_and_prompt_files(tokenizer, tmp_path):
         load_prompts(tmp_path / "no.txt")
     (tmp_path / "lineage.txt").write_text("# c\n<Img><ImageHere></Img> What is this?\n\n")
     assert load_prompts(tmp_path / "lineage.txt") == ["What is this?"]
+
+
+def test_a_mark_in_an_answer_is_no_medium(tokenizer):
+    renderer = PromptRenderer(tokenizer, "xraygpt")
+    turns = [ASK, Turn(role="assistant", text="As in <video> two.")]
+    rendered = renderer.render(turns, [Run(2)])
+    assert [r.length for r in rendered["runs"]] == [2]
+    system = [Turn(role="system", text="Compare with <image>."), ASK]
+    assert [r.start for r in renderer.render(system, [Run(1), Run(2)])["runs"]] == [13, 32]

@@ -227,3 +227,13 @@ def test_agreement_is_the_f1_of_what_was_told():
     assert bonus(2, both) == 0
     with pytest.raises(ValueError, match="at least 0"):
         asking.Plan(agreement=-0.5)
+
+
+def test_findings_of_a_clip_are_told_beside_it():
+    turns = pair("<image> <video> Report?", "x")
+    told = ToldFindings(turns, ["Edema"], 0.0, vocabulary=CHEST)
+    draw = next(d for d in map(str, range(99)) if "findings" in told(d)[0]["text"])
+    marks = [p for p in told(draw)[0]["content"] if not isinstance(p, str)]
+    assert [(p.mark, p.caption) for p in marks] == [("<image>", ""), ("<video>", "edema")]
+    asked = ToldFindings(turns, ["Edema"], 0.0, "question", vocabulary=CHEST)
+    assert asked("1")[0]["text"].startswith("<image> <video> Write the report.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import logging
 import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,26 @@ def _override(text: str) -> str:
 
 # What follows are types of arguments. They are checked before anything that loads torch, so that a
 # typing error is answered at once.
+
+
+def add_imports(parser: argparse.ArgumentParser) -> None:
+    """`--imports`."""
+    parser.add_argument(
+        "--imports", nargs="*", default=[], metavar="MODULE", help="modules with plug-ins"
+    )
+
+
+def import_plugins(modules: Sequence[str]) -> None:
+    """Import what `--imports` names.
+
+    Raises:
+        InputError: One of them cannot be imported.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise InputError(f"--imports {module}: {error}") from None
 
 
 def readable(text: str) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xraygpt.common.distributed import to_device
 from xraygpt.datasets.base import Batch
-from xraygpt.datasets.collate import padded
+from xraygpt.datasets.collate import original_of, padded
 from xraygpt.models.base import BaseModel
 from xraygpt.models.capabilities import Chats, need
 from xraygpt.models.decoding import Decoder
@@ -78,6 +78,7 @@ class Engine:
             labels=labels,
             attention_mask=mask,
             runs=runs,
+            originals=[original_of(one) for one in media],
             media_inputs=packer.pack([media]) if packer is not None and media else {},
             extra={},
             question=[asked],

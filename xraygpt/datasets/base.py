@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from xraygpt.common.errors import DataError
 from xraygpt.processors.base import BaseProcessor
+from xraygpt.processors.geometry import Geometry
 from xraygpt.processors.media import Kind, Media, MediaRef, read
 from xraygpt.processors.prompts import Turn
 
@@ -49,6 +50,14 @@ class MediaRun(NamedTuple):
     length: int
 
 
+class Original(NamedTuple):
+    """The picture that a medium of a batch was made of."""
+
+    height: int  # pixels
+    width: int
+    geometry: Geometry  # its normalised coordinates -> those of what the model sees
+
+
 class Batch(TypedDict):
     """What every model receives. Right-padded to train, left-padded to generate."""
 
@@ -58,6 +67,7 @@ class Batch(TypedDict):
     )
     attention_mask: Tensor  # (B, T) int64, 1 on tokens, 0 on padding
     runs: list[MediaRun]  # of all media, row by row, in the order of their text
+    originals: list[Original | None]  # of each run; None where its processor does not say
     media_inputs: dict[str, Tensor]  # what the model's packer made of them
     extra: dict[str, Tensor]  # what the task wants beside: each (B, …), see `BaseTask.extra`
     question: list[str]  # B; what is asked, without marks, for models that read it with the image
@@ -156,11 +166,12 @@ class StudyDataset(Dataset[Sample | None]):
         return list(record.turns(draw) if callable(record.turns) else record.turns)
 
     def digest(self) -> str:
-        """SHA-256 over sample ids, paths and turns: changes when the annotations do."""
+        """SHA-256 over sample ids, media, turns and meta: changes when the annotations do."""
         sha = hashlib.sha256()
         for i, record in enumerate(self.records):
-            row = [record.sample_id, [str(r.path) for r in record.media], self.turns_of(i)]
-            sha.update(json.dumps(row).encode())
+            media = [list(ref) for ref in record.media]
+            row = [record.sample_id, media, self.turns_of(i), record.meta]
+            sha.update(json.dumps(row, default=str).encode())
         return sha.hexdigest()
 
     def media_refs(self) -> list[MediaRef]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from xraygpt.datasets.packed import PackedRecords, RecordFile
 from xraygpt.datasets.splits import SplitRule
 from xraygpt.processors.base import BaseProcessor
 from xraygpt.processors.image import ImageSpec, XrayImage
-from xraygpt.processors.media import KINDS, MediaRef
+from xraygpt.processors.media import ARRAYS, KINDS, MediaRef
 from xraygpt.processors.text import Identity
 
 log = logging.getLogger(__name__)
@@ -265,7 +265,7 @@ def media_of(item: object, place: Callable[[object], Path | str], view: str = ""
         return MediaRef(
             place(item.get("path")),
             str(item.get("view") or view),
-            _whole(item.get("index", item.get("frame"))),
+            _index(item),
             kind=kind,
             frames=None if frames is None else _frames(frames),
             tensor=str(item.get("tensor") or ""),
@@ -279,6 +279,12 @@ def media_of(item: object, place: Callable[[object], Path | str], view: str = ""
             f"an image's index, frames [start, stop, step], spacing or fps is not of that form: "
             f"{error}"
         ) from None
+
+
+def _index(item: Mapping[str, object]) -> int | None:
+    """`index`, or `frame` of a picture; features have no frames."""
+    features = str(item.get("path")).endswith(ARRAYS) and item.get("kind") in (None, "embedding")
+    return _whole(item.get("index", None if features else item.get("frame")))
 
 
 def _whole(value: object) -> int | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xraygpt.common.errors import DataError
-from xraygpt.datasets.base import Batch, MediaRun, Sample
+from xraygpt.datasets.base import Batch, MediaRun, Original, Sample
 from xraygpt.processors.content import Turn, plain_text, without_media
 from xraygpt.processors.media import Media
 from xraygpt.processors.prompts import (
@@ -120,6 +120,7 @@ class Collator:
             labels=labels,
             attention_mask=mask,
             runs=runs,
+            originals=[original_of(m) for s in kept for m in s["media"]] if runs else [],
             media_inputs=self.packer.pack([s["media"] for s in kept])
             if self.packer and runs
             else {},
@@ -128,6 +129,13 @@ class Collator:
             sample_id=names,
             skipped=skipped,
         )
+
+
+def original_of(media: Media) -> Original | None:
+    """The picture a medium was made of, if its processor says where the pixels went."""
+    if media.size is None or media.geometry is None:
+        return None
+    return Original(*media.size, media.geometry)
 
 
 def padded(

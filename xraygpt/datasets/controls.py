@@ -18,7 +18,7 @@ from xraygpt.common.errors import DataError
 from xraygpt.datasets.base import ReadMedia, Record, StudyDataset, reference_of
 from xraygpt.processors.content import plain_text
 from xraygpt.processors.geometry import Geometry
-from xraygpt.processors.media import Media, MediaRef
+from xraygpt.processors.media import Media, MediaRef, read
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def shuffled(data: StudyDataset, seed: int) -> StudyDataset:
     """`data` with the images of other studies, whose answer is another one, too.
 
     A derangement by study and by answer text: no sample keeps its image, nor gets one that deserves
-    the same answer. Samples trade only with those of as many images.
+    the same answer. Samples trade only with those of as many media of the same kinds.
     """
     texts = [reference_of(data.turns_of(i)) for i in range(len(data))]
     whole = list(data.records)  # each is looked at many times
@@ -129,9 +129,9 @@ def derangement(records: Sequence[Record], texts: Sequence[str], seed: int) -> l
     Rejects partners of the same study or the same text; where none is left (a corpus of one answer)
     the text may repeat, and a study alone keeps its images.
     """
-    groups: dict[int, list[int]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, record in enumerate(records):
-        groups[len(record.media)].append(i)
+        groups[tuple(ref.kind for ref in record.media)].append(i)
     order = list(range(len(records)))
     for count, members in groups.items():
         targets = _deranged(records, texts, members, keyed_random(seed, count, "derangement"))
@@ -199,24 +199,47 @@ def is_blank(data: StudyDataset) -> bool:
     return getattr(data.read_media, "func", None) is black_image
 
 
-def black_image(ref: MediaRef, draw: str, read_media: Any, known: dict[str, Media]) -> Media:
-    """What `read_media` would make of a black picture; found once."""
-    if ref.kind != "image":  # embeddings, clips and volumes differ in size
+def black_image(ref: MediaRef, draw: str, read_media: Any, known: dict[str, Any]) -> Media:
+    """What `read_media` would make of a black picture; found once where all have one size.
+
+    It is said to be of the true picture's size, to which masks and boxes are brought back.
+    """
+    processor = getattr(read_media, "keywords", {}).get("processor")
+    if not _alike(ref, processor):
         own = read_media(ref, draw)
-        return own.with_data(torch.zeros_like(own.data), own.geometry)
+        if processor is None or ref.kind == "embedding" or own.size is None:
+            return own.with_data(torch.zeros_like(own.data), own.geometry)
+        frames = () if ref.kind == "image" else (len(read(ref).data),)
+        black = Media(torch.zeros(*frames, *own.size), ref.kind, ref.view, geometry=Geometry())
+        return processor.process(black, draw)
     if "black" not in known:
         own = getattr(read_media, "black", None)
-        processor = getattr(read_media, "keywords", {}).get("processor")
         if own is not None:
             known["black"] = own()
         elif processor is not None:
-            known["black"] = processor.process(
-                Media(torch.zeros(64, 64), geometry=Geometry()), draw
-            )
+            known["black"] = processor.process(Media(torch.zeros(64, 64)), draw)
         else:
             made = read_media(ref, draw)
             known["black"] = made.with_data(torch.zeros_like(made.data))
-    return known["black"]
+    black: Media = known["black"]
+    if processor is None:
+        return black
+    if ref.file not in known:
+        known[ref.file] = read(ref).size
+    size: tuple[int, int] = known[ref.file]
+    return replace(black, size=size, geometry=processor.geometry(*size, draw))
+
+
+def _alike(ref: MediaRef, processor: Any) -> bool:
+    """Whether all black pictures are one: clips, volumes and embeddings differ in size."""
+    return ref.kind == "image" and getattr(processor, "fixed_size", True)
+
+
+def black_key(data: StudyDataset, media: tuple[MediaRef, ...]) -> tuple[Any, ...]:
+    """What tells the black pictures of a sample from those of others."""
+    inner = getattr(data.read_media, "keywords", {}).get("read_media")
+    processor = getattr(inner, "keywords", {}).get("processor")
+    return tuple("black" if _alike(ref, processor) else ("black", ref) for ref in media)
 
 
 def mirrored(data: StudyDataset) -> StudyDataset:

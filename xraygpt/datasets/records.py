@@ -61,8 +61,8 @@ class FieldMap:
     """A list of `{role, text}`."""
     keep: list[str] = field(default_factory=lambda: ["labels", "boxes", "source", "licence"])
     """Fields carried along in `Sample.meta`."""
-    files: list[str] = field(default_factory=lambda: ["mask"])
-    """Fields that name a file beside the images; carried along as its path."""
+    files: list[str] = field(default_factory=list)
+    """Fields that name a file under `storage`, such as a mask; carried along as its path."""
 
 
 @registry.register_builder("records")
@@ -238,6 +238,10 @@ class RecordsBuilder(BaseBuilder):
                 path,
                 given.study,
             )
+        for name in given.files:
+            if rows and name not in have:
+                hint = did_you_mean(name, have)
+                raise DataError(f"{path}: no record has the field '{name}' (fields.files){hint}")
         for f in fields(FieldMap):
             name = getattr(given, f.name)
             if isinstance(name, str) and name != getattr(default, f.name) and name not in have:
@@ -295,7 +299,7 @@ class RecordsBuilder(BaseBuilder):
                 path = images[0].path
                 name = str(path.relative_to(root)).removesuffix(path.suffix)
         meta = {key: row[key] for key in names.keep if key in row}
-        meta |= {key: image_in(root, row[key]) for key in names.files if row.get(key)}
+        meta |= {key: self._file(key, row[key]) for key in names.files if row.get(key)}
         meta |= {"codes": self._coding(row), "views": [i.view for i in images]}
         meta["sections"] = {s: row[s] for s in self.config.sections if row.get(s)}
         turns = self._turns(row, len(images), clean, asked)
@@ -313,6 +317,13 @@ class RecordsBuilder(BaseBuilder):
             turns=targets.ToldImages(turns, self._codes(row)) if self.config.tell_images else turns,
             meta=meta,
         )
+
+    def _file(self, key: str, name: object) -> str:
+        """The path of a file that goes along with a record."""
+        try:
+            return str(Path(image_in(Path(self.config.storage), name)).absolute())
+        except RecordError as error:
+            raise RecordError(f"{key}: {str(error).replace('image', 'file')}") from None
 
     def _named(self, codes: list[str]) -> set[str]:
         """What questions can be about."""

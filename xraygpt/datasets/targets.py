@@ -8,13 +8,16 @@ hide.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from xraygpt.common.draws import keyed_random
-from xraygpt.processors.content import IMAGE, MediaPart, Part, Turn, parts_of
+from xraygpt.processors.content import MARK, MediaPart, Part, Turn, parts_of
 from xraygpt.vocabulary import Vocabulary
 
+MARK_AFTER = re.compile(f" {MARK.pattern}")
 LIST_QUESTION = "List the coded findings."
 NORMAL = "normal"  # the code of a study with nothing to find
 BOTH = "bilateral"
@@ -118,7 +121,7 @@ class CodeQuestions:
         while len(asked) < self.count and (here or absent):
             from_here = bool(here) and (rng.random() < 0.5 or not absent)
             asked.append(here.pop() if from_here else absent.pop())
-        return asked or ["normal"]
+        return asked or [NORMAL]
 
 
 class ToldFindings:
@@ -160,7 +163,7 @@ class ToldFindings:
             return list(self.turns)
         words = [w for w in self.words if rng.random() >= self.left_out]
         if self.where == "question":
-            marks = " ".join([IMAGE] * self.turns[0]["text"].count(IMAGE))
+            marks = " ".join(MARK.findall(self.turns[0]["text"]))
             return [
                 Turn(role="user", text=seen_question(marks, words, self.vocabulary)),
                 *self.turns[1:],
@@ -180,15 +183,19 @@ def with_findings(turns: Sequence[Turn], words: Sequence[str]) -> list[Turn]:
 
     Their text has them as ``<findings>…</findings>``, where a tokenizer learns them.
     """
-    if not turns or IMAGE not in turns[0]["text"] or not words:
+    marks = list(MARK.finditer(turns[0]["text"])) if turns else []
+    if not marks or not words:
         return list(turns)
     caption = "; ".join(w.replace("<", "") for w in words)
-    before, mark, after = turns[0]["text"].rpartition(IMAGE)
+    text, last = turns[0]["text"], marks[-1]
+    before, after = text[: last.start()], text[last.end() :]
+    (part,) = parts_of(last[0])
+    assert isinstance(part, MediaPart)
     return [
         Turn(
             role=turns[0]["role"],
-            text=f"{before}{mark}<findings>{caption}</findings>{after}",
-            content=[*parts_of(before), MediaPart(caption=caption), *parts_of(after)],
+            text=f"{before}{last[0]}<findings>{caption}</findings>{after}",
+            content=[*parts_of(before), replace(part, caption=caption), *parts_of(after)],
         ),
         *turns[1:],
     ]
@@ -221,11 +228,11 @@ class ToldImages:
         rng.shuffle(words)
         turns = self.turns(draw) if callable(self.turns) else self.turns
         caption = "; ".join(words)
-        first = next((i for i, t in enumerate(turns) if IMAGE in t["text"]), None)
+        first = next((i for i, t in enumerate(turns) if MARK.search(t["text"])), None)
         told = [Turn(role=t["role"], text=t["text"]) for t in turns]
         if first is not None:
-            before, _, after = told[first]["text"].partition(IMAGE)
-            after = after.replace(f" {IMAGE}", "")
+            before, _, after = MARK.split(told[first]["text"], maxsplit=1)
+            after = MARK_AFTER.sub("", after)
             content: list[Part] = [before, MediaPart(caption=caption, shown=False), after]
             text = f"{before}<image>{caption}</image>{after}"
             told[first] = Turn(role=told[first]["role"], text=text, content=content)

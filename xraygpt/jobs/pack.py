@@ -43,7 +43,21 @@ def pack(run: Path, out: Path, head: Path | None = None) -> None:
     _, state = read_weights(checkpoint)
 
     def write(folder: Path) -> None:
-        described = {"model": to_tree(model.pack_into(state, folder, out))}
+        corpus = next(iter(experiment.datasets.values()))
+        described = {
+            "imports": list(experiment.imports),
+            "model": to_tree(model.pack_into(state, folder, out)),
+            # How pictures are made; where data lie is one's own.
+            "datasets": {"any": {"builder": "records", "vis_processor": _processors(corpus)}},
+        }
         (folder / "config.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
 
     publish_folder(out, write, {"packed": checkpoint.name, "xraygpt": __version__})
+
+
+def _processors(corpus: Any) -> dict[str, Any]:
+    """The image processor outside training; empty for the default."""
+    given = corpus.vis_processor
+    if "eval" in given:
+        return {"eval": to_tree(given["eval"])}
+    return {"eval": to_tree(given["train"].for_eval())} if "train" in given else {}

@@ -119,7 +119,7 @@ class BaseModel(nn.Module, Plugin):
     frozen_parts: ClassVar[tuple[str, ...]] = ()
     """Prefixes of state keys of parts that come from elsewhere: where a checkpoint has none of
     them, they are whole without it."""
-    cannot: ClassVar[dict[str, str]] = {}
+    cannot: Mapping[str, str] = {}
     """By capability ("chat", "maps" …, see `capabilities`) why this model lacks it, in words."""
 
     def __init__(self, config: Any) -> None:

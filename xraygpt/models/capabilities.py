@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -21,15 +21,12 @@ if TYPE_CHECKING:
     from xraygpt.processors.base import BaseProcessor
 
 
-@runtime_checkable
 class Chats(Protocol):
-    """Answers from embeddings, so that a conversation keeps what it has computed.
+    """Answers from embeddings, so that a conversation keeps what it has computed."""
 
-    Attributes:
-        llm: A transformers causal language model that reads `inputs_embeds`.
-    """
-
-    llm: Any
+    @property
+    def llm(self) -> Any:
+        """A transformers causal language model that reads `inputs_embeds`."""
 
     def media_tokens(self, batch: Batch) -> list[Tensor]:
         """(L, H) of each medium of a batch, in the order of its runs."""
@@ -38,7 +35,6 @@ class Chats(Protocol):
         """(B, T) ids -> (B, T, H), media in place; `tokens` of them where they are known."""
 
 
-@runtime_checkable
 class FrozenFeatures(Protocol):
     """Has a frozen encoder, whose output can be stored on disk."""
 
@@ -49,7 +45,6 @@ class FrozenFeatures(Protocol):
         """Identifies the frozen encoder's weights; None if features must not be stored."""
 
 
-@runtime_checkable
 class StoresMore(Protocol):
     """Can store more than the encoder's output for a training: all that is frozen behind it."""
 
@@ -60,7 +55,6 @@ class StoresMore(Protocol):
         """
 
 
-@runtime_checkable
 class HasDecoder(Protocol):
     """Has transformer layers that can be compiled, or laid out over processes."""
 
@@ -68,7 +62,6 @@ class HasDecoder(Protocol):
         """The layers of the language model, in order."""
 
 
-@runtime_checkable
 class AttentionMaps(Protocol):
     """Can say from which places of a picture each of its tokens was made."""
 
@@ -95,7 +88,6 @@ class ExportSettings:
     processor: BaseProcessor
 
 
-@runtime_checkable
 class Exports(Protocol):
     """Can be written in the layouts of other projects."""
 
@@ -143,8 +135,10 @@ def need(model: BaseModel, capability: type[Capability]) -> Capability:
 
 def offers(model: object, capability: type) -> bool:
     """Whether a model has the methods of a capability, and does not say that it cannot."""
+    # Not isinstance: from Python 3.12 on that does not see modules of a torch model.
     key, _ = _VERBS[capability]
-    return isinstance(model, capability) and key not in getattr(model, "cannot", {})
+    has = all(hasattr(model, name) for name in _members(capability))
+    return has and key not in getattr(model, "cannot", {})
 
 
 def named(model: BaseModel) -> str:
@@ -155,10 +149,14 @@ def named(model: BaseModel) -> str:
     return f"this model (arch: {names[0]})" if names else f"this model ({type(model).__name__})"
 
 
+def _members(capability: type) -> list[str]:
+    """Methods and attributes of a capability."""
+    names = {*vars(capability), *vars(capability).get("__annotations__", {})}
+    return sorted(name for name in names if not name.startswith("_"))
+
+
 def _why(model: BaseModel, capability: type, key: str) -> str:
     if key in model.cannot:
         return model.cannot[key]
-    members = {*vars(capability), *capability.__annotations__}
-    wanted = sorted(name for name in members if not name.startswith("_"))
-    lacking = [name for name in wanted if not hasattr(model, name)]
+    lacking = [name for name in _members(capability) if not hasattr(model, name)]
     return f"it has no {' and no '.join(lacking)} (docs/adding_a_model.md)"

@@ -236,7 +236,7 @@ class Decoder:
             if plain is None:
                 raise InputError(
                     "generate.guidance compares with the average training image, which this model "
-                    "has not: train it one step more, or set guidance: 0"
+                    "has not: train it one step more if it keeps one, or set guidance: 0"
                 )
             mask = attention_mask.repeat_interleave(how.draws, dim=0)
             plain = plain.repeat_interleave(how.draws, dim=0)

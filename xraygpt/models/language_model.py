@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,7 +51,7 @@ class LanguageModel(CausalModel):
 
     config: Config
     all_tokens = True
-    cannot: ClassVar[dict[str, str]] = {
+    cannot: Mapping[str, str] = {
         "export": "its runs hold a transformers folder already (llm/)",
         "chat": "it reads text alone; a model that takes it as `llama_model` reads images",
     }

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from xraygpt.common.errors import DataError
 from xraygpt.processors.media import Media
 from xraygpt.processors.prompts import Run
 
@@ -31,7 +32,7 @@ class QueryPacker:
             with `feature_mask` (N, L).
 
         Raises:
-            ValueError: Pixels and features in one batch.
+            DataError: Pixels and features in one batch.
         """
         each = [m.data for media in samples for m in media]
         encoded = [data.dim() == 2 for data in each]
@@ -42,5 +43,5 @@ class QueryPacker:
                 "feature_mask": pad_sequence(mask, batch_first=True),
             }
         if any(encoded):
-            raise ValueError("a batch holds both images and pre-computed features; use one of them")
+            raise DataError("a batch holds both images and pre-computed features; use one of them")
         return {"pixel_values": torch.cat([d if d.dim() == 4 else d[None] for d in each])}

@@ -140,6 +140,8 @@ class XrayGPT(CausalModel):
             self._build(config)
         self.packer = QueryPacker(config.num_query_token)
         self.renderer = renderer_of(config, self.tokenizer, assets=assets)
+        if not hasattr(self.qformer, "qformer"):  # a plug-in's own
+            self.cannot = {"maps": "what stands in its Q-Former's place has no cross-attention"}
         self.stores_queries = False  # whether features are the Q-Former's tokens
 
     def _build(self, config: Config) -> None:

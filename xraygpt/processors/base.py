@@ -26,6 +26,9 @@ class BaseProcessor(Plugin):
             """The settings to use outside training: the same, unless something is random."""
             return self
 
+    fixed_size = True
+    """Whether all pictures come out in one size; features and black pictures of others are not
+    shared."""
     deterministic = True
     """Whether the result depends on the item alone; features of others are not cached."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NotRequired, TypedDict
 
 IMAGE, VIDEO = "<image>", "<video>"  # stand for a medium, and for a clip, in a turn's text
-_MARK = re.compile(f"({IMAGE}|{VIDEO})")
+MARK = re.compile(f"({IMAGE}|{VIDEO})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Turn(TypedDict):
 
 def parts_of(text: str) -> list[Part]:
     """Text with marks -> content parts."""
-    pieces = _MARK.split(text)
+    pieces = MARK.split(text)
     parts: list[Part] = []
     for i, piece in enumerate(pieces):
         if i % 2:
@@ -67,7 +67,7 @@ def turn_of(role: str, content: Iterable[Part]) -> Turn:
 
 def without_marks(text: str) -> str:
     """`text` without the marks of media."""
-    return _MARK.sub("", text).strip()
+    return MARK.sub("", text).strip()
 
 
 def plain_text(turn: Turn) -> str:

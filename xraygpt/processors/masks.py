@@ -33,6 +33,21 @@ def mask_on(mask: np.ndarray, media: Media) -> np.ndarray:
     return resampled(mask, media.geometry.inverse(), int(height), int(width))
 
 
+def mask_back(mask: np.ndarray, geometry: Geometry, height: int, width: int) -> np.ndarray:
+    """The classes of a predicted mask at every pixel of the original picture.
+
+    Args:
+        mask: (h, w) uint8 on the processed image.
+        geometry: Where the processor put the picture's points.
+        height: Of the original, in pixels.
+        width: Of the original, in pixels.
+
+    Returns:
+        (height, width) uint8; 0 where the model was not shown the picture.
+    """
+    return resampled(mask, geometry, height, width)
+
+
 def resampled(mask: np.ndarray, back: Geometry, height: int, width: int) -> np.ndarray:
     """The classes of a mask on another grid of pixels.
 

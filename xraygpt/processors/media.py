@@ -7,6 +7,7 @@ file says of it (spacing, window, frame times) up to the model.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -96,20 +97,15 @@ class MediaRef(_Fields):
         return self.file.rpartition(os.sep)[2]
 
     @property
-    def is_stored_features(self) -> bool:
-        """Whether a vision encoder has nothing left to do."""
-        return self.kind == "embedding"
-
-    @property
     def part(self) -> str:
-        """Which part of the file is meant and how it is read; empty for a plain first frame."""
+        """What of the file is meant, and how it is read, beside the usual: "index 17, tensor a"."""
+        plain = MediaRef(self.file, self.view)
         said = [
-            "" if self.index in (None, 0) and self.kind == "image" else f"{self.index}",
-            "" if self.frames is None else "frames {}:{}:{}".format(*self.frames),
-            self.tensor,
-            "mirrored" if self.mirrored else "",
+            f"{name} {value}"
+            for name, value in self._asdict().items()
+            if value != getattr(plain, name)
         ]
-        return " ".join(filter(None, said))
+        return ", ".join(said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +121,7 @@ class Media:
         spacing: mm from pixel to pixel of the file, (row, column) or (slice, row, column).
         window: (center, width) that became black and white, in the file's own units.
         frame_times: Seconds of each frame of a clip after the first.
+        size: Height and width of the file's picture in pixels.
         geometry: Normalised coordinates of the file's picture -> those of `data`; None where a
             processor does not say.
     """
@@ -135,6 +132,7 @@ class Media:
     spacing: tuple[float, ...] | None = None
     window: tuple[float, float] | None = None
     frame_times: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None
     geometry: Geometry | None = None
 
     def with_data(self, data: Tensor, geometry: Geometry | None = None) -> Media:
@@ -221,8 +219,15 @@ def _from_picture(ref: MediaRef, limits: ReadLimits, at_least: int | None) -> Me
         spacing=ref.spacing or _spacing(ref, picture),
         window=window if isinstance(window, tuple) and len(window) == 2 else None,
         frame_times=times,
+        size=_size(ref.kind, pixels),
         geometry=Geometry(),
     )
+
+
+def _size(kind: Kind, pixels: np.ndarray) -> tuple[int, int]:
+    """Height and width of a picture, or of the frames or slices of several."""
+    height, width = pixels.shape[:2] if kind == "image" else pixels.shape[1:3]
+    return int(height), int(width)
 
 
 def _chosen(ref: MediaRef, count: int) -> slice:
@@ -270,7 +275,8 @@ def _from_array(ref: MediaRef) -> Media:
         raise DataError(f"{ref.file}: cannot be read as an array ({error})") from None
     data = torch.from_numpy(np.array(array, dtype=np.float32))  # a copy: files are mapped
     wanted = _DIMS[ref.kind]
-    if data.dim() not in wanted:
+    coloured = ref.kind in ("image", "clip") and data.dim() == max(wanted)
+    if data.dim() not in wanted or (coloured and data.shape[-1] != 3):
         raise DataError(
             f"{ref.file}: {_SHAPES[ref.kind]}, and this is {tuple(data.shape)}"
             + ("; `index` names one row" if ref.kind == "embedding" else "")
@@ -281,7 +287,8 @@ def _from_array(ref: MediaRef) -> Media:
     if ref.kind == "clip" and ref.fps:
         first, _, step = ref.frames or (0, 0, 1)
         times = tuple((first + i * step) / ref.fps for i in range(len(data)))
-    return Media(data, ref.kind, ref.view, ref.spacing, None, times, Geometry())
+    size = _size(ref.kind, data.numpy())
+    return Media(data, ref.kind, ref.view, ref.spacing, None, times, size, Geometry())
 
 
 _SHAPES: dict[Kind, str] = {
@@ -292,13 +299,15 @@ _SHAPES: dict[Kind, str] = {
 }
 
 
-def _rows(ref: MediaRef, count: int) -> int | slice:
-    """What to take of the first axis.
+def _rows(ref: MediaRef, shape: Sequence[int]) -> int | slice:
+    """What to take of the first axis; of an image, a frame where there are several.
 
     Raises:
         DataError: It is not there.
     """
-    if ref.kind == "image" or ref.index is None:
+    count = shape[0]
+    several = len(shape) == 4 or (len(shape) == 3 and shape[-1] != 3)
+    if ref.index is None or (ref.kind == "image" and not several and ref.index == 0):
         return _chosen(ref, count)
     if not 0 <= ref.index < count:
         raise DataError(f"{ref.file}: row {ref.index} was asked for, and it has {count}, from 0")
@@ -307,7 +316,7 @@ def _rows(ref: MediaRef, count: int) -> int | slice:
 
 def _npy(ref: MediaRef) -> np.ndarray:
     array = np.load(ref.file, mmap_mode="r", allow_pickle=False)
-    rows: np.ndarray = array[_rows(ref, len(array))] if array.ndim else array
+    rows: np.ndarray = array[_rows(ref, array.shape)] if array.ndim else array
     return rows
 
 
@@ -322,7 +331,7 @@ def _safetensors(ref: MediaRef) -> np.ndarray:
         if name not in names:
             raise DataError(f"{ref.file}: no tensor '{name}'; it has {', '.join(names)}")
         piece = file.get_slice(name)
-        rows = _rows(ref, piece.get_shape()[0])
+        rows = _rows(ref, piece.get_shape())
         found: Tensor = piece[rows]
         array: np.ndarray = found.float().numpy()
         return array

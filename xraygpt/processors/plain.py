@@ -21,6 +21,8 @@ class PlainPixels(BaseProcessor):
     class Config(BaseProcessor.Config):
         """A processor without settings."""
 
+    fixed_size = False
+
     def __call__(self, pixels: np.ndarray, draw: str = "") -> Tensor:
         """(H, W) or (H, W, 3) -> (3, H, W) float32; a frame axis in front stays there."""
         return channels_first(pixels).contiguous()

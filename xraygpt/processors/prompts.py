@@ -101,8 +101,9 @@ class Template:
     def pieces(self, turns: Sequence[Turn], end: str) -> list[Piece]:
         """Write `turns` out; an answer is followed by `end`, which the model learns to say."""
         before, between = self.turn.split("{}")
-        system = next((t["text"] for t in turns if t["role"] == "system"), self.system)
-        pieces = [Piece((system,))] if system else []
+        said = next((t for t in turns if t["role"] == "system"), None)
+        system = (self.system,) if said is None else _merged(content_of(said))
+        pieces = [Piece(system)] if any(system) else []
         open_with = before
         for turn in turns:
             if turn["role"] == "user":
@@ -309,7 +310,8 @@ class PromptRenderer:
         Raises:
             DataError: As `render`.
         """
-        media = [p for t in turns for p in content_of(t) if isinstance(p, MediaPart)]
+        asked = [t for t in turns if t["role"] != "assistant"]
+        media = [p for t in asked for p in content_of(t) if isinstance(p, MediaPart)]
         shown = [p for p in media if p.shown]
         if len(shown) != len(runs):
             told = len(media) > len(shown)
@@ -327,6 +329,10 @@ class PromptRenderer:
         left = iter(runs)
         checked = []
         for turn in turns:
+            if turn["role"] == "assistant":  # a mark in an answer is a word like others
+                text = self._defuse(turn["text"])
+                checked.append(Turn(role="assistant", text=text, content=[text]))
+                continue
             parts: list[Part] = []
             for part in content_of(turn):
                 if isinstance(part, str):
@@ -350,7 +356,8 @@ class PromptRenderer:
 
     def written(self, turns: Sequence[Turn]) -> str:
         """The conversation as text, with ``<image>`` where media lie."""
-        media = [p for t in turns for p in content_of(t) if isinstance(p, MediaPart) and p.shown]
+        asked = [t for t in turns if t["role"] != "assistant"]
+        media = [p for t in asked for p in content_of(t) if isinstance(p, MediaPart) and p.shown]
         runs = [Run(1, "clip" if p.mark == VIDEO else "image") for p in media]
         return "".join(piece.text for piece in self._pieces(self._checked(turns, runs, "")))
 

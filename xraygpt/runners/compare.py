@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from xraygpt.common.config import from_tree
 from xraygpt.common.errors import InputError
 from xraygpt.metrics.compare import TOSSES, Difference, paired
-from xraygpt.runners.scoring import LEARNED
-from xraygpt.tasks.base import BaseTask, Prediction
+from xraygpt.runners.scoring import LEARNED, task_of
+from xraygpt.tasks.base import Prediction
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ def compare(first: Path, second: Path, *, tosses: int = TOSSES) -> list[Differen
             f"{first} and {second} are of two tasks ({trees[0]['name']}, {trees[1]['name']}); "
             "compare those of one"
         )
-    task: BaseTask = from_tree(BaseTask.Config, trees[0], "run.task").build()
+    task = task_of(trees[0])
     learned = first.parent / LEARNED
     if learned.is_file():
         task.take_up(json.loads(learned.read_text(encoding="utf-8")))

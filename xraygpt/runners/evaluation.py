@@ -393,7 +393,7 @@ class Evaluator(Plugin):
     def _key(self, data: StudyDataset, index: int, question: str) -> tuple[Any, ...]:
         images: tuple[Any, ...] = data.records[index].media
         if controls.is_blank(data):
-            images = ("black",) * len(images)
+            images = controls.black_key(data, images)
         return (*images, question)
 
     def _question(self, sample: Any) -> str:

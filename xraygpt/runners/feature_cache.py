@@ -115,8 +115,8 @@ class CachedReader:
         except OSError as error:
             raise DataError(f"{ref.path}: {error.strerror}") from None
         key = f"{real(ref.path)}|{facts.st_size}|{facts.st_mtime_ns}|{ref.index}"
-        if ref.mirrored:
-            key += "|mirrored"
+        key += f"|{ref.tensor}" if ref.tensor else ""
+        key += "|mirrored" if ref.mirrored else ""
         if self.views:
             key += f"|{view}"
         return hashlib.sha256(key.encode()).hexdigest()[:32]
@@ -133,7 +133,8 @@ def pixels(read_media: ReadMedia, ref: MediaRef, view: int, views: int) -> Tenso
     Raises:
         DataError: The image cannot be read.
     """
-    return read_media(ref, f"view {view} of {real(ref.path)} {ref.index}" if views else "").data
+    draw = f"view {view} of {real(ref.path)} {ref.index}{ref.tensor}"
+    return read_media(ref, draw if views else "").data
 
 
 def use_cache(
@@ -169,7 +170,8 @@ def use_cache(
         )
         return data
     refs = data.media_refs()
-    stored = any(ref.kind != "image" for ref in refs)
+    processor = getattr(data.read_media, "keywords", {}).get("processor")
+    stored = any(ref.kind != "image" for ref in refs) or not getattr(processor, "fixed_size", True)
     views = 0 if data.cacheable else how.views
     ready = isinstance(data.read_media, CachedReader)
     if not refs or stored or ready or not (data.cacheable or views):

@@ -115,6 +115,8 @@ def _record(name: str, media: Sequence[MediaRef], *, study: str = "", question: 
     facts = [_facts(ref.path) for ref in media]
     one = len(media) == 1
     meta = {"path": paths[0] if one else paths, "file": facts[0] if one else facts}
+    if any(parts := [ref.part for ref in media]):
+        meta["part"] = parts[0] if one else parts
     return Record(name, study or name, tuple(media), (turn,), meta)
 
 
@@ -228,7 +230,7 @@ class Predictor:
             for batch in self._batches(todo):
                 good = [(i, s) for i, s in batch if not isinstance(s, str)]
                 failed |= {names[i]: s for i, s in batch if isinstance(s, str)}
-                for prediction in self._answer([s for _, s in good]):
+                for prediction in self._answered([s for _, s in good], failed):
                     done[prediction.sample_id] = prediction
                     file.write(json.dumps(prediction.as_row()) + "\n")
                 file.flush()
@@ -262,6 +264,20 @@ class Predictor:
             collate_fn=list,
         )
         return iter(loader)
+
+    def _answered(self, samples: Sequence[Sample], failed: dict[str, str]) -> Iterator[Prediction]:
+        """Answers of a batch; one that cannot be asked is named, and the others are answered."""
+        try:
+            found = list(self._answer(samples))
+        except (DataError, ValueError) as error:
+            if len(samples) == 1:
+                name = samples[0]["sample_id"]
+                failed[name] = str(error).removeprefix(f"sample {name}: ")
+                return
+            for sample in samples:
+                yield from self._answered([sample], failed)
+            return
+        yield from found
 
     def _answer(self, samples: Sequence[Sample]) -> Iterator[Prediction]:
         if not samples:

@@ -14,7 +14,7 @@ from typing import Any
 
 from xraygpt.common import checkpoint
 from xraygpt.common.config import from_tree
-from xraygpt.common.errors import InputError
+from xraygpt.common.errors import ConfigError, InputError
 from xraygpt.metrics.statistics import Score, weighted_sum
 from xraygpt.runners import logs
 from xraygpt.tasks.base import BaseTask, Prediction
@@ -115,7 +115,7 @@ def score_folder(folder: Path) -> dict[str, Any]:
     identity = heading.get("identity", {})
     if "task" not in identity:
         raise InputError(f"{found[TRUE]}: its first line does not say which task it is of")
-    task: BaseTask = from_tree(BaseTask.Config, identity["task"], "run.task").build()
+    task = task_of(identity["task"])
     if not (folder / LEARNED).is_file():
         raise InputError(f"{folder}: no {LEARNED}; let evaluate.py go on, which writes it")
     task.take_up(json.loads((folder / LEARNED).read_text(encoding="utf-8")))
@@ -157,6 +157,22 @@ def score_folder(folder: Path) -> dict[str, Any]:
     }
     write_scores(folder, result)
     return result
+
+
+def task_of(tree: Any) -> BaseTask:
+    """The task that made predictions, by its settings in their first line.
+
+    Raises:
+        ConfigError: This version does not know it, or one of its settings.
+    """
+    try:
+        task: BaseTask = from_tree(BaseTask.Config, tree, "run.task").build()
+    except ConfigError as error:
+        if any("unknown task" in problem for problem in error.problems):
+            hint = "if the task is a plug-in, name its module: --imports my_pkg.my_module"
+            raise ConfigError("the file of predictions", [*error.problems, hint]) from None
+        raise
+    return task
 
 
 def write_scores(folder: Path, result: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch, Sample
 from xraygpt.datasets.collate import Collator, padded
 from xraygpt.datasets.targets import spoken
 from xraygpt.models.base import Bonus
+from xraygpt.models.capabilities import FrozenFeatures, offers
 from xraygpt.models.finding_head import FindingHead
 from xraygpt.models.media_tokens import images_per_row
 from xraygpt.processors.content import (
@@ -98,7 +99,8 @@ def held_likely(model: Any, prompts: Batch, plan: Plan) -> list[list[str]]:
         InputError: The head is to be asked, and the model has none.
     """
     pixels = prompts["media_inputs"].get("pixel_values")
-    if pixels is not None:  # encoded once for all questions
+    alone = set(prompts["media_inputs"]) == {"pixel_values"}
+    if alone and offers(model, FrozenFeatures):  # encoded once for all questions
         prompts = {**prompts, "media_inputs": {"features": model.encode_frozen(pixels)}}
     held = (_held_by_head if plan.by == "head" else _held_by_answers)(model, prompts, plan)
     normal = vocabulary_of(plan.vocabulary).normal

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -84,7 +84,18 @@ class Prediction:
 
 def answers_of(said: Sequence[Answer | str]) -> list[Answer]:
     """Answers of a task that may give plain texts."""
-    return [Answer(one) if isinstance(one, str) else one for one in said]
+    answers = [Answer(one) if isinstance(one, str) else one for one in said]
+    return [replace(a, payload=_plain(a.payload)) if a.payload else a for a in answers]
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy and torch as Python's own, as JSON takes them."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    own = getattr(value, "tolist", None)  # arrays, their scalars, tensors
+    return value if own is None else own()
 
 
 def keep_mask(answer: Answer, folder: Path, name: str, salt: str = "") -> Payload:

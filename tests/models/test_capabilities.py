@@ -1,0 +1,47 @@
+"""What is asked of a model, and what is said where it lacks it."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from xraygpt.common.errors import InputError
+from xraygpt.models.base import BaseModel
+from xraygpt.models.capabilities import AttentionMaps, Chats, FrozenFeatures, need, offers
+from xraygpt.models.xraygpt import XrayGPT
+
+
+class Talks(BaseModel):
+    """Its language model is a module, which some ways of looking for attributes do not see."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.llm = nn.Linear(2, 2)
+
+    def media_tokens(self, batch):
+        return []
+
+    def embed(self, batch, tokens=None):
+        return batch
+
+
+def test_modules_count_as_attributes():
+    model = Talks()
+    assert offers(model, Chats) and need(model, Chats) is model
+    assert not offers(model, FrozenFeatures)
+    with pytest.raises(InputError, match=r"no encode_frozen and no feature_key \(docs"):
+        need(model, FrozenFeatures)
+    model.cannot = {"chat": "it has lost its voice"}
+    with pytest.raises(InputError, match=r"\(Talks\) cannot chat because it has lost its voice"):
+        need(model, Chats)
+
+
+def test_a_bridge_without_cross_attention_draws_no_maps():
+    class Pooled(XrayGPT):
+        def make_qformer(self, width, patches):
+            return nn.Linear(width, self.config.qformer.hidden)
+
+    config = XrayGPT.Config(vit_model="tiny", image_size=32, num_query_token=4)
+    assert offers(XrayGPT(config), AttentionMaps)
+    with pytest.raises(InputError, match="has no cross-attention"):
+        need(Pooled(config), AttentionMaps)
