@@ -221,13 +221,13 @@ def black_image(ref: MediaRef, draw: str, read_media: Any, known: dict[str, Any]
         else:
             made = read_media(ref, draw)
             known["black"] = made.with_data(torch.zeros_like(made.data))
-    black: Media = known["black"]
+    shared: Media = known["black"]
     if processor is None:
-        return black
+        return shared
     if ref.file not in known:
         known[ref.file] = read(ref).size
     size: tuple[int, int] = known[ref.file]
-    return replace(black, size=size, geometry=processor.geometry(*size, draw))
+    return replace(shared, size=size, geometry=processor.geometry(*size, draw))
 
 
 def _alike(ref: MediaRef, processor: Any) -> bool:
