@@ -13,7 +13,7 @@ import pytest
 from tests import processes
 from tests.conftest import REPO
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.slow
 TELL = """
 import json, os, random, sys, threading
 import numpy, torch
