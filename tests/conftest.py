@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,15 +36,28 @@ LONGEST = (
 )  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under ``--dist loadgroup``: tests that share a module's fixtures go to one worker."""
-    for item in items:
-        fixtures = item._fixtureinfo.name2fixturedefs.values()
-        if any(f.scope == "module" for definitions in fixtures for f in definitions):
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(REPO))))
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def shared_by(test: str) -> str:
+    """What a test must share a worker with: its file, if that keeps something for its tests."""
+    name = test.split("::")[0]
+    text = (REPO / name).read_text(encoding="utf-8")
+    return name if 'scope="module"' in text or "@cache\n" in text else test
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """``--dist loadgroup``; xdist's own finds no groups under this pytest."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = shared_by
+    return scheduler
 
 
 @pytest.fixture(autouse=True)

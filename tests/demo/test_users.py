@@ -23,7 +23,7 @@ gradio_client = pytest.importorskip("gradio_client", reason="gradio is absent")
 psutil = pytest.importorskip("psutil", reason="psutil is absent")
 pytestmark = pytest.mark.slow
 
-USERS, VISITS, SETTLED = 20, 6, 2
+USERS, VISITS, SETTLED = 20, 5, 2
 YAML = """
 model: {arch: xraygpt, model_type: tiny, prompt_template: xraygpt, prompt_path: null}
 datasets: {phantoms: {builder: synthetic_cxr, studies: 12, picture_size: 32}}

@@ -18,7 +18,6 @@ from tests.runners.test_train_loop import MODEL, RUN, environment
 from xraygpt.common.config import load
 from xraygpt.experiment import Evaluation, Training
 
-pytestmark = pytest.mark.xdist_group("commands")  # what a command says of itself is kept
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
 ROOTS = {"train.py": Training} | dict.fromkeys(("evaluate.py", "predict.py", "demo.py"), Evaluation)
 
