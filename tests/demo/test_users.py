@@ -78,7 +78,12 @@ class User:
 
     def live(self, together: threading.Barrier) -> None:
         try:
-            client = gradio_client.Client(self.url, verbose=False, analytics_enabled=False)
+            client = gradio_client.Client(
+                self.url,
+                verbose=False,
+                analytics_enabled=False,
+                httpx_kwargs={"timeout": 600},  # however slow the machine
+            )
             try:
                 for _ in range(VISITS):
                     self.visit(client)
