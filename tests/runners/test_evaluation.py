@@ -12,13 +12,13 @@ import pytest
 
 from tests.conftest import ANSWERS, toy_yaml
 from tests.runners.test_train_loop import MODEL, runner_of
+from xraygpt import compare as compare_command
 from xraygpt import probe, score
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
 from xraygpt.datasets.base import Record, StudyDataset
 from xraygpt.datasets.controls import derangement, most_common_answer
 from xraygpt.experiment import Evaluation, build_evaluator
-from xraygpt.metrics import compare
 from xraygpt.processors.media import MediaRef
 from xraygpt.processors.prompts import Turn
 from xraygpt.runners import answers, result_page, scoring
@@ -149,7 +149,7 @@ def test_the_commands_print_tables(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         "sys.argv", ["x", str(said), str(folder.folder / "predictions_blank.jsonl")]
     )
-    compare.main()
+    compare_command.main()
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("| ROUGE-L"))
     assert line.endswith("| 12 |") and float(line.split("|")[5]) < 0.05
     yaml = tmp_path / "eval.yaml"

@@ -84,7 +84,7 @@ def test_probabilities_are_those_of_the_two_likelihoods(made):
     evaluator = evaluator_of(base, corpus)
     samples = [evaluator.data[i] for i in range(4)]
     said = evaluator.task.predict(evaluator.model, evaluator.collate.prompts(samples))
-    for sample, text in zip(samples, said, strict=True):
+    for sample, one in zip(samples, said, strict=True):
         loss = []
         for answer in ("yes.", "no."):
             turns = [*sample["turns"][:-1], {"role": "assistant", "text": answer}]
@@ -92,7 +92,8 @@ def test_probabilities_are_those_of_the_two_likelihoods(made):
                 batch = evaluator.collate([{**sample, "turns": turns}])
                 loss.append(float(evaluator.model(batch).loss))
         wanted = 1 / (1 + math.exp(loss[0] - loss[1]))
-        word, number = text.split(" ")
+        word, number = one.text.split(" ")
+        assert one.payload["probabilities"]["yes"] == pytest.approx(wanted, abs=1e-4)
         assert float(number) == pytest.approx(wanted, abs=1e-4)
         assert word == ("yes" if wanted >= 0.5 else "no")
 
