@@ -83,6 +83,7 @@ def _write(folder, mark):
     filled(folder, names_of(200, mark), shard_bytes=1000)
 
 
+@pytest.mark.slow
 def test_processes_write_at_once_and_a_pickled_one_reads(tmp_path):
     store = Shards(tmp_path)
     context = multiprocessing.get_context("spawn")

@@ -73,6 +73,7 @@ def test_a_reading_model_beats_every_control(trained, tmp_path):
     assert value(result, "ROUGE-L", "shuffled")["seeds"] == 5
 
 
+@pytest.mark.slow
 def test_the_nearest_training_image_answers_by_features_alone(trained, tmp_path):
     """Pooled features of random patches tell a bright square from none, wherever it is."""
     evaluator = evaluator_of(trained, tmp_path)
@@ -84,6 +85,7 @@ def test_the_nearest_training_image_answers_by_features_alone(trained, tmp_path)
     assert {r["prediction"] for r in said} > {ANSWERS["none"]}
 
 
+@pytest.mark.slow
 def test_without_frozen_features_the_control_is_left_out_with_its_reason(trained, tmp_path):
     result = evaluator_of(trained, tmp_path, "run.feature_cache=false").run()
     assert "features are not stored" in result["left_out"]["control nearest"]
@@ -167,12 +169,14 @@ def test_scoring_says_what_it_misses(tmp_path):
         scoring.score_folder(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_model_that_never_learned_does_not(trained, tmp_path):
     result = evaluator_of(trained, tmp_path, ckpt=False).run()
     gap = loss(result, "loss_shuffled_minus_true")
     assert gap["low"] < 0.02
 
 
+@pytest.mark.slow
 def test_predictions_are_streamed_and_taken_up_again(trained, tmp_path, monkeypatch):
     first = evaluator_of(trained, tmp_path, "run.batch_size_eval=4")
     calls = 0
@@ -208,6 +212,7 @@ def test_predictions_are_streamed_and_taken_up_again(trained, tmp_path, monkeypa
     assert {r["reference"] for r in rows[1:]} <= set(ANSWERS.values())
 
 
+@pytest.mark.slow
 def test_shares_answer_what_one_would(trained, tmp_path, monkeypatch):
     """Each image and question once over all shares; the last command decodes nothing."""
     (tmp_path / "whole").mkdir()
@@ -282,6 +287,7 @@ def test_most_common_answer():
     assert most_common_answer(data) == "a"
 
 
+@pytest.mark.slow
 def test_the_page_shows_cases_scores_and_curves_and_fetches_nothing(trained, tmp_path):
     evaluator = evaluator_of(trained, tmp_path, "run.page_cases=5")
     evaluator.run()

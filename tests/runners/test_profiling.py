@@ -18,6 +18,7 @@ def shares(folder) -> dict[str, float]:
     return {name: float(share) for name, share in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slow", ["data", "forward"])
 def test_the_slow_part_is_named(tmp_path, toy, slow, monkeypatch):
     options = ["run.profile=true", "run.eval_every=0", "run.save_every=0", "run.max_steps=7"]
@@ -38,6 +39,7 @@ def test_the_slow_part_is_named(tmp_path, toy, slow, monkeypatch):
     assert max(found, key=found.__getitem__) == slow
 
 
+@pytest.mark.slow
 def test_a_profiled_run_is_the_same_run(tmp_path, toy):
     plain = runner_of(tmp_path, toy, name="plain")
     plain.train()

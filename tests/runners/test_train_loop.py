@@ -151,6 +151,7 @@ def plateaus(runner: Runner, monkeypatch) -> None:
     monkeypatch.setattr(runner, "mean_loss", lambda data: losses[runner.step])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forgets", [False, True])
 def test_a_plateau_is_remembered(tmp_path, toy, forgets, monkeypatch):
     """Learning rates after resuming are those of a run that went through."""
