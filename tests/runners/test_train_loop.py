@@ -383,7 +383,7 @@ def test_wrong_checkpoint_is_refused(tmp_path, toy):
     runner_of(tmp_path, toy).train()
     with pytest.raises(WeightsError, match=r"query_tokens: .*config\.yaml beside it"):
         runner_of(tmp_path, toy, "model.num_query_token=3", f"model.ckpt={tmp_path / 'out'}")
-    with pytest.raises(WeightsError, match="no usable checkpoint in"):
+    with pytest.raises(WeightsError, match="in nowhere: there is no such folder"):
         runner_of(tmp_path, toy, "model.ckpt=nowhere")
 
 

@@ -158,6 +158,8 @@ def find_checkpoint(path: Path) -> Path:
                 log.warning("passed over damaged checkpoints: %s", "; ".join(passed))
             return candidate
     why = f" ({'; '.join(passed)})" if passed else ""
+    if not base.exists():
+        why = f": there is no such folder (a relative path starts at {Path.cwd()})"
     raise WeightsError(f"no usable checkpoint in {path}{why}")
 
 
