@@ -120,6 +120,29 @@ def write_toy_corpus(folder: Path, count: int = 48, text_only: int = 0) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def reading(tmp_path_factory) -> Path:
+    """A folder with a toy corpus, `corpus`, and a run that learned to read it, `out`.
+
+    It is trained once for all test processes; nobody writes there.
+    """
+    from filelock import FileLock
+
+    from tests.runners.test_train_loop import runner_of
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = shared / "reading", shared / "reading.done"
+    with FileLock(shared / "reading.lock"):
+        if not done.exists():
+            corpus = write_toy_corpus(folder / "corpus")
+            options = ["run.max_steps=200", "run.save_every=0", "run.eval_every=0"]
+            options += ["run.init_lr=2e-3", "run.lr_sched=constant_lr"]
+            runner_of(folder, corpus, *options).train()
+            done.touch()
+    return folder
+
+
 @pytest.fixture
 def toy(tmp_path) -> Path:
     return write_toy_corpus(tmp_path / "corpus")

@@ -11,38 +11,28 @@ from PIL import Image
 
 import xraygpt
 from tests.conftest import toy_yaml
+from tests.runners.test_train_loop import MODEL
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
-from xraygpt.experiment import Evaluation, Training, build_predictor, build_runner
+from xraygpt.experiment import Evaluation, build_predictor
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A toy model that answers by the image, and its evaluation YAML."""
-    from tests.conftest import write_toy_corpus
-
-    base = tmp_path_factory.mktemp("loading")
-    corpus = write_toy_corpus(base / "corpus")
-    run = f"  task: report_generation\n  output_dir: {base}/run\n  device: cpu\n  max_steps: 150\n"
-    run += "  init_lr: 2.0e-3\n  batch_size_train: 8\n  eval_every: 0\n"
-    more = "  freeze_llm: false\n  freeze_vit: false\n"
-    (base / "train.yaml").write_text(toy_yaml(corpus, run, more))
-    build_runner(load(Training, base / "train.yaml")).train()
-    text = toy_yaml(
-        corpus, "  task: {name: report_generation, generate: {max_new_tokens: 24}}\n",
-        more + f"  ckpt: {base}/run\n",
-    )  # fmt: skip
-    (base / "eval.yaml").write_text(text)
-    return base, corpus
+def made(reading, tmp_path_factory):
+    """The evaluation YAML of a toy model that answers by the image, and its corpus."""
+    path = tmp_path_factory.mktemp("loading") / "eval.yaml"
+    run = "  task: {name: report_generation, generate: {max_new_tokens: 24}}\n"
+    path.write_text(toy_yaml(reading / "corpus", run, f"{MODEL}  ckpt: {reading}/out\n"))
+    return path, reading / "corpus"
 
 
 def test_answers_are_those_of_predict(made, tmp_path):
-    base, corpus = made
-    model = xraygpt.load_model(base / "eval.yaml", device="cpu")
-    table = corpus / "asked.jsonl"
-    rows = [{"image": f"images/s{i}.png", "id": f"s{i}.png"} for i in range(6)]
+    path, corpus = made
+    model = xraygpt.load_model(path, device="cpu")
+    table = tmp_path / "asked.jsonl"
+    rows = [{"image": str(corpus / f"images/s{i}.png"), "id": f"s{i}.png"} for i in range(6)]
     table.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    experiment = load(Evaluation, base / "eval.yaml")
+    experiment = load(Evaluation, path)
     question = "What is there?"
     predictor = build_predictor(
         experiment, table, output_dir=tmp_path, question=question, device="cpu", workers=0
@@ -64,8 +54,8 @@ def test_answers_are_those_of_predict(made, tmp_path):
 
 
 def test_mistakes_get_a_sentence(made):
-    base, corpus = made
-    model = xraygpt.load_model(base / "eval.yaml", device="cpu")
+    path, corpus = made
+    model = xraygpt.load_model(path, device="cpu")
     for wrong, why in (
         (np.full((8, 8), 300.0, np.float32), "uint8 or float in"),
         (np.zeros((8, 8, 4), np.uint8), r"\(H, W\) or \(H, W, 3\)"),
@@ -80,7 +70,7 @@ def test_mistakes_get_a_sentence(made):
     with pytest.raises(InputError, match=r"no model xraygpt_mni; did you mean 'xraygpt_mini'"):
         xraygpt.load_model("xraygpt_mni")
     with pytest.raises(InputError, match="has 0 GPUs"):
-        xraygpt.load_model(base / "eval.yaml", device="cuda:7")
+        xraygpt.load_model(path, device="cuda:7")
 
 
 def test_as_lavis_has_it():

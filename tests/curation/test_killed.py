@@ -94,7 +94,7 @@ def contents(out: Path) -> dict[str, bytes]:
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
 @pytest.mark.parametrize("way", ["calls", "batch"])
 def test_killed_at_any_point_the_output_is_that_of_an_uninterrupted_run(tmp_path, way: str):
-    """At each of `POINTS` and at a random one, in one folder; the whole run is a cold start."""
+    """At each of `POINTS` in turn; and after a random request. The whole run is a cold start."""
     corpus = write_corpus(tmp_path / "corpus", ROWS)
     with serving(faults=0.1, hang=5.0, latency=0.02) as (url, fake):
 
@@ -112,23 +112,25 @@ def test_killed_at_any_point_the_output_is_that_of_an_uninterrupted_run(tmp_path
             done = start(command(out), cwd=REPO, capture_output=True, text=True, check=False)
             assert done.returncode == 3, done.stderr[-2000:]  # some rows are refused or invalid
 
+        quiet = {"cwd": REPO, "stdout": processes.DEVNULL, "stderr": processes.DEVNULL}
         finish(tmp_path / "whole", subprocess.run)
-        whole, (python, *words) = fake.stats["requests"], command(tmp_path / "killed")
-        kills = [[python, "-c", KILL_BEFORE, point, *words] for point in POINTS[way]]
-        drawn = random.Random().randint(1, whole // 4)
-        kills.insert(random.Random().randint(0, 3), [python, *words])
-        for line in kills:
-            process = processes.Popen(
-                line, cwd=REPO, stderr=processes.DEVNULL, stdout=processes.DEVNULL
-            )
-            wanted = fake.stats["requests"] + drawn
+        drawn = random.Random().randint(1, fake.stats["requests"] // 2)
+        python, *words = command(tmp_path / "killed")
+        for point in POINTS[way]:
+            with processes.Popen([python, "-c", KILL_BEFORE, point, *words], **quiet) as process:
+                assert process.wait() == -signal.SIGKILL, point
+        finish(tmp_path / "killed", processes.run)
+        wanted = fake.stats["requests"] + drawn
+        with processes.Popen(command(tmp_path / "drawn"), **quiet) as process:
             while process.poll() is None:
                 time.sleep(0.002)
-                if line[1] == "-m" and fake.stats["requests"] >= wanted:
+                if fake.stats["requests"] >= wanted:
                     process.send_signal(signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL, (line, drawn)
-        finish(tmp_path / "killed", processes.run)
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole"), drawn
+            assert process.returncode == -signal.SIGKILL, drawn
+        finish(tmp_path / "drawn", processes.run)
+    whole = contents(tmp_path / "whole")
+    assert contents(tmp_path / "killed") == whole
+    assert contents(tmp_path / "drawn") == whole, drawn
 
 
 @pytest.mark.slow

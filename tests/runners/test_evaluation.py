@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ANSWERS, toy_yaml
-from tests.runners.test_train_loop import MODEL, runner_of
+from tests.runners.test_train_loop import MODEL
 from xraygpt import compare as compare_command
 from xraygpt import probe, score
 from xraygpt.common.config import load
@@ -31,17 +31,6 @@ RUN = """
 """
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    from tests.conftest import write_toy_corpus
-
-    base = tmp_path_factory.mktemp("trained")
-    corpus = write_toy_corpus(base / "corpus")
-    options = ["run.max_steps=200", "run.save_every=0", "run.eval_every=0", "run.init_lr=2e-3"]
-    runner_of(base, corpus, *options, "run.lr_sched=constant_lr").train()
-    return base
-
-
 def evaluator_of(base: Path, out: Path, *options: str, ckpt: bool = True) -> Evaluator:
     weights = f"  ckpt: {base / 'out'}\n" if ckpt else ""
     path = out / "eval.yaml"
@@ -57,8 +46,8 @@ def loss(result: dict, name: str) -> dict:
     return next(r for r in result["losses"] if r["name"] == name)
 
 
-def test_a_reading_model_beats_every_control(trained, tmp_path):
-    result = evaluator_of(trained, tmp_path).run()
+def test_a_reading_model_beats_every_control(reading, tmp_path):
+    result = evaluator_of(reading, tmp_path).run()
     gap = loss(result, "loss_shuffled_minus_true")
     assert gap["low"] > 0.05 and gap["n"] == 12
     assert loss(result, "loss_blank_minus_true")["low"] > 0
@@ -74,9 +63,9 @@ def test_a_reading_model_beats_every_control(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_nearest_training_image_answers_by_features_alone(trained, tmp_path):
+def test_the_nearest_training_image_answers_by_features_alone(reading, tmp_path):
     """Pooled features of random patches tell a bright square from none, wherever it is."""
-    evaluator = evaluator_of(trained, tmp_path)
+    evaluator = evaluator_of(reading, tmp_path)
     evaluator.run()
     rows = (evaluator.folder / "predictions_nearest.jsonl").read_text().splitlines()[1:]
     said = [json.loads(r) for r in rows]
@@ -86,15 +75,15 @@ def test_the_nearest_training_image_answers_by_features_alone(trained, tmp_path)
 
 
 @pytest.mark.slow
-def test_without_frozen_features_the_control_is_left_out_with_its_reason(trained, tmp_path):
-    result = evaluator_of(trained, tmp_path, "run.feature_cache=false").run()
+def test_without_frozen_features_the_control_is_left_out_with_its_reason(reading, tmp_path):
+    result = evaluator_of(reading, tmp_path, "run.feature_cache=false").run()
     assert "features are not stored" in result["left_out"]["control nearest"]
     assert not [r for r in result["scores"] if r["condition"] == "nearest"]
 
 
 @pytest.mark.slow
-def test_scoring_again_needs_the_predictions_alone(trained, tmp_path, monkeypatch):
-    evaluator = evaluator_of(trained, tmp_path, "run.task.protocol=r2gen")
+def test_scoring_again_needs_the_predictions_alone(reading, tmp_path, monkeypatch):
+    evaluator = evaluator_of(reading, tmp_path, "run.task.protocol=r2gen")
     result = evaluator.run()
     assert "words known" in value(result, "COCO BLEU-4")["signature"]
     before = (evaluator.folder / "scores.json").read_text()
@@ -113,8 +102,8 @@ def test_scoring_again_needs_the_predictions_alone(trained, tmp_path, monkeypatc
         scoring.score_folder(evaluator.folder)
 
 
-def test_a_score_that_fails_in_one_condition_is_left_out_of_all(trained, tmp_path, monkeypatch):
-    evaluator = evaluator_of(trained, tmp_path, "run.shuffles=1")
+def test_a_score_that_fails_in_one_condition_is_left_out_of_all(reading, tmp_path, monkeypatch):
+    evaluator = evaluator_of(reading, tmp_path, "run.shuffles=1")
     original, calls = evaluator.task.score, []
 
     def flaky(said):
@@ -128,12 +117,12 @@ def test_a_score_that_fails_in_one_condition_is_left_out_of_all(trained, tmp_pat
 
 
 @pytest.mark.slow
-def test_scoring_again_asks_no_judge(trained, tmp_path):
+def test_scoring_again_asks_no_judge(reading, tmp_path):
     options = [
         "run.task.clinical.judge_url=http://127.0.0.1:9/v1",
         "run.task.clinical.judge_model=m",
     ]
-    evaluator = evaluator_of(trained, tmp_path, *options)
+    evaluator = evaluator_of(reading, tmp_path, *options)
     evaluator.task.stay_here()
     evaluator.run()
     again = scoring.score_folder(evaluator.folder)
@@ -141,8 +130,8 @@ def test_scoring_again_asks_no_judge(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_commands_print_tables(trained, tmp_path, monkeypatch, capsys):
-    folder = evaluator_of(trained, tmp_path, "run.shuffles=1")
+def test_the_commands_print_tables(reading, tmp_path, monkeypatch, capsys):
+    folder = evaluator_of(reading, tmp_path, "run.shuffles=1")
     folder.run()
     said = folder.folder / "predictions_true.jsonl"
     monkeypatch.setattr("sys.argv", ["score", str(folder.folder)])
@@ -170,15 +159,15 @@ def test_scoring_says_what_it_misses(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_that_never_learned_does_not(trained, tmp_path):
-    result = evaluator_of(trained, tmp_path, ckpt=False).run()
+def test_a_model_that_never_learned_does_not(reading, tmp_path):
+    result = evaluator_of(reading, tmp_path, ckpt=False).run()
     gap = loss(result, "loss_shuffled_minus_true")
     assert gap["low"] < 0.02
 
 
 @pytest.mark.slow
-def test_predictions_are_streamed_and_taken_up_again(trained, tmp_path, monkeypatch):
-    first = evaluator_of(trained, tmp_path, "run.batch_size_eval=4")
+def test_predictions_are_streamed_and_taken_up_again(reading, tmp_path, monkeypatch):
+    first = evaluator_of(reading, tmp_path, "run.batch_size_eval=4")
     calls = 0
     original = first.task.predict
 
@@ -196,7 +185,7 @@ def test_predictions_are_streamed_and_taken_up_again(trained, tmp_path, monkeypa
     assert len(path.read_text().splitlines()) == 1 + 8
     with path.open("a") as file:
         file.write('{"sample_id": "torn')  # what a kill in the middle of a line leaves
-    second = evaluator_of(trained, tmp_path, "run.batch_size_eval=4")
+    second = evaluator_of(reading, tmp_path, "run.batch_size_eval=4")
     asked = []
     answer = second.task.predict
     monkeypatch.setattr(
@@ -213,15 +202,15 @@ def test_predictions_are_streamed_and_taken_up_again(trained, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_shares_answer_what_one_would(trained, tmp_path, monkeypatch):
+def test_shares_answer_what_one_would(reading, tmp_path, monkeypatch):
     """Each image and question once over all shares; the last command decodes nothing."""
     (tmp_path / "whole").mkdir()
     (tmp_path / "shared").mkdir()
-    whole = evaluator_of(trained, tmp_path / "whole", "run.shuffles=2")
+    whole = evaluator_of(reading, tmp_path / "whole", "run.shuffles=2")
     expected = whole.run()
     asked = []
     for number in (1, 2, 3):
-        one = evaluator_of(trained, tmp_path / "shared", "run.shuffles=2")
+        one = evaluator_of(reading, tmp_path / "shared", "run.shuffles=2")
         answer = one.task.predict
         monkeypatch.setattr(
             one.task,
@@ -230,7 +219,7 @@ def test_shares_answer_what_one_would(trained, tmp_path, monkeypatch):
         )
         assert 4 <= one.answer_share(number, 3) <= 5
     assert len(asked) == 12 + 1  # the images of all studies, and one that is black
-    last = evaluator_of(trained, tmp_path / "shared", "run.shuffles=2")
+    last = evaluator_of(reading, tmp_path / "shared", "run.shuffles=2")
     monkeypatch.setattr(last.task, "predict", lambda *_: pytest.fail("decoded anew"))
     assert last.folder.name == whole.folder.name
     result = last.run()
@@ -242,23 +231,23 @@ def test_shares_answer_what_one_would(trained, tmp_path, monkeypatch):
     assert again[0] == again[1]
 
 
-def test_a_task_without_answers_has_no_shares(trained, tmp_path):
-    one = evaluator_of(trained, tmp_path)
+def test_a_task_without_answers_has_no_shares(reading, tmp_path):
+    one = evaluator_of(reading, tmp_path)
     one.task.generates = False
     with pytest.raises(InputError, match="leave --shard"):
         one.answer_share(1, 2)
 
 
-def test_another_checkpoint_or_split_is_another_folder(trained, tmp_path):
-    one = evaluator_of(trained, tmp_path)
-    two = evaluator_of(trained, tmp_path, "run.split=train")
-    three = evaluator_of(trained, tmp_path, ckpt=False)
+def test_another_checkpoint_or_split_is_another_folder(reading, tmp_path):
+    one = evaluator_of(reading, tmp_path)
+    two = evaluator_of(reading, tmp_path, "run.split=train")
+    three = evaluator_of(reading, tmp_path, ckpt=False)
     assert len({one.folder, two.folder, three.folder}) == 3
 
 
-def test_an_empty_split_is_an_error(trained, tmp_path):
+def test_an_empty_split_is_an_error(reading, tmp_path):
     with pytest.raises(InputError, match="no sample in the split 'test'"):
-        evaluator_of(trained, tmp_path, "run.split=test")
+        evaluator_of(reading, tmp_path, "run.split=test")
 
 
 def records(texts: list[str], studies: list[str]) -> list[Record]:
@@ -288,8 +277,8 @@ def test_most_common_answer():
 
 
 @pytest.mark.slow
-def test_the_page_shows_cases_scores_and_curves_and_fetches_nothing(trained, tmp_path):
-    evaluator = evaluator_of(trained, tmp_path, "run.page_cases=5")
+def test_the_page_shows_cases_scores_and_curves_and_fetches_nothing(reading, tmp_path):
+    evaluator = evaluator_of(reading, tmp_path, "run.page_cases=5")
     evaluator.run()
     page = (evaluator.folder / "report.html").read_text(encoding="utf-8")
     assert page.count("<article") == 5 == page.count("data:image/jpeg;base64,")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import ANSWERS, REPO, toy_image, toy_yaml, write_toy_corpus
+from tests.conftest import ANSWERS, REPO, toy_image, toy_yaml
 from tests.runners.test_evaluation import RUN
-from tests.runners.test_train_loop import MODEL, environment, runner_of
+from tests.runners.test_train_loop import MODEL, environment
 from xraygpt.common.config import load
 from xraygpt.common.errors import DataError
 from xraygpt.experiment import Evaluation, build_predictor
@@ -21,15 +21,12 @@ from xraygpt.runners.prediction import Predictor, SomeFailed, find_inputs
 
 
 @pytest.fixture(scope="module")
-def yaml_path(tmp_path_factory):
+def yaml_path(reading, tmp_path_factory):
     """An evaluation YAML of a model that reads the toy images."""
     base = tmp_path_factory.mktemp("trained")
-    corpus = write_toy_corpus(base / "corpus")
-    options = ["run.max_steps=200", "run.save_every=0", "run.eval_every=0", "run.init_lr=2e-3"]
-    runner_of(base, corpus, *options, "run.lr_sched=constant_lr").train()
     path = base / "eval.yaml"
-    weights = f"  ckpt: {base / 'out'}\n"
-    path.write_text(toy_yaml(corpus, RUN % (base / "results"), MODEL + weights))
+    weights = f"  ckpt: {reading / 'out'}\n"
+    path.write_text(toy_yaml(reading / "corpus", RUN % (base / "results"), MODEL + weights))
     return path
 
 

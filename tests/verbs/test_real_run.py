@@ -31,10 +31,25 @@ def run(script: str, config: str, base: Path, data: Path, *options: str) -> Comp
     return done
 
 
+@pytest.fixture(scope="module")
+def few(real_data, tmp_path_factory) -> Path:
+    """The first 60 studies of each split: real X-rays, and less to read before each run."""
+    whole, folder = real_data / "iu_xray", tmp_path_factory.mktemp("few") / "iu_xray"
+    folder.mkdir()
+    for entry in whole.iterdir():
+        if entry.name != "reports.jsonl":
+            (folder / entry.name).symlink_to(entry)
+    rows: dict[str, list[str]] = {}
+    for line in (whole / "reports.jsonl").read_text(encoding="utf-8").splitlines(keepends=True):
+        rows.setdefault(json.loads(line)["split"], []).append(line)
+    (folder / "reports.jsonl").write_text("".join(line for r in rows.values() for line in r[:60]))
+    return folder.parent
+
+
 @pytest.mark.slow
 @pytest.mark.data
-def test_two_stages_and_evaluation_from_the_yaml_files(real_data, tmp_path):
-    few = "datasets.{}.max_samples=48"
+def test_two_stages_and_evaluation_from_the_yaml_files(few, tmp_path):
+    most = "datasets.{}.max_samples=48"
     lm, one, two = (tmp_path / n for n in ("lm", "one", "two"))
     short = ["run.max_epoch=null", "run.max_steps=6", "run.eval_every=3", "run.batch_size_train=8"]
     labels = ["reports", "codes", "questions"]
@@ -42,43 +57,43 @@ def test_two_stages_and_evaluation_from_the_yaml_files(real_data, tmp_path):
         "train.py",
         "train_configs/iu_xray_lm.yaml",
         tmp_path,
-        real_data,
+        few,
         *short,
         f"run.output_dir={lm}",
         "model.llm.layers=1",
-        *[few.format(x) for x in labels],
+        *[most.format(x) for x in labels],
     )
     assert (find_checkpoint(lm) / "llm" / "tokenizer.json").is_file()
     run(
         "train.py",
         "train_configs/iu_xray_stage1.yaml",
         tmp_path,
-        real_data,
+        few,
         *short,
         f"run.output_dir={one}",
         f"model.llama_model={lm}",
-        *[few.format(x) for x in labels[1:]],
+        *[most.format(x) for x in labels[1:]],
     )
     run(
         "train.py",
         "train_configs/iu_xray_stage2.yaml",
         tmp_path,
-        real_data,
+        few,
         *short,
         f"run.output_dir={two}",
         f"model.llama_model={lm}",
         f"model.ckpt={one}/best",
-        few.format("iu_xray"),
+        most.format("iu_xray"),
     )
     done = run(
         "evaluate.py",
         "eval_configs/iu_xray_val.yaml",
         tmp_path,
-        real_data,
+        few,
         f"run.output_dir={tmp_path / 'eval'}",
         f"model.llama_model={lm}",
         f"model.ckpt={two}/best",
-        few.format("iu_xray"),
+        most.format("iu_xray"),
         "run.shuffles=2",
     )
     (scores,) = tmp_path.glob("eval/*/scores.json")
@@ -96,16 +111,16 @@ def test_two_stages_and_evaluation_from_the_yaml_files(real_data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.data
-def test_every_stage_killed_three_times_ends_at_the_same_weights(real_data, tmp_path):
+def test_every_stage_killed_three_times_ends_at_the_same_weights(few, tmp_path):
     """Real X-rays; dropout, patch dropout and LoRA as in the YAMLs."""
-    env = {**os.environ, "XRAYGPT_DATA": str(real_data), "CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, "XRAYGPT_DATA": str(few), "CUDA_VISIBLE_DEVICES": ""}
     env["XRAYGPT_CACHE"] = str(tmp_path / "cache")
-    few = "datasets.{}.max_samples=32"
+    most = "datasets.{}.max_samples=32"
     lm, one = f"model.llama_model={tmp_path}/lm/whole", f"model.ckpt={tmp_path}/stage1/whole"
     stages = {
-        "lm": ["model.llm.layers=1", *map(few.format, ("reports", "codes", "questions"))],
-        "stage1": [lm, *map(few.format, ("codes", "questions"))],
-        "stage2": [lm, one, few.format("iu_xray")],
+        "lm": ["model.llm.layers=1", *map(most.format, ("reports", "codes", "questions"))],
+        "stage1": [lm, *map(most.format, ("codes", "questions"))],
+        "stage2": [lm, one, most.format("iu_xray")],
     }
     for stage, options in stages.items():
         command = [sys.executable, "train.py", "--cfg-path", f"train_configs/iu_xray_{stage}.yaml"]

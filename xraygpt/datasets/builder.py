@@ -79,9 +79,9 @@ class BaseBuilder(Plugin):
                 check.at_least(0, "weight")
                 check.share("balance")
 
-    config: Any
+    config: Config
 
-    def __init__(self, config: Any, *, image_spec: ImageSpec, seed: int = 0) -> None:
+    def __init__(self, config: Config, *, image_spec: ImageSpec, seed: int = 0) -> None:
         self.config, self.image_spec, self.seed = config, image_spec, seed
         self._surveyed: dict[str, tuple[dict[str | None, PackedRecords], list[str]]] = {}
 
@@ -154,7 +154,9 @@ class BaseBuilder(Plugin):
         """The processor of a phase; either phase's stands in for the other, as the lineage did."""
         return self._processor_config(which, phase).build(image_spec=self.image_spec)
 
-    def _processor_config(self, which: Literal["vis", "text"], phase: Phase) -> Any:
+    def _processor_config(
+        self, which: Literal["vis", "text"], phase: Phase
+    ) -> BaseProcessor.Config:
         given = self.config.vis_processor if which == "vis" else self.config.text_processor
         config = given.get(phase) or given.get("train" if phase == "eval" else "eval")
         if config is None:
@@ -293,7 +295,7 @@ def _whole(value: object) -> int | None:
     raise TypeError(f"{value!r} is no whole number")
 
 
-def _frames(value: Any) -> tuple[int, int, int]:
+def _frames(value: Iterable[str | float]) -> tuple[int, int, int]:
     start, stop, *rest = (int(v) for v in value)
     (step,) = rest or (1,)
     return start, stop, step

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from xraygpt.models.text_assets import saved_prompts, write_renderer
 from xraygpt.models.weight_files import WEIGHTS, save_half
 from xraygpt.processors.image import ImageSpec
 from xraygpt.processors.prompts import NO_TEXT, PromptRenderer, load_prompts
+from xraygpt.processors.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -122,7 +123,9 @@ class BaseModel(nn.Module, Plugin):
     cannot: Mapping[str, str] = {}
     """By capability ("chat", "maps" …, see `capabilities`) why this model lacks it, in words."""
 
-    def __init__(self, config: Any) -> None:
+    config: Config
+
+    def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
         self.loaded_keys: set[str] = set()  # came from a checkpoint, so they go into the next one
@@ -270,7 +273,7 @@ def renderer_of(
     if saved is not None:
         log.info("%s is not here: prompts are those of %s", path, assets)
     return PromptRenderer(
-        tokenizer,
+        cast(Tokenizer, tokenizer),
         config.prompt_template,
         prompts=load_prompts(path) if saved is None else saved,
         end_sym=config.end_sym,

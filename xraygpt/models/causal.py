@@ -29,7 +29,7 @@ class CausalModel(BaseModel):
 
     llm: Any
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: BaseModel.Config) -> None:
         super().__init__(config)
         self._decoder: Decoder | None = None
 

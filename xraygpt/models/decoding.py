@@ -9,7 +9,7 @@ import math
 import re
 import warnings
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -378,7 +378,7 @@ class Decoder:
         if not self.text_stops:
             return StoppingCriteriaList()
         if self._table is None:
-            self._table = StopStringCriteria(self.tokenizer, self.text_stops)
+            self._table = StopStringCriteria(cast(Any, self.tokenizer), self.text_stops)
         return StoppingCriteriaList([self._table])
 
     def _text(self, ids: Sequence[int]) -> str:

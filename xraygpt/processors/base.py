@@ -32,10 +32,12 @@ class BaseProcessor(Plugin):
     deterministic = True
     """Whether the result depends on the item alone; features of others are not cached."""
 
-    def __init__(self, config: Any, **_: Any) -> None:
+    config: Config
+
+    def __init__(self, config: Config, **_: object) -> None:
         self.config = config
 
-    def signature(self) -> dict[str, Any]:
+    def signature(self) -> dict[str, object]:
         """All that decides the result for a given item; part of a feature cache's key."""
         cls = type(self)
         return {"class": f"{cls.__module__}.{cls.__qualname__}", **dataclasses.asdict(self.config)}

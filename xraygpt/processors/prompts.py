@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, cast
 
 from xraygpt.common.draws import keyed_random
 from xraygpt.common.errors import DataError, InputError
@@ -35,6 +35,7 @@ from xraygpt.processors.content import (
 
 if TYPE_CHECKING:
     from xraygpt.processors.media import Kind
+    from xraygpt.processors.tokenizer import Tokenizer
 
 IMAGE_TOKEN_ID = -200  # placeholder in input_ids; negative, so no text can spell it
 IGNORE_INDEX = -100  # label of a token that carries no loss
@@ -217,7 +218,7 @@ class PromptRenderer:
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         template: str = "none",
         *,
         prompts: Sequence[str] = (),
@@ -384,10 +385,9 @@ class PromptRenderer:
 
     def _chat(self, turns: list[Turn], ask: bool) -> str:
         messages = [{"role": t["role"], "content": self._message(content_of(t))} for t in turns]
-        text: str = self.tokenizer.apply_chat_template(
+        return self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=ask
         )
-        return text
 
     def _message(self, content: list[Part]) -> str | list[dict[str, str]]:
         """Parts as transformers spells them; as one text for a template that takes text alone."""
@@ -445,7 +445,7 @@ def _beside(part: MediaPart) -> str:
     return f"{part.mark}; {part.caption}" if part.caption else part.mark
 
 
-def _opening_ids(tokenizer: Any) -> list[int]:
+def _opening_ids(tokenizer: Tokenizer) -> list[int]:
     """What the tokenizer itself puts before a text: the beginning-of-sequence id, or nothing."""
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and bos in tokenizer("a")["input_ids"] else []
@@ -458,7 +458,8 @@ class _NoText(PromptRenderer):
         pad_token_id = eos_token_id = 0
 
     def __init__(self) -> None:
-        self.tokenizer, self.prompts, self.max_txt_len = self._Pad(), [], None
+        self.tokenizer = cast("Tokenizer", self._Pad())
+        self.prompts, self.max_txt_len = [], None
         self.template, self.media_marks, self.stop_strings = None, {}, []
 
     def render(

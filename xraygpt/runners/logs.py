@@ -8,6 +8,7 @@ import platform
 import secrets
 import subprocess
 import time
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ def new_run_folder(output_dir: Path) -> Path:
 
 def versions() -> dict[str, Any]:
     """What made this run: package versions, git revision, machine."""
+    return dict(_versions())
+
+
+@cache  # a process keeps the code it has loaded, whatever happens to the files
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "xraygpt": __version__}
     for name in PACKAGES:
         try:
@@ -118,7 +124,8 @@ def plot_losses(rows: list[dict[str, Any]], path: Path) -> None:
     """Training loss per token (a mean over ten rows) and validation loss, true image and other."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4))
+    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.13, top=0.96)
     axes = figure.add_subplot(xlabel="step", ylabel="nats per token")
     for name in ("train/loss", "val/loss", "val/loss_shuffled"):
         points = [(r["step"], r[name]) for r in rows if name in r]

@@ -63,7 +63,7 @@ class BaseTask(Plugin):
         generate: Generation = field(default_factory=Generation)
         """How answers are decoded in evaluation."""
 
-    config: Any
+    config: Config
     uses_images = True
     whole_studies = False  # whether the control gives all questions of an image the same other one
     generates = True  # whether evaluation decodes answers, or only takes the loss
@@ -72,7 +72,7 @@ class BaseTask(Plugin):
     default_controls: ClassVar[tuple[str, ...]] = ("shuffled", "blank", "most_common", "nearest")
     """Those that are run where a YAML names none."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = config
         self.left_out: dict[str, str] = {}  # scores the last `score` could not take, and why
         self.asked: list[str] = []  # what the last `predict` asked instead of each row's question
@@ -80,7 +80,7 @@ class BaseTask(Plugin):
     def learn(self, training: Callable[[], Sequence[str]]) -> None:
         """Take from the training answers what scoring needs; by default nothing."""
 
-    def learned(self) -> dict[str, Any]:
+    def learned(self) -> dict[str, object]:
         """What `learn` took, for a JSON file beside the predictions."""
         return {}
 
@@ -98,7 +98,7 @@ class BaseTask(Plugin):
         """How many targets the loss is divided by: tokens of answers."""
         return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
 
-    def loss(self, model: Any, batch: Batch) -> Output:
+    def loss(self, model: BaseModel, batch: Batch) -> Output:
         """Summed loss and number of target tokens; the runner divides once."""
         output: Output = model(batch)
         return output

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 from PIL import Image
@@ -64,7 +64,7 @@ class Prediction:
     folder: Path | None = field(default=None, compare=False, repr=False)
     """Where the file of predictions lies; not part of a line."""
 
-    def as_row(self) -> dict[str, Any]:
+    def as_row(self) -> dict[str, object]:
         """The line as a dict; an empty payload is left out."""
         row = asdict(self)
         del row["folder"]
@@ -85,10 +85,12 @@ class Prediction:
 def answers_of(said: Sequence[Answer | str]) -> list[Answer]:
     """Answers of a task that may give plain texts."""
     answers = [Answer(one) if isinstance(one, str) else one for one in said]
-    return [replace(a, payload=_plain(a.payload)) if a.payload else a for a in answers]
+    return [
+        replace(a, payload=cast(Payload, _plain(a.payload))) if a.payload else a for a in answers
+    ]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Numbers of numpy and torch as Python's own, as JSON takes them."""
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}

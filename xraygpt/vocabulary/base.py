@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from xraygpt.common.registry import VOCABULARIES, Plugin, Registry
 
@@ -33,8 +33,8 @@ class Vocabulary(Plugin):
     other_finding = ""
     normal = "normal"
 
-    def __init__(self, config: Any = None) -> None:
-        self.config = config
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = config or self.Config()
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickled as its name."""
