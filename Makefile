@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PY := $(BIN)/python
+TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help install install-dev packages style test test-fast test-slow format clean quickstart demo
 
@@ -38,13 +39,14 @@ format: install  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: test-fast test-slow  ## all that CI runs, offline, fast part first
+test: install-dev  ## all tests, as CI runs them, offline; the fast ones first
+	$(TEST)
 
 test-fast: install-dev  ## a minute or two on two cores
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not slow" --numprocesses 2 --dist loadfile
+	$(TEST) -m "not slow"
 
-test-slow: install-dev  ## ten minutes on two cores: real data, killed and resumed runs
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m slow --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+test-slow: install-dev  ## the rest: real data, killed and resumed runs, a browser
+	$(TEST) -m slow
 
 quickstart: install  ## train, measure and show a model on synthetic X-rays; QUICKSTART=mini: with SmolLM2
 	$(PY) -m xraygpt.quickstart $(or $(QUICKSTART),nano)

@@ -29,16 +29,22 @@ def real_data() -> Path:
     return root
 
 
-# What takes longest begins first, so that two workers end at about the same time.
+# Of the slow tests what takes longest begins first, so that two workers end at about one time.
 LONGEST = (
-    "test_real_run", "test_page", "test_users", "test_killed", "test_chat", "test_train_loop",
-    "test_zero", "test_compiling", "test_quickstart", "test_curation_page", "test_convert",
+    "test_page", "test_real_run", "test_killed", "test_box", "test_users", "test_train_loop",
+    "test_zero", "test_compiling", "test_quickstart", "test_dry_run", "test_curation_page",
+    "test_table", "test_lineage_benchmark", "test_own_data", "test_coco", "test_yes_no",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+    def place(item: pytest.Item) -> int:
+        slow = item.get_closest_marker("slow")
+        return places.get(item.path.stem, len(places)) if slow else -1
+
+    items.sort(key=place)
 
 
 def shared_by(test: str) -> str:

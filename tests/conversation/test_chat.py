@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib import metadata
+from typing import Any
 
 import pytest
 import torch
@@ -90,11 +93,22 @@ def test_with_each_template(template: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
-def test_cached_turns_are_uncached_turns_with_a_real_llm(mini, seed: int):
-    """SmolLM2-135M with its own chat template, greedily, in float32."""
+@pytest.mark.parametrize(("seed", "layers"), enumerate([30, 30, *[6] * 8]))
+def test_cached_turns_are_uncached_turns_with_a_real_llm(mini, seed: int, layers: int):
+    """SmolLM2-135M, whole or its first layers, with its own chat template; greedily, in float32."""
     how = Generation(max_new_tokens=16)
-    assert talk(mini, seed, cached=True, how=how) == talk(mini, seed, cached=False, how=how)
+    with first_layers(mini.model.llm, layers):
+        assert talk(mini, seed, cached=True, how=how) == talk(mini, seed, cached=False, how=how)
+
+
+@contextlib.contextmanager
+def first_layers(llm: Any, count: int) -> Iterator[None]:
+    whole = llm.model.layers
+    llm.model.layers, llm.config.num_hidden_layers = whole[:count], count
+    try:
+        yield
+    finally:
+        llm.model.layers, llm.config.num_hidden_layers = whole, len(whole)
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,7 @@ class User:
                 self.url,
                 verbose=False,
                 analytics_enabled=False,
+                ssl_verify=False,  # else it reads the system's certificates for each request
                 httpx_kwargs={"timeout": 600},  # however slow the machine
             )
             try:

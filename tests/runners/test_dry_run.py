@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
 import torch
 
+from tests import processes
 from tests.conftest import REPO, toy_yaml, write_toy_corpus
 from tests.runners.test_train_loop import RUN, environment, runner_of
 from xraygpt.datasets.mixture import longest_rows
@@ -25,7 +25,7 @@ def trained(tmp_path, *options):
     corpus = write_toy_corpus(tmp_path / "corpus")
     config = tmp_path / "run.yaml"
     config.write_text(toy_yaml(corpus, RUN % (tmp_path / "out"), WIDE))
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "train.py", "--cfg-path", str(config), *options],
         cwd=REPO,
         env=environment(),

@@ -447,6 +447,10 @@ import json, os, sys
 sys.argv = ["train.py", *sys.argv[1:]]
 from xraygpt.common.config import load
 from xraygpt.experiment import Training, build_runner
+if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+    import deepspeed
+    # Sums go through gloo: its own kernel for one machine's CPUs is first compiled for a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 runner = build_runner(load(Training, sys.argv[1], sys.argv[2:]))
 if runner.config.shard_llm and "WORLD_SIZE" in os.environ:
     from torch.distributed.tensor import DTensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -35,14 +36,16 @@ def run(script: str, config: str, base: Path, data: Path, *options: str) -> Comp
 def few(real_data, tmp_path_factory) -> Path:
     """The first 60 studies of each split: real X-rays, and less to read before each run."""
     whole, folder = real_data / "iu_xray", tmp_path_factory.mktemp("few") / "iu_xray"
-    folder.mkdir()
-    for entry in whole.iterdir():
-        if entry.name != "reports.jsonl":
-            (folder / entry.name).symlink_to(entry)
+    (folder / "images").mkdir(parents=True)
+    for name in ("lockbox_studies.txt", "test_split_studies.txt"):
+        shutil.copy(whole / name, folder)
     rows: dict[str, list[str]] = {}
     for line in (whole / "reports.jsonl").read_text(encoding="utf-8").splitlines(keepends=True):
         rows.setdefault(json.loads(line)["split"], []).append(line)
-    (folder / "reports.jsonl").write_text("".join(line for r in rows.values() for line in r[:60]))
+    lines = [line for of_split in rows.values() for line in of_split[:60]]
+    (folder / "reports.jsonl").write_text("".join(lines), encoding="utf-8")
+    for line in lines:
+        shutil.copy(whole / json.loads(line)["image"], folder / "images")
     return folder.parent
 
 
