@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -47,6 +48,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection of garbage need look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
 def shared_by(test: str) -> str:
     """What a test must share a worker with: its file, if that keeps something for its tests."""
     name = test.split("::")[0]
@@ -64,6 +71,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     scheduler = LoadScopeScheduling(config, log)
     scheduler._split_scope = shared_by
     return scheduler
+
+
+@pytest.fixture(autouse=True)
+def no_plot(request, monkeypatch):
+    """Runs inside a fast test draw no losses, which takes as long as their training."""
+    if not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr("xraygpt.runners.logs.plot_losses", lambda rows, path: None)
 
 
 @pytest.fixture(autouse=True)

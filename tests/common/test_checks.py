@@ -298,6 +298,7 @@ def test_a_config_names_all_its_broken_fields(config, wrong, fields):
     assert {name for p in caught.value.problems for name in p.others} <= set(known)
 
 
+@pytest.mark.slow
 def test_every_check_is_collected():
     """No `__post_init__` stops at the first problem, and each that checks has a case above."""
     checked = set()

@@ -16,6 +16,7 @@ guarded(lambda: print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SP
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "variables", "expected"),
     [

@@ -150,6 +150,7 @@ def test_a_first_report_is_asked_for_with_what_was_found():
     assert of.conversation([user("Describe it.", 3)])[1] == Planned("Describe it.")
 
 
+@pytest.mark.slow
 def test_a_temperature_samples_by_seed(served):
     def ask(seed: int) -> str:
         done = served.client().chat.completions.create(
@@ -270,6 +271,7 @@ def test_who_leaves_in_the_middle_frees_the_model(served):
         served.of.how = before
 
 
+@pytest.mark.slow
 def test_who_leaves_before_a_whole_answer_frees_the_model_too(served):
     before = served.of.how
     served.of.how = SHORT.__class__(max_new_tokens=300, no_repeat_ngram_size=2)

@@ -86,6 +86,7 @@ def test_cached_turns_are_uncached_turns(engine, seed: int):
     assert talk(engine, seed, cached=True) == talk(engine, seed, cached=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", ["vicuna_v1", "legacy_chat", "none"])
 def test_with_each_template(template: str):
     engine = ChatEngine(made(prompt_template=template))
@@ -214,6 +215,7 @@ def test_a_second_question_waits_for_the_first(engine):
     conversation.ask("And?", SHORT).text()
 
 
+@pytest.mark.slow
 def test_old_turns_are_dropped_knowingly_and_their_images_stay(engine):
     conversation = engine.start()
     conversation.add_image(image(5))
@@ -293,6 +295,7 @@ def test_a_q_former_that_reads_the_question_reads_each_one(monkeypatch):
     assert talk(engine, 2, cached=True) == talk(engine, 2, cached=False)
 
 
+@pytest.mark.slow
 def test_many_conversations_share_the_model_and_nothing_else(engine):
     """Eight at once, each with its own image; each says what it says alone."""
 

@@ -28,6 +28,7 @@ def corpus(tmp_path_factory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"), COUNT)
 
 
+@pytest.mark.slow
 def test_batches_say_what_single_calls_say(corpus, tmp_path):
     with serving() as (url, _):
         run(corpus, tmp_path / "single", rewriting(url))
@@ -50,6 +51,7 @@ def test_failed_lines_and_repairs_make_further_rounds(corpus, tmp_path):
     assert set(held.values()) <= {"refused", "invalid", "failed"}
 
 
+@pytest.mark.slow
 def test_files_stay_under_the_limits(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "MAX_LINES", 15)
     with serving() as (url, fake):
@@ -136,6 +138,7 @@ def test_lines_that_never_come_back_fail_with_their_count(tmp_path):
     assert "3 batches: no answer" in text
 
 
+@pytest.mark.slow
 def test_batches_that_were_sent_are_not_forgotten(corpus, tmp_path, monkeypatch):
     """Neither by a run without --batch nor by one with another prompt."""
 

@@ -96,6 +96,7 @@ def test_no_proxy_of_the_environment_carries_local_texts(corpus, tmp_path, monke
         assert fake.stats["calls"] == COUNT
 
 
+@pytest.mark.slow
 def test_dry_run_sends_nothing_and_comes_close(corpus, tmp_path, monkeypatch, capsys):
     prices = tmp_path / "prices.yaml"
     prices.write_text("fake: {input: 2.0, output: 8.0, batch_discount: 0.5}")

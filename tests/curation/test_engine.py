@@ -43,6 +43,7 @@ def held_back(out: Path) -> dict[str, tuple[str, str]]:
         return {row["source_id"]: (row["stage"], row["reason"]) for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_answers_become_the_training_folder(corpus, tmp_path):
     with serving() as (url, fake):
         made = run(corpus, tmp_path, rewriting(url))
@@ -105,6 +106,7 @@ def test_a_hanging_endpoint_is_left_after_the_timeout(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_failed_rows_are_asked_again_and_finished_ones_never(corpus, tmp_path):
     with serving() as (url, fake):
         fake.fault = lambda data, _: "500" if b"Line 20003" in data else ""
@@ -120,6 +122,7 @@ def test_failed_rows_are_asked_again_and_finished_ones_never(corpus, tmp_path):
         assert fake.stats["calls"] == before + 1
 
 
+@pytest.mark.slow
 def test_a_repair_gets_the_reasons_and_is_the_last_call(corpus, tmp_path):
     seen: list[dict] = []
 
@@ -142,6 +145,7 @@ def changed(prompt: Prompt, **parts: str) -> Prompt:
     return Prompt(**{**{k: getattr(prompt, k) for k in prompt.__dataclass_fields__}, **parts})
 
 
+@pytest.mark.slow
 def test_a_changed_prompt_asks_again_only_what_it_touches(corpus, tmp_path):
     prompt = load_prompt("summarise")
     with serving() as (url, fake):
@@ -190,6 +194,7 @@ def test_what_no_retry_mends_stops_the_run_with_its_remedy(
     assert not (tmp_path / "filter_cap.json").exists()
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_is_down_stops_the_run_and_loses_no_row(corpus, tmp_path):
     with serving() as (url, fake):
         fake.fault = lambda *_: "500"
@@ -201,6 +206,7 @@ def test_an_endpoint_that_is_down_stops_the_run_and_loses_no_row(corpus, tmp_pat
         assert run(corpus, tmp_path, rewriting(url)).manifest["accepted"] == COUNT
 
 
+@pytest.mark.slow
 def test_the_budget_is_never_overstepped(corpus, tmp_path):
     with serving() as (url, fake):
         price = Price(input=1.0, output=1.0)
@@ -224,6 +230,7 @@ def test_partial_writes_what_is_there_and_names_the_rest(corpus, tmp_path):
     assert 0 < made.manifest["accepted"] == COUNT - stages["todo"] < COUNT
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no signal handlers in Windows' event loop")
 def test_ctrl_c_finishes_what_is_under_way(corpus, tmp_path):
     with serving(latency=0.15) as (url, fake):
@@ -245,6 +252,7 @@ def test_ctrl_c_finishes_what_is_under_way(corpus, tmp_path):
         assert fake.stats["calls"] == COUNT
 
 
+@pytest.mark.slow
 def test_no_report_text_in_logs_messages_or_side_files(tmp_path, caplog, capfd, monkeypatch):
     """Canary sentences in the reports, under every fault, with the SDK told to log all."""
     canary = "quokka"
@@ -361,6 +369,7 @@ def test_a_trial_call_that_ends_for_good_closes_the_breaker(corpus, tmp_path, mo
             run(corpus, tmp_path, how)
 
 
+@pytest.mark.slow
 def test_a_budget_that_suffices_finishes_at_any_concurrency(corpus, tmp_path):
     with serving() as (url, fake):
         run(corpus, tmp_path / "plain", rewriting(url))
@@ -392,6 +401,7 @@ def test_an_endpoint_that_counts_otherwise_does_not_overstep_the_budget(
             assert ledger.spent().tokens == sum(used) <= 60_000
 
 
+@pytest.mark.slow
 def test_a_paid_first_answer_waits_for_its_repair(corpus, tmp_path):
     """Stopped between a first answer and its repair, the next run asks for the repair alone."""
     with serving() as (url, fake):

@@ -85,6 +85,7 @@ def test_what_is_held_back_is_named_without_its_text(raw):
         assert CANARY not in (raw / "out" / file).read_text()
 
 
+@pytest.mark.slow
 def test_the_command_says_what_became_of_them_and_no_text(raw):
     command = [
         sys.executable, "-m", "xraygpt.curate", "openi", "--reports", raw / "ecgen-radiology",

@@ -195,6 +195,7 @@ def curate_command(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_filter_then_images_then_curate(tmp_path):
     corpus = write_corpus(tmp_path / "corpus", 6)
     kept = tmp_path / "kept.jsonl"

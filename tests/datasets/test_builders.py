@@ -437,6 +437,7 @@ def test_masked_sentences_can_be_dropped():
     assert ReportText(ReportText.Config(max_words=3))("One two. Three four.") == "One two."
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_iu_xray_and_vqa_rad_are_one_stanza_each(real_data):
     fields = FieldMap(id="image_id", codes="mesh_major")

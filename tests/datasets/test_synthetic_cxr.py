@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from xraygpt.datasets.synthetic_cxr import SyntheticCxr
 from xraygpt.experiment import NO_IMAGES
 from xraygpt.processors.image import ImageSpec
@@ -14,6 +16,7 @@ def builder(tmp_path, **settings):
     return config.build(image_spec=SPEC)
 
 
+@pytest.mark.slow
 def test_studies_are_drawn_once_and_split_apart(tmp_path):
     one = builder(tmp_path)
     splits = {s: {r.study_id for r in one.build(s).records} for s in ("train", "val", "test")}
@@ -27,6 +30,7 @@ def test_studies_are_drawn_once_and_split_apart(tmp_path):
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.png")} == before
 
 
+@pytest.mark.slow
 def test_another_recipe_is_another_folder(tmp_path):
     builder(tmp_path).build("val")
     both = SyntheticCxr.Config(
@@ -37,6 +41,7 @@ def test_another_recipe_is_another_folder(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_codes_can_be_asked(tmp_path):
     data = builder(tmp_path, target="code_questions", min_code_count=2, questions=3).build("train")
     turns = data[0]["turns"]

@@ -61,6 +61,7 @@ def said(answers) -> str:
     return list(answers)[-1].text
 
 
+@pytest.mark.slow
 def test_hostile_files_get_a_sentence_and_leave_nothing(desk, tmp_path):
     session = desk.sessions.of("a")
     for name, (file, expected) in refused(tmp_path).items():
@@ -101,6 +102,7 @@ def test_only_uploads_are_taken(desk, tmp_path):
     assert outside.exists() and inside.exists()
 
 
+@pytest.mark.slow
 def test_one_picture_uploaded_twice_has_one_place(desk, tmp_path):
     """As Gradio stores it: a folder of its content's hash, the file's own name in it."""
     content = square(tmp_path, "left").read_bytes()
@@ -338,6 +340,7 @@ def _content(made: dict[str, str]) -> bytes:
     return base64.b64decode(made["content"])
 
 
+@pytest.mark.slow
 def test_the_view_is_what_the_reader_computes(desk, tmp_path):
     ramp = (np.add.outer(np.arange(40), np.arange(50)) * 40).astype(np.uint16)
     file = save(tmp_path / "x.dcm", dataset(ramp, 12, PhotometricInterpretation="MONOCHROME1"))
@@ -361,6 +364,7 @@ def test_the_view_is_what_the_reader_computes(desk, tmp_path):
     assert session.film.facts().startswith("SYNTHETIC phantom")
 
 
+@pytest.mark.slow
 def test_no_patient_tag_is_on_the_page(desk, real_data):
     for file in sorted((real_data / "dicom").glob("*.dcm")):
         session = desk.sessions.of(file.name)
@@ -399,6 +403,7 @@ def test_a_drawn_map_is_clear_where_there_is_nothing():
     assert image.shape == (40, 30, 4) and image[0, 0, 3] == 0 and image[10, 10, 3] == 255
 
 
+@pytest.mark.slow
 def test_the_gate_knows_a_chest(tmp_path):
     for path, caption in phantoms(tmp_path / "examples"):
         pixels = read_image(path).pixels
@@ -506,6 +511,7 @@ def test_stop_and_clear_reach_what_waits(desk, tmp_path):
     assert not session.lock.locked()
 
 
+@pytest.mark.slow
 def test_a_listener_who_leaves_holds_nobody_up(desk, tmp_path):
     session = desk.sessions.of("a")
     upload(desk, session, square(tmp_path, "left"))
@@ -535,6 +541,7 @@ def test_caches_of_many_pages_are_bounded(desk, tmp_path, monkeypatch):
     assert sum(bool(s.conversation._cached) for s in opened) <= 2
 
 
+@pytest.mark.slow
 def test_a_draft_depends_on_its_images_alone(desk, tmp_path):
     session = desk.sessions.of("a")
     upload(desk, session, square(tmp_path, "left"))

@@ -24,7 +24,6 @@ from tests.demo.hostile import doubted, refused
 from tests.demo.taught import REPORTS, desk, square
 from tests.processors.test_dicom import dataset, save
 from xraygpt.demo.launch import phantoms, serve
-from xraygpt.demo.layout import QUESTIONS
 from xraygpt.processors.pixels import read_image
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is absent")
@@ -170,6 +169,8 @@ def visit(chromium: Any, site: SimpleNamespace) -> Iterator[Any]:
 
 
 def test_a_whole_visit(visit, site, tmp_path):
+    from xraygpt.demo.layout import QUESTIONS
+
     width, scheme = 1440, "light"
     visitor = visit(width, color_scheme=scheme)
     page = visitor.page

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ import pytest
 from tests.conftest import REPO
 from tests.demo.taught import square
 
-gradio_client = pytest.importorskip("gradio_client", reason="gradio is absent")
-psutil = pytest.importorskip("psutil", reason="psutil is absent")
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (find_spec("gradio") and find_spec("psutil")), reason="gradio is absent"
+    ),
+]
 
 USERS, VISITS, SETTLED = 20, 5, 2
 YAML = """
@@ -77,6 +81,8 @@ class User:
         self.wrong: list[str] = []
 
     def live(self, together: threading.Barrier) -> None:
+        import gradio_client
+
         try:
             client = gradio_client.Client(
                 self.url,
@@ -96,8 +102,10 @@ class User:
             together.abort()
 
     def visit(self, client: Any) -> None:
+        from gradio_client import handle_file
+
         settings = ["greedy", 0.7, 0.9, 1.0, 3, 16, 0, None]
-        client.predict([gradio_client.handle_file(self.image)], api_name="/upload")
+        client.predict([handle_file(self.image)], api_name="/upload")
         client.predict("", *settings, api_name="/draft")
         for turn in range(2):
             asked = f"{self.canary} {turn}"
@@ -118,6 +126,8 @@ class User:
 
 
 def test_twenty_users(server, tmp_path):
+    import psutil
+
     url, process, folder = server
     users = [User(i, url, tmp_path) for i in range(USERS)]
     memory, seen = [], psutil.Process(process.pid)  # after each round of visits

@@ -75,6 +75,7 @@ def texts(seed: int, n: int, longest: int = 30) -> list[str]:
     return [" ".join(rng.choice(WORDS, rng.integers(1, longest))) + "." for _ in range(n)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("idf", [False, True])
 @pytest.mark.parametrize("which", ["bert", "roberta"])
 def test_as_the_bert_score_package(which, idf, request):

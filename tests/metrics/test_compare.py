@@ -26,6 +26,7 @@ def write(path, said, references=REFERENCES, start=0):
     return path
 
 
+@pytest.mark.slow
 def test_a_better_system_is_told_from_a_worse_one(tmp_path):
     good = write(tmp_path / "a.jsonl", REFERENCES)
     bad = write(tmp_path / "b.jsonl", [REFERENCES[(i + 1) % 4] for i in range(32)])
@@ -39,12 +40,14 @@ def test_a_better_system_is_told_from_a_worse_one(tmp_path):
     assert "| ROUGE-L | 1.000 |" in compare.as_markdown(list(rows.values()))
 
 
+@pytest.mark.slow
 def test_a_system_does_not_differ_from_itself(tmp_path):
     file = write(tmp_path / "a.jsonl", REFERENCES[::-1])
     rows = runners_compare.compare(file, file, tosses=200)
     assert all(r.value == 0 and r.p == 1 for r in rows if r.first == r.first)
 
 
+@pytest.mark.slow
 def test_p_is_uniform_where_nothing_differs():
     """Of 200 comparisons of equals about a twentieth lies below 0.05."""
     rng = np.random.default_rng(0)

@@ -170,6 +170,7 @@ def test_any_text_is_survived():
     assert odd[slice(*mention.span)] == "effusion"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "word", ["no effusion ", "left effusion and ", "heart ", "no evidence of ", " ", "xxxx a "]
 )
@@ -279,6 +280,7 @@ def test_human_codes_become_findings(codes: list[str], findings: set[str]):
     assert is_coded(codes) is (codes != ["No Indexing"])
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_agreement_with_the_human_coding():
     data = Path(os.environ.get("XRAYGPT_DATA", ROOT.parent / "shared" / "data")) / "iu_xray"

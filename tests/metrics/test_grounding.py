@@ -180,6 +180,7 @@ def test_scores_may_be_absent():
     assert by["mAP_50"] == pytest.approx(expected[0].mean(), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grouped", [False, True])
 def test_intervals_are_those_of_the_house(grouped):
     said, true = images(20)

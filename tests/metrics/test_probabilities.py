@@ -31,6 +31,7 @@ def by_name(*args, **kwargs):
     return {s.name: s for s in probability_scores(*args, **kwargs)}
 
 
+@pytest.mark.slow
 def test_as_scikit_learn():
     """Worst of 240 labels 1e-16 (AUROC, Brier), 3e-16 (average precision), 0 (F1)."""
     for seed in range(5):
@@ -71,6 +72,7 @@ def test_weights_count_as_copies():
         assert other.ratio(drawn) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grouped", [False, True])
 def test_intervals_are_those_of_the_house(grouped):
     p, truth, names = sample(n=60, k=3)

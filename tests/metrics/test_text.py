@@ -78,6 +78,7 @@ def test_distinct_tells_a_collapsed_model():
     assert pick(unlike) == 1.0
 
 
+@pytest.mark.slow
 def test_bootstrap_covers_the_mean_as_often_as_it_says():
     rng = np.random.default_rng(0)
     inside = 0

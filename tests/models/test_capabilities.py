@@ -36,6 +36,7 @@ def test_modules_count_as_attributes():
         need(model, Chats)
 
 
+@pytest.mark.slow
 def test_a_bridge_without_cross_attention_draws_no_maps():
     class Pooled(XrayGPT):
         def make_qformer(self, width, patches):

@@ -106,6 +106,7 @@ def test_images_are_blended_in_training_alone(tmp_path, coded):
     assert torch.equal(batch["media_inputs"]["pixel_values"], pixels)  # the batch itself is kept
 
 
+@pytest.mark.slow
 def test_finer_features_stand_beside_the_last():
     plain = build_vision("efficientnet_lite0", 96, None).freeze()
     both = build_vision("efficientnet_lite0+mid", 96, None).freeze()

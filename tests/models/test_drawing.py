@@ -84,6 +84,7 @@ def test_rules_of_the_llm_itself_hold(decoder: Decoder, monkeypatch: pytest.Monk
     assert all(first not in row for row in after) and after != before
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_draws_are_the_same_in_any_batch(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     how = Generation(max_new_tokens=40, do_sample=True, candidates=5, top_p=0.95, seed=3)

@@ -77,6 +77,7 @@ def swin() -> SwinModel:
     return shaken(SwinModel(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [True, False], ids=["transformers 4 names", "transformers 5 names"])
 def test_medclip_swin_gives_the_tokens_of_swin(tmp_path: Path, swin: SwinModel, old: bool):
     state = dict(swin.state_dict())
@@ -93,6 +94,7 @@ def test_medclip_swin_gives_the_tokens_of_swin(tmp_path: Path, swin: SwinModel, 
     assert (ours.num_tokens, ours.width) == (49, 768)
 
 
+@pytest.mark.slow
 def test_medclip_resnet_gives_the_tokens_of_resnet(tmp_path: Path):
     resnet = shaken(torchvision.models.resnet50())
     resnet.fc = torch.nn.Linear(2048, 512, bias=False)
@@ -107,6 +109,7 @@ def test_medclip_resnet_gives_the_tokens_of_resnet(tmp_path: Path):
     assert (ours.num_tokens, ours.width) == (49, 2048)
 
 
+@pytest.mark.slow
 def test_medclip_pixels_are_its_own(tmp_path: Path):
     """As its feature extractor: Pillow's grey, black squares, bicubic, one mean and deviation."""
     swin = build_vision("medclip_swin", None, None)
@@ -164,6 +167,7 @@ def xrv_module() -> types.ModuleType:
                 sys.modules[name] = module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["whole module", "whole module, old format", "state dict"])
 @pytest.mark.filterwarnings("ignore")
 def test_torchxrayvision_gives_the_features_of_its_densenet(tmp_path: Path, kind: str):
@@ -218,6 +222,7 @@ def dinov2_folder(folder: Path) -> Dinov2Model:
     return net
 
 
+@pytest.mark.slow
 def test_a_transformers_encoder_says_what_it_wants(tmp_path: Path):
     net = dinov2_folder(tmp_path / "rad-dino")
     ours = build_vision(f"hf/{tmp_path / 'rad-dino'}", None, None)

@@ -124,11 +124,13 @@ def test_findings_are_the_labellers():
     assert there == {"cardiomegaly", "pleural_effusion"}
 
 
+@pytest.mark.slow
 def test_what_it_learns_is_in_the_image(run):
     _, _, _, scores = run
     assert scores["val/image_gap"] > 0.3  # another study's image fits the text worse
 
 
+@pytest.mark.slow
 def test_texts_alone_and_several_images_go_into_one_batch(run):
     _, _, runner, _ = run
     samples = [runner.splits["train"][i] for i in range(4)]
@@ -152,6 +154,7 @@ def test_texts_alone_and_several_images_go_into_one_batch(run):
     model.zero_grad()
 
 
+@pytest.mark.slow
 def test_kept_blocks_are_not_touched(tmp_path, toy):
     options = ["model.vit_model=timm/vit_tiny_patch16_224", "model.image_size=32"]
     runner, _ = trained(tmp_path, toy, 2, "pairs", *options, "model.train_from=11")
@@ -174,6 +177,7 @@ def evaluation(base: Path, corpus: Path, vit_model: str) -> Evaluation:
     return load(Evaluation, path, [])
 
 
+@pytest.mark.slow
 def test_the_encoder_is_used_frozen_by_another_model(run):
     base, corpus, runner, _ = run
     name = f"run/{base / 'encoder'}"
@@ -193,6 +197,7 @@ def test_the_encoder_is_used_frozen_by_another_model(run):
     assert evaluator.model.vision.digest() == own.digest()
 
 
+@pytest.mark.slow
 def test_a_model_refuses_features_of_an_encoder_trained_anew(run, tmp_path, toy):
     base, _, _, _ = run
     mine = tmp_path / "encoder"
@@ -214,6 +219,7 @@ def test_a_model_refuses_features_of_an_encoder_trained_anew(run, tmp_path, toy)
         build_runner(load(Training, yaml))
 
 
+@pytest.mark.slow
 def test_one_image_in_a_batch_is_normalised_as_in_evaluation(run):
     _, _, runner, _ = run
     model = runner.model
@@ -223,6 +229,7 @@ def test_one_image_in_a_batch_is_normalised_as_in_evaluation(run):
     torch.testing.assert_close(one, torch.nn.BatchNorm1d.forward(model.norm, rows))
 
 
+@pytest.mark.slow
 def test_the_probe_finds_what_was_learned_and_nothing_in_others_images(run):
     base, corpus, _, _ = run
     experiment = evaluation(base, corpus, "tiny")
@@ -258,6 +265,7 @@ def test_probe_scores_features_that_hold_the_answer_and_those_that_do_not():
     assert f"| {FINDINGS[1]} | 45 |" in table and "| b | less the first |" in table
 
 
+@pytest.mark.slow
 def test_mistakes_are_named(run, tmp_path, toy):
     base, _, _, _ = run
     with pytest.raises(ConfigError, match="nothing to learn"):

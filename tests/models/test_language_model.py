@@ -42,6 +42,7 @@ def train(tmp_path: Path, corpus: Path, steps: int, *options: str):
     return runner, runner.train()
 
 
+@pytest.mark.slow
 def test_it_learns_and_is_loaded_as_any_llm(tmp_path, toy):
     runner, scores = train(tmp_path, toy, 60)
     assert scores["val/loss"] < 1.0
@@ -55,6 +56,7 @@ def test_it_learns_and_is_loaded_as_any_llm(tmp_path, toy):
     assert XrayGPT(config).proj.out_features == 32
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_alone_and_stays_out_of_the_saved_llm(tmp_path, toy):
     runner, _ = train(tmp_path, toy, 2, "model.dropout=0.5")
     model = runner.model.eval()
@@ -69,6 +71,7 @@ def test_dropout_acts_in_training_alone_and_stays_out_of_the_saved_llm(tmp_path,
         assert torch.equal(llm.train()(ids).logits, model.eval().llm(ids).logits)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_tokenizer(tmp_path, toy):
     """The corpus has changed since: the tokenizer that the weights know comes with them."""
     train(tmp_path, toy, 2)

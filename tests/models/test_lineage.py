@@ -92,6 +92,7 @@ def theirs() -> XrayGPT:
     return tiny(seed=1)
 
 
+@pytest.mark.slow
 def test_a_whole_checkpoint_is_the_same_model(theirs, tmp_path, caplog):
     caplog.set_level("INFO")
     state = {f"module.{k}": v for k, v in (old_names(theirs) | TEXT_SIDE).items()}
@@ -103,6 +104,7 @@ def test_a_whole_checkpoint_is_the_same_model(theirs, tmp_path, caplog):
     assert "4 left out (heads of BLIP-2's first stage)" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_layers_of_the_lineage_make_the_same_model(theirs, tmp_path):
     names = old_names(theirs)
     bare = {k.removeprefix("visual_encoder."): v for k, v in part(names, "visual_enc").items()}

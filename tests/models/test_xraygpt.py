@@ -167,6 +167,7 @@ def test_the_average_image_is_that_of_the_images_trained_on():
     assert {"average_tokens", "average_count"} <= set(model.checkpoint_state())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [0.0, 2.0])
 def test_generated_batches_of_eight_equal_singles(guidance):
     model = sharp()

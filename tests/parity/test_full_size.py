@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import pytest
 import timm
 import torch
 from omegaconf import OmegaConf
@@ -48,6 +49,7 @@ def test_the_qformer_has_every_parameter_of_blip2s():
     assert round(count(ours.qformer) / 1e6, 1) == 105.1
 
 
+@pytest.mark.slow
 def test_eva_has_every_parameter_of_eva_vit_g():
     (eva,) = lavis_modules("lavis.models.eva_vit")
     linspace = torch.linspace
@@ -99,6 +101,7 @@ def published_layers() -> tuple[dict, dict, dict]:
     return eva, blip2, last
 
 
+@pytest.mark.slow
 def test_pretrain_vicuna_takes_the_three_published_files(monkeypatch, caplog, tmp_path):
     """The whole preset on the meta device; every key of every file is taken or named."""
     caplog.set_level("INFO")

@@ -24,6 +24,7 @@ from xraygpt.phantom.grammar import report
 SMALL = Recipe(studies=12, seed=4, size=64, views=("frontal", "lateral"))
 
 
+@pytest.mark.slow
 def test_the_labeller_reads_exactly_what_was_drawn_with_its_side():
     """A thousand reports: no finding more, none less, every side right, in code and in words."""
     for seed in range(1000):
@@ -50,6 +51,7 @@ def test_few_reports_are_alike():
     assert len(texts) > 285
 
 
+@pytest.mark.slow
 def test_a_corpus_is_the_same_twice_and_says_synthetic(tmp_path):
     first, again = (write_corpus(tmp_path / n, SMALL, workers=1) for n in ("a", "b"))
     assert first.read_text() == again.read_text()
@@ -67,6 +69,7 @@ def test_a_corpus_is_the_same_twice_and_says_synthetic(tmp_path):
             assert box["name"] in {finding["name"] for finding in row["labels"]}
 
 
+@pytest.mark.slow
 def test_an_interrupted_drawing_goes_on(tmp_path, monkeypatch):
     whole = write_corpus(tmp_path / "whole", SMALL, workers=1)
     drawn = []

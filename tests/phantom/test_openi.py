@@ -58,6 +58,7 @@ def test_without_the_package_it_says_how_to_get_it(monkeypatch):
         Recipe(design="openi").study(0)
 
 
+@pytest.mark.slow
 def test_every_coded_study_becomes_findings_its_codes_name():
     try:
         metadata.version("torchxrayvision")

@@ -32,6 +32,7 @@ def difference(finding: Finding, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.abs(picture.pixels - without), picture.masks[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finding", every_finding(), ids=lambda f: f.code)
 def test_a_finding_changes_the_picture_where_its_mask_says(finding):
     changed, mask = difference(finding, seed=3)

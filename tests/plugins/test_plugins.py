@@ -168,6 +168,7 @@ def evaluation(place: Path, family: str, folder: Path, ckpt: Path, *options: str
     return load(Evaluation, file, options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_learns_and_resumes_to_the_bit(place, trained, tmp_path, family, monkeypatch):
     run = trained(family)
@@ -188,6 +189,7 @@ def test_it_learns_and_resumes_to_the_bit(place, trained, tmp_path, family, monk
     assert same(weights(run), weights(tmp_path / "again"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_measured_beside_controls_and_compared(place, trained, tmp_path, family):
     experiment = evaluation(place, family, tmp_path / "eval", trained(family))

@@ -12,6 +12,7 @@ from xraygpt.common.errors import ConfigError, InputError
 AVERAGED = "run.ema_decay=0.7"
 
 
+@pytest.mark.slow
 def test_what_is_saved_and_measured_is_the_mean_of_the_steps(tmp_path, toy, monkeypatch):
     runner = runner_of(tmp_path, toy, AVERAGED, "run.eval_every=6")
     name = "proj.weight"

@@ -11,8 +11,6 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
-from torch._inductor import cpp_builder
-from torch._inductor.exc import InvalidCxxCompiler
 
 from tests.killing import same, weights
 from tests.runners.test_train_loop import SHARDED, Crash, crash_at, logged, ranks, runner_of
@@ -72,6 +70,8 @@ def test_two_processes_compile_a_sharded_llm(tmp_path):
 
 
 def test_what_cannot_be_compiled_is_said(tmp_path, monkeypatch):
+    from torch._inductor import cpp_builder
+
     model, cpu = nn.ModuleList(), torch.device("cpu")
     monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
     with pytest.raises(InputError, match="Python's headers"):
@@ -86,4 +86,6 @@ def test_what_cannot_be_compiled_is_said(tmp_path, monkeypatch):
 
 
 def no_compiler():
+    from torch._inductor.exc import InvalidCxxCompiler
+
     raise InvalidCxxCompiler

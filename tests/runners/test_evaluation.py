@@ -46,6 +46,7 @@ def loss(result: dict, name: str) -> dict:
     return next(r for r in result["losses"] if r["name"] == name)
 
 
+@pytest.mark.slow
 def test_a_reading_model_beats_every_control(reading, tmp_path):
     result = evaluator_of(reading, tmp_path).run()
     gap = loss(result, "loss_shuffled_minus_true")
@@ -102,6 +103,7 @@ def test_scoring_again_needs_the_predictions_alone(reading, tmp_path, monkeypatc
         scoring.score_folder(evaluator.folder)
 
 
+@pytest.mark.slow
 def test_a_score_that_fails_in_one_condition_is_left_out_of_all(reading, tmp_path, monkeypatch):
     evaluator = evaluator_of(reading, tmp_path, "run.shuffles=1")
     original, calls = evaluator.task.score, []

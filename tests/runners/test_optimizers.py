@@ -287,6 +287,7 @@ def test_the_order_of_weights_is_that_of_older_checkpoints(tmp_path, toy):
     assert [[id(p) for p in g] for g in held] == [[id(p) for p in g] for g in (decayed, plain)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forgets", [False, True])
 def test_muon_learns_and_resumes_to_the_bit(tmp_path, toy, forgets, monkeypatch):
     muon = ("run.optimizer=muon", "run.save_every=1", "run.log_every=1")
@@ -307,6 +308,7 @@ def test_muon_learns_and_resumes_to_the_bit(tmp_path, toy, forgets, monkeypatch)
     assert same(weights(tmp_path / "out"), weights(tmp_path / "broken")) is not forgets
 
 
+@pytest.mark.slow
 def test_another_optimizer_is_not_resumed(tmp_path, toy):
     runner_of(tmp_path, toy).train()
     resume = f"run.resume_ckpt_path={tmp_path / 'out'}"

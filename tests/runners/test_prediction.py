@@ -54,6 +54,7 @@ def test_answers_are_those_of_the_pictures(yaml_path, folder, tmp_path):
         assert one.prediction == ANSWERS[kind]
 
 
+@pytest.mark.slow
 def test_three_bad_of_many_are_named_and_the_rest_answered(yaml_path, folder, tmp_path):
     (folder / "empty.png").write_bytes(b"")
     (folder / "torn.png").write_bytes((folder / "one" / "left-0.png").read_bytes()[:60])
@@ -72,6 +73,7 @@ def test_three_bad_of_many_are_named_and_the_rest_answered(yaml_path, folder, tm
     assert page.count("<article") == 12 and "Research use only" in page
 
 
+@pytest.mark.slow
 def test_a_model_that_knows_drawings_alone_says_so(yaml_path, folder, tmp_path, caplog):
     said = "learned to read from SYNTHETIC drawings"
     predictor = predictor_of(yaml_path, folder / "one", tmp_path / "real")
@@ -88,6 +90,7 @@ def test_a_model_that_knows_drawings_alone_says_so(yaml_path, folder, tmp_path, 
     assert said in caplog.text and said in (predictor.folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_shards_together_are_the_whole(yaml_path, folder, tmp_path, monkeypatch):
     (folder / "torn.png").write_bytes(b"no picture")
     whole = predictor_of(yaml_path, folder, tmp_path / "whole")
@@ -121,6 +124,7 @@ def test_shards_together_are_the_whole(yaml_path, folder, tmp_path, monkeypatch)
     assert (gather.folder / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_stopped(yaml_path, folder, tmp_path, monkeypatch):
     first = predictor_of(yaml_path, folder, tmp_path / "out", batch_size=4)
     asked = []

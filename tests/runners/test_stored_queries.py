@@ -29,6 +29,7 @@ def losses(runner):
     return [row[key] for row in rows for key in keys if key in row]
 
 
+@pytest.mark.slow
 def test_losses_are_those_without_a_cache(tmp_path, toy):
     stored = runner_of(tmp_path, toy, FROZEN)
     stored.train()
@@ -39,6 +40,7 @@ def test_losses_are_those_without_a_cache(tmp_path, toy):
     assert len(set(losses(stored))) > 6  # they move
 
 
+@pytest.mark.slow
 def test_neither_encoder_nor_qformer_runs_again(tmp_path, toy, monkeypatch):
     runner_of(tmp_path, toy, FROZEN).train()
     stored = [load_file(path) for path in cache_root().rglob("*.safetensors")]
@@ -78,6 +80,7 @@ def test_a_qformer_that_is_trained_or_reads_the_question_is_not_stored():
     assert trained.begin_storing() is None and not trained.stores_queries
 
 
+@pytest.mark.slow
 def test_a_resumed_run_reads_with_the_checkpoints_qformer(tmp_path, toy, monkeypatch):
     whole = runner_of(tmp_path, toy, FROZEN)
     whole.train()

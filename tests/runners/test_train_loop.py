@@ -106,6 +106,7 @@ def test_resumed_is_uninterrupted_to_the_bit(tmp_path, toy, crash, monkeypatch):
     assert pick(rows) == pick(true)
 
 
+@pytest.mark.slow
 def test_bfloat16_on_a_cpu_must_be_asked_for(tmp_path, toy):
     losses = {}
     for amp in ("true", "bf16"):
@@ -122,6 +123,7 @@ def test_bfloat16_on_a_cpu_must_be_asked_for(tmp_path, toy):
     assert losses["bf16"] == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_dropped_rng_state_is_noticed(tmp_path, toy, monkeypatch):
     """The equality above must be able to fail: without the RNG state it does."""
     runner_of(tmp_path, toy).train()
@@ -209,6 +211,7 @@ def test_full_disk_leaves_the_previous_checkpoint(tmp_path, toy, monkeypatch):
     assert not list(runner.run_folder.glob("checkpoints/*.tmp-*"))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, toy, caplog):
     runner = runner_of(tmp_path, toy)
     runner.train()
@@ -246,6 +249,7 @@ def test_a_loss_that_is_no_number_stops_and_poisons_nothing(tmp_path, toy):
     assert all(torch.isfinite(t).all() for t in weights(tmp_path / "out").values())
 
 
+@pytest.mark.slow
 def test_newest_and_best_are_kept(tmp_path, toy):
     runner = runner_of(tmp_path, toy, "run.save_every=1", "run.max_steps=9")
     runner.train()
@@ -256,6 +260,7 @@ def test_newest_and_best_are_kept(tmp_path, toy):
     assert (runner.run_folder / "loss.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_accumulating_is_one_batch_of_four_times_the_size(tmp_path, toy):
     """Answers of different lengths, so that a mean of micro-batch means would differ."""
     rows = {}
@@ -284,6 +289,7 @@ def test_workers_change_nothing_and_resume_exactly(tmp_path, toy, monkeypatch):
     assert same(weights(tmp_path / "out"), weights(tmp_path / "broken"))
 
 
+@pytest.mark.slow
 def test_resuming_an_older_checkpoint_forgets_what_came_after(tmp_path, toy):
     runner = runner_of(tmp_path, toy, "run.save_every=1", "run.keep_checkpoints=6")
     runner.train()
@@ -296,6 +302,7 @@ def test_resuming_an_older_checkpoint_forgets_what_came_after(tmp_path, toy):
     assert checkpoint.best_step(runner.run_folder) in (None, 3)
 
 
+@pytest.mark.slow
 def test_patience_stops_early(tmp_path, toy):
     options = ["run.patience=2", "run.eval_every=1", "run.init_lr=1e-12", "run.max_steps=50"]
     runner = runner_of(tmp_path, toy, *options)
@@ -305,6 +312,7 @@ def test_patience_stops_early(tmp_path, toy):
     assert runner.step == 3
 
 
+@pytest.mark.slow
 def test_a_part_frozen_before_may_be_trained_now(tmp_path, toy):
     """The checkpoint of the first stage holds no LLM; the next one trains it."""
     runner_of(tmp_path, toy, "model.freeze_llm=true").train()
@@ -320,6 +328,7 @@ def test_a_part_frozen_before_may_be_trained_now(tmp_path, toy):
         runner_of(tmp_path, toy, f"model.ckpt={tmp_path / 'empty.safetensors'}", name="empty")
 
 
+@pytest.mark.slow
 def test_another_llm_than_the_checkpoints_is_refused(tmp_path, toy):
     runner_of(tmp_path, toy, "model.freeze_llm=true").train()
     with pytest.raises(WeightsError, match="was trained with another LLM"):
@@ -328,6 +337,7 @@ def test_another_llm_than_the_checkpoints_is_refused(tmp_path, toy):
         )
 
 
+@pytest.mark.slow
 def test_what_one_stage_trained_the_next_keeps(tmp_path, toy):
     """Stage 1 trains the LLM, stage 2 freezes it: stage 2's checkpoint must still hold it."""
     runner_of(tmp_path, toy, "model.freeze_llm=false").train()
@@ -339,6 +349,7 @@ def test_what_one_stage_trained_the_next_keeps(tmp_path, toy):
     assert not torch.equal(one["proj.weight"], two["proj.weight"])
 
 
+@pytest.mark.slow
 def test_frozen_parts_and_buffers_are_bit_identical_after_a_run(tmp_path, toy):
     runner = runner_of(tmp_path, toy, "model.freeze_llm=true", "model.lora.r=2")
     before = {k: v.clone() for k, v in runner.model.state_dict().items()}
@@ -379,6 +390,7 @@ def test_nothing_to_train_on(tmp_path, toy):
         runner_of(tmp_path, toy, "datasets.toy.split.train=[nope]")
 
 
+@pytest.mark.slow
 def test_wrong_checkpoint_is_refused(tmp_path, toy):
     runner_of(tmp_path, toy).train()
     with pytest.raises(WeightsError, match=r"query_tokens: .*config\.yaml beside it"):
@@ -579,6 +591,7 @@ def test_an_llm_that_is_trained_is_not_sharded(tmp_path, toy):
     assert sharding.shard_frozen(runner.model, layers, torch.device("cpu"), 1) == 0
 
 
+@pytest.mark.slow
 def test_another_number_of_samples_in_a_step_is_refused(tmp_path, toy):
     runner_of(tmp_path, toy).train()
     resume = f"run.resume_ckpt_path={tmp_path / 'out'}"
@@ -590,6 +603,7 @@ def test_another_number_of_samples_in_a_step_is_refused(tmp_path, toy):
     assert again.step == 7
 
 
+@pytest.mark.slow
 def test_versions_and_config_lie_in_every_run_and_checkpoint(tmp_path, toy):
     runner = runner_of(tmp_path, toy)
     runner.train()

@@ -121,13 +121,14 @@ def test_ours_to_pth_and_back_is_equal_to_the_bit(run, tmp_path, monkeypatch):
     assert all(torch.equal(again[n], t) for n, t in own.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tied", "spare"),
     [
         pytest.param(True, 0, id="tied, full vocabulary"),
-        pytest.param(False, 0, id="untied, full vocabulary", marks=pytest.mark.slow),
-        pytest.param(True, 3, id="tied, spare rows", marks=pytest.mark.slow),
-        pytest.param(False, 3, id="untied, spare rows", marks=pytest.mark.slow),
+        pytest.param(False, 0, id="untied, full vocabulary"),
+        pytest.param(True, 3, id="tied, spare rows"),
+        pytest.param(False, 3, id="untied, spare rows"),
     ],
 )
 def test_plain_transformers_says_the_same(tmp_path, monkeypatch, tied, spare):
@@ -216,6 +217,7 @@ def test_the_exported_processor_makes_our_pixels_and_the_card_says_what_it_must(
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_lora_is_merged_or_refused(tmp_path, monkeypatch):
     run = trained(tmp_path, "model.lora={r: 4}", "model.freeze_llm=true")
     with pytest.raises(WeightsError, match="--merge-lora"):
@@ -238,6 +240,7 @@ def test_lora_is_merged_or_refused(tmp_path, monkeypatch):
     assert (mine - without).abs().max() > 1e-3  # the adapters do something
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "to", "says"),
     [
@@ -254,6 +257,7 @@ def test_what_has_no_place_there_is_refused(tmp_path, monkeypatch, option, to, s
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_trained_encoder_goes_along_or_is_refused(tmp_path, monkeypatch):
     run = trained(tmp_path, "model.freeze_vit=false")
     with pytest.raises(WeightsError, match="--with-vision"):
@@ -264,6 +268,7 @@ def test_a_trained_encoder_goes_along_or_is_refused(tmp_path, monkeypatch):
     assert torch.equal(content["visual_encoder.cls_token"], trained_here.vision.net.cls_token)
 
 
+@pytest.mark.slow
 def test_the_export_makes_pictures_as_the_run_did(tmp_path, monkeypatch):
     other = "datasets.toy.vis_processor={eval: {name: xray_image, mean: [0.2], std: [0.3]}}"
     run = trained(tmp_path, other)
@@ -273,6 +278,7 @@ def test_the_export_makes_pictures_as_the_run_did(tmp_path, monkeypatch):
     assert made.image_std == pytest.approx([0.3] * 3)
 
 
+@pytest.mark.slow
 def test_another_vit_is_not_taken_for_eva(tmp_path, monkeypatch):
     import timm
 

@@ -142,6 +142,7 @@ def lock(hub: Hub) -> dict:
     return json.loads((hub.out / "weights.lock.json").read_text())["lab/tiny"]
 
 
+@pytest.mark.slow
 def test_the_first_download_writes_the_lock_and_the_second_fetches_nothing(hub):
     first = download(hub, "lab/tiny")
     assert first.returncode == 0, first.stderr
@@ -159,6 +160,7 @@ def test_the_first_download_writes_the_lock_and_the_second_fetches_nothing(hub):
     assert download(hub, "lab/tiny", "--offline").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_changed_byte_is_refused_with_both_hashes(hub):
     download(hub, "lab/tiny")
     file = hub.out / "tiny" / "model.safetensors"
@@ -176,6 +178,7 @@ def test_a_changed_byte_is_refused_with_both_hashes(hub):
     assert file.read_bytes() == hub.files["model.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_hub_whose_file_is_not_what_it_says_is_refused(hub):
     hub.claimed["model.safetensors"] = "c" * 64
     done = download(hub, "lab/tiny")
@@ -185,6 +188,7 @@ def test_a_hub_whose_file_is_not_what_it_says_is_refused(hub):
     assert not (hub.out / "weights.lock.json").exists()
 
 
+@pytest.mark.slow
 def test_a_file_changed_under_the_same_commit_is_refused(hub):
     download(hub, "lab/tiny")
     old = hashlib.sha256(hub.files["model.safetensors"]).hexdigest()
@@ -198,6 +202,7 @@ def test_a_file_changed_under_the_same_commit_is_refused(hub):
     assert hub.served == []
 
 
+@pytest.mark.slow
 def test_a_broken_line_is_gone_on_from(hub):
     hub.cut = 15_000_000
     done = download(hub, "lab/tiny")
@@ -207,6 +212,7 @@ def test_a_broken_line_is_gone_on_from(hub):
     assert ranges == [None, "bytes=10485760-"]
 
 
+@pytest.mark.slow
 def test_a_killed_download_is_gone_on_from(hub):
     hub.cut, hub.stall = 15_000_000, threading.Event()
     process = subprocess.Popen(**command(hub, "lab/tiny"), stderr=subprocess.DEVNULL)
@@ -225,6 +231,7 @@ def test_a_killed_download_is_gone_on_from(hub):
     assert not part.exists()
 
 
+@pytest.mark.slow
 def test_a_part_asked_for_by_a_pattern_is_not_the_whole(hub):
     assert download(hub, "lab/tiny", "--include", "config.json").returncode == 0
     assert not lock(hub)["whole"]
@@ -238,6 +245,7 @@ def test_a_part_asked_for_by_a_pattern_is_not_the_whole(hub):
     assert download(hub, "lab/tiny", "--offline").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_small_file_that_was_there_before_is_checked_too(hub):
     (hub.out / "tiny").mkdir(parents=True)
     (hub.out / "tiny" / "config.json").write_bytes(hub.files["config.json"].replace(b"i", b"o"))
@@ -253,6 +261,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(hub, name):
     assert hub.served == []
 
 
+@pytest.mark.slow
 def test_a_part_that_is_too_long_is_begun_anew(hub):
     part = hub.out / "tiny" / "model.safetensors.part"
     part.parent.mkdir(parents=True)
@@ -260,6 +269,7 @@ def test_a_part_that_is_too_long_is_begun_anew(hub):
     assert download(hub, "lab/tiny").returncode == 0
 
 
+@pytest.mark.slow
 def test_mistakes_are_named(hub):
     for odd in ("./vicuna", "lab/", "/tmp", "my models/x y"):
         assert "no owner/name of the hub" in download(hub, odd).stderr

@@ -97,6 +97,7 @@ def test_a_packed_model_says_the_same_and_rests_on_nothing_else(made, tmp_path, 
         job.pack(base / "run", out)
 
 
+@pytest.mark.slow
 def test_parts_trained_anew_since_are_not_packed(made, tmp_path):
     base, corpus = made
     kept = tmp_path / "lm"

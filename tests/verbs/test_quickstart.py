@@ -39,6 +39,7 @@ def pretend(tmp_path, monkeypatch):
     return state
 
 
+@pytest.mark.slow
 def test_it_goes_on_with_the_step_that_failed(pretend, capsys):
     with pytest.raises(TrainingError, match=r"step 2 \(train.py .*stage1.yaml\) ended with 1"):
         quickstart.run("nano")
@@ -57,6 +58,7 @@ def test_it_goes_on_with_the_step_that_failed(pretend, capsys):
     assert len(pretend.ran) == 5  # nothing is left to do
 
 
+@pytest.mark.slow
 def test_a_changed_setting_repeats_that_step_and_those_after_it(pretend, tmp_path, monkeypatch):
     pretend.broken = False
     quickstart.run("nano")
@@ -83,6 +85,7 @@ def test_what_others_made_there_is_moved_aside(pretend, tmp_path):
     assert not old.exists() and list(old.parent.glob("lm-*/kept"))
 
 
+@pytest.mark.slow
 def test_another_result_of_a_step_repeats_those_after_it(pretend, tmp_path):
     pretend.broken = False
     quickstart.run("nano")
@@ -145,6 +148,7 @@ def test_a_stopped_tour_waits_until_its_training_has_saved(number, tmp_path):
     assert said.strip() == "(143, 'saved\\n')"
 
 
+@pytest.mark.slow
 def test_mini_goes_on_from_the_q_former_that_nano_taught(pretend, capsys):
     pretend.broken = False
     quickstart.run("nano")

@@ -95,7 +95,9 @@ class Endpoint:
             "timeout": timeout,
             # A proxy of the environment would carry "local" texts to another host.
             "http_client": openai.DefaultAsyncHttpxClient(
-                follow_redirects=False, trust_env=not loopback, timeout=timeout
+                follow_redirects=False, trust_env=not loopback, timeout=timeout,
+                # Plain http has no certificates to check, and reading them takes a while.
+                verify=not self.address().startswith("http://"),
             ),
         }  # fmt: skip
         if self.provider == "azure":
