@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PY := $(BIN)/python
-TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q --dist loadgroup --no-loadscope-reorder --numprocesses
 
 .PHONY: help install install-dev packages style test test-fast test-slow format clean quickstart demo
 
@@ -40,13 +40,13 @@ format: install  ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 test: install-dev  ## all tests, as CI runs them, offline; the fast ones first
-	$(TEST)
+	$(TEST) 3  # for two cores: some of the slow ones wait most of the time
 
 test-fast: install-dev  ## a minute or two on two cores
-	$(TEST) -m "not slow"
+	$(TEST) 2 -m "not slow"
 
 test-slow: install-dev  ## the rest: real data, killed and resumed runs, a browser
-	$(TEST) -m slow
+	$(TEST) 3 -m slow
 
 quickstart: install  ## train, measure and show a model on synthetic X-rays; QUICKSTART=mini: with SmolLM2
 	$(PY) -m xraygpt.quickstart $(or $(QUICKSTART),nano)

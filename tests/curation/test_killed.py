@@ -96,7 +96,7 @@ def contents(out: Path) -> dict[str, bytes]:
 def test_killed_at_any_point_the_output_is_that_of_an_uninterrupted_run(tmp_path, way: str):
     """At each of `POINTS` in turn; and after a random request. The whole run is a cold start."""
     corpus = write_corpus(tmp_path / "corpus", ROWS)
-    with serving(faults=0.1, hang=5.0, latency=0.02) as (url, fake):
+    with serving(faults=0.1, hang=3.0, latency=0.02) as (url, fake):
 
         def command(out: Path) -> list[str]:
             more = ["--batch", "--poll-seconds", "0.2"] if way == "batch" else []
@@ -104,7 +104,7 @@ def test_killed_at_any_point_the_output_is_that_of_an_uninterrupted_run(tmp_path
                 sys.executable, "-m", "xraygpt.curate", "openi", "--reports",
                 corpus / "ecgen-radiology", "--images", corpus / "png", "--out", out,
                 "--provider", "local", "--base-url", url, "--model", "fake",
-                "--concurrency", "4", "--timeout", "4", *more,
+                "--concurrency", "16", "--timeout", "2", *more,
             ]  # fmt: skip
             return [str(word) for word in words]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 
+from tests import processes
 from tests.conftest import REPO
 
 STUB = {
@@ -59,7 +59,7 @@ def run(tmp_path, *more):
     command += ["--cfg-path", str(tmp_path / "ours.yaml"), "--batch", "2", "--batches", "2"]
     command += ["--work", str(tmp_path / "work"), *more]
     environment = {**os.environ, "XRAYGPT_DATA": str(tmp_path / "data")}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    return processes.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def few(real_data, tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.data
 def test_two_stages_and_evaluation_from_the_yaml_files(few, tmp_path):
-    most = "datasets.{}.max_samples=48"
+    most = "datasets.{}.max_samples=24"
     lm, one, two = (tmp_path / n for n in ("lm", "one", "two"))
     short = ["run.max_epoch=null", "run.max_steps=6", "run.eval_every=3", "run.batch_size_train=8"]
     labels = ["reports", "codes", "questions"]
@@ -101,7 +101,7 @@ def test_two_stages_and_evaluation_from_the_yaml_files(few, tmp_path):
     )
     (scores,) = tmp_path.glob("eval/*/scores.json")
     result = json.loads(scores.read_text())
-    assert result["n"] == 48
+    assert result["n"] == 24
     conditions = {r["condition"] for r in result["scores"]}
     assert conditions == {"true", "shuffled", "blank", "most_common", "nearest"}
     for row in result["scores"]:
