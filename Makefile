@@ -4,7 +4,7 @@ BIN := .venv/bin
 PY := $(BIN)/python
 # Compiling all 20,000 modules would take a third of the time, and a quarter of them is ever imported.
 PIP := $(PY) -m pip install --quiet --no-compile
-TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q --dist loadgroup --no-loadscope-reorder --numprocesses
+TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help install install-dev packages style test test-fast test-slow format clean quickstart demo
 
@@ -43,13 +43,13 @@ format: install  ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 test: install-dev  ## all tests, as CI runs them, offline; the fast ones first
-	$(TEST) 3  # for two cores: some of the slow ones wait most of the time
+	$(TEST)
 
 test-fast: install-dev  ## a minute or two on two cores
-	$(TEST) 2 -m "not slow"
+	$(TEST) -m "not slow"
 
 test-slow: install-dev  ## the rest: real data, killed and resumed runs, a browser
-	$(TEST) 3 -m slow
+	$(TEST) -m slow
 
 quickstart: install  ## train, measure and show a model on synthetic X-rays; QUICKSTART=mini: with SmolLM2
 	$(PY) -m xraygpt.quickstart $(or $(QUICKSTART),nano)

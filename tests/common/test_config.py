@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.conftest import REPO
 from xraygpt.common.cli import guarded
 from xraygpt.common.config import load, to_yaml
@@ -303,7 +303,7 @@ def test_every_yaml_of_the_project_loads(monkeypatch):
 @pytest.mark.slow
 def test_command_line_says_it_without_a_trace(tmp_path):
     path = write(tmp_path, GOOD.replace("max_steps", "max_step"))
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "train.py", "--cfg-path", str(path)],
         cwd=REPO,
         capture_output=True,
