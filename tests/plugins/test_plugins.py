@@ -210,8 +210,9 @@ def test_it_is_measured_beside_controls_and_compared(place, trained, tmp_path, f
         assert by["ROUGE-L", "true"] > by["ROUGE-L", "shuffled"] + 0.3
     page = (first.folder / "report.html").read_text()
     assert "research use only" in page.lower()
-    rows = compare(first.folder, first.folder, tosses=20)
     wanted = {"segmenter": "dice", "stock_vlm": "accuracy", "prefix_lm": "ROUGE-L"}
+    assert f'class="metric"><div>{wanted[family]}<br>' in page  # drawn, whoever named it
+    rows = compare(first.folder, first.folder, tosses=20)
     assert wanted[family] in {r.name for r in rows} and all(r.value == 0 for r in rows)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ANSWERS, toy_yaml
+from tests.conftest import ANSWERS, REPO, toy_yaml
 from tests.runners.test_train_loop import MODEL
 from xraygpt import compare as compare_command
 from xraygpt import probe, score
@@ -23,6 +23,7 @@ from xraygpt.processors.media import MediaRef
 from xraygpt.processors.prompts import Turn
 from xraygpt.runners import answers, result_page, scoring
 from xraygpt.runners.evaluation import Evaluator
+from xraygpt.tasks.base import CONTROLS
 
 RUN = """
   task: {name: report_generation, generate: {max_new_tokens: 16}}
@@ -338,3 +339,9 @@ def test_tables_have_the_columns_of_papers_and_of_rexrank():
     assert "RaTEScore" in found and "SembScore" in found
     place = lines.index("As papers have it:")
     assert "METEOR" in lines[place + 2] and lines[place + 5].startswith("| blank | 0.125 |")
+
+
+def test_every_control_has_a_colour_on_the_page():
+    page = (REPO / "xraygpt" / "data" / "result_page.html").read_text()
+    for condition in ("true", *CONTROLS):
+        assert page.count(f"--{condition}:") == 2  # on light and on dark

@@ -42,6 +42,8 @@ HEADLINES = (
     "BLEU-4", "ROUGE-L", "findings_text_F1", "abnormal_text_F1", "findings_coding_F1",
     "abnormal_coding_F1", "accuracy", "accuracy_closed", "accuracy_open", "distinct",
 )  # fmt: skip
+MOST = 8
+"""Metrics that are drawn of a task that has none of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,12 +225,15 @@ def _marked(image: Image.Image, case: Case, place: int) -> Image.Image:
 
 
 def _chart(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Headline metrics; per metric one strip a condition, in per cent of the rail."""
+    """Headline metrics, or others in [0, 1]; one strip a condition, in per cent of the rail."""
+    finite = [r for r in scores if math.isfinite(r["value"])]
+    names = list(dict.fromkeys(str(r["name"]) for r in finite))
+    beyond = {r["name"] for r in finite if r["low"] < 0 or r["high"] > 1}
     chart = []
-    for name in HEADLINES:
-        rows = [r for r in scores if r["name"] == name and math.isfinite(r["value"])]
-        if not rows:
-            continue
+    for name in [n for n in HEADLINES if n in names] or [n for n in names if n not in beyond][
+        :MOST
+    ]:
+        rows = [r for r in finite if r["name"] == name]
         strips = []
         for row in rows:
             low, high = (min(max(row[k], 0.0), 1.0) * 100 for k in ("low", "high"))
