@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -271,6 +272,16 @@ def test_derangement_by_study_and_by_text():
             assert studies[i] != studies[j]
             assert texts[i] != texts[j]
     assert len({tuple(o) for o in orders}) == 5
+
+
+def test_shuffled_images_are_those_of_earlier_results():
+    """What a seed draws is part of every published score beside its control."""
+    texts = [str(i % 5) for i in range(12)]
+    rows = records(texts, [f"study{i // 2}" for i in range(12)])
+    assert derangement(rows[:8], texts, 3) == [3, 4, 0, 7, 6, 2, 5, 1]
+    pairs = [replace(row, media=row.media * 2) for row in rows[8:]]
+    found = derangement([*rows[:8], *pairs], texts, 3)
+    assert found == [3, 4, 0, 7, 6, 2, 5, 1, 10, 11, 8, 9]
 
 
 def test_most_common_answer():

@@ -133,8 +133,9 @@ def derangement(records: Sequence[Record], texts: Sequence[str], seed: int) -> l
     for i, record in enumerate(records):
         groups[tuple(ref.kind for ref in record.media)].append(i)
     order = list(range(len(records)))
-    for count, members in groups.items():
-        targets = _deranged(records, texts, members, keyed_random(seed, count, "derangement"))
+    for kinds, members in groups.items():
+        key = len(kinds) if set(kinds) <= {"image"} else kinds  # images: as it ever was drawn
+        targets = _deranged(records, texts, members, keyed_random(seed, key, "derangement"))
         for i, j in zip(members, targets, strict=True):
             order[i] = j
     return order
