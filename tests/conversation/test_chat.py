@@ -94,7 +94,7 @@ def test_with_each_template(template: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seed", "layers"), enumerate([30, 30, *[6] * 8]))
+@pytest.mark.parametrize(("seed", "layers"), list(enumerate([30, 30, *[6] * 8])))
 def test_cached_turns_are_uncached_turns_with_a_real_llm(mini, seed: int, layers: int):
     """SmolLM2-135M, whole or its first layers, with its own chat template; greedily, in float32."""
     how = Generation(max_new_tokens=16)
