@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PY := $(BIN)/python
-# Compiling all 20,000 modules would take a third of the time, and a quarter of them is ever imported.
+# --no-compile: byte-compiling all 20,000 modules takes a third of the install; most are never imported.
 PIP := $(PY) -m pip install --quiet --no-compile
 TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
@@ -18,7 +18,7 @@ $(BIN)/.installed: requirements.txt requirements-dev.txt constraints.txt pyproje
 	@$(PYTHON) tools/check_machine.py
 	$(PYTHON) -m venv .venv
 	@$(MAKE) --no-print-directory packages || { echo "make install: pip could not finish. Without a network it cannot: behind a proxy set HTTPS_PROXY, with a mirror PIP_INDEX_URL. Then type make install again." >&2; exit 1; }
-	$(PY) -c 'import xraygpt.experiment'  # it works; and compiles what is used
+	$(PY) -c 'import xraygpt.experiment'  # checks the install and compiles the modules in use
 	@touch $@
 
 install-dev: $(BIN)/.installed-dev  ## the same, and what only tests want: salesforce-lavis, bitsandbytes, deepspeed, openai, playwright

@@ -30,7 +30,7 @@ def real_data() -> Path:
     return root
 
 
-# Of the slow tests what takes longest begins first, so that two workers end at about one time.
+# The longest of the slow tests start first, so that both workers finish at about the same time.
 LONGEST = (
     "test_page", "test_real_run", "test_killed", "test_box", "test_users", "test_train_loop",
     "test_zero", "test_compiling", "test_quickstart", "test_dry_run", "test_curation_page",
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: no collection of garbage need look at it again."""
+    """Imported modules live to the end, so the garbage collector need not scan them."""
     gc.collect()
     gc.freeze()
 
@@ -75,7 +75,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def no_plot(request, monkeypatch):
-    """Runs inside a fast test draw no losses, which takes as long as their training."""
+    """Skip the loss plot in fast tests, where it takes as long as the training."""
     if not request.node.get_closest_marker("slow"):
         monkeypatch.setattr("xraygpt.runners.logs.plot_losses", lambda rows, path: None)
 

@@ -134,7 +134,9 @@ def derangement(records: Sequence[Record], texts: Sequence[str], seed: int) -> l
         groups[tuple(ref.kind for ref in record.media)].append(i)
     order = list(range(len(records)))
     for kinds, members in groups.items():
-        key = len(kinds) if set(kinds) <= {"image"} else kinds  # images: as it ever was drawn
+        key = (
+            len(kinds) if set(kinds) <= {"image"} else kinds
+        )  # a number: the seed of earlier results
         targets = _deranged(records, texts, members, keyed_random(seed, key, "derangement"))
         for i, j in zip(members, targets, strict=True):
             order[i] = j

@@ -43,7 +43,7 @@ HEADLINES = (
     "abnormal_coding_F1", "accuracy", "accuracy_closed", "accuracy_open", "distinct",
 )  # fmt: skip
 MOST = 8
-"""Metrics that are drawn of a task that has none of these."""
+"""How many metrics are charted for a task that reports none of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,9 +230,8 @@ def _chart(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(str(r["name"]) for r in finite))
     beyond = {r["name"] for r in finite if r["low"] < 0 or r["high"] > 1}
     chart = []
-    for name in [n for n in HEADLINES if n in names] or [n for n in names if n not in beyond][
-        :MOST
-    ]:
+    known = [name for name in HEADLINES if name in names]
+    for name in known or [name for name in names if name not in beyond][:MOST]:
         rows = [r for r in finite if r["name"] == name]
         strips = []
         for row in rows:
