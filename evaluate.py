@@ -16,8 +16,8 @@ def main() -> None:
     args = parser.parse_args()
     # Torch takes seconds: help and typing errors do not wait for it.
     from xraygpt.common.config import load, to_yaml
+    from xraygpt.evaluation.scoring import as_markdown
     from xraygpt.experiment import Evaluation, build_evaluator
-    from xraygpt.runners.scoring import as_markdown
 
     if args.dry_run:
         args.options += ["run.max_samples=2", "run.shuffles=1"]

@@ -28,9 +28,9 @@ from xraygpt.common.config import load
 from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import Collator
 from xraygpt.experiment import Evaluation, build_model
+from xraygpt.media.base import of_tensor
 from xraygpt.models.base import Generation
-from xraygpt.models.decoding import Decoder
-from xraygpt.processors.media import of_tensor
+from xraygpt.models.llm.decoding import Decoder
 
 ROOT = Path(__file__).resolve().parents[1]
 

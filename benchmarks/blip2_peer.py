@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import Blip2Config, Blip2ForConditionalGeneration
 
 from xraygpt.datasets.base import Batch
-from xraygpt.processors.prompts import IMAGE_TOKEN_ID
+from xraygpt.prompting.renderer import IMAGE_TOKEN_ID
 
 
 class Tokens(nn.Module):

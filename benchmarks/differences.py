@@ -26,16 +26,16 @@ from images import SPEC, films
 from torch import Tensor
 from training import ROOT
 
-from xraygpt.common import compiling
 from xraygpt.common.cli import guarded
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
 from xraygpt.datasets.base import Batch, read_media
 from xraygpt.datasets.collate import Collator
 from xraygpt.experiment import Training, build_model
-from xraygpt.models import packing
+from xraygpt.media.base import MediaRef
+from xraygpt.models.llm import answer_loss
 from xraygpt.processors.image import XrayImage
-from xraygpt.processors.media import MediaRef
+from xraygpt.runners import compiling
 
 OPTIONS = [
     "model.freeze_qformer=false",
@@ -118,12 +118,12 @@ def compiled(model: Any) -> Iterator[None]:
 @contextmanager
 def unpacked() -> Iterator[None]:
     """Answers' logits alone, rows as they are padded."""
-    whole = packing.packed
-    packing.packed = lambda mask, *_: SimpleNamespace(shape=tuple(mask.shape))  # type: ignore
+    whole = answer_loss.packed
+    answer_loss.packed = lambda mask, *_: SimpleNamespace(shape=tuple(mask.shape))  # type: ignore
     try:
         yield
     finally:
-        packing.packed = whole
+        answer_loss.packed = whole
 
 
 def apart(one: Result, other: Result) -> dict[str, float]:

@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from utilisation import PROMPT, SHAPES, STAGES, Shape
 
 from xraygpt.common.cli import guarded
-from xraygpt.models.qformer import QFormer
+from xraygpt.models.qformer_llm.qformer import QFormer
 
 MARGIN = 1.5  # GB of a card for what is not counted
 

@@ -24,8 +24,8 @@ from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from xraygpt.datasets.base import read_media
+from xraygpt.media.base import MediaRef
 from xraygpt.processors.image import ImageSpec, XrayImage
-from xraygpt.processors.media import MediaRef
 
 SPEC = ImageSpec(image_size=224, mean=(0.5,), std=(0.5,), tokens_per_image=1)
 

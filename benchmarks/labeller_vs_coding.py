@@ -15,8 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from xraygpt.metrics.findings import FINDINGS, Status, UncertainPolicy, finding_scores, label
-from xraygpt.metrics.mesh import findings_of, is_coded
+from xraygpt.vocabulary.chest_labeller import (
+    FINDINGS,
+    Status,
+    UncertainPolicy,
+    finding_scores,
+    label,
+)
+from xraygpt.vocabulary.chest_mesh import findings_of, is_coded
 
 ROOT = Path(__file__).resolve().parents[1]
 MIN_SUPPORT = 8

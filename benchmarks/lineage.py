@@ -31,8 +31,8 @@ from xraygpt.datasets.base import Batch, Sample
 from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.records import read_table
 from xraygpt.experiment import Training, build_model
-from xraygpt.processors.media import of_tensor
-from xraygpt.processors.prompts import IMAGE, Turn
+from xraygpt.media.base import of_tensor
+from xraygpt.prompting.renderer import IMAGE, Turn
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "train_configs/xraygpt_openi_finetune.yaml"

@@ -36,14 +36,15 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from xraygpt.common import compiling, memory
+from xraygpt.common import memory
 from xraygpt.common.cli import guarded
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
 from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import Collator
 from xraygpt.experiment import Training, build_model
-from xraygpt.processors.prompts import IGNORE_INDEX
+from xraygpt.prompting.renderer import IGNORE_INDEX
+from xraygpt.runners import compiling
 
 log = logging.getLogger(__name__)
 

@@ -29,10 +29,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from xraygpt.common import memory
 from xraygpt.common.cli import guarded
 from xraygpt.datasets.base import Batch, MediaRun
-from xraygpt.models.language import LoraSettings, add_lora
-from xraygpt.models.qformer import QFormerConfig
-from xraygpt.models.xraygpt import XrayGPT
-from xraygpt.processors.prompts import IGNORE_INDEX, IMAGE_TOKEN_ID
+from xraygpt.models.llm.small import LoraSettings, add_lora
+from xraygpt.models.qformer_llm.model import XrayGPT
+from xraygpt.models.qformer_llm.qformer import QFormerConfig
+from xraygpt.prompting.renderer import IGNORE_INDEX, IMAGE_TOKEN_ID
 
 # TFLOP/s, dense; the first whose name occurs in the device's.
 CARDS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "L40S": 362}

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xraygpt.curation.rules import clean
-from xraygpt.metrics.findings import mentions
 from xraygpt.processors.text import split_sentences
+from xraygpt.vocabulary.chest_labeller import mentions
 
 KINDS = (
     "429", "429_after", "500", "hang", "drop", "cut_body", "wrong_body", "cut_json", "wrong_json",

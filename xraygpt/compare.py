@@ -24,8 +24,8 @@ def main() -> None:
     parser.add_argument("second", type=existing)
     add_imports(parser)
     args = parser.parse_args()
-    from xraygpt.metrics.compare import as_markdown
-    from xraygpt.runners.compare import compare
+    from xraygpt.evaluation.compare import compare
+    from xraygpt.metrics.paired import as_markdown
 
     import_plugins(args.imports)
     sys.stdout.write(as_markdown(compare(args.first, args.second)))

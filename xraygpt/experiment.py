@@ -21,19 +21,19 @@ from xraygpt.datasets import controls
 from xraygpt.datasets.base import Split, StudyDataset, read_media
 from xraygpt.datasets.builder import BaseBuilder
 from xraygpt.datasets.mixture import Mixture
+from xraygpt.evaluation.evaluator import Evaluator
+from xraygpt.evaluation.history import history_of
+from xraygpt.evaluation.predictor import Predictor, find_inputs
+from xraygpt.media.base import Media, MediaRef
 from xraygpt.models.base import BaseModel, Generation
 from xraygpt.models.capabilities import Chats, need
 from xraygpt.models.text_assets import assets_of
-from xraygpt.models.weight_files import weight_files, weight_source
+from xraygpt.models.weights.files import weight_files, weight_source
 from xraygpt.processors.image import Fit, ImageSpec
-from xraygpt.processors.media import Media, MediaRef
 from xraygpt.runners.base import BaseRunner
-from xraygpt.runners.evaluation import Evaluator
-from xraygpt.runners.history import history_of
-from xraygpt.runners.prediction import Predictor, find_inputs
 from xraygpt.runners.state import load_weights, resume_from
 from xraygpt.runners.train_loop import Runner
-from xraygpt.tasks.asking import Planned, planned_question
+from xraygpt.tasks.plan import Planned, planned_question
 from xraygpt.version import __version__
 
 log = logging.getLogger(__name__)

@@ -33,11 +33,11 @@ from xraygpt.conversation import ChatEngine, Conversation
 from xraygpt.datasets.base import Sample, read_media
 from xraygpt.datasets.collate import Collator
 from xraygpt.experiment import Evaluation, build_model, find_device
+from xraygpt.media.base import Media, MediaRef, of_tensor
+from xraygpt.media.geometry import Geometry
 from xraygpt.models.base import BaseModel
 from xraygpt.processors.base import BaseProcessor
-from xraygpt.processors.content import IMAGE, Turn
-from xraygpt.processors.geometry import Geometry
-from xraygpt.processors.media import Media, MediaRef, of_tensor
+from xraygpt.prompting.content import IMAGE, Turn
 from xraygpt.tasks.base import BaseTask
 from xraygpt.tasks.payload import Answer, answers_of
 

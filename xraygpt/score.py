@@ -22,7 +22,7 @@ def main() -> None:
     args = parser.parse_args()
     import_plugins(args.imports)
     # Torch takes seconds: help and typing errors do not wait for it.
-    from xraygpt.runners.scoring import as_markdown, score_folder
+    from xraygpt.evaluation.scoring import as_markdown, score_folder
 
     sys.stdout.write(as_markdown(score_folder(args.folder)))
 

@@ -21,26 +21,26 @@ from xraygpt.datasets.planted import PlantedLesions
 from xraygpt.datasets.records import RecordsBuilder
 from xraygpt.datasets.splits import SplitRule
 from xraygpt.datasets.synthetic_cxr import SyntheticCxr
+from xraygpt.evaluation.evaluator import Evaluator
+from xraygpt.features.cache import FeatureStore
 from xraygpt.metrics.grounding import Boxes
-from xraygpt.models.alignment import QFormerAlignment
 from xraygpt.models.base import Generation
-from xraygpt.models.image_text import ImageText, TextTower
-from xraygpt.models.instruct import InstructXrayGPT
-from xraygpt.models.language import LoraSettings, SmallLLM
-from xraygpt.models.language_model import LanguageModel
-from xraygpt.models.qformer import QFormerConfig
-from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.models.llm.language_model import LanguageModel
+from xraygpt.models.llm.small import LoraSettings, SmallLLM
+from xraygpt.models.qformer_llm.alignment import QFormerAlignment
+from xraygpt.models.qformer_llm.instruct import InstructXrayGPT
+from xraygpt.models.qformer_llm.model import XrayGPT
+from xraygpt.models.qformer_llm.qformer import QFormerConfig
+from xraygpt.models.vision.image_text import ImageText, TextTower
 from xraygpt.phantom.corpus import Recipe
 from xraygpt.phantom.findings import Finding
 from xraygpt.processors.image import XrayImage, XrayImageTrain
-from xraygpt.runners.evaluation import Evaluator
-from xraygpt.runners.feature_cache import FeatureStore
 from xraygpt.runners.optimizers import AdamW, Muon
 from xraygpt.runners.settings import RunSettings
 from xraygpt.tasks.alignment import QFormerAlignmentTask
-from xraygpt.tasks.asking import Plan
 from xraygpt.tasks.clinical import ClinicalMetrics
 from xraygpt.tasks.contrastive import ImageTextContrastive
+from xraygpt.tasks.plan import Plan
 from xraygpt.tasks.report_generation import ReportGeneration
 from xraygpt.tasks.yes_no import YesNo
 

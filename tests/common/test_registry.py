@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from xraygpt.common.registry import Plugin, Registry, registry
-from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.models.qformer_llm.model import XrayGPT
 
 
 def test_lavis_spelling():

@@ -20,15 +20,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Imports run from left to right only.
 ORDER = [
     "common",
+    "media",
     "processors",
+    "prompting",
+    "vocabulary",
     "phantom",
     "metrics",
-    "vocabulary",
     "curation",
     "datasets",
     "models",
+    "features",
     "tasks",
     "runners",
+    "evaluation",
     "conversation",
     "experiment",
     "loading",
@@ -96,11 +100,11 @@ def test_importing_the_package_loads_neither_torch_nor_transformers():
 
 def configs() -> list[type]:
     from xraygpt.common.registry import BUILDERS, MODELS, OPTIMIZERS, PROCESSORS, RUNNERS, TASKS
+    from xraygpt.evaluation.evaluator import Evaluator
     from xraygpt.experiment import Evaluation, Training
     from xraygpt.models.base import Generation
-    from xraygpt.models.language import LoraSettings, SmallLLM
-    from xraygpt.models.qformer import QFormerConfig
-    from xraygpt.runners.evaluation import Evaluator
+    from xraygpt.models.llm.small import LoraSettings, SmallLLM
+    from xraygpt.models.qformer_llm.qformer import QFormerConfig
 
     found = [
         Training,

@@ -23,8 +23,8 @@ from PIL import Image
 from tests.conversation.test_chat import SHORT, image, made
 from xraygpt.conversation import ChatEngine
 from xraygpt.conversation.api import NOTICE, ApiLimits, Message, Service, make_app
-from xraygpt.processors.pixels import read_image
-from xraygpt.tasks.asking import Planned
+from xraygpt.media.pixels import read_image
+from xraygpt.tasks.plan import Planned
 
 
 def features(path: Path) -> torch.Tensor:

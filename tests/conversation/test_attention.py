@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from tests.conversation.test_chat import SHORT
-from tests.models.test_xraygpt import picture, tiny
+from tests.models.qformer_llm.test_model import picture, tiny
 from xraygpt.common.errors import InputError
 from xraygpt.conversation import ChatEngine
 from xraygpt.conversation.attention import Attention, on_image
 from xraygpt.conversation.engine import Shown
-from xraygpt.models.instruct import InstructXrayGPT
-from xraygpt.models.language import SmallLLM
-from xraygpt.models.qformer import QFormerConfig
-from xraygpt.models.xraygpt import XrayGPT
-from xraygpt.processors.prompts import IMAGE_TOKEN_ID
+from xraygpt.models.llm.small import SmallLLM
+from xraygpt.models.qformer_llm.instruct import InstructXrayGPT
+from xraygpt.models.qformer_llm.model import XrayGPT
+from xraygpt.models.qformer_llm.qformer import QFormerConfig
+from xraygpt.prompting.renderer import IMAGE_TOKEN_ID
 
 LLM = SmallLLM(vocab_size=260, hidden=32, layers=2, heads=2, init_std=0.4)
 

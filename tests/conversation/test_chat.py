@@ -17,13 +17,13 @@ from xraygpt.common.errors import InputError
 from xraygpt.conversation import Answer, Busy, ChatEngine, Conversation
 from xraygpt.datasets.base import Sample
 from xraygpt.datasets.collate import Collator
+from xraygpt.media.base import of_tensor
 from xraygpt.models.base import Generation
-from xraygpt.models.instruct import InstructXrayGPT
-from xraygpt.models.language import SmallLLM
-from xraygpt.models.qformer import QFormerConfig
-from xraygpt.models.xraygpt import XrayGPT
-from xraygpt.processors.content import MediaPart, turn_of
-from xraygpt.processors.media import of_tensor
+from xraygpt.models.llm.small import SmallLLM
+from xraygpt.models.qformer_llm.instruct import InstructXrayGPT
+from xraygpt.models.qformer_llm.model import XrayGPT
+from xraygpt.models.qformer_llm.qformer import QFormerConfig
+from xraygpt.prompting.content import MediaPart, turn_of
 
 SHORT = Generation(max_new_tokens=12, no_repeat_ngram_size=2)
 DRAWN = replace(SHORT, do_sample=True, temperature=1.5, candidates=8, seed=3)

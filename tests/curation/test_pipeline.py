@@ -18,11 +18,11 @@ from tests.conftest import REPO
 from tests.curation.endpoint import rewriting, serving
 from tests.curation.test_sources import XML
 from xraygpt.common.errors import DataError, InputError
-from xraygpt.common.openi import published_test_studies
 from xraygpt.curation.checks import problems, wilson
 from xraygpt.curation.pipeline import Filters, curate
 from xraygpt.datasets.caption_folder import CaptionFolder
 from xraygpt.experiment import NO_IMAGES
+from xraygpt.vocabulary.openi import published_test_studies
 
 TEST = min(int(s[3:]) for s in published_test_studies())
 FINDINGS = "The heart is large. The lungs are clear. No pleural effusion is seen. No pneumothorax."

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.curation.test_sources import openi  # noqa: F401  (a fixture)
-from xraygpt.common.openi import is_published_test
 from xraygpt.curation.checks import problems
 from xraygpt.curation.grammar import broken
 from xraygpt.curation.rules import COMPARISON, MASK, clean, resolve
-from xraygpt.metrics.findings import label
+from xraygpt.vocabulary.chest_labeller import label
+from xraygpt.vocabulary.openi import is_published_test
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from xraygpt.datasets.balance import drawn, labels_of, shares
 from xraygpt.datasets.base import Record, StudyDataset
 from xraygpt.datasets.mixture import Mixture
 from xraygpt.experiment import Training, build_runner
-from xraygpt.processors.prompts import Turn
+from xraygpt.prompting.renderer import Turn
 
 
 def corpus(codes: list[list[str]], text: str = "Clear lungs.") -> StudyDataset:

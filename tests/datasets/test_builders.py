@@ -12,14 +12,14 @@ from PIL import Image
 
 from tests.conftest import toy_image, write_toy_corpus
 from xraygpt.common.errors import DataError
-from xraygpt.common.openi import is_published_test, published_test_studies
 from xraygpt.datasets.caption_folder import CaptionFolder
 from xraygpt.datasets.records import FieldMap, RecordsBuilder
 from xraygpt.datasets.splits import SplitRule
-from xraygpt.datasets.targets import ToldImages
 from xraygpt.processors.image import ImageSpec, XrayImageTrain
-from xraygpt.processors.prompts import Turn
 from xraygpt.processors.text import ReportText
+from xraygpt.prompting.renderer import Turn
+from xraygpt.vocabulary.openi import is_published_test, published_test_studies
+from xraygpt.vocabulary.questions import ToldImages
 
 SPEC = ImageSpec(image_size=16, mean=(0.5,), std=(0.5,), tokens_per_image=4)
 

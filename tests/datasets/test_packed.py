@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 
 from xraygpt.common.paths import cache_root
-from xraygpt.datasets import targets
 from xraygpt.datasets.base import Record, StudyDataset, read_media
 from xraygpt.datasets.builder import RecordError, image_in, inside
 from xraygpt.datasets.packed import PackedRecords, RecordFile
 from xraygpt.datasets.records import RecordsBuilder
+from xraygpt.media.base import MediaRef
 from xraygpt.processors.image import ImageSpec
-from xraygpt.processors.media import MediaRef
-from xraygpt.vocabulary import vocabulary_of
+from xraygpt.vocabulary import questions, vocabulary_of
 
 SPEC = ImageSpec(image_size=32, mean=(0.5,), std=(0.5,), tokens_per_image=4)
 
@@ -26,8 +25,8 @@ def record(i: int) -> Record:
         sample_id=f"r{i}",
         study_id=f"s{i}",
         media=(MediaRef(Path(f"{i}.png"), "PA", kind="clip"),),
-        turns=targets.ToldFindings(
-            targets.pair("<image>", f"Report {i}."),
+        turns=questions.ToldFindings(
+            questions.pair("<image>", f"Report {i}."),
             ["Edema"],
             0.5,
             "image",

@@ -14,9 +14,9 @@ from xraygpt.common.config import load
 from xraygpt.common.errors import DataError
 from xraygpt.datasets.planted import _FIELDS, SOURCE, planted
 from xraygpt.experiment import Training
-from xraygpt.metrics.findings import label
-from xraygpt.metrics.mesh import findings_of
 from xraygpt.processors.image import ImageSpec
+from xraygpt.vocabulary.chest_labeller import label
+from xraygpt.vocabulary.chest_mesh import findings_of
 
 YAML = """
 model: {arch: language_model}

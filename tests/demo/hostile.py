@@ -13,7 +13,7 @@ from pydicom import Dataset, uid
 from pydicom.dataset import FileMetaDataset
 
 from tests.conftest import toy_image
-from tests.processors.test_dicom import dataset, save
+from tests.media.test_dicom import dataset, save
 
 
 def _png(width: int, height: int) -> bytes:

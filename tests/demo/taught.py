@@ -11,16 +11,16 @@ import torch
 from PIL import Image
 
 from tests.conftest import toy_image
-from tests.models.test_xraygpt import collator, sample, tiny
+from tests.models.qformer_llm.test_model import collator, sample, tiny
 from xraygpt.conversation import ChatEngine
 from xraygpt.datasets.base import read_media
 from xraygpt.demo.desk import Desk
 from xraygpt.experiment import ChatParts
+from xraygpt.media.base import MediaRef
 from xraygpt.models.base import Generation
-from xraygpt.models.language import SmallLLM
-from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.models.llm.small import SmallLLM
+from xraygpt.models.qformer_llm.model import XrayGPT
 from xraygpt.processors.image import XrayImage
-from xraygpt.processors.media import MediaRef
 
 REPORTS = {
     "left": "Findings: A square is on the left. No bone is broken. Impression: Left square.",

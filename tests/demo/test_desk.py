@@ -21,8 +21,8 @@ from PIL import Image
 from tests.conversation.test_attention import LLM, speaking
 from tests.demo.hostile import doubted, refused
 from tests.demo.taught import parts, square
-from tests.models.test_xraygpt import tiny
-from tests.processors.test_dicom import dataset, save
+from tests.media.test_dicom import dataset, save
+from tests.models.qformer_llm.test_model import tiny
 from xraygpt.common.errors import InputError
 from xraygpt.conversation import Busy
 from xraygpt.demo import sessions as sessions_module
@@ -31,8 +31,8 @@ from xraygpt.demo.gate import doubts
 from xraygpt.demo.launch import phantoms
 from xraygpt.demo.report import split_report
 from xraygpt.demo.sessions import Session, Sessions
-from xraygpt.processors.pixels import read_image
-from xraygpt.tasks.asking import Planned
+from xraygpt.media.pixels import read_image
+from xraygpt.tasks.plan import Planned
 
 SHORT = Settings(max_new_tokens=24)
 

@@ -22,9 +22,9 @@ import torch
 from tests.conftest import toy_image
 from tests.demo.hostile import doubted, refused
 from tests.demo.taught import REPORTS, desk, square
-from tests.processors.test_dicom import dataset, save
+from tests.media.test_dicom import dataset, save
 from xraygpt.demo.launch import phantoms, serve
-from xraygpt.processors.pixels import read_image
+from xraygpt.media.pixels import read_image
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is absent")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)

@@ -12,7 +12,7 @@ from sklearn.metrics import classification_report, f1_score
 
 from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.metrics.chexbert import FINDINGS, FIVE, CheXbert, chexbert_scores
-from xraygpt.metrics.findings import CHEXPERT_FINDINGS
+from xraygpt.vocabulary.chest_labeller import CHEXPERT_FINDINGS
 
 WORDS = ["the", "heart", "is", "normal", "no", "small", "left", "right", "effusion", "new", "seen"]
 REPORTS = ["", "the heart is normal", "no left\n\n effusion seen", "new device " * 60, "xyz"]

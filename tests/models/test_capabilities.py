@@ -8,7 +8,7 @@ from torch import nn
 from xraygpt.common.errors import InputError
 from xraygpt.models.base import BaseModel
 from xraygpt.models.capabilities import AttentionMaps, Chats, FrozenFeatures, need, offers
-from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.models.qformer_llm.model import XrayGPT
 
 
 class Talks(BaseModel):

@@ -14,8 +14,8 @@ from tests.conftest import REPO
 from tests.parity.reference import lavis_modules
 from xraygpt.common.config import load, to_tree
 from xraygpt.common.registry import registry
-from xraygpt.common.schedules import Schedule
 from xraygpt.experiment import Training
+from xraygpt.runners.schedules import Schedule
 
 EPOCHS, STEPS, WARMUP = 5, 40, 25
 FACTS: dict[str, float] = {"init_lr": 1e-4, "min_lr": 1e-5}

@@ -13,11 +13,13 @@ from torch import nn
 
 from tests.conftest import REPO
 from tests.parity.reference import lavis_modules, old_bert
-from xraygpt.models import adopt, language, published
-from xraygpt.models.language import SmallLLM
-from xraygpt.models.lineage import translate
-from xraygpt.models.qformer import QFormer, QFormerConfig
-from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.models.llm import small as language
+from xraygpt.models.llm.small import SmallLLM
+from xraygpt.models.qformer_llm import import_weights
+from xraygpt.models.qformer_llm.model import XrayGPT
+from xraygpt.models.qformer_llm.qformer import QFormer, QFormerConfig
+from xraygpt.models.vision import published
+from xraygpt.models.weights.lavis import translate
 from xraygpt.runners import state
 
 
@@ -108,7 +110,7 @@ def test_pretrain_vicuna_takes_the_three_published_files(monkeypatch, caplog, tm
     files = dict(
         zip(("eva_vit_g.pth", "blip2.pth", "xraygpt.pth"), published_layers(), strict=True)
     )
-    monkeypatch.setattr(adopt, "read_weights", lambda path: (path, files[path.name]))
+    monkeypatch.setattr(import_weights, "read_weights", lambda path: (path, files[path.name]))
     monkeypatch.setattr(state, "read_weights", lambda path: (path, files[path.name]))
     monkeypatch.setattr(published, "read_state_dict", lambda path: files[path.name])
     monkeypatch.setattr(language, "digest", lambda llm: "")

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from tests.parity.reference import lavis_modules, old_bert
-from xraygpt.models.encoders import build_vision
-from xraygpt.models.language import SmallLLM
-from xraygpt.models.qformer import QFormerConfig
-from xraygpt.models.xraygpt import XrayGPT
+from xraygpt.models.llm.small import SmallLLM
+from xraygpt.models.qformer_llm.model import XrayGPT
+from xraygpt.models.qformer_llm.qformer import QFormerConfig
+from xraygpt.models.vision.encoders import build_vision
 from xraygpt.runners.state import load_weights
 
 WIDTH, DEPTH, SIZE = 88, 3, 56  # of the ViT

@@ -15,9 +15,10 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from tests.parity.test_image_path import Original, Sizes
-from xraygpt.models import lineage, published
-from xraygpt.models.qformer import QFormer, QFormerConfig
-from xraygpt.models.weights import load_exactly
+from xraygpt.models.qformer_llm.qformer import QFormer, QFormerConfig
+from xraygpt.models.vision import published
+from xraygpt.models.weights import lavis
+from xraygpt.models.weights.rules import load_exactly
 
 SIZES = {
     "small": Sizes(),
@@ -35,7 +36,7 @@ class Ours(nn.Module):
 
     def __init__(self, original: Original, z: Sizes) -> None:
         super().__init__()
-        state = lineage.translate(original.state_dict(), Path("whole.pth")).state
+        state = lavis.translate(original.state_dict(), Path("whole.pth")).state
         settings = {
             "img_size": z.size,
             "patch_size": 14,

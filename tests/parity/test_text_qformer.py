@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from tests.parity.reference import lavis_modules, old_bert
-from xraygpt.models.instruct import TextQFormer
-from xraygpt.models.lineage import translate
-from xraygpt.models.qformer import QFormerConfig
-from xraygpt.models.weights import load_exactly
+from xraygpt.models.qformer_llm.instruct import TextQFormer
+from xraygpt.models.qformer_llm.qformer import QFormerConfig
+from xraygpt.models.weights.lavis import translate
+from xraygpt.models.weights.rules import load_exactly
 
 WIDTH, HIDDEN, LAYERS, QUERIES, WORDS = 88, 64, 4, 8, 50
 

@@ -13,13 +13,13 @@ from PIL import Image
 from xraygpt import synthesize
 from xraygpt.common.errors import DataError, InputError
 from xraygpt.metrics.drawn import drawn_in, drawn_scores
-from xraygpt.metrics.findings import label
-from xraygpt.metrics.mesh import findings_of
 from xraygpt.phantom import corpus
 from xraygpt.phantom.corpus import Recipe, write_corpus
 from xraygpt.phantom.design import balanced
 from xraygpt.phantom.findings import KINDS, codes_of
 from xraygpt.phantom.grammar import report
+from xraygpt.vocabulary.chest_labeller import label
+from xraygpt.vocabulary.chest_mesh import findings_of
 
 SMALL = Recipe(studies=12, seed=4, size=64, views=("frontal", "lateral"))
 

@@ -8,11 +8,11 @@ from random import Random
 import pytest
 
 from xraygpt.common.errors import DataError
-from xraygpt.common.openi import published_test_studies, published_val_studies
-from xraygpt.metrics.mesh import findings_of as labels_of
 from xraygpt.phantom import openi
 from xraygpt.phantom.corpus import Recipe
 from xraygpt.phantom.findings import codes_of
+from xraygpt.vocabulary.chest_mesh import findings_of as labels_of
+from xraygpt.vocabulary.openi import published_test_studies, published_val_studies
 
 
 def drawn(*codes: str) -> list[tuple[str, str, str, str]]:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
-from xraygpt.models import language
+from xraygpt.media.base import Media
 from xraygpt.models.base import Texts, renderer_of
 from xraygpt.models.causal import CausalModel
+from xraygpt.models.llm import small as language
 from xraygpt.models.text_assets import saved_tokenizer
 from xraygpt.processors.image import ImageSpec
-from xraygpt.processors.media import Media
-from xraygpt.processors.prompts import Run
+from xraygpt.prompting.renderer import Run
 
 
 class RowPacker:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch, Sample
+from xraygpt.media.masks import mask_back, mask_on
 from xraygpt.metrics.statistics import Score, mean_score
 from xraygpt.models.base import BaseModel, Output
-from xraygpt.models.query_packer import QueryPacker
+from xraygpt.models.qformer_llm.query_packer import QueryPacker
 from xraygpt.processors.image import ImageSpec
-from xraygpt.processors.masks import mask_back, mask_on
 from xraygpt.tasks.base import Answer, BaseTask, Cell, Prediction
 from xraygpt.tasks.payload import read_mask
 

@@ -13,11 +13,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
+from xraygpt.media.base import Media
 from xraygpt.models.base import renderer_of
 from xraygpt.models.causal import CausalModel
 from xraygpt.processors.image import ImageSpec
-from xraygpt.processors.media import Media
-from xraygpt.processors.prompts import IMAGE_TOKEN_ID, Run
+from xraygpt.prompting.renderer import IMAGE_TOKEN_ID, Run
 
 
 class QwenPacker:

@@ -33,6 +33,8 @@ from xraygpt.datasets import controls
 from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.records import FieldMap, RecordsBuilder
 from xraygpt.demo.desk import Desk, Settings
+from xraygpt.evaluation.compare import compare
+from xraygpt.evaluation.predictor import SomeFailed
 from xraygpt.experiment import (
     Evaluation,
     Training,
@@ -42,14 +44,12 @@ from xraygpt.experiment import (
     build_runner,
 )
 from xraygpt.jobs.pack import pack
+from xraygpt.media.base import MediaRef
 from xraygpt.models.base import Generation
-from xraygpt.processors.content import MediaPart, Turn, turn_of
 from xraygpt.processors.image import ImageSpec
-from xraygpt.processors.media import MediaRef
-from xraygpt.processors.prompts import Run
-from xraygpt.runners.compare import compare
+from xraygpt.prompting.content import MediaPart, Turn, turn_of
+from xraygpt.prompting.renderer import Run
 from xraygpt.runners.logs import read_rows
-from xraygpt.runners.prediction import SomeFailed
 
 ANSWERS = {"left": "Left.", "right": "On the right."}
 QUESTION = "What is there?"

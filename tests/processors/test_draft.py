@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from xraygpt.datasets.base import read_media
+from xraygpt.media.base import MediaRef
+from xraygpt.media.pixels import read_image
 from xraygpt.processors.image import ImageSpec, XrayImage, XrayImageTrain
-from xraygpt.processors.media import MediaRef
-from xraygpt.processors.pixels import read_image
 
 SPEC = ImageSpec(image_size=224, mean=(0.5,), std=(1.0,), tokens_per_image=4)
 

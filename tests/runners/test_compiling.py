@@ -14,8 +14,8 @@ from torch._dynamo.utils import counters
 
 from tests.killing import same, weights
 from tests.runners.test_train_loop import SHARDED, Crash, crash_at, logged, ranks, runner_of
-from xraygpt.common.compiling import compile_layers
 from xraygpt.common.errors import InputError
+from xraygpt.runners.compiling import compile_layers
 from xraygpt.runners.logs import read_rows
 
 COMPILED = ("run.compile=true", "run.save_every=1")

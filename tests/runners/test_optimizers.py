@@ -18,9 +18,9 @@ from xraygpt.common.errors import ConfigError, InputError, TrainingError
 from xraygpt.common.registry import registry
 from xraygpt.experiment import Training
 from xraygpt.models.base import BaseModel
-from xraygpt.models.image_text import TextTower
-from xraygpt.models.language import SmallLLM
-from xraygpt.models.qformer import QFormerConfig
+from xraygpt.models.llm.small import SmallLLM
+from xraygpt.models.qformer_llm.qformer import QFormerConfig
+from xraygpt.models.vision.image_text import TextTower
 from xraygpt.runners import optimizers
 from xraygpt.runners.logs import read_rows
 from xraygpt.runners.zero import make_stepper

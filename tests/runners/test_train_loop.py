@@ -17,11 +17,11 @@ from accelerate.state import AcceleratorState
 from tests import processes
 from tests.conftest import REPO, toy_yaml, write_toy_corpus
 from tests.killing import finish, kill_and_finish, killed_at, same, wait_for_step, weights
-from xraygpt.common import checkpoint, sharding
+from xraygpt.common import checkpoint
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError, TrainingError, WeightsError
 from xraygpt.experiment import Training, build_runner
-from xraygpt.runners import state
+from xraygpt.runners import sharding, state
 from xraygpt.runners.logs import read_rows
 from xraygpt.runners.train_loop import Runner
 

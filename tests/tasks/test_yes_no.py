@@ -14,8 +14,8 @@ from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
 from xraygpt.datasets.controls import shuffled_whole
 from xraygpt.experiment import Evaluation, Training, build_evaluator, build_runner
-from xraygpt.tasks.asking import answered
 from xraygpt.tasks.base import Prediction
+from xraygpt.tasks.plan import answered
 from xraygpt.tasks.yes_no import YesNo
 
 MODEL = "arch: xraygpt, model_type: tiny, prompt_template: xraygpt"

@@ -22,20 +22,20 @@ from transformers import (
 
 from tests import processes
 from tests.conftest import REPO, toy_yaml, write_toy_corpus
-from tests.models.test_encoders import medclip_folder, shaken
-from tests.models.test_hf_folders import blip2  # noqa: F401  (a fixture)
-from tests.models.test_hf_folders import ours as small_eva
+from tests.models.llm.test_hf_folders import blip2  # noqa: F401  (a fixture)
+from tests.models.llm.test_hf_folders import ours as small_eva
+from tests.models.vision.test_encoders import medclip_folder, shaken
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.convert import main
 from xraygpt.datasets.base import MediaRun
 from xraygpt.experiment import Training, build_runner
-from xraygpt.models.encoders import build_vision
-from xraygpt.models.language import SmallLLM, new_llm, new_tokenizer
-from xraygpt.models.xraygpt import XrayGPT
-from xraygpt.processors.content import Turn
+from xraygpt.models.llm.small import SmallLLM, new_llm, new_tokenizer
+from xraygpt.models.qformer_llm.model import XrayGPT
+from xraygpt.models.vision.encoders import build_vision
 from xraygpt.processors.image import ImageSpec, XrayImage
-from xraygpt.processors.prompts import IMAGE_TOKEN_ID, Run
+from xraygpt.prompting.content import Turn
+from xraygpt.prompting.renderer import IMAGE_TOKEN_ID, Run
 from xraygpt.runners.state import load_weights
 
 MODEL = """

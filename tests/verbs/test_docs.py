@@ -19,7 +19,7 @@ from xraygpt.common.errors import InputError
 from xraygpt.common.registry import ENCODERS
 from xraygpt.experiment import NO_IMAGES, Training, build_runner
 from xraygpt.models.base import BaseModel
-from xraygpt.models.encoders import build_vision
+from xraygpt.models.vision.encoders import build_vision
 from xraygpt.phantom.findings import Finding
 from xraygpt.processors.image import ImageSpec
 from xraygpt.runners.logs import read_rows

@@ -30,7 +30,7 @@ LIGHT = {
 SCRIPTS = sorted((REPO / "Data_Creation_Scripts").rglob("*.py"))
 NUMERIC = {
     "xraygpt.compare": ["first", "second"],
-    "xraygpt.metrics.compare": ["first", "second"],
+    "xraygpt.metrics.paired": ["first", "second"],
     "xraygpt.synthesize": ["--out"],
     "xraygpt.curate": ["CORPUS or STEP"],
     **{str(path.relative_to(REPO)): ["--reports", "--out"] for path in SCRIPTS},
@@ -75,7 +75,7 @@ MISTAKES = [
     ("xraygpt.quickstart", ["giga"], "invalid choice: 'giga'"),
     ("xraygpt.download", ["nobody"], "'nobody' is none of"),
     ("xraygpt.compare", ["gone.jsonl", "gone.jsonl"], "gone.jsonl: no such file or folder"),
-    ("xraygpt.metrics.compare", ["gone.jsonl", "gone.jsonl"], "gone.jsonl: no such file or folder"),
+    ("xraygpt.metrics.paired", ["gone.jsonl", "gone.jsonl"], "gone.jsonl: no such file or folder"),
     ("xraygpt.synthesize", ["--out", "new", "--studies", "0"], "--studies: must be at least 1"),
     ("xraygpt.synthesize", ["--out", "new", "--texts", "openi"], "--texts: openi needs design"),
     ("xraygpt.synthesize", ["--out", "new", "--views", "top"], "invalid choice: 'top'"),

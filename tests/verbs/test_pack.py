@@ -11,16 +11,16 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.conftest import write_toy_corpus
-from tests.models import test_image_text as encoders
-from tests.models import test_language_model as llms
+from tests.models.llm import test_language_model as llms
+from tests.models.vision import test_image_text as encoders
 from xraygpt import pack
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.experiment import Evaluation, Training, build_evaluator, build_runner
 from xraygpt.jobs import pack as job
-from xraygpt.models.finding_head import FindingHead, load_head
-from xraygpt.models.packed import HEAD
-from xraygpt.models.weight_files import read_weights, save_half
+from xraygpt.models.qformer_llm.bundle import HEAD
+from xraygpt.models.vision.finding_head import FindingHead, load_head
+from xraygpt.models.weights.files import read_weights, save_half
 
 YAML = """
 model:

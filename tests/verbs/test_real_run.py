@@ -16,8 +16,8 @@ from tests.conftest import REPO
 from tests.killing import finish, kill_and_finish, same, weights
 from xraygpt.common.checkpoint import find_checkpoint
 from xraygpt.common.config import load
-from xraygpt.common.openi import published_test_studies
 from xraygpt.experiment import NO_IMAGES, Training
+from xraygpt.vocabulary.openi import published_test_studies
 
 
 def run(script: str, config: str, base: Path, data: Path, *options: str) -> CompletedProcess:

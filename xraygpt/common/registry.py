@@ -137,7 +137,7 @@ RUNNERS = Registry("runner", key="runner", package="xraygpt.runners")
 VOCABULARIES = Registry("vocabulary", key="vocabulary", package="xraygpt.vocabulary")
 OPTIMIZERS = Registry("optimizer", key="name", package="xraygpt.runners.optimizers")
 ENCODERS = Registry("encoder", key="vit_model", package="xraygpt.models", settings=False)
-LR_SCHEDULERS = Registry("lr scheduler", key="lr_sched", package="xraygpt.common.schedules")
+LR_SCHEDULERS = Registry("lr scheduler", key="lr_sched", package="xraygpt.runners.schedules")
 
 
 class _LavisSpelling:

@@ -14,8 +14,8 @@ from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from xraygpt.conversation.engine import Shown
-from xraygpt.models.decoding import Decoder
-from xraygpt.processors.prompts import Rendered
+from xraygpt.models.llm.decoding import Decoder
+from xraygpt.prompting.renderer import Rendered
 
 Ended = Literal["end", "length", "cancelled"]
 

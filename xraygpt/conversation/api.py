@@ -33,10 +33,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from xraygpt.common.errors import InputError, without_path
 from xraygpt.conversation.answer import Answer
 from xraygpt.conversation.chat import ChatEngine, Conversation
+from xraygpt.media.base import Media
 from xraygpt.models.base import Generation
-from xraygpt.processors.content import without_marks
-from xraygpt.processors.media import Media
-from xraygpt.tasks.asking import Planned
+from xraygpt.prompting.content import without_marks
+from xraygpt.tasks.plan import Planned
 
 NOTICE = "AI output, not verified. Research use only, not for diagnosis."
 KEPT = 8

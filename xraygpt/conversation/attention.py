@@ -29,10 +29,10 @@ from xraygpt.common.errors import InputError
 from xraygpt.conversation.answer import Replay
 from xraygpt.conversation.chat import Conversation
 from xraygpt.conversation.engine import Engine, Shown, bare
+from xraygpt.media.base import Media, of_tensor
 from xraygpt.models.capabilities import AttentionMaps, need
 from xraygpt.models.tracing import eager_attention
 from xraygpt.processors.image import Fit
-from xraygpt.processors.media import Media, of_tensor
 
 FEWEST, MOST_ROWS = 8, 400
 """Reference images, below which no average is taken; tokens of an answer that stand for it."""

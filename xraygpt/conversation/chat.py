@@ -21,8 +21,9 @@ from transformers import DynamicCache
 from xraygpt.common.errors import InputError
 from xraygpt.conversation.answer import Answer, Cancelled, Ended, Pieces, Replay
 from xraygpt.conversation.engine import Cell, Engine, Shown
+from xraygpt.media.base import Media, of_tensor
 from xraygpt.models.base import Bonus, Generation
-from xraygpt.processors.content import (
+from xraygpt.prompting.content import (
     IMAGE,
     VIDEO,
     MediaPart,
@@ -31,8 +32,7 @@ from xraygpt.processors.content import (
     plain_text,
     turn_of,
 )
-from xraygpt.processors.media import Media, of_tensor
-from xraygpt.processors.prompts import Rendered
+from xraygpt.prompting.renderer import Rendered
 
 
 class Busy(InputError):

@@ -13,11 +13,11 @@ from torch import Tensor
 from xraygpt.common.distributed import to_device
 from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import original_of, padded
+from xraygpt.media.base import Media
 from xraygpt.models.base import BaseModel
 from xraygpt.models.capabilities import Chats, need
-from xraygpt.models.decoding import Decoder
-from xraygpt.processors.media import Media
-from xraygpt.processors.prompts import (
+from xraygpt.models.llm.decoding import Decoder
+from xraygpt.prompting.renderer import (
     IGNORE_INDEX,
     IMAGE_TOKEN_ID,
     PlacedRun,

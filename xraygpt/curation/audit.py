@@ -19,7 +19,7 @@ from xraygpt.curation.checks import wilson
 from xraygpt.curation.engine import picture_url
 from xraygpt.curation.folder import CAPTIONS, MANIFEST, TURNS
 from xraygpt.curation.select import Selection, as_cell, write_private
-from xraygpt.metrics.findings import mentions
+from xraygpt.vocabulary.chest_labeller import mentions
 
 PAGE, TABLE = "audit.html", "audit.csv"
 _SIDE = 300  # pixels of a picture on the page

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from xraygpt.curation.rules import COMPARISON, MASK
-from xraygpt.metrics.findings import Mention, mentions
+from xraygpt.vocabulary.chest_labeller import Mention, mentions
 
 MIN_RATIO, MAX_RATIO = 0.2, 1.5  # of words, result to source
 _STATUSES = {"positive": "affirmed", "negative": "denied", "uncertain": "doubted"}

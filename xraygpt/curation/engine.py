@@ -34,7 +34,7 @@ from xraygpt.curation.ledger import (
 from xraygpt.curation.limits import Breaker, Pace, Patience
 from xraygpt.curation.prompts import Prompt
 from xraygpt.curation.tasks import Task
-from xraygpt.processors.pixels import read_image
+from xraygpt.media.pixels import read_image
 
 log = logging.getLogger(__name__)
 

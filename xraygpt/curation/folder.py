@@ -15,12 +15,12 @@ from typing import Any
 
 from xraygpt.common.checkpoint import digest, write_file
 from xraygpt.common.errors import DataError, InputError
-from xraygpt.common.openi import is_published_test
 from xraygpt.curation.checks import reasons_counted, wilson
 from xraygpt.curation.ledger import NAME as LEDGER
 from xraygpt.curation.select import Filters, LeftOut, Picture, Selection, write_left_out
 from xraygpt.curation.sources import SourceReport
 from xraygpt.version import __version__
+from xraygpt.vocabulary.openi import is_published_test
 
 CAPTIONS, TURNS = "filter_cap.json", "vqa.jsonl"
 MANIFEST, HELD_BACK = "manifest.json", "held_back.csv"

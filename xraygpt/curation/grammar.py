@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from xraygpt.metrics.findings import mentions
+from xraygpt.vocabulary.chest_labeller import mentions
 
 _BE = r"(?:is|are|was|were)"
 _FAULTS = re.compile(

@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 
 from xraygpt.curation.grammar import broken
-from xraygpt.metrics.findings import mentions
 from xraygpt.processors.text import ReportText, split_sentences
+from xraygpt.vocabulary.chest_labeller import mentions
 
 _STUDY = (
     r"(?:exam(?:ination)?|stud(?:y|ies)|film|radiograph|x-?ray|image|imaging|scan|ct|chest|"

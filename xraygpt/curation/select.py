@@ -21,7 +21,7 @@ from xraygpt.common.checks import Checks
 from xraygpt.common.errors import DataError, ImageError, InputError
 from xraygpt.common.logging import progress
 from xraygpt.curation.sources import CORPORA, Corpus, ImageName, Problem, SourceReport
-from xraygpt.processors.pixels import read_image
+from xraygpt.media.pixels import read_image
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from itertools import accumulate
 
 from xraygpt.common.draws import keyed_random
 from xraygpt.datasets.base import StudyDataset, reference_of
-from xraygpt.datasets.targets import headings
 from xraygpt.vocabulary import vocabulary_of
+from xraygpt.vocabulary.questions import headings
 
 
 def shares(labels: Sequence[Collection[str]], power: float) -> list[float]:

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from xraygpt.common.errors import DataError
+from xraygpt.media.base import Kind, Media, MediaRef, read
+from xraygpt.media.geometry import Geometry
 from xraygpt.processors.base import BaseProcessor
-from xraygpt.processors.geometry import Geometry
-from xraygpt.processors.media import Kind, Media, MediaRef, read
-from xraygpt.processors.prompts import Turn
+from xraygpt.prompting.renderer import Turn
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from xraygpt.datasets import controls
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, Record, Split, StudyDataset, read_media
 from xraygpt.datasets.packed import PackedRecords, RecordFile
 from xraygpt.datasets.splits import SplitRule
+from xraygpt.media.base import ARRAYS, KINDS, MediaRef
 from xraygpt.processors.base import BaseProcessor
 from xraygpt.processors.image import ImageSpec, XrayImage
-from xraygpt.processors.media import ARRAYS, KINDS, MediaRef
 from xraygpt.processors.text import Identity
 
 log = logging.getLogger(__name__)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from xraygpt.common.errors import DataError
-from xraygpt.common.openi import is_published_test, openi_study
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Record
 from xraygpt.datasets.builder import BaseBuilder, RecordError, existing, inside
-from xraygpt.processors.media import MediaRef
-from xraygpt.processors.prompts import IMAGE, Turn
+from xraygpt.media.base import MediaRef
+from xraygpt.prompting.renderer import IMAGE, Turn
+from xraygpt.vocabulary.openi import is_published_test, openi_study
 
 _ENDINGS = ("", ".png", ".jpg", ".jpeg", ".dcm")
 

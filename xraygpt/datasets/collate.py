@@ -10,9 +10,9 @@ from torch import Tensor
 
 from xraygpt.common.errors import DataError
 from xraygpt.datasets.base import Batch, MediaRun, Original, Sample
-from xraygpt.processors.content import Turn, plain_text, without_media
-from xraygpt.processors.media import Media
-from xraygpt.processors.prompts import (
+from xraygpt.media.base import Media
+from xraygpt.prompting.content import Turn, plain_text, without_media
+from xraygpt.prompting.renderer import (
     IGNORE_INDEX,
     IMAGE_TOKEN_ID,
     PromptRenderer,

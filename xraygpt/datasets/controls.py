@@ -16,9 +16,9 @@ import torch
 from xraygpt.common.draws import keyed_random
 from xraygpt.common.errors import DataError
 from xraygpt.datasets.base import ReadMedia, Record, StudyDataset, reference_of
-from xraygpt.processors.content import plain_text
-from xraygpt.processors.geometry import Geometry
-from xraygpt.processors.media import Media, MediaRef, read
+from xraygpt.media.base import Media, MediaRef, read
+from xraygpt.media.geometry import Geometry
+from xraygpt.prompting.content import plain_text
 
 log = logging.getLogger(__name__)
 

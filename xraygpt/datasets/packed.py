@@ -12,7 +12,7 @@ import numpy as np
 
 from xraygpt.common.paths import cache_root
 from xraygpt.datasets.base import Record
-from xraygpt.processors.media import MediaRef
+from xraygpt.media.base import MediaRef
 
 BUFFER = 2**20  # bytes written at once
 

@@ -29,11 +29,11 @@ from xraygpt.common.errors import DataError
 from xraygpt.common.logging import progress
 from xraygpt.common.paths import cache_root
 from xraygpt.common.registry import registry
-from xraygpt.datasets import targets
 from xraygpt.datasets.base import Record
 from xraygpt.datasets.builder import RecordError
 from xraygpt.datasets.records import FieldMap, RecordsBuilder, read_table
-from xraygpt.processors.pixels import read_image
+from xraygpt.media.pixels import read_image
+from xraygpt.vocabulary import questions
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class PlantedLesions(RecordsBuilder):
         """Rows of normal training images, the image, and its study."""
         for _, row in read_table(path, self.config.format):
             try:
-                if targets.headings(self._coding(row)) != {targets.NORMAL}:
+                if questions.headings(self._coding(row)) != {questions.NORMAL}:
                     continue
                 images, study = list(self._images(row, root)), self._study(row)
                 record = Record(

@@ -19,15 +19,14 @@ from typing import Annotated, Any, Literal, TextIO
 from xraygpt.common.checks import Checks
 from xraygpt.common.config import Choice
 from xraygpt.common.errors import DataError
-from xraygpt.common.openi import is_published_test
 from xraygpt.common.registry import VOCABULARIES, did_you_mean, registry
-from xraygpt.datasets import targets
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, Record
 from xraygpt.datasets.builder import BaseBuilder, RecordError, image_in, media_of
 from xraygpt.datasets.caption_folder import load_json
-from xraygpt.processors.content import IMAGE, VIDEO, Turn
-from xraygpt.processors.media import MediaRef
-from xraygpt.vocabulary import Vocabulary, vocabulary_of
+from xraygpt.media.base import MediaRef
+from xraygpt.prompting.content import IMAGE, VIDEO, Turn
+from xraygpt.vocabulary import Vocabulary, questions, vocabulary_of
+from xraygpt.vocabulary.openi import is_published_test
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +148,7 @@ class RecordsBuilder(BaseBuilder):
         uncoded = 0
         for number, row in rows:
             try:
-                if self.config.target in _CODED and not targets.is_coded(self._codes(row)):
+                if self.config.target in _CODED and not questions.is_coded(self._codes(row)):
                     uncoded += 1
                     continue  # nobody said whether it is normal: nothing to ask
                 key = self._study(row) if self.config.group_by_study else number
@@ -306,15 +305,17 @@ class RecordsBuilder(BaseBuilder):
         told = self.config.tell_findings
         if told is not None and self.config.target in ("auto", "report") and not callable(turns):
             codes = self._codes(row)
-            if targets.is_coded(codes) and self._split_of(study, row) == "train":
-                turns = targets.ToldFindings(
+            if questions.is_coded(codes) and self._split_of(study, row) == "train":
+                turns = questions.ToldFindings(
                     turns, codes, told, self.config.tell_where, vocabulary=self.vocabulary
                 )
         return Record(
             sample_id=study if self.config.group_by_study else str(name),
             study_id=study,
             media=tuple(images),
-            turns=targets.ToldImages(turns, self._codes(row)) if self.config.tell_images else turns,
+            turns=questions.ToldImages(turns, self._codes(row))
+            if self.config.tell_images
+            else turns,
             meta=meta,
         )
 
@@ -328,16 +329,18 @@ class RecordsBuilder(BaseBuilder):
     def _named(self, codes: list[str]) -> set[str]:
         """What questions can be about."""
         by_finding = self.config.ask == "findings"
-        return self.vocabulary.coded_findings(codes) if by_finding else targets.headings(codes)
+        return self.vocabulary.coded_findings(codes) if by_finding else questions.headings(codes)
 
     def _asked_apart(self, record: Record, row: dict, asked: list[str]) -> Iterator[Record]:
         """A record for each question."""
         marks = " ".join([IMAGE] * len(record.media))
         by_finding = self.config.ask == "findings"
-        question = self.vocabulary.question if by_finding else targets.code_question
+        question = self.vocabulary.question if by_finding else questions.code_question
         present = self._named(self._codes(row))
         for name in asked:
-            turns = targets.pair(f"{marks} {question(name)}", "yes." if name in present else "no.")
+            turns = questions.pair(
+                f"{marks} {question(name)}", "yes." if name in present else "no."
+            )
             yield replace(record, sample_id=f"{record.sample_id}/{name}", turns=turns)
 
     def _codes(self, row: dict) -> list[str]:
@@ -365,11 +368,11 @@ class RecordsBuilder(BaseBuilder):
         if target == "none":
             return (Turn(role="user", text=marks),)
         if target == "codes":
-            return targets.code_list(marks, self._codes(row))
+            return questions.code_list(marks, self._codes(row))
         if target == "every_code_question":
             return ()  # each is a record of its own
         if target == "code_questions":
-            return targets.CodeQuestions(
+            return questions.CodeQuestions(
                 marks,
                 self._codes(row),
                 asked,
@@ -381,8 +384,8 @@ class RecordsBuilder(BaseBuilder):
             question, answer = row.get(names.question), row.get(names.answer)
             if not isinstance(question, str) or answer in (None, ""):
                 raise RecordError(f"no question ({names.question}) or no answer ({names.answer})")
-            return targets.pair(f"{marks} {question.strip()}", clean(str(answer)))
-        return targets.pair(marks, self._report(row, clean))
+            return questions.pair(f"{marks} {question.strip()}", clean(str(answer)))
+        return questions.pair(marks, self._report(row, clean))
 
     def _report(self, row: dict, clean: Callable[[str], str]) -> str:
         parts = []

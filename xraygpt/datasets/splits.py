@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from xraygpt.common.checks import Checks
 from xraygpt.common.draws import keyed_int
-from xraygpt.common.openi import is_published_test
+from xraygpt.vocabulary.openi import is_published_test
 
 
 @dataclass(kw_only=True)

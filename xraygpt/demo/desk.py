@@ -30,9 +30,9 @@ from xraygpt.demo.report import (
 from xraygpt.demo.sessions import MOST_FILMS, Draft, Session, Sessions
 from xraygpt.experiment import ChatParts
 from xraygpt.models.base import Generation
-from xraygpt.processors.content import without_marks
 from xraygpt.processors.text import split_sentences
-from xraygpt.tasks.asking import Planned
+from xraygpt.prompting.content import without_marks
+from xraygpt.tasks.plan import Planned
 
 log = logging.getLogger(__name__)
 

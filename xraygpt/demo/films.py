@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from xraygpt.demo.gate import doubts
+from xraygpt.media.pixels import MetaValue, ReadLimits, Window, frame_count, read_image
 from xraygpt.phantom.corpus import SYNTHETIC
-from xraygpt.processors.pixels import MetaValue, ReadLimits, Window, frame_count, read_image
 
 LIMITS = ReadLimits(max_file_bytes=128 * 2**20, max_pixels=50_000_000)
 """Of an upload: 128 MB, and 50 million pixels a frame."""

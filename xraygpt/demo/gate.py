@@ -14,10 +14,10 @@ from random import Random
 import numpy as np
 from scipy import ndimage, stats
 
+from xraygpt.media.pixels import MetaValue
 from xraygpt.phantom.design import balanced
 from xraygpt.phantom.render import VIEWS, Study, render
 from xraygpt.processors.image import LUMINANCE
-from xraygpt.processors.pixels import MetaValue
 
 FRONTAL, LATERAL = 0.3, 0.55
 """Least correlation with the average frontal, with the average lateral."""

@@ -297,8 +297,8 @@ def own_examples(folder: Path) -> list[tuple[Path, str]]:
 def _compare(desk: Desk, experiment: Evaluation, closing: threading.Event) -> threading.Thread:
     """Learn, beside the page, what the model looks at in any image."""
     from xraygpt.experiment import reference_images
+    from xraygpt.media.base import Media
     from xraygpt.models.capabilities import AttentionMaps, offers
-    from xraygpt.processors.media import Media
 
     def timely() -> Iterator[Media]:
         spec = desk.parts.engine.model.image_spec

@@ -17,13 +17,15 @@ from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.common.publishing import publish_folder
 from xraygpt.common.registry import did_you_mean
 from xraygpt.experiment import Training
-from xraygpt.models import encoders, lineage, llm_files
 from xraygpt.models.base import BaseModel
 from xraygpt.models.capabilities import Exports, ExportSettings, named, need
-from xraygpt.models.exporting import save_sharded, write_llm
-from xraygpt.models.published import is_eva
-from xraygpt.models.weight_files import is_converted, read_state_dict, weight_files
-from xraygpt.models.weights import Account
+from xraygpt.models.llm import files as llm_files
+from xraygpt.models.qformer_llm.export import save_sharded, write_llm
+from xraygpt.models.vision import encoders
+from xraygpt.models.vision.published import is_eva
+from xraygpt.models.weights import lavis
+from xraygpt.models.weights.files import is_converted, read_state_dict, weight_files
+from xraygpt.models.weights.rules import Account
 from xraygpt.processors.base import BaseProcessor
 from xraygpt.runners.state import load_weights
 from xraygpt.version import __version__
@@ -93,9 +95,9 @@ def _account(
     """What becomes of a file's keys, and the encoder it holds."""
     names = [name.removeprefix("module.") for name in state]
     bare = any(n.startswith("blocks.") for n in names)  # a ViT alone; EVA's has no bias for the key
-    if lineage.is_lineage(state) and (not bare or any(n.endswith(".attn.q_bias") for n in names)):
+    if lavis.is_lineage(state) and (not bare or any(n.endswith(".attn.q_bias") for n in names)):
         text = any("word_embeddings" in name for name in state)
-        account = lineage.translate(state, path, text=text)
+        account = lavis.translate(state, path, text=text)
         holds = any(name.startswith("vision.") for name in account.state)
         if holds and vit_model is not None and not is_eva(vit_model):
             raise WeightsError(f"{path} holds an EVA-CLIP-g, not {vit_model}")

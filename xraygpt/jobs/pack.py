@@ -14,7 +14,7 @@ from xraygpt.common.errors import InputError
 from xraygpt.common.publishing import publish_folder, refuse_taken
 from xraygpt.experiment import Training
 from xraygpt.models.base import BaseModel
-from xraygpt.models.weight_files import read_weights
+from xraygpt.models.weights.files import read_weights
 from xraygpt.version import __version__
 
 

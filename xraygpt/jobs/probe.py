@@ -18,13 +18,13 @@ from xraygpt.common import distributed
 from xraygpt.common.errors import InputError
 from xraygpt.common.logging import progress
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, StudyDataset, reference_of
+from xraygpt.features import cache as feature_cache
 from xraygpt.metrics.probabilities import probability_scores
 from xraygpt.metrics.statistics import Score, weighted_sum
-from xraygpt.models.encoders import build_vision
-from xraygpt.models.finding_head import FindingHead
-from xraygpt.models.vision import VisionEncoder, pooled
+from xraygpt.models.vision.base import VisionEncoder, pooled
+from xraygpt.models.vision.encoders import build_vision
+from xraygpt.models.vision.finding_head import FindingHead
 from xraygpt.processors.image import ImageSpec
-from xraygpt.runners import feature_cache
 from xraygpt.vocabulary import vocabulary_of
 
 MIN_CODE_COUNT = 8  # training samples a code needs to be a way to say a finding

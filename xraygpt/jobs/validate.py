@@ -16,8 +16,8 @@ from xraygpt.common.logging import progress
 from xraygpt.datasets.base import Record, reference_of
 from xraygpt.datasets.builder import BaseBuilder
 from xraygpt.experiment import NO_IMAGES, Experiment
-from xraygpt.models.llm_files import load_tokenizer
-from xraygpt.processors.media import MediaRef, read
+from xraygpt.media.base import MediaRef, read
+from xraygpt.models.llm.files import load_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from xraygpt.metrics.findings import mentions
 from xraygpt.metrics.statistics import Score, ratio_score
 from xraygpt.phantom.findings import KINDS
+from xraygpt.vocabulary.chest_labeller import mentions
 
 SIGNATURE = "xraygpt rule-based labeller against the drawn findings"
 # What the labeller calls a drawn finding, and words that tell it from others of that name.

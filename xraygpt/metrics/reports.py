@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from xraygpt.metrics.findings import label
-from xraygpt.metrics.mesh import findings_of, is_coded
 from xraygpt.metrics.statistics import Score, mean_score, ratio_score
 from xraygpt.metrics.text import bleu_scores, rouge_scores
+from xraygpt.vocabulary.chest_labeller import label
+from xraygpt.vocabulary.chest_mesh import findings_of, is_coded
 
 LABELLER = "xraygpt rule-based labeller, uncertain counts as positive"
 MIN_SUPPORT = 8  # positives a finding needs for a line of its own

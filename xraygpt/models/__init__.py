@@ -3,24 +3,18 @@
 And the vision encoders that they may name.
 """
 
-from xraygpt.models import (
-    alignment,
-    hf_vision,
-    image_text,
-    instruct,
-    language_model,
-    own_encoder,
-    published,
-    xraygpt,
-)
+from xraygpt.models.llm import language_model
+from xraygpt.models.qformer_llm import alignment, instruct
+from xraygpt.models.qformer_llm import model as xraygpt
+from xraygpt.models.vision import hf, image_text, own, published
 
 __all__ = [
     "alignment",
-    "hf_vision",
+    "hf",
     "image_text",
     "instruct",
     "language_model",
-    "own_encoder",
+    "own",
     "published",
     "xraygpt",
 ]

@@ -15,12 +15,12 @@ from xraygpt.common.checks import Checks
 from xraygpt.common.registry import MODELS, Plugin, Registry
 from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import Packer
-from xraygpt.models import grouping
+from xraygpt.models import param_groups
 from xraygpt.models.text_assets import saved_prompts, write_renderer
-from xraygpt.models.weight_files import WEIGHTS, save_half
+from xraygpt.models.weights.files import WEIGHTS, save_half
 from xraygpt.processors.image import ImageSpec
-from xraygpt.processors.prompts import NO_TEXT, PromptRenderer, load_prompts
-from xraygpt.processors.tokenizer import Tokenizer
+from xraygpt.prompting.renderer import NO_TEXT, PromptRenderer, load_prompts
+from xraygpt.prompting.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -168,16 +168,16 @@ class BaseModel(nn.Module, Plugin):
         """Ends of the names of matrices that are not decayed, such as learned queries."""
         return ()
 
-    def param_groups(self) -> list[grouping.ParamGroup]:
+    def param_groups(self) -> list[param_groups.ParamGroup]:
         """All of `trainable_parameters`, in groups; by default matrices decay and the rest not.
 
         A resumed run takes up what the optimizer remembers by the order of groups and weights.
         """
-        return grouping.decay_groups(self.trainable_parameters(), self.no_weight_decay())
+        return param_groups.decay_groups(self.trainable_parameters(), self.no_weight_decay())
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Trained matrices between embeddings and heads, for optimizers that treat them apart."""
-        return grouping.hidden_matrices(self)
+        return param_groups.hidden_matrices(self)
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         """Everything that is not a frozen part from elsewhere."""

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from xraygpt.datasets.base import Batch
 from xraygpt.models.base import BaseModel, Bonus, Generation, Output
-from xraygpt.models.decoding import Decoder
+from xraygpt.models.llm.answer_loss import answer_loss
+from xraygpt.models.llm.decoding import Decoder
 from xraygpt.models.media_tokens import place_media
-from xraygpt.models.packing import answer_loss
-from xraygpt.processors.prompts import IMAGE_TOKEN_ID
+from xraygpt.prompting.renderer import IMAGE_TOKEN_ID
 
 
 class CausalModel(BaseModel):

@@ -13,8 +13,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from xraygpt.common.errors import WeightsError
-from xraygpt.models.weight_files import weight_source
-from xraygpt.processors.prompts import PromptRenderer
+from xraygpt.models.weights.files import weight_source
+from xraygpt.prompting.renderer import PromptRenderer
 
 RENDERER = "renderer.json"
 TOKENIZER_FOLDERS = ("", "llm", "tokenizer")  # where checkpoints keep a tokenizer, oldest first

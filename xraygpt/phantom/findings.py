@@ -18,11 +18,11 @@ class Kind:
     """A finding that can be drawn.
 
     Attributes:
-        name: As :mod:`xraygpt.metrics.findings` calls it.
+        name: As :mod:`xraygpt.vocabulary.chest_labeller` calls it.
         sides: Sides it may have; empty if it has none.
         zones: Zones it may lie in; empty if that is not said.
         degrees: Degrees it may have; empty if it has none.
-        code: Pattern of its code, in the vocabulary of :mod:`xraygpt.metrics.mesh`.
+        code: Pattern of its code, in the vocabulary of :mod:`xraygpt.vocabulary.chest_mesh`.
         measured: Whether it has a size in millimetres.
     """
 

@@ -16,9 +16,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 from xraygpt.common.errors import DataError
-from xraygpt.common.openi import published_test_studies, published_val_studies
 from xraygpt.phantom import design
 from xraygpt.phantom.findings import KINDS, Finding, Side
+from xraygpt.vocabulary.openi import published_test_studies, published_val_studies
 
 _ARCHIVE = "NLMCXR_reports.tgz"
 _KINDS: dict[str, re.Pattern[str]] = {

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from xraygpt.common.registry import PROCESSORS, Plugin, Registry
 
 if TYPE_CHECKING:
-    from xraygpt.processors.geometry import Geometry
-    from xraygpt.processors.media import Media
+    from xraygpt.media.base import Media
+    from xraygpt.media.geometry import Geometry
 
 
 class BaseProcessor(Plugin):

@@ -19,8 +19,8 @@ from xraygpt.common.checks import Checks
 from xraygpt.common.draws import keyed_random
 from xraygpt.common.errors import InputError
 from xraygpt.common.registry import registry
+from xraygpt.media.geometry import Geometry, rotation, window_of
 from xraygpt.processors.base import BaseProcessor
-from xraygpt.processors.geometry import Geometry, rotation, window_of
 
 Fit = Literal["squash", "pad", "crop"]
 Interpolation = Literal["bicubic", "bilinear"]

@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from xraygpt.common.registry import registry
+from xraygpt.media.geometry import Geometry
 from xraygpt.processors.base import BaseProcessor
-from xraygpt.processors.geometry import Geometry
 from xraygpt.processors.image import channels_first
 
 

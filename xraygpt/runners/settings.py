@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from xraygpt.common.checks import Checks
 from xraygpt.common.config import Choice
 from xraygpt.common.registry import LR_SCHEDULERS
+from xraygpt.features.cache import FeatureStore
 from xraygpt.runners.base import BaseRunner
-from xraygpt.runners.feature_cache import FeatureStore
 from xraygpt.runners.optimizers import AdamW, BaseOptimizer
 
 _AT_LEAST_ONE = (

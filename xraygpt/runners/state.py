@@ -15,8 +15,8 @@ from xraygpt.common.distributed import gathered
 from xraygpt.common.draws import keyed_int
 from xraygpt.common.errors import TrainingError, WeightsError
 from xraygpt.models.base import BaseModel
-from xraygpt.models.weight_files import WEIGHTS, read_weights
-from xraygpt.models.weights import load_exactly
+from xraygpt.models.weights.files import WEIGHTS, read_weights
+from xraygpt.models.weights.rules import load_exactly
 
 STATE = "state.pt"
 

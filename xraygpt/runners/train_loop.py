@@ -27,20 +27,21 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from xraygpt.common import checkpoint, compiling, distributed, memory, sharding
+from xraygpt.common import checkpoint, distributed, memory
 from xraygpt.common.errors import InputError, Stopped, TrainingError
 from xraygpt.common.logging import progress
 from xraygpt.common.registry import registry
-from xraygpt.common.schedules import Schedule
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.mixture import Mixture, StreamSampler, longest_rows
+from xraygpt.features import cache as feature_cache
 from xraygpt.models.base import BaseModel
 from xraygpt.models.capabilities import FrozenFeatures, HasDecoder, StoresMore, need, offers
-from xraygpt.runners import feature_cache, logs, optimizers, profiling, state
+from xraygpt.runners import compiling, logs, optimizers, profiling, sharding, state
 from xraygpt.runners.averaging import Average
 from xraygpt.runners.base import BaseRunner
+from xraygpt.runners.schedules import Schedule
 from xraygpt.runners.settings import RunSettings
 from xraygpt.runners.zero import make_stepper
 from xraygpt.tasks.base import BaseTask

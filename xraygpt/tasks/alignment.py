@@ -15,8 +15,8 @@ from xraygpt.common.config import Choice
 from xraygpt.common.registry import VOCABULARIES, registry
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch, Sample, reference_of
 from xraygpt.metrics.statistics import Score
-from xraygpt.models.alignment import Aligned
 from xraygpt.models.base import Output
+from xraygpt.models.qformer_llm.alignment import Aligned
 from xraygpt.tasks.base import BaseTask, Prediction
 from xraygpt.tasks.contrastive import findings_of
 from xraygpt.vocabulary import vocabulary_of

@@ -13,7 +13,7 @@ from xraygpt.common.registry import TASKS, Plugin, Registry
 from xraygpt.datasets.base import Batch, Sample
 from xraygpt.metrics.statistics import Score
 from xraygpt.models.base import BaseModel, Generation, Output
-from xraygpt.processors.prompts import IGNORE_INDEX
+from xraygpt.prompting.renderer import IGNORE_INDEX
 from xraygpt.tasks.payload import Answer, FoundBox, Prediction, in_words
 
 __all__ = ["Answer", "BaseTask", "Cell", "Comparison", "Prediction"]

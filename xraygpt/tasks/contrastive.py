@@ -17,8 +17,8 @@ from xraygpt.common.registry import VOCABULARIES, registry
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch, Sample, reference_of
 from xraygpt.metrics.statistics import Score
 from xraygpt.models.base import Output
-from xraygpt.models.image_text import Pair, code_id, code_parts
 from xraygpt.models.media_tokens import images_per_row
+from xraygpt.models.vision.image_text import Pair, code_id, code_parts
 from xraygpt.tasks.base import BaseTask, Prediction
 from xraygpt.vocabulary import Vocabulary, vocabulary_of
 

@@ -15,7 +15,7 @@ from xraygpt.metrics.protocols import R2Gen
 from xraygpt.metrics.reports import report_scores
 from xraygpt.metrics.statistics import Score
 from xraygpt.models.base import BaseModel
-from xraygpt.tasks import asking
+from xraygpt.tasks import plan
 from xraygpt.tasks.base import BaseTask, Comparison, Prediction
 from xraygpt.tasks.clinical import Clinical, ClinicalMetrics
 from xraygpt.vocabulary import vocabulary_of
@@ -34,7 +34,7 @@ class ReportGeneration(BaseTask):
         protocol: Literal["r2gen"] | None = None
         """How the COCO scores cut texts into words. `r2gen`: as published for IU X-ray, rare words
         of the training reports unknown, at most 60 words; null: the same words, all and uncut."""
-        plan: asking.Plan | None = None
+        plan: plan.Plan | None = None
         """First ask the model about each finding, then let it write up what it holds likely; for
         models trained with `tell_findings`. null asks for the report alone."""
         meteor: bool = False
@@ -48,7 +48,7 @@ class ReportGeneration(BaseTask):
         """One answer per row; where no question of the user's own is asked, after the plan."""
         self.asked, bonus = [], None
         if self.config.plan is not None:
-            prompts, bonus = asking.with_plan(model, prompts, self.config.plan)
+            prompts, bonus = plan.with_plan(model, prompts, self.config.plan)
             self.asked = prompts["question"]
         return model.generate(prompts, self.config.generate, bonus)
 

@@ -15,8 +15,8 @@ from xraygpt.metrics.probabilities import probability_scores
 from xraygpt.metrics.statistics import Score
 from xraygpt.metrics.vqa import normalise
 from xraygpt.models.base import BaseModel
-from xraygpt.processors.content import without_marks
-from xraygpt.tasks import asking
+from xraygpt.prompting.content import without_marks
+from xraygpt.tasks import plan
 from xraygpt.tasks.base import Answer, BaseTask, Comparison, Prediction
 
 
@@ -50,7 +50,7 @@ class YesNo(BaseTask):
 
     def predict(self, model: BaseModel, prompts: Batch) -> list[Answer]:
         """P(yes) of each row, by the likelihood of either answer with its end."""
-        found = asking.yes_probability(model, prompts, self.config.yes, self.config.no)
+        found = plan.yes_probability(model, prompts, self.config.yes, self.config.no)
         return [
             Answer(f"{'yes' if p >= 0.5 else 'no'} {p:.6f}", {"probabilities": {"yes": p}})
             for p in found.tolist()

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from xraygpt.common.registry import registry
-from xraygpt.metrics import mesh
-from xraygpt.metrics.findings import FINDINGS, LASTING_FINDINGS, Status, label, mentions
+from xraygpt.vocabulary import chest_mesh
 from xraygpt.vocabulary.base import Vocabulary
+from xraygpt.vocabulary.chest_labeller import FINDINGS, LASTING_FINDINGS, Status, label, mentions
 
 
 @registry.register_vocabulary("chest_xray")
@@ -30,11 +30,11 @@ class ChestXray(Vocabulary):
 
     def is_coded(self, codes: Iterable[str]) -> bool:
         """Whether the indexers gave any code; "normal" is one, "No Indexing" is none."""
-        return mesh.is_coded(codes)
+        return chest_mesh.is_coded(codes)
 
     def findings_of(self, codes: Iterable[str]) -> set[str]:
         """By MeSH headings, see `metrics.mesh`."""
-        return set(mesh.findings_of(codes))
+        return set(chest_mesh.findings_of(codes))
 
     def coded_findings(self, codes: Iterable[str]) -> set[str]:
         """What codes mean in the labeller's names; what it has no name for is left out.
@@ -48,7 +48,7 @@ class ChestXray(Vocabulary):
                 own.add(name)
             else:
                 rest.append(code)
-        found = set(mesh.findings_of(rest)) & set(FINDINGS) - {"other_finding"}
+        found = set(chest_mesh.findings_of(rest)) & set(FINDINGS) - {"other_finding"}
         return own | found - {"no_finding"} if own else found
 
     def codes_of_report(self, text: str) -> tuple[str, ...]:

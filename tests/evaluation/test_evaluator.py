@@ -1,0 +1,358 @@
+"""Evaluation: controls tell a model that reads from one that does not; interrupted, it goes on."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ANSWERS, REPO, toy_yaml
+from tests.runners.test_train_loop import MODEL
+from xraygpt import compare as compare_command
+from xraygpt import probe, score
+from xraygpt.common.config import load
+from xraygpt.common.errors import InputError
+from xraygpt.datasets.base import Record, StudyDataset
+from xraygpt.datasets.controls import derangement, most_common_answer
+from xraygpt.evaluation import prediction_file, result_page, scoring
+from xraygpt.evaluation.evaluator import Evaluator
+from xraygpt.experiment import Evaluation, build_evaluator
+from xraygpt.media.base import MediaRef
+from xraygpt.prompting.renderer import Turn
+from xraygpt.tasks.base import CONTROLS
+
+RUN = """
+  task: {name: report_generation, generate: {max_new_tokens: 16}}
+  output_dir: %s
+  device: cpu
+"""
+
+
+def evaluator_of(base: Path, out: Path, *options: str, ckpt: bool = True) -> Evaluator:
+    weights = f"  ckpt: {base / 'out'}\n" if ckpt else ""
+    path = out / "eval.yaml"
+    path.write_text(toy_yaml(base / "corpus", RUN % (out / "results"), MODEL + weights))
+    return build_evaluator(load(Evaluation, path, options))
+
+
+def value(result: dict, name: str, condition: str = "true") -> dict:
+    return next(r for r in result["scores"] if r["name"] == name and r["condition"] == condition)
+
+
+def loss(result: dict, name: str) -> dict:
+    return next(r for r in result["losses"] if r["name"] == name)
+
+
+@pytest.mark.slow
+def test_a_reading_model_beats_every_control(reading, tmp_path):
+    result = evaluator_of(reading, tmp_path).run()
+    gap = loss(result, "loss_shuffled_minus_true")
+    assert gap["low"] > 0.05 and gap["n"] == 12
+    assert loss(result, "loss_blank_minus_true")["low"] > 0
+    true = value(result, "ROUGE-L")["value"]
+    assert true > 0.9
+    assert value(result, "COCO ROUGE-L")["value"] > 0.9
+    assert "METEOR" in result["left_out"]
+    for control in ("shuffled", "blank", "most_common"):
+        row = value(result, "ROUGE-L", control)
+        assert row["true_minus"]["value"] == pytest.approx(true - row["value"])
+        assert row["true_minus"]["low"] > 0.2
+    assert value(result, "ROUGE-L", "shuffled")["seeds"] == 5
+
+
+@pytest.mark.slow
+def test_the_nearest_training_image_answers_by_features_alone(reading, tmp_path):
+    """Pooled features of random patches tell a bright square from none, wherever it is."""
+    evaluator = evaluator_of(reading, tmp_path)
+    evaluator.run()
+    rows = (evaluator.folder / "predictions_nearest.jsonl").read_text().splitlines()[1:]
+    said = [json.loads(r) for r in rows]
+    right = [r["prediction"] == r["reference"] for r in said if r["reference"] == ANSWERS["none"]]
+    assert len(said) == 12 and sum(right) == len(right) == 4
+    assert {r["prediction"] for r in said} > {ANSWERS["none"]}
+
+
+@pytest.mark.slow
+def test_without_frozen_features_the_control_is_left_out_with_its_reason(reading, tmp_path):
+    result = evaluator_of(reading, tmp_path, "run.feature_cache=false").run()
+    assert "features are not stored" in result["left_out"]["control nearest"]
+    assert not [r for r in result["scores"] if r["condition"] == "nearest"]
+
+
+@pytest.mark.slow
+def test_scoring_again_needs_the_predictions_alone(reading, tmp_path, monkeypatch):
+    evaluator = evaluator_of(reading, tmp_path, "run.task.protocol=r2gen")
+    result = evaluator.run()
+    assert "words known" in value(result, "COCO BLEU-4")["signature"]
+    before = (evaluator.folder / "scores.json").read_text()
+    (evaluator.folder / "scores.json").unlink()
+    monkeypatch.setattr("xraygpt.experiment.build_model", None)  # no model is made
+    again = scoring.score_folder(evaluator.folder)
+    assert again["scores"] == json.loads(before)["scores"] and again["n"] == 12
+    path = evaluator.folder / "predictions_blank.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-3]))  # stopped half-way
+    assert scoring.score_folder(evaluator.folder)["n"] == 9
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))  # hardly begun
+    rest = scoring.score_folder(evaluator.folder)
+    assert rest["n"] == 12 and not [r for r in rest["scores"] if r["condition"] == "blank"]
+    (evaluator.folder / scoring.LEARNED).unlink()
+    with pytest.raises(InputError, match="let evaluate"):  # words of the protocol are not guessed
+        scoring.score_folder(evaluator.folder)
+
+
+@pytest.mark.slow
+def test_a_score_that_fails_in_one_condition_is_left_out_of_all(reading, tmp_path, monkeypatch):
+    evaluator = evaluator_of(reading, tmp_path, "run.shuffles=1")
+    original, calls = evaluator.task.score, []
+
+    def flaky(said):
+        calls.append(said)
+        return original(said)[: 3 if len(calls) == 2 else None]
+
+    monkeypatch.setattr(evaluator.task, "score", flaky)
+    result = evaluator.run()
+    assert {r["name"] for r in result["scores"]} == {"BLEU-1", "BLEU-2", "BLEU-3"}
+    assert "could not be taken in every condition" in result["left_out"]["ROUGE-L"]
+
+
+@pytest.mark.slow
+def test_scoring_again_asks_no_judge(reading, tmp_path):
+    options = [
+        "run.task.clinical.judge_url=http://127.0.0.1:9/v1",
+        "run.task.clinical.judge_model=m",
+    ]
+    evaluator = evaluator_of(reading, tmp_path, *options)
+    evaluator.task.stay_here()
+    evaluator.run()
+    again = scoring.score_folder(evaluator.folder)
+    assert "never asks one" in again["left_out"]["GREEN"]
+
+
+@pytest.mark.slow
+def test_the_commands_print_tables(reading, tmp_path, monkeypatch, capsys):
+    folder = evaluator_of(reading, tmp_path, "run.shuffles=1")
+    folder.run()
+    said = folder.folder / "predictions_true.jsonl"
+    monkeypatch.setattr("sys.argv", ["score", str(folder.folder)])
+    score.main()
+    assert "| COCO ROUGE-L | " in capsys.readouterr().out
+    monkeypatch.setattr(
+        "sys.argv", ["x", str(said), str(folder.folder / "predictions_blank.jsonl")]
+    )
+    compare_command.main()
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("| ROUGE-L"))
+    assert line.endswith("| 12 |") and float(line.split("|")[5]) < 0.05
+    yaml = tmp_path / "eval.yaml"
+    monkeypatch.setattr("sys.argv", ["probe", "--cfg-path", str(yaml), "--min-positives", "4"])
+    probe.main()
+    out = capsys.readouterr().out
+    assert "| no_finding | 4 |" in out and "Research use only" in out
+
+
+def test_scoring_says_what_it_misses(tmp_path):
+    with pytest.raises(InputError, match=r"no predictions_true\.jsonl"):
+        scoring.score_folder(tmp_path)
+    (tmp_path / "predictions_true.jsonl").write_text('{"signature": "x"}\n')
+    with pytest.raises(InputError, match="does not say which task"):
+        scoring.score_folder(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_model_that_never_learned_does_not(reading, tmp_path):
+    result = evaluator_of(reading, tmp_path, ckpt=False).run()
+    gap = loss(result, "loss_shuffled_minus_true")
+    assert gap["low"] < 0.02
+
+
+@pytest.mark.slow
+def test_predictions_are_streamed_and_taken_up_again(reading, tmp_path, monkeypatch):
+    first = evaluator_of(reading, tmp_path, "run.batch_size_eval=4")
+    calls = 0
+    original = first.task.predict
+
+    def dies(model, batch):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return original(model, batch)
+
+    monkeypatch.setattr(first.task, "predict", dies)
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    path = first.folder / "predictions_true.jsonl"
+    assert len(path.read_text().splitlines()) == 1 + 8
+    with path.open("a") as file:
+        file.write('{"sample_id": "torn')  # what a kill in the middle of a line leaves
+    second = evaluator_of(reading, tmp_path, "run.batch_size_eval=4")
+    asked = []
+    answer = second.task.predict
+    monkeypatch.setattr(
+        second.task, "predict", lambda m, b: asked.extend(b["sample_id"]) or answer(m, b)
+    )
+    result = second.run()
+    assert second.folder == first.folder
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert rows[0]["signature"] == result["signature"]
+    assert len({r["sample_id"] for r in rows[1:]}) == 12
+    done_before = {r["sample_id"] for r in rows[1:9]}
+    assert not done_before & set(asked[:4])
+    assert {r["reference"] for r in rows[1:]} <= set(ANSWERS.values())
+
+
+@pytest.mark.slow
+def test_shares_answer_what_one_would(reading, tmp_path, monkeypatch):
+    """Each image and question once over all shares; the last command decodes nothing."""
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "shared").mkdir()
+    whole = evaluator_of(reading, tmp_path / "whole", "run.shuffles=2")
+    expected = whole.run()
+    asked = []
+    for number in (1, 2, 3):
+        one = evaluator_of(reading, tmp_path / "shared", "run.shuffles=2")
+        answer = one.task.predict
+        monkeypatch.setattr(
+            one.task,
+            "predict",
+            lambda m, b, answer=answer: asked.extend(b["sample_id"]) or answer(m, b),
+        )
+        assert 4 <= one.answer_share(number, 3) <= 5
+    assert len(asked) == 12 + 1  # the images of all studies, and one that is black
+    last = evaluator_of(reading, tmp_path / "shared", "run.shuffles=2")
+    monkeypatch.setattr(last.task, "predict", lambda *_: pytest.fail("decoded anew"))
+    assert last.folder.name == whole.folder.name
+    result = last.run()
+    assert result["scores"] == expected["scores"] and result["losses"] == expected["losses"]
+    for path in whole.folder.glob("predictions_*.jsonl"):
+        rows, its = (prediction_file.peeked(f.folder / path.name) for f in (whole, last))
+        assert rows == its, path.name
+    again = [scoring.score_folder(one.folder)["scores"] for one in (whole, last)]
+    assert again[0] == again[1]
+
+
+def test_a_task_without_answers_has_no_shares(reading, tmp_path):
+    one = evaluator_of(reading, tmp_path)
+    one.task.generates = False
+    with pytest.raises(InputError, match="leave --shard"):
+        one.answer_share(1, 2)
+
+
+def test_another_checkpoint_or_split_is_another_folder(reading, tmp_path):
+    one = evaluator_of(reading, tmp_path)
+    two = evaluator_of(reading, tmp_path, "run.split=train")
+    three = evaluator_of(reading, tmp_path, ckpt=False)
+    assert len({one.folder, two.folder, three.folder}) == 3
+
+
+def test_an_empty_split_is_an_error(reading, tmp_path):
+    with pytest.raises(InputError, match="no sample in the split 'test'"):
+        evaluator_of(reading, tmp_path, "run.split=test")
+
+
+def records(texts: list[str], studies: list[str]) -> list[Record]:
+    return [
+        Record(f"s{i}", study, (MediaRef(Path(f"{i}.png")),), (Turn(role="assistant", text=text),))
+        for i, (text, study) in enumerate(zip(texts, studies, strict=True))
+    ]
+
+
+def test_derangement_by_study_and_by_text():
+    texts = ["normal"] * 20 + [f"finding {i}" for i in range(40)]
+    studies = [f"study{i // 2}" for i in range(60)]
+    rows = records(texts, studies)
+    orders = [derangement(rows, texts, seed) for seed in range(5)]
+    for order in orders:
+        assert sorted(order) == list(range(60))
+        for i, j in enumerate(order):
+            assert studies[i] != studies[j]
+            assert texts[i] != texts[j]
+    assert len({tuple(o) for o in orders}) == 5
+
+
+def test_shuffled_images_are_those_of_earlier_results():
+    """What a seed draws is part of every published score beside its control."""
+    texts = [str(i % 5) for i in range(12)]
+    rows = records(texts, [f"study{i // 2}" for i in range(12)])
+    assert derangement(rows[:8], texts, 3) == [3, 4, 0, 7, 6, 2, 5, 1]
+    pairs = [replace(row, media=row.media * 2) for row in rows[8:]]
+    found = derangement([*rows[:8], *pairs], texts, 3)
+    assert found == [3, 4, 0, 7, 6, 2, 5, 1, 10, 11, 8, 9]
+
+
+def test_most_common_answer():
+    texts = ["b", "a", "b", "a", "c"]
+    data = StudyDataset(records(texts, texts), lambda ref, draw: None)
+    assert most_common_answer(data) == "a"
+
+
+@pytest.mark.slow
+def test_the_page_shows_cases_scores_and_curves_and_fetches_nothing(reading, tmp_path):
+    evaluator = evaluator_of(reading, tmp_path, "run.page_cases=5")
+    evaluator.run()
+    page = (evaluator.folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("<article") == 5 == page.count("data:image/jpeg;base64,")
+    assert "Research use only" in page and "5 of 12 cases, the best and the worst" in page
+    assert page.count("<polyline") == 1  # the loss of training; val was never measured
+    assert "✓ no_finding" in page  # "Clear lungs." in both texts
+    outside = re.findall(r"(?:src|href)=\"(?!data:)[^\"]+|https?://[^\s\"<]+", page)
+    assert not outside
+    assert len(page) < 400_000
+
+
+def test_best_and_worst_cases_are_always_on_the_page():
+    rng = random.Random(0)
+    agreed, wrong = ([rng.randint(0, 9) for _ in range(300)] for _ in range(2))
+    agreed[7], wrong[7], wrong[123] = 30, 0, 50
+    why = result_page.picked(agreed, wrong, 40, seed=0)
+    assert list(why) == sorted(why) and len(why) == 40
+    counts = Counter(why.values())
+    assert counts == {result_page.BEST: 4, result_page.WORST: 4, result_page.RANDOM: 32}
+    assert why[7] == result_page.BEST and why[123] == result_page.WORST
+    left = [wrong[i] for i in range(300) if why.get(i) not in (result_page.BEST, result_page.WORST)]
+    for i, kind in why.items():
+        assert kind != result_page.WORST or wrong[i] >= max(left)
+        assert kind != result_page.BEST or wrong[i] <= min(left)
+    drawn = [i for i in why if why[i] == result_page.RANDOM]
+    assert drawn != [i for i, w in result_page.picked(agreed, wrong, 40, 1).items() if i in drawn]
+    assert set(result_page.picked([1, 2], [0, 0], 5, 0).values()) == {""}
+
+
+def test_text_on_the_page_is_text(tmp_path):
+    """A report that spells markup does not become markup."""
+    nasty = "<script>alert(1)</script>"
+    case = result_page.Case(
+        sample_id=nasty, images=(), prompt=nasty, prediction=nasty, reference=nasty, missed=[nasty]
+    )
+    path = tmp_path / "page.html"
+    result_page.write_page(path, title="t", subtitle="s", cases=[case], facts={"x": nasty})
+    assert nasty not in path.read_text()
+
+
+def test_tables_have_the_columns_of_papers_and_of_rexrank():
+    def row(name: str, condition: str, value: float) -> dict:
+        facts = {"name": name, "condition": condition, "value": value, "low": 0.0, "high": 1.0}
+        return {**facts, "n": 9, "true_minus": {"value": 0.1, "low": 0.0, "high": 0.2}}
+
+    names = ("COCO BLEU-4", "COCO BLEU-1", "BLEU-2", "distinct")
+    scores = [row(n, c, 0.25 if c == "true" else 0.125) for n in names for c in ("true", "blank")]
+    result = {"split": "val", "n": 9, "losses": [], "scores": scores}
+    lines = scoring.as_markdown(result).splitlines()
+    place = lines.index("As ReXrank has it:")
+    heads = [c.strip() for c in lines[place + 2].strip("| ").split("|")]
+    cells = [c.strip() for c in lines[place + 4].strip("| ").split("|")]
+    found = dict(zip(heads, cells, strict=True))
+    assert found["condition"] == "true" and found["BLEU-2"] == "0.250" and found["GREEN"] == "–"
+    assert "RaTEScore" in found and "SembScore" in found
+    place = lines.index("As papers have it:")
+    assert "METEOR" in lines[place + 2] and lines[place + 5].startswith("| blank | 0.125 |")
+
+
+def test_every_control_has_a_colour_on_the_page():
+    page = (REPO / "xraygpt" / "data" / "result_page.html").read_text()
+    for condition in ("true", *CONTROLS):
+        assert page.count(f"--{condition}:") == 2  # on light and on dark

@@ -1,0 +1,208 @@
+"""Prediction: every readable file gets its answer, the others are named, nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import ANSWERS, REPO, toy_image, toy_yaml
+from tests.evaluation.test_evaluator import RUN
+from tests.runners.test_train_loop import MODEL, environment
+from xraygpt.common.config import load
+from xraygpt.common.errors import DataError
+from xraygpt.evaluation.predictor import Predictor, SomeFailed, find_inputs
+from xraygpt.experiment import Evaluation, build_predictor
+from xraygpt.media.base import MediaRef
+
+
+@pytest.fixture(scope="module")
+def yaml_path(reading, tmp_path_factory):
+    """An evaluation YAML of a model that reads the toy images."""
+    base = tmp_path_factory.mktemp("trained")
+    path = base / "eval.yaml"
+    weights = f"  ckpt: {reading / 'out'}\n"
+    path.write_text(toy_yaml(reading / "corpus", RUN % (base / "results"), MODEL + weights))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures in two folders, one of them in a path with a blank and an umlaut."""
+    for i, kind in enumerate([*ANSWERS] * 4):
+        path = tmp_path / "in" / ("größe zwei" if i % 2 else "one") / f"{kind}-{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(toy_image(kind, 1000 + i)).save(path)
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    return tmp_path / "in"
+
+
+def predictor_of(yaml_path: Path, source: Path, out: Path, **settings) -> Predictor:
+    settings = {"device": "cpu", "workers": 0, "question": "What is there?", **settings}
+    return build_predictor(load(Evaluation, yaml_path), source, output_dir=out, **settings)
+
+
+def test_answers_are_those_of_the_pictures(yaml_path, folder, tmp_path):
+    answers = predictor_of(yaml_path, folder, tmp_path / "out").run()
+    assert len(answers) == 12
+    for one in answers:
+        kind = Path(one.sample_id).name.split("-")[0]
+        assert one.prediction == ANSWERS[kind]
+
+
+@pytest.mark.slow
+def test_three_bad_of_many_are_named_and_the_rest_answered(yaml_path, folder, tmp_path):
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "torn.png").write_bytes((folder / "one" / "left-0.png").read_bytes()[:60])
+    (folder / "text.dcm").write_text("this is no DICOM")
+    predictor = predictor_of(yaml_path, folder, tmp_path / "out", workers=2, batch_size=4)
+    with pytest.raises(SomeFailed, match=r"3 of 15 could not be read, 12 are answered") as caught:
+        predictor.run()
+    assert caught.value.exit_code == 1
+    for name in ("empty.png: ", "torn.png: ", "text.dcm: "):
+        assert name in str(caught.value)
+    rows = (predictor.folder / "predictions.jsonl").read_text().splitlines()
+    assert len(rows) == 1 + 12
+    errors = [json.loads(r) for r in (predictor.folder / "errors.jsonl").read_text().splitlines()]
+    assert {e["sample_id"] for e in errors} == {"empty.png", "torn.png", "text.dcm"}
+    page = (predictor.folder / "report.html").read_text()
+    assert page.count("<article") == 12 and "Research use only" in page
+
+
+@pytest.mark.slow
+def test_a_model_that_knows_drawings_alone_says_so(yaml_path, folder, tmp_path, caplog):
+    said = "learned to read from SYNTHETIC drawings"
+    predictor = predictor_of(yaml_path, folder / "one", tmp_path / "real")
+    trained = predictor.history.runs
+    assert len(trained) == 1 and not predictor.history.drawings_alone
+    predictor.run()
+    assert said not in caplog.text + (predictor.folder / "report.html").read_text()
+    config = trained[0] / "config.yaml"
+    before = config.read_text()
+    config.write_text(before.replace("builder: records", "builder: synthetic_cxr"))
+    predictor = predictor_of(yaml_path, folder / "one", tmp_path / "drawn")
+    config.write_text(before)
+    predictor.run()
+    assert said in caplog.text and said in (predictor.folder / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_shards_together_are_the_whole(yaml_path, folder, tmp_path, monkeypatch):
+    (folder / "torn.png").write_bytes(b"no picture")
+    whole = predictor_of(yaml_path, folder, tmp_path / "whole")
+    with pytest.raises(SomeFailed):
+        whole.run()
+    named = []
+    for k in (1, 3):
+        try:
+            part = predictor_of(yaml_path, folder, tmp_path / "out", shard=(k, 3))
+            named += [p.sample_id for p in part.run()]
+        except SomeFailed as error:
+            assert "torn.png" in str(error) and "1 of 5 could" in str(error)
+            rows = (part.folder / f"predictions-{k}-of-3.jsonl").read_text().splitlines()[1:]
+            named += [json.loads(row)["sample_id"] for row in rows]
+        assert not (part.folder / "report.html").exists()
+    assert len(named) == len(set(named)) == 8
+    gather = predictor_of(yaml_path, folder, tmp_path / "out")
+    asked = []
+    original = gather.task.predict
+
+    def noted(model, batch):
+        asked.extend(batch["sample_id"])
+        return original(model, batch)
+
+    monkeypatch.setattr(gather.task, "predict", noted)
+    with pytest.raises(SomeFailed):
+        gather.run()
+    assert len(asked) == 4 and not set(asked) & set(named)  # the second shard was never run
+    files = [p.folder / "predictions.jsonl" for p in (whole, gather)]
+    assert files[0].read_text() == files[1].read_text()
+    assert (gather.folder / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_it_goes_on_where_it_was_stopped(yaml_path, folder, tmp_path, monkeypatch):
+    first = predictor_of(yaml_path, folder, tmp_path / "out", batch_size=4)
+    asked = []
+    original = first.task.predict
+
+    def dies(model, batch):
+        if len(asked) == 8:
+            raise KeyboardInterrupt
+        asked.extend(batch["sample_id"])
+        return original(model, batch)
+
+    monkeypatch.setattr(first.task, "predict", dies)
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    with (first.folder / "predictions.jsonl").open("a") as file:
+        file.write('{"sample_id": "torn')
+    again = predictor_of(yaml_path, folder, tmp_path / "out", batch_size=4)
+    monkeypatch.setattr(
+        again.task, "predict", lambda m, b: asked.extend(b["sample_id"]) or original(m, b)
+    )
+    assert len(again.run()) == 12
+    assert len(asked) == len(set(asked)) == 12
+    other = predictor_of(yaml_path, folder, tmp_path / "out", question="Anything on the left?")
+    assert other.folder != again.folder
+
+
+def test_a_table_has_names_and_questions_of_its_own(folder, tmp_path):
+    table = folder / "list.csv"
+    table.write_text("id,image,question\na,one/left-0.png,Where?\nb,one/left-0.png,\n")
+    a, b = find_inputs(table, "What?")
+    assert (a.sample_id, a.turns[0]["text"]) == ("a", "<image> Where?")
+    assert (b.sample_id, b.turns[0]["text"]) == ("b", "<image> What?")
+    assert a.media[0].path == folder / "one" / "left-0.png"
+
+
+def test_what_cannot_be_meant_is_said(folder, tmp_path):
+    with pytest.raises(DataError, match="no such file or folder"):
+        find_inputs(folder / "absent")
+    with pytest.raises(DataError, match="holds no PNG, JPEG or DICOM"):
+        (tmp_path / "none").mkdir()
+        find_inputs(tmp_path / "none")
+    table = folder / "list.csv"
+    table.write_text("picture\nx.png\n")
+    with pytest.raises(DataError, match=r"record 2: no column 'image' \(there are: picture\)"):
+        find_inputs(table)
+    table.write_text("id,image\na,one/left-0.png\na,one/left-0.png\n")
+    with pytest.raises(DataError, match="two inputs are called a"):
+        find_inputs(table)
+
+
+@pytest.mark.slow
+def test_one_file_on_the_command_line_prints_its_answer(yaml_path, folder, tmp_path):
+    command = [sys.executable, "predict.py", "--cfg-path", str(yaml_path), "--device", "cpu"]
+    command += ["--input", str(folder / "one" / "left-0.png"), "--output", str(tmp_path / "out")]
+    command += ["--question", "What is there?"]
+    done = subprocess.run(command, cwd=REPO, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(ANSWERS["left"])
+    assert "Research use only" in done.stdout
+    assert Path(done.stdout.splitlines()[-1]).is_file()
+
+
+def test_a_table_in_the_projects_own_layout(tmp_path):
+    Image.new("L", (32, 32), 9).save(tmp_path / "a.png")
+    table = tmp_path / "t.jsonl"
+    row = {"id": "s1", "study": "s1", "images": [{"path": "a.png", "view": "PA"}]}
+    table.write_text(json.dumps(row))
+    (found,) = find_inputs(table)
+    assert found.media == (MediaRef(tmp_path / "a.png", "PA"),)
+    row["images"] = [{"path": "a.png"}, {"path": "b.npy", "index": 3}]
+    table.write_text(json.dumps(row))
+    (found,) = find_inputs(table)
+    assert found.media == (
+        MediaRef(tmp_path / "a.png"), MediaRef(tmp_path / "b.npy", index=3, kind="embedding")
+    )  # fmt: skip
+    assert found.turns[0]["text"] == "<image> <image>"
+    for wrong, why in (({"path": "a.png", "vew": "PA"}, "did you mean 'view'"), (7, "is a path")):
+        row["images"] = [wrong]
+        table.write_text(json.dumps(row))
+        with pytest.raises(DataError, match=why):
+            find_inputs(table)

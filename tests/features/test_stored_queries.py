@@ -1,0 +1,96 @@
+"""A frozen Q-Former's tokens are stored in its place, and training is what it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.models.qformer_llm.test_model import tiny
+from tests.runners.test_train_loop import Crash, crash_at, runner_of
+from xraygpt.common.paths import cache_root
+from xraygpt.models.qformer_llm.instruct import InstructXrayGPT
+from xraygpt.models.qformer_llm.qformer import QFormerConfig
+from xraygpt.runners.logs import read_rows
+
+FROZEN = "model.freeze_qformer=true"
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XRAYGPT_CACHE", str(tmp_path / "cache"))
+
+
+def losses(runner):
+    """Of training and of val, with true and others' images."""
+    rows = read_rows(runner.run_folder / "metrics.jsonl")
+    keys = ("train/loss", "val/loss", "val/loss_shuffled")
+    return [row[key] for row in rows for key in keys if key in row]
+
+
+@pytest.mark.slow
+def test_losses_are_those_without_a_cache(tmp_path, toy):
+    stored = runner_of(tmp_path, toy, FROZEN)
+    stored.train()
+    plain = runner_of(tmp_path, toy, FROZEN, "run.feature_cache=false", name="plain")
+    plain.train()
+    assert len(losses(stored)) == len(losses(plain)) == 10
+    np.testing.assert_allclose(losses(stored), losses(plain), rtol=1e-5)
+    assert len(set(losses(stored))) > 6  # they move
+
+
+@pytest.mark.slow
+def test_neither_encoder_nor_qformer_runs_again(tmp_path, toy, monkeypatch):
+    runner_of(tmp_path, toy, FROZEN).train()
+    stored = [load_file(path) for path in cache_root().rglob("*.safetensors")]
+    shapes = {tuple(one.shape) for shard in stored for one in shard.values()}
+    assert shapes == {(4, 64)}  # query tokens, the Q-Former's width
+    again = runner_of(tmp_path, toy, FROZEN, name="again")
+    never = lambda *_, **__: pytest.fail("computed again")  # noqa: E731
+    monkeypatch.setattr(again.model.vision, "encode", never)
+    monkeypatch.setattr(again.model.qformer, "forward", never)
+    again.train()
+    assert len(losses(again)) == 10
+
+
+def test_another_qformer_has_a_store_of_its_own():
+    keys = []
+    for seed in (0, 1):
+        model = tiny(freeze_qformer=True)
+        if seed:
+            with torch.no_grad():
+                next(model.qformer.parameters()).add_(0.1)
+        keys.append(model.begin_storing())
+        assert model.stores_queries and model.encode_frozen(torch.zeros(1, 3, 32, 32)).shape[1] == 4
+    assert keys[0] != keys[1] and keys[0].startswith(keys[1].split(" queries ")[0])
+
+
+def test_a_qformer_that_is_trained_or_reads_the_question_is_not_stored():
+    sizes = {"layers": 2, "hidden": 64, "cross_attention_every": 1}
+    instruct = vars(tiny(freeze_qformer=True).config)
+    models = [
+        tiny(),
+        tiny(freeze_qformer=True, qformer=QFormerConfig(**sizes, adapter=24)),
+        InstructXrayGPT(InstructXrayGPT.Config(**instruct)),
+    ]
+    for model in models:
+        assert model.begin_storing() == model.feature_key() and not model.stores_queries
+    trained = tiny(freeze_qformer=True, freeze_vit=False)
+    assert trained.begin_storing() is None and not trained.stores_queries
+
+
+@pytest.mark.slow
+def test_a_resumed_run_reads_with_the_checkpoints_qformer(tmp_path, toy, monkeypatch):
+    whole = runner_of(tmp_path, toy, FROZEN)
+    whole.train()
+    broken = runner_of(tmp_path, toy, FROZEN, "run.save_every=1", name="broken")
+    crash_at(broken, 3, monkeypatch)
+    with pytest.raises(Crash):
+        broken.train()
+    resume = f"run.resume_ckpt_path={tmp_path / 'broken'}"
+    again = runner_of(tmp_path, toy, FROZEN, resume, name="broken")
+    with torch.no_grad():  # as if it had begun elsewhere
+        next(again.model.qformer.parameters()).add_(1.0)
+    again.train()
+    assert losses(again) == losses(whole)

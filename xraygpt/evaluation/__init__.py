@@ -1,0 +1,1 @@
+"""Measuring: predictions, scores, controls, comparisons and the result page."""

@@ -1,0 +1,1 @@
+"""Features of frozen encoders, cached on disk."""

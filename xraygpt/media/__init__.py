@@ -1,0 +1,1 @@
+"""Images, clips and volumes: reading files, geometry, masks."""

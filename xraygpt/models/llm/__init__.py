@@ -1,0 +1,1 @@
+"""Language models: loading, adapters, the loss on answers, decoding."""

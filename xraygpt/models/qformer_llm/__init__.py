@@ -1,0 +1,1 @@
+"""The Q-Former family: vision encoder, Q-Former, linear projection, LLM."""

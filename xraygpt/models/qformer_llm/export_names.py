@@ -1,0 +1,270 @@
+"""Our weights under other projects' names: the lineage's `.pth`, and transformers' BLIP-2.
+
+Both ways lose nothing or are refused with the reason. Notation: Q queries, D the encoder's width.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AddedToken,
+    Blip2Config,
+    Blip2Processor,
+    Blip2QFormerConfig,
+    Blip2VisionConfig,
+    BlipImageProcessor,
+)
+
+from xraygpt.common.errors import WeightsError
+from xraygpt.models.qformer_llm.parts import Composition
+from xraygpt.models.qformer_llm.qformer import QFormer, sizes
+from xraygpt.models.vision.published import is_eva
+from xraygpt.models.weights.lavis import OWN
+from xraygpt.models.weights.rules import Rule, apply_rules
+from xraygpt.processors.image import XrayImage
+from xraygpt.prompting.content import Turn
+from xraygpt.prompting.renderer import IMAGE_TOKEN_ID, Run
+
+IMAGE_TOKEN = "<image>"
+VISION_EPS = 1e-6  # of EVA's blocks; LAVIS's ln_vision has 1e-5, transformers one for both
+_RESERVED = re.compile(r"reserved|unused|extra_id", re.IGNORECASE)
+
+_LAYER = r"qformer\.qformer\.(encoder\.layer\.\d+\.(?:cross)?attention)\.attention\.(.+)"
+TO_PTH = (
+    Rule(r"proj\.(.+)", r"llama_proj.\1"),
+    Rule(r"vision\.net\.(.+)", r"visual_encoder.\1"),
+    Rule(r"qformer\.(query_tokens|ln_vision\..+)", r"\1"),
+    Rule(
+        r"qformer\.qformer\.(?:embeddings\.)?layernorm\.(.+)",
+        r"Qformer.bert.embeddings.LayerNorm.\1",
+    ),
+    Rule(_LAYER, r"Qformer.bert.\1.self.\2"),
+    Rule(r"qformer\.qformer\.(.+)", r"Qformer.bert.\1"),
+    Rule(r"(average_.+)", rf"{OWN}\1"),  # the original passes over keys it does not know
+)
+_BLOCK = r"vision\.net\.blocks\.(\d+)\."
+TO_BLIP2 = (
+    Rule(r"proj\.(.+)", r"language_projection.\1"),
+    Rule(r"qformer\.query_tokens", "query_tokens"),
+    Rule(r"qformer\.ln_vision\.(.+)", r"vision_model.post_layernorm.\1"),
+    Rule(r"qformer\.qformer\.(.+)", r"qformer.\1"),
+    Rule(r"vision\.net\.cls_token", "vision_model.embeddings.class_embedding"),
+    Rule(r"vision\.net\.pos_embed", "vision_model.embeddings.position_embedding"),
+    Rule(r"vision\.net\.patch_embed\.proj\.(.+)", r"vision_model.embeddings.patch_embedding.\1"),
+    Rule(_BLOCK + r"norm([12])\.(.+)", r"vision_model.encoder.layers.\1.layer_norm\2.\3"),
+    Rule(
+        _BLOCK + r"attn\.(qkv\.weight|q_bias|v_bias)",
+        r"vision_model.encoder.layers.\1.self_attn.\2",
+    ),
+    Rule(_BLOCK + r"attn\.proj\.(.+)", r"vision_model.encoder.layers.\1.self_attn.projection.\2"),
+    Rule(_BLOCK + r"mlp\.(.+)", r"vision_model.encoder.layers.\1.mlp.\2"),
+    Rule(r"llm\.(.+)", r"language_model.\1"),
+    Rule(r"average_.+", None, "the average image, for our guidance alone"),
+)
+
+
+def refuse_odd_parts(model: Composition, kind: str) -> None:
+    """What has no place elsewhere.
+
+    Raises:
+        WeightsError: The model has such a part; says which.
+    """
+    reasons = []
+    if not isinstance(model.qformer, QFormer):
+        reasons.append(f"its Q-Former is a {type(model.qformer).__name__}")
+    elif model.qformer.adapter is not None:
+        reasons.append("it has an adapter between encoder and Q-Former")
+    elif model.qformer.patch_position is not None:
+        reasons.append(
+            f"this run's encoder is {model.config.vit_model}, to whose tokens the Q-Former adds "
+            "positions; EVA-CLIP-g's have theirs"
+        )
+    if model.config.llm_bits or model.config.low_resource:
+        reasons.append(
+            "its LLM's weights are packed: --options model.llm_bits=null model.low_resource=false"
+        )
+    elif any("lora_" in name for name, _ in model.llm.named_parameters()):
+        reasons.append("its LLM has LoRA adapters; --merge-lora adds them to the weights")
+    if reasons:
+        raise WeightsError(f"{kind} has no place for this model: {'; '.join(reasons)}")
+
+
+def pth_state(model: Composition, *, with_vision: bool) -> dict[str, Tensor]:
+    """The model's weights as Composition, MiniGPT-4 and LAVIS name them.
+
+    Args:
+        model: Query-only or text-conditioned.
+        with_vision: The encoder too; the originals keep it in a file of its own.
+
+    Raises:
+        WeightsError: A part has no place there.
+    """
+    refuse_odd_parts(model, "the original layout")
+    trained = not model.config.freeze_vit or any(n.startswith("vision.") for n in model.loaded_keys)
+    if trained and not with_vision:
+        raise WeightsError("its encoder was trained, so it has to go along: --with-vision")
+    if with_vision and not is_eva(model.config.vit_model):
+        raise WeightsError(
+            f"the original layout holds EVA-CLIP-g, not {model.config.vit_model}; leave out "
+            "--with-vision"
+        )
+    prefixes = ("proj.", "qformer.", "average_") + (("vision.",) if with_vision else ())
+    own = {n: t.detach().cpu() for n, t in model.state_dict().items() if n.startswith(prefixes)}
+    account = apply_rules(TO_PTH, own)
+    assert not account.unknown, account.unknown
+    if getattr(model.qformer, "reads_text", False):  # LAVIS calls InstructBLIP's projection so
+        return {n.replace("llama_proj.", "llm_proj."): t for n, t in account.state.items()}
+    return account.state
+
+
+def blip2_state(model: Composition) -> dict[str, Tensor]:
+    """The model's weights, LLM included, as `Blip2ForConditionalGeneration` saves them.
+
+    Raises:
+        WeightsError: A part has no place there.
+    """
+    refuse_odd_parts(model, "transformers' BLIP-2")
+    if getattr(model.qformer, "reads_text", False):
+        raise WeightsError("transformers' BLIP-2 has no place for a Q-Former that reads questions")
+    if not is_eva(model.config.vit_model):
+        raise WeightsError(
+            f"transformers' BLIP-2 holds the EVA-CLIP-g tower, not {model.config.vit_model}: "
+            "such a model opens here alone"
+        )
+    account = apply_rules(TO_BLIP2, {n: t.detach() for n, t in model.state_dict().items()})
+    assert not account.unknown, account.unknown
+    state = account.state
+    for name in [n for n in state if n.endswith(".q_bias")]:
+        stem = name.removesuffix("q_bias")
+        query, value = state.pop(name), state.pop(f"{stem}v_bias")
+        state[f"{stem}qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+    if model.llm.config.tie_word_embeddings:
+        state.pop("language_model.lm_head.weight", None)
+    return state
+
+
+def image_token_id(model: Composition, state: dict[str, Tensor]) -> tuple[int, str]:
+    """An id for images that no text takes; the embedding in `state` grows where there is none.
+
+    Returns:
+        The id, and in words where it comes from.
+    """
+    tokenizer = model.tokenizer
+    for token, number in sorted(tokenizer.get_added_vocab().items(), key=lambda t: t[1]):
+        if _RESERVED.search(token):
+            return number, f"id {number}, the tokenizer's {token}"
+    name = embedding_name(model)
+    rows, taken = len(state[name]), len(tokenizer)
+    if taken < rows:
+        return taken, f"id {taken}, of the {rows - taken} rows no token takes"
+    head = model.llm.get_output_embeddings()
+    heads = [f"language_model.{n}.weight" for n, m in model.llm.named_modules() if m is head]
+    for key in (name, *heads):
+        if key in state:  # zeros: its logit is 0, below any that is likely
+            state[key] = torch.cat([state[key], torch.zeros_like(state[key][:1])])
+    return taken, f"id {taken}, for which the embedding grew from {rows} to {rows + 1} rows"
+
+
+def embedding_name(model: Composition) -> str:
+    """The LLM's token embedding in an exported state."""
+    embedding = model.llm.get_input_embeddings()
+    found = next(n for n, m in model.llm.named_modules() if m is embedding)
+    return f"language_model.{found}.weight"
+
+
+def blip2_config(model: Composition, state: dict[str, Tensor], image_id: int) -> Blip2Config:
+    """The configuration `state` belongs to."""
+    net: Any = model.vision.net  # type: ignore[union-attr]
+    wants = model.vision.wants  # type: ignore[union-attr]
+    block = net.blocks[0]
+    vision = Blip2VisionConfig(
+        hidden_size=net.embed_dim,
+        intermediate_size=block.mlp.fc1.out_features,
+        num_hidden_layers=len(net.blocks),
+        num_attention_heads=block.attn.num_heads,
+        image_size=wants.image_size,
+        patch_size=net.patch_embed.patch_size[0],
+        hidden_act="gelu",
+        layer_norm_eps=VISION_EPS,
+        qkv_bias=True,
+    )
+    text = model.llm.config.to_dict()
+    text["vocab_size"] = len(state[embedding_name(model)])
+    text.pop("_name_or_path", None)  # a path of this machine
+    config = Blip2Config(
+        vision_config=vision,
+        qformer_config=Blip2QFormerConfig(**sizes(model.config.qformer, net.embed_dim)),
+        text_config=text,
+        num_query_tokens=model.config.num_query_token,
+        image_token_index=image_id,
+        architectures=["Blip2ForConditionalGeneration"],
+    )
+    config.tie_word_embeddings = bool(model.llm.config.tie_word_embeddings)
+    config.dtype = state["language_projection.weight"].dtype
+    return config
+
+
+def blip2_processor(model: Composition, vis: XrayImage, image_id: int) -> Blip2Processor:
+    """Images as the run's processor makes them, and texts in which `<image>` takes `image_id`.
+
+    Raises:
+        WeightsError: The run's pictures were fitted in a way that processor does not know.
+    """
+    if vis.fit != "squash" or vis.grey or vis.channels != 3:
+        raise WeightsError(
+            f"the run's vis_processor makes pictures square by fit: {vis.fit}; transformers' "
+            "BLIP-2 processor only squashes them"
+        )
+    images = BlipImageProcessor(
+        size={"height": vis.size, "width": vis.size},
+        resample={"bilinear": 2, "bicubic": 3}[vis.interpolation],
+        image_mean=vis.mean.flatten().tolist(),
+        image_std=vis.std.flatten().tolist(),
+    )
+    tokenizer = model.tokenizer
+    named = {number: token for token, number in tokenizer.get_added_vocab().items()}.get(image_id)
+    if named is None:
+        token = AddedToken(IMAGE_TOKEN, normalized=False, special=True)
+        tokenizer.add_tokens([token], special_tokens=True)
+        if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != image_id:
+            raise WeightsError(f"the tokenizer did not give {IMAGE_TOKEN} the id {image_id}")
+    # A processor that counts the queries would put them before the text; ours lie within it.
+    tokenizer.image_token = AddedToken(named or IMAGE_TOKEN, normalized=False, special=True)
+    return Blip2Processor(images, tokenizer, num_query_tokens=None)
+
+
+@torch.no_grad()
+def eps_effect(model: Composition) -> float:
+    """Greatest relative change of normalised features by transformers' one layer-norm eps.
+
+    LAVIS has 1e-5 after the encoder and 1e-6 within it, transformers one for both. The change is
+    half the difference over the variance of a token, which is measured on a grey image with noise.
+    """
+    wants = model.vision.wants  # type: ignore[union-attr]
+    shape = (1, wants.channels, wants.image_size, wants.image_size)
+    pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    variance = model.encode(pixels).var(dim=-1, unbiased=False).min()
+    return float((1e-5 - VISION_EPS) / 2 / variance)
+
+
+def prompt_text(model: Composition, question: str, image_token: str) -> tuple[str, list[int]]:
+    """A question about one image as text for the exported processor, and the ids it must give.
+
+    Ids are those of our renderer with `IMAGE_TOKEN_ID` still in the image's places. The text is
+    to be tokenised without special tokens: those it needs are in it.
+    """
+    turns = [Turn(role="user", text=f"<image> {question}")]
+    count = model.config.num_query_token
+    ids = model.renderer.render(turns, [Run(count)])["input_ids"]
+    pieces = model.renderer.written(turns).split("<image>")
+    opening = model.tokenizer.bos_token if model.renderer.opens_with_bos else ""
+    return opening + (image_token * count).join(pieces), ids
+
+
+def with_image_id(ids: list[int], image_id: int) -> list[int]:
+    """`ids` with `image_id` in the image's places."""
+    return [image_id if i == IMAGE_TOKEN_ID else i for i in ids]

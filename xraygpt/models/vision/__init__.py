@@ -1,0 +1,1 @@
+"""Vision encoders and what is trained on top of their features."""

@@ -1,0 +1,172 @@
+"""Weight files of LAVIS, MiniGPT-4 and XrayGPT: their names -> ours, every key accounted for.
+
+The files come in layers: `eva_vit_g.pth` (the vision encoder, bare names), BLIP-2's Q-Former
+(`blip2_pretrained_*.pth`), and the projection that XrayGPT and MiniGPT-4 trained, in a dictionary
+``{"model": …}``. The originals load each with `strict=False` and drop the answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from xraygpt.common.errors import WeightsError
+from xraygpt.models.weights.files import is_converted
+from xraygpt.models.weights.rules import Account, Rule, apply_rules
+
+OWN = "xraygpt."  # before keys of ours that the originals pass over
+_VISION_STEMS = ("cls_token", "pos_embed", "patch_embed.", "blocks.")
+# transformers keeps BLIP-2 under names of its own (Salesforce/blip2-*, instructblip-*).
+_HF_STEMS = ("vision_model.embeddings.", "qformer.encoder.", "language_projection.")
+_LLAMA_2_WIDTH = 5632  # four tokens of 1408 in a row: MiniGPT-4 for Llama 2 has no Q-Former
+
+_TEXT, _STAGE_1 = "the Q-Former's text side", "heads of BLIP-2's first stage"
+_CONSTANT, _OTHER, _LLM = "constants", "projection to another LLM", "the LLM"
+
+_LAYER = r"Qformer\.bert\.encoder\.(layer\.\d+)\."
+_WORDS = r"Qformer\.bert\.embeddings\.((?:word|position)_embeddings)\.(.+)"
+_LAVIS = (
+    Rule(r"query_tokens", "qformer.query_tokens"),
+    Rule(r"ln_vision\.(.+)", r"qformer.ln_vision.\1"),
+    Rule(r"visual_encoder\.(.+)", r"vision.net.\1"),
+    Rule(r"(?:llama|llm)_proj\.(.+)", r"proj.\1"),
+    Rule(
+        _LAYER + r"((?:cross)?attention)\.self\.(.+)",
+        r"qformer.qformer.encoder.\1.\2.attention.\3",
+    ),
+    Rule(
+        _LAYER + r"((?:(?:cross)?attention\.output|(?:intermediate|output)_query)\..+)",
+        r"qformer.qformer.encoder.\1.\2",
+    ),
+    Rule(r"Qformer\.cls\..+|(?:vision_proj|text_proj|itm_head)\..+|temp", None, _STAGE_1),
+    Rule(r"(?:t5|opt)_proj\..+", None, _OTHER),
+    Rule(r"Qformer\.bert\.embeddings\.position_ids", None, _CONSTANT),
+    Rule(re.escape(OWN) + r"(average_.+)", r"\1"),
+    Rule(r"(?:llama|llm)_model\..*rotary_emb\.inv_freq", None, _CONSTANT),
+)
+_HF_LAYER = r"qformer\.(encoder\.layer\.\d+\."
+_HF = (
+    Rule(r"query_tokens", "qformer.query_tokens"),
+    Rule(r"vision_model\.post_layernorm\.(.+)", r"qformer.ln_vision.\1"),
+    Rule(r"vision_model\.embeddings\.class_embedding", "vision.net.cls_token"),
+    Rule(r"vision_model\.embeddings\.position_embedding", "vision.net.pos_embed"),
+    Rule(r"vision_model\.embeddings\.patch_embedding\.(.+)", r"vision.net.patch_embed.proj.\1"),
+    Rule(
+        r"vision_model\.encoder\.layers\.(\d+)\.layer_norm([12])\.(.+)",
+        r"vision.net.blocks.\1.norm\2.\3",
+    ),
+    Rule(
+        r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.qkv\.(.+)",
+        r"vision.net.blocks.\1.attn.qkv.\2",
+    ),
+    Rule(
+        r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.projection\.(.+)",
+        r"vision.net.blocks.\1.attn.proj.\2",
+    ),
+    Rule(r"vision_model\.encoder\.layers\.(\d+)\.mlp\.(.+)", r"vision.net.blocks.\1.mlp.\2"),
+    Rule(
+        _HF_LAYER + r"(?:(?:cross)?attention|intermediate_query|output_query)\..+)",
+        r"qformer.qformer.\1",
+    ),
+    Rule(r"language_projection\.(.+)", r"proj.\1"),
+    Rule(r"language_model\..+", None, _LLM),
+    Rule(r"qformer\.embeddings\.position_ids", None, _CONSTANT),
+    Rule(r"(?:embeddings|itm_head|vision_projection|text_projection)\..+", None, _STAGE_1),
+)
+# A Q-Former that reads queries alone has no text side; one that reads the question has it all.
+_QUERIES_ALONE = (
+    Rule(r"Qformer\.bert\.embeddings\.LayerNorm\.(.+)", r"qformer.qformer.layernorm.\1"),
+    Rule(_LAYER + r"(?:intermediate|output)\..+", None, _TEXT),
+    Rule(_WORDS, None, _TEXT),
+    Rule(r"qformer\.(?:embeddings\.)?layernorm\.(.+)", r"qformer.qformer.layernorm.\1"),
+    Rule(_HF_LAYER + r"(?:intermediate|output)\..+)", None, _TEXT),
+    Rule(r"qformer\.embeddings\.(?:word|position)_embeddings\..+", None, _TEXT),
+)
+_WITH_TEXT = (
+    Rule(r"Qformer\.bert\.embeddings\.LayerNorm\.(.+)", r"qformer.qformer.embeddings.layernorm.\1"),
+    Rule(_LAYER + r"((?:intermediate|output)\..+)", r"qformer.qformer.encoder.\1.\2"),
+    Rule(_WORDS, r"qformer.qformer.embeddings.\1.\2"),
+    Rule(
+        r"qformer\.(embeddings\.(?:layernorm|(?:word|position)_embeddings)\..+)",
+        r"qformer.qformer.\1",
+    ),
+    Rule(_HF_LAYER + r"(?:intermediate|output)\..+)", r"qformer.qformer.\1"),
+    Rule(r"qformer\.layernorm\.(.+)", r"qformer.qformer.embeddings.layernorm.\1"),
+)
+# Of a folder that `python -m xraygpt.convert` made: our names, the text side kept if there is one.
+_CONVERTED = (Rule(r"((?:qformer|vision|proj|average_).+)", r"\1"),)
+_CONVERTED_QUERIES_ALONE = (
+    Rule(r"qformer\.qformer\.embeddings\.layernorm\.(.+)", r"qformer.qformer.layernorm.\1"),
+    Rule(r"qformer\.qformer\.embeddings\..+", None, _TEXT),
+    Rule(r"qformer\.qformer\.encoder\.layer\.\d+\.(?:intermediate|output)\..+", None, _TEXT),
+    *_CONVERTED,
+)
+# Of a file that holds the encoder alone. It has 40 blocks; BLIP-2 takes what the 39th gives.
+_VISION = (
+    Rule(
+        r"blocks\.39\..+|(?:fc_)?norm\..+|head\..+", None, "the encoder's last block, norm and head"
+    ),
+    Rule(r"((?:cls_token|pos_embed|patch_embed|blocks)\b.*)", r"vision.net.\1"),
+)
+
+
+def is_foreign(state: Mapping[str, Tensor], source: Path) -> bool:
+    """Whether `translate` is for a file: another project's, or one that was converted from it."""
+    return is_lineage(state) or is_converted(source)
+
+
+def is_lineage(state: Mapping[str, Tensor]) -> bool:
+    """Whether a file's keys are those of LAVIS and its children, or of transformers' BLIP-2."""
+    marks = ("Qformer.", "llama_proj.", "visual_encoder.", *_VISION_STEMS[2:], *_HF_STEMS)
+    return any(name.removeprefix("module.").startswith(marks) for name in state)
+
+
+def translate(state: Mapping[str, Tensor], source: Path, *, text: bool = False) -> Account:
+    """Our names for the tensors of a file of the lineage; the log gets the account.
+
+    Args:
+        state: Tensors of an `eva_vit_g.pth`, `blip2_pretrained_*.pth`, of the `model` in a
+            checkpoint of XrayGPT, MiniGPT-4 or LAVIS, or of transformers' BLIP-2 or InstructBLIP.
+        source: Named in messages.
+        text: Whether the Q-Former they are for reads the question too.
+
+    Raises:
+        WeightsError: A key is unknown, or the file belongs to a model without a Q-Former.
+    """
+    names = [name.removeprefix("module.") for name in state]
+    rules: tuple[Rule, ...] = (*(_WITH_TEXT if text else _QUERIES_ALONE), *_LAVIS)
+    if is_converted(source):
+        rules = _CONVERTED if text else _CONVERTED_QUERIES_ALONE
+    elif any(name.startswith(_VISION_STEMS) for name in names):
+        rules = _VISION
+    theirs = not is_converted(source) and any(name.startswith(_HF_STEMS) for name in names)
+    if theirs:
+        rules = (*(_WITH_TEXT if text else _QUERIES_ALONE), *_HF)
+    account = apply_rules(rules, state)
+    if theirs:
+        _split_bias(account, source)
+    projection = account.state.get("proj.weight")
+    if projection is not None and projection.dim() == 2 and projection.shape[1] == _LLAMA_2_WIDTH:
+        raise WeightsError(
+            f"{source}: its projection takes {_LLAMA_2_WIDTH} numbers, four image tokens in a row: "
+            "this is MiniGPT-4 for Llama 2, which has no Q-Former and is another model"
+        )
+    account.close(source, "this lineage")
+    return account
+
+
+def _split_bias(account: Account, source: Path) -> None:
+    """One bias of query, key and value -> two: EVA-CLIP-g has none for the key.
+
+    Raises:
+        WeightsError: It has one.
+    """
+    for name in [n for n in account.state if n.endswith(".attn.qkv.bias")]:
+        query, key, value = account.state.pop(name).chunk(3)
+        if key.any():
+            raise WeightsError(f"{source}: {name} has a bias for the key, so this is no EVA-CLIP-g")
+        stem = name.removesuffix("qkv.bias")
+        account.state |= {f"{stem}q_bias": query.clone(), f"{stem}v_bias": value.clone()}

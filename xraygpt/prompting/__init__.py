@@ -1,0 +1,1 @@
+"""Conversation turns to token ids."""
