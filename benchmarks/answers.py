@@ -41,12 +41,12 @@ class Bench:
     def __init__(self, yaml: Path, count: int, options: list[str], blip2: bool) -> None:
         experiment = load(Evaluation, yaml, options)
         self.model: Any = build_model(experiment, 0).eval()
-        self.model.fold()  # as evaluation does; for all sides
+        self.model.merge_lora()  # as evaluation does; for all sides
         self.decoder = Decoder(self.model.llm, self.model.renderer)
         (corpus,) = experiment.datasets.values()
         data = corpus.build(image_spec=self.model.image_spec, seed=0).build("val", "eval")
         self.collate = Collator(
-            self.model.renderer, self.model.packer, max_len=self.model.context_len
+            self.model.renderer, self.model.media_collator, max_len=self.model.context_len
         )
         self.samples = [data[i] for i in range(min(count, len(data)))]
         self.blip2 = blip2_of(self.model) if blip2 else None

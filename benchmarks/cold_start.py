@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from xraygpt.models.llm.files import locate
+from xraygpt.models.llm.llm_files import locate
 
 ROOT = Path(__file__).resolve().parents[1]
 YAML = """

@@ -57,7 +57,9 @@ class Bench:
                     parameter.normal_(std=0.02)
         (corpus,) = experiment.datasets.values()
         data = corpus.build(image_spec=self.model.image_spec, seed=0).build("train")
-        collate = Collator(self.model.renderer, self.model.packer, max_len=self.model.context_len)
+        collate = Collator(
+            self.model.renderer, self.model.media_collator, max_len=self.model.context_len
+        )
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
         samples = [data[i] for i in order[:batch_size]]
         self.batch: Batch = collate(samples)

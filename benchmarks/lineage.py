@@ -74,10 +74,12 @@ class Ours:
         size = self.model.image_spec.image_size
         generator = torch.Generator().manual_seed(0)
         self.images = torch.randn(len(texts[0]), 3, size, size, generator=generator)
-        collate = Collator(self.model.renderer, self.model.packer, max_len=self.model.context_len)
+        collate = Collator(
+            self.model.renderer, self.model.media_collator, max_len=self.model.context_len
+        )
         self.batches = [self._on(device, collate(self._samples(row))) for row in texts]
         pixels = self.batches[0]["media_inputs"]["pixel_values"]
-        self.model.begin_storing()
+        self.model.start_caching_queries()
         self.stored = {"features": self.model.encode_frozen(pixels)}
         trained = [p for _, p in self.model.trainable_parameters()]
         self.optimizer, self.device = torch.optim.AdamW(trained, lr=0.0), device

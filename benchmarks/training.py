@@ -83,11 +83,13 @@ class Bench:
         self.model: Any = build_model(experiment, 0).train()
         (corpus,) = experiment.datasets.values()
         data = corpus.build(image_spec=self.model.image_spec, seed=0).build("train")
-        collate = Collator(self.model.renderer, self.model.packer, max_len=self.model.context_len)
+        collate = Collator(
+            self.model.renderer, self.model.media_collator, max_len=self.model.context_len
+        )
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
         rows = [order[i * batch_size : (i + 1) * batch_size] for i in range(batches)]
         self.batches = [collate([data[i] for i in row]) for row in rows]
-        self.model.begin_storing()
+        self.model.start_caching_queries()
         self.stored = [
             {"features": self.model.encode_frozen(b["media_inputs"]["pixel_values"])}
             for b in self.batches

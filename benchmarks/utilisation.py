@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from xraygpt.common import memory
 from xraygpt.common.cli import guarded
 from xraygpt.datasets.base import Batch, MediaRun
-from xraygpt.models.llm.small import LoraSettings, add_lora
+from xraygpt.models.llm.small_llm import LoraSettings, add_lora
 from xraygpt.models.qformer_llm.model import XrayGPT
 from xraygpt.models.qformer_llm.qformer import QFormerConfig
 from xraygpt.prompting.renderer import IGNORE_INDEX, IMAGE_TOKEN_ID

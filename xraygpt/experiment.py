@@ -14,8 +14,8 @@ import torch
 from xraygpt.common import checkpoint
 from xraygpt.common import config as configuration
 from xraygpt.common.checks import Checks
-from xraygpt.common.draws import keyed_random
 from xraygpt.common.errors import DataError, InputError
+from xraygpt.common.keyed_random import keyed_random
 from xraygpt.conversation import ChatEngine
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import Split, StudyDataset, read_media
@@ -26,7 +26,7 @@ from xraygpt.evaluation.history import history_of
 from xraygpt.evaluation.predictor import Predictor, find_inputs
 from xraygpt.media.base import Media, MediaRef
 from xraygpt.models.base import BaseModel, Generation
-from xraygpt.models.capabilities import Chats, need
+from xraygpt.models.capabilities import Chats, require
 from xraygpt.models.text_assets import assets_of
 from xraygpt.models.weights.files import weight_files, weight_source
 from xraygpt.processors.image import Fit, ImageSpec
@@ -144,7 +144,7 @@ def build_evaluator(experiment: Evaluation) -> Evaluator:
     if experiment.model.ckpt is None:
         log.warning("model.ckpt is not set: measuring a model whose Q-Former was never trained")
     model = build_model(experiment, run.seed)
-    model.fold()
+    model.merge_lora()
     builder = next(iter(experiment.datasets.values())).build(
         image_spec=model.image_spec, seed=run.seed
     )
@@ -188,7 +188,7 @@ def build_predictor(
     """
     records = find_inputs(source, question)
     model = build_model(experiment, experiment.run.seed)
-    model.fold()
+    model.merge_lora()
     builder = next(iter(experiment.datasets.values())).build(image_spec=model.image_spec)
     vis = builder.processor("vis", "eval")
     data = StudyDataset(records, partial(read_media, processor=vis), signature=vis.signature())
@@ -243,8 +243,8 @@ def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
     """
     place = find_device(device)
     model = build_model(experiment, experiment.run.seed)
-    model.fold()
-    need(model, Chats)
+    model.merge_lora()
+    require(model, Chats)
     builder = next(iter(experiment.datasets.values())).build(image_spec=model.image_spec)
     vis = builder.processor("vis", "eval")
     plan: Any = getattr(experiment.run.task, "plan", None)

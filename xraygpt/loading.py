@@ -64,7 +64,7 @@ class LoadedModel:
         self.model, self.task, self.processor, self.device = model, task, processor, device
         if not model.training:  # one question for all, as measured
             model.renderer.prompts = model.renderer.prompts[:1]
-        self._collate = Collator(model.renderer, model.packer, max_len=model.context_len)
+        self._collate = Collator(model.renderer, model.media_collator, max_len=model.context_len)
 
     def report(self, images: Picture | Sequence[Picture], question: str = "") -> str:
         """A report on one study.
@@ -102,7 +102,7 @@ class LoadedModel:
             media=media,
             turns=[Turn(role="user", text=f"{marks} {question}".strip())],
             meta={},
-            draw="",
+            rng_key="",
         )
         batch = to_device(self._collate.prompts([sample]), self.device)
         (found,) = answers_of(self.task.predict(self.model, batch))
@@ -162,7 +162,7 @@ def load_model(
     with contextlib.chdir(root):  # a named YAML's paths are the project's
         experiment = _of_folder(path) if path.is_dir() else load(Evaluation, path, options)
         model = build_model(experiment, experiment.run.seed)
-        model.fold()
+        model.merge_lora()
         builder = next(iter(experiment.datasets.values())).build(image_spec=model.image_spec)
         processor = builder.processor("vis", "eval")
         task = experiment.run.task.build()

@@ -26,7 +26,7 @@ from xraygpt.features.cache import FeatureStore
 from xraygpt.metrics.grounding import Boxes
 from xraygpt.models.base import Generation
 from xraygpt.models.llm.language_model import LanguageModel
-from xraygpt.models.llm.small import LoraSettings, SmallLLM
+from xraygpt.models.llm.small_llm import LoraSettings, SmallLLM
 from xraygpt.models.qformer_llm.alignment import QFormerAlignment
 from xraygpt.models.qformer_llm.instruct import InstructXrayGPT
 from xraygpt.models.qformer_llm.model import XrayGPT
@@ -60,7 +60,7 @@ datasets:
     builder: records
     storage: somewhere
     weight: -1
-    tell_findings: 2
+    findings_in_prompt: 2
     vis_processor:
       train:
         name: xray_image_train
@@ -100,7 +100,7 @@ def test_every_broken_field_of_every_section_has_its_line(tmp_path):
         "line 10: model.qformer.hidden: must be a multiple of 64, the width of a head; got 100",
         "line 11: model.qformer.dropout: must lie in [0, 1), got 1.5",
         "line 16: datasets.toy.weight: must be at least 0, got -1.0",
-        "line 17: datasets.toy.tell_findings: must lie in [0, 1], got 2.0",
+        "line 17: datasets.toy.findings_in_prompt: must lie in [0, 1], got 2.0",
         f"line 21: {train}.image_size: must lie in 8..4096 pixels, got 4",
         f"line 22: {train}.min_scale: must lie in (0, 1], got 0.0",
         f"line 23: {train}.degrees: must lie in [0, 180], got 200.0",
@@ -131,8 +131,8 @@ CASES: list[tuple[type, dict[str, Any], set[str]]] = [
     (RecordsBuilder.Config, {"weight": -1, "balance": 2}, {"weight", "balance"}),
     (
         RecordsBuilder.Config,
-        {"balance": -1, "tell_findings": 2, "question_sides": True, "ask": "findings"},
-        {"balance", "tell_findings", "question_sides"},
+        {"balance": -1, "findings_in_prompt": 2, "question_sides": True, "ask": "findings"},
+        {"balance", "findings_in_prompt", "question_sides"},
     ),
     (
         PlantedLesions.Config,

@@ -103,7 +103,7 @@ def configs() -> list[type]:
     from xraygpt.evaluation.evaluator import Evaluator
     from xraygpt.experiment import Evaluation, Training
     from xraygpt.models.base import Generation
-    from xraygpt.models.llm.small import LoraSettings, SmallLLM
+    from xraygpt.models.llm.small_llm import LoraSettings, SmallLLM
     from xraygpt.models.qformer_llm.qformer import QFormerConfig
 
     found = [

@@ -12,7 +12,7 @@ from xraygpt.common.errors import InputError
 from xraygpt.conversation import ChatEngine
 from xraygpt.conversation.attention import Attention, on_image
 from xraygpt.conversation.engine import Shown
-from xraygpt.models.llm.small import SmallLLM
+from xraygpt.models.llm.small_llm import SmallLLM
 from xraygpt.models.qformer_llm.instruct import InstructXrayGPT
 from xraygpt.models.qformer_llm.model import XrayGPT
 from xraygpt.models.qformer_llm.qformer import QFormerConfig

@@ -19,7 +19,7 @@ from xraygpt.datasets.base import Sample
 from xraygpt.datasets.collate import Collator
 from xraygpt.media.base import of_tensor
 from xraygpt.models.base import Generation
-from xraygpt.models.llm.small import SmallLLM
+from xraygpt.models.llm.small_llm import SmallLLM
 from xraygpt.models.qformer_llm.instruct import InstructXrayGPT
 from xraygpt.models.qformer_llm.model import XrayGPT
 from xraygpt.models.qformer_llm.qformer import QFormerConfig
@@ -149,9 +149,9 @@ def test_the_answer_is_that_of_evaluation(engine, how, weight, caption, own_rule
     model = engine.model
     turns = [turn_of("user", [MediaPart(caption=caption), " What is this?"])]
     sample = Sample(
-        sample_id="", study_id="a", media=[of_tensor(image(4))], turns=turns, meta={}, draw="a"
+        sample_id="", study_id="a", media=[of_tensor(image(4))], turns=turns, meta={}, rng_key="a"
     )
-    collate = Collator(model.renderer, model.packer, max_len=model.context_len)
+    collate = Collator(model.renderer, model.media_collator, max_len=model.context_len)
     (expected,) = model.generate(collate.prompts([sample]), how, bonus)
     conversation = engine.start()
     conversation.add_image(image(4))

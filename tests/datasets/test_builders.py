@@ -19,7 +19,7 @@ from xraygpt.processors.image import ImageSpec, XrayImageTrain
 from xraygpt.processors.text import ReportText
 from xraygpt.prompting.renderer import Turn
 from xraygpt.vocabulary.openi import is_published_test, published_test_studies
-from xraygpt.vocabulary.questions import ToldImages
+from xraygpt.vocabulary.questions import CodesAsImage
 
 SPEC = ImageSpec(image_size=16, mean=(0.5,), std=(0.5,), tokens_per_image=4)
 
@@ -364,7 +364,7 @@ def test_codes_stand_where_the_image_would_for_a_language_model(tmp_path):
     row = {"images": [{"path": "a.png"}] * 2, "study": "1", "findings": "Small heart.", "codes": []}
     row["codes"] = ["Opacity/left", "Mass"]
     (tmp_path / "t.json").write_text(json.dumps([row]))
-    data = records(tmp_path, target="report", tell_images=True)
+    data = records(tmp_path, target="report", codes_as_image=True)
     asked = [data[0, epoch]["turns"][0]["text"] for epoch in range(60)]
     whole = [f"<image>{words}</image>" for words in ("mass; opacity, left", "opacity, left; mass")]
     assert set(asked) == {*whole} | {
@@ -378,7 +378,7 @@ def test_codes_stand_where_the_image_would_for_a_language_model(tmp_path):
 
 def test_told_codes_take_the_first_mark_wherever_it_stands():
     turns = [Turn(role="user", text="Look: <image> <image> What?"), Turn(role="user", text="And?")]
-    told = ToldImages(turns, ["Mass"])
+    told = CodesAsImage(turns, ["Mass"])
     asked = {tuple(t["text"] for t in told(str(draw))) for draw in range(40)}
     assert asked == {
         ("Look: <image>mass</image> What?", "And?"),

@@ -14,11 +14,11 @@ from tests.conftest import toy_image
 from tests.models.qformer_llm.test_model import collator, sample, tiny
 from xraygpt.conversation import ChatEngine
 from xraygpt.datasets.base import read_media
-from xraygpt.demo.desk import Desk
+from xraygpt.demo.controller import DemoController
 from xraygpt.experiment import ChatParts
 from xraygpt.media.base import MediaRef
 from xraygpt.models.base import Generation
-from xraygpt.models.llm.small import SmallLLM
+from xraygpt.models.llm.small_llm import SmallLLM
 from xraygpt.models.qformer_llm.model import XrayGPT
 from xraygpt.processors.image import XrayImage
 
@@ -80,9 +80,9 @@ def parts(model: XrayGPT | None = None, **how: Any) -> ChatParts:
     )
 
 
-def desk(**how: Any) -> Desk:
+def desk(**how: Any) -> DemoController:
     """A desk with the taught model."""
-    return Desk(parts(**how), "taught", synthetic=False)
+    return DemoController(parts(**how), "taught", synthetic=False)
 
 
 def square(folder: Path, kind: str, seed: int = 5, kinds: str = "png") -> Path:

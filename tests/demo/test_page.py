@@ -445,7 +445,7 @@ def test_real_dicom_files_are_shown_as_the_reader_reads_them(visit, real_data):
         visitor.shoot(f"dicom-{file.stem}")
 
         def wanted(file=file, invert=False, **how) -> np.ndarray:
-            from xraygpt.demo.films import VIEW_SIDE, thumbnail
+            from xraygpt.demo.display import VIEW_SIDE, thumbnail
 
             shown = np.rint(read_image(file, **how).pixels * 255).astype(np.uint8)
             return thumbnail(255 - shown if invert else shown, VIEW_SIDE)

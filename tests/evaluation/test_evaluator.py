@@ -127,7 +127,7 @@ def test_scoring_again_asks_no_judge(reading, tmp_path):
         "run.task.clinical.judge_model=m",
     ]
     evaluator = evaluator_of(reading, tmp_path, *options)
-    evaluator.task.stay_here()
+    evaluator.task.go_offline()
     evaluator.run()
     again = scoring.score_folder(evaluator.folder)
     assert "never asks one" in again["left_out"]["GREEN"]
@@ -286,7 +286,7 @@ def test_shuffled_images_are_those_of_earlier_results():
 
 def test_most_common_answer():
     texts = ["b", "a", "b", "a", "c"]
-    data = StudyDataset(records(texts, texts), lambda ref, draw: None)
+    data = StudyDataset(records(texts, texts), lambda ref, rng_key: None)
     assert most_common_answer(data) == "a"
 
 

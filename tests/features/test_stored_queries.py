@@ -61,7 +61,7 @@ def test_another_qformer_has_a_store_of_its_own():
         if seed:
             with torch.no_grad():
                 next(model.qformer.parameters()).add_(0.1)
-        keys.append(model.begin_storing())
+        keys.append(model.start_caching_queries())
         assert model.stores_queries and model.encode_frozen(torch.zeros(1, 3, 32, 32)).shape[1] == 4
     assert keys[0] != keys[1] and keys[0].startswith(keys[1].split(" queries ")[0])
 
@@ -75,9 +75,9 @@ def test_a_qformer_that_is_trained_or_reads_the_question_is_not_stored():
         InstructXrayGPT(InstructXrayGPT.Config(**instruct)),
     ]
     for model in models:
-        assert model.begin_storing() == model.feature_key() and not model.stores_queries
+        assert model.start_caching_queries() == model.feature_key() and not model.stores_queries
     trained = tiny(freeze_qformer=True, freeze_vit=False)
-    assert trained.begin_storing() is None and not trained.stores_queries
+    assert trained.start_caching_queries() is None and not trained.stores_queries
 
 
 @pytest.mark.slow

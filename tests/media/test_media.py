@@ -116,8 +116,8 @@ def test_a_box_follows_its_pixels(tmp_path, fit, shape, mirrored):
     source = read(MediaRef(tmp_path / "p.png", mirrored=mirrored))
     train = XrayImageTrain.Config(min_scale=0.6, degrees=8.0, fit=fit).build(image_spec=SPEC)
     for processor, draws in ((XrayImage.Config(fit=fit).build(image_spec=SPEC), 1), (train, 8)):
-        for draw in range(draws):
-            made = processor.process(source, str(draw))
+        for rng_key in range(draws):
+            made = processor.process(source, str(rng_key))
             where = made.geometry.box(normal)
             bright = (made.data[0] > 0.5).nonzero()
             if where is None or not len(bright):
@@ -125,7 +125,7 @@ def test_a_box_follows_its_pixels(tmp_path, fit, shape, mirrored):
                 continue
             low, high = bright.min(0).values / 96, (bright.max(0).values + 1) / 96
             seen = (float(low[1]), float(low[0]), float(high[1]), float(high[0]))
-            assert seen == pytest.approx(where, abs=0.045), (draw, seen, where)
+            assert seen == pytest.approx(where, abs=0.045), (rng_key, seen, where)
             mask = mask_on((picture > 0).astype(np.uint8), made)
             agree = (torch.from_numpy(mask) > 0) == (made.data[0] > 0.5)
             assert agree.float().mean() > 0.985
@@ -133,7 +133,7 @@ def test_a_box_follows_its_pixels(tmp_path, fit, shape, mirrored):
 
 def test_a_processor_without_geometry_says_nothing():
     class Own(XrayImage):
-        def geometry(self, height, width, draw=""):
+        def geometry(self, height, width, rng_key=""):
             return None
 
     own = Own(XrayImage.Config(), image_spec=SPEC)

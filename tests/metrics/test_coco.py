@@ -46,7 +46,7 @@ def test_scores_are_those_of_the_reference_package():
     from pycocoevalcap.rouge.rouge import Rouge
 
     said, true = pairs()
-    words = R2Gen.learn(true)
+    words = R2Gen.fit(true)
     scores, left_out = coco_scores(said, true, words, meteor=True)
     found = {s.name: s for s in scores}
     told = {i: [words(t)] for i, t in enumerate(said)}
@@ -101,12 +101,12 @@ def test_words_of_the_protocol(text, words):
 
 def test_rare_words_are_unknown_and_long_texts_cut():
     training = ["the lungs are clear."] * 3 + ["the lungs are dark."]
-    words = R2Gen.learn(training)
+    words = R2Gen.fit(training)
     assert words("The lungs are dark.") == "the lungs are <unk> ."
     assert len(words("the lungs. " * 60).split()) == 59
     assert R2Gen.from_row(words.as_row()) == words
     with pytest.raises(InputError, match="make no vocabulary"):  # any two texts would be alike
-        R2Gen.learn([])
+        R2Gen.fit([])
 
 
 @pytest.mark.skipif(not JAVA, reason="no java here")

@@ -7,7 +7,7 @@ from torch import nn
 
 from xraygpt.common.errors import InputError
 from xraygpt.models.base import BaseModel
-from xraygpt.models.capabilities import AttentionMaps, Chats, FrozenFeatures, need, offers
+from xraygpt.models.capabilities import AttentionMaps, Chats, FrozenFeatures, require, supports
 from xraygpt.models.qformer_llm.model import XrayGPT
 
 
@@ -27,13 +27,13 @@ class Talks(BaseModel):
 
 def test_modules_count_as_attributes():
     model = Talks()
-    assert offers(model, Chats) and need(model, Chats) is model
-    assert not offers(model, FrozenFeatures)
+    assert supports(model, Chats) and require(model, Chats) is model
+    assert not supports(model, FrozenFeatures)
     with pytest.raises(InputError, match=r"no encode_frozen and no feature_key \(docs"):
-        need(model, FrozenFeatures)
-    model.cannot = {"chat": "it has lost its voice"}
+        require(model, FrozenFeatures)
+    model.unsupported = {"chat": "it has lost its voice"}
     with pytest.raises(InputError, match=r"\(Talks\) cannot chat because it has lost its voice"):
-        need(model, Chats)
+        require(model, Chats)
 
 
 @pytest.mark.slow
@@ -43,6 +43,6 @@ def test_a_bridge_without_cross_attention_draws_no_maps():
             return nn.Linear(width, self.config.qformer.hidden)
 
     config = XrayGPT.Config(vit_model="tiny", image_size=32, num_query_token=4)
-    assert offers(XrayGPT(config), AttentionMaps)
+    assert supports(XrayGPT(config), AttentionMaps)
     with pytest.raises(InputError, match="has no cross-attention"):
-        need(Pooled(config), AttentionMaps)
+        require(Pooled(config), AttentionMaps)

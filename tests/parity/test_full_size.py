@@ -13,13 +13,13 @@ from torch import nn
 
 from tests.conftest import REPO
 from tests.parity.reference import lavis_modules, old_bert
-from xraygpt.models.llm import small as language
-from xraygpt.models.llm.small import SmallLLM
+from xraygpt.models.llm import small_llm as language
+from xraygpt.models.llm.small_llm import SmallLLM
 from xraygpt.models.qformer_llm import import_weights
 from xraygpt.models.qformer_llm.model import XrayGPT
 from xraygpt.models.qformer_llm.qformer import QFormer, QFormerConfig
 from xraygpt.models.vision import published
-from xraygpt.models.weights.lavis import translate
+from xraygpt.models.weights.lavis import convert_state
 from xraygpt.runners import state
 
 
@@ -32,7 +32,7 @@ def count(module: nn.Module) -> int:
 
 
 def theirs_under_our_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
-    return {name: t.shape for name, t in translate(state, Path("x.pth")).state.items()}
+    return {name: t.shape for name, t in convert_state(state, Path("x.pth")).state.items()}
 
 
 def test_the_qformer_has_every_parameter_of_blip2s():
@@ -131,7 +131,7 @@ def test_pretrain_vicuna_takes_the_three_published_files(monkeypatch, caplog, tm
     assert tuple(model.proj.weight.shape) == (4096, 768)
     taken = {"eva_vit_g.pth": 511, "blip2.pth": 257, "xraygpt.pth": 2}
     for name, number in taken.items():
-        account = translate(files[name], tmp_path / name)
+        account = convert_state(files[name], tmp_path / name)
         left_out = sum(len(keys) for keys in account.dropped.values())
         assert len(account.state) + left_out == len(files[name])
         assert len(account.state) == number, name

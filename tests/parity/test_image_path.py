@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.parity.reference import lavis_modules, old_bert
-from xraygpt.models.llm.small import SmallLLM
+from xraygpt.models.llm.small_llm import SmallLLM
 from xraygpt.models.qformer_llm.model import XrayGPT
 from xraygpt.models.qformer_llm.qformer import QFormerConfig
 from xraygpt.models.vision.encoders import build_vision

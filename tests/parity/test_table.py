@@ -36,7 +36,7 @@ class Ours(nn.Module):
 
     def __init__(self, original: Original, z: Sizes) -> None:
         super().__init__()
-        state = lavis.translate(original.state_dict(), Path("whole.pth")).state
+        state = lavis.convert_state(original.state_dict(), Path("whole.pth")).state
         settings = {
             "img_size": z.size,
             "patch_size": 14,

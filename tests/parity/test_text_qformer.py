@@ -9,7 +9,7 @@ from torch import nn
 from tests.parity.reference import lavis_modules, old_bert
 from xraygpt.models.qformer_llm.instruct import TextQFormer
 from xraygpt.models.qformer_llm.qformer import QFormerConfig
-from xraygpt.models.weights.lavis import translate
+from xraygpt.models.weights.lavis import convert_state
 from xraygpt.models.weights.rules import load_exactly
 
 WIDTH, HIDDEN, LAYERS, QUERIES, WORDS = 88, 64, 4, 8, 50
@@ -39,7 +39,7 @@ def original() -> nn.Module:
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_queries_question_and_padded_image_are_read_alike(original, tmp_path, dtype, most):
     state = {k: v for k, v in original.state_dict().items() if not k.startswith("Qformer.cls")}
-    account = translate(state, tmp_path / "instruct_blip.pth", text=True)
+    account = convert_state(state, tmp_path / "instruct_blip.pth", text=True)
     ours = TextQFormer(
         QFormerConfig(layers=LAYERS, hidden=HIDDEN), vocabulary=WORDS, vision_width=WIDTH,
         num_patches=None, num_query_token=QUERIES,

@@ -15,7 +15,7 @@ from xraygpt.datasets.base import Batch
 from xraygpt.media.base import Media
 from xraygpt.models.base import Texts, renderer_of
 from xraygpt.models.causal import CausalModel
-from xraygpt.models.llm import small as language
+from xraygpt.models.llm import small_llm as language
 from xraygpt.models.text_assets import saved_tokenizer
 from xraygpt.processors.image import ImageSpec
 from xraygpt.prompting.renderer import Run
@@ -24,10 +24,10 @@ from xraygpt.prompting.renderer import Run
 class RowPacker:
     """Every row of an embedding is a token."""
 
-    def plan(self, media: Sequence[Media]) -> list[Run]:
+    def token_runs(self, media: Sequence[Media]) -> list[Run]:
         return [Run(len(one.data), one.kind) for one in media]
 
-    def pack(self, samples: Sequence[Sequence[Media]]) -> dict[str, Tensor]:
+    def stack(self, samples: Sequence[Sequence[Media]]) -> dict[str, Tensor]:
         return {"rows": torch.cat([media.data for sample in samples for media in sample])}
 
 
@@ -56,7 +56,7 @@ class PrefixLM(CausalModel):
         )
         self.llm = language.new_llm(config.llm, self.tokenizer, config.seed)
         self.proj = nn.Linear(config.width, config.llm.hidden)
-        self.packer, self.context_len = RowPacker(), config.llm.context
+        self.media_collator, self.context_len = RowPacker(), config.llm.context
         self.renderer = renderer_of(config, self.tokenizer, assets=assets)
         self.image_spec = ImageSpec(image_size=8, mean=(0.5,), std=(0.5,), tokens_per_image=1)
 

@@ -15,7 +15,7 @@ from xraygpt.datasets.base import Batch, Sample
 from xraygpt.media.masks import mask_back, mask_on
 from xraygpt.metrics.statistics import Score, mean_score
 from xraygpt.models.base import BaseModel, Output
-from xraygpt.models.qformer_llm.query_packer import QueryPacker
+from xraygpt.models.qformer_llm.query_collator import QueryCollator
 from xraygpt.processors.image import ImageSpec
 from xraygpt.tasks.base import Answer, BaseTask, Cell, Prediction
 from xraygpt.tasks.payload import read_mask
@@ -29,14 +29,14 @@ class TinySegmenter(BaseModel):
     class Config(BaseModel.Config):
         """A network without settings."""
 
-    cannot: Mapping[str, str] = {"chat": "it writes masks and no text"}
+    unsupported: Mapping[str, str] = {"chat": "it writes masks and no text"}
 
     def __init__(self, config: Any, **_: Any) -> None:
         super().__init__(config)
         self.net = nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1)
         )
-        self.packer = QueryPacker(1)
+        self.media_collator = QueryCollator(1)
         self.image_spec = ImageSpec(image_size=32, mean=(0.5,), std=(0.5,), tokens_per_image=0)
 
     def forward(self, batch: Batch, return_logits: bool = False) -> Any:

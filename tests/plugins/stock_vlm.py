@@ -34,7 +34,7 @@ class QwenPacker:
             return {**made, "second_per_grid_ts": torch.tensor([seconds])}
         return dict(self.images(images=[pixels], return_tensors="pt"))
 
-    def plan(self, media: Sequence[Media]) -> list[Run]:
+    def token_runs(self, media: Sequence[Media]) -> list[Run]:
         runs = []
         for one in media:
             made = self._made(one)
@@ -42,7 +42,7 @@ class QwenPacker:
             runs.append(Run(int(grid.prod()) // self.images.merge_size**2, one.kind))
         return runs
 
-    def pack(self, samples: Sequence[Sequence[Media]]) -> dict[str, Tensor]:
+    def stack(self, samples: Sequence[Sequence[Media]]) -> dict[str, Tensor]:
         each = [self._made(media) for sample in samples for media in sample]
         names = {name for one in each for name in one}
         return {name: torch.cat([one[name] for one in each if name in one]) for name in names}
@@ -62,14 +62,14 @@ class StockVlm(CausalModel):
         end_sym: str | None = None
         max_txt_len: int | None = 160
 
-    cannot: Mapping[str, str] = {"maps": "its tokens are patches, without cross-attention"}
+    unsupported: Mapping[str, str] = {"maps": "its tokens are patches, without cross-attention"}
 
     def __init__(self, config: Any, *, assets: Path | None = None, **_: Any) -> None:
         super().__init__(config)
         self.llm = AutoModelForImageTextToText.from_pretrained(config.path, dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(config.path)
         self.llm.model.visual.requires_grad_(False)
-        self.packer, self.tokenizer = QwenPacker(processor), processor.tokenizer
+        self.media_collator, self.tokenizer = QwenPacker(processor), processor.tokenizer
         self.tokenizer.chat_template = processor.chat_template
         marks = {"image": processor.image_token, "video": processor.video_token}
         self.renderer = renderer_of(config, self.tokenizer, assets=assets, media_marks=marks)

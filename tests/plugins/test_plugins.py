@@ -32,7 +32,7 @@ from xraygpt.conversation.api import ApiLimits, Message, Service
 from xraygpt.datasets import controls
 from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.records import FieldMap, RecordsBuilder
-from xraygpt.demo.desk import Desk, Settings
+from xraygpt.demo.controller import DemoController, Settings
 from xraygpt.evaluation.compare import compare
 from xraygpt.evaluation.predictor import SomeFailed
 from xraygpt.experiment import (
@@ -373,7 +373,7 @@ def test_the_stock_model_computes_what_transformers_does(place, trained, tmp_pat
     samples = [runner.splits["train"][i] for i in range(6)]
     assert {len(s["media"]) for s in samples} == {1, 2}
     assert "clip" in {m.kind for s in samples for m in s["media"]}
-    collate = Collator(model.renderer, model.packer, max_len=model.context_len)
+    collate = Collator(model.renderer, model.media_collator, max_len=model.context_len)
     batch = collate(samples)
     found = model(batch)
     llm, config = model.llm, model.llm.config
@@ -422,7 +422,7 @@ def test_it_chats_and_a_turn_costs_its_own_tokens(place, trained, tmp_path, fami
         conversation.add_image(media)
     assert conversation.prefill() > 0, name
     first = conversation.ask(QUESTION, how)
-    collate = Collator(parts.engine.renderer, parts.engine.model.packer, max_len=512)
+    collate = Collator(parts.engine.renderer, parts.engine.model.media_collator, max_len=512)
     assert first.text() == parts.engine.model.generate(collate.prompts([sample]), how)[0]
     assert first.cached_tokens > 0
     second = conversation.ask("Sure?", how)
@@ -453,19 +453,19 @@ def test_a_tiling_may_hang_on_all_images_of_a_study(place, trained, tmp_path, mo
     """As LLaVA-OneVision tiles: three tokens of an image alone, one of each among several."""
 
     class Pooled(RowPacker):
-        def plan(self, media):
+        def token_runs(self, media):
             return [Run(len(m.data) if len(media) == 1 else 1, m.kind) for m in media]
 
-        def pack(self, samples):
+        def stack(self, samples):
             made = [m.data if len(s) == 1 else m.data.mean(0)[None] for s in samples for m in s]
             return {"rows": torch.cat(made)}
 
     parts = build_chat(evaluation(place, "prefix_lm", tmp_path / "e", trained("prefix_lm")), "cpu")
     model = parts.engine.model
-    model.packer = Pooled()
+    model.media_collator = Pooled()
     data = build_runner(training(place, "prefix_lm", tmp_path / "r")).splits["train"]
     one, two, how = data[0]["media"][0], data[1]["media"][0], Generation(max_new_tokens=6)
-    collate = Collator(model.renderer, model.packer, max_len=512)
+    collate = Collator(model.renderer, model.media_collator, max_len=512)
     pair = {**data[0], "media": [one, two]}
     pair["turns"] = [Turn(role="user", text=f"<image> <image> {QUESTION}")]
     batch = collate.prompts([pair, data[0]])
@@ -495,7 +495,7 @@ def test_a_tiling_may_hang_on_all_images_of_a_study(place, trained, tmp_path, mo
 def test_the_page_drafts_with_a_model_that_draws_no_maps(place, trained, tmp_path):
     parts = build_chat(evaluation(place, "stock_vlm", tmp_path / "e", trained("stock_vlm")), "cpu")
     examples = [(place / "images/s0.png", "one"), (place / "images/s1.png", "another")]
-    desk, said = Desk(parts, "qwen", synthetic=False, examples=examples), []
+    desk, said = DemoController(parts, "qwen", synthetic=False, examples=examples), []
     for i in (0, 1):
         session = desk.sessions.of(f"page{i}")
         assert desk.take_example(session, i) == []

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from xraygpt.common.errors import DataError, InputError
-from xraygpt.models.llm.small import new_tokenizer
+from xraygpt.models.llm.small_llm import new_tokenizer
 from xraygpt.prompting.content import MediaPart, Turn, plain_text, turn_of
 from xraygpt.prompting.renderer import (
     IGNORE_INDEX,
@@ -146,7 +146,7 @@ def test_count_mismatch_names_the_sample_and_both_counts(tokenizer):
     with pytest.raises(DataError, match=r"sample s7: 1 <image> in its text but 2 images"):
         renderer.render([ASK, SAY], [Run(4), Run(4)], "s7")
     told = turn_of("user", [MediaPart(caption="large heart", shown=False), " Report?"])
-    with pytest.raises(DataError, match=r"0 <image> .* but 1 images; .*leave tell_images out"):
+    with pytest.raises(DataError, match=r"0 <image> .* but 1 images; .*leave codes_as_image out"):
         renderer.render([told, SAY], [Run(4)], "s7")
 
 

@@ -18,7 +18,7 @@ from xraygpt.common.errors import ConfigError, InputError, TrainingError
 from xraygpt.common.registry import registry
 from xraygpt.experiment import Training
 from xraygpt.models.base import BaseModel
-from xraygpt.models.llm.small import SmallLLM
+from xraygpt.models.llm.small_llm import SmallLLM
 from xraygpt.models.qformer_llm.qformer import QFormerConfig
 from xraygpt.models.vision.image_text import TextTower
 from xraygpt.runners import optimizers

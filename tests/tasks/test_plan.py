@@ -14,7 +14,7 @@ from xraygpt.common.errors import ConfigError
 from xraygpt.experiment import Evaluation, build_evaluator
 from xraygpt.tasks import plan as planning
 from xraygpt.vocabulary import vocabulary_of
-from xraygpt.vocabulary.questions import CodeQuestions, ToldFindings, pair
+from xraygpt.vocabulary.questions import CodeQuestions, PromptFindings, pair
 
 CHEST = vocabulary_of("chest_xray")
 
@@ -80,7 +80,7 @@ def test_questions_about_findings_are_answered_by_the_codes(corpus):
 
 def test_findings_are_told_in_most_draws_and_some_are_left_out():
     turns = pair("<image>", "The heart is large.")
-    told = ToldFindings(turns, ["Cardiomegaly", "Lung/hypoinflation/mild"], 0.3, vocabulary=CHEST)
+    told = PromptFindings(turns, ["Cardiomegaly", "Lung/hypoinflation/mild"], 0.3, vocabulary=CHEST)
     texts = Counter(told(f"0/{i}/s")[0]["text"] for i in range(2000))
     both = ["cardiomegaly; lung, hypoinflation, mild", "lung, hypoinflation, mild; cardiomegaly"]
     full = sum(texts[f"<image><findings>{words}</findings>"] for words in both) / 2000
@@ -89,18 +89,18 @@ def test_findings_are_told_in_most_draws_and_some_are_left_out():
     assert full == pytest.approx(0.7 * 0.81, abs=0.04)
     assert min(texts[f"<image><findings>{words}</findings>"] for words in both) > 200  # any order
     assert all(told(f"0/{i}/s")[1]["text"] == "The heart is large." for i in range(5))
-    asked = ToldFindings(
+    asked = PromptFindings(
         turns, ["Cardiomegaly", "Lung/hypoinflation/mild"], 0.3, "question", vocabulary=CHEST
     )
     texts = Counter(asked(f"0/{i}/s")[0]["text"] for i in range(2000))
     full = texts["<image> Write the report. Seen: cardiomegaly, hypoinflation."] / 2000
     assert full == pytest.approx(0.7 * 0.81, abs=0.04)
-    normal = ToldFindings(turns, ["normal"], 0.0, "question", vocabulary=CHEST)("0")[0]["text"]
+    normal = PromptFindings(turns, ["normal"], 0.0, "question", vocabulary=CHEST)("0")[0]["text"]
     assert normal == "<image> Write the report. Seen: nothing abnormal."
 
 
 def test_another_question_to_the_same_images_is_what_training_would_ask(corpus):
-    reports = evaluator_of(corpus, "report", ", tell_findings: 0.0")
+    reports = evaluator_of(corpus, "report", ", findings_in_prompt: 0.0")
     questions = evaluator_of(corpus, "every_code_question", task="yes_no")
     samples = [reports.data[i] for i in range(3)]
     prompts = reports.collate.prompts(samples)
@@ -146,7 +146,7 @@ def test_a_plan_of_unknown_findings_is_refused(corpus):
 
 
 def test_one_study_is_asked_as_a_batch_is(corpus):
-    evaluator = evaluator_of(corpus, "report", ", tell_findings: 0.0")
+    evaluator = evaluator_of(corpus, "report", ", findings_in_prompt: 0.0")
     model, plan = evaluator.model, planning.Plan(threshold=0.5, findings=["lung_opacity", "edema"])
     sample = evaluator.data[0]
     batch, _ = planning.with_plan(model, evaluator.collate.prompts([sample]), plan)
@@ -165,7 +165,7 @@ def test_what_is_told_stands_where_training_told_it(corpus):
     reports = evaluator_of(corpus, "report")
     sample = reports.data[0]
     prompts = reports.collate.prompts([sample])
-    told = ToldFindings(pair("<image>", "x"), ["Cardiomegaly"], 0.0, vocabulary=CHEST)
+    told = PromptFindings(pair("<image>", "x"), ["Cardiomegaly"], 0.0, vocabulary=CHEST)
     draw = next(d for d in map(str, range(99)) if "findings" in told(d)[0]["text"])
     wanted = reports.collate.prompts([{**sample, "turns": told(draw)}])
     asked = planning.ask(reports.model, prompts, ["What does it show?"], ["cardiomegaly"])
@@ -205,12 +205,15 @@ def test_what_was_asked_instead_is_kept_beside_the_answer(corpus, monkeypatch):
 
 
 def test_val_is_never_told_the_findings(corpus):
-    evaluator = evaluator_of(corpus, "report", ", tell_findings: 0.0")
+    evaluator = evaluator_of(corpus, "report", ", findings_in_prompt: 0.0")
     told = [str(evaluator.train.turns_of(i, 1)) for i in range(len(evaluator.train))]
     asked = [str(evaluator.data.turns_of(i, 1)) for i in range(len(evaluator.data))]
     assert sum("<findings>" in t for t in told) > 0.8 * len(told)
     assert not any("<findings>" in t for t in asked)
-    for wrong, why in ((", tell_findings: 30", "must lie in"), (", question_sides: true", "sides")):
+    for wrong, why in (
+        (", findings_in_prompt: 30", "must lie in"),
+        (", question_sides: true", "sides"),
+    ):
         with pytest.raises(ConfigError, match=why):
             evaluator_of(corpus, "code_questions", wrong)
 
@@ -231,9 +234,9 @@ def test_agreement_is_the_f1_of_what_was_told():
 
 def test_findings_of_a_clip_are_told_beside_it():
     turns = pair("<image> <video> Report?", "x")
-    told = ToldFindings(turns, ["Edema"], 0.0, vocabulary=CHEST)
+    told = PromptFindings(turns, ["Edema"], 0.0, vocabulary=CHEST)
     draw = next(d for d in map(str, range(99)) if "findings" in told(d)[0]["text"])
     marks = [p for p in told(draw)[0]["content"] if not isinstance(p, str)]
     assert [(p.mark, p.caption) for p in marks] == [("<image>", ""), ("<video>", "edema")]
-    asked = ToldFindings(turns, ["Edema"], 0.0, "question", vocabulary=CHEST)
+    asked = PromptFindings(turns, ["Edema"], 0.0, "question", vocabulary=CHEST)
     assert asked("1")[0]["text"].startswith("<image> <video> Write the report.")

@@ -30,7 +30,7 @@ from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.convert import main
 from xraygpt.datasets.base import MediaRun
 from xraygpt.experiment import Training, build_runner
-from xraygpt.models.llm.small import SmallLLM, new_llm, new_tokenizer
+from xraygpt.models.llm.small_llm import SmallLLM, new_llm, new_tokenizer
 from xraygpt.models.qformer_llm.model import XrayGPT
 from xraygpt.models.vision.encoders import build_vision
 from xraygpt.processors.image import ImageSpec, XrayImage

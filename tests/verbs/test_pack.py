@@ -18,7 +18,7 @@ from xraygpt.common.config import load
 from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.experiment import Evaluation, Training, build_evaluator, build_runner
 from xraygpt.jobs import pack as job
-from xraygpt.models.qformer_llm.bundle import HEAD
+from xraygpt.models.qformer_llm.pack import HEAD
 from xraygpt.models.vision.finding_head import FindingHead, load_head
 from xraygpt.models.weights.files import read_weights, save_half
 

@@ -1,6 +1,7 @@
-"""YAML keys of the XrayGPT lineage that no longer mean anything, or have moved: one table.
+"""YAML keys of XrayGPT and of earlier versions that have moved or no longer mean anything.
 
-Their files load unchanged. A key listed here is named once in a warning; anything else is strict.
+XrayGPT's own YAML files load unchanged. Each key of these tables is named once in a warning; every
+other unknown key is an error.
 """
 
 from __future__ import annotations
@@ -19,33 +20,51 @@ IGNORED = {
     "model.drop_path_rate": "the vision encoder is frozen",
     "model.prompt": "see model.prompt_path",
     "model.img_size": "see model.image_size",
-    "model.preprocess": "processors stand under datasets.<label>",
+    "model.preprocess": "processors are set under datasets.<label>",
     "datasets.*.data_type": "the builder knows",
+}
+RENAMED = {
+    "datasets.*.tell_findings": "findings_in_prompt",
+    "datasets.*.tell_where": "locations_in_prompt",
+    "datasets.*.tell_images": "codes_as_image",
 }
 
 
 def modernise(tree: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """`tree` without ignored keys and with moved ones in place; `notes` names them once."""
-    dropped: list[str] = []
+    """`tree` with ignored keys removed and renamed or moved keys in place.
+
+    Args:
+        tree: A whole configuration.
+        notes: Warnings for the user are appended here.
+    """
+    ignored: list[str] = []
+    renamed: list[str] = []
+
+    def entry(key: Any, value: Any, path: str, result: dict[Any, Any]) -> None:
+        if any(fnmatch.fnmatchcase(path, pattern) for pattern in IGNORED):
+            ignored.append(path)
+        elif fnmatch.fnmatchcase(path, "datasets.*.build_info") and isinstance(value, dict):
+            result.update(value)
+        else:
+            new = next((n for old, n in RENAMED.items() if fnmatch.fnmatchcase(path, old)), None)
+            if new is not None:
+                renamed.append(f"{path} is {new}")
+            result[key if new is None else new] = walk(value, path)
 
     def walk(node: Any, where: str) -> Any:
         if not isinstance(node, dict):
             return node
-        result = {}
+        result: dict[Any, Any] = {}
         for key, value in node.items():
-            here = f"{where}.{key}" if where else str(key)
-            if any(fnmatch.fnmatchcase(here, pattern) for pattern in IGNORED):
-                dropped.append(here)
-            elif fnmatch.fnmatchcase(here, "datasets.*.build_info") and isinstance(value, dict):
-                result.update(value)
-            else:
-                result[key] = walk(value, here)
+            entry(key, value, f"{where}.{key}" if where else str(key), result)
         return result
 
     modern: dict[str, Any] = walk(tree, "")
     _move_agreement(modern, notes)
-    if dropped:
-        notes.append(f"keys that no longer mean anything are ignored: {', '.join(dropped)}")
+    if renamed:
+        notes.append(f"keys with a new name, still read under the old one: {', '.join(renamed)}")
+    if ignored:
+        notes.append(f"keys that no longer mean anything are ignored: {', '.join(ignored)}")
     return modern
 
 

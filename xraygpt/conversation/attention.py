@@ -30,7 +30,7 @@ from xraygpt.conversation.answer import Replay
 from xraygpt.conversation.chat import Conversation
 from xraygpt.conversation.engine import Engine, Shown, bare
 from xraygpt.media.base import Media, of_tensor
-from xraygpt.models.capabilities import AttentionMaps, need
+from xraygpt.models.capabilities import AttentionMaps, require
 from xraygpt.models.tracing import eager_attention
 from xraygpt.processors.image import Fit
 
@@ -149,7 +149,7 @@ class Attention:
         with engine.lane:
             runs = engine.plan([Shown(one) for one in media])
             batch = engine.batch(bare(runs), media, asked)
-            traced = need(engine.model, AttentionMaps).traced_tokens(batch)
+            traced = require(engine.model, AttentionMaps).traced_tokens(batch)
             return [(tokens, shares.cpu()) for tokens, shares in traced]
 
     def _rows(self, replay: Replay, first: int, last: int) -> tuple[slice, int, int]:

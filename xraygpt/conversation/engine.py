@@ -15,7 +15,7 @@ from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import original_of, padded
 from xraygpt.media.base import Media
 from xraygpt.models.base import BaseModel
-from xraygpt.models.capabilities import Chats, need
+from xraygpt.models.capabilities import Chats, require
 from xraygpt.models.llm.decoding import Decoder
 from xraygpt.prompting.renderer import (
     IGNORE_INDEX,
@@ -50,7 +50,7 @@ class Engine:
     """
 
     def __init__(self, model: BaseModel) -> None:
-        self.chats = need(model, Chats)
+        self.chats = require(model, Chats)
         self.model = model.eval()
         self.renderer = model.renderer
         self.decoder = Decoder(self.chats.llm, model.renderer)
@@ -59,9 +59,9 @@ class Engine:
 
     def plan(self, shown: Sequence[Shown]) -> list[Run]:
         """Placeholders of each medium of a conversation."""
-        if not shown or self.model.packer is None:
+        if not shown or self.model.media_collator is None:
             return []
-        return self.model.packer.plan([one.media for one in shown])
+        return self.model.media_collator.token_runs([one.media for one in shown])
 
     def batch(self, rendered: Rendered, media: Sequence[Media], asked: str) -> Batch:
         """A conversation as a batch of one row, on the model's device.
@@ -72,14 +72,16 @@ class Engine:
             asked: What a model that reads the question beside an image reads.
         """
         ids, labels, mask, runs = padded([rendered], 0, left=True)
-        packer = self.model.packer
+        media_collator = self.model.media_collator
         batch = Batch(
             input_ids=ids,
             labels=labels,
             attention_mask=mask,
             runs=runs,
             originals=[original_of(one) for one in media],
-            media_inputs=packer.pack([media]) if packer is not None and media else {},
+            media_inputs=media_collator.stack([media])
+            if media_collator is not None and media
+            else {},
             extra={},
             question=[asked],
             sample_id=["chat"],

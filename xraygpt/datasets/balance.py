@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from itertools import accumulate
 
-from xraygpt.common.draws import keyed_random
+from xraygpt.common.keyed_random import keyed_random
 from xraygpt.datasets.base import StudyDataset, reference_of
 from xraygpt.vocabulary import vocabulary_of
 from xraygpt.vocabulary.questions import headings

@@ -38,7 +38,7 @@ class Sample(TypedDict):
     meta: dict[
         str, Any
     ]  # views, codes, boxes (normalised xyxy on the original image), source, licence
-    draw: str  # keys every random draw made for this sample: seed, epoch, sample_id
+    rng_key: str  # keys every random draw made for this sample: seed, epoch, sample_id
 
 
 class MediaRun(NamedTuple):
@@ -82,7 +82,7 @@ class Record:
     sample_id: str
     study_id: str
     media: tuple[MediaRef, ...]
-    turns: tuple[Turn, ...] | Callable[[str], Sequence[Turn]]  # a function draws them, by `draw`
+    turns: tuple[Turn, ...] | Callable[[str], Sequence[Turn]]  # a function draws them, by `rng_key`
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -100,7 +100,7 @@ class StudyDataset(Dataset[Sample | None]):
         records: What there is.
         read_media: Reads and processes one medium. The feature cache puts its own in this place.
         on_error: What an unreadable medium does: stop, or leave the sample out.
-        seed: Goes into every sample's `draw`.
+        seed: Goes into every sample's `rng_key`.
         vocabulary: Name of the vocabulary that reads its reports.
         cacheable: Whether `read_media` depends on the file alone.
     """
@@ -134,9 +134,9 @@ class StudyDataset(Dataset[Sample | None]):
         """
         index, epoch = (key, 0) if isinstance(key, int) else key
         record = self.records[index]
-        draw = self.draw_of(record, epoch)
+        rng_key = self.rng_key_of(record, epoch)
         try:
-            media = [self.read_media(ref, draw) for ref in record.media]
+            media = [self.read_media(ref, rng_key) for ref in record.media]
         except ValueError as error:  # DataError is one; a full disk is none
             if self.on_error == "skip":
                 log.warning("skipped %s: %s", record.sample_id, error)
@@ -145,25 +145,25 @@ class StudyDataset(Dataset[Sample | None]):
                 f"sample {record.sample_id}: {error} "
                 "(on_error: skip leaves such samples out and counts them)"
             ) from None
-        turns = record.turns(draw) if callable(record.turns) else record.turns
+        turns = record.turns(rng_key) if callable(record.turns) else record.turns
         return Sample(
             sample_id=record.sample_id,
             study_id=record.study_id,
             media=media,
             turns=list(turns),
             meta=record.meta,
-            draw=draw,
+            rng_key=rng_key,
         )
 
-    def draw_of(self, record: Record, epoch: int = 0) -> str:
-        """`Sample.draw`."""
+    def rng_key_of(self, record: Record, epoch: int = 0) -> str:
+        """`Sample.rng_key`."""
         return f"{self.seed}/{epoch}/{record.sample_id}"
 
     def turns_of(self, index: int, epoch: int = 0) -> list[Turn]:
         """The turns of a sample without reading its media."""
         record = self.records[index]
-        draw = self.draw_of(record, epoch)
-        return list(record.turns(draw) if callable(record.turns) else record.turns)
+        rng_key = self.rng_key_of(record, epoch)
+        return list(record.turns(rng_key) if callable(record.turns) else record.turns)
 
     def digest(self) -> str:
         """SHA-256 over sample ids, media, turns and meta: changes when the annotations do."""
@@ -191,11 +191,11 @@ def reference_of(turns: Sequence[Turn]) -> str:
     return next((t["text"] for t in reversed(turns) if t["role"] == "assistant"), "")
 
 
-def read_media(ref: MediaRef, draw: str, processor: BaseProcessor) -> Media:
+def read_media(ref: MediaRef, rng_key: str, processor: BaseProcessor) -> Media:
     """One medium as `Sample.media` holds it; embeddings are not processed.
 
     Raises:
         DataError: The file cannot be read; says which, why and what to do.
     """
     media = read(ref, at_least=getattr(processor, "at_least", None))
-    return media if media.kind == "embedding" else processor.process(media, draw)
+    return media if media.kind == "embedding" else processor.process(media, rng_key)

@@ -18,7 +18,7 @@ from xraygpt.common.paths import is_plain_file_within, is_within
 from xraygpt.common.registry import BUILDERS, Plugin, Registry, did_you_mean
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, Record, Split, StudyDataset, read_media
-from xraygpt.datasets.packed import PackedRecords, RecordFile
+from xraygpt.datasets.mapped_records import MappedRecords, RecordFile
 from xraygpt.datasets.splits import SplitRule
 from xraygpt.media.base import ARRAYS, KINDS, MediaRef
 from xraygpt.processors.base import BaseProcessor
@@ -83,7 +83,7 @@ class BaseBuilder(Plugin):
 
     def __init__(self, config: Config, *, image_spec: ImageSpec, seed: int = 0) -> None:
         self.config, self.image_spec, self.seed = config, image_spec, seed
-        self._surveyed: dict[str, tuple[dict[str | None, PackedRecords], list[str]]] = {}
+        self._surveyed: dict[str, tuple[dict[str | None, MappedRecords], list[str]]] = {}
 
     def records(self, clean: Callable[[str], str]) -> Iterable[tuple[str | None, Record | str]]:
         """Every record with its split, or the reason why a record is none.
@@ -105,7 +105,7 @@ class BaseBuilder(Plugin):
         phase = phase or ("train" if split == "train" else "eval")
         vis = self.processor("vis", phase)
         by_split, problems = self.survey(phase)
-        kept = (by_split.get(split) or PackedRecords())[: self.config.max_samples]
+        kept = (by_split.get(split) or MappedRecords())[: self.config.max_samples]
         self._settle(problems, len(kept))
         data = StudyDataset(
             kept,
@@ -118,7 +118,7 @@ class BaseBuilder(Plugin):
         )
         return controls.blanked(data) if self.config.blank_images else data
 
-    def survey(self, phase: Phase = "train") -> tuple[dict[str | None, PackedRecords], list[str]]:
+    def survey(self, phase: Phase = "train") -> tuple[dict[str | None, MappedRecords], list[str]]:
         """Records by split (None: one nobody asked for), and what is wrong with the others.
 
         Made once for phases with one text processor.
@@ -133,9 +133,9 @@ class BaseBuilder(Plugin):
 
     def _sorted_records(
         self, clean: Callable[[str], str]
-    ) -> tuple[dict[str | None, PackedRecords], list[str]]:
+    ) -> tuple[dict[str | None, MappedRecords], list[str]]:
         file, times = RecordFile(), dict[str, int]()
-        by_split: dict[str | None, PackedRecords] = {}
+        by_split: dict[str | None, MappedRecords] = {}
         problems: list[str] = []
         for where, record in self.records(clean):
             if isinstance(record, str):
@@ -146,7 +146,7 @@ class BaseBuilder(Plugin):
             if time > 1:  # several questions on one image
                 record = replace(record, sample_id=f"{name}#{time}")
             if where not in by_split:
-                by_split[where] = PackedRecords(file=file)
+                by_split[where] = MappedRecords(file=file)
             by_split[where].append(record)
         return by_split, problems
 

@@ -21,13 +21,13 @@ from xraygpt.prompting.renderer import (
 )
 
 
-class Packer(Protocol):
+class MediaCollator(Protocol):
     """A model's own view of media: how many tokens each takes, and how it wants them stacked."""
 
-    def plan(self, media: Sequence[Media]) -> list[Run]:
+    def token_runs(self, media: Sequence[Media]) -> list[Run]:
         """Placeholders of each medium of one sample, in order; a tiling may depend on all of it."""
 
-    def pack(self, samples: Sequence[Sequence[Media]]) -> dict[str, Tensor]:
+    def stack(self, samples: Sequence[Sequence[Media]]) -> dict[str, Tensor]:
         """The media of a batch, by sample, as `Batch.media_inputs`; there is at least one."""
 
 
@@ -45,14 +45,14 @@ class Collator:
     def __init__(
         self,
         renderer: PromptRenderer,
-        packer: Packer | None,
+        media_collator: MediaCollator | None,
         *,
         max_len: int,
-        all_tokens: bool = False,
+        loss_on_all_tokens: bool = False,
         extra: Callable[[Sequence[Sample]], dict[str, Tensor]] | None = None,
     ) -> None:
-        self.renderer, self.packer = renderer, packer
-        self.max_len, self.all_tokens, self.extra = max_len, all_tokens, extra
+        self.renderer, self.media_collator = renderer, media_collator
+        self.max_len, self.loss_on_all_tokens, self.extra = max_len, loss_on_all_tokens, extra
         pad = renderer.tokenizer.pad_token_id
         self.pad_id = renderer.tokenizer.eos_token_id if pad is None else pad
 
@@ -67,7 +67,7 @@ class Collator:
 
     def question(self, sample: Sample) -> list[Turn]:
         """The turns before the last answer, with the prompt drawn for this sample."""
-        turns = self.renderer.with_prompt(sample["turns"], sample["draw"])
+        turns = self.renderer.with_prompt(sample["turns"], sample["rng_key"])
         last = max((i for i, t in enumerate(turns) if t["role"] == "assistant"), default=len(turns))
         return turns[:last]
 
@@ -80,12 +80,12 @@ class Collator:
         name = sample["sample_id"]
         turns = self.question(sample) if ask else None
         if turns is None:
-            turns = self.renderer.with_prompt(sample["turns"], sample["draw"])
+            turns = self.renderer.with_prompt(sample["turns"], sample["rng_key"])
         runs: list[Run] = []
-        if self.packer is None:
+        if self.media_collator is None:
             turns = [without_media(t) for t in turns]
         elif sample["media"]:
-            runs = self.packer.plan(sample["media"])
+            runs = self.media_collator.token_runs(sample["media"])
             if len(runs) != len(sample["media"]):
                 raise DataError(
                     f"sample {name}: the model's packer plans {len(runs)} runs of tokens for "
@@ -93,7 +93,7 @@ class Collator:
                 )
         rendered = self.renderer.render(turns, runs, name)
         ids = rendered["input_ids"]
-        if self.all_tokens:
+        if self.loss_on_all_tokens:
             rendered["labels"] = [IGNORE_INDEX if i == IMAGE_TOKEN_ID else i for i in ids]
         if len(ids) > self.max_len:
             raise DataError(
@@ -121,8 +121,8 @@ class Collator:
             attention_mask=mask,
             runs=runs,
             originals=[original_of(m) for s in kept for m in s["media"]] if runs else [],
-            media_inputs=self.packer.pack([s["media"] for s in kept])
-            if self.packer and runs
+            media_inputs=self.media_collator.stack([s["media"] for s in kept])
+            if self.media_collator and runs
             else {},
             extra=self.extra(kept) if self.extra and kept else {},
             question=questions,

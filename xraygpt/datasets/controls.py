@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from xraygpt.common.draws import keyed_random
 from xraygpt.common.errors import DataError
+from xraygpt.common.keyed_random import keyed_random
 from xraygpt.datasets.base import ReadMedia, Record, StudyDataset, reference_of
 from xraygpt.media.base import Media, MediaRef, read
 from xraygpt.media.geometry import Geometry
@@ -202,27 +202,27 @@ def is_blank(data: StudyDataset) -> bool:
     return getattr(data.read_media, "func", None) is black_image
 
 
-def black_image(ref: MediaRef, draw: str, read_media: Any, known: dict[str, Any]) -> Media:
+def black_image(ref: MediaRef, rng_key: str, read_media: Any, known: dict[str, Any]) -> Media:
     """What `read_media` would make of a black picture; found once where all have one size.
 
     It is said to be of the true picture's size, to which masks and boxes are brought back.
     """
     processor = getattr(read_media, "keywords", {}).get("processor")
     if not _alike(ref, processor):
-        own = read_media(ref, draw)
+        own = read_media(ref, rng_key)
         if processor is None or ref.kind == "embedding" or own.size is None:
             return own.with_data(torch.zeros_like(own.data), own.geometry)
         frames = () if ref.kind == "image" else (len(read(ref).data),)
         black = Media(torch.zeros(*frames, *own.size), ref.kind, ref.view, geometry=Geometry())
-        return processor.process(black, draw)
+        return processor.process(black, rng_key)
     if "black" not in known:
         own = getattr(read_media, "black", None)
         if own is not None:
             known["black"] = own()
         elif processor is not None:
-            known["black"] = processor.process(Media(torch.zeros(64, 64)), draw)
+            known["black"] = processor.process(Media(torch.zeros(64, 64)), rng_key)
         else:
-            made = read_media(ref, draw)
+            made = read_media(ref, rng_key)
             known["black"] = made.with_data(torch.zeros_like(made.data))
     shared: Media = known["black"]
     if processor is None:
@@ -230,7 +230,7 @@ def black_image(ref: MediaRef, draw: str, read_media: Any, known: dict[str, Any]
     if ref.file not in known:
         known[ref.file] = read(ref).size
     size: tuple[int, int] = known[ref.file]
-    return replace(shared, size=size, geometry=processor.geometry(*size, draw))
+    return replace(shared, size=size, geometry=processor.geometry(*size, rng_key))
 
 
 def _alike(ref: MediaRef, processor: Any) -> bool:

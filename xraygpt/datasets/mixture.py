@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, Sampler
 
-from xraygpt.common.draws import keyed_random
+from xraygpt.common.keyed_random import keyed_random
 from xraygpt.datasets import balance
 from xraygpt.datasets.base import Sample, StudyDataset
 

@@ -24,8 +24,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from xraygpt.common.checks import Checks
-from xraygpt.common.draws import keyed_random
 from xraygpt.common.errors import DataError
+from xraygpt.common.keyed_random import keyed_random
 from xraygpt.common.logging import progress
 from xraygpt.common.paths import cache_root
 from xraygpt.common.registry import registry

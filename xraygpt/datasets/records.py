@@ -103,18 +103,18 @@ class RecordsBuilder(BaseBuilder):
         ask: Literal["headings", "findings"] = "headings"
         """What those questions are about: headings of the codes ("Is this coded: lung?") or the
         labeller's findings, as the codes say them ("Is there hyperinflation?")."""
-        tell_findings: float | None = None
+        findings_in_prompt: float | None = None
         """`report`, in training alone: tell what is coded, but for this share of the draws, e.g.
         0.3; for a model that is to write up what was found before (`run.task.plan`). null never
         does."""
-        tell_where: Literal["image", "question"] = "image"
+        locations_in_prompt: Literal["image", "question"] = "image"
         """Where: the codes beside the image, as a plan tells them, or their findings in a question
         of its own ("Write the report. Seen: edema.")."""
-        tell_images: bool = False
+        codes_as_image: bool = False
         """Write each study's codes where its image would be: for `language_modeling`, which sees
         none. The LLM so learns to write what stands at that place."""
         vocabulary: Annotated[str, Choice(VOCABULARIES)] = DEFAULT_VOCABULARY
-        """Names of findings, for `ask: findings`, `codes_from: report`, `tell_where: question`."""
+        """Names of findings; used by `ask`, `codes_from: report` and `locations_in_prompt`."""
         codes_from: Literal["coding", "report"] = "coding"
         """Where codes come from: the field `fields.codes`, or, for a corpus nobody coded, the
         findings that the vocabulary's labeller reads in the `sections`, with their side."""
@@ -124,7 +124,7 @@ class RecordsBuilder(BaseBuilder):
         def __post_init__(self) -> None:
             with Checks(self) as check:
                 check.also(super().__post_init__)
-                check.share("tell_findings")
+                check.share("findings_in_prompt")
                 sideless = self.question_sides and self.ask == "findings"
                 why = "goes with ask: headings, whose codes have sides"
                 check.refuse(sideless, "question_sides", why, "ask")
@@ -302,19 +302,19 @@ class RecordsBuilder(BaseBuilder):
         meta |= {"codes": self._coding(row), "views": [i.view for i in images]}
         meta["sections"] = {s: row[s] for s in self.config.sections if row.get(s)}
         turns = self._turns(row, len(images), clean, asked)
-        told = self.config.tell_findings
+        told = self.config.findings_in_prompt
         if told is not None and self.config.target in ("auto", "report") and not callable(turns):
             codes = self._codes(row)
             if questions.is_coded(codes) and self._split_of(study, row) == "train":
-                turns = questions.ToldFindings(
-                    turns, codes, told, self.config.tell_where, vocabulary=self.vocabulary
+                turns = questions.PromptFindings(
+                    turns, codes, told, self.config.locations_in_prompt, vocabulary=self.vocabulary
                 )
         return Record(
             sample_id=study if self.config.group_by_study else str(name),
             study_id=study,
             media=tuple(images),
-            turns=questions.ToldImages(turns, self._codes(row))
-            if self.config.tell_images
+            turns=questions.CodesAsImage(turns, self._codes(row))
+            if self.config.codes_as_image
             else turns,
             meta=meta,
         )

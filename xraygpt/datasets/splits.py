@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from xraygpt.common.checks import Checks
-from xraygpt.common.draws import keyed_int
+from xraygpt.common.keyed_random import keyed_int
 from xraygpt.vocabulary.openi import is_published_test
 
 

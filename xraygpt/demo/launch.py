@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from xraygpt.common.errors import InputError
 
 if TYPE_CHECKING:
-    from xraygpt.demo.desk import Desk
+    from xraygpt.demo.controller import DemoController
     from xraygpt.experiment import Evaluation
 
 log = logging.getLogger(__name__)
@@ -137,13 +137,15 @@ def check_port(host: str, port: int | None) -> None:
             raise InputError(f"--port {port} on {host}: {error.strerror}; name another") from None
 
 
-def make_desk(experiment: Evaluation, device: str, name: str, examples: Path | None) -> Desk:
+def make_desk(
+    experiment: Evaluation, device: str, name: str, examples: Path | None
+) -> DemoController:
     """The model of a YAML and the examples, ready for a page.
 
     Raises:
         InputError: The model cannot be built, or there are no examples in that folder.
     """
-    from xraygpt.demo.desk import Desk
+    from xraygpt.demo.controller import DemoController
     from xraygpt.experiment import build_chat
 
     own = None if examples is None else own_examples(examples)
@@ -152,7 +154,7 @@ def make_desk(experiment: Evaluation, device: str, name: str, examples: Path | N
         type(corpus).__qualname__.startswith("SyntheticCxr")
         for corpus in experiment.datasets.values()
     )
-    desk = Desk(parts, name, synthetic and experiment.model.ckpt is not None)
+    desk = DemoController(parts, name, synthetic and experiment.model.ckpt is not None)
     try:
         folder = desk.sessions.root / "examples"
         desk.examples = phantoms(folder) if own is None else own
@@ -163,7 +165,7 @@ def make_desk(experiment: Evaluation, device: str, name: str, examples: Path | N
 
 
 def serve(
-    desk: Desk,
+    desk: DemoController,
     host: str,
     port: int | None,
     users: list[tuple[str, str]] | None,
@@ -182,7 +184,7 @@ def serve(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
 
-    from xraygpt.demo.films import LIMITS
+    from xraygpt.demo.display import LIMITS
     from xraygpt.demo.layout import asset
     from xraygpt.demo.page import WAITING, Page
 
@@ -273,7 +275,7 @@ def own_examples(folder: Path) -> list[tuple[Path, str]]:
     Raises:
         InputError: There is no such folder, or no readable image in it.
     """
-    from xraygpt.demo.films import open_film
+    from xraygpt.demo.display import open_film
 
     if not folder.is_dir():
         raise InputError(f"--examples {folder}: there is no such folder")
@@ -294,11 +296,13 @@ def own_examples(folder: Path) -> list[tuple[Path, str]]:
     return found
 
 
-def _compare(desk: Desk, experiment: Evaluation, closing: threading.Event) -> threading.Thread:
+def _compare(
+    desk: DemoController, experiment: Evaluation, closing: threading.Event
+) -> threading.Thread:
     """Learn, beside the page, what the model looks at in any image."""
     from xraygpt.experiment import reference_images
     from xraygpt.media.base import Media
-    from xraygpt.models.capabilities import AttentionMaps, offers
+    from xraygpt.models.capabilities import AttentionMaps, supports
 
     def timely() -> Iterator[Media]:
         spec = desk.parts.engine.model.image_spec
@@ -309,7 +313,7 @@ def _compare(desk: Desk, experiment: Evaluation, closing: threading.Event) -> th
             yield image
 
     def work() -> None:
-        if not offers(desk.parts.engine.model, AttentionMaps):
+        if not supports(desk.parts.engine.model, AttentionMaps):
             return
         try:
             count = desk.attention.compare_with(timely())

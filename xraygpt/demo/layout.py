@@ -7,8 +7,8 @@ from importlib import resources
 
 import gradio as gr
 
-from xraygpt.demo import films
-from xraygpt.demo.desk import MOST_BEAMS, MOST_REPORT, Desk, Settings
+from xraygpt.demo import display
+from xraygpt.demo.controller import MOST_BEAMS, MOST_REPORT, DemoController, Settings
 from xraygpt.demo.report import NOTICE, SYNTHETIC_WARNING
 
 QUESTIONS = (
@@ -36,7 +36,7 @@ class Layout:
         desk: Whose model and examples are shown.
     """
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: DemoController) -> None:
         self.desk = desk
         with gr.Blocks(
             title="xraygpt: research use only",
@@ -84,7 +84,7 @@ class Layout:
         )
         self.which = gr.Radio([], label="Images", visible=False, elem_id="xg-which")
         self.stage = gr.HTML(
-            films.stage(None, ""),
+            display.stage(None, ""),
             html_template=asset("demo_viewer.html"),
             js_on_load=asset("demo_viewer.js"),
             elem_id="xg-viewer",
@@ -101,12 +101,12 @@ class Layout:
 
     def _example_buttons(self) -> str:
         def button(number: int, caption: str) -> str:
-            film = films.open_film(self.desk.examples[number][0])
-            pixels = films.thumbnail(film.pixels(), 96)
+            film = display.open_film(self.desk.examples[number][0])
+            pixels = display.thumbnail(film.pixels(), 96)
             text = html.escape(caption)
             return (
                 f'<button type="button" data-pick="{number}" title="{text}"><img '
-                f'src="{films.data_uri(pixels)}" alt=""><span>{text}</span></button>'
+                f'src="{display.data_uri(pixels)}" alt=""><span>{text}</span></button>'
             )
 
         cells = [button(i, caption) for i, (_, caption) in enumerate(self.desk.examples)]

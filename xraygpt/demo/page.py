@@ -1,4 +1,4 @@
-"""The page: Gradio components around `Desk`."""
+"""The page: Gradio components around `DemoController`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any, cast
 import gradio as gr
 
 from xraygpt.common.errors import InputError
-from xraygpt.demo import films
-from xraygpt.demo.desk import Desk, Settings, Told, out_of_memory
+from xraygpt.demo import display
+from xraygpt.demo.controller import DemoController, Settings, Told, out_of_memory
 from xraygpt.demo.layout import QUESTIONS, Layout, asset, no_words, status
 from xraygpt.demo.report import Format, split_report
 from xraygpt.demo.sessions import PREFIX, Session
@@ -72,7 +72,7 @@ class Page(Layout):
         desk: Does the work.
     """
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: DemoController) -> None:
         super().__init__(desk)
         with self.blocks:
             self._wire_images()
@@ -295,7 +295,7 @@ class Page(Layout):
         }
         return values | self._window(film)
 
-    def _window(self, film: films.Film) -> Values:
+    def _window(self, film: display.DisplayedImage) -> Values:
         window, ends = film.window or film.own_window, film.meta.get("values")
         if window is None or not isinstance(ends, tuple):
             return {part: gr.update(visible=False) for part in (self.level, self.width)}

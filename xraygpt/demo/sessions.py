@@ -23,7 +23,7 @@ import numpy as np
 
 from xraygpt.common.errors import InputError
 from xraygpt.conversation import ChatEngine, Conversation
-from xraygpt.demo.films import Film
+from xraygpt.demo.display import DisplayedImage
 
 log = logging.getLogger(__name__)
 
@@ -89,14 +89,14 @@ class Session:
 
     def reset(self) -> None:
         """As if just opened, but for the conversation."""
-        self.films: list[Film] = []
+        self.films: list[DisplayedImage] = []
         self.at = 0
         self.shown: list[tuple[int, int]] = []
         self.draft: Draft | None = None
         self.heat: dict[tuple[int, int], np.ndarray] = {}
 
     @property
-    def film(self) -> Film | None:
+    def film(self) -> DisplayedImage | None:
         """The one that is shown."""
         return self.films[self.at] if self.films else None
 

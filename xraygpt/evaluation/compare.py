@@ -52,10 +52,10 @@ def compare(first: Path, second: Path, *, tosses: int = TOSSES) -> list[Differen
             "compare those of one"
         )
     task = task_of(trees[0])
-    learned = first.parent / LEARNED
-    if learned.is_file():
-        task.take_up(json.loads(learned.read_text(encoding="utf-8")))
-    task.stay_here()
+    fitted = first.parent / LEARNED
+    if fitted.is_file():
+        task.load_state(json.loads(fitted.read_text(encoding="utf-8")))
+    task.go_offline()
     named = [{s.name: s for s in task.score([rows[i] for i in common])} for rows in (one, two)]
     both = [n for n in named[0] if n in named[1]]
     defined = [n for n in both if all(one[n].n and np.isfinite(one[n].value) for one in named)]

@@ -33,7 +33,7 @@ from xraygpt.features import cache as feature_cache
 from xraygpt.features.cache import FeatureStore
 from xraygpt.metrics.statistics import ratio_score
 from xraygpt.models.base import BaseModel
-from xraygpt.models.capabilities import FrozenFeatures, need, offers
+from xraygpt.models.capabilities import FrozenFeatures, require, supports
 from xraygpt.runners import logs
 from xraygpt.tasks.base import BaseTask, Prediction
 from xraygpt.tasks.payload import Payload, answers_of, in_words, keep_mask
@@ -109,8 +109,8 @@ class Evaluator(Plugin):
         self.data, self.train = data, train
         self.controls = self._chosen_controls()
         key = None
-        if config.feature_cache and offers(model, FrozenFeatures):
-            key = need(model, FrozenFeatures).feature_key()
+        if config.feature_cache and supports(model, FrozenFeatures):
+            key = require(model, FrozenFeatures).feature_key()
         if key is not None:
             feature_cache.use_cache(data, model, key, self.accelerator, config.feature_store)
         self._feature_key = key
@@ -120,7 +120,7 @@ class Evaluator(Plugin):
         # One question for every sample: what is compared is the image, not the wording.
         model.renderer.prompts = model.renderer.prompts[:1]
         self.collate = Collator(
-            model.renderer, model.packer, max_len=model.context_len, extra=task.extra
+            model.renderer, model.media_collator, max_len=model.context_len, extra=task.extra
         )
         self.signature = prediction_file.signature_of(identity)
         self.identity = identity
@@ -136,8 +136,8 @@ class Evaluator(Plugin):
         losses = {name: self._losses(name, data) for name, data in conditions.items()}
         predictions: dict[str, list[Prediction]] = {}
         if self.task.generates:
-            self.task.learn(self._training_answers)
-            scoring.write_learned(self.folder, self.task)
+            self.task.fit(self._training_answers)
+            scoring.write_fitted(self.folder, self.task)
             predictions = {name: self._predict(name, d) for name, d in conditions.items()}
             predictions |= self._from_training(predictions[TRUE])
         scores, left_out = scoring.score_rows(self.task, predictions)
@@ -171,12 +171,12 @@ class Evaluator(Plugin):
         if not self.task.generates:
             raise InputError("this task writes no answers that could be shared out: leave --shard")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.task.learn(self._training_answers)
+        self.task.fit(self._training_answers)
         conditions = self._conditions()
         first: dict[tuple[Any, ...], tuple[str, int]] = {}  # where each is asked for first
         for name, data in conditions.items():
             for i, record in enumerate(data.records):
-                asked = {"turns": data.turns_of(i), "draw": data.draw_of(record)}
+                asked = {"turns": data.turns_of(i), "rng_key": data.rng_key_of(record)}
                 first.setdefault(self._key(data, i, self._question(asked)), (name, i))
         mine = list(first.values())[number - 1 :: of]
         for name, data in conditions.items():

@@ -196,7 +196,7 @@ class Predictor:
         self.accelerator = distributed.make_accelerator(device)
         self.model, self.task, self.data = model.to(self.accelerator.device).eval(), task, data
         model.renderer.prompts = model.renderer.prompts[:1]  # one question for all, as measured
-        self.collate = Collator(model.renderer, model.packer, max_len=model.context_len)
+        self.collate = Collator(model.renderer, model.media_collator, max_len=model.context_len)
         self.batch_size, self.identity = batch_size, identity
         self.resolved, self.history = resolved, history or History()
         self.shard = shard

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from xraygpt.common.checkpoint import write_file
-from xraygpt.common.draws import keyed_random
+from xraygpt.common.keyed_random import keyed_random
 from xraygpt.evaluation.history import DRAWINGS_ALONE, History
 from xraygpt.media.base import MediaRef, read
 from xraygpt.runners import logs

@@ -88,9 +88,9 @@ def _everywhere(groups: Mapping[str, list[list[Score]]], left_out: dict[str, str
     return [n for n in names if all(n in one for one in each)]
 
 
-def write_learned(folder: Path, task: BaseTask) -> None:
+def write_fitted(folder: Path, task: BaseTask) -> None:
     """Beside the predictions, what scoring needs of the training answers."""
-    checkpoint.write_file(folder / LEARNED, json.dumps(task.learned(), indent=1))
+    checkpoint.write_file(folder / LEARNED, json.dumps(task.fitted(), indent=1))
 
 
 def score_folder(folder: Path) -> dict[str, Any]:
@@ -118,8 +118,8 @@ def score_folder(folder: Path) -> dict[str, Any]:
     task = task_of(identity["task"])
     if not (folder / LEARNED).is_file():
         raise InputError(f"{folder}: no {LEARNED}; let evaluate.py go on, which writes it")
-    task.take_up(json.loads((folder / LEARNED).read_text(encoding="utf-8")))
-    task.stay_here()
+    task.load_state(json.loads((folder / LEARNED).read_text(encoding="utf-8")))
+    task.go_offline()
     predictions = {name: _read(found[name]) for name in names}
     longest = max(len(said) for said in predictions.values())
     stopped = [n for n, said in predictions.items() if 2 * len(said) < longest]

@@ -1,8 +1,8 @@
 """Frozen features on disk, so that a second epoch, run or stage never encodes an image again.
 
 A feature depends on the encoder's weights, the image processor's settings and the file, and is
-stored under a key of exactly these. Layout: ``<cache>/features/<encoder + processor>/`` is a store
-of shards (`xraygpt.features.shards`), (L, D) under a name made of the file, its size and time, the
+stored under a key of exactly these. Layout: ``<cache>/features/<encoder + processor>/`` is a
+`TensorStore`: (L, D) under a name made of the file, its size and time, the
 frame, and the view where images are augmented.
 """
 
@@ -27,16 +27,16 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from xraygpt.common import distributed
 from xraygpt.common.checks import Checks
-from xraygpt.common.draws import keyed_int
 from xraygpt.common.errors import DataError, TrainingError
+from xraygpt.common.keyed_random import keyed_int
 from xraygpt.common.logging import progress
 from xraygpt.common.paths import cache_root, real
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import ReadMedia, StudyDataset
-from xraygpt.features.shards import Shards, make_room, used_now
+from xraygpt.features.tensor_store import TensorStore, make_room, used_now
 from xraygpt.media.base import Media, MediaRef
 from xraygpt.models.base import BaseModel
-from xraygpt.models.capabilities import FrozenFeatures, need
+from xraygpt.models.capabilities import FrozenFeatures, require
 
 log = logging.getLogger(__name__)
 
@@ -75,15 +75,20 @@ class CachedReader:
     """
 
     def __init__(
-        self, read_media: ReadMedia, model: BaseModel, store: Shards, how: FeatureStore, views: int
+        self,
+        read_media: ReadMedia,
+        model: BaseModel,
+        store: TensorStore,
+        how: FeatureStore,
+        views: int,
     ) -> None:
         self.read_media, self.model, self.store, self.views = read_media, model, store, views
         self.dtype = getattr(torch, how.dtype)
-        self.encoder = need(model, FrozenFeatures)
+        self.encoder = require(model, FrozenFeatures)
 
-    def __call__(self, ref: MediaRef, draw: str = "") -> Media:
+    def __call__(self, ref: MediaRef, rng_key: str = "") -> Media:
         """(L, D) float32 features of one image."""
-        view = keyed_int(draw, "view") % self.views if self.views else 0
+        view = keyed_int(rng_key, "view") % self.views if self.views else 0
         stored = self.store.get(self.name(ref, view))
         if stored is None:  # changed since, or there was no room
             self._refuse_in_worker(ref)
@@ -133,8 +138,8 @@ def pixels(read_media: ReadMedia, ref: MediaRef, view: int, views: int) -> Tenso
     Raises:
         DataError: The image cannot be read.
     """
-    draw = f"view {view} of {real(ref.path)} {ref.index}{ref.tensor}"
-    return read_media(ref, draw if views else "").data
+    rng_key = f"view {view} of {real(ref.path)} {ref.index}{ref.tensor}"
+    return read_media(ref, rng_key if views else "").data
 
 
 def use_cache(
@@ -163,7 +168,7 @@ def use_cache(
     root = cache_root() / "features"
     if controls.is_blank(data):  # only the one black picture is ever encoded
         inner = data.read_media.keywords["read_media"]  # type: ignore[attr-defined]
-        reader = CachedReader(inner, model, Shards(root), how, 0)
+        reader = CachedReader(inner, model, TensorStore(root), how, 0)
         # Found here, not in a loader's worker, where CUDA could not be used.
         data.read_media = partial(
             controls.black_image, read_media=reader, known={"black": reader.black()}
@@ -178,7 +183,7 @@ def use_cache(
         return data
     facts = {"encoder": encoder, "processor": data.signature, "dtype": how.dtype}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
-    reader = CachedReader(data.read_media, model, Shards(root / key), how, views)
+    reader = CachedReader(data.read_media, model, TensorStore(root / key), how, views)
     wanted = [(ref, view) for ref in refs for view in range(max(1, views))]
     lacking = [i for i, one in enumerate(wanted) if reader.name(*one) not in reader.store]
     missing = [wanted[i] for i in distributed.shared(lacking)]  # all divide the same list

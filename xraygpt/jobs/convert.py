@@ -18,8 +18,8 @@ from xraygpt.common.publishing import publish_folder
 from xraygpt.common.registry import did_you_mean
 from xraygpt.experiment import Training
 from xraygpt.models.base import BaseModel
-from xraygpt.models.capabilities import Exports, ExportSettings, named, need
-from xraygpt.models.llm import files as llm_files
+from xraygpt.models.capabilities import Exports, ExportSettings, named, require
+from xraygpt.models.llm import llm_files
 from xraygpt.models.qformer_llm.export import save_sharded, write_llm
 from xraygpt.models.vision import encoders
 from xraygpt.models.vision.published import is_eva
@@ -95,9 +95,9 @@ def _account(
     """What becomes of a file's keys, and the encoder it holds."""
     names = [name.removeprefix("module.") for name in state]
     bare = any(n.startswith("blocks.") for n in names)  # a ViT alone; EVA's has no bias for the key
-    if lavis.is_lineage(state) and (not bare or any(n.endswith(".attn.q_bias") for n in names)):
+    if lavis.is_lavis(state) and (not bare or any(n.endswith(".attn.q_bias") for n in names)):
         text = any("word_embeddings" in name for name in state)
-        account = lavis.translate(state, path, text=text)
+        account = lavis.convert_state(state, path, text=text)
         holds = any(name.startswith("vision.") for name in account.state)
         if holds and vit_model is not None and not is_eva(vit_model):
             raise WeightsError(f"{path} holds an EVA-CLIP-g, not {vit_model}")
@@ -170,7 +170,7 @@ def _exported(layout: str, given: argparse.Namespace) -> str:
     checkpoint = find_checkpoint(Path(given.source))
     experiment = load(Training, checkpoint / "config.yaml", [*given.options, "model.ckpt=null"])
     model = experiment.model.build(texts=list, assets=checkpoint)
-    exports = need(model, Exports)
+    exports = require(model, Exports)
     layouts = exports.export_layouts()
     if layout not in layouts:
         raise InputError(f"{named(model)} has no layout {layout}{did_you_mean(layout, layouts)}")

@@ -17,7 +17,7 @@ from xraygpt.datasets.base import Record, reference_of
 from xraygpt.datasets.builder import BaseBuilder
 from xraygpt.experiment import NO_IMAGES, Experiment
 from xraygpt.media.base import MediaRef, read
-from xraygpt.models.llm.files import load_tokenizer
+from xraygpt.models.llm.llm_files import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -128,14 +128,14 @@ def contact_sheet(pictures: Sequence[tuple[str, np.ndarray]], path: Path) -> Non
     """Small pictures with their names, and the research-use notice, as one PNG."""
     rows = -(-len(pictures) // COLUMNS)
     sheet = Image.new("L", (COLUMNS * TILE, rows * (TILE + 14) + 16), 0)
-    draw = ImageDraw.Draw(sheet)
+    rng_key = ImageDraw.Draw(sheet)
     for i, (name, pixels) in enumerate(pictures):
         grey = pixels.mean(axis=-1) if pixels.ndim == 3 else pixels
         picture = Image.fromarray((grey * 255).astype(np.uint8))
         picture.thumbnail((TILE, TILE))
         x, y = i % COLUMNS * TILE, i // COLUMNS * (TILE + 14)
         sheet.paste(picture, (x, y))
-        draw.text((x + 2, y + TILE), name[:24], fill=200)
-    draw.text((2, sheet.height - 14), NOTICE, fill=255)
+        rng_key.text((x + 2, y + TILE), name[:24], fill=200)
+    rng_key.text((2, sheet.height - 14), NOTICE, fill=255)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)

@@ -40,7 +40,7 @@ class R2Gen:
     threshold = 3  # times a word must occur in the training reports
 
     @classmethod
-    def learn(cls, training: Sequence[str]) -> R2Gen:
+    def fit(cls, training: Sequence[str]) -> R2Gen:
         """The protocol with the vocabulary of these training reports.
 
         Raises:

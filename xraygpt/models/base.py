@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from xraygpt.common.checks import Checks
 from xraygpt.common.registry import MODELS, Plugin, Registry
 from xraygpt.datasets.base import Batch
-from xraygpt.datasets.collate import Packer
+from xraygpt.datasets.collate import MediaCollator
 from xraygpt.models import param_groups
 from xraygpt.models.text_assets import saved_prompts, write_renderer
 from xraygpt.models.weights.files import WEIGHTS, save_half
@@ -112,15 +112,15 @@ class BaseModel(nn.Module, Plugin):
         """Weights to start from: a run folder, a checkpoint folder, or `<run folder>/best`."""
 
     renderer: PromptRenderer = NO_TEXT  # of a model without text
-    packer: Packer | None = None
+    media_collator: MediaCollator | None = None
     image_spec: ImageSpec
     context_len = 0  # tokens the LLM can hold
-    all_tokens = False  # whether the loss lies on every text token instead of the answers
+    loss_on_all_tokens = False  # whether the loss lies on every text token instead of the answers
     reads_question = False  # whether tokens of an image depend on what is asked about it
     frozen_parts: ClassVar[tuple[str, ...]] = ()
     """Prefixes of state keys of parts that come from elsewhere: where a checkpoint has none of
     them, they are whole without it."""
-    cannot: Mapping[str, str] = {}
+    unsupported: Mapping[str, str] = {}
     """By capability ("chat", "maps" …, see `capabilities`) why this model lacks it, in words."""
 
     config: Config
@@ -157,7 +157,7 @@ class BaseModel(nn.Module, Plugin):
         """Where it computes."""
         return next(self.parameters()).device
 
-    def fold(self) -> None:
+    def merge_lora(self) -> None:
         """Make quicker what will only answer and never be trained or saved; by default nothing."""
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
@@ -183,7 +183,7 @@ class BaseModel(nn.Module, Plugin):
         """Everything that is not a frozen part from elsewhere."""
         raise NotImplementedError
 
-    def translate(
+    def convert_state(
         self, state: dict[str, Tensor], source: Path
     ) -> tuple[dict[str, Tensor], set[str]] | None:
         """Another project's weights under our names, and the names they must hold.

@@ -1,7 +1,7 @@
 """What a model may offer beside loss and answers, and what asks for it.
 
-Whoever needs one of these asks with `need(model, Capability)`; nobody asks for a class. A model
-offers a capability by having its methods; `BaseModel.cannot` may say in words why it does not.
+Whoever needs one of these asks with `require(model, Capability)`; nobody asks for a class. A model
+offers a capability by having its methods; `BaseModel.unsupported` may say in words why it does not.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class FrozenFeatures(Protocol):
         """Identifies the frozen encoder's weights; None if features must not be stored."""
 
 
-class StoresMore(Protocol):
+class CachesQueries(Protocol):
     """Can store more than the encoder's output for a training: all that is frozen behind it."""
 
-    def begin_storing(self) -> str | None:
+    def start_caching_queries(self) -> str | None:
         """As `feature_key`, of all that is frozen between an image and the LLM.
 
         From this call on `encode_frozen` gives that, and stored features are taken for it.
@@ -113,7 +113,7 @@ class Exports(Protocol):
 _VERBS: dict[type, tuple[str, str]] = {
     Chats: ("chat", "chat"),
     FrozenFeatures: ("features", "store features of a frozen encoder"),
-    StoresMore: ("features", "store features of frozen parts"),
+    CachesQueries: ("features", "store features of frozen parts"),
     HasDecoder: ("decoder", "have the layers of its language model compiled or sharded"),
     AttentionMaps: ("maps", "show where it looked"),
     Exports: ("export", "be converted into the formats of other projects"),
@@ -121,24 +121,24 @@ _VERBS: dict[type, tuple[str, str]] = {
 Capability = TypeVar("Capability")
 
 
-def need(model: BaseModel, capability: type[Capability]) -> Capability:
+def require(model: BaseModel, capability: type[Capability]) -> Capability:
     """`model`, if it has the methods of a capability.
 
     Raises:
         InputError: It lacks some; says which, or the model's own reason.
     """
-    if offers(model, capability):
+    if supports(model, capability):
         return model  # type: ignore[return-value]
     key, verb = _VERBS[capability]
     raise InputError(f"{named(model)} cannot {verb} because {_why(model, capability, key)}")
 
 
-def offers(model: object, capability: type) -> bool:
+def supports(model: object, capability: type) -> bool:
     """Whether a model has the methods of a capability, and does not say that it cannot."""
     # Not isinstance: from Python 3.12 on that does not see modules of a torch model.
     key, _ = _VERBS[capability]
     has = all(hasattr(model, name) for name in _members(capability))
-    return has and key not in getattr(model, "cannot", {})
+    return has and key not in getattr(model, "unsupported", {})
 
 
 def named(model: BaseModel) -> str:
@@ -156,7 +156,7 @@ def _members(capability: type) -> list[str]:
 
 
 def _why(model: BaseModel, capability: type, key: str) -> str:
-    if key in model.cannot:
-        return model.cannot[key]
+    if key in model.unsupported:
+        return model.unsupported[key]
     lacking = [name for name in _members(capability) if not hasattr(model, name)]
     return f"it has no {' and no '.join(lacking)} (docs/adding_a_model.md)"

@@ -42,30 +42,30 @@ class BaseProcessor(Plugin):
         cls = type(self)
         return {"class": f"{cls.__module__}.{cls.__qualname__}", **dataclasses.asdict(self.config)}
 
-    def __call__(self, item: Any, draw: str = "") -> Any:
-        """Process `item`; `draw` keys whatever is random."""
+    def __call__(self, item: Any, rng_key: str = "") -> Any:
+        """Process `item`; `rng_key` keys whatever is random."""
         raise NotImplementedError
 
-    def process(self, media: Media, draw: str = "") -> Media:
+    def process(self, media: Media, rng_key: str = "") -> Media:
         """Process a medium, and say where its pixels went.
 
         Args:
             media: As read.
-            draw: Keys whatever is random.
+            rng_key: Keys whatever is random.
         """
         height, width = picture_size(media)
-        moved = self.geometry(height, width, draw)
+        moved = self.geometry(height, width, rng_key)
         before = media.geometry
         whole = None if moved is None or before is None else before.then(moved)
-        return media.with_data(self(media.data.numpy(), draw), whole)
+        return media.with_data(self(media.data.numpy(), rng_key), whole)
 
-    def geometry(self, height: int, width: int, draw: str = "") -> Geometry | None:
+    def geometry(self, height: int, width: int, rng_key: str = "") -> Geometry | None:
         """Where the points of a picture go; None, the default, where a processor does not say.
 
         Args:
             height: Of the picture, in pixels.
             width: Of the picture, in pixels.
-            draw: As given to `__call__`: the same draw crops and turns alike.
+            rng_key: As given to `__call__`: the same draw crops and turns alike.
         """
         return None
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tvf
 
 from xraygpt.common.checks import Checks
-from xraygpt.common.draws import keyed_random
 from xraygpt.common.errors import InputError
+from xraygpt.common.keyed_random import keyed_random
 from xraygpt.common.registry import registry
 from xraygpt.media.geometry import Geometry, rotation, window_of
 from xraygpt.processors.base import BaseProcessor
@@ -103,13 +103,13 @@ class XrayImage(BaseProcessor):
         """Pixels that each side of a picture should have; None wants all there are."""
         return 2 * self.size if self.config.draft else None
 
-    def __call__(self, pixels: np.ndarray, draw: str = "") -> Tensor:
+    def __call__(self, pixels: np.ndarray, rng_key: str = "") -> Tensor:
         """Process one picture.
 
         Args:
             pixels: (H, W) or (H, W, 3) float32 display values in [0, 1], bones bright; or
                 (F, H, W[, 3]) for the frames of a clip.
-            draw: Keys random augmentation; unused here.
+            rng_key: Keys random augmentation; unused here.
 
         Returns:
             (C, S, S) float32, normalised; (F, C, S, S) for a clip.
@@ -118,9 +118,9 @@ class XrayImage(BaseProcessor):
         if self.grey:
             grey = (image * torch.tensor(LUMINANCE).view(3, 1, 1)).sum(dim=-3, keepdim=True)
             image = grey.expand(*grey.shape[:-3], self.channels, *grey.shape[-2:])
-        return (self.resize(image, draw) - self.mean) / self.std
+        return (self.resize(image, rng_key) - self.mean) / self.std
 
-    def resize(self, image: Tensor, draw: str) -> Tensor:
+    def resize(self, image: Tensor, rng_key: str) -> Tensor:
         """(…, C, H, W) in [0, 1] -> (…, C, S, S) in [0, 1], with antialias."""
         if self.fit == "pad":
             image = _pad_to_square(image)
@@ -130,7 +130,7 @@ class XrayImage(BaseProcessor):
         sized = tvf.resize(image, [self.size, self.size], mode)
         return sized.clamp(0, 1)  # bicubic overshoots at edges
 
-    def geometry(self, height: int, width: int, draw: str = "") -> Geometry:
+    def geometry(self, height: int, width: int, rng_key: str = "") -> Geometry:
         """Where the points of a picture go: its padding, or the middle square."""
         return _square(self.fit, height, width)
 
@@ -201,42 +201,42 @@ class XrayImageTrain(XrayImage):
         share = math.sqrt(self.config.min_scale * narrow)
         return math.ceil(2 * self.size / share) if self.config.draft else None
 
-    def resize(self, image: Tensor, draw: str) -> Tensor:
-        """Crop by a draw keyed with `draw`, then resize."""
+    def resize(self, image: Tensor, rng_key: str) -> Tensor:
+        """Crop by a draw keyed with `rng_key`, then resize."""
         if self.config.min_scale < 1:
-            image = self._crop(image, draw)
-        image = super().resize(image, draw)
+            image = self._crop(image, rng_key)
+        image = super().resize(image, rng_key)
         if self.config.degrees:
-            image = tvf.rotate(image, self._angle(draw), tvf.InterpolationMode.BILINEAR)
-        return self._change_grey(image, draw) if self.config.grey_change else image
+            image = tvf.rotate(image, self._angle(rng_key), tvf.InterpolationMode.BILINEAR)
+        return self._change_grey(image, rng_key) if self.config.grey_change else image
 
-    def _change_grey(self, image: Tensor, draw: str) -> Tensor:
-        """Contrast, exponent and brightness, drawn with `draw`."""
-        rng, most = keyed_random(draw, "grey"), self.config.grey_change
+    def _change_grey(self, image: Tensor, rng_key: str) -> Tensor:
+        """Contrast, exponent and brightness, drawn with `rng_key`."""
+        rng, most = keyed_random(rng_key, "grey"), self.config.grey_change
         contrast, exponent = 1 + rng.uniform(-most, most), math.exp(rng.uniform(-most, most))
         return (image**exponent * contrast + rng.uniform(-most, most) / 2).clamp(0, 1)
 
-    def geometry(self, height: int, width: int, draw: str = "") -> Geometry:
+    def geometry(self, height: int, width: int, rng_key: str = "") -> Geometry:
         """Where the points of a picture go: crop, padding or middle square, turn."""
         moved = Geometry()
         if self.config.min_scale < 1:
-            top, left, h, w = self._window(height, width, draw)
+            top, left, h, w = self._window(height, width, rng_key)
             moved = window_of(left / width, top / height, w / width, h / height)
             height, width = h, w
         moved = moved.then(_square(self.fit, height, width))
-        return moved.then(rotation(self._angle(draw))) if self.config.degrees else moved
+        return moved.then(rotation(self._angle(rng_key))) if self.config.degrees else moved
 
-    def _angle(self, draw: str) -> float:
-        return keyed_random(draw, "turn").uniform(-self.config.degrees, self.config.degrees)
+    def _angle(self, rng_key: str) -> float:
+        return keyed_random(rng_key, "turn").uniform(-self.config.degrees, self.config.degrees)
 
-    def _crop(self, image: Tensor, draw: str) -> Tensor:
+    def _crop(self, image: Tensor, rng_key: str) -> Tensor:
         height, width = image.shape[-2:]
-        top, left, h, w = self._window(height, width, draw)
+        top, left, h, w = self._window(height, width, rng_key)
         return image[..., top : top + h, left : left + w]
 
-    def _window(self, height: int, width: int, draw: str) -> tuple[int, int, int, int]:
+    def _window(self, height: int, width: int, rng_key: str) -> tuple[int, int, int, int]:
         """Top, left, height and width of the crop, in pixels."""
-        rng = keyed_random(draw, "crop")
+        rng = keyed_random(rng_key, "crop")
         area = height * width * rng.uniform(self.config.min_scale, 1)
         low, high = self.config.ratio
         ratio = float(np.exp(rng.uniform(np.log(low), np.log(high)))) * width / height

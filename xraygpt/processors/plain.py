@@ -23,10 +23,10 @@ class PlainPixels(BaseProcessor):
 
     fixed_size = False
 
-    def __call__(self, pixels: np.ndarray, draw: str = "") -> Tensor:
+    def __call__(self, pixels: np.ndarray, rng_key: str = "") -> Tensor:
         """(H, W) or (H, W, 3) -> (3, H, W) float32; a frame axis in front stays there."""
         return channels_first(pixels).contiguous()
 
-    def geometry(self, height: int, width: int, draw: str = "") -> Geometry:
+    def geometry(self, height: int, width: int, rng_key: str = "") -> Geometry:
         """Every point stays where it is."""
         return Geometry()

@@ -41,7 +41,7 @@ class ReportText(BaseProcessor):
 
     config: Config
 
-    def __call__(self, item: str, draw: str = "") -> str:
+    def __call__(self, item: str, rng_key: str = "") -> str:
         """Clean one text; text in, text out."""
         text = re.sub(r"\s+", " ", item).strip()
         if self.config.masks != "keep":
@@ -70,7 +70,7 @@ class Identity(BaseProcessor):
     class Config(BaseProcessor.Config):
         """No settings."""
 
-    def __call__(self, item: str, draw: str = "") -> str:
+    def __call__(self, item: str, rng_key: str = "") -> str:
         """Return `item`."""
         return item
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, cast
 
-from xraygpt.common.draws import keyed_random
 from xraygpt.common.errors import DataError, InputError
+from xraygpt.common.keyed_random import keyed_random
 from xraygpt.common.registry import did_you_mean
 from xraygpt.prompting.content import (
     IMAGE,
@@ -244,14 +244,14 @@ class PromptRenderer:
         self.stop_strings = self._stop_strings()
         self._end_ids = self._ids(self.stop_strings[0])
 
-    def with_prompt(self, turns: list[Turn], draw: str) -> list[Turn]:
-        """`turns` with a prompt drawn by `draw` where the first question has no words."""
+    def with_prompt(self, turns: list[Turn], rng_key: str) -> list[Turn]:
+        """`turns` with a prompt drawn by `rng_key` where the first question has no words."""
         if not self.prompts:
             return turns
         first = next((i for i, t in enumerate(turns) if t["role"] == "user"), None)
         if first is None or has_words(turns[first]):
             return turns
-        prompt = keyed_random(draw, "prompt").choice(self.prompts)
+        prompt = keyed_random(rng_key, "prompt").choice(self.prompts)
         before = turns[first]
         asked = Turn(role="user", text=f"{before['text'].strip()} {prompt}".strip())
         if "content" in before:
@@ -282,7 +282,7 @@ class PromptRenderer:
         Raises:
             DataError: The media in the text are not as many as the media there are, or a
                 ``<video>`` stands for something else than a clip. Images told in words
-                (`tell_images`) are for the task language_modeling alone.
+                (`codes_as_image`) are for the task language_modeling alone.
         """
         turns = self._checked(turns, runs, name)
         ids: list[int] = list(self._opening)
@@ -318,7 +318,7 @@ class PromptRenderer:
             told = len(media) > len(shown)
             raise DataError(
                 f"sample {name}: {len(shown)} {IMAGE} in its text but {len(runs)} images"
-                + ("; its images are told in words: leave tell_images out" if told else "")
+                + ("; its images are told in words: leave codes_as_image out" if told else "")
             )
         for place, run in zip(shown, runs, strict=True):
             if place.mark == VIDEO and run.kind != "clip":

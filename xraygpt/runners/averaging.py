@@ -54,7 +54,7 @@ class Average:
         """A copy of the model's weights of now, for a checkpoint that holds the mean."""
         return {name: tensor.detach().clone() for name, tensor in self._changing().items()}
 
-    def take_up(self, own: Mapping[str, Tensor]) -> None:
+    def load_state(self, own: Mapping[str, Tensor]) -> None:
         """The model holds a checkpoint's mean: keep it, and give the model its own weights."""
         self.mean = self.own()
         self._put(own)

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from xraygpt.common import checkpoint
 from xraygpt.common.distributed import gathered
-from xraygpt.common.draws import keyed_int
 from xraygpt.common.errors import TrainingError, WeightsError
+from xraygpt.common.keyed_random import keyed_int
 from xraygpt.models.base import BaseModel
 from xraygpt.models.weights.files import WEIGHTS, read_weights
 from xraygpt.models.weights.rules import load_exactly
@@ -94,7 +94,7 @@ def load_weights(model: BaseModel, path: Path) -> tuple[Path, list[str]]:
         WeightsError: Nothing usable there, or it was saved from another model.
     """
     source, state = read_weights(path)
-    foreign = model.translate(state, source)
+    foreign = model.convert_state(state, source)
     if foreign is not None:
         state, required = foreign
     else:
@@ -154,7 +154,7 @@ def read_state(folder: Path, global_batch: int, world: int = 1) -> dict[str, Any
     return state
 
 
-def take_up_rng(states: list[dict[str, Any]], rank: int, seed: int, step: int) -> None:
+def restore_rng(states: list[dict[str, Any]], rank: int, seed: int, step: int) -> None:
     """Go on drawing where a process of this rank was; a rank that is new begins afresh."""
     if rank < len(states):
         set_rng_state(states[rank])

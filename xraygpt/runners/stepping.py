@@ -76,6 +76,6 @@ class Stepper:
         """Of the optimizer, as one process would have it; a collective call."""
         return self.optimizer.state_dict()
 
-    def take_up(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a `state`; the model has its weights already."""
         self.optimizer.load_state_dict(state)

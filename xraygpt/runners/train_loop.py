@@ -37,7 +37,7 @@ from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.mixture import Mixture, StreamSampler, longest_rows
 from xraygpt.features import cache as feature_cache
 from xraygpt.models.base import BaseModel
-from xraygpt.models.capabilities import FrozenFeatures, HasDecoder, StoresMore, need, offers
+from xraygpt.models.capabilities import CachesQueries, FrozenFeatures, HasDecoder, require, supports
 from xraygpt.runners import compiling, logs, optimizers, profiling, sharding, state
 from xraygpt.runners.averaging import Average
 from xraygpt.runners.base import BaseRunner
@@ -69,12 +69,12 @@ class Runner(BaseRunner):
         self.accelerator = distributed.make_accelerator(config.device, training=True)
         self.model = model.to(self.accelerator.device)
         self.splits = splits
-        packer = model.packer if task.uses_images else None
+        media_collator = model.media_collator if task.uses_images else None
         self.collate = Collator(
             model.renderer,
-            packer,
+            media_collator,
             max_len=model.context_len,
-            all_tokens=model.all_tokens,
+            loss_on_all_tokens=model.loss_on_all_tokens,
             extra=task.extra,
         )
         self.global_batch = config.batch_size_train * config.accum_grad_iters * self._world
@@ -100,11 +100,11 @@ class Runner(BaseRunner):
         self.lr_scales = [g.get("lr_scale", 1.0) for g in self.optimizer.param_groups]
         self.average = Average(model, config.ema_decay) if config.ema_decay else None
         if config.shard_llm:
-            layers = need(model, HasDecoder).decoder_layers()
+            layers = require(model, HasDecoder).decoder_layers()
             sharding.shard_frozen(model, layers, self.accelerator.device, self._world)
         if config.compile:
             compiling.compile_layers(
-                need(model, HasDecoder).decoder_layers(), self.accelerator.device
+                require(model, HasDecoder).decoder_layers(), self.accelerator.device
             )
         distributed.refuse_scattered(model, self._world)
         self.stepper = make_stepper(self.accelerator, model, self.optimizer, config)
@@ -326,8 +326,8 @@ class Runner(BaseRunner):
             self.run_folder = checkpoint.run_of(found)
             state.load_weights(self.model, found)
             saved = state.read_state(found, self.global_batch, self._world)
-            self._take_up(saved)
-            self.stepper.take_up(saved["optimizer"])
+            self._restore(saved)
+            self.stepper.load_state(saved["optimizer"])
             rng = saved["rng"]
             log.info("resuming at step %d from %s", self.step, found)
         main = self.accelerator.is_main_process
@@ -351,16 +351,16 @@ class Runner(BaseRunner):
         )
         self._cache_features()  # with the weights of the checkpoint
         if rng is not None:
-            state.take_up_rng(rng, self.accelerator.process_index, config.seed, self.step)
+            state.restore_rng(rng, self.accelerator.process_index, config.seed, self.step)
 
-    def _take_up(self, saved: dict[str, Any]) -> None:
+    def _restore(self, saved: dict[str, Any]) -> None:
         """Counters of a checkpoint; what came after it in this run is forgotten."""
         self.step, self.best, self.stale = saved["step"], saved["best"], saved["stale"]
         self.best_step, self._saved = saved["best_step"], saved["step"]
         self.val_losses = list(saved.get("val_losses", ()))  # older checkpoints have none
         optimizers.check_name(self.config.optimizer, saved.get("optimizer_name", "adamw"))
         if self.average:
-            self.average.take_up(saved.get("own", {}) or self.average.own())
+            self.average.load_state(saved.get("own", {}) or self.average.own())
         elif "own" in saved:
             raise InputError(
                 "run.ema_decay is 0, but this run averages its weights; set it as it was"
@@ -396,10 +396,10 @@ class Runner(BaseRunner):
         if not (self.config.feature_cache and self.task.uses_images):
             return
         key = None
-        if offers(self.model, StoresMore):
-            key = need(self.model, StoresMore).begin_storing()
-        elif offers(self.model, FrozenFeatures):
-            key = need(self.model, FrozenFeatures).feature_key()
+        if supports(self.model, CachesQueries):
+            key = require(self.model, CachesQueries).start_caching_queries()
+        elif supports(self.model, FrozenFeatures):
+            key = require(self.model, FrozenFeatures).feature_key()
         if key is None:
             return
         how, workers = self.config.feature_store, self.config.num_workers

@@ -138,7 +138,7 @@ class ZeroStepper(Stepper):
                 state[place] = {**means, "step": torch.tensor(steps)}
         return {"state": state, "param_groups": groups}
 
-    def take_up(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         """Share out what a checkpoint of any number of processes holds."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 

@@ -77,17 +77,17 @@ class BaseTask(Plugin):
         self.left_out: dict[str, str] = {}  # scores the last `score` could not take, and why
         self.asked: list[str] = []  # what the last `predict` asked instead of each row's question
 
-    def learn(self, training: Callable[[], Sequence[str]]) -> None:
+    def fit(self, training: Callable[[], Sequence[str]]) -> None:
         """Take from the training answers what scoring needs; by default nothing."""
 
-    def learned(self) -> dict[str, object]:
-        """What `learn` took, for a JSON file beside the predictions."""
+    def fitted(self) -> dict[str, object]:
+        """What `fit` took, for a JSON file beside the predictions."""
         return {}
 
-    def take_up(self, learned: dict[str, Any]) -> None:
-        """What `learned` gave, in another process; by default nothing."""
+    def load_state(self, fitted: dict[str, Any]) -> None:
+        """What `fitted` gave, in another process; by default nothing."""
 
-    def stay_here(self) -> None:
+    def go_offline(self) -> None:
         """Ask nobody outside this machine: scoring again a folder of somebody else's."""
 
     def extra(self, samples: Sequence[Sample]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch, Sample
 from xraygpt.datasets.collate import Collator, padded
 from xraygpt.media.base import Media
 from xraygpt.models.base import Bonus
-from xraygpt.models.capabilities import FrozenFeatures, offers
+from xraygpt.models.capabilities import FrozenFeatures, supports
 from xraygpt.models.media_tokens import images_per_row
 from xraygpt.models.vision.finding_head import FindingHead
 from xraygpt.prompting.content import (
@@ -100,7 +100,7 @@ def held_likely(model: Any, prompts: Batch, plan: Plan) -> list[list[str]]:
     """
     pixels = prompts["media_inputs"].get("pixel_values")
     alone = set(prompts["media_inputs"]) == {"pixel_values"}
-    if alone and offers(model, FrozenFeatures):  # encoded once for all questions
+    if alone and supports(model, FrozenFeatures):  # encoded once for all questions
         prompts = {**prompts, "media_inputs": {"features": model.encode_frozen(pixels)}}
     held = (_held_by_head if plan.by == "head" else _held_by_answers)(model, prompts, plan)
     normal = vocabulary_of(plan.vocabulary).normal
@@ -249,8 +249,10 @@ def planned_question(model: Any, plan: Plan, media: Sequence[Media], question: s
     """
     marks = " ".join([IMAGE] * len(media))
     turns = [Turn(role="user", text=f"{marks} ?"), Turn(role="assistant", text="")]
-    sample = Sample(sample_id="", study_id="", media=list(media), turns=turns, meta={}, draw="")
-    batch = Collator(model.renderer, model.packer, max_len=model.context_len).prompts([sample])
+    sample = Sample(sample_id="", study_id="", media=list(media), turns=turns, meta={}, rng_key="")
+    batch = Collator(model.renderer, model.media_collator, max_len=model.context_len).prompts(
+        [sample]
+    )
     words = held_likely(model, to_device(batch, model.device), plan)[0]
     return Planned(question, _caption(words), _bonus([words], plan))
 

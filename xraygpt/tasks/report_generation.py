@@ -36,7 +36,7 @@ class ReportGeneration(BaseTask):
         of the training reports unknown, at most 60 words; null: the same words, all and uncut."""
         plan: plan.Plan | None = None
         """First ask the model about each finding, then let it write up what it holds likely; for
-        models trained with `tell_findings`. null asks for the report alone."""
+        models trained with `findings_in_prompt`. null asks for the report alone."""
         meteor: bool = False
         """Take METEOR too; it starts a Java program for every condition."""
         clinical: ClinicalMetrics = field(default_factory=ClinicalMetrics)
@@ -57,20 +57,20 @@ class ReportGeneration(BaseTask):
         self.words = R2Gen(None, None)
         self.clinical = Clinical(config.clinical)
 
-    def learn(self, training: Callable[[], Sequence[str]]) -> None:
+    def fit(self, training: Callable[[], Sequence[str]]) -> None:
         """The protocol's vocabulary."""
         if self.config.protocol == "r2gen":
-            self.words = R2Gen.learn(training())
+            self.words = R2Gen.fit(training())
 
-    def learned(self) -> dict[str, Any]:
+    def fitted(self) -> dict[str, Any]:
         """The words of the protocol."""
         return {"words": self.words.as_row()}
 
-    def take_up(self, learned: dict[str, Any]) -> None:
-        """The words of the protocol, as `learned` gave them."""
-        self.words = R2Gen.from_row(learned["words"])
+    def load_state(self, fitted: dict[str, Any]) -> None:
+        """The words of the protocol, as `fitted` gave them."""
+        self.words = R2Gen.from_row(fitted["words"])
 
-    def stay_here(self) -> None:
+    def go_offline(self) -> None:
         """No judge is asked."""
         settings = replace(self.config.clinical, judge_url=None, judge_model=None)
         self.clinical = Clinical(settings)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from xraygpt.common.draws import keyed_random
+from xraygpt.common.keyed_random import keyed_random
 from xraygpt.prompting.content import MARK, MediaPart, Part, Turn, parts_of
 from xraygpt.vocabulary import Vocabulary
 
@@ -124,7 +124,7 @@ class CodeQuestions:
         return asked or [NORMAL]
 
 
-class ToldFindings:
+class PromptFindings:
     """A question with what is to be found told, anew for each epoch.
 
     So learns a model to write up what it, or somebody else, has found (`run.task.plan`). In a share
@@ -201,7 +201,7 @@ def with_findings(turns: Sequence[Turn], words: Sequence[str]) -> list[Turn]:
     ]
 
 
-class ToldImages:
+class CodesAsImage:
     """Turns in which a study's codes stand where its first image would, anew for each epoch.
 
     A language model that has read such text writes what stands at that place; the Q-Former, trained

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from xraygpt.models.llm import answer_loss as module
 from xraygpt.models.llm.answer_loss import answer_loss, packed
-from xraygpt.models.llm.small import LoraSettings, SmallLLM, add_lora, new_llm, new_tokenizer
+from xraygpt.models.llm.small_llm import LoraSettings, SmallLLM, add_lora, new_llm, new_tokenizer
 from xraygpt.prompting.renderer import IGNORE_INDEX
 
 LENGTHS = [3, 31, 12, 1, 40, 7, 22, 5]

@@ -8,7 +8,7 @@ import pytest
 
 from xraygpt.models.base import Generation
 from xraygpt.models.llm.decoding import Decoder, common_length, consensus, words_of
-from xraygpt.models.llm.small import new_tokenizer
+from xraygpt.models.llm.small_llm import new_tokenizer
 
 
 def table(a: list[int], b: list[int]) -> int:

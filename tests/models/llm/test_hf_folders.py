@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from xraygpt.common.errors import WeightsError
-from xraygpt.models.llm.small import SmallLLM
+from xraygpt.models.llm.small_llm import SmallLLM
 from xraygpt.models.qformer_llm.instruct import InstructXrayGPT
 from xraygpt.models.qformer_llm.model import XrayGPT
 from xraygpt.models.qformer_llm.qformer import QFormerConfig

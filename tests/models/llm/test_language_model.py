@@ -12,8 +12,8 @@ from xraygpt.common.checkpoint import find_checkpoint
 from xraygpt.common.config import load
 from xraygpt.common.errors import WeightsError
 from xraygpt.experiment import Training, build_runner
-from xraygpt.models.llm.files import load_llm
-from xraygpt.models.llm.small import SmallLLM, new_llm, new_tokenizer
+from xraygpt.models.llm.llm_files import load_llm
+from xraygpt.models.llm.small_llm import SmallLLM, new_llm, new_tokenizer
 from xraygpt.models.qformer_llm.model import XrayGPT
 from xraygpt.models.text_assets import saved_tokenizer
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from tests import processes
 from tests.conftest import REPO
 from xraygpt.common.errors import WeightsError
-from xraygpt.models.llm.files import load_llm, pack_for_answers
-from xraygpt.models.llm.small import SmallLLM, new_llm, new_tokenizer
+from xraygpt.models.llm.llm_files import load_llm, pack_for_answers
+from xraygpt.models.llm.small_llm import SmallLLM, new_llm, new_tokenizer
 from xraygpt.models.qformer_llm.model import XrayGPT
 from xraygpt.models.qformer_llm.qformer import QFormerConfig
 
@@ -215,7 +215,7 @@ def test_code_in_a_folder_is_never_run(llm, tmp_path):
     code = (
         "import sys\nfrom xraygpt.common.errors import WeightsError\n"
         "from xraygpt.models.vision.encoders import build_vision\n"
-        "from xraygpt.models.llm.files import load_llm\n"
+        "from xraygpt.models.llm.llm_files import load_llm\n"
         "for load in (lambda: load_llm(sys.argv[1], 'float32'),\n"
         "             lambda: build_vision('hf/' + sys.argv[1], None, None)):\n"
         "    try:\n        load()\n    except WeightsError as error:\n        print(error)\n"

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 from xraygpt.models.base import Generation
 from xraygpt.models.llm import sampling
 from xraygpt.models.llm.decoding import Decoder, Guidance
-from xraygpt.models.llm.small import SmallLLM, new_llm, new_tokenizer
+from xraygpt.models.llm.small_llm import SmallLLM, new_llm, new_tokenizer
 from xraygpt.prompting.renderer import PromptRenderer
 
 PROMPTS = ["heart", "the left lung is", "no acute disease of the chest", "clear"]

@@ -17,7 +17,7 @@ from xraygpt.datasets.records import RecordsBuilder
 from xraygpt.media.base import of_tensor
 from xraygpt.models.base import Generation
 from xraygpt.models.llm.decoding import Decoder
-from xraygpt.models.llm.small import LoraSettings, SmallLLM
+from xraygpt.models.llm.small_llm import LoraSettings, SmallLLM
 from xraygpt.models.qformer_llm.model import XrayGPT
 from xraygpt.models.qformer_llm.qformer import QFormerConfig
 from xraygpt.models.vision.encoders import build_vision
@@ -38,7 +38,7 @@ def tiny(**settings: object) -> XrayGPT:
 
 
 def collator(model: XrayGPT) -> Collator:
-    return Collator(model.renderer, model.packer, max_len=model.context_len)
+    return Collator(model.renderer, model.media_collator, max_len=model.context_len)
 
 
 def sample(name: str, images: list[torch.Tensor], answer: str, question: str = "What?") -> Sample:
@@ -52,7 +52,7 @@ def sample(name: str, images: list[torch.Tensor], answer: str, question: str = "
             Turn(role="assistant", text=answer),
         ],
         meta={},
-        draw=name,
+        rng_key=name,
     )
 
 
@@ -222,12 +222,12 @@ def test_a_folded_adapter_answers_as_before_and_is_gone():
     plain = tiny()(batch, return_logits=True).logits.detach()
     before = model(batch, return_logits=True).logits.detach()
     weight = model.llm.model.layers[0].self_attn.q_proj.base_layer.weight.clone()
-    model.fold()
+    model.merge_lora()
     assert not any("lora" in name for name in model.state_dict())
     assert not torch.equal(model.llm.model.layers[0].self_attn.q_proj.weight, weight)
     torch.testing.assert_close(model(batch, return_logits=True).logits.detach(), before)
     assert float((before - plain).abs().max()) > 0.01  # it did something
-    model.fold()  # nothing left to do
+    model.merge_lora()  # nothing left to do
 
 
 def test_folding_into_a_shared_weight_parts_it(tmp_path):
@@ -237,7 +237,7 @@ def test_folding_into_a_shared_weight_parts_it(tmp_path):
         model.llm.lm_head.lora_B["default"].weight.normal_(std=0.5)
     batch = collator(model)(mixed_samples())
     before = model(batch, return_logits=True).logits.detach()
-    model.fold()
+    model.merge_lora()
     torch.testing.assert_close(model(batch, return_logits=True).logits.detach(), before)
     model.llm.save_pretrained(tmp_path)
     again = type(model.llm).from_pretrained(tmp_path)
@@ -254,10 +254,10 @@ def test_folding_rounds_once_and_leaves_packed_weights_alone():
         exact = layer.base_layer.weight.float() + layer.get_delta_weight("default")
     plain = layer.base_layer.weight
     layer.base_layer.weight = torch.nn.Parameter(plain.view(torch.uint8), requires_grad=False)
-    model.fold()
+    model.merge_lora()
     assert model.llm.model.layers[0].self_attn.q_proj is layer
     layer.base_layer.weight = plain
-    model.fold()
+    model.merge_lora()
     folded = model.llm.model.layers[0].self_attn.q_proj.weight
     assert torch.equal(folded, exact.to(torch.bfloat16))
 

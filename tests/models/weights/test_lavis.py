@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from xraygpt.common.errors import WeightsError
-from xraygpt.models.llm.small import SmallLLM
+from xraygpt.models.llm.small_llm import SmallLLM
 from xraygpt.models.qformer_llm.model import XrayGPT
 from xraygpt.models.qformer_llm.qformer import QFormerConfig
-from xraygpt.models.weights.lavis import translate
+from xraygpt.models.weights.lavis import convert_state
 from xraygpt.runners.state import load_weights
 
 LAYERS = 4
@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_refused_with_both_sides(theirs, tmp_path, name):
 
 def test_eva_loses_what_blip2_cuts_off():
     names = ["cls_token", "blocks.38.norm1.weight", "blocks.39.norm1.weight", "norm.bias"]
-    account = translate({n: torch.ones(1) for n in [*names, "head.weight"]}, Path("eva.pth"))
+    account = convert_state({n: torch.ones(1) for n in [*names, "head.weight"]}, Path("eva.pth"))
     assert sorted(account.state) == ["vision.net.blocks.38.norm1.weight", "vision.net.cls_token"]
     assert account.dropped == {
         "the encoder's last block, norm and head": [*names[2:], "head.weight"]

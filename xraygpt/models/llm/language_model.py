@@ -14,8 +14,8 @@ from xraygpt.common.checks import Checks
 from xraygpt.common.registry import registry
 from xraygpt.models.base import Texts, renderer_of
 from xraygpt.models.causal import CausalModel
-from xraygpt.models.llm import files as llm_files
-from xraygpt.models.llm import small as language
+from xraygpt.models.llm import llm_files
+from xraygpt.models.llm import small_llm as language
 from xraygpt.models.text_assets import saved_tokenizer
 from xraygpt.processors.image import ImageSpec
 from xraygpt.prompting.renderer import load_prompts
@@ -51,8 +51,8 @@ class LanguageModel(CausalModel):
                 check.share_below_one("dropout")
 
     config: Config
-    all_tokens = True
-    cannot: Mapping[str, str] = {
+    loss_on_all_tokens = True
+    unsupported: Mapping[str, str] = {
         "export": "its runs hold a transformers folder already (llm/)",
         "chat": "it reads text alone; a model that takes it as `llama_model` reads images",
     }

@@ -26,11 +26,11 @@ from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
 from xraygpt.models import param_groups
 from xraygpt.models.base import BaseModel, Texts, renderer_of
-from xraygpt.models.llm.small import check_tokenizer, new_tokenizer
+from xraygpt.models.llm.small_llm import check_tokenizer, new_tokenizer
 from xraygpt.models.media_tokens import images_per_row
 from xraygpt.models.qformer_llm import import_weights, qformer
 from xraygpt.models.qformer_llm.instruct import TextQFormer
-from xraygpt.models.qformer_llm.query_packer import QueryPacker
+from xraygpt.models.qformer_llm.query_collator import QueryCollator
 from xraygpt.models.text_assets import saved_tokenizer
 from xraygpt.processors.image import ImageSpec
 from xraygpt.prompting.renderer import IGNORE_INDEX
@@ -111,7 +111,7 @@ class QFormerAlignment(BaseModel):
             self.text_proj = nn.Linear(width, config.embed_dim)
             self.match_head = nn.Linear(width, 1)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
-        self.packer = QueryPacker(1)
+        self.media_collator = QueryCollator(1)
         self.renderer = renderer_of(config, self.tokenizer, assets=assets)
 
     def no_weight_decay(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from xraygpt.common.errors import WeightsError
 from xraygpt.common.publishing import publish_folder, writing
 from xraygpt.models.capabilities import ExportSettings
-from xraygpt.models.llm.small import fold_lora
+from xraygpt.models.llm.small_llm import merge_lora_weights
 from xraygpt.models.qformer_llm import export_names
 from xraygpt.models.qformer_llm.parts import Composition
 from xraygpt.models.weights.files import WEIGHTS
@@ -99,7 +99,7 @@ def to_transformers(model: Composition, out: Path, how: ExportSettings) -> str:
 
 def _merge(model: Composition, how: ExportSettings) -> None:
     if how.merge_lora:
-        fold_lora(model.llm)
+        merge_lora_weights(model.llm)
 
 
 def _picture_processor(how: ExportSettings) -> XrayImage:

@@ -11,7 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from xraygpt.common.errors import WeightsError
-from xraygpt.models.llm.small import check_tokenizer
+from xraygpt.models.llm.small_llm import check_tokenizer
 from xraygpt.models.qformer_llm.parts import Composition
 from xraygpt.models.vision import encoders, own
 from xraygpt.models.vision.base import VisionEncoder
@@ -87,7 +87,7 @@ def take_qformer(model: Composition, path: Path) -> None:
     source, state = read_weights(path)
     added: tuple[str, ...] = ()
     if lavis.is_foreign(state, source):
-        state = lavis.translate(state, source, text=_reads_text(model)).state
+        state = lavis.convert_state(state, source, text=_reads_text(model)).state
         added = tuple(name.removeprefix("qformer.") for name in ADDED)
     described, encoder = source.parent / PARTS, model.config.vit_model
     if described.is_file():
@@ -168,7 +168,7 @@ def foreign_state(
     """
     if not lavis.is_foreign(state, source):
         return None
-    account = lavis.translate(state, source, text=_reads_text(model))
+    account = lavis.convert_state(state, source, text=_reads_text(model))
     if model.vision is None:  # pre-computed features: the encoder ran elsewhere
         account.state = {n: t for n, t in account.state.items() if not n.startswith("vision.")}
     parts = {name.split(".")[0] for name in account.state}

@@ -18,8 +18,8 @@ from xraygpt.common.checks import Checks
 from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
-from xraygpt.models.llm import files as llm_files
-from xraygpt.models.llm import small as language
+from xraygpt.models.llm import llm_files
+from xraygpt.models.llm import small_llm as language
 from xraygpt.models.media_tokens import images_per_row
 from xraygpt.models.qformer_llm.model import XrayGPT
 from xraygpt.models.qformer_llm.qformer import QFormer, QFormerConfig, sizes

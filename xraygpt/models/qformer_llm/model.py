@@ -30,12 +30,12 @@ from xraygpt.datasets.base import Batch
 from xraygpt.models.base import renderer_of
 from xraygpt.models.capabilities import ExportSettings
 from xraygpt.models.causal import CausalModel
-from xraygpt.models.llm import files as llm_files
-from xraygpt.models.llm import small as language
+from xraygpt.models.llm import llm_files
+from xraygpt.models.llm import small_llm as language
 from xraygpt.models.media_tokens import split_by_run
 from xraygpt.models.qformer_llm import import_weights, qformer
-from xraygpt.models.qformer_llm.bundle import pack_parts
-from xraygpt.models.qformer_llm.query_packer import QueryPacker
+from xraygpt.models.qformer_llm.pack import pack_parts
+from xraygpt.models.qformer_llm.query_collator import QueryCollator
 from xraygpt.models.tracing import cross_attentions, mean_of_layers
 from xraygpt.models.vision import base as vision
 from xraygpt.models.vision import encoders, finding_head
@@ -142,10 +142,12 @@ class XrayGPT(CausalModel):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self._build(config)
-        self.packer = QueryPacker(config.num_query_token)
+        self.media_collator = QueryCollator(config.num_query_token)
         self.renderer = renderer_of(config, self.tokenizer, assets=assets)
         if not hasattr(self.qformer, "qformer"):  # a plug-in's own
-            self.cannot = {"maps": "what stands in its Q-Former's place has no cross-attention"}
+            self.unsupported = {
+                "maps": "what stands in its Q-Former's place has no cross-attention"
+            }
         self.stores_queries = False  # whether features are the Q-Former's tokens
 
     def _build(self, config: Config) -> None:
@@ -274,11 +276,11 @@ class XrayGPT(CausalModel):
         """The Q-Former's queries."""
         return ("query_tokens",)
 
-    def fold(self) -> None:
+    def merge_lora(self) -> None:
         """LoRA becomes part of the LLM's weights, where these are plain and in one place."""
         llm_files.pack_for_answers(self.llm, True)
         if self.config.lora is not None and self.config.llm_device_map is None:
-            language.fold_lora(self.llm)
+            language.merge_lora_weights(self.llm)
 
     def embed(self, batch: Batch, tokens: Sequence[Tensor] | None = None) -> Tensor:
         """As of every causal model; in training all parts are touched, also without an image."""
@@ -367,7 +369,7 @@ class XrayGPT(CausalModel):
         features = self.encode(pixel_values)
         return (self.qformer(features, None) if self.stores_queries else features).float()
 
-    def begin_storing(self) -> str | None:
+    def start_caching_queries(self) -> str | None:
         """With a frozen Q-Former its tokens are stored: fewer and narrower than the encoder's."""
         key = self.feature_key()
         whole = self.config.freeze_qformer and self.config.qformer.adapter is None
@@ -473,7 +475,7 @@ class XrayGPT(CausalModel):
             "lora_alpha": lora.alpha if lora else None,
         }
 
-    def translate(
+    def convert_state(
         self, state: dict[str, Tensor], source: Path
     ) -> tuple[dict[str, Tensor], set[str]] | None:
         """Weights of XrayGPT, MiniGPT-4 or LAVIS: whole parts, or none of a part."""

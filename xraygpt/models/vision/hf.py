@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
-from xraygpt.models.llm.files import BROKEN, LOCAL
+from xraygpt.models.llm.llm_files import BROKEN, LOCAL
 from xraygpt.models.vision.base import VisionEncoder
 from xraygpt.models.vision.encoders import BaseEncoder
 from xraygpt.models.weights.files import refuse_other_files, weight_files

@@ -31,9 +31,9 @@ from xraygpt.common.registry import VOCABULARIES, registry
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch
 from xraygpt.models import param_groups
 from xraygpt.models.base import BaseModel, Texts, renderer_of
-from xraygpt.models.llm.small import check_tokenizer, new_tokenizer
+from xraygpt.models.llm.small_llm import check_tokenizer, new_tokenizer
 from xraygpt.models.media_tokens import images_per_row
-from xraygpt.models.qformer_llm.query_packer import QueryPacker
+from xraygpt.models.qformer_llm.query_collator import QueryCollator
 from xraygpt.models.text_assets import saved_tokenizer
 from xraygpt.models.vision import encoders
 from xraygpt.models.vision.base import pooled
@@ -162,7 +162,7 @@ class ImageText(BaseModel):
         self.kept = _fixed_parts(self.vision.net, config.train_from)
         for part in self.kept:
             part.requires_grad_(False)
-        self.packer = QueryPacker(1)
+        self.media_collator = QueryCollator(1)
         self.context_len = config.text.context
         self.renderer = renderer_of(config, self.tokenizer, assets=assets)
 

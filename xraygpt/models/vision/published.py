@@ -169,7 +169,7 @@ class EvaClipG(BaseEncoder):
         state = read_state_dict(path)
         if is_ours(state):
             return of_ours(state, path)
-        account = lavis.translate(state, path)
+        account = lavis.convert_state(state, path)
         prefix = "vision.net."
         others = [n for n in account.state if not n.startswith(prefix)]
         if len(others) == len(account.state):

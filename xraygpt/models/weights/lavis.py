@@ -114,17 +114,17 @@ _VISION = (
 
 
 def is_foreign(state: Mapping[str, Tensor], source: Path) -> bool:
-    """Whether `translate` is for a file: another project's, or one that was converted from it."""
-    return is_lineage(state) or is_converted(source)
+    """Whether the keys are another project's, or were converted from another project's file."""
+    return is_lavis(state) or is_converted(source)
 
 
-def is_lineage(state: Mapping[str, Tensor]) -> bool:
+def is_lavis(state: Mapping[str, Tensor]) -> bool:
     """Whether a file's keys are those of LAVIS and its children, or of transformers' BLIP-2."""
     marks = ("Qformer.", "llama_proj.", "visual_encoder.", *_VISION_STEMS[2:], *_HF_STEMS)
     return any(name.removeprefix("module.").startswith(marks) for name in state)
 
 
-def translate(state: Mapping[str, Tensor], source: Path, *, text: bool = False) -> Account:
+def convert_state(state: Mapping[str, Tensor], source: Path, *, text: bool = False) -> Account:
     """Our names for the tensors of a file of the lineage; the log gets the account.
 
     Args:

@@ -29,7 +29,7 @@ _LEFT = 3600  # seconds after which a shard written aside is what a kill has lef
 _USED = ".used"  # its time is when a process last began to use a store
 
 
-class Shards:
+class TensorStore:
     """One store; safe to hand to worker processes.
 
     Args:

@@ -26,7 +26,7 @@ from tests.models.qformer_llm.test_model import tiny
 from xraygpt.common.errors import InputError
 from xraygpt.conversation import Busy
 from xraygpt.demo import sessions as sessions_module
-from xraygpt.demo.desk import Desk, Settings
+from xraygpt.demo.controller import DemoController, Settings
 from xraygpt.demo.gate import doubts
 from xraygpt.demo.launch import phantoms
 from xraygpt.demo.report import split_report
@@ -41,13 +41,13 @@ SHORT = Settings(max_new_tokens=24)
 def desk():
     model = tiny(llm=LLM)
     speaking(model)
-    found = Desk(parts(model, max_new_tokens=24), "random", synthetic=False)
+    found = DemoController(parts(model, max_new_tokens=24), "random", synthetic=False)
     yield found
     found.sessions.close()
     assert not found.sessions.root.exists()
 
 
-def upload(desk: Desk, session: Session, *files: Path) -> list[str]:
+def upload(desk: DemoController, session: Session, *files: Path) -> list[str]:
     """As Gradio does: a copy in a folder of the upload folder."""
     paths = []
     for i, file in enumerate(files):
@@ -395,7 +395,7 @@ def test_spans_of_sentences_and_words(desk, tmp_path):
 
 
 def test_a_drawn_map_is_clear_where_there_is_nothing():
-    from xraygpt.demo.films import painted
+    from xraygpt.demo.display import painted
 
     heat = np.zeros((40, 30), np.float32)
     heat[10, 10] = 1

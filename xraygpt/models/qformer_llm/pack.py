@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor
 
 from xraygpt.common.checkpoint import find_checkpoint, is_run_like, seal
-from xraygpt.models.llm import files as llm_files
+from xraygpt.models.llm import llm_files
 from xraygpt.models.qformer_llm import import_weights
 from xraygpt.models.qformer_llm.parts import Composition
 from xraygpt.models.vision import own

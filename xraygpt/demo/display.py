@@ -26,7 +26,7 @@ VIEW_SIDE = 1536
 
 
 @dataclass
-class Film:
+class DisplayedImage:
     """A file, and how it is shown.
 
     Attributes:
@@ -110,13 +110,13 @@ class Film:
         return ", ".join(p for p in parts if p)
 
 
-def open_film(path: Path) -> Film:
+def open_film(path: Path) -> DisplayedImage:
     """The film of a file, at its first frame.
 
     Raises:
         ImageError: It is not an image that the reader knows.
     """
-    film = Film(path, frame_count(path, limits=LIMITS))
+    film = DisplayedImage(path, frame_count(path, limits=LIMITS))
     film.turn_to(0)
     if film.source_format == "PNG":
         with Image.open(path, formats=["PNG"]) as image:
@@ -124,7 +124,7 @@ def open_film(path: Path) -> Film:
     return film
 
 
-def stage(film: Film | None, label: str, heat: np.ndarray | None = None) -> str:
+def stage(film: DisplayedImage | None, label: str, heat: np.ndarray | None = None) -> str:
     """The viewer's HTML: the picture, and the map over it.
 
     Args:

@@ -11,7 +11,7 @@ import pytest
 from xraygpt.common.paths import cache_root
 from xraygpt.datasets.base import Record, StudyDataset, read_media
 from xraygpt.datasets.builder import RecordError, image_in, inside
-from xraygpt.datasets.packed import PackedRecords, RecordFile
+from xraygpt.datasets.mapped_records import MappedRecords, RecordFile
 from xraygpt.datasets.records import RecordsBuilder
 from xraygpt.media.base import MediaRef
 from xraygpt.processors.image import ImageSpec
@@ -25,7 +25,7 @@ def record(i: int) -> Record:
         sample_id=f"r{i}",
         study_id=f"s{i}",
         media=(MediaRef(Path(f"{i}.png"), "PA", kind="clip"),),
-        turns=questions.ToldFindings(
+        turns=questions.PromptFindings(
             questions.pair("<image>", f"Report {i}."),
             ["Edema"],
             0.5,
@@ -37,8 +37,8 @@ def record(i: int) -> Record:
 
 
 def test_they_are_what_was_put_in():
-    packed = PackedRecords(record(i) for i in range(10))
-    assert len(packed) == 10 and not len(PackedRecords())
+    packed = MappedRecords(record(i) for i in range(10))
+    assert len(packed) == 10 and not len(MappedRecords())
     assert [r.sample_id for r in packed] == [f"r{i}" for i in range(10)]
     one, same = packed[3], record(3)
     assert replace(one, turns=()) == replace(same, turns=())
@@ -54,7 +54,7 @@ def test_they_are_what_was_put_in():
 
 def test_several_share_a_file_and_none_is_left_behind():
     file = RecordFile()
-    train, val = PackedRecords(file=file), PackedRecords(file=file)
+    train, val = MappedRecords(file=file), MappedRecords(file=file)
     for i in range(20):
         (val if i % 4 == 3 else train).append(record(i))
     assert [r.sample_id for r in val] == ["r3", "r7", "r11", "r15", "r19"]
@@ -64,7 +64,7 @@ def test_several_share_a_file_and_none_is_left_behind():
 
 def test_images_alone_can_be_asked_for_and_each_comes_once():
     records = [replace(record(i), media=record(i % 3).media) for i in range(6)]
-    packed = PackedRecords(records)
+    packed = MappedRecords(records)
     assert [r.media for r in packed[1:4]] == [*list(packed.media())[1:], record(0).media]
     for held in (packed, records):
         refs = StudyDataset(held, read_media).media_refs()
@@ -72,7 +72,7 @@ def test_images_alone_can_be_asked_for_and_each_comes_once():
 
 
 def test_a_process_that_does_not_inherit_the_file_gets_them():
-    packed = PackedRecords(record(i) for i in range(10))[5:]
+    packed = MappedRecords(record(i) for i in range(10))[5:]
     moved = pickle.loads(pickle.dumps(packed))
     assert [r.sample_id for r in moved] == [f"r{i}" for i in range(5, 10)]
 
@@ -80,7 +80,7 @@ def test_a_process_that_does_not_inherit_the_file_gets_them():
 def test_datasets_hold_them_so(toy):
     builder = RecordsBuilder.Config(storage=toy).build(image_spec=SPEC)
     train, val = builder.build("train"), builder.build("val")
-    assert isinstance(train.records, PackedRecords) and len(train) == 36 and len(val) == 12
+    assert isinstance(train.records, MappedRecords) and len(train) == 36 and len(val) == 12
     few = RecordsBuilder.Config(storage=toy, max_samples=5).build(image_spec=SPEC)
     assert [r.sample_id for r in few.build("train").records] == ["s0", "s1", "s2", "s4", "s5"]
     assert isinstance(StudyDataset([record(1)], read_media).records, list)

@@ -18,7 +18,7 @@ import torch
 from xraygpt.common.errors import InputError, without_path
 from xraygpt.conversation import Answer, Busy
 from xraygpt.conversation.attention import Attention, on_image
-from xraygpt.demo.films import Film, open_film, stage
+from xraygpt.demo.display import DisplayedImage, open_film, stage
 from xraygpt.demo.report import (
     SYNTHETIC_WARNING,
     Format,
@@ -79,7 +79,7 @@ class Told:
 
 
 @dataclass
-class Desk:
+class DemoController:
     """A model, and who talks to it.
 
     Attributes:
@@ -484,7 +484,7 @@ class Desk:
             session.folder.mkdir(mode=0o700)
             session.reset()
 
-    def film(self, session: Session) -> Film:
+    def film(self, session: Session) -> DisplayedImage:
         """The one that is shown.
 
         Raises:

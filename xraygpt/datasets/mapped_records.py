@@ -44,7 +44,7 @@ class RecordFile:
         return self.map[begin:end]
 
 
-class PackedRecords(Sequence[Record]):
+class MappedRecords(Sequence[Record]):
     """Records that are unpickled whenever they are asked for; a slice shares the file.
 
     Args:
@@ -80,11 +80,11 @@ class PackedRecords(Sequence[Record]):
     @overload
     def __getitem__(self, index: int) -> Record: ...
     @overload
-    def __getitem__(self, index: slice) -> PackedRecords: ...
-    def __getitem__(self, index: int | slice) -> Record | PackedRecords:
+    def __getitem__(self, index: slice) -> MappedRecords: ...
+    def __getitem__(self, index: int | slice) -> Record | MappedRecords:
         spans = self._settled()
         if isinstance(index, slice):
-            part = PackedRecords(file=self._file)
+            part = MappedRecords(file=self._file)
             part._spans = spans[index]
             return part
         begin, middle, end = spans[index].tolist()
@@ -112,8 +112,8 @@ def _images(pickled: bytes) -> tuple[MediaRef, ...]:
     return tuple(MediaRef._make(each) for each in pickle.loads(pickled))
 
 
-def _again(pickled: list[tuple[bytes, int]]) -> PackedRecords:
-    records = PackedRecords()
+def _again(pickled: list[tuple[bytes, int]]) -> MappedRecords:
+    records = MappedRecords()
     for data, images in pickled:
         begin = records._file.append(data)
         records._new.append((begin, begin + images, begin + len(data)))

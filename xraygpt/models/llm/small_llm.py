@@ -162,7 +162,7 @@ def add_lora(llm: nn.Module, settings: LoraSettings) -> None:
 
 
 @torch.no_grad()
-def fold_lora(llm: nn.Module) -> None:
+def merge_lora_weights(llm: nn.Module) -> None:
     """Add the adapters' products to the weights they adapt, rounded once, and take them out.
 
     What two layers share is parted where only one of them is adapted. Packed layers keep theirs.

@@ -13,18 +13,18 @@ from xraygpt.media.base import Media
 from xraygpt.prompting.renderer import Run
 
 
-class QueryPacker:
+class QueryCollator:
     """Images for a Q-Former: each takes `num_query_token` places, a clip as many per frame."""
 
     def __init__(self, num_query_token: int) -> None:
         self.num_query_token = num_query_token
 
-    def plan(self, media: Sequence[Media]) -> list[Run]:
+    def token_runs(self, media: Sequence[Media]) -> list[Run]:
         """Placeholders of (C, H, W) images, (F, C, H, W) clips or (L, D) features."""
         frames = [len(m.data) if m.data.dim() == 4 else 1 for m in media]
         return [Run(self.num_query_token * n, m.kind) for n, m in zip(frames, media, strict=True)]
 
-    def pack(self, samples: Sequence[Sequence[Media]]) -> dict[str, Tensor]:
+    def stack(self, samples: Sequence[Sequence[Media]]) -> dict[str, Tensor]:
         """All media of a batch, in order.
 
         Returns:

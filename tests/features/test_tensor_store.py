@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from xraygpt.features.shards import Shards, make_room, size_of, used_now
+from xraygpt.features.tensor_store import TensorStore, make_room, size_of, used_now
 
 
 def filled(folder, names, shard_bytes=4096):
-    store = Shards(folder, shard_bytes)
+    store = TensorStore(folder, shard_bytes)
     for name in names:
         store.put(name, torch.full((4, 8), float(name[1:])))
     store.flush()
@@ -33,11 +33,11 @@ def test_what_a_kill_left_is_swept_and_what_is_being_written_stays(tmp_path):
     os.utime(old, (1, 1))
     filled(folder, names_of(3, "b"))
     assert not old.exists() and new.exists()
-    assert len(Shards(folder)) == 6
+    assert len(TensorStore(folder)) == 6
 
 
 def test_what_was_put_comes_back_in_its_dtype(tmp_path):
-    store = Shards(tmp_path / "store", shard_bytes=100)
+    store = TensorStore(tmp_path / "store", shard_bytes=100)
     wanted = {
         "whole": torch.randn(3, 5),
         "half": torch.randn(2, 7).half(),
@@ -49,7 +49,7 @@ def test_what_was_put_comes_back_in_its_dtype(tmp_path):
         store.put(name, one)
     assert len(store) == 5 and store.get("none") is None
     store.flush()
-    other = Shards(tmp_path / "store")
+    other = TensorStore(tmp_path / "store")
     for name, one in wanted.items():
         assert name in other and torch.equal(other.get(name), one)
         assert other.get(name).dtype == one.dtype
@@ -63,11 +63,11 @@ def test_few_files_hold_many(tmp_path):
 
 
 def test_what_is_mapped_takes_no_memory_of_its_own(tmp_path):
-    store = Shards(tmp_path)
+    store = TensorStore(tmp_path)
     store.put("large", torch.ones(64 * 2**20 // 4))
     store.flush()
     before = _anonymous()
-    large = Shards(tmp_path).get("large")
+    large = TensorStore(tmp_path).get("large")
     assert float(large.sum()) == large.numel()
     assert _anonymous() - before < 8 * 2**20
 
@@ -85,7 +85,7 @@ def _write(folder, mark):
 
 @pytest.mark.slow
 def test_processes_write_at_once_and_a_pickled_one_reads(tmp_path):
-    store = Shards(tmp_path)
+    store = TensorStore(tmp_path)
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_write, args=(tmp_path, m)) for m in "abc"]
     for one in writers:
@@ -100,7 +100,7 @@ def test_processes_write_at_once_and_a_pickled_one_reads(tmp_path):
 
 
 def test_many_shards_are_read_with_few_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("xraygpt.features.shards.OPEN", 3)
+    monkeypatch.setattr("xraygpt.features.tensor_store.OPEN", 3)
     store = filled(tmp_path, names_of(40), shard_bytes=1)
     kept = [store.get(name) for name in names_of(40)]
     assert len(store._open) == 3
@@ -112,8 +112,8 @@ def test_a_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("xraygpt.features.shards.save_file", full)
-    store = Shards(tmp_path)
+    monkeypatch.setattr("xraygpt.features.tensor_store.save_file", full)
+    store = TensorStore(tmp_path)
     store.put("one", torch.ones(3))
     with pytest.raises(OSError, match="No space left"):
         store.flush()
@@ -135,7 +135,7 @@ def test_room_is_made_by_age_of_use(tmp_path):
 
 def test_one_taken_away_meanwhile_is_missing(tmp_path):
     filled(tmp_path, names_of(3))
-    store = Shards(tmp_path)
+    store = TensorStore(tmp_path)
     for path in tmp_path.iterdir():
         path.unlink()
     assert store.get("a1") is None and "a1" not in store
