@@ -1,4 +1,4 @@
-"""Measure a model beside its controls: python evaluate.py --cfg-path eval_configs/x.yaml."""
+"""Evaluate a model and its controls: python evaluate.py --cfg-path eval_configs/x.yaml."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import sys
 
 
 def main() -> None:
-    """Parse, load, build, predict, score."""
-    from xraygpt.common.cli import command_line, shard
+    """Parse the command line, predict, score and print the table."""
+    from xraygpt.common.cli import config_parser, shard
 
-    parser = command_line(__doc__)
+    parser = config_parser(__doc__)
     parser.add_argument(
-        "--shard", type=shard, metavar="K/N", help="answer every N-th alone, from the K-th on"
+        "--shard",
+        type=shard,
+        metavar="K/N",
+        help="only answer every N-th sample, starting with the K-th",
     )
     args = parser.parse_args()
-    # Torch takes seconds: help and typing errors do not wait for it.
+    # Torch takes seconds to import; help and argument errors do not wait for it.
     from xraygpt.common.config import load, to_yaml
-    from xraygpt.evaluation.scoring import as_markdown
+    from xraygpt.evaluation.score_table import as_markdown
     from xraygpt.experiment import Evaluation, build_evaluator
 
     if args.dry_run:
@@ -27,14 +30,14 @@ def main() -> None:
         return
     evaluator = build_evaluator(experiment)
     if args.shard:
-        held = evaluator.answer_share(*args.shard)
-        print(f"{held} answers of a shard; the same command without --shard gathers and scores all")
+        count = evaluator.answer_shard(*args.shard)
+        print(f"{count} answers of this shard; run without --shard to collect and score all")
         return
     print(as_markdown(evaluator.run()), end="")
     print(evaluator.folder / "report.html")
 
 
 if __name__ == "__main__":
-    from xraygpt.common.cli import guarded
+    from xraygpt.common.cli import run_main
 
-    sys.exit(guarded(main))
+    sys.exit(run_main(main))

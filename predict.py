@@ -1,4 +1,4 @@
-"""Answer about images: python predict.py --cfg-path eval_configs/x.yaml --input folder."""
+"""Answer questions about images: python predict.py --cfg-path eval_configs/x.yaml --input path."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Parse, load, build, answer."""
-    from xraygpt.common.cli import at_least, command_line, existing, shard
+    """Parse the command line, answer and print the paths of the results."""
+    from xraygpt.common.cli import at_least, config_parser, existing_path, shard
 
-    parser = command_line(__doc__)
+    parser = config_parser(__doc__)
     parser.add_argument(
         "--input",
-        type=existing,
+        type=existing_path,
         help="image, DICOM, folder, or table (CSV, JSONL) with a column image",
     )
     parser.add_argument("--output", type=Path, default=Path("output/predict"), help="folder")
-    parser.add_argument("--question", "--prompt", default="", help="asked of every image")
-    parser.add_argument("--batch-size", type=at_least(1), default=8, help="images answered at once")
+    parser.add_argument("--question", "--prompt", default="", help="question about every image")
+    parser.add_argument("--batch-size", type=at_least(1), default=8, help="images per batch")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
-        "--workers", type=at_least(0), default=None, help="processes that read images"
+        "--workers", type=at_least(0), default=None, help="processes for reading images"
     )
     parser.add_argument(
-        "--shard", type=shard, metavar="K/N", help="every N-th image alone, from the K-th on"
+        "--shard", type=shard, metavar="K/N", help="only every N-th image, starting with the K-th"
     )
     args = parser.parse_args()
     if args.input is None and not args.print_config:
         parser.error("--input is missing: an image, a DICOM, a folder or a table")
-    # Torch takes seconds: help and typing errors do not wait for it.
+    # Torch takes seconds to import; help and argument errors do not wait for it.
     from xraygpt.common.config import load, to_yaml
     from xraygpt.experiment import Evaluation, build_predictor
 
@@ -48,20 +48,20 @@ def main() -> None:
         shard=args.shard,
     )
     if args.dry_run:
-        print(f"{len(predictor.mine)} inputs, results would go to {predictor.folder}")
+        print(f"{len(predictor.indices)} inputs, results would go to {predictor.folder}")
         return
     predictions = predictor.run()
     if len(predictions) == 1:
         print(predictions[0].prediction)
     print("AI output, not verified. Research use only, not for diagnosis.")
     if args.shard:
-        print(f"a shard; the same command without --shard gathers all, in {predictor.folder}")
+        print(f"shard done; run without --shard to collect all results in {predictor.folder}")
         return
     print(predictor.folder / "predictions.jsonl")
     print(predictor.folder / "report.html")
 
 
 if __name__ == "__main__":
-    from xraygpt.common.cli import guarded
+    from xraygpt.common.cli import run_main
 
-    sys.exit(guarded(main))
+    sys.exit(run_main(main))

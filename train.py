@@ -1,4 +1,4 @@
-"""Train from one YAML: python train.py --cfg-path train_configs/iu_xray_stage1.yaml."""
+"""Train a model from one YAML: python train.py --cfg-path train_configs/iu_xray_stage1.yaml."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 
 
 def main() -> None:
-    """Parse, load, build, train."""
-    from xraygpt.common.cli import command_line
+    """Parse the command line, build the runner and train."""
+    from xraygpt.common.cli import config_parser
 
-    args = command_line(__doc__).parse_args()
-    # Torch takes seconds: help and typing errors do not wait for it.
+    args = config_parser(__doc__).parse_args()
+    # Torch takes seconds to import; help and argument errors do not wait for it.
     from xraygpt.common.config import load, to_yaml
     from xraygpt.experiment import Training, build_runner
 
@@ -29,6 +29,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from xraygpt.common.cli import guarded
+    from xraygpt.common.cli import run_main
 
-    sys.exit(guarded(main))
+    sys.exit(run_main(main))

@@ -23,12 +23,12 @@ import torch
 from blip2_peer import blip2_of, inputs_of
 from transformers import StoppingCriteriaList
 
-from xraygpt.common.cli import guarded
+from xraygpt.common.cli import run_main
 from xraygpt.common.config import load
 from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import Collator
 from xraygpt.experiment import Evaluation, build_model
-from xraygpt.media.base import of_tensor
+from xraygpt.media.base import media_from_tensor
 from xraygpt.models.base import Generation
 from xraygpt.models.llm.decoding import Decoder
 
@@ -54,7 +54,7 @@ class Bench:
             return
         for sample in self.samples:
             pixels = torch.stack([media.data for media in sample["media"]])
-            sample["media"] = [of_tensor(f) for f in self.model.encode_frozen(pixels)]
+            sample["media"] = [media_from_tensor(f) for f in self.model.encode_frozen(pixels)]
 
     def batch(self, first: int, count: int) -> Batch:
         """Prompts of some samples."""
@@ -69,7 +69,7 @@ class Bench:
         """The same of a batch of one, by `generate`."""
         if self.blip2 is not None:
             return self._by_blip2(batch, how)
-        (ids,) = self.decoder._by_transformers(
+        (ids,) = self.decoder._generate_with_transformers(
             self.model.embed(batch),
             batch["attention_mask"],
             how,
@@ -144,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_main(main))

@@ -51,9 +51,7 @@ def main() -> None:
     for number in range(given.rounds + 1):  # the first warms up
         with_cache, one = first_token(chat)
         chat.undo()
-        chat._drop_cache()
-        for image in chat._images:
-            image.tokens = None
+        chat.free_cache()
         without, other = first_token(chat)
         chat.undo()
         first_token(chat)  # the cache of the first exchange is there again

@@ -3,7 +3,7 @@
 python benchmarks/curation.py
 
 The fake endpoint runs in a process of its own and answers after 200 ms. Both sides send the same
-requests through the same SDK; the engine also checks each answer and writes its ledger.
+requests through the same SDK; concurrent calls also check each answer and write the ledger.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from pathlib import Path
 
 import openai
 
-from xraygpt.curation.client import body
-from xraygpt.curation.endpoint import Endpoint
-from xraygpt.curation.engine import Engine, Item, Limits, item_key, messages_for
-from xraygpt.curation.ledger import Ledger
-from xraygpt.curation.limits import Patience
-from xraygpt.curation.prompts import load_prompt
-from xraygpt.curation.tasks import TASKS
+from xraygpt.curation.llm.calls import run_calls
+from xraygpt.curation.llm.completions import request_body
+from xraygpt.curation.llm.endpoint import Endpoint
+from xraygpt.curation.llm.items import Item, build_messages, item_key
+from xraygpt.curation.llm.ledger import Ledger
+from xraygpt.curation.llm.limits import Limits
+from xraygpt.curation.llm.prompts import load_prompt
+from xraygpt.curation.llm.run_context import RunContext
+from xraygpt.curation.llm.settings import RewriteSettings
+from xraygpt.curation.llm.tasks import TASKS
 
 REPO = Path(__file__).resolve().parents[1]
 TASK, PROMPT = TASKS["summarise"], load_prompt("summarise")
@@ -52,19 +55,20 @@ def serial(endpoint: Endpoint, rows: list[Item]) -> float:
     client = openai.OpenAI(base_url=endpoint.base_url, api_key="none")
     begun = time.perf_counter()
     for item in rows:
-        client.chat.completions.create(**body(endpoint, TASK, messages_for(item, PROMPT)))
+        client.chat.completions.create(**request_body(endpoint, TASK, build_messages(item, PROMPT)))
     return (time.perf_counter() - begun) / len(rows)
 
 
-def engine(endpoint: Endpoint, rows: list[Item], limits: Limits) -> float:
-    """Seconds a row of our engine, into a new ledger."""
+def concurrent(endpoint: Endpoint, rows: list[Item], limits: Limits) -> float:
+    """Seconds per row of concurrent calls, with a new ledger."""
     with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder)) as ledger:
-        ledger.plan([(item.key, item.source_id) for item in rows], PROMPT.repair_sha256)
-        made = Engine(ledger, endpoint, TASK, PROMPT, limits, Patience())
+        ledger.prepare([(item.key, item.source_id) for item in rows], PROMPT.repair_sha256)
+        settings = RewriteSettings(endpoint=endpoint, task=TASK, prompt=PROMPT, limits=limits)
+        context = RunContext(ledger, settings)
         begun = time.perf_counter()
-        made.run(rows)
+        run_calls(context, rows)
         taken = (time.perf_counter() - begun) / len(rows)
-        assert made.states["done"] == len(rows), made.states
+        assert context.states["done"] == len(rows), context.states
     return taken
 
 
@@ -100,9 +104,9 @@ def main() -> None:
         url = server.stdout.readline().strip()
         endpoint = Endpoint(model="fake", base_url=url)
         rows = items(endpoint, given.rows)
-        engine(endpoint, rows[:64], Limits(concurrency=given.concurrency))  # warm up
+        concurrent(endpoint, rows[:64], Limits(concurrency=given.concurrency))  # warm up
         alone = serial(endpoint, rows[:150])
-        ours = engine(endpoint, rows, Limits(concurrency=given.concurrency))
+        ours = concurrent(endpoint, rows, Limits(concurrency=given.concurrency))
         print(
             f"a serial loop: {1 / alone:.2f} rows/s; ours at concurrency {given.concurrency}: "
             f"{1 / ours:.1f} rows/s, {alone / ours:.1f} times as many"
@@ -112,7 +116,7 @@ def main() -> None:
             size = sum(before["tokens"]) // len(before["tokens"])
             limit = given.rpm * (size if name == "tpm" else 1)
             many = items(endpoint, round(given.rpm * 1.25))
-            engine(endpoint, many, Limits(concurrency=64, **{name: limit}))
+            concurrent(endpoint, many, Limits(concurrency=64, **{name: limit}))
             seen = stats(endpoint)
             times = seen["times"][len(before["times"]) :]
             tokens = seen["tokens"][len(before["tokens"]) :]

@@ -26,7 +26,7 @@ from images import SPEC, films
 from torch import Tensor
 from training import ROOT
 
-from xraygpt.common.cli import guarded
+from xraygpt.common.cli import run_main
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
 from xraygpt.datasets.base import Batch, read_media
@@ -114,18 +114,18 @@ def compiled(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        compiling.written(model.decoder_layers())
+        compiling.uncompile_layers(model.decoder_layers())
 
 
 @contextmanager
 def unpacked() -> Iterator[None]:
     """Answers' logits alone, rows as they are padded."""
-    whole = answer_loss.packed
-    answer_loss.packed = lambda mask, *_: SimpleNamespace(shape=tuple(mask.shape))  # type: ignore
+    whole = answer_loss.plan_packing
+    answer_loss.plan_packing = lambda mask, *_: SimpleNamespace(shape=tuple(mask.shape))  # type: ignore
     try:
         yield
     finally:
-        answer_loss.packed = whole
+        answer_loss.plan_packing = whole
 
 
 def apart(one: Result, other: Result) -> dict[str, float]:
@@ -199,4 +199,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_main(main))

@@ -28,7 +28,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import LlamaConfig, LlamaForCausalLM
 from utilisation import PROMPT, SHAPES, STAGES, Shape
 
-from xraygpt.common.cli import guarded
+from xraygpt.common.cli import run_main
 from xraygpt.models.qformer_llm.qformer import QFormer
 
 MARGIN = 1.5  # GB of a card for what is not counted
@@ -179,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_main(main))

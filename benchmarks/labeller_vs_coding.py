@@ -15,13 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from xraygpt.vocabulary.chest_labeller import (
-    FINDINGS,
-    Status,
-    UncertainPolicy,
-    finding_scores,
-    label,
-)
+from xraygpt.metrics.labelled_findings import UncertainPolicy, labelled_finding_scores
+from xraygpt.vocabulary.chest_labeller import FINDINGS, Status, label
 from xraygpt.vocabulary.chest_mesh import findings_of, is_coded
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +57,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score all findings, and all but ``no_finding``."""
     return {
-        name: finding_scores(
+        name: labelled_finding_scores(
             labels, truth, uncertain=policy, findings=findings, min_support=MIN_SUPPORT
         )
         for name, findings in (("all", FINDINGS), ("abnormal", ABNORMAL))

@@ -24,14 +24,14 @@ from typing import Any
 
 import torch
 
-from xraygpt.common.cli import guarded
+from xraygpt.common.cli import run_main
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
 from xraygpt.datasets.base import Batch, Sample
 from xraygpt.datasets.collate import Collator
-from xraygpt.datasets.records import read_table
+from xraygpt.datasets.tables import read_table
 from xraygpt.experiment import Training, build_model
-from xraygpt.media.base import of_tensor
+from xraygpt.media.base import media_from_tensor
 from xraygpt.prompting.renderer import IMAGE, Turn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,7 +89,7 @@ class Ours:
             Sample(
                 sample_id=str(i),
                 study_id=str(i),
-                media=[of_tensor(image)],
+                media=[media_from_tensor(image)],
                 turns=[Turn(role="user", text=IMAGE), Turn(role="assistant", text=text)],
                 meta={},
                 draw=str(i),
@@ -211,4 +211,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_main(main))

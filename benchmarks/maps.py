@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from xraygpt.common.cli import guarded
+from xraygpt.common.cli import run_main
 from xraygpt.common.config import load
 from xraygpt.common.logging import progress
-from xraygpt.conversation.attention import Attention, on_image
+from xraygpt.conversation.attention import AttentionMapper, heat_to_image
 from xraygpt.experiment import ChatParts, Evaluation, build_chat, reference_images
-from xraygpt.metrics.drawn import drawn_in
+from xraygpt.metrics.phantom_reports import findings_in_text
 from xraygpt.phantom.corpus import save_picture
-from xraygpt.phantom.design import draw
+from xraygpt.phantom.design import sample_finding
 from xraygpt.phantom.findings import KINDS
 from xraygpt.phantom.render import Study, render
 from xraygpt.processors.text import split_sentences
@@ -49,7 +49,9 @@ class Case:
     others: list[np.ndarray]
 
 
-def case_of(number: int, finding: Any, parts: ChatParts, looks: tuple[Attention, Attention]) -> Any:
+def case_of(
+    number: int, finding: Any, parts: ChatParts, looks: tuple[AttentionMapper, AttentionMapper]
+) -> Any:
     """A study's case; None if the report does not name its lesion."""
     picture = render(Study(f"MAP-{number:05d}", (finding,), seed=SEED), "frontal", SIDE)
     lesion = picture.masks[0] > 0.5
@@ -59,16 +61,16 @@ def case_of(number: int, finding: Any, parts: ChatParts, looks: tuple[Attention,
         image = parts.read_media(path)
     conversation = parts.engine.start()
     conversation.add_image(image)
-    text = conversation.ask(parts.engine.renderer.prompts[0], parts.how).text()
+    text = conversation.ask(parts.engine.renderer.prompts[0], parts.generation).text()
     spans, place = [], 0
     for sentence in split_sentences(text):
         start = text.index(sentence, place)
         place = start + len(sentence)
-        spans.append((start, place, finding.name in drawn_in(sentence)))
+        spans.append((start, place, finding.name in findings_in_text(sentence)))
 
     def maps(span: tuple[int, int, bool]) -> list[np.ndarray]:
-        heats = [look.look(conversation, *span[:2])[0].heat for look in looks]
-        return [on_image(heat, parts.fit, SIDE, SIDE) for heat in heats]
+        heats = [look.maps(conversation, *span[:2])[0].heat for look in looks]
+        return [heat_to_image(heat, parts.fit, SIDE, SIDE) for heat in heats]
 
     naming = [span for span in spans if span[2]]
     rest = [span for span in spans if not span[2]]
@@ -125,17 +127,17 @@ def main() -> None:
     args = parser.parse_args()
     experiment = load(Evaluation, args.cfg_path, args.options)
     parts = build_chat(experiment, "auto")
-    plain, less = Attention(parts.engine), Attention(parts.engine)
-    less.compare_with(reference_images(experiment, parts.engine.model.image_spec, 64))
+    plain, less = AttentionMapper(parts.engine), AttentionMapper(parts.engine)
+    less.set_baseline(reference_images(experiment, parts.engine.model.image_spec, 64))
     rng = Random(SEED)
-    findings = [draw(list(KINDS)[i % len(KINDS)], rng) for i in range(args.studies)]
+    findings = [sample_finding(list(KINDS)[i % len(KINDS)], rng) for i in range(args.studies)]
     drawn = progress(enumerate(findings), "maps", len(findings), unit="study")
     found = [case_of(i, finding, parts, (plain, less)) for i, finding in drawn]
     cases = [case for case in found if case is not None]
     print(f"{len(cases)} of {len(findings)} lesions are named in the report of their study")
     tell("attention", cases, 0)
-    tell(f"less the average of {less.references} training images", cases, 1)
+    tell(f"less the average of {less.num_references} training images", cases, 1)
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_main(main))

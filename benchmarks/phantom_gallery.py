@@ -64,7 +64,7 @@ def gallery() -> Image.Image:
 def images_per_second(size: int = 224, count: int = 60) -> float:
     """Frontal phantoms drawn in one process."""
     recipe = Recipe(size=size)
-    studies = [recipe.study(n)[0] for n in range(count)]
+    studies = [recipe.build_study(n)[0] for n in range(count)]
     render(studies[0], "frontal", size)
     start = time.perf_counter()
     for study in studies:

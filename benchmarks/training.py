@@ -37,7 +37,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from xraygpt.common import memory
-from xraygpt.common.cli import guarded
+from xraygpt.common.cli import run_main
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
 from xraygpt.datasets.base import Batch
@@ -183,11 +183,11 @@ def main() -> None:
     given = parser.parse_args()
     bench = Bench(given.case, given.batch, given.batches)
     if given.memory:
-        memory.give_back()
-        memory.forget_peak(torch.device("cpu"))  # what loading took
+        memory.release_freed_memory()
+        memory.reset_peak(torch.device("cpu"))  # what loading took
         for number in range(given.batches):
             bench.step(given.memory, number)
-        print(memory.peak(torch.device("cpu")) / 2**30)
+        print(memory.peak_bytes(torch.device("cpu")) / 2**30)
         return
     sides = measured(bench, given.rounds)
     held = peak(given.case, given.batch, given.batches, sides)
@@ -255,4 +255,4 @@ def text_of(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_main(main))

@@ -27,7 +27,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from xraygpt.common import memory
-from xraygpt.common.cli import guarded
+from xraygpt.common.cli import run_main
 from xraygpt.datasets.base import Batch, MediaRun
 from xraygpt.models.llm.small_llm import LoraSettings, add_lora
 from xraygpt.models.qformer_llm.model import XrayGPT
@@ -183,7 +183,7 @@ def peak_of(device: torch.device, given: float | None) -> tuple[float, str]:
 
 def measured(bench: Bench, steps: int, peak: float) -> dict[str, float]:
     """Of one stage."""
-    memory.forget_peak(bench.device)
+    memory.reset_peak(bench.device)
     for batch in bench.batches[:2]:
         bench.step(batch)
     seconds, tokens, flops = [], [], []
@@ -200,7 +200,7 @@ def measured(bench: Bench, steps: int, peak: float) -> dict[str, float]:
         "seconds": statistics.median(seconds),
         "tokens_a_second": statistics.median(tokens),
         "utilisation": statistics.median(flops) / peak,
-        "GiB": memory.peak(bench.device) / 2**30,
+        "GiB": memory.peak_bytes(bench.device) / 2**30,
     }
 
 
@@ -230,4 +230,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_main(main))

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from xraygpt.common.cli import guarded
+from xraygpt.common.cli import run_main
 from xraygpt.common.errors import TrainingError
 from xraygpt.metrics.statistics import Score, weighted_sum
 from xraygpt.metrics.vqa import vqa_scores
@@ -98,4 +98,4 @@ def table(systems: dict[str, dict[str, Score]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_main(main))

@@ -16,8 +16,8 @@ REPO = Path(__file__).parent.parent
 
 
 def data_root() -> Path | None:
-    named = os.environ.get("XRAYGPT_DATA")
-    path = Path(named) if named else REPO.parent / "shared" / "data"
+    configured = os.environ.get("XRAYGPT_DATA")
+    path = Path(configured) if configured else REPO.parent / "shared" / "data"
     return path if path.is_dir() else None
 
 
@@ -25,12 +25,12 @@ def data_root() -> Path | None:
 def real_data() -> Path:
     root = data_root()
     if root is None:
-        pytest.skip("the real corpora are absent (XRAYGPT_DATA)")
+        pytest.skip("the real corpora are not available (XRAYGPT_DATA)")
     os.environ["XRAYGPT_DATA"] = str(root)
     return root
 
 
-# The longest of the slow tests start first, so that both workers finish at about the same time.
+# The longest slow tests start first, so that both workers finish at about the same time.
 LONGEST = (
     "test_page", "test_real_run", "test_killed", "test_box", "test_users", "test_train_loop",
     "test_zero", "test_compiling", "test_quickstart", "test_dry_run", "test_curation_page",
@@ -39,23 +39,23 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {name: place for place, name in enumerate(LONGEST)}
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
 
-    def place(item: pytest.Item) -> int:
+    def rank_of(item: pytest.Item) -> int:
         slow = item.get_closest_marker("slow")
-        return places.get(item.path.stem, len(places)) if slow else -1
+        return ranks.get(item.path.stem, len(ranks)) if slow else -1
 
-    items.sort(key=place)
+    items.sort(key=rank_of)
 
 
 def pytest_collection_finish() -> None:
-    """Imported modules live to the end, so the garbage collector need not scan them."""
+    """Exclude imported modules, which are never freed, from garbage collection."""
     gc.collect()
     gc.freeze()
 
 
-def shared_by(test: str) -> str:
-    """What a test must share a worker with: its file, if that keeps something for its tests."""
+def worker_group(test: str) -> str:
+    """Group of tests that run in the same worker: a file if its tests share fixtures or caches."""
     name = test.split("::")[0]
     text = (REPO / name).read_text(encoding="utf-8")
     return name if 'scope="module"' in text or "@cache\n" in text else test
@@ -63,13 +63,13 @@ def shared_by(test: str) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """``--dist loadgroup``; xdist's own finds no groups under this pytest."""
+    """Implement ``--dist loadgroup``; that of xdist finds no groups with this pytest version."""
     if config.getvalue("dist") != "loadgroup":
         return None
     from xdist.scheduler import LoadScopeScheduling
 
     scheduler = LoadScopeScheduling(config, log)
-    scheduler._split_scope = shared_by
+    scheduler._split_scope = worker_group
     return scheduler
 
 
@@ -82,7 +82,7 @@ def no_plot(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    """No test reads or fills the user's feature cache."""
+    """Keep tests from using the user's feature cache."""
     if "XRAYGPT_TEST_CACHE" not in os.environ:
         monkeypatch.setenv("XRAYGPT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
@@ -104,7 +104,7 @@ def toy_image(kind: str, seed: int) -> np.ndarray:
 
 
 def write_toy_corpus(folder: Path, count: int = 48, text_only: int = 0) -> Path:
-    """Our own JSONL layout; every fourth study is val."""
+    """Write a corpus in the JSONL layout of `records`; every fourth study is val."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
     for i in range(count):
@@ -142,18 +142,18 @@ def write_toy_corpus(folder: Path, count: int = 48, text_only: int = 0) -> Path:
 
 @pytest.fixture(scope="session")
 def reading(tmp_path_factory) -> Path:
-    """A folder with a toy corpus, `corpus`, and a run that learned to read it, `out`.
+    """A folder with a toy corpus, `corpus`, and a run trained on it, `out`.
 
-    It is trained once for all test processes; nobody writes there.
+    It is trained once for all test processes, and read-only for tests.
     """
     from filelock import FileLock
 
     from tests.runners.test_train_loop import runner_of
 
     base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder, done = shared / "reading", shared / "reading.done"
-    with FileLock(shared / "reading.lock"):
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = root / "reading", root / "reading.done"
+    with FileLock(root / "reading.lock"):
         if not done.exists():
             corpus = write_toy_corpus(folder / "corpus")
             options = ["run.max_steps=200", "run.save_every=0", "run.eval_every=0"]

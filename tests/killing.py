@@ -1,4 +1,4 @@
-"""Kill training runs with SIGKILL and compare what comes of them."""
+"""Kill training runs with SIGKILL and compare their results."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    """Equal to the bit."""
+    """Whether the weights are bit-identical."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def finish(command: list[str], env: dict[str, str], cold: bool = False) -> None:
-    """Run to the end, which must be a good one."""
+    """Run a command to the end and check that it succeeds."""
     start = subprocess.run if cold else processes.run
-    done = start(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    result = start(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def last_step(folder: Path) -> int:
-    """The last step that a run under `folder` has logged."""
+    """The last logged step of the runs under `folder`."""
     rows = [r for p in folder.glob("*/metrics.jsonl") for r in read_rows(p)]
     return max((r["step"] for r in rows), default=0)
 
 
 def wait_for_step(folder: Path, step: int, seconds: float = 300) -> None:
-    """Until some run under `folder` has logged `step`."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    """Wait until a run under `folder` has logged `step`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
         if last_step(folder) >= step:
             return
         time.sleep(0.02)
-    raise AssertionError("the run never got there")
+    raise AssertionError("the run did not reach this step")
 
 
 POINTS = ("gradients", "saving", "saved")
@@ -60,76 +60,82 @@ from xraygpt.runners.train_loop import Runner
 
 point, number = sys.argv[1], int(sys.argv[2])
 sys.argv = sys.argv[3:]
-at = -1
+current = -1
 
-def last_deed(original):
-    def done(*args, **how):
-        result = original(*args, **how)
-        if at == number:
+def killing_after(original):
+    def wrapper(*args, **kwargs):
+        result = original(*args, **kwargs)
+        if current == number:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
-    return done
+    return wrapper
 
-def noted(name, by):
+def track_step(name, offset):
     original = getattr(Runner, name)
-    def done(self, *args):
-        global at
-        at = self.step + by
+    def wrapper(self, *args):
+        global current
+        current = self.step + offset
         try:
             return original(self, *args)
         finally:
-            at = -1
-    setattr(Runner, name, done)
+            current = -1
+    setattr(Runner, name, wrapper)
 
 owner, name = {
     "gradients": (torch.Tensor, "backward"),
     "saving": (state, "write_state"),
-    "saved": (checkpoint, "publish"),
+    "saved": (checkpoint, "save_checkpoint"),
 }[point]
-setattr(owner, name, last_deed(getattr(owner, name)))
-noted("_step", 1) if point == "gradients" else noted("save", 0)
+setattr(owner, name, killing_after(getattr(owner, name)))
+track_step("_step", 1) if point == "gradients" else track_step("save", 0)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 def killed_at(point: str, step: int, command: list[str], env: dict[str, str]) -> None:
-    """Run until SIGKILL at a point of `step`.
+    """Run a training until it kills itself at a point of `step`.
 
     Args:
-        point: ``gradients``: those of a micro-batch are there, no weight has changed yet;
-            ``saving``: its files are written, nothing is renamed; ``saved``: the checkpoint is
-            published, neither noted as the best nor has an older one gone.
-        step: Counted from one; for the last two points one that saves.
+        point: ``gradients``: after the backward pass of a micro-batch, before weights change;
+            ``saving``: after the checkpoint's files are written, before they are renamed;
+            ``saved``: after the checkpoint is saved, before the best step is recorded and older
+            checkpoints are removed.
+        step: Counted from one; for the last two points a step that saves.
         command: Python, ``train.py`` and its arguments.
-        env: Its environment.
+        env: Environment of the command.
     """
-    line = [command[0], "-c", KILL_AT, point, str(step), *command[1:]]
+    killed = [command[0], "-c", KILL_AT, point, str(step), *command[1:]]
     env = {**env, "PYTHONPATH": str(REPO)}
-    done = processes.run(line, cwd=REPO, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == -signal.SIGKILL, (point, done.stderr[-3000:])
+    result = processes.run(killed, cwd=REPO, env=env, capture_output=True, text=True, timeout=600)
+    assert result.returncode == -signal.SIGKILL, (point, result.stderr[-3000:])
 
 
 def kill_and_finish(
     command: list[str], folder: Path, env: dict[str, str], steps: tuple[int, int, int], reach: int
 ) -> int:
-    """SIGKILL at each of `POINTS`, then after a random step up to `reach`; then to the end.
+    """Kill a run at each of `POINTS` and after a random step, then run it to the end.
 
-    `command` must log every step and resume by itself (`run.resume_ckpt_path=auto`).
+    Args:
+        command: A training that logs every step and resumes (`run.resume_ckpt_path=auto`).
+        folder: Its output folder.
+        env: Its environment.
+        steps: Step at which each of `POINTS` kills it.
+        reach: Highest random step.
 
     Returns:
         The random step.
     """
     for point, step in zip(POINTS, steps, strict=True):
         killed_at(point, step, command, env)
-    drawn = random.Random().randint(last_step(folder) + 1, reach)
+    random_step = random.Random().randint(last_step(folder) + 1, reach)
     running = processes.Popen(command, cwd=REPO, env=env, stderr=subprocess.DEVNULL)
     try:
-        wait_for_step(folder, drawn)
+        wait_for_step(folder, random_step)
     finally:
         running.send_signal(signal.SIGKILL)
         running.wait()
-    assert running.returncode == -signal.SIGKILL, drawn  # it was not through before
+    assert running.returncode == -signal.SIGKILL, random_step  # it had not finished before
     finish(command, env)
-    saved = [run for run in folder.iterdir() if checkpoint.has_checkpoint(run)]
-    assert len(saved) == 1, drawn  # a run killed before its first save starts anew; no other does
-    return drawn
+    runs = [run for run in folder.iterdir() if checkpoint.has_checkpoint(run)]
+    assert len(runs) == 1, random_step  # only a run killed before its first save starts over
+    return random_step

@@ -1,15 +1,14 @@
-"""Start our commands in children forked from a process that has imported torch already.
+"""Start this project's commands in children forked from a process that has imported torch.
 
-`run` and `Popen` stand for those of `subprocess`, for commands that begin with this Python. Most
-of a short command's time is the import of torch and transformers. Here a server, one for each test
-process, imports them once, keeps to one thread and then does nothing but fork: each child is a
-process of its own, with its own environment, folder, arguments and standard files, and SIGKILL ends
-it as it ends any other.
+`run` and `Popen` replace those of `subprocess`, for commands that begin with this Python. Most of
+the time of a short command is the import of torch and transformers. A server, one per test process,
+imports them once, uses a single thread and only forks: each child is a separate process with its
+own environment, folder, arguments and standard files, and is killed like any other.
 
-What differs from a cold start: heavy modules are there before the first line, nobody but
-`PYTHONPATH` can change what Python itself does, and all children of one server have one hash seed.
-Hence each entry point is also started cold by some test, and of the runs that are compared to the
-bit one is a cold one.
+Differences from a cold start: heavy modules are already imported, no environment variable except
+`PYTHONPATH` can change Python itself, and all children of a server have the same hash seed.
+Therefore some test also starts each entry point cold, and so does one of the runs whose results
+are compared bit by bit.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from typing import Any, NoReturn
 REPO = Path(__file__).parent.parent
 PIPE, DEVNULL = subprocess.PIPE, subprocess.DEVNULL
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# What a training or an evaluation imports sooner or later; no plug-ins, nothing with a command.
+# Modules that trainings and evaluations import; no plug-ins and no modules with a command.
 PRELOADED = (
     "xraygpt.experiment",
     "torch._dynamo",
@@ -55,43 +54,43 @@ PRELOADED = (
 )
 
 
-# --- the side of the tests -------------------------------------------------------------------
+# --- in the test process ---------------------------------------------------------------------
 
 
 class _Server:
-    """The process that forks, as a test process sees it."""
+    """Connection from a test process to its forking server."""
 
     def __init__(self) -> None:
-        self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket, server_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = threading.Lock()
-        with theirs:
+        with server_socket:
             subprocess.Popen(
-                [sys.executable, "-m", "tests.processes", str(theirs.fileno())],
+                [sys.executable, "-m", "tests.processes", str(server_socket.fileno())],
                 cwd=REPO,
                 env=os.environ | dict.fromkeys(ONE_THREAD, "1"),
-                pass_fds=[theirs.fileno()],
+                pass_fds=[server_socket.fileno()],
                 stdin=subprocess.DEVNULL,
             )
-        atexit.register(self._line.close)  # which ends it
+        atexit.register(self._socket.close)  # which ends the server
 
     def fork(self, request: dict[str, Any], files: Sequence[int]) -> int:
-        """A child with these files as 0, 1 and 2; how it ended comes through the fourth."""
-        with self._lock, _written(json.dumps(request).encode()) as body:
-            socket.send_fds(self._line, [b"fork"], [body, *files])
-            answer = self._line.recv(64)
-        assert answer, "the server that forks has ended"
+        """Fork a child with `files` as standard files; its exit status is written to the fourth."""
+        with self._lock, _memory_file(json.dumps(request).encode()) as body:
+            socket.send_fds(self._socket, [b"fork"], [body, *files])
+            answer = self._socket.recv(64)
+        assert answer, "the forking server has ended"
         return int(answer)
 
 
 @contextlib.contextmanager
-def _written(content: bytes) -> Iterator[int]:
-    """A file of memory: an environment may be longer than a packet."""
-    number = os.memfd_create("request")
+def _memory_file(content: bytes) -> Iterator[int]:
+    """A file in memory, because an environment may be larger than a packet."""
+    descriptor = os.memfd_create("request")
     try:
-        os.write(number, content)
-        yield number
+        os.write(descriptor, content)
+        yield descriptor
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
 @cache
@@ -100,7 +99,7 @@ def _server(_owner: int) -> _Server:
 
 
 class Popen(subprocess.Popen):
-    """`subprocess.Popen`, but forked; `args` begins with this Python."""
+    """`subprocess.Popen` by forking; `args` must begin with this Python."""
 
     def _execute_child(self, args: Sequence[Any], *rest: Any) -> None:
         cwd, env, pipes, session = rest[4], rest[5], rest[9:15], rest[20]
@@ -124,10 +123,10 @@ class Popen(subprocess.Popen):
     def _try_wait(self, wait_flags: int) -> tuple[int, int]:
         if wait_flags & os.WNOHANG and not select.select([self._ended], [], [], 0)[0]:
             return 0, 0
-        said = os.read(self._ended, 64)
+        status = os.read(self._ended, 64)
         os.close(self._ended)
-        assert said, "the server that forks has ended"
-        return self.pid, int(said)
+        assert status, "the forking server has ended"
+        return self.pid, int(status)
 
     def _internal_poll(self, *_: Any, **__: Any) -> int | None:
         if self.returncode is None and self._waitpid_lock.acquire(False):
@@ -147,27 +146,27 @@ def run(
     capture_output: bool = False,
     timeout: float | None = None,
     check: bool = False,
-    **how: Any,
+    **options: Any,
 ) -> subprocess.CompletedProcess:
-    """`subprocess.run`, but forked."""
+    """`subprocess.run` by forking."""
     if input is not None:
-        how["stdin"] = subprocess.PIPE
+        options["stdin"] = subprocess.PIPE
     if capture_output:
-        how["stdout"] = how["stderr"] = subprocess.PIPE
-    with Popen(args, **how) as process:
+        options["stdout"] = options["stderr"] = subprocess.PIPE
+    with Popen(args, **options) as process:
         try:
-            said = process.communicate(input, timeout=timeout)
+            output = process.communicate(input, timeout=timeout)
         except BaseException:
             process.kill()
             raise
-    done = subprocess.CompletedProcess(args, process.returncode, *said)
+    result = subprocess.CompletedProcess(args, process.returncode, *output)
     if check:
-        done.check_returncode()
-    return done
+        result.check_returncode()
+    return result
 
 
 def run_world(size: int, args: Sequence[Any], *, env: dict[str, str], timeout: float) -> None:
-    """So many ranks of one gloo world, as torchrun would start them; all must end well."""
+    """Run a command in `size` gloo processes, as torchrun would, and check that all succeed."""
     from torch.distributed import TCPStore
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -194,49 +193,62 @@ def run_world(size: int, args: Sequence[Any], *, env: dict[str, str], timeout: f
                 raise
 
 
-# --- the server ------------------------------------------------------------------------------
+# --- in the server ---------------------------------------------------------------------------
 
 
-def serve(line: socket.socket) -> None:
-    """Fork whatever is asked for, until the tests' end of the line is closed."""
-    woken, wake = os.pipe()
+def serve(connection: socket.socket) -> None:
+    """Fork children on request, until the test process closes the connection."""
+    child_ended, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests
-    ends: dict[int, int] = {}
+    status_files: dict[int, int] = {}  # child -> where to write its exit status
     while True:
-        ready, _, _ = select.select([line, woken], [], [])
-        if woken in ready:
-            os.read(woken, 4096)
-            while ends and (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                end = ends.pop(ended[0])
-                with contextlib.suppress(BrokenPipeError):
-                    os.write(end, str(ended[1]).encode())
-                os.close(end)
-        if line in ready:
-            message, files, _, _ = socket.recv_fds(line, 64, 8)
+        ready, _, _ = select.select([connection, child_ended], [], [])
+        if child_ended in ready:
+            os.read(child_ended, 4096)
+            _report_ended(status_files)
+        if connection in ready:
+            message, files, _, _ = socket.recv_fds(connection, 64, 8)
             if not message:
                 break
-            request = json.loads(os.pread(files[0], os.fstat(files[0]).st_size, 0))
-            assert len(list(Path("/proc/self/task").iterdir())) == 1, (
-                "only a process of one thread may fork"
-            )
-            pid = os.fork()
-            if not pid:
-                for number in (line.fileno(), woken, wake, *ends.values()):
-                    os.close(number)
-                _become(request, files)
-            for number in files[:4]:
-                os.close(number)
-            ends[pid] = files[4]
-            line.send(str(pid).encode())
-    for pid in ends:
+            _fork(connection, files, status_files, inherited=(child_ended, wake))
+    for pid in status_files:
         os.kill(pid, signal.SIGKILL)
 
 
+def _report_ended(status_files: dict[int, int]) -> None:
+    while status_files and (ended := os.waitpid(-1, os.WNOHANG))[0]:
+        status_file = status_files.pop(ended[0])
+        with contextlib.suppress(BrokenPipeError):
+            os.write(status_file, str(ended[1]).encode())
+        os.close(status_file)
+
+
+def _fork(
+    connection: socket.socket,
+    files: list[int],
+    status_files: dict[int, int],
+    *,
+    inherited: tuple[int, ...],
+) -> None:
+    request = json.loads(os.pread(files[0], os.fstat(files[0]).st_size, 0))
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    assert threads == 1, "only a process with a single thread may fork"
+    pid = os.fork()
+    if not pid:
+        for descriptor in (connection.fileno(), *inherited, *status_files.values()):
+            os.close(descriptor)
+        _become(request, files)
+    for descriptor in files[:4]:
+        os.close(descriptor)
+    status_files[pid] = files[4]
+    connection.send(str(pid).encode())
+
+
 def _become(request: dict[str, Any], files: list[int]) -> NoReturn:
-    """In the child: be the process that was asked for, and end."""
+    """In the child: set up the requested process, run it and exit."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -254,17 +266,17 @@ def _become(request: dict[str, Any], files: list[int]) -> NoReturn:
     sys.stdout = open(1, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
-    own = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
-    sys.path[:] = [*own, *(p for p in sys.path[1:] if p not in server_path)]
+    extra = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    sys.path[:] = [*extra, *(p for p in sys.path[1:] if p not in server_path)]
     importlib.invalidate_caches()
     random.seed()
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
-    os._exit(_code_of(request["args"]))
+    os._exit(_run_to_exit(request["args"]))
 
 
-def _code_of(args: list[str]) -> int:
-    """Run a command line to its end, exit handlers included; its exit code."""
+def _run_to_exit(args: list[str]) -> int:
+    """Run a command line including its exit handlers, and return its exit code."""
     try:
         try:
             _execute(args)
@@ -313,8 +325,8 @@ if __name__ == "__main__":
     for _name in PRELOADED:
         importlib.import_module(_name)
     with contextlib.suppress(ImportError):
-        importlib.import_module("openai")  # of an extra
+        importlib.import_module("openai")  # an optional dependency
     gc.collect()
-    gc.freeze()  # so that a collection in a child copies no pages
+    gc.freeze()  # so that garbage collection in a child copies no pages
     serve(socket.socket(fileno=int(sys.argv[1])))
     os._exit(0)

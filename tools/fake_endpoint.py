@@ -1,10 +1,10 @@
-"""An OpenAI-compatible endpoint without a model: it answers by rules, and errs as told.
+"""An OpenAI-compatible endpoint without a model: it answers by rules and injects faults.
 
 python tools/fake_endpoint.py --port 8000 --faults 0.1
 
-For tests, benchmarks and dry runs of xraygpt.curate on this machine alone. Answers and faults are a
-pure function of the request and of how often it was tried (x-stainless-retry-count), so an
-interrupted run and its resumption see the same world. GET /stats tells what was asked.
+For tests, benchmarks and trials of xraygpt.curate; listens on loopback only. Answers and faults
+depend only on the request and its retry count (x-stainless-retry-count), so an interrupted run and
+its resumption get the same ones. GET /stats returns counts of requests and faults.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xraygpt.curation.rules import clean
 from xraygpt.processors.text import split_sentences
 from xraygpt.vocabulary.chest_labeller import mentions
 
-KINDS = (
+FAULTS = (
     "429", "429_after", "500", "hang", "drop", "cut_body", "wrong_body", "cut_json", "wrong_json",
     "refusal", "length", "prior",
 )  # fmt: skip
@@ -32,12 +32,26 @@ _SECTION = re.compile(r"^(FINDINGS|IMPRESSION|LAST_PARAGRAPH): (.*)$", re.MULTIL
 
 
 @dataclass
-class Fake:
-    """What it does and what it has seen."""
+class FakeEndpoint:
+    """Settings and state of the endpoint.
+
+    Attributes:
+        latency: Seconds per answer.
+        faults: Fraction of calls that fail, 0 to 1.
+        kinds: Faults to choose from.
+        hang: Seconds a hanging call lasts.
+        seed: Seed of the faults.
+        stats: Number of requests by kind, and by fault.
+        times: Monotonic time of each call.
+        tokens: Total tokens of each completion.
+        files: Uploaded and result files by id.
+        batches: Batches by id.
+        running: Requests in progress.
+    """
 
     latency: float = 0.0
     faults: float = 0.0
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] = FAULTS
     hang: float = 30.0
     seed: int = 0
     stats: Counter[str] = field(default_factory=Counter)
@@ -48,20 +62,20 @@ class Fake:
     running: int = 0
 
     def fault(self, request: bytes, attempt: str) -> str:
-        """The fault of a request at an attempt, or nothing."""
-        seed = hashlib.sha256(b"%d|%s|%s" % (self.seed, attempt.encode(), request)).digest()
-        if int.from_bytes(seed[:6], "big") / 2**48 >= self.faults:
+        """Return the fault of a request at an attempt, or an empty string."""
+        digest = hashlib.sha256(b"%d|%s|%s" % (self.seed, attempt.encode(), request)).digest()
+        if int.from_bytes(digest[:6], "big") / 2**48 >= self.faults:
             return ""
-        return self.kinds[int.from_bytes(seed[6:10], "big") % len(self.kinds)]
+        return self.kinds[int.from_bytes(digest[6:10], "big") % len(self.kinds)]
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """What a perfect model would say, by rules."""
+    """Answer a request by rules, as a perfect model would."""
     task = request["response_format"]["json_schema"]["name"]
     user = request["messages"][1]["content"]
     if not isinstance(user, str):
         user = "\n".join(part.get("text", "") for part in user)
-    text = clean([found[2] for found in _SECTION.finditer(user)]).text
+    text = clean([match[2] for match in _SECTION.finditer(user)]).text
     if task == "summarise":
         return {"summary": text}
     if task == "describe":
@@ -71,13 +85,13 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         for mention in mentions(sentence):
             question = f"Is there {mention.finding.replace('_', ' ')}?"
             turns.setdefault(question, {"question": question, "answer": sentence})
-    plain = [{"question": "What does the picture show?", "answer": text}]
-    return {"turns": (list(turns.values()) or plain)[:6]}
+    default = [{"question": "What does the picture show?", "answer": text}]
+    return {"turns": (list(turns.values()) or default)[:6]}
 
 
 def completion(request: dict[str, Any], fault: str) -> dict[str, Any]:
-    """The body of a chat completion; `fault` may spoil its content."""
-    content: str | None = json.dumps(answer(request))
+    """Build the body of a chat completion, with the given fault in its content."""
+    content = json.dumps(answer(request))
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     if fault in ("cut_json", "length"):
         message["content"] = content[: len(content) // 2]
@@ -87,29 +101,32 @@ def completion(request: dict[str, Any], fault: str) -> dict[str, Any]:
         message["content"] = content.replace('"}', ' Unchanged since the prior exam."}')
     elif fault == "refusal":
         message.update(content=None, refusal="I cannot help with that.")
-    said = json.dumps(request["messages"])
-    read, wrote = len(said) // 4, len(content) // 4
+    prompt_tokens = len(json.dumps(request["messages"])) // 4
+    completion_tokens = len(content) // 4
     return {
         "id": "fake", "object": "chat.completion", "created": 0, "model": request["model"],
         "choices": [{
             "index": 0, "message": message, "logprobs": None,
             "finish_reason": "length" if fault == "length" else "stop",
         }],
-        "usage": {"prompt_tokens": read, "completion_tokens": wrote, "total_tokens": read + wrote},
+        "usage": {
+            "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        },
     }  # fmt: skip
 
 
 @dataclass
 class Response:
-    """Status, body, headers; no body closes the connection."""
+    """An HTTP response; without a body the connection is closed."""
 
     status: int
     body: bytes | None
     headers: tuple[str, ...] = ()
 
 
-async def chat(fake: Fake, data: bytes, headers: dict[str, str]) -> Response:
-    """POST /v1/chat/completions."""
+async def chat(fake: FakeEndpoint, data: bytes, headers: dict[str, str]) -> Response:
+    """Handle POST /v1/chat/completions."""
     fault = fake.fault(data, headers.get("x-stainless-retry-count", "0"))
     fake.stats["calls"] += 1
     fake.stats[fault or "good"] += 1
@@ -127,74 +144,83 @@ async def chat(fake: Fake, data: bytes, headers: dict[str, str]) -> Response:
         return Response(500, error("the server had an error", None))
     if fault == "wrong_body":
         return Response(200, b'{"hello": ["world"]}')
-    made = completion(json.loads(data), fault)
-    fake.tokens.append(made["usage"]["total_tokens"])
-    text = json.dumps(made).encode()
+    body = completion(json.loads(data), fault)
+    fake.tokens.append(body["usage"]["total_tokens"])
+    text = json.dumps(body).encode()
     return Response(200, text[: len(text) // 2] if fault == "cut_body" else text)
 
 
 def error(message: str, code: str | None) -> bytes:
-    """An error as OpenAI writes it."""
+    """Build an error body in OpenAI's format."""
     return json.dumps({"error": {"message": message, "type": "error", "code": code}}).encode()
 
 
-def upload(fake: Fake, data: bytes, headers: dict[str, str]) -> Response:
-    """POST /v1/files, multipart."""
+def upload(fake: FakeEndpoint, data: bytes, headers: dict[str, str]) -> Response:
+    """Handle POST /v1/files (multipart)."""
     boundary = headers["content-type"].partition("boundary=")[2].strip('"').encode()
     parts = data.split(b"--" + boundary)
     content = next(p.partition(b"\r\n\r\n")[2][:-2] for p in parts if b'name="file"' in p)
-    name = f"file-{len(fake.files)}"
-    fake.files[name] = content
+    file_id = f"file-{len(fake.files)}"
+    fake.files[file_id] = content
     fake.stats["files"] += 1
-    made = {"id": name, "object": "file", "bytes": len(content), "created_at": 0, "filename": "x"}
-    return Response(200, json.dumps({**made, "purpose": "batch", "status": "processed"}).encode())
+    file = {
+        "id": file_id, "object": "file", "bytes": len(content), "created_at": 0, "filename": "x",
+        "purpose": "batch", "status": "processed",
+    }  # fmt: skip
+    return Response(200, json.dumps(file).encode())
 
 
-def new_batch(fake: Fake, data: bytes) -> Response:
-    """POST /v1/batches: every line is answered at once, or fails as a call would."""
-    wanted = json.loads(data)
-    good, bad = [], []
-    for line in fake.files[wanted["input_file_id"]].splitlines():
-        row = json.loads(line)
-        request = row["body"]
-        attempt = row["custom_id"].rpartition("-")[2]
-        fault = fake.fault(json.dumps(request, sort_keys=True).encode(), attempt)
-        fake.stats[fault or "good"] += 1
-        if fault in ("429", "429_after", "500", "hang", "drop", "cut_body", "wrong_body"):
-            what = {"status_code": 500, "body": json.loads(error("it failed", None))}
-            bad.append({"id": "x", "custom_id": row["custom_id"], "response": what, "error": None})
-            continue
-        what = {"status_code": 200, "request_id": "x", "body": completion(request, fault)}
-        good.append({"id": "x", "custom_id": row["custom_id"], "response": what, "error": None})
-    name = f"batch_{len(fake.batches)}"
-    out = {}
-    for key, rows in (("output_file_id", good), ("error_file_id", bad)):
-        out[key] = f"{name}-{key}" if rows else None
+def new_batch(fake: FakeEndpoint, data: bytes) -> Response:
+    """Handle POST /v1/batches: answer every line at once, or let it fail as a call would."""
+    request = json.loads(data)
+    batch_id = f"batch_{len(fake.batches)}"
+    results: dict[str, list[dict[str, Any]]] = {"output_file_id": [], "error_file_id": []}
+    for line in fake.files[request["input_file_id"]].splitlines():
+        key, row = answer_line(fake, json.loads(line))
+        results[key].append(row)
+    result_files = {}
+    for key, rows in results.items():
+        result_files[key] = f"{batch_id}-{key}" if rows else None
         if rows:
-            fake.files[f"{name}-{key}"] = "\n".join(map(json.dumps, reversed(rows))).encode()
-    fake.batches[name] = {
-        "id": name, "object": "batch", "endpoint": wanted["endpoint"], "created_at": 0,
-        "input_file_id": wanted["input_file_id"], "completion_window": "24h",
-        "status": "in_progress", "polls": 0, **out,
+            fake.files[f"{batch_id}-{key}"] = "\n".join(map(json.dumps, reversed(rows))).encode()
+    fake.batches[batch_id] = {
+        "id": batch_id, "object": "batch", "endpoint": request["endpoint"], "created_at": 0,
+        "input_file_id": request["input_file_id"], "completion_window": "24h",
+        "status": "in_progress", "polls": 0, **result_files,
     }  # fmt: skip
     fake.stats["batches"] += 1
-    return Response(200, json.dumps(fake.batches[name]).encode())
+    return Response(200, json.dumps(fake.batches[batch_id]).encode())
+
+
+def answer_line(fake: FakeEndpoint, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Answer one line of a batch; returns its result file and the row for it."""
+    request = row["body"]
+    attempt = row["custom_id"].rpartition("-")[2]
+    fault = fake.fault(json.dumps(request, sort_keys=True).encode(), attempt)
+    fake.stats[fault or "good"] += 1
+    if fault in ("429", "429_after", "500", "hang", "drop", "cut_body", "wrong_body"):
+        key = "error_file_id"
+        response = {"status_code": 500, "body": json.loads(error("it failed", None))}
+    else:
+        key = "output_file_id"
+        body = completion(request, fault)
+        response = {"status_code": 200, "request_id": "x", "body": body}
+    return key, {"id": "x", "custom_id": row["custom_id"], "response": response, "error": None}
 
 
 def poll(batch: dict[str, Any]) -> None:
-    """A batch is done when it is looked at for the second time."""
+    """Update the status of a batch, which is completed at the second poll."""
     batch["polls"] += 1
     batch["status"] = "completed" if batch["polls"] > 1 else "in_progress"
 
 
 async def route(
-    fake: Fake, method: str, path: str, data: bytes, headers: dict[str, str]
+    fake: FakeEndpoint, method: str, path: str, data: bytes, headers: dict[str, str]
 ) -> Response:
-    """Find the answer to a request."""
+    """Pass a request to its handler."""
     if path == "/stats":
-        return Response(
-            200, json.dumps({**fake.stats, "times": fake.times, "tokens": fake.tokens}).encode()
-        )
+        stats = {**fake.stats, "times": fake.times, "tokens": fake.tokens}
+        return Response(200, json.dumps(stats).encode())
     if path == "/v1/chat/completions" and method == "POST":
         return await chat(fake, data, headers)
     if path == "/v1/files":
@@ -202,24 +228,32 @@ async def route(
     if path == "/v1/batches" and method == "POST":
         return new_batch(fake, data)
     if path.split("?")[0] == "/v1/batches":
-        made = {"object": "list", "data": list(fake.batches.values()), "has_more": False}
-        return Response(200, json.dumps(made).encode())
-    name = path.split("/")[3] if path.count("/") >= 3 else ""
-    if name in fake.batches:
-        batch = fake.batches[name]
+        page = {"object": "list", "data": list(fake.batches.values()), "has_more": False}
+        return Response(200, json.dumps(page).encode())
+    return stored_object(fake, path)
+
+
+def stored_object(fake: FakeEndpoint, path: str) -> Response:
+    """Handle GET of one batch or file."""
+    object_id = path.split("/")[3] if path.count("/") >= 3 else ""
+    if object_id in fake.batches:
+        batch = fake.batches[object_id]
         poll(batch)
         return Response(200, json.dumps(batch).encode())
-    if name in fake.files:
-        return Response(200, fake.files[name], ("content-type: application/octet-stream",))
-    return Response(404, error("no such address", "not_found"))
+    if object_id in fake.files:
+        content_type = ("content-type: application/octet-stream",)
+        return Response(200, fake.files[object_id], content_type)
+    return Response(404, error("no such path", "not_found"))
 
 
-async def serve(fake: Fake, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """One connection, kept alive."""
+async def serve(
+    fake: FakeEndpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Serve one keep-alive connection."""
     try:
         while head := await reader.readuntil(b"\r\n\r\n"):
-            first, *lines = head.decode("latin-1").split("\r\n")
-            method, path, _ = first.split(" ")
+            request_line, *lines = head.decode("latin-1").split("\r\n")
+            method, path, _ = request_line.split(" ")
             headers = {k.lower(): v.strip() for k, _, v in (x.partition(":") for x in lines if x)}
             data = await reader.readexactly(int(headers.get("content-length", "0")))
             fake.running += 1
@@ -231,11 +265,7 @@ async def serve(fake: Fake, reader: asyncio.StreamReader, writer: asyncio.Stream
                 fake.running -= 1
             if response.body is None:
                 break
-            more = response.headers or ("content-type: application/json",)
-            if not any(h.startswith("content-type") for h in more):
-                more = (*more, "content-type: application/json")
-            top = [f"HTTP/1.1 {response.status} X", *more, f"content-length: {len(response.body)}"]
-            writer.write("\r\n".join([*top, "", ""]).encode() + response.body)
+            writer.write(encode_response(response))
             await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
         pass
@@ -243,39 +273,51 @@ async def serve(fake: Fake, reader: asyncio.StreamReader, writer: asyncio.Stream
         writer.close()
 
 
-async def run(fake: Fake, port: int) -> None:
-    """Serve on loopback until interrupted; the first line on stdout is the address."""
+def encode_response(response: Response) -> bytes:
+    """Write status line, headers and body."""
+    body = response.body or b""
+    headers = response.headers
+    if not any(header.startswith("content-type") for header in headers):
+        headers = (*headers, "content-type: application/json")
+    head = [f"HTTP/1.1 {response.status} X", *headers, f"content-length: {len(body)}"]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+async def run(fake: FakeEndpoint, port: int) -> None:
+    """Serve on loopback until interrupted; prints the base URL first."""
     server = await asyncio.start_server(
         lambda r, w: serve(fake, r, w), "127.0.0.1", port, limit=2**24, backlog=512
     )
-    bound = server.sockets[0].getsockname()[1]
-    sys.stdout.write(f"http://127.0.0.1:{bound}/v1\n")
+    bound_port = server.sockets[0].getsockname()[1]
+    sys.stdout.write(f"http://127.0.0.1:{bound_port}/v1\n")
     sys.stdout.flush()
     async with server:
         await server.serve_forever()
 
 
 def main() -> None:
-    """Read the command line and serve."""
+    """Parse the command line and serve."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--port", type=int, default=8000, help="0: any free one")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds of each answer")
+    parser.add_argument("--port", type=int, default=8000, help="0: any free port")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds per answer")
     parser.add_argument(
-        "--faults", type=float, default=0.0, help="share of calls that fail, 0 to 1"
+        "--faults", type=float, default=0.0, help="fraction of calls that fail, 0 to 1"
     )
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of faults")
-    parser.add_argument("--hang", type=float, default=30.0, help="seconds a hanging call lasts")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=FAULTS, default=FAULTS, help="faults to inject"
+    )
+    parser.add_argument("--hang", type=float, default=30.0, help="seconds a hanging call takes")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    fake = Fake(given.latency, given.faults, tuple(given.kinds), given.hang, given.seed)
+    args = parser.parse_args()
+    fake = FakeEndpoint(args.latency, args.faults, tuple(args.kinds), args.hang, args.seed)
     try:
-        asyncio.run(run(fake, given.port))
+        asyncio.run(run(fake, args.port))
     except KeyboardInterrupt:
         sys.exit(130)
-    except OSError as problem:
-        sys.exit(f"port {given.port}: {problem.strerror}; --port 0 takes any free one")
+    except OSError as error:
+        sys.exit(f"port {args.port}: {error.strerror}; use --port 0 for any free port")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ __all__ = ["LoadedModel", "__version__", "load_model", "load_model_and_preproces
 
 
 def __getattr__(name: str) -> Any:
-    """What needs torch is imported when it is asked for."""
+    """Import names that need torch on first access."""
     if name in __all__:
         from xraygpt import loading
 

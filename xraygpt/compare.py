@@ -1,10 +1,10 @@
-"""Two systems on the same samples, in pairs: python -m xraygpt.compare A B.
+"""Paired comparison of two systems on the same samples: python -m xraygpt.compare A B.
 
-Takes two folders of evaluations, or two files of predictions, and prints for every score of their
-task both values, the difference with its 95 % bootstrap interval over studies, and the p-value of
-an approximate randomisation test (Noreen 1989): how often a difference as large comes about when it
-is a coin toss, study by study, which of the two answers was whose. Many scores are compared at
-once; the last column holds p after Holm's correction (1979) over all lines printed.
+Reads two evaluation folders or two files of predictions. For every score of their task it prints
+both values, the difference with its 95 % bootstrap interval over studies, and the p-value of an
+approximate randomisation test (Noreen 1989): how often a difference this large occurs when the two
+systems' answers are swapped at random per study. The last column is p after Holm's correction
+(1979) over all printed lines.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from __future__ import annotations
 import argparse
 import sys
 
-from xraygpt.common.cli import add_imports, existing, guarded, import_plugins
+from xraygpt.common.cli import add_imports, existing_path, import_plugins, run_main
 
 
 def main() -> None:
-    """Parse, compare, print."""
+    """Parse the command line, compare and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("first", type=existing)
-    parser.add_argument("second", type=existing)
+    parser.add_argument("first", type=existing_path)
+    parser.add_argument("second", type=existing_path)
     add_imports(parser)
     args = parser.parse_args()
     from xraygpt.evaluation.compare import compare
@@ -32,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_main(main))

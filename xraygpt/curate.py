@@ -28,10 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from xraygpt.common.checks import SettingsError
-from xraygpt.common.cli import guarded
+from xraygpt.common.cli import run_main
 from xraygpt.common.errors import InputError, XrayGPTError
-from xraygpt.curation.endpoint import PROVIDERS, Endpoint, load_price, privacy
 from xraygpt.curation.folder import HELD_BACK, TROUBLE
+from xraygpt.curation.llm.endpoint import PROVIDERS, Endpoint
+from xraygpt.curation.llm.prices import load_price
+from xraygpt.curation.llm.privacy import check_privacy
 from xraygpt.curation.select import (
     Filters,
     corpus_named,
@@ -155,9 +157,8 @@ def _add_filters(step: argparse.ArgumentParser) -> None:
 
 
 def _add_model(step: argparse.ArgumentParser) -> None:
-    from xraygpt.curation.engine import Limits
-    from xraygpt.curation.limits import Patience
-    from xraygpt.curation.tasks import TASKS
+    from xraygpt.curation.llm.limits import Limits, RetryPolicy
+    from xraygpt.curation.llm.tasks import TASKS
 
     default = Endpoint()
     group = step.add_argument_group("with a language model")
@@ -172,11 +173,11 @@ def _add_model(step: argparse.ArgumentParser) -> None:
     add("--concurrency", type=int, default=Limits().concurrency, help="most calls at once")
     add("--rpm", type=float, help="most requests a minute")
     add("--tpm", type=float, help="most tokens a minute")
-    add("--timeout", type=float, default=Patience().timeout, help="seconds for one call")
+    add("--timeout", type=float, default=RetryPolicy().timeout, help="seconds for one call")
     add(
         "--attempts",
         type=int,
-        default=Patience().attempts,
+        default=RetryPolicy().max_attempts,
         help="most calls for one answer when the endpoint errs",
     )
     add("--prices", type=Path, help="YAML: model: {input: …, output: …} for a million tokens")
@@ -243,10 +244,10 @@ def _curate(given: argparse.Namespace) -> None:
         f"{manifest['pictures_of_published_test_split']} of the published test split"
     )
     if how is not None:
-        money = f", {made.spent.money:.2f} by the price file" if how.price else ""
+        money = f", {made.usage.cost:.2f} by the price file" if how.price else ""
         say(
-            f"{made.calls} calls now; over all runs {made.spent.tokens_in:,} tokens read and "
-            f"{made.spent.tokens_out:,} written{money}"
+            f"{made.calls} calls now; over all runs {made.usage.tokens_in:,} tokens read and "
+            f"{made.usage.tokens_out:,} written{money}"
         )
     trouble = {stage: left_out[stage] for stage in TROUBLE if left_out.get(stage)}
     if trouble:
@@ -271,11 +272,10 @@ def say(line: str) -> None:
 
 
 def _rewriting(given: argparse.Namespace) -> Any:
-    from xraygpt.curation.engine import Limits
-    from xraygpt.curation.limits import Patience
-    from xraygpt.curation.pipeline import Rewriting
-    from xraygpt.curation.prompts import load_prompt
-    from xraygpt.curation.tasks import TASKS
+    from xraygpt.curation.llm.limits import Limits, RetryPolicy
+    from xraygpt.curation.llm.prompts import load_prompt
+    from xraygpt.curation.llm.settings import RewriteSettings
+    from xraygpt.curation.llm.tasks import TASKS
 
     if not given.model:
         raise InputError(f"--provider {given.provider} needs --model, as the endpoint calls it")
@@ -295,9 +295,9 @@ def _rewriting(given: argparse.Namespace) -> Any:
             raise InputError(f"--{name.replace('_', '-')} must be above 0 and finite")
     limits = Limits(
         concurrency=given.concurrency, rpm=given.rpm, tpm=given.tpm,
-        max_tokens=given.max_tokens, max_money=given.max_usd,
+        max_tokens=given.max_tokens, max_cost=given.max_usd,
     )  # fmt: skip
-    return Rewriting(
+    return RewriteSettings(
         endpoint=Endpoint(
             provider=given.provider, model=given.model, base_url=given.base_url,
             temperature=given.temperature, seed=given.model_seed,
@@ -305,21 +305,21 @@ def _rewriting(given: argparse.Namespace) -> Any:
         task=TASKS[given.task],
         prompt=load_prompt(given.task, given.prompt),
         limits=limits,
-        patience=Patience(attempts=given.attempts, timeout=given.timeout),
+        retry_policy=RetryPolicy(max_attempts=given.attempts, timeout=given.timeout),
         price=load_price(given.prices, given.model) if given.prices else None,
         agreement=given.zero_retention_agreement,
         batch=given.batch,
         poll_seconds=given.poll_seconds,
-        again=tuple(given.again),
+        retry_states=tuple(given.again),
         partial=given.partial,
     )  # fmt: skip
 
 
 def _dry_run(given: argparse.Namespace, filters: Filters, how: Any) -> None:
-    from xraygpt.curation.cost import estimate_run
+    from xraygpt.curation.llm.cost import estimate_run
     from xraygpt.curation.pipeline import items_of
 
-    decision = privacy(corpus_named(given.corpus), how.endpoint, how.agreement, how.batch)
+    decision = check_privacy(corpus_named(given.corpus), how.endpoint, how.agreement, how.batch)
     selection = select_reports(given.corpus, given.reports, filters)
     select_pictures(selection, given.images, filters)
     items = [item for item, _ in items_of(selection, how)]
@@ -372,4 +372,4 @@ def _audit(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_main(main))

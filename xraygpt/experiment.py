@@ -1,4 +1,4 @@
-"""One YAML = one run: what a YAML may hold, and how its parts are put together."""
+"""The sections of a YAML, and building model, data and task from them."""
 
 from __future__ import annotations
 
@@ -22,69 +22,68 @@ from xraygpt.datasets.base import Split, StudyDataset, read_media
 from xraygpt.datasets.builder import BaseBuilder
 from xraygpt.datasets.mixture import Mixture
 from xraygpt.evaluation.evaluator import Evaluator
-from xraygpt.evaluation.history import history_of
-from xraygpt.evaluation.predictor import Predictor, find_inputs
+from xraygpt.evaluation.history import load_history
+from xraygpt.evaluation.inputs import find_inputs
+from xraygpt.evaluation.predictor import Predictor
 from xraygpt.media.base import Media, MediaRef
 from xraygpt.models.base import BaseModel, Generation
 from xraygpt.models.capabilities import Chats, require
-from xraygpt.models.text_assets import assets_of
+from xraygpt.models.text_assets import checkpoint_assets
 from xraygpt.models.weights.files import weight_files, weight_source
 from xraygpt.processors.image import Fit, ImageSpec
 from xraygpt.runners.base import BaseRunner
+from xraygpt.runners.settings import RunSettings
 from xraygpt.runners.state import load_weights, resume_from
 from xraygpt.runners.train_loop import Runner
-from xraygpt.tasks.plan import Planned, planned_question
+from xraygpt.tasks.plan import PlannedQuestion, plan_question
 from xraygpt.version import __version__
 
 log = logging.getLogger(__name__)
 
-# Stands in for a model's own spec where only texts are wanted.
+# Replaces a model's image spec when only texts are needed.
 NO_IMAGES = ImageSpec(image_size=8, mean=(0.5,), std=(0.5,), tokens_per_image=0)
 
 
 @dataclass(kw_only=True)
 class Experiment:
-    """The roots every YAML has."""
+    """The sections that every YAML has."""
 
     model: BaseModel.Config
-    """Which model."""
     datasets: dict[str, BaseBuilder.Config]
-    """Which corpora, by a label of one's choice."""
+    """Corpora by a label chosen by the user."""
     imports: list[str] = field(default_factory=list)
-    """Modules with plug-ins of one's own."""
+    """Modules with further plug-ins, to import first."""
 
 
 @dataclass(kw_only=True)
 class Training(Experiment):
-    """A YAML of train_configs."""
+    """A training YAML, as in train_configs."""
 
     run: BaseRunner.Config
-    """How to train."""
 
     def __post_init__(self) -> None:
         run = self.run
         with Checks(self) as check:
-            ends = not isinstance(run, Runner.Config) or run.max_epoch or run.max_steps
-            check.refuse(not ends, "run", "set max_epoch or max_steps")
+            has_end = not isinstance(run, Runner.Config) or run.max_epoch or run.max_steps
+            check.refuse(not has_end, "run", "set max_epoch or max_steps")
 
 
 @dataclass(kw_only=True)
 class Evaluation(Experiment):
-    """A YAML of eval_configs."""
+    """An evaluation YAML, as in eval_configs."""
 
     run: Evaluator.Config
-    """What to measure."""
 
 
 def build_model(experiment: Experiment, seed: int, resumed: Path | None = None) -> BaseModel:
     """The model, with the weights of `model.ckpt` if that is set.
 
     Args:
-        experiment: Says which.
-        seed: Of the draws of the training texts, where a tokenizer is learned from them.
-        resumed: A checkpoint whose tokenizer and prompts to take before those of `model.ckpt`.
+        experiment: A training or evaluation YAML.
+        seed: Seeds new weights, and the training texts from which a tokenizer is learned.
+        resumed: A checkpoint whose tokenizer and prompts are used instead of those of `model.ckpt`.
     """
-    assets = resumed or assets_of(experiment.model.ckpt)
+    assets = resumed or checkpoint_assets(experiment.model.ckpt)
 
     def texts() -> list[str]:
         parts = _datasets(experiment, "train", NO_IMAGES, seed)
@@ -94,33 +93,26 @@ def build_model(experiment: Experiment, seed: int, resumed: Path | None = None) 
         parts = _datasets(experiment, "train", NO_IMAGES, seed)
         return [list(r.meta.get("codes") or ()) for part in parts for r in part.records]
 
-    with torch.random.fork_rng(devices=[]):  # a model that draws weights without a seed of its own
+    with torch.random.fork_rng(devices=[]):  # for models that initialise weights without a seed
         torch.manual_seed(seed)
         model: BaseModel = experiment.model.build(texts=texts, codes=codes, assets=assets)
     if experiment.model.ckpt is not None:
         source, fresh = load_weights(model, experiment.model.ckpt)
-        log.info("weights from %s%s", source, f"; {len(fresh)} keys begin afresh" if fresh else "")
+        log.info(
+            "weights from %s%s",
+            source,
+            f"; {len(fresh)} keys keep their initial values" if fresh else "",
+        )
     return model
 
 
 def build_runner(experiment: Training) -> Runner:
-    """Model, data and task, ready to train."""
+    """Model, data and task combined into a runner that is ready to train."""
     run = experiment.run
     assert isinstance(run, Runner.Config)
     task = run.task.build()
     model = build_model(experiment, run.seed, resume_from(run.resume_ckpt_path, run.output_dir))
-    drawn = [(c.weight, c.balance) for c in experiment.datasets.values()]
-    splits = {}
-    wanted: dict[str, list[Split]] = {"train": list(run.train_splits), "val": ["val"]}
-    corpora = [
-        c.build(image_spec=model.image_spec, seed=run.seed) for c in experiment.datasets.values()
-    ]
-    for name, sources in wanted.items():
-        parts: list[StudyDataset] = [corpus.build(s) for s in sources for corpus in corpora]
-        if not task.uses_images:
-            parts = [controls.without_images(p) for p in parts]
-        weights, powers = zip(*drawn * len(sources), strict=True)
-        splits[name] = Mixture(parts, weights, powers if name == "train" else None)
+    splits = _build_mixtures(experiment, model, run, task.uses_images)
     if not splits["train"].epoch_size():
         raise InputError(
             f"nothing to train on: no sample in {' + '.join(run.train_splits)} of "
@@ -133,16 +125,35 @@ def build_runner(experiment: Training) -> Runner:
     return runner
 
 
+def _build_mixtures(
+    experiment: Training, model: BaseModel, run: RunSettings, uses_images: bool
+) -> dict[str, Mixture]:
+    """Training and validation data of all corpora, as "train" and "val"."""
+    sampling = [(c.weight, c.balance) for c in experiment.datasets.values()]
+    corpora = [
+        c.build(image_spec=model.image_spec, seed=run.seed) for c in experiment.datasets.values()
+    ]
+    splits_of: dict[str, list[Split]] = {"train": list(run.train_splits), "val": ["val"]}
+    mixtures = {}
+    for name, splits in splits_of.items():
+        parts: list[StudyDataset] = [corpus.build(s) for s in splits for corpus in corpora]
+        if not uses_images:
+            parts = [controls.without_images(p) for p in parts]
+        weights, powers = zip(*sampling * len(splits), strict=True)
+        mixtures[name] = Mixture(parts, weights, powers if name == "train" else None)
+    return mixtures
+
+
 def build_evaluator(experiment: Evaluation) -> Evaluator:
-    """Model, data and task, ready to be measured."""
+    """Model, data and task combined into an evaluator."""
     run = experiment.run
     if len(experiment.datasets) != 1:
         raise InputError(
-            f"evaluation measures one corpus, this YAML names {len(experiment.datasets)}: "
+            f"evaluation uses one corpus, this YAML has {len(experiment.datasets)}: "
             f"{', '.join(experiment.datasets)}"
         )
     if experiment.model.ckpt is None:
-        log.warning("model.ckpt is not set: measuring a model whose Q-Former was never trained")
+        log.warning("model.ckpt is not set: evaluating a model with an untrained Q-Former")
     model = build_model(experiment, run.seed)
     model.merge_lora()
     builder = next(iter(experiment.datasets.values())).build(
@@ -165,7 +176,7 @@ def build_evaluator(experiment: Evaluation) -> Evaluator:
         train=train,
         identity=identity,
         resolved=configuration.to_yaml(experiment),
-        history=history_of(configuration.to_tree(experiment.model)),
+        history=load_history(configuration.to_tree(experiment.model)),
     )
 
 
@@ -177,13 +188,13 @@ def build_predictor(
     question: str = "",
     **settings: Any,
 ) -> Predictor:
-    """Model and images, ready to answer; image processor and decoding are those of evaluation.
+    """A predictor with the image processor and decoding of an evaluation.
 
     Args:
         experiment: An evaluation YAML.
         source: Image, folder or table.
-        output_dir: Where results go.
-        question: Asked of every image; empty takes the model's first prompt.
+        output_dir: Folder for the results.
+        question: Question about every image; empty uses the model's first prompt.
         settings: See `Predictor`: device, batch_size, workers.
     """
     records = find_inputs(source, question)
@@ -204,44 +215,44 @@ def build_predictor(
         output_dir=output_dir,
         identity=identity,
         resolved=configuration.to_yaml(experiment),
-        history=history_of(configuration.to_tree(experiment.model)),
+        history=load_history(configuration.to_tree(experiment.model)),
         **settings,
     )
 
 
 @dataclass(frozen=True)
 class ChatParts:
-    """What a chat needs of a YAML.
+    """Everything a chat uses of an evaluation YAML.
 
     Attributes:
-        engine: The model, ready to talk.
-        read_media: File and frame -> image, by the image processor of evaluation.
-        fit: How that makes an oblong picture square.
-        how: Decoding as the YAML has it.
-        facts: Which model and weights; for people and exports.
-        plan: Images of a study and the question for its report -> that question, with what the
-            model found, to be told beside them; None where the YAML has no `run.task.plan`.
+        engine: Generates the answers.
+        read_media: File and frame -> image, with the image processor of evaluation.
+        fit: How the image processor makes an image square.
+        generation: Decoding settings of the YAML.
+        facts: Describe the model and its weights, for the page and for exports.
+        plan: Images of a study and the question for its report -> the question with a plan of
+            findings; None if the YAML has no `run.task.plan`.
     """
 
     engine: ChatEngine
     read_media: Callable[..., Media]
     fit: Fit
-    how: Generation
+    generation: Generation
     facts: dict[str, Any]
-    plan: Callable[[Sequence[Media], str], Planned] | None = None
+    plan: Callable[[Sequence[Media], str], PlannedQuestion] | None = None
 
 
 def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
-    """The model of an evaluation YAML, ready to talk.
+    """The model of an evaluation YAML with everything a chat needs.
 
     Args:
-        experiment: Its corpus decides the image processor and is not read.
+        experiment: Its corpus determines the image processor but is not read.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
         InputError: The model cannot chat, or there is no such device.
     """
-    place = find_device(device)
+    target_device = find_device(device)
     model = build_model(experiment, experiment.run.seed)
     model.merge_lora()
     require(model, Chats)
@@ -252,15 +263,15 @@ def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
         "arch": type(model).__name__,
         **model.facts(),
         "corpus": ", ".join(experiment.datasets),
-        "weights": _digest_of(experiment.model.ckpt),
-        "device": str(place),
+        "weights": _weights_digest(experiment.model.ckpt),
+        "device": str(target_device),
         "xraygpt": __version__,
     }
-    engine = ChatEngine(model.to(place))
+    engine = ChatEngine(model.to(target_device))
 
-    def ask(images: Sequence[Media], question: str) -> Planned:
-        with engine.lane:  # nobody's answer or map is computed meanwhile
-            return planned_question(model, plan, images, question)
+    def add_plan(images: Sequence[Media], question: str) -> PlannedQuestion:
+        with engine.lock:  # so that no other answer or map is computed meanwhile
+            return plan_question(model, plan, images, question)
 
     return ChatParts(
         engine,
@@ -268,25 +279,28 @@ def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
         getattr(vis, "fit", "squash"),
         experiment.run.task.generate,
         facts,
-        None if plan is None else ask,
+        None if plan is None else add_plan,
     )
 
 
-def reference_images(experiment: Evaluation, spec: ImageSpec, most: int) -> Iterator[Media]:
-    """Images of the YAML's corpus that the model may have learned from; none where it is not here.
+def reference_images(experiment: Evaluation, spec: ImageSpec, max_images: int) -> Iterator[Media]:
+    """Images of the training split of the YAML's corpus; none if the corpus is not available.
 
     Args:
-        experiment: Names the corpus.
-        spec: Of the model.
-        most: How many at most; drawn by the seed of the run.
+        experiment: An evaluation YAML; its first corpus is used.
+        spec: Image spec of the model.
+        max_images: Number of images, sampled with the seed of the run.
+
+    Yields:
+        The first image of each sampled study.
     """
     try:
         corpus = _datasets(experiment, "train", spec, experiment.run.seed)[0]
     except (InputError, OSError) as error:
         log.info("no reference images: %s", str(error).splitlines()[0])
         return
-    places = keyed_random("reference", experiment.run.seed).sample(range(len(corpus)), len(corpus))
-    for i in places[:most]:
+    rng = keyed_random("reference", experiment.run.seed)
+    for i in rng.sample(range(len(corpus)), len(corpus))[:max_images]:
         try:
             sample = corpus[i]
         except DataError:
@@ -295,30 +309,30 @@ def reference_images(experiment: Evaluation, spec: ImageSpec, most: int) -> Iter
 
 
 def find_device(name: str) -> torch.device:
-    """A device by its name; ``auto`` takes a GPU where there is one.
+    """A device by its name; ``auto`` is a GPU if there is one.
 
     Raises:
-        InputError: There is no such device.
+        InputError: The name is not valid, or this machine has no such device.
     """
     count = torch.cuda.device_count()
     if name == "auto":
         return torch.device("cuda:0" if count else "cpu")
     try:
-        found = torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
         raise InputError(f"--device {name}: one of auto, cpu, cuda, cuda:N") from None
-    if found.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name}: one of auto, cpu, cuda, cuda:N")
-    if found.type == "cuda" and (found.index or 0) >= count:
+    if device.type == "cuda" and (device.index or 0) >= count:
         raise InputError(f"--device {name}: this machine has {count} GPUs")
-    return found
+    return device
 
 
 def _identity(experiment: Evaluation, model: BaseModel) -> dict[str, Any]:
-    """What decides the answers of a model."""
+    """Everything that determines the answers of a model."""
     return {
         "model": configuration.to_tree(experiment.model),
-        "weights": _digest_of(experiment.model.ckpt),
+        "weights": _weights_digest(experiment.model.ckpt),
         "datasets": configuration.to_tree(experiment.datasets),
         "task": configuration.to_tree(experiment.run.task),
         "parts": model.parts(),
@@ -326,12 +340,12 @@ def _identity(experiment: Evaluation, model: BaseModel) -> dict[str, Any]:
     }
 
 
-def _digest_of(ckpt: Path | None) -> str | None:
-    """SHA-256 of the weights, as the checkpoint's manifest says."""
+def _weights_digest(ckpt: Path | None) -> str | None:
+    """SHA-256 of the weight files."""
     if ckpt is None:
         return None
     files = weight_files(weight_source(ckpt))
-    return " ".join(checkpoint.digest(file) for file in files)
+    return " ".join(checkpoint.file_sha256(file) for file in files)
 
 
 def _datasets(

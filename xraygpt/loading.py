@@ -1,4 +1,4 @@
-"""Models in Python: load one, ask it about images.
+"""The Python interface: load a model and ask it about images.
 
     import xraygpt
 
@@ -6,7 +6,7 @@
     print(model.report("chest.png"))
     print(model.ask("chest.png", "Is the heart enlarged?"))
 
-Answers are those of `predict.py` for the same file, question and YAML. Research use only, not for
+Answers equal those of `predict.py` for the same file, question and YAML. Research use only, not for
 diagnosis.
 """
 
@@ -24,8 +24,9 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from xraygpt.common.checkpoint import find_checkpoint, manifest_of
-from xraygpt.common.config import PRESETS, from_tree, load
+from xraygpt.common.checkpoint import find_checkpoint, read_manifest
+from xraygpt.common.config import from_tree, load
+from xraygpt.common.config_reading import PRESETS
 from xraygpt.common.distributed import to_device
 from xraygpt.common.errors import InputError
 from xraygpt.common.registry import MODELS, did_you_mean
@@ -33,45 +34,45 @@ from xraygpt.conversation import ChatEngine, Conversation
 from xraygpt.datasets.base import Sample, read_media
 from xraygpt.datasets.collate import Collator
 from xraygpt.experiment import Evaluation, build_model, find_device
-from xraygpt.media.base import Media, MediaRef, of_tensor
+from xraygpt.media.base import Media, MediaRef, media_from_tensor
 from xraygpt.media.geometry import Geometry
 from xraygpt.models.base import BaseModel
 from xraygpt.processors.base import BaseProcessor
 from xraygpt.prompting.content import IMAGE, Turn
 from xraygpt.tasks.base import BaseTask
-from xraygpt.tasks.payload import Answer, answers_of
+from xraygpt.tasks.payload import Answer, as_answers
 
 PROJECT = Path(__file__).resolve().parent.parent
 PICTURES = (str, PathLike, MediaRef, Media, Image, np.ndarray, Tensor)
 Picture = str | PathLike[str] | MediaRef | Media | Image | np.ndarray | Tensor
-"""A file, a picture in memory ((H, W) or (H, W, 3); uint8, or float in [0, 1]), or what an image
-processor made ((C, H, W))."""
+"""A file, pixels ((H, W) or (H, W, 3); uint8, or float in [0, 1]), or the output of an image
+processor ((C, H, W))."""
 
 
 class LoadedModel:
-    """A model with its image processor and its way of answering.
+    """A model with its image processor and task.
 
     Attributes:
         model: The network.
-        task: Decodes answers.
-        processor: Makes tensors of pictures.
-        device: Where it computes.
+        task: Generates answers.
+        processor: Turns pictures into tensors.
+        device: Device of the model.
     """
 
     def __init__(
         self, model: BaseModel, task: BaseTask, processor: BaseProcessor, device: torch.device
     ) -> None:
         self.model, self.task, self.processor, self.device = model, task, processor, device
-        if not model.training:  # one question for all, as measured
+        if not model.training:  # always the same prompt, as in evaluation
             model.renderer.prompts = model.renderer.prompts[:1]
         self._collate = Collator(model.renderer, model.media_collator, max_len=model.context_len)
 
     def report(self, images: Picture | Sequence[Picture], question: str = "") -> str:
-        """A report on one study.
+        """Generate a report on one study.
 
         Args:
             images: One image, or all images of the study.
-            question: Asked for it; empty takes the model's own prompt.
+            question: Request for the report; empty uses the model's first prompt.
 
         Raises:
             DataError: An image cannot be read.
@@ -79,46 +80,58 @@ class LoadedModel:
         return self.answer(images, question).text
 
     def ask(self, images: Picture | Sequence[Picture], question: str) -> str:
-        """The answer to a question about one study.
+        """Answer a question about one study.
+
+        Args:
+            images: One image, or all images of the study.
+            question: The question.
 
         Raises:
             DataError: An image cannot be read.
             InputError: The question is empty.
         """
         if not question.strip():
-            raise InputError("the question is empty; report() writes without one")
+            raise InputError("the question is empty; report() needs none")
         return self.answer(images, question).text
 
     def answer(self, images: Picture | Sequence[Picture], question: str = "") -> Answer:
-        """As `ask`, with whatever the task gives beside text: boxes, a mask, numbers."""
-        several: list[Picture] = [images] if isinstance(images, PICTURES) else list(images)
-        media = [self.read(one) for one in several]
-        marks = " ".join([IMAGE] * len(media))
-        first = several[0] if several else ""
+        """As `ask`, but returns the full answer with boxes, masks or numbers if the task has them.
+
+        Args:
+            images: One image, or all images of the study.
+            question: The question; empty uses the model's first prompt.
+        """
+        pictures: list[Picture] = [images] if isinstance(images, PICTURES) else list(images)
+        media = [self.read(picture) for picture in pictures]
+        image_marks = " ".join([IMAGE] * len(media))
+        first = pictures[0] if pictures else ""
         sample = Sample(
-            # Draws hang on the name; this is the one predict.py gives a file.
+            # Random choices depend on the id; predict.py uses the file name, too.
             sample_id=Path(first).name if isinstance(first, (str, PathLike)) else "",
             study_id="",
             media=media,
-            turns=[Turn(role="user", text=f"{marks} {question}".strip())],
+            turns=[Turn(role="user", text=f"{image_marks} {question}".strip())],
             meta={},
             rng_key="",
         )
         batch = to_device(self._collate.prompts([sample]), self.device)
-        (found,) = answers_of(self.task.predict(self.model, batch))
-        return found
+        (answer,) = as_answers(self.task.predict(self.model, batch))
+        return answer
 
     def read(self, picture: Picture) -> Media:
-        """A picture as the model takes it.
+        """Process a picture for the model.
+
+        Args:
+            picture: A file, pixels, or a tensor that is already processed.
 
         Raises:
             DataError: The file cannot be read.
-            InputError: An array of another shape or kind.
+            InputError: An array has the wrong shape or type.
         """
         if isinstance(picture, Media):
             return picture
         if isinstance(picture, Tensor):
-            return of_tensor(picture)
+            return media_from_tensor(picture)
         if isinstance(picture, MediaRef):
             return read_media(picture, "", self.processor)
         if isinstance(picture, (str, PathLike)):
@@ -128,65 +141,65 @@ class LoadedModel:
         return self.processor.process(Media(pixels, size=size, geometry=Geometry()))
 
     def chat(self, system: str = "") -> Conversation:
-        """A conversation; turns cost their own tokens alone.
+        """Start a conversation; each turn only processes its new tokens.
 
         Args:
-            system: Opens it; empty takes the template's own words.
+            system: System message; empty uses that of the template.
 
         Raises:
-            InputError: The model cannot chat; says why.
+            InputError: The model cannot chat; the message says why.
         """
         return ChatEngine(self.model).start(system)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The network's own `forward`."""
+        """Call the network's `forward`."""
         return self.model(*args, **kwargs)
 
 
 def load_model(
     source: str | PathLike[str], options: Sequence[str] = (), device: str = "auto"
 ) -> LoadedModel:
-    """A model, ready to answer.
+    """Load a model in evaluation mode.
 
     Args:
         source: An evaluation YAML; the name of one in `eval_configs/`, such as "xraygpt_mini"; or
-            the folder of a packed model, of a run or of a checkpoint, with default decoding.
-        options: ``key=value`` over the YAML.
+            the folder of a bundle, a run or a checkpoint, with default decoding.
+        options: ``key=value`` overrides of the YAML.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
         InputError: There is no such model, device or setting.
     """
-    place = find_device(device)
-    path, root = _find(Path(source))
-    with contextlib.chdir(root):  # a named YAML's paths are the project's
-        experiment = _of_folder(path) if path.is_dir() else load(Evaluation, path, options)
+    target_device = find_device(device)
+    path, root = _find_source(Path(source))
+    with contextlib.chdir(root):  # paths in a named YAML are relative to the project
+        experiment = _load_folder(path) if path.is_dir() else load(Evaluation, path, options)
         model = build_model(experiment, experiment.run.seed)
         model.merge_lora()
         builder = next(iter(experiment.datasets.values())).build(image_spec=model.image_spec)
         processor = builder.processor("vis", "eval")
         task = experiment.run.task.build()
-    return LoadedModel(model.to(place).eval(), task, processor, place)
+    return LoadedModel(model.to(target_device).eval(), task, processor, target_device)
 
 
 def load_model_and_preprocess(
     name: str, model_type: str | None = None, is_eval: bool = False, device: str = "cpu"
 ) -> tuple[LoadedModel, dict[str, BaseProcessor], dict[str, Any]]:
-    """A model by its registered name and preset, and its processors, as LAVIS has it.
+    """Build a model by its registered name and preset, with the signature of LAVIS's function.
 
     Args:
-        name: As `model.arch`.
-        model_type: One of its presets; None takes the defaults of its settings.
-        is_eval: Put it into evaluation mode.
+        name: A value of `model.arch`.
+        model_type: One of its presets; None uses the default settings.
+        is_eval: Set evaluation mode.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Returns:
-        The model; by "train" and "eval" its image processors; likewise its text processors.
+        The model; its image processors by "train" and "eval"; its text processors likewise.
 
     Raises:
         InputError: There is no such model, preset or device.
     """
-    place = find_device(device)
+    target_device = find_device(device)
     try:
         MODELS.get(name)
     except KeyError as error:
@@ -200,15 +213,17 @@ def load_model_and_preprocess(
     vis = {phase: builder.processor("vis", phase) for phase in ("train", "eval")}
     text = {phase: builder.processor("text", phase) for phase in ("train", "eval")}
     task = experiment.run.task.build()
-    loaded = LoadedModel(model.to(place).train(not is_eval), task, vis["eval"], place)
+    loaded = LoadedModel(
+        model.to(target_device).train(not is_eval), task, vis["eval"], target_device
+    )
     return loaded, vis, text
 
 
-def _find(source: Path) -> tuple[Path, Path]:
-    """A YAML or folder, and the folder its paths are relative to.
+def _find_source(source: Path) -> tuple[Path, Path]:
+    """The path of a YAML or folder, and the folder that its paths are relative to.
 
     Raises:
-        InputError: There is none.
+        InputError: It does not exist.
     """
     if source.exists():
         return source.resolve(), Path.cwd()
@@ -221,26 +236,26 @@ def _find(source: Path) -> tuple[Path, Path]:
     raise InputError(f"no model {source}{did_you_mean(source.name, names)}")
 
 
-def _of_folder(folder: Path) -> Evaluation:
-    """A folder that `xraygpt.pack` made, a run or a checkpoint, with default decoding.
+def _load_folder(folder: Path) -> Evaluation:
+    """The experiment of a bundle, a run or a checkpoint, with default decoding.
 
     Raises:
-        InputError: It is none of them.
+        InputError: The folder is none of these.
     """
     from omegaconf import OmegaConf
 
-    packed = "packed" in manifest_of(folder)
-    source = folder if packed else find_checkpoint(folder)
+    is_bundle = "packed" in read_manifest(folder)
+    source = folder if is_bundle else find_checkpoint(folder)
     try:
         tree: Any = OmegaConf.to_container(OmegaConf.load(source / "config.yaml"), resolve=True)
     except OSError as error:
-        raise InputError(f"{folder} holds no config.yaml: {error.strerror}") from None
+        raise InputError(f"{folder} has no config.yaml: {error.strerror}") from None
     model = {**tree["model"], "ckpt": str(source)}
-    if packed:  # its parts lie in it, wherever it was moved
-        made = str(tree["model"]["ckpt"])
+    if is_bundle:  # its parts are inside it, even if it was moved
+        original = str(tree["model"]["ckpt"])
         for key in ("vit_model", "llama_model", "finding_head"):
             if isinstance(model.get(key), str):
-                model[key] = model[key].replace(made, str(source), 1)
+                model[key] = model[key].replace(original, str(source), 1)
     for module in tree.get("imports") or []:
         importlib.import_module(module)
     datasets = dict(list((tree.get("datasets") or {}).items())[:1])
@@ -255,42 +270,42 @@ def _experiment(
         "datasets": datasets or {"none": {"builder": "records"}},
         "run": {"task": {"name": "report_generation"}},
     }
-    made: Evaluation = from_tree(Evaluation, tree, where)
-    return made
+    experiment: Evaluation = from_tree(Evaluation, tree, where)
+    return experiment
 
 
 def _preset(name: str, model_type: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     folder = PRESETS / "models" / MODELS.name_of(MODELS.get(name))
-    known = sorted(p.stem for p in folder.glob("*.yaml"))
-    if model_type not in known:
-        hint = did_you_mean(model_type, known)
+    names = sorted(p.stem for p in folder.glob("*.yaml"))
+    if model_type not in names:
+        hint = did_you_mean(model_type, names)
         raise InputError(f"model_type: unknown preset '{model_type}'{hint}")
     tree: Any = OmegaConf.to_container(OmegaConf.load(folder / f"{model_type}.yaml"))
     return dict(tree.get("model", tree))
 
 
 def _pixels(picture: Image | np.ndarray) -> np.ndarray:
-    """Display values, (H, W) or (H, W, 3) in [0, 1].
+    """Pixel values, (H, W) or (H, W, 3) in [0, 1].
 
     Raises:
-        InputError: An array of another shape or kind.
+        InputError: An array has the wrong shape or type.
     """
     if isinstance(picture, Image):
         mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
         if picture.mode.startswith(("I", "F")):
             raise InputError(
-                f"a picture of mode {picture.mode} does not say what is white: pass its file, or "
-                "an array in [0, 1]"
+                f"the white level of a picture of mode {picture.mode} is unknown: pass its file, "
+                "or an array in [0, 1]"
             )
         picture = np.asarray(picture.convert(mode))
-    whole = np.issubdtype(picture.dtype, np.uint8)
-    values = picture.astype(np.float32) / (255 if whole else 1)
-    colour = values.ndim == 3 and values.shape[-1] == 3
-    if not (values.ndim == 2 or colour) or not (values.min() >= 0 and values.max() <= 1):
+    is_uint8 = np.issubdtype(picture.dtype, np.uint8)
+    values = picture.astype(np.float32) / (255 if is_uint8 else 1)
+    is_colour = values.ndim == 3 and values.shape[-1] == 3
+    if not (values.ndim == 2 or is_colour) or not (values.min() >= 0 and values.max() <= 1):
         raise InputError(
-            f"a picture is (H, W) or (H, W, 3), uint8 or float in [0, 1]; this is {picture.dtype} "
-            f"{picture.shape}"
+            "a picture must be (H, W) or (H, W, 3), uint8 or float in [0, 1]; this is "
+            f"{picture.dtype} {picture.shape}"
         )
     return values

@@ -1,9 +1,9 @@
-"""A trained model to hand on: python -m xraygpt.pack output/my_run/best weights/my_model.
+"""Bundle a trained model for sharing: python -m xraygpt.pack output/my_run/best weights/my_model.
 
-Everything that was trained here goes into one folder, matrices in half precision: the Q-Former, the
-projection and the adapters, a vision encoder of a run (`encoder/`), an LLM of a run (`llm/`), and
-with `--finding-head FILE` what `xraygpt.probe --save` fitted on the encoder. What is somebody else's
-stays where it is: encoders and LLMs of packages, folders and files. A YAML then says:
+All trained parts are saved in one folder with matrices in half precision: the Q-Former, projection
+and adapters, a vision encoder of a run (`encoder/`), an LLM of a run (`llm/`), and with
+`--finding-head FILE` the output of `xraygpt.probe --save`. Encoders and LLMs from packages, folders
+and files are not copied. A YAML then uses:
 
     model: {…, vit_model: run/weights/my_model/encoder, llama_model: weights/my_model/llm, ckpt: weights/my_model}
 """  # noqa: E501
@@ -14,30 +14,32 @@ import argparse
 import sys
 from pathlib import Path
 
-from xraygpt.common.checkpoint import find_checkpoint, is_run_like
-from xraygpt.common.cli import guarded, readable
-from xraygpt.common.publishing import refuse_taken
+from xraygpt.common.checkpoint import find_checkpoint, is_run_or_checkpoint
+from xraygpt.common.cli import readable_file, run_main
+from xraygpt.common.publishing import require_new_folder
 
 
 def main() -> None:
-    """Read the command line and pack."""
+    """Parse the command line and create the bundle."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="a run, <run>/best or a checkpoint")
-    parser.add_argument("out", type=Path, help="folder to make")
-    parser.add_argument("--finding-head", type=readable, default=None, help="the head to put in it")
-    given = parser.parse_args()
-    refuse_taken(given.out)
-    if not is_run_like(given.run):
-        find_checkpoint(given.run)  # says what is amiss
-    # Torch takes seconds: help and typing errors do not wait for it.
+    parser.add_argument("out", type=Path, help="folder to create")
+    parser.add_argument(
+        "--finding-head", type=readable_file, default=None, help="finding head to include"
+    )
+    args = parser.parse_args()
+    require_new_folder(args.out)
+    if not is_run_or_checkpoint(args.run):
+        find_checkpoint(args.run)  # raises an error with the reason
+    # Torch takes seconds to import; help and argument errors do not wait for it.
     from xraygpt.jobs.pack import pack
 
-    pack(given.run, given.out, given.finding_head)
-    size = sum(p.stat().st_size for p in given.out.rglob("*") if p.is_file())
-    sys.stdout.write(f"{given.out}: {size / 2**20:.1f} MiB\n")
+    pack(args.run, args.out, args.finding_head)
+    size = sum(p.stat().st_size for p in args.out.rglob("*") if p.is_file())
+    sys.stdout.write(f"{args.out}: {size / 2**20:.1f} MiB\n")
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_main(main))

@@ -1,8 +1,8 @@
-"""Scores of stored predictions, anew: python -m xraygpt.score output/evaluate/val-0123456789ab.
+"""Recompute the scores of stored predictions: python -m xraygpt.score output/evaluate/val-0123456789ab.
 
-Needs no model, no image and no GPU, and gives the same numbers whenever it is run. The folder is
-the one evaluate.py printed; ``scores.json`` and ``scores.md`` in it are replaced.
-"""
+Needs no model, images or GPU, and always gives the same numbers. The folder is the one printed by
+evaluate.py; its ``scores.json`` and ``scores.md`` are replaced.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ import sys
 
 
 def main() -> None:
-    """Parse, score, print."""
-    from xraygpt.common.cli import add_imports, existing, import_plugins
+    """Parse the command line, score and print the table."""
+    from xraygpt.common.cli import add_imports, existing_path, import_plugins
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=existing, help="holds predictions_true.jsonl")
+    parser.add_argument("folder", type=existing_path, help="contains predictions_true.jsonl")
     add_imports(parser)
     args = parser.parse_args()
     import_plugins(args.imports)
-    # Torch takes seconds: help and typing errors do not wait for it.
-    from xraygpt.evaluation.scoring import as_markdown, score_folder
+    # Torch takes seconds to import; help and argument errors do not wait for it.
+    from xraygpt.evaluation.score_table import as_markdown
+    from xraygpt.evaluation.scoring import score_folder
 
     sys.stdout.write(as_markdown(score_folder(args.folder)))
 
 
 if __name__ == "__main__":
-    from xraygpt.common.cli import guarded
+    from xraygpt.common.cli import run_main
 
-    sys.exit(guarded(main))
+    sys.exit(run_main(main))

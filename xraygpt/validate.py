@@ -6,34 +6,34 @@ import argparse
 import sys
 from pathlib import Path
 
-from xraygpt.common.cli import add_overrides, guarded, readable
+from xraygpt.common.cli import add_overrides, readable_file, run_main
 from xraygpt.common.errors import InputError
 
-SHOWN = 20  # problems that are printed
+MAX_PRINTED = 20  # problems
 
 
 def main() -> None:
-    """Parse, check, report.
+    """Parse the command line, check the corpora and print the result.
 
     Raises:
-        InputError: Something must be mended.
+        InputError: Lists the problems found.
     """
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cfg-path", type=readable, required=True, help="the YAML of a run")
+    parser.add_argument("--cfg-path", type=readable_file, required=True, help="a training YAML")
     add_overrides(parser)
     parser.add_argument("--sheet", type=Path, default=Path("output/contact_sheet.png"))
     args = parser.parse_args()
-    # Torch takes seconds: help and typing errors do not wait for it.
+    # Torch takes seconds to import; help and argument errors do not wait for it.
     from xraygpt.common.config import load
     from xraygpt.experiment import Training
     from xraygpt.jobs.validate import check
 
     problems = check(load(Training, args.cfg_path, args.options), args.sheet)
     if problems:
-        more = f"\n… and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise InputError(f"{len(problems)} problems:\n" + "\n".join(problems[:SHOWN]) + more)
-    print("nothing to mend")
+        more = f"\n… and {len(problems) - MAX_PRINTED} more" if len(problems) > MAX_PRINTED else ""
+        raise InputError(f"{len(problems)} problems:\n" + "\n".join(problems[:MAX_PRINTED]) + more)
+    print("no problems found")
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(run_main(main))

@@ -1,3 +1,3 @@
-"""The version of the package."""
+"""Package version, read by setuptools."""
 
 __version__ = "0.1.0.dev0"

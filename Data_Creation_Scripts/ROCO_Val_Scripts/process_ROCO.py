@@ -17,6 +17,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from xraygpt.common.cli import guarded
+    from xraygpt.common.cli import run_main
 
-    sys.exit(guarded(main))
+    sys.exit(run_main(main))

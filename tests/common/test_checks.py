@@ -1,4 +1,4 @@
-"""Every broken field is reported, each by its name; from YAML also with its line."""
+"""All invalid fields are reported, each by its name; from YAML also with its line."""
 
 from __future__ import annotations
 
@@ -90,27 +90,27 @@ run:
 """
 
 
-def test_every_broken_field_of_every_section_has_its_line(tmp_path):
-    found = [p.split(" is none of")[0] for p in problems(tmp_path, MANY)]
+def test_every_invalid_field_is_reported_with_its_line(tmp_path):
+    messages = [p.split(" is none of")[0] for p in problems(tmp_path, MANY)]
     train = "datasets.toy.vis_processor.train"
-    assert found == [
+    assert messages == [
         "line 5: model.num_query_token: must be at least 1, got 0",
         "line 6: model.max_txt_len: must be at least 2, got 1",
         "line 8: model.lora: needs freeze_llm: true; an LLM is trained by LoRA or whole",
         "line 10: model.qformer.hidden: must be a multiple of 64, the width of a head; got 100",
-        "line 11: model.qformer.dropout: must lie in [0, 1), got 1.5",
+        "line 11: model.qformer.dropout: must be in [0, 1), got 1.5",
         "line 16: datasets.toy.weight: must be at least 0, got -1.0",
-        "line 17: datasets.toy.findings_in_prompt: must lie in [0, 1], got 2.0",
-        f"line 21: {train}.image_size: must lie in 8..4096 pixels, got 4",
-        f"line 22: {train}.min_scale: must lie in (0, 1], got 0.0",
-        f"line 23: {train}.degrees: must lie in [0, 180], got 200.0",
+        "line 17: datasets.toy.findings_in_prompt: must be in [0, 1], got 2.0",
+        f"line 21: {train}.image_size: must be in 8..4096 pixels, got 4",
+        f"line 22: {train}.min_scale: must be in (0, 1], got 0.0",
+        f"line 23: {train}.degrees: must be in [0, 180], got 200.0",
         "line 25: datasets.toy.split.folds: must be at least 2, got 1",
         "line 26: datasets.toy.split.fold: must be at least 0 and below folds (1), got -1",
         "line 31: run.task.generate.guidance: must be at least 0, got -1.0",
-        "line 32: run.task.generate.top_p: must lie in (0, 1], got 2.0",
+        "line 32: run.task.generate.top_p: must be in (0, 1], got 2.0",
         "line 32: run.task.generate.top_p: acts on sampling only; set do_sample: true",
         "line 36: run.task.plan.findings.1: heart",
-        "line 38: run.task.plan.thresholds.edema: must lie in [0, 1], got 1.5",
+        "line 38: run.task.plan.thresholds.edema: must be in [0, 1], got 1.5",
         "line 39: run.task.plan.thresholds.lungs: lungs",
         "line 40: run.max_steps: must be at least 1, got 0",
         "line 41: run.init_lr: must be above 0, got -1.0",
@@ -119,7 +119,7 @@ def test_every_broken_field_of_every_section_has_its_line(tmp_path):
     ]
 
 
-# Settings, and the fields that must be named for them, no other.
+# Settings, and exactly the fields that must be reported for them.
 CASES: list[tuple[type, dict[str, Any], set[str]]] = [
     (XrayImage.Config, {"image_size": 4, "std": [0.5, 0.0]}, {"image_size", "std"}),
     (XrayImage.Config, {"std": []}, {"std"}),
@@ -277,7 +277,7 @@ CASES: list[tuple[type, dict[str, Any], set[str]]] = [
         {"xyxy", "labels", "scores"},
     ),
 ]  # fmt: skip
-NEEDED = {
+REQUIRED = {
     RecordsBuilder.Config: {"storage": Path("x")},
     PlantedLesions.Config: {"storage": Path("x")},
     RunSettings: {"task": ReportGeneration.Config()},
@@ -285,58 +285,59 @@ NEEDED = {
 }
 
 
-@pytest.mark.parametrize(("config", "wrong", "fields"), CASES)
-def test_a_config_names_all_its_broken_fields(config, wrong, fields):
+@pytest.mark.parametrize(("config", "settings", "fields"), CASES)
+def test_a_config_reports_all_invalid_fields(config, settings, fields):
     with pytest.raises(ValueError) as caught:
-        config(**NEEDED.get(config, {}) | wrong)
+        config(**REQUIRED.get(config, {}) | settings)
     assert isinstance(caught.value, SettingsError)
     assert {p.field for p in caught.value.problems} == fields
     assert str(caught.value).splitlines() == [
         f"{p.field}: {p.message}" for p in caught.value.problems
     ]
-    known = config.__dataclass_fields__
-    assert {name for p in caught.value.problems for name in p.others} <= set(known)
+    names = config.__dataclass_fields__
+    assert {name for p in caught.value.problems for name in p.others} <= set(names)
 
 
 @pytest.mark.slow
-def test_every_check_is_collected():
-    """No `__post_init__` stops at the first problem, and each that checks has a case above."""
+def test_all_checks_are_collected():
+    """No `__post_init__` stops at the first problem, and each one with checks has a case above."""
     checked = set()
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
-                inside = list(ast.walk(node))
-                assert not any(isinstance(n, ast.Raise) for n in inside), path
-                if any(isinstance(n, ast.Name) and n.id == "Checks" for n in inside):
+                nodes = list(ast.walk(node))
+                assert not any(isinstance(n, ast.Raise) for n in nodes), path
+                if any(isinstance(n, ast.Name) and n.id == "Checks" for n in nodes):
                     checked.add(path.name)
     covered = {Path(config.__module__.replace(".", "/")).name + ".py" for config, *_ in CASES}
-    assert checked <= covered | {"experiment.py", "builder.py"}  # those of test_config and records
+    covered |= {"experiment.py", "builder.py"}  # tested in test_config and test_records
+    assert checked <= covered
 
 
 def test_a_wrong_type_hides_no_other_problem(tmp_path):
-    found = problems(tmp_path, GOOD + "  init_lr: fast\n  num_workers: -1\n  min_lr: 1\n")
-    assert len(found) == 2  # and nothing of min_lr, which init_lr is compared with
-    assert found[0].startswith("line 12: run.init_lr: Input should be a valid number")
-    assert found[1] == "line 13: run.num_workers: must be at least 0, got -1"
+    messages = problems(tmp_path, GOOD + "  init_lr: fast\n  num_workers: -1\n  min_lr: 1\n")
+    assert len(messages) == 2  # none about min_lr, which is compared with init_lr
+    assert messages[0].startswith("line 12: run.init_lr: Input should be a valid number")
+    assert messages[1] == "line 13: run.num_workers: must be at least 0, got -1"
 
 
 def test_a_missing_field_hides_no_other_problem(tmp_path):
-    found = problems(tmp_path, GOOD.replace("task: report_generation", "num_workers: -1"))
-    assert found == [
+    messages = problems(tmp_path, GOOD.replace("task: report_generation", "num_workers: -1"))
+    assert messages == [
         "line 9: run.task: missing",
         "line 10: run.num_workers: must be at least 0, got -1",
     ]
 
 
-def test_an_option_is_named_as_such(tmp_path):
-    found = problems(tmp_path, GOOD, "run.num_workers=-1", "run.task.plan.thresholds.edema=7")
-    assert found == [
-        "--options: run.task.plan.thresholds.edema: must lie in [0, 1], got 7.0",
+def test_a_problem_of_an_option_refers_to_the_option(tmp_path):
+    messages = problems(tmp_path, GOOD, "run.num_workers=-1", "run.task.plan.thresholds.edema=7")
+    assert messages == [
+        "--options: run.task.plan.thresholds.edema: must be in [0, 1], got 7.0",
         "--options: run.num_workers: must be at least 0, got -1",
     ]
 
 
-def test_stored_settings_are_checked_alike():
+def test_stored_settings_are_checked_too():
     with pytest.raises(ConfigError) as caught:
         from_tree(Generation, {"num_beams": 0, "top_p": 2}, "run.task.generate")
     assert caught.value.problems[0] == "run.task.generate.num_beams: must be at least 1, got 0"
@@ -345,7 +346,7 @@ def test_stored_settings_are_checked_alike():
 
 @dataclass
 class Plain:
-    """Of a plug-in that raises by itself."""
+    """Settings of a plug-in that raises its own errors."""
 
     sides: int = 2
     name: str = ""
@@ -356,17 +357,17 @@ class Plain:
         self.name.upper()
 
 
-def test_a_plug_in_may_raise_by_itself():
+def test_a_plug_in_may_raise_its_own_errors():
     with pytest.raises(ConfigError, match="shape: 1 sides make no polygon"):
         from_tree(Plain, {"sides": 1}, "shape")
     with pytest.raises(ConfigError) as caught:
-        from_tree(Plain, {"sides": "x", "nmae": ""}, "shape")  # its default is not complained about
+        from_tree(Plain, {"sides": "x", "nmae": ""}, "shape")  # nothing about its default
     assert [p.split(":")[0] for p in caught.value.problems] == ["shape.nmae", "shape.sides"]
 
 
 @dataclass
-class Needy:
-    """A required field, and a check that cannot do without it."""
+class WithRequired:
+    """A required field and a check that needs it."""
 
     text: str
     count: int = 1
@@ -377,24 +378,24 @@ class Needy:
             check.refuse(self.text.isupper(), "text", "must not shout")
 
 
-def test_a_check_that_fails_over_a_missing_field_is_passed_over():
+def test_a_check_that_fails_because_of_a_missing_field_is_ignored():
     with pytest.raises(ConfigError) as caught:
-        from_tree(Needy, {"count": 0}, "x")
+        from_tree(WithRequired, {"count": 0}, "x")
     assert caught.value.problems == ["x.text: missing"]
 
 
-def test_another_error_inside_the_block_is_not_covered_up():
+def test_other_errors_in_the_block_are_not_hidden():
     with pytest.raises(ZeroDivisionError), Checks(object()) as check:
         check.refuse(True, "a", "is wrong")
         _ = 1 / 0
 
 
-def test_inherited_problems_come_under_their_names_here():
+def test_included_problems_use_the_field_names_of_this_config():
     def rules() -> None:
         raise SettingsError([Problem("size", "is odd", ("views",)), Problem("seed", "is old")])
 
     with pytest.raises(SettingsError) as caught, Checks(object()) as check:
-        check.also(rules, size="picture_size", views="picture_views")
+        check.include(rules, size="picture_size", views="picture_views")
         check.refuse(True, "own", "is wrong")
     assert caught.value.problems == [
         Problem("picture_size", "is odd", ("picture_views",)),
@@ -403,8 +404,8 @@ def test_inherited_problems_come_under_their_names_here():
     ]
 
 
-def test_the_words_of_a_command_line_and_another_process():
+def test_messages_for_options_and_pickling():
     error = SettingsError([Problem("min_words", "must be at least 0, got -1"), Problem("b", "no")])
     assert error.as_options() == "--min-words: must be at least 0, got -1\n--b: no"
-    again = pickle.loads(pickle.dumps(error))
-    assert again.problems == error.problems and str(again) == str(error)
+    copy = pickle.loads(pickle.dumps(error))
+    assert copy.problems == error.problems and str(copy) == str(error)

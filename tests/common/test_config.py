@@ -1,4 +1,4 @@
-"""Configuration: precedence, and one message for every kind of mistake."""
+"""Configuration: precedence, and a message for every kind of mistake."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests import processes
 from tests.conftest import REPO
-from xraygpt.common.cli import guarded
+from xraygpt.common.cli import run_main
 from xraygpt.common.config import load, to_yaml
 from xraygpt.common.errors import ConfigError, InputError
 from xraygpt.experiment import Evaluation, Training
@@ -52,7 +52,7 @@ def test_precedence(tmp_path):
     assert config.run.init_lr == 0.5
 
 
-def test_option_changes_the_preset(tmp_path):
+def test_an_option_changes_the_preset(tmp_path):
     config = load(Training, write(tmp_path, GOOD), ["model.model_type=nano"])
     assert config.model.vit_model == "efficientnet_lite0"
 
@@ -77,8 +77,8 @@ run:
   lr_sched: linear_warmup_cosin_lr
 logging: true
 """
-    found = problems(tmp_path, text)
-    assert found == [
+    messages = problems(tmp_path, text)
+    assert messages == [
         "line 4: model.model_type: no preset 'tini' of xraygpt; did you mean 'tiny'?",
         "line 5: model.num_query_tokens: unknown key; did you mean 'num_query_token'?",
         "line 8: datasets.toy.builder: unknown dataset builder 'recrods'; did you mean 'records'?",
@@ -112,7 +112,7 @@ logging: true
         (GOOD + "  max_epoch: 3\n", "line 12: run.max_epoch: max_steps is set, too; keep one"),
         (GOOD + "  train_splits: [train, tset]\n", "line 12: run.train_splits.1"),
         (GOOD + "  task2: x\n", "unknown key; did you mean 'task'?"),
-        ("just text", "expected the roots"),
+        ("just text", "expected the sections"),
         (GOOD.replace("max_steps: 5", "seed: 1"), "run: set max_epoch or max_steps"),
         (GOOD.replace("arch: xraygpt", "arch: xraygtp"), "unknown model 'xraygtp'; did you mean"),
         (GOOD.replace("report_generation", "vqaa"), "unknown task 'vqaa'; did you mean 'vqa'?"),
@@ -135,9 +135,9 @@ logging: true
     ],
 )
 def test_each_kind_of_mistake(tmp_path, text, message):
-    found = problems(tmp_path, text)
-    assert len(found) == 1, found
-    assert message in found[0]
+    messages = problems(tmp_path, text)
+    assert len(messages) == 1, messages
+    assert message in messages[0]
 
 
 @pytest.mark.parametrize(
@@ -157,9 +157,9 @@ def test_each_kind_of_mistake(tmp_path, text, message):
     ],
 )
 def test_each_bad_option(tmp_path, option, message):
-    found = problems(tmp_path, GOOD, *option.split(" "))
-    assert len(found) == 1, found
-    assert message in found[0]
+    messages = problems(tmp_path, GOOD, *option.split(" "))
+    assert len(messages) == 1, messages
+    assert message in messages[0]
 
 
 def test_null_is_a_value_and_env_is_read(tmp_path, monkeypatch):
@@ -170,17 +170,17 @@ def test_null_is_a_value_and_env_is_read(tmp_path, monkeypatch):
     assert config.run.save_every is None
 
 
-def test_task_settings_over_a_plain_name(tmp_path):
+def test_options_for_a_task_given_as_a_plain_name(tmp_path):
     config = load(Training, write(tmp_path, GOOD), ["run.task.generate.num_beams=3"])
     assert config.run.task.generate.num_beams == 3
 
 
-def test_resolved_yaml_loads_to_the_same(tmp_path):
+def test_the_resolved_yaml_loads_to_the_same(tmp_path):
     config = load(Training, write(tmp_path, GOOD), ["run.task.generate.num_beams=3"])
     text = to_yaml(config)
-    again = tmp_path / "again.yaml"
-    again.write_text(text)
-    assert to_yaml(load(Training, again)) == text
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(text)
+    assert to_yaml(load(Training, resolved)) == text
 
 
 def test_missing_file():
@@ -188,8 +188,8 @@ def test_missing_file():
         load(Training, "nowhere.yaml")
 
 
-def lineage_yaml(stage: str) -> str:
-    """The original's keys and values as the table of facts gives them, in our own layout."""
+def original_yaml(stage: str) -> str:
+    """Keys and values of the YAML files of XrayGPT's original."""
     prompts = {
         "mimic": "",
         "openi": "  max_txt_len: 160\n  end_sym: '###'\n  prompt_path: prompts/alignment.txt\n"
@@ -241,21 +241,21 @@ run:
 
 
 @pytest.mark.parametrize("stage", ["mimic", "openi", "fork"])
-def test_lineage_yaml_loads_unchanged(tmp_path, stage, caplog):
-    config = load(Training, write(tmp_path, lineage_yaml(stage)))
+def test_an_original_training_yaml_loads(tmp_path, stage, caplog):
+    config = load(Training, write(tmp_path, original_yaml(stage)))
     assert config.run.iters_per_epoch == 5000
     assert config.run.init_lr == 1e-4
     assert config.model.num_query_token == 32
     assert config.model.prompt_template == (
         "none" if stage == "mimic" else "###Patient: {} ###Doctor: "
     )
-    warned = [r.message for r in caplog.records if "no longer mean anything" in r.message]
-    assert len(warned) == 1
+    warnings = [r.message for r in caplog.records if "no longer mean anything" in r.message]
+    assert len(warnings) == 1
     for key in ("run.evaluate", "run.world_size", "run.dist_url", "run.distributed"):
-        assert key in warned[0]
+        assert key in warnings[0]
 
 
-def test_lineage_evaluation_yaml_loads_unchanged(tmp_path):
+def test_an_original_evaluation_yaml_loads(tmp_path):
     text = """
 model:
   arch: mini_gpt4
@@ -285,50 +285,50 @@ run:
 
 def test_every_yaml_of_the_project_loads(monkeypatch):
     monkeypatch.chdir(REPO)
-    trained = sorted((REPO / "train_configs").rglob("*.yaml"))
-    measured = sorted((REPO / "eval_configs").rglob("*.yaml"))
+    training = sorted((REPO / "train_configs").rglob("*.yaml"))
+    evaluation = sorted((REPO / "eval_configs").rglob("*.yaml"))
     presets = sorted((REPO / "xraygpt" / "configs" / "models").rglob("*.yaml"))
-    assert (len(trained), len(measured), len(presets)) == (23, 12, 5)
-    for path in trained:
+    assert (len(training), len(evaluation), len(presets)) == (23, 12, 5)
+    for path in training:
         load(Training, path)
-    for path in measured:
+    for path in evaluation:
         load(Evaluation, path)
     for path in presets:
-        option = [f"model.arch={path.parent.name}", f"model.model_type={path.stem}"]
-        option += ["run={task: language_modeling, max_steps: 1}", "datasets={openi: {}}"]
+        options = [f"model.arch={path.parent.name}", f"model.model_type={path.stem}"]
+        options += ["run={task: language_modeling, max_steps: 1}", "datasets={openi: {}}"]
         empty = REPO / "tests" / "common" / "empty.yaml"
-        load(Training, empty, option)
+        load(Training, empty, options)
 
 
 @pytest.mark.slow
-def test_command_line_says_it_without_a_trace(tmp_path):
+def test_the_command_line_reports_it_without_a_traceback(tmp_path):
     path = write(tmp_path, GOOD.replace("max_steps", "max_step"))
-    done = processes.run(
+    result = processes.run(
         [sys.executable, "train.py", "--cfg-path", str(path)],
         cwd=REPO,
         capture_output=True,
         text=True,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )
-    assert done.returncode == 2
-    assert "run.max_step: unknown key; did you mean 'max_steps'?" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert result.returncode == 2
+    assert "run.max_step: unknown key; did you mean 'max_steps'?" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
     ("number", "remedy"),
     [(errno.EROFS, "run.output_dir"), (errno.EACCES, "XRAYGPT_CACHE"), (errno.ENOSPC, "make room")],
 )
-def test_a_disk_that_refuses_is_explained(number, remedy, caplog):
-    def full() -> None:
+def test_write_errors_are_explained(number, remedy, caplog):
+    def fail() -> None:
         raise OSError(number, os.strerror(number), "/somewhere/output")
 
-    assert guarded(full) == 1
+    assert run_main(fail) == 1
     assert "/somewhere/output" in caplog.text and remedy in caplog.text
 
 
-def test_agreement_is_found_where_it_was(tmp_path, caplog):
-    """`run.task.generate.agreement` of earlier versions is the plan's."""
+def test_agreement_is_read_from_its_old_place(tmp_path, caplog):
+    """`run.task.generate.agreement` of earlier versions is a setting of the plan."""
     file = tmp_path / "old.yaml"
     file.write_text(
         "model: {arch: xraygpt, model_type: tiny}\ndatasets: {x: {builder: records}}\n"

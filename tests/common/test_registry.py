@@ -1,4 +1,4 @@
-"""The registry: LAVIS spelling outside, one careful class inside."""
+"""The registry, and its functions with LAVIS's names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xraygpt.common.registry import Plugin, Registry, registry
 from xraygpt.models.qformer_llm.model import XrayGPT
 
 
-def test_lavis_spelling():
+def test_functions_with_the_names_of_lavis():
     assert registry.get_model_class("xraygpt") is registry.get_model_class("mini_gpt4") is XrayGPT
     assert {"openi", "mimic", "roco", "records"} <= set(registry.list_datasets())
     assert {"report_generation", "vqa", "language_modeling"} <= set(registry.list_tasks())
@@ -23,7 +23,7 @@ def test_lavis_spelling():
     assert "language_model" in registry.list_models()
 
 
-def test_taken_names_and_missing_configs_are_refused():
+def test_duplicate_names_and_missing_configs_are_refused():
     kind = Registry("thing", key="name", package="json")
 
     @kind.register("a", "b")
@@ -41,7 +41,7 @@ def test_taken_names_and_missing_configs_are_refused():
     assert kind.name_of(First) == "a"
 
 
-def test_a_placeholder_stands_for_what_begins_so():
+def test_a_placeholder_matches_names_with_its_prefix():
     kind = Registry("thing", key="name", package="json", settings=False)
     long, short, one = (type(n, (), {}) for n in ("Long", "Short", "One"))
     kind.register("lab/<name>", "lab/<name>@<day>")(short)

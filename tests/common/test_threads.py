@@ -1,4 +1,4 @@
-"""Threads sleep while they wait, unless somebody decided otherwise."""
+"""Waiting threads sleep soon, unless the user has configured OpenMP."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 SCRIPT = """
 import os
 {first}
-from xraygpt.common.cli import guarded
-guarded(lambda: print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT")))
+from xraygpt.common.cli import run_main
+run_main(lambda: print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT")))
 """
 
 
@@ -26,9 +26,11 @@ guarded(lambda: print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SP
         ("", {"GOMP_SPINCOUNT": "5"}, "None 5"),
     ],
 )
-def test_they_sleep_where_nobody_decided(first, variables, expected):
+def test_spinning_is_limited_unless_configured(first, variables, expected):
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-    free = {k: v for k, v in os.environ.items() if k not in names}
+    clean = {k: v for k, v in os.environ.items() if k not in names}
     script = [sys.executable, "-c", SCRIPT.format(first=first)]
-    done = subprocess.run(script, env=free | variables, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == expected
+    result = subprocess.run(
+        script, env=clean | variables, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == expected

@@ -1,4 +1,4 @@
-"""The endpoint, asked by OpenAI's own client over a real socket."""
+"""The endpoint, queried with OpenAI's client over a real socket."""
 
 from __future__ import annotations
 
@@ -20,31 +20,39 @@ import torch
 import uvicorn
 from PIL import Image
 
-from tests.conversation.test_chat import SHORT, image, made
+from tests.conversation.test_chat import SHORT, build_tiny, image
 from xraygpt.conversation import ChatEngine
-from xraygpt.conversation.api import NOTICE, ApiLimits, Message, Service, make_app
+from xraygpt.conversation.api import NOTICE, make_app
+from xraygpt.conversation.api_schema import ApiLimits, Message
+from xraygpt.conversation.api_service import Service
 from xraygpt.media.pixels import read_image
-from xraygpt.tasks.plan import Planned
+from xraygpt.tasks.plan import PlannedQuestion
 
 
 def features(path: Path) -> torch.Tensor:
-    """Stands in for the processor: noise by the mean grey of the real reader's pixels."""
+    """Replaces the processor: noise seeded by the mean grey value of the image."""
     grey = round(255 * float(read_image(path).pixels.mean()))
     return image(grey)
 
 
-def service(key: str = "", **limits: Any) -> Service:
+def build_service(key: str = "", **limits: Any) -> Service:
     return Service(
-        ChatEngine(made()), features, "tiny", SHORT, ApiLimits(**limits), key, {"device": "cpu"}
+        ChatEngine(build_tiny()),
+        features,
+        "tiny",
+        SHORT,
+        ApiLimits(**limits),
+        key,
+        {"device": "cpu"},
     )
 
 
 class Served:
-    """A service on a port of its own."""
+    """A running server for a service."""
 
-    def __init__(self, of: Service) -> None:
-        self.of = of
-        config = uvicorn.Config(make_app(of), host="127.0.0.1", port=0, log_level="error")
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        config = uvicorn.Config(make_app(service), host="127.0.0.1", port=0, log_level="error")
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
@@ -63,9 +71,9 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    found = Served(service())
-    yield found
-    found.stop()
+    server = Served(build_service())
+    yield server
+    server.stop()
 
 
 def picture(grey: int, kind: str = "PNG") -> str:
@@ -79,8 +87,8 @@ def user(text: str, *urls: str) -> dict[str, Any]:
     return {"role": "user", "content": [*images, {"type": "text", "text": text}]}
 
 
-def said(engine: ChatEngine, *greys: int, question: str = "What is this?") -> str:
-    """What the engine says without a server."""
+def engine_answer(engine: ChatEngine, *greys: int, question: str = "What is this?") -> str:
+    """The engine's answer without a server."""
     conversation = engine.start()
     for grey in greys:
         conversation.add_image(image(grey))
@@ -88,14 +96,14 @@ def said(engine: ChatEngine, *greys: int, question: str = "What is this?") -> st
 
 
 @pytest.mark.parametrize("greys", [(40,), (40, 200)])
-def test_the_official_client_hears_what_the_engine_says(served, greys):
+def test_the_official_client_gets_the_engines_answer(served, greys):
     messages = [user("What is this?", *map(picture, greys))]
     client = served.client()
-    whole = client.chat.completions.create(model="tiny", messages=messages)
-    expected = said(served.of.engine, *greys)
-    assert whole.choices[0].message.content == expected
-    assert whole.choices[0].finish_reason == "length"
-    assert whole.usage.completion_tokens > 0
+    completion = client.chat.completions.create(model="tiny", messages=messages)
+    expected = engine_answer(served.service.engine, *greys)
+    assert completion.choices[0].message.content == expected
+    assert completion.choices[0].finish_reason == "length"
+    assert completion.usage.completion_tokens > 0
     chunks = list(client.chat.completions.create(model="tiny", messages=messages, stream=True))
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks]
     assert "".join(pieces) == expected
@@ -113,7 +121,7 @@ def test_another_picture_is_another_answer(served):
     assert len(answers) > 1
 
 
-def test_a_follow_up_finds_its_cache_and_says_the_same_without_it(served):
+def test_a_follow_up_uses_its_cache_and_is_the_same_without_it(served):
     client = served.client()
     messages = [user("What is this?", picture(77))]
     first = client.chat.completions.create(model="tiny", messages=messages)
@@ -123,31 +131,35 @@ def test_a_follow_up_finds_its_cache_and_says_the_same_without_it(served):
     ]
     second = client.chat.completions.create(model="tiny", messages=messages)
     assert second.usage.prompt_tokens_details.cached_tokens > first.usage.prompt_tokens - 2
-    served.of._kept.clear()
-    anew = client.chat.completions.create(model="tiny", messages=messages)
-    assert anew.usage.prompt_tokens_details.cached_tokens == 0
-    assert anew.choices[0].message.content == second.choices[0].message.content
+    served.service._stored.clear()
+    uncached = client.chat.completions.create(model="tiny", messages=messages)
+    assert uncached.usage.prompt_tokens_details.cached_tokens == 0
+    assert uncached.choices[0].message.content == second.choices[0].message.content
 
 
-def test_a_first_report_is_asked_for_with_what_was_found():
-    of = service()
-    of.engine.renderer.prompts = ["<image> Describe it.", "Another."]
-    of.plan = lambda images, question: Planned(question, f"{len(images)} seen")
+def test_the_plan_is_added_to_a_first_report_question():
+    service = build_service()
+    service.engine.renderer.prompts = ["<image> Describe it.", "Another."]
+    service.plan = lambda images, question: PlannedQuestion(question, f"{len(images)} seen")
 
     def user(text, *greys):
         parts = [{"type": "image_url", "image_url": {"url": picture(g)}} for g in greys]
         return Message(role="user", content=[{"type": "text", "text": text}, *parts])
 
-    assert of.conversation([user("Describe  it.", 3, 9)])[1] == Planned("Describe  it.", "2 seen")
-    assert of.conversation([user("", 3, 9)])[1] == Planned("Describe it.", "2 seen")
-    assert of.conversation([user("Is it large?", 3)])[1] == Planned("Is it large?")
-    assert of.conversation([user("Describe it.")])[1] == Planned("Describe it.")
-    said = Message(role="assistant", content="Clear.")
-    conversation, question = of.conversation([user("Another.", 3), said, user("Describe it.", 9)])
-    assert question == Planned("Describe it.")  # not the first
-    assert conversation.exchanges[0].plain == "(found: 1 seen) Another."
-    of.plan = None
-    assert of.conversation([user("Describe it.", 3)])[1] == Planned("Describe it.")
+    assert service.conversation([user("Describe  it.", 3, 9)])[1] == PlannedQuestion(
+        "Describe  it.", "2 seen"
+    )
+    assert service.conversation([user("", 3, 9)])[1] == PlannedQuestion("Describe it.", "2 seen")
+    assert service.conversation([user("Is it large?", 3)])[1] == PlannedQuestion("Is it large?")
+    assert service.conversation([user("Describe it.")])[1] == PlannedQuestion("Describe it.")
+    reply = Message(role="assistant", content="Clear.")
+    conversation, question = service.conversation(
+        [user("Another.", 3), reply, user("Describe it.", 9)]
+    )
+    assert question == PlannedQuestion("Describe it.")  # not the first
+    assert conversation.history[0].question_text == "(found: 1 seen) Another."
+    service.plan = None
+    assert service.conversation([user("Describe it.", 3)])[1] == PlannedQuestion("Describe it.")
 
 
 @pytest.mark.slow
@@ -163,12 +175,12 @@ def test_a_temperature_samples_by_seed(served):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"messages": [user("x", "https://example.org/a.png")]}, "no address is fetched"),
-        ({"messages": [user("x", "http://127.0.0.1/a.png")]}, "no address is fetched"),
-        ({"messages": [user("x", "file:///etc/passwd")]}, "no address is fetched"),
-        ({"messages": [user("x", "data:image/png;base64,!!!")]}, "no base64"),
+        ({"messages": [user("x", "https://example.org/a.png")]}, "URLs are not fetched"),
+        ({"messages": [user("x", "http://127.0.0.1/a.png")]}, "URLs are not fetched"),
+        ({"messages": [user("x", "file:///etc/passwd")]}, "URLs are not fetched"),
+        ({"messages": [user("x", "data:image/png;base64,!!!")]}, "not valid base64"),
         ({"messages": [user("x", picture(1)[:60])]}, "base64|truncated|cannot|corrupt|not"),
         (
             {
@@ -179,21 +191,21 @@ def test_a_temperature_samples_by_seed(served):
             "not|no ",
         ),
         ({"messages": [user("x", *[picture(1)] * 9)]}, "more than 8 images"),
-        ({"messages": [user("long " * 5000)]}, "the context of 512 holds"),
+        ({"messages": [user("long " * 5000)]}, "the context of 512 has room"),
         ({"messages": [user("")]}, "the question is empty"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, "must be the user's"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "must have the role user"),
         ({"messages": [user("a"), user("b")]}, "two user messages in a row"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "robot", "content": "quokka"}]}, "messages.0.role"),
         ({"max_tokens": 10**6}, "max_tokens is at most 1024"),
         ({"temperature": 9}, "temperature"),
         ({"n": 3}, "n: "),
-        ({"model": "gpt-4"}, "no model 'gpt-4'; tiny is here"),
+        ({"model": "gpt-4"}, "model 'gpt-4' not found; this server has tiny"),
     ],
 )
-def test_bad_requests_get_a_sentence_and_no_trace(served, change: dict, said: str):
+def test_bad_requests_get_a_message_and_no_traceback(served, change: dict, message: str):
     request = {"model": "tiny", "messages": [user("What is this?")], **change}
-    with pytest.raises(openai.APIStatusError, match=said) as caught:
+    with pytest.raises(openai.APIStatusError, match=message) as caught:
         served.client().chat.completions.create(**request)
     assert caught.value.status_code in (400, 404)
     assert "Traceback" not in str(caught.value)
@@ -206,16 +218,16 @@ def test_bad_requests_get_a_sentence_and_no_trace(served, change: dict, said: st
 def test_models_health_and_the_notice(served):
     assert [m.id for m in served.client().models.list()] == ["tiny"]
     with urllib.request.urlopen(f"{served.url}/health") as answer:
-        told = json.load(answer)
+        health = json.load(answer)
         assert answer.headers["x-notice"] == NOTICE
-    assert told["status"] == "ok"
-    assert "not for diagnosis" in told["notice"]
+    assert health["status"] == "ok"
+    assert "not for diagnosis" in health["notice"]
 
 
-def test_a_key_is_wanted_where_one_is_set():
-    served = Served(service(key="sesame"))
+def test_a_key_is_required_if_one_is_set():
+    served = Served(build_service(key="sesame"))
     try:
-        with pytest.raises(openai.AuthenticationError, match="the key is wrong or absent"):
+        with pytest.raises(openai.AuthenticationError, match="the key is wrong or missing"):
             served.client("other").models.list()
         assert [m.id for m in served.client("sesame").models.list()] == ["tiny"]
         with urllib.request.urlopen(f"{served.url}/health") as answer:
@@ -224,68 +236,70 @@ def test_a_key_is_wanted_where_one_is_set():
         served.stop()
 
 
-def test_too_much_at_once_is_told_to_come_back():
-    served = Served(service(max_waiting=2, max_body_bytes=10_000))
+def test_too_many_or_too_large_requests_are_refused():
+    served = Served(build_service(max_waiting=2, max_body_bytes=10_000))
     try:
-        with served.of.engine.lane:  # nobody can answer
-            asked = [
+        with served.service.engine.lock:  # no answer can be generated
+            threads = [
                 threading.Thread(
                     target=served.client().chat.completions.create,
                     kwargs={"model": "tiny", "messages": [user("What?")]},
                 )
                 for _ in range(2)
             ]
-            for thread in asked:
+            for thread in threads:
                 thread.start()
-            while served.of.waiting < 2:
+            while served.service.waiting < 2:
                 time.sleep(0.01)
-            with pytest.raises(openai.RateLimitError, match="too many requests wait") as caught:
+            with pytest.raises(
+                openai.RateLimitError, match="too many requests are waiting"
+            ) as caught:
                 served.client().chat.completions.create(model="tiny", messages=[user("What?")])
             assert caught.value.response.headers["retry-after"] == "5"
-        for thread in asked:
+        for thread in threads:
             thread.join(20)
-        assert served.of.waiting == 0
+        assert served.service.waiting == 0
         with pytest.raises(openai.APIStatusError, match="the request is too large"):
             served.client().chat.completions.create(model="tiny", messages=[user("x" * 20_000)])
     finally:
         served.stop()
 
 
-def test_who_leaves_in_the_middle_frees_the_model(served):
-    before = served.of.how
-    served.of.how = SHORT.__class__(max_new_tokens=300, no_repeat_ngram_size=2)
+def test_a_client_that_disconnects_while_streaming_frees_the_model(served):
+    before = served.service.generation
+    served.service.generation = SHORT.__class__(max_new_tokens=300, no_repeat_ngram_size=2)
     try:
         stream = served.client().chat.completions.create(
             model="tiny", messages=[user("What is this?", picture(5))], stream=True
         )
         next(iter(stream))
         stream.close()
-        served.of.how = before
+        served.service.generation = before
         again = served.client().chat.completions.create(model="tiny", messages=[user("Alive?")])
         assert again.choices[0].message.content
         end = time.monotonic() + 20
-        while served.of.waiting and time.monotonic() < end:
+        while served.service.waiting and time.monotonic() < end:
             time.sleep(0.05)
-        assert served.of.waiting == 0
+        assert served.service.waiting == 0
     finally:
-        served.of.how = before
+        served.service.generation = before
 
 
 @pytest.mark.slow
-def test_who_leaves_before_a_whole_answer_frees_the_model_too(served):
-    before = served.of.how
-    served.of.how = SHORT.__class__(max_new_tokens=300, no_repeat_ngram_size=2)
-    llm = served.of.engine.model.llm
-    slow = llm.register_forward_pre_hook(lambda *_: time.sleep(0.1))  # half a minute in all
+def test_a_client_that_disconnects_before_the_answer_frees_the_model(served):
+    before = served.service.generation
+    served.service.generation = SHORT.__class__(max_new_tokens=300, no_repeat_ngram_size=2)
+    llm = served.service.engine.model.llm
+    slow = llm.register_forward_pre_hook(lambda *_: time.sleep(0.1))  # 30 seconds in total
     try:
         with pytest.raises(openai.APITimeoutError):
             served.client().with_options(timeout=1.0).chat.completions.create(
                 model="tiny", messages=[user("What is this?", picture(6))]
             )
         end = time.monotonic() + 5
-        while served.of.waiting and time.monotonic() < end:
+        while served.service.waiting and time.monotonic() < end:
             time.sleep(0.05)
-        assert served.of.waiting == 0
+        assert served.service.waiting == 0
     finally:
         slow.remove()
-        served.of.how = before
+        served.service.generation = before

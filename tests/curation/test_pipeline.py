@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests import processes
 from tests.conftest import REPO
-from tests.curation.endpoint import rewriting, serving
+from tests.curation.fakes import rewrite_settings, serving
 from tests.curation.test_sources import XML
 from xraygpt.common.errors import DataError, InputError
 from xraygpt.curation.checks import problems, wilson
@@ -188,7 +188,7 @@ def test_the_folder_trains_with_the_published_recipe_and_never_on_the_test_split
     """train_configs/xraygpt_openi_finetune.yaml with no step between; only weights, steps and
     device are others. CXR90001 is the one study of train, the other is of the published test."""
     with serving() as (url, _):
-        how = rewriting(url) if by == "model" else None
+        how = rewrite_settings(url) if by == "model" else None
         out = tmp_path / "data" / "openi"
         curate("openi", raw / "ecgen-radiology", raw / "png", out, Filters(), rewriting=how)
     options = (
@@ -242,7 +242,7 @@ def test_when_nothing_is_left_every_report_is_named_all_the_same(raw):
         with pytest.raises(DataError, match="refused, such as: the model refused") as caught:
             curate(
                 "openi", raw / "ecgen-radiology", raw / "png", out, Filters(),
-                rewriting=rewriting(url),
+                rewriting=rewrite_settings(url),
             )  # fmt: skip
     assert caught.value.exit_code == 1
     assert (out / "held_back.csv").read_text().count("the model refused") == 3

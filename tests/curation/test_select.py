@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import REPO
-from tests.curation.endpoint import write_corpus
+from tests.curation.fakes import write_corpus
 from xraygpt.common.errors import InputError
 from xraygpt.curation import select
 from xraygpt.curation.pipeline import curate

@@ -1,4 +1,4 @@
-"""Records in a mapped file are the records, and cost no memory."""
+"""Records in a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 from xraygpt.common.paths import cache_root
 from xraygpt.datasets.base import Record, StudyDataset, read_media
-from xraygpt.datasets.builder import RecordError, image_in, inside
 from xraygpt.datasets.mapped_records import MappedRecords, RecordFile
+from xraygpt.datasets.media_paths import RecordError, resolve_image, resolve_within
 from xraygpt.datasets.records import RecordsBuilder
 from xraygpt.media.base import MediaRef
 from xraygpt.processors.image import ImageSpec
-from xraygpt.vocabulary import questions, vocabulary_of
+from xraygpt.vocabulary import get_vocabulary, questions
 
 SPEC = ImageSpec(image_size=32, mean=(0.5,), std=(0.5,), tokens_per_image=4)
 
@@ -26,33 +26,33 @@ def record(i: int) -> Record:
         study_id=f"s{i}",
         media=(MediaRef(Path(f"{i}.png"), "PA", kind="clip"),),
         turns=questions.PromptFindings(
-            questions.pair("<image>", f"Report {i}."),
+            questions.qa_turns("<image>", f"Report {i}."),
             ["Edema"],
             0.5,
             "image",
-            vocabulary=vocabulary_of("chest_xray"),
+            vocabulary=get_vocabulary("chest_xray"),
         ),
         meta={"codes": ["Edema"], "box": [0.1, i]},
     )
 
 
-def test_they_are_what_was_put_in():
-    packed = MappedRecords(record(i) for i in range(10))
-    assert len(packed) == 10 and not len(MappedRecords())
-    assert [r.sample_id for r in packed] == [f"r{i}" for i in range(10)]
-    one, same = packed[3], record(3)
-    assert replace(one, turns=()) == replace(same, turns=())
-    assert one.turns("draw") == same.turns("draw")
-    assert packed[-1].study_id == "s9"
-    part = packed[2:8:2][1:]
+def test_records_are_unchanged():
+    mapped = MappedRecords(record(i) for i in range(10))
+    assert len(mapped) == 10 and not len(MappedRecords())
+    assert [r.sample_id for r in mapped] == [f"r{i}" for i in range(10)]
+    actual, expected = mapped[3], record(3)
+    assert replace(actual, turns=()) == replace(expected, turns=())
+    assert actual.turns("key") == expected.turns("key")
+    assert mapped[-1].study_id == "s9"
+    part = mapped[2:8:2][1:]
     assert [r.sample_id for r in part] == ["r4", "r6"]
     with pytest.raises(IndexError):
-        packed[10]
-    packed.append(record(10))  # also after they were read
-    assert packed[10].sample_id == "r10"
+        mapped[10]
+    mapped.append(record(10))  # also after reading
+    assert mapped[10].sample_id == "r10"
 
 
-def test_several_share_a_file_and_none_is_left_behind():
+def test_sequences_share_a_file_which_is_not_left_behind():
     file = RecordFile()
     train, val = MappedRecords(file=file), MappedRecords(file=file)
     for i in range(20):
@@ -62,22 +62,22 @@ def test_several_share_a_file_and_none_is_left_behind():
     assert not [p for p in cache_root().iterdir() if p.is_file()]
 
 
-def test_images_alone_can_be_asked_for_and_each_comes_once():
+def test_distinct_media_without_other_fields():
     records = [replace(record(i), media=record(i % 3).media) for i in range(6)]
-    packed = MappedRecords(records)
-    assert [r.media for r in packed[1:4]] == [*list(packed.media())[1:], record(0).media]
-    for held in (packed, records):
-        refs = StudyDataset(held, read_media).media_refs()
+    mapped = MappedRecords(records)
+    assert [r.media for r in mapped[1:4]] == [*list(mapped.media())[1:], record(0).media]
+    for sequence in (mapped, records):
+        refs = StudyDataset(sequence, read_media).media_refs()
         assert refs == [MediaRef(Path(f"{i}.png"), "PA", kind="clip") for i in range(3)]
 
 
-def test_a_process_that_does_not_inherit_the_file_gets_them():
-    packed = MappedRecords(record(i) for i in range(10))[5:]
-    moved = pickle.loads(pickle.dumps(packed))
-    assert [r.sample_id for r in moved] == [f"r{i}" for i in range(5, 10)]
+def test_pickling_copies_the_content():
+    mapped = MappedRecords(record(i) for i in range(10))[5:]
+    copy = pickle.loads(pickle.dumps(mapped))
+    assert [r.sample_id for r in copy] == [f"r{i}" for i in range(5, 10)]
 
 
-def test_datasets_hold_them_so(toy):
+def test_datasets_use_mapped_records(toy):
     builder = RecordsBuilder.Config(storage=toy).build(image_spec=SPEC)
     train, val = builder.build("train"), builder.build("val")
     assert isinstance(train.records, MappedRecords) and len(train) == 36 and len(val) == 12
@@ -86,21 +86,21 @@ def test_datasets_hold_them_so(toy):
     assert isinstance(StudyDataset([record(1)], read_media).records, list)
 
 
-def test_one_reading_serves_splits_with_one_text_processor(toy, monkeypatch):
-    read = []
+def test_splits_with_one_text_processor_share_one_reading(toy, monkeypatch):
+    calls = []
     records = RecordsBuilder.records
 
-    def counted(self, clean):
-        read.append(clean)
+    def counting_records(self, clean):
+        calls.append(clean)
         return records(self, clean)
 
-    monkeypatch.setattr(RecordsBuilder, "records", counted)
+    monkeypatch.setattr(RecordsBuilder, "records", counting_records)
     builder = RecordsBuilder.Config(storage=toy).build(image_spec=SPEC)
     builder.build("train"), builder.build("val")
-    assert len(read) == 1
+    assert len(calls) == 1
 
 
-def test_links_out_of_the_folder_are_still_found(tmp_path):
+def test_links_out_of_the_folder_are_refused(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "out.png").write_bytes(b"x")
     (tmp_path / "images" / "link.png").symlink_to(tmp_path / "out.png")
@@ -117,18 +117,18 @@ def test_links_out_of_the_folder_are_still_found(tmp_path):
         str(tmp_path / "out.png"),
     ):
         with pytest.raises(RecordError, match="leaves the image folder"):
-            inside(root, name)
+            resolve_within(root, name)
         with pytest.raises(RecordError, match="leaves the image folder"):
-            image_in(root, name)
+            resolve_image(root, name)
     (root / "empty.png").touch()
     for name, reason in (
-        ("a caption where a path should stand " * 20, "not found"),
+        ("a caption instead of a path " * 20, "not found"),
         ("empty.png", "is empty"),
         ("nul\0.png", "not a path"),
         (None, "not a path"),
     ):
         with pytest.raises(RecordError, match=reason):
-            image_in(root, name)
+            resolve_image(root, name)
     for name in ("here.png", "twin.png", "./here.png"):
-        assert inside(root, name).exists()
-        assert image_in(root, name) == str(inside(root, name))
+        assert resolve_within(root, name).exists()
+        assert resolve_image(root, name) == str(resolve_within(root, name))

@@ -1,4 +1,4 @@
-"""Phantoms as a corpus: drawn on first use, split by study, asked like any coded corpus."""
+"""Phantoms as a corpus: drawn on first use, split by study, coded like any other corpus."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def builder(tmp_path, **settings):
 
 
 @pytest.mark.slow
-def test_studies_are_drawn_once_and_split_apart(tmp_path):
-    one = builder(tmp_path)
-    splits = {s: {r.study_id for r in one.build(s).records} for s in ("train", "val", "test")}
+def test_studies_are_drawn_once_and_splits_are_disjoint(tmp_path):
+    first = builder(tmp_path)
+    splits = {s: {r.study_id for r in first.build(s).records} for s in ("train", "val", "test")}
     assert sum(map(len, splits.values())) == 40 == len(set.union(*splits.values()))
     assert len(splits["train"]) > 20 and splits["val"] and splits["test"]
     (folder,) = tmp_path.iterdir()
@@ -31,7 +31,7 @@ def test_studies_are_drawn_once_and_split_apart(tmp_path):
 
 
 @pytest.mark.slow
-def test_another_recipe_is_another_folder(tmp_path):
+def test_other_settings_use_another_folder(tmp_path):
     builder(tmp_path).build("val")
     both = SyntheticCxr.Config(
         storage=tmp_path, studies=3, picture_size=48, picture_views=["frontal", "lateral"]
@@ -42,7 +42,7 @@ def test_another_recipe_is_another_folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_codes_can_be_asked(tmp_path):
+def test_codes_can_be_asked_about(tmp_path):
     data = builder(tmp_path, target="code_questions", min_code_count=2, questions=3).build("train")
     turns = data[0]["turns"]
     assert len(turns) == 6

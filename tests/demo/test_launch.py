@@ -1,4 +1,4 @@
-"""The command line: what would open the page to others is refused, mistakes are one sentence."""
+"""The command line: login is required to open the page to others; errors are one sentence."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO
-from tests.demo.taught import square
+from tests.demo.trained_model import square
 from xraygpt.common.errors import InputError
 from xraygpt.demo import launch
+from xraygpt.demo.examples import load_examples
 
 QUICKSTART = str(REPO / "eval_configs" / "quickstart.yaml")
 
@@ -23,35 +24,35 @@ def start(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["--host", "0.0.0.0"], "--host 0.0.0.0 opens the page to others: name a file of users"),
-    (["--share"], "--share opens the page to others: name a file of users with --auth"),
+    (["--host", "0.0.0.0"], "--host 0.0.0.0 opens the page to others: give a file of users"),
+    (["--share"], "--share opens the page to others: give a file of users with --auth"),
     (["--device", "tpu"], "--device tpu: one of auto, cpu, cuda, cuda:N"),
     (["--device", "cuda:99"], "--device cuda:99: this machine has"),
     (["--gpu_id", "0", "--device", "cpu"], "name two devices; keep one"),
     (["--auth", "/nowhere"], "--auth /nowhere: No such file"),
     (["--options", "model.nonsense=1"], "model.nonsense"),
 ])  # fmt: skip
-def test_what_is_refused_before_anything_is_loaded(monkeypatch, options, message):
-    with pytest.raises(InputError) as told:
+def test_invalid_options_are_refused_before_anything_is_loaded(monkeypatch, options, message):
+    with pytest.raises(InputError) as caught:
         start(monkeypatch, *options)
-    assert message in str(told.value)
+    assert message in str(caught.value)
 
 
-def test_a_port_in_use_is_told_before_the_model_is_loaded(monkeypatch):
+def test_a_port_in_use_is_refused_before_the_model_is_loaded(monkeypatch):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(InputError, match=rf"--port {port} on 127\.0\.0\.1: .*in use; name"):
+        with pytest.raises(InputError, match=rf"--port {port} on 127\.0\.0\.1: .*in use; choose"):
             start(monkeypatch, "--port", str(port))
 
 
 @pytest.mark.parametrize(("text", "mode", "message"), [
     ("anna:secret:with colon\n\nben:x\n", 0o600, None),
-    ("anna:secret\n", 0o644, "others can read it; chmod 600"),
-    ("anna\n", 0o600, "line 1: not of the form user:password"),
-    ("ok:ok\n:secret\n", 0o600, "line 2: not of the form user:password"),
-    ("\n", 0o600, "holds no line user:password"),
+    ("anna:secret\n", 0o644, "other users can read it; run chmod 600"),
+    ("anna\n", 0o600, "line 1: expected user:password"),
+    ("ok:ok\n:secret\n", 0o600, "line 2: expected user:password"),
+    ("\n", 0o600, "contains no line user:password"),
 ])  # fmt: skip
 def test_users(tmp_path, text, mode, message):
     file = tmp_path / "users"
@@ -64,12 +65,12 @@ def test_users(tmp_path, text, mode, message):
         launch.read_users(file)
 
 
-def test_own_examples(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_load_examples(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     with pytest.raises(InputError, match="no such folder"):
-        launch.own_examples(tmp_path / "x")
-    (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(InputError, match="holds no PNG, JPEG or DICOM"):
-        launch.own_examples(tmp_path)
+        load_examples(tmp_path / "x")
+    (tmp_path / "notes.txt").write_text("not an image")
+    with pytest.raises(InputError, match="contains no readable PNG, JPEG or DICOM"):
+        load_examples(tmp_path)
     square(tmp_path, "left")
-    assert launch.own_examples(tmp_path) == [(tmp_path / "left-5.png", "left-5")]
+    assert load_examples(tmp_path) == [(tmp_path / "left-5.png", "left-5")]
     assert "left out" in caplog.text and os.sep in caplog.text

@@ -1,4 +1,4 @@
-"""Twenty people at once, visit after visit: nobody hears another, nothing is left, memory stays."""
+"""Twenty concurrent users: conversations stay separate, files are deleted, memory does not grow."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,16 @@ from typing import Any
 import pytest
 
 from tests.conftest import REPO
-from tests.demo.taught import square
+from tests.demo.trained_model import square
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not (find_spec("gradio") and find_spec("psutil")), reason="gradio is absent"
+        not (find_spec("gradio") and find_spec("psutil")), reason="gradio is not installed"
     ),
 ]
 
-USERS, VISITS, SETTLED = 20, 5, 2
+USERS, VISITS, WARM_UP = 20, 5, 2
 YAML = """
 model: {arch: xraygpt, model_type: tiny, prompt_template: xraygpt, prompt_path: null}
 datasets: {phantoms: {builder: synthetic_cxr, studies: 12, picture_size: 32}}
@@ -38,14 +39,14 @@ run:
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
 def server(tmp_path):
-    """demo.py in a process of its own, its temporary files in a folder of their own."""
+    """demo.py in a separate process with a separate folder for temporary files."""
     (tmp_path / "demo.yaml").write_text(YAML)
     (tmp_path / "tmp").mkdir()
     port = free_port()
@@ -72,15 +73,15 @@ def server(tmp_path):
 
 
 class User:
-    """Somebody whose every question holds a word that nobody else uses."""
+    """A user whose questions contain a word that no other user has."""
 
     def __init__(self, number: int, url: str, folder: Path) -> None:
         self.canary = f"canary-{number:02d}-{os.urandom(4).hex()}"
         self.image = square(folder, "left" if number % 2 else "right", 100 + number)
         self.url, self.turns = url, 0
-        self.wrong: list[str] = []
+        self.errors: list[str] = []
 
-    def live(self, together: threading.Barrier) -> None:
+    def run(self, together: threading.Barrier) -> None:
         import gradio_client
 
         try:
@@ -88,8 +89,8 @@ class User:
                 self.url,
                 verbose=False,
                 analytics_enabled=False,
-                ssl_verify=False,  # else it reads the system's certificates for each request
-                httpx_kwargs={"timeout": 600},  # however slow the machine
+                ssl_verify=False,  # otherwise it reads the system's certificates for each request
+                httpx_kwargs={"timeout": 600},  # for slow machines
             )
             try:
                 for _ in range(VISITS):
@@ -98,7 +99,7 @@ class User:
             finally:
                 client.close()
         except Exception as error:
-            self.wrong.append(f"{self.canary}: {type(error).__name__}: {error}")
+            self.errors.append(f"{self.canary}: {type(error).__name__}: {error}")
             together.abort()
 
     def visit(self, client: Any) -> None:
@@ -108,12 +109,12 @@ class User:
         client.predict([handle_file(self.image)], api_name="/upload")
         client.predict("", *settings, api_name="/draft")
         for turn in range(2):
-            asked = f"{self.canary} {turn}"
-            said = client.predict(asked, *settings, api_name="/ask")
-            self.check(json.dumps(said))
+            question = f"{self.canary} {turn}"
+            answer = client.predict(question, *settings, api_name="/ask")
+            self.check(json.dumps(answer))
             self.turns += 1
-        made = client.predict("Findings", "Impression", api_name="/export_json")
-        content = base64.b64decode(made["content"]).decode()
+        exported = client.predict("Findings", "Impression", api_name="/export_json")
+        content = base64.b64decode(exported["content"]).decode()
         self.check(content)
         report = json.loads(content)
         assert [q for q, _ in report["conversation"]] == [f"{self.canary} {i}" for i in range(2)]
@@ -122,7 +123,13 @@ class User:
 
     def check(self, text: str) -> None:
         assert self.canary in text
-        assert text.count("canary-") == text.count(self.canary), "another's conversation"
+        assert text.count("canary-") == text.count(self.canary), "another user's conversation"
+
+
+def wait_until_empty(list_files: Callable[[], list[Path]], deadline: float) -> None:
+    while time.monotonic() < deadline and list_files():
+        time.sleep(0.5)
+    assert not list_files()
 
 
 def test_twenty_users(server, tmp_path):
@@ -130,24 +137,21 @@ def test_twenty_users(server, tmp_path):
 
     url, process, folder = server
     users = [User(i, url, tmp_path) for i in range(USERS)]
-    memory, seen = [], psutil.Process(process.pid)  # after each round of visits
-    together = threading.Barrier(USERS, lambda: memory.append(seen.memory_info().rss))
-    threads = [threading.Thread(target=user.live, args=(together,)) for user in users]
+    server_process = psutil.Process(process.pid)
+    memory = []  # after each round of visits
+    together = threading.Barrier(USERS, lambda: memory.append(server_process.memory_info().rss))
+    threads = [threading.Thread(target=user.run, args=(together,)) for user in users]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [wrong for user in users for wrong in user.wrong] == []
+    assert [error for user in users for error in user.errors] == []
     assert all(user.turns == 2 * VISITS for user in users) and len(memory) == VISITS
-    early, late = max(memory[:SETTLED]), max(memory[SETTLED:])
-    assert late <= 1.05 * early, [f"{held / 2**20:.0f} MiB" for held in memory]
+    early, late = max(memory[:WARM_UP]), max(memory[WARM_UP:])
+    assert late <= 1.05 * early, [f"{rss / 2**20:.0f} MiB" for rss in memory]
     root = next((folder / "tmp").glob("xraygpt-demo-*"))
     deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and list(root.glob("session-*")):
-        time.sleep(0.5)
-    assert not list(root.glob("session-*"))
-    while time.monotonic() < deadline and list((root / "uploads").iterdir()):
-        time.sleep(0.5)
-    assert not list((root / "uploads").iterdir())
+    wait_until_empty(lambda: list(root.glob("session-*")), deadline)
+    wait_until_empty(lambda: list((root / "uploads").iterdir()), deadline)
     log = (folder / "log").read_text()
     assert "canary" not in log and "Traceback" not in log

@@ -1,4 +1,4 @@
-"""Evaluation: controls tell a model that reads from one that does not; interrupted, it goes on."""
+"""Evaluation: controls show whether a model reads images, and interrupted runs continue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
 from xraygpt.datasets.base import Record, StudyDataset
 from xraygpt.datasets.controls import derangement, most_common_answer
-from xraygpt.evaluation import prediction_file, result_page, scoring
+from xraygpt.evaluation import prediction_file, result_page, score_table, scoring
+from xraygpt.evaluation.case_selection import BEST, RANDOM, WORST, select_cases
 from xraygpt.evaluation.evaluator import Evaluator
 from xraygpt.experiment import Evaluation, build_evaluator
 from xraygpt.media.base import MediaRef
@@ -49,7 +50,7 @@ def loss(result: dict, name: str) -> dict:
 
 
 @pytest.mark.slow
-def test_a_reading_model_beats_every_control(reading, tmp_path):
+def test_a_model_that_reads_images_beats_every_control(reading, tmp_path):
     result = evaluator_of(reading, tmp_path).run()
     gap = loss(result, "loss_shuffled_minus_true")
     assert gap["low"] > 0.05 and gap["n"] == 12
@@ -66,42 +67,43 @@ def test_a_reading_model_beats_every_control(reading, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_nearest_training_image_answers_by_features_alone(reading, tmp_path):
-    """Pooled features of random patches tell a bright square from none, wherever it is."""
+def test_the_nearest_training_image_is_found_by_its_features(reading, tmp_path):
+    """Pooled random features separate images with a bright square from those without."""
     evaluator = evaluator_of(reading, tmp_path)
     evaluator.run()
     rows = (evaluator.folder / "predictions_nearest.jsonl").read_text().splitlines()[1:]
-    said = [json.loads(r) for r in rows]
-    right = [r["prediction"] == r["reference"] for r in said if r["reference"] == ANSWERS["none"]]
-    assert len(said) == 12 and sum(right) == len(right) == 4
-    assert {r["prediction"] for r in said} > {ANSWERS["none"]}
+    answers = [json.loads(r) for r in rows]
+    normal = [r for r in answers if r["reference"] == ANSWERS["none"]]
+    assert len(answers) == 12 and len(normal) == 4
+    assert all(r["prediction"] == r["reference"] for r in normal)
+    assert {r["prediction"] for r in answers} > {ANSWERS["none"]}
 
 
 @pytest.mark.slow
-def test_without_frozen_features_the_control_is_left_out_with_its_reason(reading, tmp_path):
+def test_without_frozen_features_the_nearest_control_is_left_out(reading, tmp_path):
     result = evaluator_of(reading, tmp_path, "run.feature_cache=false").run()
     assert "features are not stored" in result["left_out"]["control nearest"]
     assert not [r for r in result["scores"] if r["condition"] == "nearest"]
 
 
 @pytest.mark.slow
-def test_scoring_again_needs_the_predictions_alone(reading, tmp_path, monkeypatch):
+def test_scoring_again_only_needs_the_predictions(reading, tmp_path, monkeypatch):
     evaluator = evaluator_of(reading, tmp_path, "run.task.protocol=r2gen")
     result = evaluator.run()
     assert "words known" in value(result, "COCO BLEU-4")["signature"]
     before = (evaluator.folder / "scores.json").read_text()
     (evaluator.folder / "scores.json").unlink()
-    monkeypatch.setattr("xraygpt.experiment.build_model", None)  # no model is made
+    monkeypatch.setattr("xraygpt.experiment.build_model", None)  # no model is built
     again = scoring.score_folder(evaluator.folder)
     assert again["scores"] == json.loads(before)["scores"] and again["n"] == 12
     path = evaluator.folder / "predictions_blank.jsonl"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-3]))  # stopped half-way
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-3]))  # interrupted
     assert scoring.score_folder(evaluator.folder)["n"] == 9
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))  # hardly begun
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))  # just started
     rest = scoring.score_folder(evaluator.folder)
     assert rest["n"] == 12 and not [r for r in rest["scores"] if r["condition"] == "blank"]
-    (evaluator.folder / scoring.LEARNED).unlink()
-    with pytest.raises(InputError, match="let evaluate"):  # words of the protocol are not guessed
+    (evaluator.folder / scoring.FITTED_STATE_FILE).unlink()
+    with pytest.raises(InputError, match="repeat the evaluate"):
         scoring.score_folder(evaluator.folder)
 
 
@@ -110,18 +112,18 @@ def test_a_score_that_fails_in_one_condition_is_left_out_of_all(reading, tmp_pat
     evaluator = evaluator_of(reading, tmp_path, "run.shuffles=1")
     original, calls = evaluator.task.score, []
 
-    def flaky(said):
-        calls.append(said)
-        return original(said)[: 3 if len(calls) == 2 else None]
+    def flaky(predictions):
+        calls.append(predictions)
+        return original(predictions)[: 3 if len(calls) == 2 else None]
 
     monkeypatch.setattr(evaluator.task, "score", flaky)
     result = evaluator.run()
     assert {r["name"] for r in result["scores"]} == {"BLEU-1", "BLEU-2", "BLEU-3"}
-    assert "could not be taken in every condition" in result["left_out"]["ROUGE-L"]
+    assert "could not be computed in every condition" in result["left_out"]["ROUGE-L"]
 
 
 @pytest.mark.slow
-def test_scoring_again_asks_no_judge(reading, tmp_path):
+def test_scoring_again_does_not_use_the_judge(reading, tmp_path):
     options = [
         "run.task.clinical.judge_url=http://127.0.0.1:9/v1",
         "run.task.clinical.judge_model=m",
@@ -135,15 +137,13 @@ def test_scoring_again_asks_no_judge(reading, tmp_path):
 
 @pytest.mark.slow
 def test_the_commands_print_tables(reading, tmp_path, monkeypatch, capsys):
-    folder = evaluator_of(reading, tmp_path, "run.shuffles=1")
-    folder.run()
-    said = folder.folder / "predictions_true.jsonl"
-    monkeypatch.setattr("sys.argv", ["score", str(folder.folder)])
+    evaluator = evaluator_of(reading, tmp_path, "run.shuffles=1")
+    evaluator.run()
+    files = [str(evaluator.folder / f"predictions_{name}.jsonl") for name in ("true", "blank")]
+    monkeypatch.setattr("sys.argv", ["score", str(evaluator.folder)])
     score.main()
     assert "| COCO ROUGE-L | " in capsys.readouterr().out
-    monkeypatch.setattr(
-        "sys.argv", ["x", str(said), str(folder.folder / "predictions_blank.jsonl")]
-    )
+    monkeypatch.setattr("sys.argv", ["x", *files])
     compare_command.main()
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("| ROUGE-L"))
     assert line.endswith("| 12 |") and float(line.split("|")[5]) < 0.05
@@ -154,7 +154,7 @@ def test_the_commands_print_tables(reading, tmp_path, monkeypatch, capsys):
     assert "| no_finding | 4 |" in out and "Research use only" in out
 
 
-def test_scoring_says_what_it_misses(tmp_path):
+def test_scoring_names_what_is_missing(tmp_path):
     with pytest.raises(InputError, match=r"no predictions_true\.jsonl"):
         scoring.score_folder(tmp_path)
     (tmp_path / "predictions_true.jsonl").write_text('{"signature": "x"}\n')
@@ -163,14 +163,14 @@ def test_scoring_says_what_it_misses(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_that_never_learned_does_not(reading, tmp_path):
+def test_an_untrained_model_does_not_beat_the_controls(reading, tmp_path):
     result = evaluator_of(reading, tmp_path, ckpt=False).run()
     gap = loss(result, "loss_shuffled_minus_true")
     assert gap["low"] < 0.02
 
 
 @pytest.mark.slow
-def test_predictions_are_streamed_and_taken_up_again(reading, tmp_path, monkeypatch):
+def test_predictions_are_streamed_and_reused(reading, tmp_path, monkeypatch):
     first = evaluator_of(reading, tmp_path, "run.batch_size_eval=4")
     calls = 0
     original = first.task.predict
@@ -188,12 +188,12 @@ def test_predictions_are_streamed_and_taken_up_again(reading, tmp_path, monkeypa
     path = first.folder / "predictions_true.jsonl"
     assert len(path.read_text().splitlines()) == 1 + 8
     with path.open("a") as file:
-        file.write('{"sample_id": "torn')  # what a kill in the middle of a line leaves
+        file.write('{"sample_id": "torn')  # as after a kill
     second = evaluator_of(reading, tmp_path, "run.batch_size_eval=4")
-    asked = []
-    answer = second.task.predict
+    answered = []
+    predict = second.task.predict
     monkeypatch.setattr(
-        second.task, "predict", lambda m, b: asked.extend(b["sample_id"]) or answer(m, b)
+        second.task, "predict", lambda m, b: answered.extend(b["sample_id"]) or predict(m, b)
     )
     result = second.run()
     assert second.folder == first.folder
@@ -201,52 +201,54 @@ def test_predictions_are_streamed_and_taken_up_again(reading, tmp_path, monkeypa
     assert rows[0]["signature"] == result["signature"]
     assert len({r["sample_id"] for r in rows[1:]}) == 12
     done_before = {r["sample_id"] for r in rows[1:9]}
-    assert not done_before & set(asked[:4])
+    assert not done_before & set(answered[:4])
     assert {r["reference"] for r in rows[1:]} <= set(ANSWERS.values())
 
 
 @pytest.mark.slow
-def test_shares_answer_what_one_would(reading, tmp_path, monkeypatch):
-    """Each image and question once over all shares; the last command decodes nothing."""
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "shared").mkdir()
-    whole = evaluator_of(reading, tmp_path / "whole", "run.shuffles=2")
-    expected = whole.run()
-    asked = []
+def test_shards_give_the_results_of_a_single_run(reading, tmp_path, monkeypatch):
+    """Shards answer each image and question once; the last command decodes nothing."""
+    (tmp_path / "single").mkdir()
+    (tmp_path / "sharded").mkdir()
+    single = evaluator_of(reading, tmp_path / "single", "run.shuffles=2")
+    expected = single.run()
+    answered = []
     for number in (1, 2, 3):
-        one = evaluator_of(reading, tmp_path / "shared", "run.shuffles=2")
-        answer = one.task.predict
+        shard = evaluator_of(reading, tmp_path / "sharded", "run.shuffles=2")
+        predict = shard.task.predict
         monkeypatch.setattr(
-            one.task,
+            shard.task,
             "predict",
-            lambda m, b, answer=answer: asked.extend(b["sample_id"]) or answer(m, b),
+            lambda m, b, predict=predict: answered.extend(b["sample_id"]) or predict(m, b),
         )
-        assert 4 <= one.answer_share(number, 3) <= 5
-    assert len(asked) == 12 + 1  # the images of all studies, and one that is black
-    last = evaluator_of(reading, tmp_path / "shared", "run.shuffles=2")
-    monkeypatch.setattr(last.task, "predict", lambda *_: pytest.fail("decoded anew"))
-    assert last.folder.name == whole.folder.name
+        assert 4 <= shard.answer_shard(number, 3) <= 5
+    assert len(answered) == 12 + 1  # the images of all studies, and one black image
+    last = evaluator_of(reading, tmp_path / "sharded", "run.shuffles=2")
+    monkeypatch.setattr(last.task, "predict", lambda *_: pytest.fail("decoded again"))
+    assert last.folder.name == single.folder.name
     result = last.run()
     assert result["scores"] == expected["scores"] and result["losses"] == expected["losses"]
-    for path in whole.folder.glob("predictions_*.jsonl"):
-        rows, its = (prediction_file.peeked(f.folder / path.name) for f in (whole, last))
-        assert rows == its, path.name
-    again = [scoring.score_folder(one.folder)["scores"] for one in (whole, last)]
-    assert again[0] == again[1]
+    for path in single.folder.glob("predictions_*.jsonl"):
+        rows = [prediction_file.read(e.folder / path.name) for e in (single, last)]
+        assert rows[0] == rows[1], path.name
+    scores = [scoring.score_folder(e.folder)["scores"] for e in (single, last)]
+    assert scores[0] == scores[1]
 
 
-def test_a_task_without_answers_has_no_shares(reading, tmp_path):
-    one = evaluator_of(reading, tmp_path)
-    one.task.generates = False
-    with pytest.raises(InputError, match="leave --shard"):
-        one.answer_share(1, 2)
+def test_a_task_without_answers_has_no_shards(reading, tmp_path):
+    evaluator = evaluator_of(reading, tmp_path)
+    evaluator.task.generates = False
+    with pytest.raises(InputError, match="omit --shard"):
+        evaluator.answer_shard(1, 2)
 
 
 def test_another_checkpoint_or_split_is_another_folder(reading, tmp_path):
-    one = evaluator_of(reading, tmp_path)
-    two = evaluator_of(reading, tmp_path, "run.split=train")
-    three = evaluator_of(reading, tmp_path, ckpt=False)
-    assert len({one.folder, two.folder, three.folder}) == 3
+    evaluators = [
+        evaluator_of(reading, tmp_path),
+        evaluator_of(reading, tmp_path, "run.split=train"),
+        evaluator_of(reading, tmp_path, ckpt=False),
+    ]
+    assert len({e.folder for e in evaluators}) == 3
 
 
 def test_an_empty_split_is_an_error(reading, tmp_path):
@@ -274,14 +276,14 @@ def test_derangement_by_study_and_by_text():
     assert len({tuple(o) for o in orders}) == 5
 
 
-def test_shuffled_images_are_those_of_earlier_results():
-    """What a seed draws is part of every published score beside its control."""
+def test_shuffled_images_match_earlier_results():
+    """A seed must always give the same images, or published control scores change."""
     texts = [str(i % 5) for i in range(12)]
     rows = records(texts, [f"study{i // 2}" for i in range(12)])
     assert derangement(rows[:8], texts, 3) == [3, 4, 0, 7, 6, 2, 5, 1]
     pairs = [replace(row, media=row.media * 2) for row in rows[8:]]
-    found = derangement([*rows[:8], *pairs], texts, 3)
-    assert found == [3, 4, 0, 7, 6, 2, 5, 1, 10, 11, 8, 9]
+    order = derangement([*rows[:8], *pairs], texts, 3)
+    assert order == [3, 4, 0, 7, 6, 2, 5, 1, 10, 11, 8, 9]
 
 
 def test_most_common_answer():
@@ -296,8 +298,8 @@ def test_the_page_shows_cases_scores_and_curves_and_fetches_nothing(reading, tmp
     evaluator.run()
     page = (evaluator.folder / "report.html").read_text(encoding="utf-8")
     assert page.count("<article") == 5 == page.count("data:image/jpeg;base64,")
-    assert "Research use only" in page and "5 of 12 cases, the best and the worst" in page
-    assert page.count("<polyline") == 1  # the loss of training; val was never measured
+    assert "Research use only" in page and "5 of 12 cases: the best, the worst" in page
+    assert page.count("<polyline") == 1  # the training loss; there is no val loss
     assert "✓ no_finding" in page  # "Clear lungs." in both texts
     outside = re.findall(r"(?:src|href)=\"(?!data:)[^\"]+|https?://[^\s\"<]+", page)
     assert not outside
@@ -308,32 +310,36 @@ def test_best_and_worst_cases_are_always_on_the_page():
     rng = random.Random(0)
     agreed, wrong = ([rng.randint(0, 9) for _ in range(300)] for _ in range(2))
     agreed[7], wrong[7], wrong[123] = 30, 0, 50
-    why = result_page.picked(agreed, wrong, 40, seed=0)
-    assert list(why) == sorted(why) and len(why) == 40
-    counts = Counter(why.values())
-    assert counts == {result_page.BEST: 4, result_page.WORST: 4, result_page.RANDOM: 32}
-    assert why[7] == result_page.BEST and why[123] == result_page.WORST
-    left = [wrong[i] for i in range(300) if why.get(i) not in (result_page.BEST, result_page.WORST)]
-    for i, kind in why.items():
-        assert kind != result_page.WORST or wrong[i] >= max(left)
-        assert kind != result_page.BEST or wrong[i] <= min(left)
-    drawn = [i for i in why if why[i] == result_page.RANDOM]
-    assert drawn != [i for i, w in result_page.picked(agreed, wrong, 40, 1).items() if i in drawn]
-    assert set(result_page.picked([1, 2], [0, 0], 5, 0).values()) == {""}
+    reasons = select_cases(agreed, wrong, 40, seed=0)
+    assert list(reasons) == sorted(reasons) and len(reasons) == 40
+    counts = Counter(reasons.values())
+    assert counts == {BEST: 4, WORST: 4, RANDOM: 32}
+    assert reasons[7] == BEST and reasons[123] == WORST
+    others = [wrong[i] for i in range(300) if reasons.get(i) not in (BEST, WORST)]
+    for i, reason in reasons.items():
+        assert reason != WORST or wrong[i] >= max(others)
+        assert reason != BEST or wrong[i] <= min(others)
+    sampled = [i for i in reasons if reasons[i] == RANDOM]
+    assert sampled != [i for i in select_cases(agreed, wrong, 40, 1) if i in sampled]
+    assert set(select_cases([1, 2], [0, 0], 5, 0).values()) == {""}
 
 
-def test_text_on_the_page_is_text(tmp_path):
-    """A report that spells markup does not become markup."""
-    nasty = "<script>alert(1)</script>"
+def test_text_on_the_page_is_escaped(tmp_path):
+    markup = "<script>alert(1)</script>"
     case = result_page.Case(
-        sample_id=nasty, images=(), prompt=nasty, prediction=nasty, reference=nasty, missed=[nasty]
+        sample_id=markup,
+        images=(),
+        prompt=markup,
+        prediction=markup,
+        reference=markup,
+        missed=[markup],
     )
     path = tmp_path / "page.html"
-    result_page.write_page(path, title="t", subtitle="s", cases=[case], facts={"x": nasty})
-    assert nasty not in path.read_text()
+    result_page.write_page(path, title="t", subtitle="s", cases=[case], facts={"x": markup})
+    assert markup not in path.read_text()
 
 
-def test_tables_have_the_columns_of_papers_and_of_rexrank():
+def test_tables_have_the_columns_of_published_metrics():
     def row(name: str, condition: str, value: float) -> dict:
         facts = {"name": name, "condition": condition, "value": value, "low": 0.0, "high": 1.0}
         return {**facts, "n": 9, "true_minus": {"value": 0.1, "low": 0.0, "high": 0.2}}
@@ -341,15 +347,16 @@ def test_tables_have_the_columns_of_papers_and_of_rexrank():
     names = ("COCO BLEU-4", "COCO BLEU-1", "BLEU-2", "distinct")
     scores = [row(n, c, 0.25 if c == "true" else 0.125) for n in names for c in ("true", "blank")]
     result = {"split": "val", "n": 9, "losses": [], "scores": scores}
-    lines = scoring.as_markdown(result).splitlines()
-    place = lines.index("As ReXrank has it:")
-    heads = [c.strip() for c in lines[place + 2].strip("| ").split("|")]
-    cells = [c.strip() for c in lines[place + 4].strip("| ").split("|")]
-    found = dict(zip(heads, cells, strict=True))
-    assert found["condition"] == "true" and found["BLEU-2"] == "0.250" and found["GREEN"] == "–"
-    assert "RaTEScore" in found and "SembScore" in found
-    place = lines.index("As papers have it:")
-    assert "METEOR" in lines[place + 2] and lines[place + 5].startswith("| blank | 0.125 |")
+    lines = score_table.as_markdown(result).splitlines()
+    start = lines.index("Metrics of the ReXrank leaderboard:")
+    columns = [c.strip() for c in lines[start + 2].strip("| ").split("|")]
+    cells = [c.strip() for c in lines[start + 4].strip("| ").split("|")]
+    row_cells = dict(zip(columns, cells, strict=True))
+    assert row_cells["condition"] == "true" and row_cells["BLEU-2"] == "0.250"
+    assert row_cells["GREEN"] == "–"
+    assert "RaTEScore" in row_cells and "SembScore" in row_cells
+    start = lines.index("Metrics of papers on IU X-ray:")
+    assert "METEOR" in lines[start + 2] and lines[start + 5].startswith("| blank | 0.125 |")
 
 
 def test_every_control_has_a_colour_on_the_page():

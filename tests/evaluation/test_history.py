@@ -1,4 +1,4 @@
-"""Where a model comes from: known only if every part of it is."""
+"""History of a model: its training images are known only if those of every part are."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from xraygpt.common.checkpoint import publish
-from xraygpt.evaluation.history import history_of
+from xraygpt.common.checkpoint import save_checkpoint
+from xraygpt.evaluation.history import load_history
 
 
 def write_run(folder: Path, builder: str, **model: str) -> str:
@@ -16,7 +16,7 @@ def write_run(folder: Path, builder: str, **model: str) -> str:
     config = {"model": model, "datasets": {"one": {"builder": builder}}}
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    publish(run, 1, lambda aside: (aside / "model.safetensors").write_bytes(b""))
+    save_checkpoint(run, 1, lambda aside: (aside / "model.safetensors").write_bytes(b""))
     return str(folder)
 
 
@@ -29,22 +29,22 @@ def runs(tmp_path):
     return {"lm": lm, "real": real, "one": one, "two": two, "gone": str(tmp_path / "gone")}
 
 
-def test_runs_come_oldest_first_each_once(runs):
+def test_runs_are_listed_once_and_oldest_first(runs):
     model = {"llama_model": runs["lm"], "q_former_model": runs["one"], "ckpt": runs["two"]}
-    folders = [run.parent.name for run in history_of(model).runs]
+    folders = [run.parent.name for run in load_history(model).runs]
     assert folders == ["lm", "one", "two"]
 
 
-def test_a_run_that_went_on_from_its_own_folder_ends(tmp_path):
+def test_a_run_that_started_from_its_own_folder_is_listed_once(tmp_path):
     again = write_run(tmp_path / "again", "synthetic_cxr", ckpt=str(tmp_path / "again"))
-    history = history_of({"ckpt": again})
-    assert len(history.runs) == 1 and history.drawings_alone
+    history = load_history({"ckpt": again})
+    assert len(history.runs) == 1 and history.trained_on_synthetic_only
 
 
 @pytest.mark.parametrize(
-    ("parts", "drawn"),
+    ("parts", "synthetic_only"),
     [
-        ({"ckpt": "two", "llama_model": "lm"}, True),  # the LLM's texts are no images
+        ({"ckpt": "two", "llama_model": "lm"}, True),  # the LLM sees no images
         ({"ckpt": "two", "llama_model": "gone"}, True),
         ({"ckpt": "real"}, False),
         ({"ckpt": "two", "q_former_model": "real"}, False),
@@ -54,14 +54,17 @@ def test_a_run_that_went_on_from_its_own_folder_ends(tmp_path):
         ({}, False),
     ],
 )
-def test_drawings_alone_is_said_only_of_what_is_known(runs, parts, drawn):
-    assert history_of({key: runs[name] for key, name in parts.items()}).drawings_alone == drawn
+def test_synthetic_only_needs_known_training_images(runs, parts, synthetic_only):
+    assert (
+        load_history({key: runs[name] for key, name in parts.items()}).trained_on_synthetic_only
+        == synthetic_only
+    )
 
 
 @pytest.mark.parametrize("content", ["{", "- 1", "datasets: [1]", "", "\udcff"])
-def test_a_damaged_configuration_is_nothing_known(runs, content):
-    config = next(Path(runs["one"]).glob("*/config.yaml"))  # stage 2 began with it
+def test_a_damaged_configuration_is_ignored(runs, content):
+    config = next(Path(runs["one"]).glob("*/config.yaml"))  # where run two started
     config.write_text(content, errors="surrogateescape")
-    history = history_of({"ckpt": runs["two"]})
-    assert not history.drawings_alone
+    history = load_history({"ckpt": runs["two"]})
+    assert not history.trained_on_synthetic_only
     assert [run.parent.name for run in history.runs] == ["lm", "one", "two"]

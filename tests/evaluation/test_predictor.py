@@ -1,4 +1,4 @@
-"""Prediction: every readable file gets its answer, the others are named, nothing is done twice."""
+"""Prediction: readable files are answered once, and the others are reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from tests.evaluation.test_evaluator import RUN
 from tests.runners.test_train_loop import MODEL, environment
 from xraygpt.common.config import load
 from xraygpt.common.errors import DataError
-from xraygpt.evaluation.predictor import Predictor, SomeFailed, find_inputs
+from xraygpt.evaluation.inputs import find_inputs
+from xraygpt.evaluation.predictor import Predictor, SomeFailed
 from xraygpt.experiment import Evaluation, build_predictor
 from xraygpt.media.base import MediaRef
 
@@ -32,7 +33,7 @@ def yaml_path(reading, tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures in two folders, one of them in a path with a blank and an umlaut."""
+    """Images in two folders, one with a space and an umlaut in its name."""
     for i, kind in enumerate([*ANSWERS] * 4):
         path = tmp_path / "in" / ("größe zwei" if i % 2 else "one") / f"{kind}-{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,16 +47,16 @@ def predictor_of(yaml_path: Path, source: Path, out: Path, **settings) -> Predic
     return build_predictor(load(Evaluation, yaml_path), source, output_dir=out, **settings)
 
 
-def test_answers_are_those_of_the_pictures(yaml_path, folder, tmp_path):
+def test_answers_match_the_images(yaml_path, folder, tmp_path):
     answers = predictor_of(yaml_path, folder, tmp_path / "out").run()
     assert len(answers) == 12
-    for one in answers:
-        kind = Path(one.sample_id).name.split("-")[0]
-        assert one.prediction == ANSWERS[kind]
+    for answer in answers:
+        kind = Path(answer.sample_id).name.split("-")[0]
+        assert answer.prediction == ANSWERS[kind]
 
 
 @pytest.mark.slow
-def test_three_bad_of_many_are_named_and_the_rest_answered(yaml_path, folder, tmp_path):
+def test_unreadable_files_are_reported_and_the_others_answered(yaml_path, folder, tmp_path):
     (folder / "empty.png").write_bytes(b"")
     (folder / "torn.png").write_bytes((folder / "one" / "left-0.png").read_bytes()[:60])
     (folder / "text.dcm").write_text("this is no DICOM")
@@ -74,66 +75,66 @@ def test_three_bad_of_many_are_named_and_the_rest_answered(yaml_path, folder, tm
 
 
 @pytest.mark.slow
-def test_a_model_that_knows_drawings_alone_says_so(yaml_path, folder, tmp_path, caplog):
-    said = "learned to read from SYNTHETIC drawings"
+def test_a_model_trained_on_synthetic_images_only_warns(yaml_path, folder, tmp_path, caplog):
+    warning = "trained on SYNTHETIC images only"
     predictor = predictor_of(yaml_path, folder / "one", tmp_path / "real")
-    trained = predictor.history.runs
-    assert len(trained) == 1 and not predictor.history.drawings_alone
+    runs = predictor.history.runs
+    assert len(runs) == 1 and not predictor.history.trained_on_synthetic_only
     predictor.run()
-    assert said not in caplog.text + (predictor.folder / "report.html").read_text()
-    config = trained[0] / "config.yaml"
+    assert warning not in caplog.text + (predictor.folder / "report.html").read_text()
+    config = runs[0] / "config.yaml"
     before = config.read_text()
     config.write_text(before.replace("builder: records", "builder: synthetic_cxr"))
-    predictor = predictor_of(yaml_path, folder / "one", tmp_path / "drawn")
+    predictor = predictor_of(yaml_path, folder / "one", tmp_path / "synthetic")
     config.write_text(before)
     predictor.run()
-    assert said in caplog.text and said in (predictor.folder / "report.html").read_text()
+    assert warning in caplog.text and warning in (predictor.folder / "report.html").read_text()
 
 
 @pytest.mark.slow
-def test_shards_together_are_the_whole(yaml_path, folder, tmp_path, monkeypatch):
-    (folder / "torn.png").write_bytes(b"no picture")
-    whole = predictor_of(yaml_path, folder, tmp_path / "whole")
+def test_shards_together_give_the_full_result(yaml_path, folder, tmp_path, monkeypatch):
+    (folder / "torn.png").write_bytes(b"no image")
+    full = predictor_of(yaml_path, folder, tmp_path / "full")
     with pytest.raises(SomeFailed):
-        whole.run()
-    named = []
+        full.run()
+    sharded = []
     for k in (1, 3):
         try:
-            part = predictor_of(yaml_path, folder, tmp_path / "out", shard=(k, 3))
-            named += [p.sample_id for p in part.run()]
+            shard = predictor_of(yaml_path, folder, tmp_path / "out", shard=(k, 3))
+            sharded += [p.sample_id for p in shard.run()]
         except SomeFailed as error:
             assert "torn.png" in str(error) and "1 of 5 could" in str(error)
-            rows = (part.folder / f"predictions-{k}-of-3.jsonl").read_text().splitlines()[1:]
-            named += [json.loads(row)["sample_id"] for row in rows]
-        assert not (part.folder / "report.html").exists()
-    assert len(named) == len(set(named)) == 8
+            rows = (shard.folder / f"predictions-{k}-of-3.jsonl").read_text().splitlines()[1:]
+            sharded += [json.loads(row)["sample_id"] for row in rows]
+        assert not (shard.folder / "report.html").exists()
+    assert len(sharded) == len(set(sharded)) == 8
     gather = predictor_of(yaml_path, folder, tmp_path / "out")
-    asked = []
+    answered = []
     original = gather.task.predict
 
-    def noted(model, batch):
-        asked.extend(batch["sample_id"])
+    def recorded(model, batch):
+        answered.extend(batch["sample_id"])
         return original(model, batch)
 
-    monkeypatch.setattr(gather.task, "predict", noted)
+    monkeypatch.setattr(gather.task, "predict", recorded)
     with pytest.raises(SomeFailed):
         gather.run()
-    assert len(asked) == 4 and not set(asked) & set(named)  # the second shard was never run
-    files = [p.folder / "predictions.jsonl" for p in (whole, gather)]
+    assert len(answered) == 4 and not set(answered) & set(sharded)  # the second shard did not run
+    files = [p.folder / "predictions.jsonl" for p in (full, gather)]
     assert files[0].read_text() == files[1].read_text()
     assert (gather.folder / "report.html").exists()
 
 
 @pytest.mark.slow
-def test_it_goes_on_where_it_was_stopped(yaml_path, folder, tmp_path, monkeypatch):
+def test_an_interrupted_run_continues(yaml_path, folder, tmp_path, monkeypatch):
     first = predictor_of(yaml_path, folder, tmp_path / "out", batch_size=4)
-    asked = []
+    answered = []
     original = first.task.predict
 
     def dies(model, batch):
-        if len(asked) == 8:
+        if len(answered) == 8:
             raise KeyboardInterrupt
-        asked.extend(batch["sample_id"])
+        answered.extend(batch["sample_id"])
         return original(model, batch)
 
     monkeypatch.setattr(first.task, "predict", dies)
@@ -143,15 +144,15 @@ def test_it_goes_on_where_it_was_stopped(yaml_path, folder, tmp_path, monkeypatc
         file.write('{"sample_id": "torn')
     again = predictor_of(yaml_path, folder, tmp_path / "out", batch_size=4)
     monkeypatch.setattr(
-        again.task, "predict", lambda m, b: asked.extend(b["sample_id"]) or original(m, b)
+        again.task, "predict", lambda m, b: answered.extend(b["sample_id"]) or original(m, b)
     )
     assert len(again.run()) == 12
-    assert len(asked) == len(set(asked)) == 12
+    assert len(answered) == len(set(answered)) == 12
     other = predictor_of(yaml_path, folder, tmp_path / "out", question="Anything on the left?")
     assert other.folder != again.folder
 
 
-def test_a_table_has_names_and_questions_of_its_own(folder, tmp_path):
+def test_a_table_may_have_ids_and_questions(folder, tmp_path):
     table = folder / "list.csv"
     table.write_text("id,image,question\na,one/left-0.png,Where?\nb,one/left-0.png,\n")
     a, b = find_inputs(table, "What?")
@@ -160,10 +161,10 @@ def test_a_table_has_names_and_questions_of_its_own(folder, tmp_path):
     assert a.media[0].path == folder / "one" / "left-0.png"
 
 
-def test_what_cannot_be_meant_is_said(folder, tmp_path):
+def test_invalid_inputs_are_reported(folder, tmp_path):
     with pytest.raises(DataError, match="no such file or folder"):
         find_inputs(folder / "absent")
-    with pytest.raises(DataError, match="holds no PNG, JPEG or DICOM"):
+    with pytest.raises(DataError, match="contains no PNG, JPEG or DICOM"):
         (tmp_path / "none").mkdir()
         find_inputs(tmp_path / "none")
     table = folder / "list.csv"
@@ -187,22 +188,25 @@ def test_one_file_on_the_command_line_prints_its_answer(yaml_path, folder, tmp_p
     assert Path(done.stdout.splitlines()[-1]).is_file()
 
 
-def test_a_table_in_the_projects_own_layout(tmp_path):
+def test_a_table_in_the_layout_of_training(tmp_path):
     Image.new("L", (32, 32), 9).save(tmp_path / "a.png")
     table = tmp_path / "t.jsonl"
     row = {"id": "s1", "study": "s1", "images": [{"path": "a.png", "view": "PA"}]}
     table.write_text(json.dumps(row))
-    (found,) = find_inputs(table)
-    assert found.media == (MediaRef(tmp_path / "a.png", "PA"),)
+    (record,) = find_inputs(table)
+    assert record.media == (MediaRef(tmp_path / "a.png", "PA"),)
     row["images"] = [{"path": "a.png"}, {"path": "b.npy", "index": 3}]
     table.write_text(json.dumps(row))
-    (found,) = find_inputs(table)
-    assert found.media == (
+    (record,) = find_inputs(table)
+    assert record.media == (
         MediaRef(tmp_path / "a.png"), MediaRef(tmp_path / "b.npy", index=3, kind="embedding")
     )  # fmt: skip
-    assert found.turns[0]["text"] == "<image> <image>"
-    for wrong, why in (({"path": "a.png", "vew": "PA"}, "did you mean 'view'"), (7, "is a path")):
-        row["images"] = [wrong]
+    assert record.turns[0]["text"] == "<image> <image>"
+    for image, message in (
+        ({"path": "a.png", "vew": "PA"}, "did you mean 'view'"),
+        (7, "must be a path"),
+    ):
+        row["images"] = [image]
         table.write_text(json.dumps(row))
-        with pytest.raises(DataError, match=why):
+        with pytest.raises(DataError, match=message):
             find_inputs(table)

@@ -1,4 +1,4 @@
-"""The cache gives what encoding gives, is keyed by what decides it, and blames the right thing."""
+"""The feature cache: same features as encoding, correct keys, and clear errors."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def dataset(toy, model, split="train", **settings):
     return config.build(image_spec=model.image_spec).build(split)
 
 
-def cached(data, model, how=None):
-    return use_cache(data, model, model.feature_key(), Accelerator(cpu=True), how)
+def cached(data, model, settings=None):
+    return use_cache(data, model, model.feature_key(), Accelerator(cpu=True), settings)
 
 
-def test_stored_is_encoded(toy, model, monkeypatch):
+def test_stored_features_equal_encoded_ones(toy, model, monkeypatch):
     plain = dataset(toy, model)
     expected = model.encode_frozen(torch.stack([plain[i]["media"][0].data for i in range(5)]))
     data = cached(dataset(toy, model), model)
-    got = torch.stack([data[i]["media"][0].data for i in range(5)])
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    features = torch.stack([data[i]["media"][0].data for i in range(5)])
+    torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)
     monkeypatch.setattr(model, "encode_frozen", lambda _: pytest.fail("encoded a second time"))
     again = cached(dataset(toy, model), model)
-    assert torch.equal(again[3]["media"][0].data, got[3])
+    assert torch.equal(again[3]["media"][0].data, features[3])
 
 
-def test_a_changed_file_or_processor_is_encoded_anew(toy, model):
+def test_a_changed_file_or_processor_is_encoded_again(toy, model):
     data = cached(dataset(toy, model), model)
     before = data[0]["media"][0].data
     Image.fromarray(toy_image("right", 99)).save(toy / "images" / "s0.png")
@@ -71,13 +71,13 @@ def test_random_crops_are_never_stored(toy, model):
     assert data[0]["media"][0].data.dim() == 3
 
 
-def shards():
+def feature_files():
     return sorted(cache_root().rglob("*.safetensors"))
 
 
-def test_a_damaged_shard_is_mended(toy, model, caplog):
+def test_a_damaged_file_is_replaced(toy, model, caplog):
     before = cached(dataset(toy, model), model)[0]["media"][0].data.clone()  # it is mapped
-    (path,) = shards()
+    (path,) = feature_files()
     path.write_bytes(path.read_bytes()[:-40])
     data = cached(dataset(toy, model), model)
     assert "is damaged" in caplog.text and str(path) in caplog.text
@@ -85,28 +85,28 @@ def test_a_damaged_shard_is_mended(toy, model, caplog):
     assert data.read_media.name(data.records[0].media[0], 0) in data.read_media.store
 
 
-def test_half_precision_takes_half_the_room(toy, model):
-    whole = cached(dataset(toy, model), model)
-    (large,) = shards()
+def test_half_precision_halves_the_size(toy, model):
+    single = cached(dataset(toy, model), model)
+    (large,) = feature_files()
     half = cached(dataset(toy, model), model, FeatureStore(dtype="float16"))
-    (small,) = [path for path in shards() if path != large]
-    assert 0.5 < small.stat().st_size / large.stat().st_size < 0.65  # names are as long
-    one, other = half[2]["media"][0].data, whole[2]["media"][0].data
-    assert one.dtype == torch.float32 and not torch.equal(one, other)
-    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    (small,) = [path for path in feature_files() if path != large]
+    assert 0.5 < small.stat().st_size / large.stat().st_size < 0.65  # both contain the names
+    features, expected = half[2]["media"][0].data, single[2]["media"][0].data
+    assert features.dtype == torch.float32 and not torch.equal(features, expected)
+    torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_views_of_an_augmented_image_are_drawn_once(toy, model, monkeypatch):
+def test_views_of_an_augmented_image_are_stored(toy, model, monkeypatch):
     settings = {"vis_processor": {"train": XrayImageTrain.Config()}}
     cached(dataset(toy, model, **settings), model, FeatureStore(views=3))
     monkeypatch.setattr(model, "encode_frozen", _only_black(model))
     data = cached(dataset(toy, model, **settings), model, FeatureStore(views=3))
-    seen = [data[0, epoch]["media"][0].data for epoch in range(24)]
-    kinds = {one.numpy().tobytes() for one in seen}
-    assert len(kinds) == 3
+    features = [data[0, epoch]["media"][0].data for epoch in range(24)]
+    views = {x.numpy().tobytes() for x in features}
+    assert len(views) == 3
     again = [data[0, epoch]["media"][0].data for epoch in range(24)]
-    assert all(map(torch.equal, seen, again))
-    assert not set(kinds) & {data[1, e]["media"][0].data.numpy().tobytes() for e in range(24)}
+    assert all(map(torch.equal, features, again))
+    assert not views & {data[1, e]["media"][0].data.numpy().tobytes() for e in range(24)}
 
 
 def _only_black(model):
@@ -119,42 +119,42 @@ def _only_black(model):
     return check
 
 
-def test_what_is_unused_for_longest_makes_room(toy, model, caplog):
+def test_the_least_recently_used_features_are_evicted(toy, model, caplog):
     caplog.set_level("INFO")
     rows = len(dataset(toy, model))
-    each = 16 * 16 * 4
+    feature_bytes = 16 * 16 * 4
     for mean in (0.1, 0.2, 0.3):
-        feature_cache._IN_USE.clear()  # as in a run of its own
+        feature_cache._IN_USE.clear()  # as in another process
         processor = {"train": XrayImageTrain.Config(min_scale=1.0, mean=[mean])}
-        room = FeatureStore(max_gb=2.9 * rows * each / 1e9)
-        data = cached(dataset(toy, model, vis_processor=processor), model, room)
+        settings = FeatureStore(max_gb=2.9 * rows * feature_bytes / 1e9)
+        data = cached(dataset(toy, model, vis_processor=processor), model, settings)
         assert len(data.read_media.store) == rows
-    folders = [p for p in (cache_root() / "features").iterdir() if shards_of(p)]
+    folders = [p for p in (cache_root() / "features").iterdir() if files_in(p)]
     assert len(folders) == 2 and "making room" in caplog.text
     assert data.read_media.store.folder in folders
 
 
-def test_a_run_makes_no_room_at_its_own_cost(toy, model, caplog):
+def test_a_run_does_not_evict_its_own_features(toy, model, caplog):
     rows = len(dataset(toy, model))
-    room = FeatureStore(max_gb=1.7 * rows * 16 * 16 * 4 / 1e9)
-    train = cached(dataset(toy, model), model, room)
+    settings = FeatureStore(max_gb=1.7 * rows * 16 * 16 * 4 / 1e9)
+    train = cached(dataset(toy, model), model, settings)
     other = {"train": XrayImageTrain.Config(min_scale=1.0, mean=[0.1])}
-    second = cached(dataset(toy, model, vis_processor=other), model, room)
-    assert len(shards_of(train.read_media.store.folder)) == 1
+    second = cached(dataset(toy, model, vis_processor=other), model, settings)
+    assert len(files_in(train.read_media.store.folder)) == 1
     assert 0 < len(second.read_media.store) < rows and "max_gb is full" in caplog.text
 
 
-def test_a_whole_store_may_be_read_only(toy, model, monkeypatch):
+def test_a_complete_store_may_be_read_only(toy, model, monkeypatch):
     before = cached(dataset(toy, model), model)[0]["media"][0].data
 
     def refused(_):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(feature_cache, "used_now", refused)
+    monkeypatch.setattr(feature_cache, "mark_used", refused)
     assert torch.equal(cached(dataset(toy, model), model)[0]["media"][0].data, before)
 
 
-def test_the_rank_with_one_more_stores_all_of_its_share(toy, model, monkeypatch, caplog):
+def test_a_rank_with_one_image_more_stores_all_of_its_images(toy, model, monkeypatch, caplog):
     data = dataset(toy, model)
     data.records = data.records[:3]
     first = Accelerator(cpu=True)
@@ -163,46 +163,46 @@ def test_the_rank_with_one_more_stores_all_of_its_share(toy, model, monkeypatch,
     assert len(stored.read_media.store) == 2 and "full" not in caplog.text
 
 
-def test_files_of_one_name_have_views_of_their_own(toy, model):
+def test_files_with_the_same_name_have_different_views(toy, model):
     for folder in ("p1", "p2"):
         (toy / folder).mkdir()
         shutil.copy(toy / "images" / "s0.png", toy / folder / "view1.png")
     data = dataset(toy, model, vis_processor={"train": XrayImageTrain.Config()})
-    one, two = (
-        feature_cache.pixels(data.read_media, MediaRef(toy / p / "view1.png"), 0, 2)
+    first, second = (
+        feature_cache.read_pixels(data.read_media, MediaRef(toy / p / "view1.png"), 0, 2)
         for p in ("p1", "p2")
     )
-    assert not torch.equal(one, two)
+    assert not torch.equal(first, second)
 
 
-def shards_of(folder):
+def files_in(folder):
     return list(folder.glob("*.safetensors"))
 
 
-def test_what_has_no_room_is_encoded_when_it_is_read(toy, model, caplog):
-    whole = dataset(toy, model)
-    expected = [cached(whole, model)[i]["media"][0].data for i in range(len(whole))]
-    tight = FeatureStore(max_gb=20 * 16 * 16 * 4 / 1e9)
-    for path in shards():
+def test_images_beyond_the_limit_are_encoded_on_every_read(toy, model, caplog):
+    full = dataset(toy, model)
+    expected = [cached(full, model)[i]["media"][0].data for i in range(len(full))]
+    settings = FeatureStore(max_gb=20 * 16 * 16 * 4 / 1e9)
+    for path in feature_files():
         path.unlink()
-    data = cached(dataset(toy, model), model, tight)
-    assert len(data.read_media.store) == 16  # one batch; the second has not room enough
+    data = cached(dataset(toy, model), model, settings)
+    assert len(data.read_media.store) == 16  # one batch; there is no room for the second
     assert "max_gb is full: 20 images are not stored" in caplog.text
-    for i, one in enumerate(expected):
-        torch.testing.assert_close(data[i]["media"][0].data, one)
+    for i, features in enumerate(expected):
+        torch.testing.assert_close(data[i]["media"][0].data, features)
 
 
-def test_a_disk_too_small_is_said_before_the_work(toy, model, monkeypatch):
+def test_a_full_disk_is_reported_before_encoding(toy, model, monkeypatch):
     usage = shutil.disk_usage(toy)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(TrainingError, match=r"GB are needed and 0\.0 GB are free"):
         cached(dataset(toy, model), model)
-    assert not shards()
+    assert not feature_files()
 
 
-def test_workers_read_and_find_the_same(toy, model):
+def test_workers_give_the_same_features(toy, model):
     plain = cached(dataset(toy, model), model)
-    for path in shards():
+    for path in feature_files():
         path.unlink()
     data = use_cache(
         dataset(toy, model), model, model.feature_key(), Accelerator(cpu=True), workers=2
@@ -212,26 +212,26 @@ def test_workers_read_and_find_the_same(toy, model):
     state = torch.random.get_rng_state()
     other = {"train": XrayImageTrain.Config(min_scale=1.0, mean=[0.7])}
     cached(dataset(toy, model, vis_processor=other), model)
-    assert len(shards()) == 2
+    assert len(feature_files()) == 2
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_a_cache_that_cannot_be_written_is_no_bad_image(toy, model, tmp_path, monkeypatch):
+def test_an_unwritable_cache_is_not_blamed_on_an_image(toy, model, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XRAYGPT_CACHE", str(tmp_path / "file"))
     with pytest.raises(TrainingError, match=r"cannot store features under .*XRAYGPT_CACHE"):
         cached(dataset(toy, model, on_error="skip"), model)
 
 
-def test_a_bad_image_is_left_out_and_the_rest_encoded(toy, model, caplog):
-    (toy / "images" / "s1.png").write_bytes(b"no picture")
+def test_an_unreadable_image_is_skipped(toy, model, caplog):
+    (toy / "images" / "s1.png").write_bytes(b"no image")
     data = cached(dataset(toy, model, on_error="skip"), model)
     assert data[1] is None
     assert data[0]["media"][0].data.shape == (16, 16)
     assert "cannot encode" in caplog.text
 
 
-def test_black_is_the_same_with_and_without_a_cache(toy, model):
+def test_black_images_give_the_same_features_with_and_without_a_cache(toy, model):
     plain = controls.blanked(dataset(toy, model))
     stored = controls.blanked(cached(dataset(toy, model), model))
     early = cached(dataset(toy, model, blank_images=True), model)

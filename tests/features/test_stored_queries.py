@@ -1,4 +1,4 @@
-"""A frozen Q-Former's tokens are stored in its place, and training is what it was."""
+"""The tokens of a frozen Q-Former are cached, and training gives the same results."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ def empty_cache(tmp_path, monkeypatch):
 
 
 def losses(runner):
-    """Of training and of val, with true and others' images."""
+    """Losses of training and of val, with true and shuffled images."""
     rows = read_rows(runner.run_folder / "metrics.jsonl")
     keys = ("train/loss", "val/loss", "val/loss_shuffled")
     return [row[key] for row in rows for key in keys if key in row]
 
 
 @pytest.mark.slow
-def test_losses_are_those_without_a_cache(tmp_path, toy):
+def test_losses_equal_those_without_a_cache(tmp_path, toy):
     stored = runner_of(tmp_path, toy, FROZEN)
     stored.train()
     plain = runner_of(tmp_path, toy, FROZEN, "run.feature_cache=false", name="plain")
     plain.train()
     assert len(losses(stored)) == len(losses(plain)) == 10
     np.testing.assert_allclose(losses(stored), losses(plain), rtol=1e-5)
-    assert len(set(losses(stored))) > 6  # they move
+    assert len(set(losses(stored))) > 6  # they change during training
 
 
 @pytest.mark.slow
 def test_neither_encoder_nor_qformer_runs_again(tmp_path, toy, monkeypatch):
     runner_of(tmp_path, toy, FROZEN).train()
     stored = [load_file(path) for path in cache_root().rglob("*.safetensors")]
-    shapes = {tuple(one.shape) for shard in stored for one in shard.values()}
-    assert shapes == {(4, 64)}  # query tokens, the Q-Former's width
+    shapes = {tuple(t.shape) for tensors in stored for t in tensors.values()}
+    assert shapes == {(4, 64)}  # query tokens, width of the Q-Former
     again = runner_of(tmp_path, toy, FROZEN, name="again")
     never = lambda *_, **__: pytest.fail("computed again")  # noqa: E731
     monkeypatch.setattr(again.model.vision, "encode", never)
@@ -54,7 +54,7 @@ def test_neither_encoder_nor_qformer_runs_again(tmp_path, toy, monkeypatch):
     assert len(losses(again)) == 10
 
 
-def test_another_qformer_has_a_store_of_its_own():
+def test_another_qformer_has_another_store():
     keys = []
     for seed in (0, 1):
         model = tiny(freeze_qformer=True)
@@ -66,7 +66,7 @@ def test_another_qformer_has_a_store_of_its_own():
     assert keys[0] != keys[1] and keys[0].startswith(keys[1].split(" queries ")[0])
 
 
-def test_a_qformer_that_is_trained_or_reads_the_question_is_not_stored():
+def test_tokens_of_a_trained_or_instructed_qformer_are_not_stored():
     sizes = {"layers": 2, "hidden": 64, "cross_attention_every": 1}
     instruct = vars(tiny(freeze_qformer=True).config)
     models = [
@@ -81,16 +81,16 @@ def test_a_qformer_that_is_trained_or_reads_the_question_is_not_stored():
 
 
 @pytest.mark.slow
-def test_a_resumed_run_reads_with_the_checkpoints_qformer(tmp_path, toy, monkeypatch):
-    whole = runner_of(tmp_path, toy, FROZEN)
-    whole.train()
+def test_a_resumed_run_uses_the_qformer_of_the_checkpoint(tmp_path, toy, monkeypatch):
+    full = runner_of(tmp_path, toy, FROZEN)
+    full.train()
     broken = runner_of(tmp_path, toy, FROZEN, "run.save_every=1", name="broken")
     crash_at(broken, 3, monkeypatch)
     with pytest.raises(Crash):
         broken.train()
     resume = f"run.resume_ckpt_path={tmp_path / 'broken'}"
     again = runner_of(tmp_path, toy, FROZEN, resume, name="broken")
-    with torch.no_grad():  # as if it had begun elsewhere
+    with torch.no_grad():  # as with another initialisation
         next(again.model.qformer.parameters()).add_(1.0)
     again.train()
-    assert losses(again) == losses(whole)
+    assert losses(again) == losses(full)

@@ -1,4 +1,4 @@
-"""A store of tensors: whole or not there, for many processes, and bounded."""
+"""Tensor stores: atomic, shared between processes, and limited in size."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from xraygpt.features.tensor_store import TensorStore, make_room, size_of, used_now
+from xraygpt.features.tensor_store import TensorStore, evict_stores, folder_size, mark_used
 
 
-def filled(folder, names, shard_bytes=4096):
-    store = TensorStore(folder, shard_bytes)
+def filled(folder, names, file_bytes=4096):
+    store = TensorStore(folder, file_bytes)
     for name in names:
         store.put(name, torch.full((4, 8), float(name[1:])))
     store.flush()
@@ -25,44 +25,44 @@ def names_of(count, mark="a"):
     return [f"{mark}{i}" for i in range(count)]
 
 
-def test_what_a_kill_left_is_swept_and_what_is_being_written_stays(tmp_path):
+def test_stale_temporary_files_are_removed_and_recent_ones_kept(tmp_path):
     folder = filled(tmp_path / "store", names_of(3)).folder
     old, new = (folder / f"{n}.tmp-1" for n in ("old", "new"))
     for path in (old, new):
-        path.write_bytes(b"half a shard")
+        path.write_bytes(b"half a file")
     os.utime(old, (1, 1))
     filled(folder, names_of(3, "b"))
     assert not old.exists() and new.exists()
     assert len(TensorStore(folder)) == 6
 
 
-def test_what_was_put_comes_back_in_its_dtype(tmp_path):
-    store = TensorStore(tmp_path / "store", shard_bytes=100)
-    wanted = {
-        "whole": torch.randn(3, 5),
+def test_tensors_keep_their_dtype(tmp_path):
+    store = TensorStore(tmp_path / "store", file_bytes=100)
+    tensors = {
+        "float": torch.randn(3, 5),
         "half": torch.randn(2, 7).half(),
-        "odd": torch.randn(1).half(),  # what lies behind it is not aligned to four bytes
-        "behind": torch.randn(4),
+        "odd": torch.randn(1).half(),  # the next one is not aligned to four bytes
+        "next": torch.randn(4),
         "part": torch.arange(10.0)[::2],
     }
-    for name, one in wanted.items():
-        store.put(name, one)
+    for name, tensor in tensors.items():
+        store.put(name, tensor)
     assert len(store) == 5 and store.get("none") is None
     store.flush()
     other = TensorStore(tmp_path / "store")
-    for name, one in wanted.items():
-        assert name in other and torch.equal(other.get(name), one)
-        assert other.get(name).dtype == one.dtype
+    for name, tensor in tensors.items():
+        assert name in other and torch.equal(other.get(name), tensor)
+        assert other.get(name).dtype == tensor.dtype
 
 
-def test_few_files_hold_many(tmp_path):
+def test_many_tensors_share_few_files(tmp_path):
     filled(tmp_path, names_of(100))
     files = list(tmp_path.iterdir())
     assert len(files) == 4  # 32 of 128 bytes each
     assert not [p for p in files if ".tmp" in p.name]
 
 
-def test_what_is_mapped_takes_no_memory_of_its_own(tmp_path):
+def test_tensors_are_mapped_and_not_copied(tmp_path):
     store = TensorStore(tmp_path)
     store.put("large", torch.ones(64 * 2**20 // 4))
     store.flush()
@@ -73,25 +73,25 @@ def test_what_is_mapped_takes_no_memory_of_its_own(tmp_path):
 
 
 def _anonymous() -> int:
-    """Bytes of memory that no file stands for."""
+    """Bytes of memory that are not mapped from a file."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
-    found = dict(line.split(":") for line in lines)
-    return int(found["Anonymous"].split()[0]) * 1024
+    values = dict(line.split(":") for line in lines)
+    return int(values["Anonymous"].split()[0]) * 1024
 
 
 def _write(folder, mark):
-    filled(folder, names_of(200, mark), shard_bytes=1000)
+    filled(folder, names_of(200, mark), file_bytes=1000)
 
 
 @pytest.mark.slow
-def test_processes_write_at_once_and_a_pickled_one_reads(tmp_path):
+def test_several_processes_write_and_a_pickled_store_reads(tmp_path):
     store = TensorStore(tmp_path)
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_write, args=(tmp_path, m)) for m in "abc"]
-    for one in writers:
-        one.start()
-    for one in writers:
-        one.join()
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
     store.refresh()
     assert len(store) == 600
     assert store.get("b17").unique().item() == 17
@@ -99,15 +99,15 @@ def test_processes_write_at_once_and_a_pickled_one_reads(tmp_path):
     assert moved.get("c199").unique().item() == 199
 
 
-def test_many_shards_are_read_with_few_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("xraygpt.features.tensor_store.OPEN", 3)
-    store = filled(tmp_path, names_of(40), shard_bytes=1)
-    kept = [store.get(name) for name in names_of(40)]
-    assert len(store._open) == 3
-    assert [int(one[0, 0]) for one in kept] == list(range(40))
+def test_many_files_are_read_with_few_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("xraygpt.features.tensor_store.MAX_OPEN_FILES", 3)
+    store = filled(tmp_path, names_of(40), file_bytes=1)
+    tensors = [store.get(name) for name in names_of(40)]
+    assert len(store._open_files) == 3
+    assert [int(tensor[0, 0]) for tensor in tensors] == list(range(40))
 
 
-def test_a_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_incomplete_file(tmp_path, monkeypatch):
     def full(tensors, path):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
@@ -120,20 +120,20 @@ def test_a_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_room_is_made_by_age_of_use(tmp_path):
+def test_the_least_recently_used_stores_are_evicted(tmp_path):
     for n, name in enumerate(("old", "older", "kept", "new")):
         filled(tmp_path / name, names_of(32))
-        used_now(tmp_path / name)
+        mark_used(tmp_path / name)
         os.utime(tmp_path / name / ".used", (n, n))
     os.utime(tmp_path / "older" / ".used", (-1, -1))
-    each = size_of(tmp_path / "new")
-    left = make_room(tmp_path, each, 4 * each, keep=[tmp_path / "kept"])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["kept", "new", "old"] and left == each
-    left = make_room(tmp_path, 10 * each, 4 * each, keep=[tmp_path / "kept"])
-    assert [p.name for p in tmp_path.iterdir()] == ["kept"] and left == 3 * each
+    size = folder_size(tmp_path / "new")
+    room = evict_stores(tmp_path, size, 4 * size, keep=[tmp_path / "kept"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["kept", "new", "old"] and room == size
+    room = evict_stores(tmp_path, 10 * size, 4 * size, keep=[tmp_path / "kept"])
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"] and room == 3 * size
 
 
-def test_one_taken_away_meanwhile_is_missing(tmp_path):
+def test_a_tensor_of_a_removed_file_is_missing(tmp_path):
     filled(tmp_path, names_of(3))
     store = TensorStore(tmp_path)
     for path in tmp_path.iterdir():

@@ -1,4 +1,4 @@
-"""GREEN: answers of judges, well and badly formed; the score; answers that cannot be read."""
+"""GREEN: well and badly formed answers of judges, the score, answers that cannot be parsed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 
 from xraygpt.common.errors import InputError
-from xraygpt.metrics.green import CATEGORIES, MAX_WORDS, green, green_scores, parse, prompt
+from xraygpt.metrics.green import (
+    CATEGORIES,
+    MAX_WORDS,
+    build_prompt,
+    green_score,
+    green_scores,
+    parse_judgement,
+)
 
 NAMES = [
     "False report of a finding in the candidate",
@@ -32,18 +39,18 @@ def answer(significant: str, insignificant: str = "", matched: str = "1. heart")
 
 
 def lines(*counts: int) -> str:
-    each = [f"{n}. " + "; ".join(f"error {i}" for i in range(n)) for n in counts]
+    items = [f"{n}. " + "; ".join(f"error {i}" for i in range(n)) for n in counts]
     return "\n".join(
         f"({letter}) {name}: {text}"
-        for letter, name, text in zip("abcdef", NAMES, each, strict=False)
+        for letter, name, text in zip("abcdef", NAMES, items, strict=False)
     )
 
 
 ZERO = (0, 0, 0, 0, 0, 0)
 
-# What a judge says of the significant errors, and the counts that are meant.
+# Texts of a judge about the significant errors, and their counts.
 SIGNIFICANT = {
-    "as asked": (lines(1, 2, 0, 0, 0, 3), (1, 2, 0, 0, 0, 3)),
+    "as requested": (lines(1, 2, 0, 0, 0, 3), (1, 2, 0, 0, 0, 3)),
     "only some lines": ("(b) Missing a finding: 2. edema; nodule", (0, 2, 0, 0, 0, 0)),
     "none": ("None.", ZERO),
     "no errors": ("No clinically significant errors.", ZERO),
@@ -58,10 +65,10 @@ SIGNIFICANT = {
         "(a) False report of a finding: edema; nodule.\n(b) Missing a finding: none",
         (2, 0, 0, 0, 0, 0),
     ),
-    "names alone": ("\n".join(f"({x}) {n}" for x, n in zip("abcdef", NAMES, strict=True)), ZERO),
+    "names only": ("\n".join(f"({x}) {n}" for x, n in zip("abcdef", NAMES, strict=True)), ZERO),
     "no name": ("(a) 2\n(b) 0\n(c) edema is left, not right", (2, 0, 1, 0, 0, 0)),
     "no mention": ("(b) Missing a finding: No mention of the effusion", (0, 1, 0, 0, 0, 0)),
-    "a size is no count": ("(b) Missing a finding: 2.5 cm nodule", (0, 1, 0, 0, 0, 0)),
+    "a size is not a count": ("(b) Missing a finding: 2.5 cm nodule", (0, 1, 0, 0, 0, 0)),
     "nor one in mm": ("(b) Missing a finding: 8 mm nodule; edema", (0, 2, 0, 0, 0, 0)),
     "two colons": ("(c) Location (such as: side): 2. a; b", (0, 0, 2, 0, 0, 0)),
     "a letter twice": ("(a) False report: 1. x\n(a) False report: 2. y; z", (3, 0, 0, 0, 0, 0)),
@@ -74,15 +81,15 @@ SIGNIFICANT = {
 
 @pytest.mark.parametrize("case", SIGNIFICANT)
 def test_significant_errors(case):
-    said, meant = SIGNIFICANT[case]
-    found = parse(answer(said))
-    assert found is not None
-    assert found.significant == meant
-    assert found.insignificant == ZERO
+    text, expected = SIGNIFICANT[case]
+    judgement = parse_judgement(answer(text))
+    assert judgement is not None
+    assert judgement.significant == expected
+    assert judgement.insignificant == ZERO
 
 
 MATCHED = {
-    "as asked": ("3. heart; lungs; bones", 3, ("heart", "lungs", "bones")),
+    "as requested": ("3. heart; lungs; bones", 3, ("heart", "lungs", "bones")),
     "no list": ("4", 4, ()),
     "more than listed": ("5. heart; lungs", 5, ("heart", "lungs")),
     "none": ("None", 0, ()),
@@ -98,10 +105,10 @@ MATCHED = {
 
 @pytest.mark.parametrize("case", MATCHED)
 def test_matched_findings(case):
-    said, meant, listed = MATCHED[case]
-    found = parse(answer(lines(1), matched=said))
-    assert found is not None
-    assert (found.matched, found.findings) == (meant, listed)
+    text, expected, listed = MATCHED[case]
+    judgement = parse_judgement(answer(lines(1), matched=text))
+    assert judgement is not None
+    assert (judgement.matched, judgement.findings) == (expected, listed)
 
 
 UNREADABLE = {
@@ -114,14 +121,14 @@ UNREADABLE = {
     "errors of no category": answer("The candidate invents an effusion and misses a nodule."),
     "a sum of no category": answer("3"),
     "matches in prose": answer(lines(1), matched="Both speak of the heart."),
-    "the form itself": prompt("a", "b").split("exactly this form")[1],
+    "the form itself": build_prompt("a", "b").split("exactly this form")[1],
     "JSON": '{"matched": 3, "significant": {"a": 1}}',
 }
 
 
 @pytest.mark.parametrize("case", UNREADABLE)
 def test_unreadable_answers(case):
-    assert parse(UNREADABLE[case]) is None
+    assert parse_judgement(UNREADABLE[case]) is None
 
 
 @pytest.mark.parametrize(
@@ -135,47 +142,50 @@ def test_unreadable_answers(case):
         lambda a: a.replace("Errors]", "errors]").replace("[Matched F", "[matched f"),
         lambda a: a.replace("\n", "\r\n"),
         lambda a: "<think>\n[Matched Findings]: 9. x\n</think>\n" + a + "</s>",
-        lambda a: prompt("the heart", "the lungs") + a,
+        lambda a: build_prompt("the heart", "the lungs") + a,
         lambda a: "```\n" + a + "```",
         lambda a: a.replace("\n\n", "\n"),
     ],
 )
-def test_headings_in_many_dresses(change):
-    found = parse(change(answer(lines(1, 0, 2), lines(0, 1), "2. heart; lungs")))
-    assert found is not None
-    assert found.significant == (1, 0, 2, 0, 0, 0)
-    assert found.insignificant == (0, 1, 0, 0, 0, 0)
-    assert (found.matched, found.findings) == (2, ("heart", "lungs"))
-    assert found.explanation == "Because."
-    assert found.score == pytest.approx(2 / 5)
+def test_heading_variants(change):
+    judgement = parse_judgement(change(answer(lines(1, 0, 2), lines(0, 1), "2. heart; lungs")))
+    assert judgement is not None
+    assert judgement.significant == (1, 0, 2, 0, 0, 0)
+    assert judgement.insignificant == (0, 1, 0, 0, 0, 0)
+    assert (judgement.matched, judgement.findings) == (2, ("heart", "lungs"))
+    assert judgement.explanation == "Because."
+    assert judgement.score == pytest.approx(2 / 5)
 
 
-def test_insignificant_errors_may_be_absent():
-    whole = answer(lines(1))
-    found = parse(whole.replace(whole[whole.index("[Clinically I") : whole.index("[Matched")], ""))
-    assert found is not None and found.insignificant is None and found.significant[0] == 1
+def test_insignificant_errors_are_optional():
+    text = answer(lines(1))
+    part = text[text.index("[Clinically I") : text.index("[Matched")]
+    judgement = parse_judgement(text.replace(part, ""))
+    assert judgement is not None
+    assert judgement.insignificant is None and judgement.significant[0] == 1
 
 
 def test_the_formula():
-    assert green(3, 1) == 0.75
-    assert green(3, 0) == 1
-    assert green(0, 0) == 0
-    assert green(0, 5) == 0
+    assert green_score(3, 1) == 0.75
+    assert green_score(3, 0) == 1
+    assert green_score(0, 0) == 0
+    assert green_score(0, 5) == 0
 
 
 def radeval_green() -> types.SimpleNamespace:
-    """The two methods of radeval's GREEN that read and score, without the model around them."""
+    """The two methods of radeval's GREEN that parse and score, without the model."""
     spec = importlib.util.find_spec("radeval")
     if spec is None:
         pytest.skip("radeval is not installed (pip install --no-deps radeval==2.2.1)")
     path = Path(spec.submodule_search_locations[0]) / "metrics" / "green_score" / "green.py"
-    cls = next(n for n in ast.parse(path.read_text()).body if getattr(n, "name", "") == "GREEN")
+    body = ast.parse(path.read_text()).body
+    cls = next(n for n in body if getattr(n, "name", "") == "GREEN")
     cls.body = [
         n for n in cls.body if getattr(n, "name", "") in ("compute_green", "parse_error_counts")
     ]
-    space: dict = {"re": re}
-    exec(compile(ast.Module([cls], []), str(path), "exec"), space)
-    scorer = space["GREEN"]()
+    namespace: dict = {"re": re}
+    exec(compile(ast.Module([cls], []), str(path), "exec"), namespace)
+    scorer = namespace["GREEN"]()
     scorer.categories = [
         "Clinically Significant Errors",
         "Clinically Insignificant Errors",
@@ -185,35 +195,35 @@ def radeval_green() -> types.SimpleNamespace:
     return scorer
 
 
-def test_as_radeval_on_answers_in_form():
-    """Equal to the last bit on 200 answers."""
-    theirs = radeval_green()
+def test_scores_equal_radeval_on_well_formed_answers():
+    """Bit-identical on 200 answers."""
+    reference = radeval_green()
     rng = np.random.default_rng(0)
     scores = []
     for _ in range(200):
-        found = int(rng.integers(0, 6))
+        count = int(rng.integers(0, 6))
         text = answer(
             lines(*rng.integers(0, 3, 6)),
             lines(*rng.integers(0, 3, 6)),
-            f"{found}. " + "; ".join(["finding"] * found),
+            f"{count}. " + "; ".join(["finding"] * count),
         )
-        scores.append(theirs.compute_green(text))
-        assert parse(text).score == scores[-1]
+        scores.append(reference.compute_green(text))
+        assert parse_judgement(text).score == scores[-1]
     assert np.std(scores) > 0.1
 
 
-def test_the_prompt_holds_both_reports_in_their_places():
-    text = prompt("CANDIDATE {x}", "REFERENCE")
+def test_the_prompt_contains_both_reports():
+    text = build_prompt("CANDIDATE {x}", "REFERENCE")
     assert text.index("REFERENCE") < text.index("CANDIDATE {x}")
     assert "CANDIDATE {x}" in text.split("Candidate report:")[1]
     for heading in ("Explanation", "Clinically Significant Errors", "Matched Findings"):
         assert f"[{heading}]:" in text
     assert all(f"({letter})" in text for letter in "abcdef")
-    assert prompt("word " * 999, "x").count("word") == MAX_WORDS
-    assert "(empty)" in prompt(" ", "x")
+    assert build_prompt("word " * 999, "x").count("word") == MAX_WORDS
+    assert "(empty)" in build_prompt(" ", "x")
 
 
-def test_scores_leave_unreadable_answers_out_and_count_them():
+def test_unreadable_answers_are_excluded_and_counted():
     answers = iter(
         [
             answer(lines(1, 0, 2), matched="3. a; b; c"),  # 3 / 6
@@ -222,28 +232,28 @@ def test_scores_leave_unreadable_answers_out_and_count_them():
             answer(lines(1), matched="0."),  # 0
         ]
     )
-    asked: list[str] = []
+    prompts: list[str] = []
 
     def ask(text: str) -> str:
-        asked.append(text)
+        prompts.append(text)
         return next(answers)
 
     scores = green_scores(list("pqrs"), list("wxyz"), ask, groups=list("1122"), judge_name="test 1")
-    by = {s.name: s for s in scores}
-    assert len(asked) == 4 and "Candidate report:\nr\n" in asked[2]
-    assert (by["GREEN"].value, by["GREEN"].n) == (pytest.approx((0.5 + 1 + 0) / 3), 3)
-    assert (by["GREEN_unreadable"].value, by["GREEN_unreadable"].n) == (0.25, 4)
-    assert by["GREEN_matched"].value == pytest.approx(5 / 3)
-    assert by["GREEN_errors/false_finding"].value == pytest.approx(2 / 3)
-    assert by["GREEN_errors/wrong_location"].value == pytest.approx(2 / 3)
-    assert len(by) == 3 + len(CATEGORIES)
-    assert by["GREEN"].counts.shape == (4, 2)  # paired comparisons keep their rows
-    assert "test 1" in by["GREEN"].signature
+    by_name = {s.name: s for s in scores}
+    assert len(prompts) == 4 and "Candidate report:\nr\n" in prompts[2]
+    assert (by_name["GREEN"].value, by_name["GREEN"].n) == (pytest.approx((0.5 + 1 + 0) / 3), 3)
+    assert (by_name["GREEN_unreadable"].value, by_name["GREEN_unreadable"].n) == (0.25, 4)
+    assert by_name["GREEN_matched"].value == pytest.approx(5 / 3)
+    assert by_name["GREEN_errors/false_finding"].value == pytest.approx(2 / 3)
+    assert by_name["GREEN_errors/wrong_location"].value == pytest.approx(2 / 3)
+    assert len(by_name) == 3 + len(CATEGORIES)
+    assert by_name["GREEN"].counts.shape == (4, 2)  # all rows remain, for paired comparisons
+    assert "test 1" in by_name["GREEN"].signature
 
 
-def test_when_no_answer_can_be_read_there_is_no_score():
-    by = {s.name: s for s in green_scores(["a"], ["b"], lambda _: "?")}
-    assert np.isnan(by["GREEN"].value) and by["GREEN"].n == 0
-    assert by["GREEN_unreadable"].value == 1
+def test_without_a_readable_answer_the_score_is_nan():
+    by_name = {s.name: s for s in green_scores(["a"], ["b"], lambda _: "?")}
+    assert np.isnan(by_name["GREEN"].value) and by_name["GREEN"].n == 0
+    assert by_name["GREEN_unreadable"].value == 1
     with pytest.raises(InputError, match="1 predictions for 2"):
         green_scores(["a"], ["b", "c"], lambda _: "?")

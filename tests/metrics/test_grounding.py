@@ -1,4 +1,4 @@
-"""Boxes by hand, against torchvision's overlap and against COCO's evaluation."""
+"""Box scores computed by hand, against torchvision's IoU and against COCO's evaluation."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ def random_boxes(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def images(n: int = 40, seed: int = 0) -> tuple[list[Boxes], list[Boxes]]:
-    """True boxes and detections near them, with misses, doubles, wrong labels and inventions."""
+    """Noisy copies of reference boxes, with misses, duplicates, wrong labels, false positives."""
     rng = np.random.default_rng(seed)
-    said, true = [], []
+    predictions, references = [], []
     for _ in range(n):
-        wanted = random_boxes(rng, int(rng.integers(0, 5)))
-        names = rng.choice(LABELS, len(wanted)).tolist()
-        near = wanted.repeat(rng.integers(0, 3, len(wanted)), axis=0)
+        expected = random_boxes(rng, int(rng.integers(0, 5)))
+        names = rng.choice(LABELS, len(expected)).tolist()
+        near = expected.repeat(rng.integers(0, 3, len(expected)), axis=0)
         near = near + rng.normal(0, 0.01, near.shape)
-        given = np.clip(np.vstack([near, random_boxes(rng, 2)]), 0, 1)
-        given[:, 2:] = np.maximum(given[:, :2], given[:, 2:])
-        labels = rng.choice(LABELS, len(given)).tolist()
-        for i, box in enumerate(given):  # mostly the label of the nearest true box
-            if len(wanted) and rng.random() < 0.8:
-                labels[i] = names[int(iou(box[None], wanted).argmax())]
-        sure = 0.3 * (np.arange(len(given)) < len(near))
-        scores = np.round(sure + 0.7 * rng.random(len(given)), 1)  # with ties
-        said.append(Boxes(given, labels, scores))
-        true.append(Boxes(wanted, names))
-    return said, true
+        predicted = np.clip(np.vstack([near, random_boxes(rng, 2)]), 0, 1)
+        predicted[:, 2:] = np.maximum(predicted[:, :2], predicted[:, 2:])
+        labels = rng.choice(LABELS, len(predicted)).tolist()
+        for i, box in enumerate(predicted):  # mostly the label of the nearest reference box
+            if len(expected) and rng.random() < 0.8:
+                labels[i] = names[int(iou(box[None], expected).argmax())]
+        base = 0.3 * (np.arange(len(predicted)) < len(near))
+        scores = np.round(base + 0.7 * rng.random(len(predicted)), 1)  # with ties
+        predictions.append(Boxes(predicted, labels, scores))
+        references.append(Boxes(expected, names))
+    return predictions, references
 
 
-def test_iou_is_torchvisions():
-    """Equal to the last bit on 40,000 pairs."""
+def test_iou_equals_torchvision():
+    """Bit-identical on 40,000 pairs."""
     import torch
     from torchvision.ops import box_iou
 
@@ -63,25 +63,25 @@ def test_iou_is_torchvisions():
 
 
 def test_iou_by_hand():
-    """Shared .25 x .5; areas .25 and .25: union .375. A point has no area."""
-    one, two = np.array([[0, 0, 0.5, 0.5]]), np.array([[0.25, 0, 0.75, 0.5], [0.9, 0.9, 0.9, 0.9]])
-    assert iou(one, two).tolist() == [[pytest.approx(0.125 / 0.375), 0]]
-    assert iou(two[1:], two[1:]).tolist() == [[0]]
-    assert iou(one, np.zeros((0, 4))).shape == (1, 0)
+    """Intersection .25 x .5; areas .25 and .25: union .375. A point has no area."""
+    a, b = np.array([[0, 0, 0.5, 0.5]]), np.array([[0.25, 0, 0.75, 0.5], [0.9, 0.9, 0.9, 0.9]])
+    assert iou(a, b).tolist() == [[pytest.approx(0.125 / 0.375), 0]]
+    assert iou(b[1:], b[1:]).tolist() == [[0]]
+    assert iou(a, np.zeros((0, 4))).shape == (1, 0)
 
 
-def test_matching_does_not_mind_the_order():
-    """Greedy by the first box would pair it with the second true box and leave 0 to the other."""
-    said = Boxes(np.array([[0, 0, 0.4, 0.4], [0.3, 0, 0.7, 0.4]]))
-    true = Boxes(np.array([[0.05, 0, 0.45, 0.4], [0.5, 0, 0.9, 0.4], [0.9, 0.9, 1, 1]]))
-    there = match(said, true)
-    assert [(m.predicted, m.true) for m in there] == [(0, 0), (1, 1)]
-    back = match(Boxes(said.xyxy[::-1]), true)
-    assert [(1 - m.predicted, m.true) for m in back[::-1]] == [(0, 0), (1, 1)]
-    assert there[0].iou == pytest.approx(0.35 / 0.45)
+def test_matching_does_not_depend_on_the_order():
+    """Greedy matching would pair the first box with the second reference and lose the other."""
+    predictions = Boxes(np.array([[0, 0, 0.4, 0.4], [0.3, 0, 0.7, 0.4]]))
+    references = Boxes(np.array([[0.05, 0, 0.45, 0.4], [0.5, 0, 0.9, 0.4], [0.9, 0.9, 1, 1]]))
+    forward = match(predictions, references)
+    assert [(m.prediction, m.reference) for m in forward] == [(0, 0), (1, 1)]
+    backward = match(Boxes(predictions.xyxy[::-1]), references)
+    assert [(1 - m.prediction, m.reference) for m in backward[::-1]] == [(0, 0), (1, 1)]
+    assert forward[0].iou == pytest.approx(0.35 / 0.45)
 
 
-def test_labels_are_respected_where_both_sides_have_them():
+def test_labels_must_match_if_both_sides_have_them():
     box = np.array([[0, 0, 0.5, 0.5]])
     assert not match(Boxes(box, ["edema"]), Boxes(box, ["nodule"]))
     assert match(Boxes(box, ["edema"]), Boxes(box)) == [(0, 0, 1.0)]
@@ -89,134 +89,140 @@ def test_labels_are_respected_where_both_sides_have_them():
 
 
 def test_grounding_scores_by_hand():
-    """Overlaps 1, 1/3 and none of 3 true boxes and 4 predicted ones; hits at .5: one."""
+    """3 reference and 4 predicted boxes with overlaps 1, 1/3 and none; one hit at 0.5."""
     square = [0, 0, 0.5, 0.5]
-    said = [Boxes([square, [0.6, 0.6, 0.7, 0.7]]), Boxes([[0.25, 0, 0.75, 0.5]]), Boxes([square])]
-    true = [Boxes([square]), Boxes([square, [0.8, 0.8, 1, 1]]), Boxes([])]
-    by = {s.name: s for s in grounding_scores(said, true)}
-    assert by["mean_IoU"].value == pytest.approx((1 + 1 / 3) / 3)
-    assert by["box_precision"].value == pytest.approx(1 / 4)
-    assert by["box_recall"].value == pytest.approx(1 / 3)
-    assert by["box_F1"].value == pytest.approx(2 / 7)
-    assert by["box_F1"].n == 3
-    looser = {s.name: s.value for s in grounding_scores(said, true, threshold=0.3)}
-    assert looser["box_recall"] == pytest.approx(2 / 3)
+    predictions = [
+        Boxes([square, [0.6, 0.6, 0.7, 0.7]]),
+        Boxes([[0.25, 0, 0.75, 0.5]]),
+        Boxes([square]),
+    ]
+    references = [Boxes([square]), Boxes([square, [0.8, 0.8, 1, 1]]), Boxes([])]
+    by_name = {s.name: s for s in grounding_scores(predictions, references)}
+    assert by_name["mean_IoU"].value == pytest.approx((1 + 1 / 3) / 3)
+    assert by_name["box_precision"].value == pytest.approx(1 / 4)
+    assert by_name["box_recall"].value == pytest.approx(1 / 3)
+    assert by_name["box_F1"].value == pytest.approx(2 / 7)
+    assert by_name["box_F1"].n == 3
+    loose = {s.name: s.value for s in grounding_scores(predictions, references, threshold=0.3)}
+    assert loose["box_recall"] == pytest.approx(2 / 3)
     nothing = {s.name: s.value for s in grounding_scores([Boxes([])], [Boxes([])])}
     assert np.isnan(list(nothing.values())).all()
 
 
 def test_average_precision_by_hand():
-    """Hit, miss, hit of 2 true boxes: precision 1 up to recall .5, then 2/3 up to 1."""
+    """Hit, miss, hit of 2 reference boxes: precision 1 up to recall .5, then 2/3 up to 1."""
     a, b, far = [0, 0, 0.2, 0.2], [0.4, 0.4, 0.6, 0.6], [0.8, 0.8, 0.9, 0.9]
-    said = [Boxes([a, far], scores=[0.9, 0.5]), Boxes([b], scores=[0.4])]
-    true = [Boxes([a]), Boxes([b])]
-    assert average_precision(said, true, "", points="voc") == pytest.approx((1 + 2 / 3) / 2)
-    assert average_precision(said, true, "") == pytest.approx((51 + 50 * 2 / 3) / 101)
-    assert np.isnan(average_precision(said, true, "edema"))
+    predictions = [Boxes([a, far], scores=[0.9, 0.5]), Boxes([b], scores=[0.4])]
+    references = [Boxes([a]), Boxes([b])]
+    voc = average_precision(predictions, references, "", points="voc")
+    assert voc == pytest.approx((1 + 2 / 3) / 2)
+    assert average_precision(predictions, references, "") == pytest.approx((51 + 50 * 2 / 3) / 101)
+    assert np.isnan(average_precision(predictions, references, "edema"))
 
 
-def test_a_true_box_is_found_once():
+def test_a_reference_box_is_matched_once():
     a = [0, 0, 0.2, 0.2]
     twice = [Boxes([a, a, a], scores=[0.9, 0.8, 0.7])]
-    assert average_precision(twice, [Boxes([a])], "") == 1  # doubles come after full recall
+    assert average_precision(twice, [Boxes([a])], "") == 1  # duplicates come after full recall
     assert average_precision(twice, [Boxes([a, [0.5, 0.5, 1, 1]])], "", points="voc") == 0.5
 
 
-def coco(said: list[Boxes], true: list[Boxes]):
-    """COCO's own evaluation of the same boxes."""
+def coco_precisions(predictions: list[Boxes], references: list[Boxes]):
+    """COCO's evaluation of the same boxes."""
     pytest.importorskip("pycocotools", reason="pip install pycocotools")
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     def rows(boxes: list[Boxes]) -> list[dict]:
-        found = []
-        for image, one in enumerate(boxes):
-            scores = np.ones(len(one.xyxy)) if one.scores is None else one.scores
-            for (x1, y1, x2, y2), name, score in zip(one.xyxy, one.labels, scores, strict=True):
+        annotations = []
+        for index, image in enumerate(boxes):
+            scores = np.ones(len(image.xyxy)) if image.scores is None else image.scores
+            for (x1, y1, x2, y2), name, score in zip(image.xyxy, image.labels, scores, strict=True):
                 box = [x1, y1, x2 - x1, y2 - y1]
-                found.append(
-                    {"id": len(found) + 1, "image_id": image, "category_id": LABELS.index(name)}
+                number = len(annotations) + 1
+                annotations.append(
+                    {"id": number, "image_id": index, "category_id": LABELS.index(name)}
                     | {"bbox": box, "area": box[2] * box[3], "iscrowd": 0, "score": score}
                 )
-        return found
+        return annotations
 
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = {
             "info": {},
-            "images": [{"id": i} for i in range(len(true))],
-            "annotations": rows(true),
+            "images": [{"id": i} for i in range(len(references))],
+            "annotations": rows(references),
             "categories": [{"id": i, "name": name} for i, name in enumerate(LABELS)],
         }
         truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(rows(said)), "bbox")
+        evaluation = COCOeval(truth, truth.loadRes(rows(predictions)), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation.eval["precision"][..., 0, -1]  # (thresholds, 101, labels), 100 detections
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_as_coco(seed):
-    """Worst of 300 average precisions 1e-16."""
-    said, true = images(seed=seed)
-    expected = coco(said, true)
+def test_average_precisions_equal_coco(seed):
+    """Largest difference of 300 average precisions 1e-16."""
+    predictions, references = images(seed=seed)
+    expected = coco_precisions(predictions, references)
     for column, label in enumerate(LABELS):
         for row, threshold in enumerate(COCO_THRESHOLDS):
-            ours = average_precision(said, true, label, threshold)
-            assert ours == pytest.approx(expected[row, :, column].mean(), abs=1e-6)
-    by = {s.name: s.value for s in detection_scores(said, true)}
-    assert by["mAP_50"] == pytest.approx(expected[0].mean(), abs=1e-6)
-    assert by["mAP_50_95"] == pytest.approx(expected.mean(), abs=1e-6)
-    assert 0.1 < by["mAP_50_95"] < by["mAP_50"] < 0.9
-    assert by["mAP_50_VOC"] == pytest.approx(by["mAP_50"], abs=0.05)
-    assert by["mAP_50_VOC"] != pytest.approx(by["mAP_50"], abs=1e-6)
+            value = average_precision(predictions, references, label, threshold)
+            assert value == pytest.approx(expected[row, :, column].mean(), abs=1e-6)
+    by_name = {s.name: s.value for s in detection_scores(predictions, references)}
+    assert by_name["mAP_50"] == pytest.approx(expected[0].mean(), abs=1e-6)
+    assert by_name["mAP_50_95"] == pytest.approx(expected.mean(), abs=1e-6)
+    assert 0.1 < by_name["mAP_50_95"] < by_name["mAP_50"] < 0.9
+    assert by_name["mAP_50_VOC"] == pytest.approx(by_name["mAP_50"], abs=0.05)
+    assert by_name["mAP_50_VOC"] != pytest.approx(by_name["mAP_50"], abs=1e-6)
 
 
-def test_scores_may_be_absent():
-    said, true = images()
-    plain = [Boxes(b.xyxy, b.labels) for b in said]
-    expected = coco(plain, true)
-    by = {s.name: s.value for s in detection_scores(plain, true)}
-    assert by["mAP_50"] == pytest.approx(expected[0].mean(), abs=1e-6)
+def test_detections_without_scores():
+    predictions, references = images()
+    plain = [Boxes(b.xyxy, b.labels) for b in predictions]
+    expected = coco_precisions(plain, references)
+    by_name = {s.name: s.value for s in detection_scores(plain, references)}
+    assert by_name["mAP_50"] == pytest.approx(expected[0].mean(), abs=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("grouped", [False, True])
-def test_intervals_are_those_of_the_house(grouped):
-    said, true = images(20)
+def test_intervals_equal_the_bootstrap(grouped):
+    predictions, references = images(20)
     groups = [f"s{i // 2}" for i in range(20)] if grouped else None
-    for score in detection_scores(said, true, groups)[:2]:
+    for score in detection_scores(predictions, references, groups)[:2]:
         expected = bootstrap(score.counts, score.ratio, groups)
         assert (score.low, score.high) == pytest.approx(expected, abs=1e-12)
         assert score.n == 20 and score.low < score.value < score.high
 
 
-def test_a_drawn_image_counts_as_often_as_it_is_drawn():
-    """Without ties between boxes, whose copies would come in another order."""
+def test_weights_count_as_copies_of_an_image():
+    """Scores have no ties, because copies of tied boxes would be ranked in another order."""
     rng = np.random.default_rng(1)
-    said, true = images(12)
-    said = [Boxes(b.xyxy, b.labels, rng.random(len(b.xyxy))) for b in said]
-    score = detection_scores(said, true)[0]
-    drawn = np.bincount(rng.integers(0, 12, 12), minlength=12)
-    rows = np.repeat(np.arange(12), drawn)
-    again = detection_scores([said[i] for i in rows], [true[i] for i in rows])[0]
-    assert score.ratio(drawn) == pytest.approx(again.value, abs=1e-9)
+    predictions, references = images(12)
+    predictions = [Boxes(b.xyxy, b.labels, rng.random(len(b.xyxy))) for b in predictions]
+    score = detection_scores(predictions, references)[0]
+    weights = np.bincount(rng.integers(0, 12, 12), minlength=12)
+    rows = np.repeat(np.arange(12), weights)
+    copied = detection_scores([predictions[i] for i in rows], [references[i] for i in rows])[0]
+    assert score.ratio(weights) == pytest.approx(copied.value, abs=1e-9)
 
 
-def test_nothing_to_find():
-    by = detection_scores([Boxes([[0, 0, 1, 1]], ["edema"])], [Boxes([])])
-    assert all(np.isnan(s.value) and np.isnan(s.low) for s in by)
+def test_images_without_boxes():
+    scores = detection_scores([Boxes([[0, 0, 1, 1]], ["edema"])], [Boxes([])])
+    assert all(np.isnan(s.value) and np.isnan(s.low) for s in scores)
     assert all(np.isnan(s.value) for s in detection_scores([], []))
-    none = detection_scores([Boxes([])], [Boxes([[0, 0, 1, 1]])])
-    assert [s.value for s in none] == [0, 0, 0]
+    scores = detection_scores([Boxes([])], [Boxes([[0, 0, 1, 1]])])
+    assert [s.value for s in scores] == [0, 0, 0]
 
 
-def test_mistakes_are_named():
-    with pytest.raises(InputError, match="leaves the image; divide x by its width"):
+def test_invalid_inputs_raise():
+    with pytest.raises(InputError, match="is not inside the image; divide x by its width"):
         Boxes([[10, 10, 200, 200]])
-    with pytest.raises(InputError, match="leaves the image"):
+    with pytest.raises(InputError, match="is not inside the image"):
         Boxes([[0, np.nan, 1, 1]])
-    with pytest.raises(InputError, match="turned round"):
+    with pytest.raises(InputError, match="corners swapped"):
         Boxes([[0.5, 0, 0.2, 1]])
     with pytest.raises(InputError, match=r"shape \(2, 2\)"):
         Boxes([[0, 0], [1, 1]])

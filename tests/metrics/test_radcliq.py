@@ -1,4 +1,4 @@
-"""RadCliQ-v1 by hand and against radeval's composite of the same four inputs."""
+"""RadCliQ-v1 computed by hand and against radeval's composite of the same four inputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def parts(n: int = 300) -> list[np.ndarray]:
 
 
 def radeval_file(path: str, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """One file of radeval; the package itself pulls in all its metrics, so it is stood in for."""
+    """One file of radeval, with a stub of the package, which would import all its metrics."""
     spec = importlib.util.find_spec("radeval")
     if spec is None:
         pytest.skip("radeval is not installed (pip install --no-deps radeval==2.2.1)")
@@ -51,17 +51,17 @@ def radeval_file(path: str, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType
     return module
 
 
-def test_as_radeval(monkeypatch):
-    """Equal to the last bit on 2,000 pairs."""
+def test_values_equal_radeval(monkeypatch):
+    """Bit-identical on 2,000 pairs."""
     module = radeval_file("metrics/RadCliQv1/radcliq.py", monkeypatch)
-    theirs = module.CompositeMetric()
+    reference = module.CompositeMetric()
     keys = ("radgraph", "bertscore", "semb_score", "bleu_score")
-    theirs._compute_sub_metrics = lambda refs, hyps: dict(zip(keys, parts(), strict=True))
-    reciprocal, each = theirs.predict([], [])
-    np.testing.assert_allclose(radcliq_v1(*parts()), each, rtol=0, atol=1e-9)
+    reference._compute_sub_metrics = lambda refs, hyps: dict(zip(keys, parts(), strict=True))
+    reciprocal, values = reference.predict([], [])
+    np.testing.assert_allclose(radcliq_v1(*parts()), values, rtol=0, atol=1e-9)
     mean, other, semb = radcliq_scores(*parts())
     assert semb.name == "SembScore" and semb.value == pytest.approx(parts()[2].mean())
-    assert mean.value == pytest.approx(each.mean(), abs=1e-9)
+    assert mean.value == pytest.approx(values.mean(), abs=1e-9)
     assert other.value == pytest.approx(reciprocal, rel=1e-9)
 
 
@@ -72,7 +72,7 @@ def test_the_average_report_scores_the_intercept():
     assert better < -0.9  # lower is better
 
 
-def test_scores():
+def test_means_and_intervals():
     mean, reciprocal, _ = radcliq_scores(*parts(), groups=[f"s{i // 3}" for i in range(300)])
     assert mean.n == 300 and mean.low < mean.value < mean.high
     assert reciprocal.value == pytest.approx(1 / mean.value)
@@ -81,7 +81,7 @@ def test_scores():
     assert np.isnan(empty[0].value) and empty[0].n == 0
 
 
-def test_mistakes_are_named():
+def test_invalid_inputs_raise():
     good = [np.zeros(3)] * 3
     with pytest.raises(InputError, match=r"bleu \(2,\)"):
         radcliq_v1(*good, np.zeros(2))
@@ -92,12 +92,12 @@ def test_mistakes_are_named():
 
 
 def test_cosines():
-    found = cosines(np.array([[1, 0], [1, 1], [0, 0.0]]), np.array([[0, 2], [3, 3], [1, 1.0]]))
-    assert found.tolist() == pytest.approx([0, 1, 0])
+    values = cosines(np.array([[1, 0], [1, 1], [0, 0.0]]), np.array([[0, 2], [3, 3], [1, 1.0]]))
+    assert values.tolist() == pytest.approx([0, 1, 0])
 
 
-def test_bleu_2_is_the_corpus_score_of_one_pair():
-    for said, true in [
+def test_bleu_2_equals_the_corpus_score_of_one_pair():
+    for prediction, reference in [
         ("the heart is normal", "the heart size is normal"),
         ("no effusion", "no effusion"),
         ("the the the the", "the heart"),
@@ -105,7 +105,8 @@ def test_bleu_2_is_the_corpus_score_of_one_pair():
         ("", "effusion"),
         ("no effusion", ""),
     ]:
-        assert bleu_2(said, true) == pytest.approx(bleu_scores([said], [true])[1].value)
+        corpus = bleu_scores([prediction], [reference])[1]
+        assert bleu_2(prediction, reference) == pytest.approx(corpus.value)
     assert bleu_2("the heart is normal", "the heart size is normal") == pytest.approx(
         np.exp(1 - 5 / 4) * np.sqrt(4 / 4 * 2 / 3)
     )

@@ -1,8 +1,9 @@
-"""RadGraph F1 by hand and against the rewards of the radgraph package."""
+"""RadGraph F1 computed by hand and against the radgraph package."""
 
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,14 @@ def entity(tokens: str, label: str, *relations: tuple[str, str]) -> dict:
 
 
 OBS, ANAT = "Observation::definitely present", "Anatomy::definitely present"
-SAID = {
+PREDICTION = {
     "entities": {
         "1": entity("effusion", OBS, ("located_at", "2")),
         "2": entity("left", ANAT),
         "3": entity("edema", OBS),
     }
 }
-TRUE = {
+REFERENCE = {
     "entities": {
         "1": entity("effusion", OBS, ("located_at", "3"), ("located_at", "2")),
         "2": entity("pleura", ANAT),
@@ -58,8 +59,8 @@ def pairs(n: int = 400) -> list[tuple[dict, dict]]:
     return [(random_annotation(rng), random_annotation(rng)) for _ in range(n)]
 
 
-def reference(package: str, file: str):
-    """One file of an installed package, without running the package itself."""
+def load_file(package: str, file: str):
+    """One file of an installed package, without importing the package."""
     spec = importlib.util.find_spec(package)
     if spec is None:
         pytest.skip(f"{package} is not installed (pip install --no-deps {package})")
@@ -70,34 +71,35 @@ def reference(package: str, file: str):
     return module
 
 
-def test_as_the_radgraph_package():
-    """Worst of 2,000 pairs 1e-16: the same counts, divided in another order."""
-    theirs = reference("radgraph", "rewards.py")
+def test_rewards_equal_the_radgraph_package():
+    """Largest difference of 2,000 pairs 1e-16: the same counts, divided in another order."""
+    package = load_file("radgraph", "rewards.py")
     values = []
-    for said, true in pairs():
-        ours = rewards(said, true)
-        expected = theirs.compute_reward(said, true, "all")
-        assert (ours.simple, ours.partial, ours.complete) == pytest.approx(expected, abs=1e-12)
+    for prediction, reference in pairs():
+        result = astuple(rewards(prediction, reference))
+        expected = package.compute_reward(prediction, reference, "all")
+        assert result == pytest.approx(expected, abs=1e-12)
         values.append(expected)
     assert (np.std(values, axis=0) > 0.1).all()
 
 
 def test_rewards_by_hand():
-    """simple 3 of 3 and 4: 6/7. partial: effusion and left, 4/7. complete: left is alone in both,
-    effusion at left in both; said 3 facts, true 5 (2 + 1 relations, 2 alone): 4/8."""
-    found = rewards(SAID, TRUE)
-    assert found.simple == pytest.approx(6 / 7)
-    assert found.partial == pytest.approx(4 / 7)
-    assert found.complete == pytest.approx(4 / 8)
+    """simple 3 of 3 and 4: 6/7. partial: effusion and left, 4/7. complete: left without a relation
+    and effusion at left in both; 3 predicted facts, 5 reference facts (2 + 1 relations, 2 entities
+    without one): 4/8."""
+    result = rewards(PREDICTION, REFERENCE)
+    assert result.simple == pytest.approx(6 / 7)
+    assert result.partial == pytest.approx(4 / 7)
+    assert result.complete == pytest.approx(4 / 8)
 
 
 def test_entities_and_relations_by_hand():
     """Entities 6/7; relations 1 of 1 and 3: 2/4."""
-    assert entity_relation_f1(SAID, TRUE) == pytest.approx((6 / 7 + 2 / 4) / 2)
-    assert entity_relation_f1(SAID, {"entities": {}}) == 0
+    assert entity_relation_f1(PREDICTION, REFERENCE) == pytest.approx((6 / 7 + 2 / 4) / 2)
+    assert entity_relation_f1(PREDICTION, {"entities": {}}) == 0
 
 
-def test_complete_lowers_words_of_relations_alone():
+def test_complete_lowers_only_words_of_relations():
     upper = {"entities": {"1": entity("Effusion", OBS, ("located_at", "2")), "2": entity("L", OBS)}}
     lower = {"entities": {"1": entity("effusion", OBS, ("located_at", "2")), "2": entity("l", OBS)}}
     assert rewards(upper, lower).simple == 0
@@ -106,7 +108,9 @@ def test_complete_lowers_words_of_relations_alone():
 
 def test_scores_and_empty_sides():
     empty = {"entities": {}}
-    scores = radgraph_scores([SAID, empty, SAID, empty], [SAID, SAID, empty, empty])
+    scores = radgraph_scores(
+        [PREDICTION, empty, PREDICTION, empty], [PREDICTION, PREDICTION, empty, empty]
+    )
     assert [(s.name, s.value, s.n) for s in scores] == [
         ("RadGraph_simple", 0.25, 4),
         ("RadGraph_partial", 0.25, 4),
@@ -124,19 +128,19 @@ def test_scores_and_empty_sides():
         {"entities": {"1": entity("a", "b", ("modify", "7"))}},
     ],
 )
-def test_broken_annotations_are_named(broken):
+def test_broken_annotations_raise(broken):
     with pytest.raises(DataError, match="not a RadGraph annotation"):
-        rewards(broken, SAID)
+        rewards(broken, PREDICTION)
 
 
-def test_annotate_says_how_to_get_the_model(tmp_path):
+def test_annotate_without_the_model_says_how_to_install_it(tmp_path):
     with pytest.raises(
         InputError, match=r"no config\.json and no weights\.th.*\n.*\n.*pip install"
     ):
         annotate(["x"], tmp_path)
 
 
-def test_annotate_by_a_stand_in(tmp_path, monkeypatch):
+def test_annotate_with_a_stub(tmp_path, monkeypatch):
     import sys
     import types
 
@@ -151,12 +155,13 @@ def test_annotate_by_a_stand_in(tmp_path, monkeypatch):
         def __call__(self, reports: list[str]) -> dict:
             if "boom" in reports:
                 raise AttributeError("no attribute build_inputs_with_special_tokens")
-            return {str(i): SAID for i, r in enumerate(reports) if r != "lost"}
+            return {str(i): PREDICTION for i, r in enumerate(reports) if r != "lost"}
 
     monkeypatch.setitem(sys.modules, "radgraph", types.SimpleNamespace(RadGraph=RadGraph))
-    assert annotate(["a", " ", "b"], tmp_path, "radgraph") == [SAID, {"entities": {}}, SAID]
-    assert annotate([""], tmp_path, "radgraph") == [{"entities": {}}]
-    with pytest.raises(InputError, match="could not annotate report 1 of those given"):
+    empty = {"entities": {}}
+    assert annotate(["a", " ", "b"], tmp_path, "radgraph") == [PREDICTION, empty, PREDICTION]
+    assert annotate([""], tmp_path, "radgraph") == [empty]
+    with pytest.raises(InputError, match="could not annotate report 1"):
         annotate(["a", "lost"], tmp_path, "radgraph")
     with pytest.raises(InputError, match="build_inputs_with_special_tokens"):
         annotate(["boom"], tmp_path, "radgraph")

@@ -1,4 +1,4 @@
-"""Word overlap against hand-computed values and the libraries' own corpus scores."""
+"""Word overlap against hand-computed values and the libraries' corpus scores."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import pytest
 
 from xraygpt.metrics.reports import finding_scores, report_scores
 from xraygpt.metrics.statistics import bootstrap, mean_score
-from xraygpt.metrics.text import bleu_scores, rouge_scores, rouge_values, words
+from xraygpt.metrics.text import bleu_scores, rouge_scores, rouge_values, split_words
 from xraygpt.metrics.vqa import normalise, vqa_scores
 
-SAID = ["the heart is normal", "there is a small effusion on the left", "no pneumothorax"]
-TRUE = ["the heart size is normal", "small left effusion is present", "there is no pneumothorax ."]
+PREDICTIONS = ["the heart is normal", "there is a small effusion on the left", "no pneumothorax"]
+REFERENCES = [
+    "the heart size is normal",
+    "small left effusion is present",
+    "there is no pneumothorax .",
+]
 
 
-def test_words():
-    assert words("Heart size: 1.5 cm, x-ray.") == [
+def test_split_words():
+    assert split_words("Heart size: 1.5 cm, x-ray.") == [
         "heart",
         "size",
         ":",
@@ -27,13 +31,14 @@ def test_words():
     ]
 
 
-def test_bleu_is_sacrebleus_corpus_score():
+def test_bleu_equals_sacrebleus_corpus_score():
     from sacrebleu.metrics import BLEU
 
-    for order, score in enumerate(bleu_scores(SAID, TRUE), start=1):
+    for order, score in enumerate(bleu_scores(PREDICTIONS, REFERENCES), start=1):
         bleu = BLEU(max_ngram_order=order, tokenize="none", smooth_method="none", force=True)
         expected = bleu.corpus_score(
-            [" ".join(words(s)) for s in SAID], [[" ".join(words(t)) for t in TRUE]]
+            [" ".join(split_words(p)) for p in PREDICTIONS],
+            [[" ".join(split_words(r)) for r in REFERENCES]],
         )
         assert score.value == pytest.approx(expected.score / 100, abs=1e-9)
         assert score.n == 3
@@ -41,17 +46,17 @@ def test_bleu_is_sacrebleus_corpus_score():
 
 def test_bleu_1_by_hand():
     """Unigrams: 4 of 4, 4 of 8 (is, small, effusion, left), 2 of 2: 10 of 14; lengths 14, 15."""
-    score = bleu_scores(SAID, TRUE)[0]
+    score = bleu_scores(PREDICTIONS, REFERENCES)[0]
     assert score.value == pytest.approx(10 / 14 * np.exp(1 - 15 / 14))
 
 
 def test_rouge_by_hand():
     """LCS of "the heart is normal" and "the heart size is normal" is 4: F1 = 2·4 / (4 + 5)."""
-    values = rouge_values(SAID[0], TRUE[0])
+    values = rouge_values(PREDICTIONS[0], REFERENCES[0])
     assert values["ROUGE-L"] == pytest.approx(8 / 9)
     assert values["ROUGE-1"] == pytest.approx(8 / 9)
     assert values["ROUGE-2"] == pytest.approx(2 * 2 / (3 + 4))
-    assert rouge_scores(SAID, TRUE)[2].n == 3
+    assert rouge_scores(PREDICTIONS, REFERENCES)[2].n == 3
 
 
 def test_an_empty_prediction_scores_zero():
@@ -60,26 +65,26 @@ def test_an_empty_prediction_scores_zero():
 
 
 def test_finding_scores_by_hand():
-    """tp 2, said 3, true 4: precision 2/3, recall 1/2, F1 4/7; without no_finding 1, 2, 3."""
-    said = [{"edema", "fracture"}, {"no_finding"}, set()]
-    truth = [{"edema", "pneumothorax"}, {"no_finding"}, {"edema"}]
-    by = {s.name: s.value for s in finding_scores(said, truth, "text")}
-    assert by["findings_text_precision"] == pytest.approx(2 / 3)
-    assert by["findings_text_recall"] == pytest.approx(1 / 2)
-    assert by["findings_text_F1"] == pytest.approx(4 / 7)
-    assert by["abnormal_text_F1"] == pytest.approx(2 * 1 / (2 + 3))
+    """2 hits, 3 predicted, 4 reference: precision 2/3, recall 1/2, F1 4/7; abnormal 1, 2, 3."""
+    predictions = [{"edema", "fracture"}, {"no_finding"}, set()]
+    references = [{"edema", "pneumothorax"}, {"no_finding"}, {"edema"}]
+    by_name = {s.name: s.value for s in finding_scores(predictions, references, "text")}
+    assert by_name["findings_text_precision"] == pytest.approx(2 / 3)
+    assert by_name["findings_text_recall"] == pytest.approx(1 / 2)
+    assert by_name["findings_text_F1"] == pytest.approx(4 / 7)
+    assert by_name["abnormal_text_F1"] == pytest.approx(2 * 1 / (2 + 3))
 
 
-def test_distinct_tells_a_collapsed_model():
-    same = report_scores(["Clear."] * 4, ["Clear."] * 4, [None] * 4)
-    unlike = report_scores(["a", "b", "c", "d"], ["Clear."] * 4, [None] * 4)
+def test_distinct_detects_a_collapsed_model():
+    equal = report_scores(["Clear."] * 4, ["Clear."] * 4, [None] * 4)
+    distinct = report_scores(["a", "b", "c", "d"], ["Clear."] * 4, [None] * 4)
     pick = lambda scores: next(s.value for s in scores if s.name == "distinct")  # noqa: E731
-    assert pick(same) == 0.25
-    assert pick(unlike) == 1.0
+    assert pick(equal) == 0.25
+    assert pick(distinct) == 1.0
 
 
 @pytest.mark.slow
-def test_bootstrap_covers_the_mean_as_often_as_it_says():
+def test_bootstrap_has_nominal_coverage():
     rng = np.random.default_rng(0)
     inside = 0
     for k in range(200):
@@ -93,7 +98,7 @@ def test_bootstrap_covers_the_mean_as_often_as_it_says():
 
 
 def test_samples_of_one_study_are_not_independent():
-    """Ten copies of each sample must not narrow the interval; taken as independent they do."""
+    """Ten copies of each sample must not narrow the interval; without groups they do."""
     values = np.random.default_rng(0).normal(0, 1, 30).repeat(10)
     studies = [f"s{i}" for i in range(30) for _ in range(10)]
     grouped = mean_score("x", values.tolist(), "s", studies)

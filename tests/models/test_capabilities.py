@@ -1,4 +1,4 @@
-"""What is asked of a model, and what is said where it lacks it."""
+"""Capabilities of models, and the errors if one is missing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from xraygpt.models.capabilities import AttentionMaps, Chats, FrozenFeatures, re
 from xraygpt.models.qformer_llm.model import XrayGPT
 
 
-class Talks(BaseModel):
-    """Its language model is a module, which some ways of looking for attributes do not see."""
+class Talking(BaseModel):
+    """Its language model is a submodule, which `isinstance` checks of protocols do not find."""
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -25,19 +25,19 @@ class Talks(BaseModel):
         return batch
 
 
-def test_modules_count_as_attributes():
-    model = Talks()
+def test_submodules_count_as_attributes():
+    model = Talking()
     assert supports(model, Chats) and require(model, Chats) is model
     assert not supports(model, FrozenFeatures)
     with pytest.raises(InputError, match=r"no encode_frozen and no feature_key \(docs"):
         require(model, FrozenFeatures)
     model.unsupported = {"chat": "it has lost its voice"}
-    with pytest.raises(InputError, match=r"\(Talks\) cannot chat because it has lost its voice"):
+    with pytest.raises(InputError, match=r"\(Talking\) cannot chat because it has lost its voice"):
         require(model, Chats)
 
 
 @pytest.mark.slow
-def test_a_bridge_without_cross_attention_draws_no_maps():
+def test_a_qformer_without_cross_attention_has_no_maps():
     class Pooled(XrayGPT):
         def make_qformer(self, width, patches):
             return nn.Linear(width, self.config.qformer.hidden)

@@ -1,4 +1,4 @@
-"""Codes become findings; the published val and test split is never drawn from."""
+"""Codes become findings; the published val and test splits are never used."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from xraygpt.vocabulary.chest_mesh import findings_of as labels_of
 from xraygpt.vocabulary.openi import published_test_studies, published_val_studies
 
 
-def drawn(*codes: str) -> list[tuple[str, str, str, str]]:
-    found = openi.findings_of(codes, Random(0))
-    return [(f.name, f.side, f.zone, f.degree) for f in found]
+def attributes(*codes: str) -> list[tuple[str, str, str, str]]:
+    findings = openi.findings_from_codes(codes, Random(0))
+    return [(f.name, f.side, f.zone, f.degree) for f in findings]
 
 
-def test_what_a_code_says_is_kept():
-    assert drawn("Pleural Effusion/left/small") == [("pleural_effusion", "left", "", "mild")]
-    assert drawn("Pleural Effusion/bilateral/large") == [
+def test_findings_have_the_attributes_of_their_codes():
+    assert attributes("Pleural Effusion/left/small") == [("pleural_effusion", "left", "", "mild")]
+    assert attributes("Pleural Effusion/bilateral/large") == [
         ("pleural_effusion", "bilateral", "", "severe")
     ]
-    assert drawn("Cardiomegaly/borderline") == [("cardiomegaly", "", "", "mild")]
-    assert drawn("Lung/hyperdistention/mild") == [("hyperinflation", "", "", "")]
-    ((name, side, zone, _),) = drawn("Nodule/lung/lingula")
+    assert attributes("Cardiomegaly/borderline") == [("cardiomegaly", "", "", "mild")]
+    assert attributes("Lung/hyperdistention/mild") == [("hyperinflation", "", "", "")]
+    ((name, side, zone, _),) = attributes("Nodule/lung/lingula")
     assert (name, side, zone) == ("nodule", "left", "middle")
-    sides = [f[1] for f in drawn("Opacity/lung/base/bilateral")]
+    sides = [f[1] for f in attributes("Opacity/lung/base/bilateral")]
     assert sides == ["left", "right"]
 
 
@@ -38,28 +38,28 @@ def test_what_a_code_says_is_kept():
     ["normal", "Spine/degenerative", "Implanted Medical Device/aortic valve", "Scoliosis",
      "Opacity/lung/interstitial/diffuse", "Fractures, Bone/clavicle/left"],
 )  # fmt: skip
-def test_what_cannot_be_drawn_is_not(code):
-    assert drawn(code) == []
+def test_other_codes_give_no_finding(code):
+    assert attributes(code) == []
 
 
-def test_the_held_out_splits():
+def test_sizes_of_the_published_splits():
     test, val = published_test_studies(), published_val_studies()
     assert (len(test), len(val)) == (590, 294)
     assert not test & val
 
 
-def test_without_the_package_it_says_how_to_get_it(monkeypatch):
-    def absent(name):
+def test_without_the_package_the_error_has_the_install_command(monkeypatch):
+    def missing(name):
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(openi.metadata, "files", absent)
+    monkeypatch.setattr(openi.metadata, "files", missing)
     openi.coded_studies.cache_clear()
     with pytest.raises(DataError, match="pip install --no-deps torchxrayvision"):
-        Recipe(design="openi").study(0)
+        Recipe(design="openi").build_study(0)
 
 
 @pytest.mark.slow
-def test_every_coded_study_becomes_findings_its_codes_name():
+def test_findings_of_every_coded_study_are_named_by_its_codes():
     try:
         metadata.version("torchxrayvision")
     except metadata.PackageNotFoundError:
@@ -67,9 +67,9 @@ def test_every_coded_study_becomes_findings_its_codes_name():
     openi.coded_studies.cache_clear()
     studies = openi.coded_studies()
     assert len(studies) > 2800
-    held_out = published_test_studies() | published_val_studies()
-    assert not held_out & {s.study_id for s in studies}
+    reserved = published_test_studies() | published_val_studies()
+    assert not reserved & {s.study_id for s in studies}
     for study in studies:
-        findings = openi.findings_of(study.codes, Random(1))
+        findings = openi.findings_from_codes(study.codes, Random(1))
         extra = labels_of(codes_of(findings)) - labels_of(study.codes) - {"no_finding"}
         assert extra <= {"consolidation", "lung_opacity", "support_devices", "lung_lesion"}

@@ -1,4 +1,4 @@
-"""A plug-in: a decoder and its tokenizer from scratch, which read embeddings as a prefix."""
+"""A plug-in: a decoder and tokenizer trained from scratch on stored embeddings and text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
 from xraygpt.media.base import Media
-from xraygpt.models.base import Texts, renderer_of
+from xraygpt.models.base import TextSource, build_renderer
 from xraygpt.models.causal import CausalModel
 from xraygpt.models.llm import small_llm as language
 from xraygpt.models.text_assets import saved_tokenizer
@@ -21,11 +21,11 @@ from xraygpt.processors.image import ImageSpec
 from xraygpt.prompting.renderer import Run
 
 
-class RowPacker:
-    """Every row of an embedding is a token."""
+class RowCollator:
+    """Every row of an embedding becomes one token."""
 
     def token_runs(self, media: Sequence[Media]) -> list[Run]:
-        return [Run(len(one.data), one.kind) for one in media]
+        return [Run(len(medium.data), medium.kind) for medium in media]
 
     def stack(self, samples: Sequence[Sequence[Media]]) -> dict[str, Tensor]:
         return {"rows": torch.cat([media.data for sample in samples for media in sample])}
@@ -33,11 +33,11 @@ class RowPacker:
 
 @registry.register_model("prefix_lm")
 class PrefixLM(CausalModel):
-    """Embeddings, a linear layer, a small decoder."""
+    """A linear projection of embeddings into a small decoder."""
 
     @dataclass(kw_only=True)
     class Config(CausalModel.Config):
-        """Width of the embeddings, size of the decoder."""
+        """Width of the embeddings, and size of the decoder."""
 
         width: int = 16
         llm: language.SmallLLM = field(default_factory=language.SmallLLM)
@@ -48,7 +48,7 @@ class PrefixLM(CausalModel):
         seed: int = 0
 
     def __init__(
-        self, config: Any, *, texts: Texts = list, assets: Path | None = None, **_: Any
+        self, config: Any, *, texts: TextSource = list, assets: Path | None = None, **_: Any
     ) -> None:
         super().__init__(config)
         self.tokenizer = saved_tokenizer(assets) or language.new_tokenizer(
@@ -56,8 +56,8 @@ class PrefixLM(CausalModel):
         )
         self.llm = language.new_llm(config.llm, self.tokenizer, config.seed)
         self.proj = nn.Linear(config.width, config.llm.hidden)
-        self.media_collator, self.context_len = RowPacker(), config.llm.context
-        self.renderer = renderer_of(config, self.tokenizer, assets=assets)
+        self.media_collator, self.context_len = RowCollator(), config.llm.context
+        self.renderer = build_renderer(config, self.tokenizer, assets=assets)
         self.image_spec = ImageSpec(image_size=8, mean=(0.5,), std=(0.5,), tokens_per_image=1)
 
     def media_tokens(self, batch: Batch) -> list[Tensor]:

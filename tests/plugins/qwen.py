@@ -1,4 +1,4 @@
-"""A tiny random Qwen2.5-VL with its processor, written as a transformers folder; no network."""
+"""Writes a tiny random Qwen2.5-VL with its processor as a transformers folder, offline."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEMPLATE = (
 
 
 def write_qwen(folder: Path) -> Path:
-    """Model and processor under `folder`."""
+    """Write model and processor to `folder`."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -74,7 +74,7 @@ def write_qwen(folder: Path) -> Path:
             vision_end_token_id=ids("<|vision_end|>"),
         )
     )  # fmt: skip
-    with torch.no_grad():  # large enough that another image gets another answer
+    with torch.no_grad():  # large enough that answers depend on the image
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.mul_(3 if "visual" in name else 6)

@@ -1,4 +1,4 @@
-"""A plug-in: a network that writes masks, its task and its score; no text anywhere."""
+"""A plug-in without text: a network that predicts masks, with its task and its score."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch, Sample
-from xraygpt.media.masks import mask_back, mask_on
+from xraygpt.media.masks import mask_to_original, mask_to_processed
 from xraygpt.metrics.statistics import Score, mean_score
 from xraygpt.models.base import BaseModel, Output
 from xraygpt.models.qformer_llm.query_collator import QueryCollator
 from xraygpt.processors.image import ImageSpec
-from xraygpt.tasks.base import Answer, BaseTask, Cell, Prediction
+from xraygpt.tasks.base import Answer, BaseTask, CaseDisplay, Prediction
 from xraygpt.tasks.payload import read_mask
 
 
@@ -29,7 +29,7 @@ class TinySegmenter(BaseModel):
     class Config(BaseModel.Config):
         """A network without settings."""
 
-    unsupported: Mapping[str, str] = {"chat": "it writes masks and no text"}
+    unsupported: Mapping[str, str] = {"chat": "it predicts masks and no text"}
 
     def __init__(self, config: Any, **_: Any) -> None:
         super().__init__(config)
@@ -48,42 +48,42 @@ class TinySegmenter(BaseModel):
 
 @registry.register_task("segment")
 class Segment(BaseTask):
-    """Classes of pixels, scored by Dice."""
+    """Predicts classes of pixels; scored by Dice."""
 
     @dataclass(kw_only=True)
     class Config(BaseTask.Config):
-        """A task without settings of its own."""
+        """Settings of every task."""
 
-    whole_studies = True
+    shuffle_per_image = True
     controls = default_controls = ("shuffled", "blank", "mirrored")
 
     def extra(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        masks = [mask_on(read_mask(s["meta"]["mask"]), s["media"][0]) for s in samples]
+        masks = [mask_to_processed(read_mask(s["meta"]["mask"]), s["media"][0]) for s in samples]
         return {"mask": torch.from_numpy(np.stack(masks)).long()}
 
-    def count(self, batch: Batch) -> int:
+    def count_targets(self, batch: Batch) -> int:
         return sum(map(bool, batch["sample_id"]))
 
     def loss(self, model: Any, batch: Batch) -> Output:
-        each = nn.functional.cross_entropy(model(batch), batch["extra"]["mask"], reduction="none")
-        rows = each.mean((1, 2))
+        pixels = nn.functional.cross_entropy(model(batch), batch["extra"]["mask"], reduction="none")
+        rows = pixels.mean((1, 2))
         return Output(rows.sum(), rows.detach(), torch.ones(len(rows), dtype=torch.long))
 
     def predict(self, model: BaseModel, prompts: Batch) -> list[Answer]:
         masks = model(prompts).argmax(1).to(torch.uint8).numpy()
         pairs = zip(masks, prompts["originals"], strict=True)
-        whole = [mask_back(m, o.geometry, o.height, o.width) for m, o in pairs]
-        return [Answer(mask=m, payload={"numbers": {"area_px": m.sum()}}) for m in whole]
+        masks = [mask_to_original(m, o.geometry, o.height, o.width) for m, o in pairs]
+        return [Answer(mask=m, payload={"numbers": {"area_px": m.sum()}}) for m in masks]
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
         dice = []
         for p in predictions:
-            said, true = p.mask(), read_mask(p.meta["mask"])
-            both = 2 * int((said & true).sum())
-            dice.append(both / max(int(said.sum()) + int(true.sum()), 1))
+            mask, reference = p.mask(), read_mask(p.meta["mask"])
+            overlap = 2 * int((mask & reference).sum())
+            dice.append(overlap / max(int(mask.sum()) + int(reference.sum()), 1))
         return [mean_score("dice", dice, "class 1", [p.study_id for p in predictions])]
 
-    def cell(self, prediction: Prediction) -> Cell:
-        true = prediction.meta.get("mask")
-        known = None if true is None else read_mask(true)
-        return Cell("mask", mask=prediction.mask(), reference_mask=known)
+    def display(self, prediction: Prediction) -> CaseDisplay:
+        path = prediction.meta.get("mask")
+        reference = None if path is None else read_mask(path)
+        return CaseDisplay("mask", mask=prediction.mask(), reference_mask=reference)

@@ -1,4 +1,4 @@
-"""A plug-in: any Qwen2.5-VL of transformers, its own processor and chat template, M-RoPE."""
+"""A plug-in: a Qwen2.5-VL of transformers with its processor, chat template and M-RoPE."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
 from xraygpt.media.base import Media
-from xraygpt.models.base import renderer_of
+from xraygpt.models.base import build_renderer
 from xraygpt.models.causal import CausalModel
 from xraygpt.processors.image import ImageSpec
 from xraygpt.prompting.renderer import IMAGE_TOKEN_ID, Run
 
 
-class QwenPacker:
-    """Tokens of each image or clip by the size of its grid; pixels by the model's processor."""
+class QwenCollator:
+    """Processes media with the model's processor; the grid determines the number of tokens."""
 
     def __init__(self, processor: Any) -> None:
         self.images, self.videos = processor.image_processor, processor.video_processor
 
-    def _made(self, media: Media) -> dict[str, Tensor]:
+    def _process(self, media: Media) -> dict[str, Tensor]:
         pixels = (media.data * 255).round().to(torch.uint8)
         if media.kind == "clip":
-            made = self.videos(videos=[pixels], return_tensors="pt", do_sample_frames=False)
+            inputs = self.videos(videos=[pixels], return_tensors="pt", do_sample_frames=False)
             seconds = self.videos.temporal_patch_size / (media.fps or 2.0)
-            return {**made, "second_per_grid_ts": torch.tensor([seconds])}
+            return {**inputs, "second_per_grid_ts": torch.tensor([seconds])}
         return dict(self.images(images=[pixels], return_tensors="pt"))
 
     def token_runs(self, media: Sequence[Media]) -> list[Run]:
         runs = []
-        for one in media:
-            made = self._made(one)
-            grid = made["video_grid_thw" if one.kind == "clip" else "image_grid_thw"]
-            runs.append(Run(int(grid.prod()) // self.images.merge_size**2, one.kind))
+        for medium in media:
+            inputs = self._process(medium)
+            grid = inputs["video_grid_thw" if medium.kind == "clip" else "image_grid_thw"]
+            runs.append(Run(int(grid.prod()) // self.images.merge_size**2, medium.kind))
         return runs
 
     def stack(self, samples: Sequence[Sequence[Media]]) -> dict[str, Tensor]:
-        each = [self._made(media) for sample in samples for media in sample]
-        names = {name for one in each for name in one}
-        return {name: torch.cat([one[name] for one in each if name in one]) for name in names}
+        inputs = [self._process(media) for sample in samples for media in sample]
+        names = {name for tensors in inputs for name in tensors}
+        return {name: torch.cat([t[name] for t in inputs if name in t]) for name in names}
 
 
 @registry.register_model("stock_vlm")
 class StockVlm(CausalModel):
-    """A vision-language model of transformers, its vision tower frozen."""
+    """A vision-language model of transformers with a frozen vision tower."""
 
     @dataclass(kw_only=True)
     class Config(CausalModel.Config):
-        """A transformers folder, and how prompts are written."""
+        """The transformers folder, and settings of prompts."""
 
         path: Path = Path()
         prompt_template: str = "chat_template"
@@ -69,21 +69,22 @@ class StockVlm(CausalModel):
         self.llm = AutoModelForImageTextToText.from_pretrained(config.path, dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(config.path)
         self.llm.model.visual.requires_grad_(False)
-        self.media_collator, self.tokenizer = QwenPacker(processor), processor.tokenizer
+        self.media_collator, self.tokenizer = QwenCollator(processor), processor.tokenizer
         self.tokenizer.chat_template = processor.chat_template
         marks = {"image": processor.image_token, "video": processor.video_token}
-        self.renderer = renderer_of(config, self.tokenizer, assets=assets, media_marks=marks)
+        self.renderer = build_renderer(config, self.tokenizer, assets=assets, media_marks=marks)
         self.image_spec = ImageSpec(image_size=56, mean=(0.5,), std=(0.5,), tokens_per_image=4)
         self.context_len = self.llm.config.text_config.max_position_embeddings
 
     def media_tokens(self, batch: Batch) -> list[Tensor]:
         inputs, network = batch["media_inputs"], self.llm.model
-        found = {}
+        tokens = {}
         for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
             if pixels in inputs:
                 encode = getattr(network, f"get_{kind}_features")
-                found[kind] = iter(encode(inputs[pixels], inputs[f"{kind}_grid_thw"]).pooler_output)
-        return [next(found["video" if r.kind == "clip" else "image"]) for r in batch["runs"]]
+                grid = inputs[f"{kind}_grid_thw"]
+                tokens[kind] = iter(encode(inputs[pixels], grid).pooler_output)
+        return [next(tokens["video" if r.kind == "clip" else "image"]) for r in batch["runs"]]
 
     def positions(self, batch: Batch) -> Tensor:
         ids = batch["input_ids"]
@@ -92,8 +93,8 @@ class StockVlm(CausalModel):
             kinds[run.row, run.start : run.start + run.length] = 2 if run.kind == "clip" else 1
         grids = {k: v for k, v in batch["media_inputs"].items() if not k.startswith("pixel")}
         ids, mask = ids.masked_fill(ids == IMAGE_TOKEN_ID, 0), batch["attention_mask"]
-        found: Tensor = self.llm.model.get_rope_index(ids, kinds, attention_mask=mask, **grids)[0]
-        return found
+        positions, _ = self.llm.model.get_rope_index(ids, kinds, attention_mask=mask, **grids)
+        return positions
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         return {n: t for n, t in self.state_dict().items() if ".visual." not in n}

@@ -1,4 +1,4 @@
-"""Large JPEGs decoded at less than their size: the same picture, nearly."""
+"""Large JPEGs decoded at a reduced size give nearly the same picture."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ SPEC = ImageSpec(image_size=224, mean=(0.5,), std=(1.0,), tokens_per_image=4)
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    """A film of 2000 x 2400 with edges, ramps and grain, as JPEG and PNG; and one of 400 x 480."""
+def pictures(tmp_path_factory):
+    """A picture of 2000 x 2400 with edges, ramps and noise as JPEG and PNG; a JPEG of 400 x 480."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:2400, 0:2000] / 2400
-    film = 90 + 80 * np.sin(9 * x) * np.cos(7 * y) + 50 * ((x - 0.4) ** 2 + (y - 0.5) ** 2 < 0.05)
-    film = np.clip(film + rng.normal(0, 6, film.shape), 0, 255).astype(np.uint8)
-    folder = tmp_path_factory.mktemp("films")
-    image = Image.fromarray(film)
+    values = 90 + 80 * np.sin(9 * x) * np.cos(7 * y) + 50 * ((x - 0.4) ** 2 + (y - 0.5) ** 2 < 0.05)
+    values = np.clip(values + rng.normal(0, 6, values.shape), 0, 255).astype(np.uint8)
+    folder = tmp_path_factory.mktemp("pictures")
+    image = Image.fromarray(values)
     image.save(folder / "large.jpg", quality=95)
     image.save(folder / "large.png")
     image.resize((400, 480)).save(folder / "small.jpg", quality=95)
     return folder
 
 
-def read(films, name, processor):
-    return read_media(MediaRef(films / name), "draw", processor).data
+def process(path, processor):
+    return read_media(MediaRef(path), "rng_key", processor).data
 
 
-def test_a_large_jpeg_is_decoded_small_and_looks_the_same(films):
-    config = XrayImage.Config(draft=True)
-    quick, whole = (c.build(image_spec=SPEC) for c in (config, XrayImage.Config()))
-    assert read_image(films / "large.jpg", at_least=448).pixels.shape == (600, 500)
-    apart = (read(films, "large.jpg", quick) - read(films, "large.jpg", whole)).abs()
-    assert 0 < apart.mean() < 0.003 and apart.max() < 0.03
-    shifted = read(films, "large.jpg", whole).roll(1, dims=-1)
-    assert (shifted - read(films, "large.jpg", whole)).abs().mean() > 5 * apart.mean()
+def test_a_large_jpeg_decoded_at_reduced_size_looks_the_same(pictures):
+    draft, full = (XrayImage.Config(draft=d).build(image_spec=SPEC) for d in (True, False))
+    assert read_image(pictures / "large.jpg", min_side=448).pixels.shape == (600, 500)
+    expected = process(pictures / "large.jpg", full)
+    difference = (process(pictures / "large.jpg", draft) - expected).abs()
+    assert 0 < difference.mean() < 0.003 and difference.max() < 0.03
+    shifted = expected.roll(1, dims=-1)
+    assert (shifted - expected).abs().mean() > 5 * difference.mean()
 
 
 @pytest.mark.parametrize("name", ["small.jpg", "large.png"])
-def test_other_files_are_read_as_ever(films, name):
-    quick, whole = (XrayImage.Config(draft=d).build(image_spec=SPEC) for d in (True, False))
-    assert np.array_equal(read(films, name, quick), read(films, name, whole))
+def test_small_jpegs_and_pngs_are_not_affected(pictures, name):
+    draft, full = (XrayImage.Config(draft=d).build(image_spec=SPEC) for d in (True, False))
+    assert np.array_equal(process(pictures / name, draft), process(pictures / name, full))
 
 
-def test_it_is_off_unless_asked_for_and_part_of_the_signature():
-    whole, quick = (XrayImage.Config(draft=d).build(image_spec=SPEC) for d in (False, True))
-    assert XrayImage.Config().build(image_spec=SPEC).at_least is None
-    assert whole.signature() != quick.signature()
+def test_draft_is_off_by_default_and_part_of_the_signature():
+    full, draft = (XrayImage.Config(draft=d).build(image_spec=SPEC) for d in (False, True))
+    assert XrayImage.Config().build(image_spec=SPEC).min_side is None
+    assert full.signature() != draft.signature()
     assert XrayImageTrain.Config(draft=True).for_eval().draft
 
 
-def test_a_narrow_crop_still_has_pixels_enough():
+def test_the_smallest_crop_still_has_enough_pixels():
     train = XrayImageTrain.Config(draft=True, min_scale=0.25).build(image_spec=SPEC)
-    assert train.at_least >= 2 * 224 / (0.25 * 0.75) ** 0.5
+    assert train.min_side >= 2 * 224 / (0.25 * 0.75) ** 0.5

@@ -1,4 +1,4 @@
-"""`legacy_train` and `legacy_chat` give LLaMA the ids that XrayGPT and MiniGPT-4 gave it."""
+"""`legacy_train` and `legacy_chat` produce the same LLaMA ids as XrayGPT and MiniGPT-4."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from xraygpt.prompting.renderer import IMAGE_TOKEN_ID, PromptRenderer, Run, Turn
+from xraygpt.prompting.content import Turn
+from xraygpt.prompting.renderer import IMAGE_TOKEN_ID, PromptRenderer, Run
 
 BOS = 1
 IMAGE = [IMAGE_TOKEN_ID] * 4
@@ -24,19 +25,19 @@ SYSTEM = [
 
 @pytest.fixture(scope="module")
 def llama() -> PreTrainedTokenizerFast:
-    """LLaMA's tokenizer, as far as these prompts need it."""
+    """The part of LLaMA's tokenizer that these prompts use."""
     pieces = json.loads((Path(__file__).parent / "llama_pieces.json").read_text(encoding="utf-8"))
     vocab = pieces["vocab"] | {"<unk>": 0, "<s>": 1, "</s>": 2}
     merges = [tuple(m.split(" ")) for m in pieces["merges"]]
-    core = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True))
-    core.normalizer = normalizers.Sequence(
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )
-    core.decoder = decoders.Replace("▁", " ")
-    core.add_special_tokens([AddedToken(t, normalized=False) for t in ("<s>", "</s>")])
-    core.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.decoder = decoders.Replace("▁", " ")
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in ("<s>", "</s>")])
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
 
 
@@ -44,13 +45,13 @@ def user(text: str) -> Turn:
     return Turn(role="user", text=text)
 
 
-def doctor(text: str) -> Turn:
+def assistant(text: str) -> Turn:
     return Turn(role="assistant", text=text)
 
 
-def test_the_second_stage(llama):
+def test_second_training_stage(llama):
     renderer = PromptRenderer(llama, "legacy_train")
-    turns = [user("<image> Describe this image in detail."), doctor("Heart size is normal.")]
+    turns = [user("<image> Describe this image in detail."), assistant("Heart size is normal.")]
     rendered = renderer.render(turns, [Run(4)])
     question = [1533, 25518, 29958, 20355, 915, 445, 1967, 297, 9493, 29889]
     roles = [835, 6132, 2801, 29901, 29871]  # ▁### Do ctor : ▁
@@ -61,21 +62,21 @@ def test_the_second_stage(llama):
     assert renderer.stop_strings == ["###"]
 
 
-def test_the_first_stage(llama):
-    """No prompt at all: the image, the caption, a line feed."""
+def test_first_training_stage(llama):
+    """No prompt, only the image, the caption and a line feed."""
     renderer = PromptRenderer(llama, "none", end_sym="\n")
-    rendered = renderer.render([user("<image>"), doctor("Heart size is normal.")], [Run(4)])
+    rendered = renderer.render([user("<image>"), assistant("Heart size is normal.")], [Run(4)])
     assert rendered["input_ids"] == [BOS, *IMAGE, 17778, 2159, 338, 4226, 29889, 13]
 
 
-def test_the_chat(llama):
-    """The demo tokenises all between two images as one text, and ## # for its ###."""
+def test_chat(llama):
+    """The demo tokenises all text between two images as one string, so ### becomes ## #."""
     renderer = PromptRenderer(llama, "legacy_chat")
-    opened = [BOS, *SYSTEM, 2277, 29937, 11457, 993, 29901, 529, 25518, 29958, *IMAGE]
+    opening = [BOS, *SYSTEM, 2277, 29937, 11457, 993, 29901, 529, 25518, 29958, *IMAGE]
     first = [1533, 25518, 29958, 1724, 338, 372, 29973, 2277, 29937, 6132, 2801, 29901]
-    assert renderer.render([user("<image> What is it?")], [Run(4)])["input_ids"] == opened + first
+    assert renderer.render([user("<image> What is it?")], [Run(4)])["input_ids"] == opening + first
     later = [17732, 301, 3085, 29889, 2277, 29937, 11457, 993, 29901, 1126, 278, 5192, 29973]
-    turns = [user("<image> What is it?"), doctor("Clear lungs."), user("And the heart?")]
+    turns = [user("<image> What is it?"), assistant("Clear lungs."), user("And the heart?")]
     rendered = renderer.render(turns, [Run(4)])
-    assert rendered["input_ids"] == opened + first + later + [2277, 29937, 6132, 2801, 29901]
+    assert rendered["input_ids"] == opening + first + later + [2277, 29937, 6132, 2801, 29901]
     assert set(rendered["labels"]) == {-100}

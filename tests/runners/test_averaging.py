@@ -24,14 +24,14 @@ def test_what_is_saved_and_measured_is_the_mean_of_the_steps(tmp_path, toy, monk
         kept = min(0.7, step / (step + 9))
         mean.mul_(kept).add_(runner.model.state_dict()[name], alpha=1 - kept)
 
-    original = runner.mean_loss
+    original = runner.validator.mean_loss
 
     def mean_loss(data):
         measured.append(runner.model.state_dict()[name].clone())
         return original(data)
 
     monkeypatch.setattr(runner.average, "update", update)
-    monkeypatch.setattr(runner, "mean_loss", mean_loss)
+    monkeypatch.setattr(runner.validator, "mean_loss", mean_loss)
     runner.train()
     saved = weights(tmp_path / "out")[name]
     torch.testing.assert_close(saved, mean)
@@ -58,5 +58,5 @@ def test_resumed_is_uninterrupted_to_the_bit(tmp_path, toy, monkeypatch):
 
 
 def test_shares_outside_nought_to_one_are_refused(tmp_path, toy):
-    with pytest.raises(ConfigError, match=r"ema_decay: must lie in"):
+    with pytest.raises(ConfigError, match=r"ema_decay: must be in"):
         runner_of(tmp_path, toy, "run.ema_decay=1.0")

@@ -62,9 +62,9 @@ def test_it_takes_the_longest_rows(tmp_path, toy):
 
     def length(i):
         part, inner = data.locate(i)
-        return sum(len(t["text"]) for t in part.turns_of(inner))
+        return sum(len(t["text"]) for t in part.get_turns(inner))
 
     lengths = sorted((length(i) for i in range(len(data))), reverse=True)
     assert [length(i) for i in longest_rows(data, 8)] == lengths[:8]
     assert lengths[7] > lengths[-1]
-    assert len(longest_rows(data, 3, looked_at=5)) == 3
+    assert len(longest_rows(data, 3, max_scanned=5)) == 3

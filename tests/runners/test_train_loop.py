@@ -150,7 +150,7 @@ PLATEAU = (
 def plateaus(runner: Runner, monkeypatch) -> None:
     """Val losses that do not hang on the weights: no new best at steps 2, 4, 5 and 7."""
     losses = dict(enumerate([3.0, 3.1, 2.0, 2.2, 2.1, 1.0, 1.1, 0.5], start=1))
-    monkeypatch.setattr(runner, "mean_loss", lambda data: losses[runner.step])
+    monkeypatch.setattr(runner.validator, "mean_loss", lambda data: losses[runner.step])
 
 
 @pytest.mark.slow
@@ -222,7 +222,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, toy, caplog):
     file.write_bytes(content)
     older = checkpoint.find_checkpoint(tmp_path / "out")
     assert older != newest
-    assert "passed over damaged checkpoints" in caplog.text
+    assert "skipped damaged checkpoints" in caplog.text
     assert "SHA-256" in caplog.text
     for name in ("model.safetensors", "MANIFEST.json"):
         (older / name).write_bytes(b"")
@@ -243,7 +243,7 @@ def test_a_loss_that_is_no_number_stops_and_poisons_nothing(tmp_path, toy):
         return output
 
     runner.task.loss = poisoned
-    with pytest.raises(TrainingError, match=r"step 5: loss nan.*samples of it: s\d"):
+    with pytest.raises(TrainingError, match=r"step 5: loss nan.*its samples: s\d"):
         runner.train()
     assert checkpoint.find_checkpoint(tmp_path / "out").name == "step-4"
     assert all(torch.isfinite(t).all() for t in weights(tmp_path / "out").values())
@@ -306,8 +306,8 @@ def test_resuming_an_older_checkpoint_forgets_what_came_after(tmp_path, toy):
 def test_patience_stops_early(tmp_path, toy):
     options = ["run.patience=2", "run.eval_every=1", "run.init_lr=1e-12", "run.max_steps=50"]
     runner = runner_of(tmp_path, toy, *options)
-    original = runner.mean_loss
-    runner.mean_loss = lambda data: original(data) + runner.step  # ever worse
+    original = runner.validator.mean_loss
+    runner.validator.mean_loss = lambda data: original(data) + runner.step  # ever worse
     runner.train()
     assert runner.step == 3
 
@@ -595,7 +595,9 @@ def test_an_llm_that_is_trained_is_not_sharded(tmp_path, toy):
 def test_another_number_of_samples_in_a_step_is_refused(tmp_path, toy):
     runner_of(tmp_path, toy).train()
     resume = f"run.resume_ckpt_path={tmp_path / 'out'}"
-    with pytest.raises(WeightsError, match=r"has 8 samples in a step .* and this run 4; make them"):
+    with pytest.raises(
+        WeightsError, match=r"saved with 8 samples per step .* and this run has 4; make them"
+    ):
         runner_of(tmp_path, toy, resume, "run.batch_size_train=4").train()
     two = ("run.batch_size_train=4", "run.accum_grad_iters=2", "run.max_steps=7")
     again = runner_of(tmp_path, toy, resume, *two)

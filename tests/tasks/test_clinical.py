@@ -1,4 +1,4 @@
-"""Scores that want weights: wired to their settings, and left out by name where these are not."""
+"""Scores with third-party weights: computed if the settings name them, otherwise left out."""
 
 from __future__ import annotations
 
@@ -9,44 +9,45 @@ import numpy as np
 import pytest
 
 from xraygpt.metrics import bertscore, chexbert, radgraph
-from xraygpt.tasks.clinical import Clinical, ClinicalMetrics
+from xraygpt.tasks.clinical import ClinicalMetrics, ClinicalScorer
 
-SAID = ["The heart is enlarged.", "No effusion.", ""]
-TRUE = ["The heart is enlarged.", "Left effusion.", "Clear lungs."]
+PREDICTIONS = ["The heart is enlarged.", "No effusion.", ""]
+REFERENCES = ["The heart is enlarged.", "Left effusion.", "Clear lungs."]
 STUDIES = ["a", "b", "c"]
 
 
-def test_without_weights_every_score_says_what_is_missing():
-    scores, left_out = Clinical(ClinicalMetrics()).score(SAID, TRUE, STUDIES)
+def test_without_weights_every_score_names_the_missing_setting():
+    scores, left_out = ClinicalScorer(ClinicalMetrics()).score(PREDICTIONS, REFERENCES, STUDIES)
     assert scores == []
     assert set(left_out) == {"BERTScore", "CheXbert F1", "RadGraph F1", "RadCliQ-v1", "GREEN"}
     for name, key in (("BERTScore", "bertscore"), ("GREEN", "judge_url"), ("RadCliQ-v1", "bert")):
         assert f"run.task.clinical.{key}" in left_out[name]
 
 
-def test_a_wrong_path_leaves_out_that_score_alone(tmp_path):
+def test_a_wrong_path_only_affects_its_score(tmp_path):
     settings = ClinicalMetrics(bertscore=tmp_path / "nowhere")
-    _, left_out = Clinical(settings).score(SAID, TRUE, STUDIES)
+    _, left_out = ClinicalScorer(settings).score(PREDICTIONS, REFERENCES, STUDIES)
     assert "nowhere" in left_out["BERTScore"]
 
 
-def test_halves_of_a_setting_are_refused(tmp_path):
+def test_incomplete_settings_are_refused(tmp_path):
     with pytest.raises(ValueError, match="judge_url: needs judge_model"):
         ClinicalMetrics(judge_url="http://127.0.0.1:1")
     with pytest.raises(ValueError, match="chexbert: needs chexbert_bert"):
         ClinicalMetrics(chexbert=tmp_path)
 
 
-def test_radcliq_is_made_of_the_three(tmp_path, monkeypatch):
-    """Every part in place of its weights: a perfect report is better than a wrong one."""
+def test_radcliq_combines_three_metrics(tmp_path, monkeypatch):
+    """With fake models, a perfect report scores better than a wrong one."""
 
     class Bert:
         signature = "BERTScore"
 
         def __init__(self, *_: object) -> None: ...
 
-        def score(self, said, true, **_):
-            same = np.array([float(p == r) for p, r in zip(said, true, strict=True)])
+        def score(self, predictions, references, **_):
+            pairs = zip(predictions, references, strict=True)
+            same = np.array([float(p == r) for p, r in pairs])
             return bertscore.Overlap(same, same, same)
 
     class Labels:
@@ -59,35 +60,35 @@ def test_radcliq_is_made_of_the_three(tmp_path, monkeypatch):
         def embed(self, texts):
             return np.array([[len(t) + 1.0, "enlarged" in t] for t in texts])
 
-    asked = []
+    annotated = []
 
     def annotate(texts, folder):
-        asked.extend(texts)
+        annotated.extend(texts)
         entity = {"tokens": "heart", "label": "Anatomy::definitely present", "relations": []}
         return [{"entities": {"1": {**entity, "tokens": t}} if t else {}} for t in texts]
 
     monkeypatch.setattr(bertscore, "BertScorer", Bert)
     monkeypatch.setattr(chexbert, "CheXbert", Labels)
     monkeypatch.setattr(radgraph, "annotate", annotate)
-    clinical = Clinical(
+    clinical = ClinicalScorer(
         ClinicalMetrics(
             bertscore=tmp_path, chexbert=tmp_path, chexbert_bert=tmp_path, radgraph=tmp_path
         )
     )
-    right, left_out = clinical.score(TRUE, TRUE, STUDIES)
-    wrong, _ = clinical.score(SAID, TRUE, STUDIES)
+    right, left_out = clinical.score(REFERENCES, REFERENCES, STUDIES)
+    wrong, _ = clinical.score(PREDICTIONS, REFERENCES, STUDIES)
     assert set(left_out) == {"GREEN"}
-    assert len(asked) == len(set(asked))  # a text is annotated once, however often it is scored
+    assert len(annotated) == len(set(annotated))  # each text is annotated once
     good, bad = ({s.name: s.value for s in scores} for scores in (right, wrong))
     assert good["RadCliQ-v1"] < bad["RadCliQ-v1"]  # lower is better
     assert good["BERTScore_F1"] == 1 > bad["BERTScore_F1"]
     assert good["RadGraph_partial"] == 1 > bad["RadGraph_partial"]
 
 
-def test_green_asks_the_endpoint_that_is_named(monkeypatch):
+def test_green_uses_the_configured_endpoint(monkeypatch):
     pytest.importorskip("openai")
     monkeypatch.setenv("XRAYGPT_JUDGE_KEY", "secret-key")
-    seen: list[str] = []
+    keys: list[str] = []
     answer = (
         "[Explanation]:\\nfine\\n[Clinically Significant Errors]:\\n(a) x: 0\\n"
         "[Clinically Insignificant Errors]:\\n(a) x: 0\\n[Matched Findings]:\\n1. heart"
@@ -95,7 +96,7 @@ def test_green_asks_the_endpoint_that_is_named(monkeypatch):
 
     class Judge(BaseHTTPRequestHandler):
         def do_POST(self):
-            seen.append(self.headers["Authorization"])
+            keys.append(self.headers["Authorization"])
             self.rfile.read(int(self.headers["Content-Length"]))
             body = (
                 '{"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": '
@@ -114,10 +115,10 @@ def test_green_asks_the_endpoint_that_is_named(monkeypatch):
     try:
         url = f"http://127.0.0.1:{server.server_port}/v1"
         settings = ClinicalMetrics(judge_url=url, judge_model="m")
-        scores, left_out = Clinical(settings).score(TRUE[:1], TRUE[:1], ["a"])
+        scores, left_out = ClinicalScorer(settings).score(REFERENCES[:1], REFERENCES[:1], ["a"])
     finally:
         server.shutdown()
         server.server_close()
-    found = {s.name: s for s in scores}
-    assert "GREEN" not in left_out and found["GREEN"].value == 1
-    assert "m" in found["GREEN"].signature and seen == ["Bearer secret-key"]
+    by_name = {s.name: s for s in scores}
+    assert "GREEN" not in left_out and by_name["GREEN"].value == 1
+    assert "m" in by_name["GREEN"].signature and keys == ["Bearer secret-key"]

@@ -1,4 +1,4 @@
-"""Weights in and out: the lineage's `.pth`, transformers' BLIP-2, and folders of ours."""
+"""Converting weights: the original's `.pth`, transformers' BLIP-2, and this project's folders."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from transformers import (
 from tests import processes
 from tests.conftest import REPO, toy_yaml, write_toy_corpus
 from tests.models.llm.test_hf_folders import blip2  # noqa: F401  (a fixture)
-from tests.models.llm.test_hf_folders import ours as small_eva
-from tests.models.vision.test_encoders import medclip_folder, shaken
+from tests.models.llm.test_hf_folders import our_model as small_eva
+from tests.models.vision.test_encoders import medclip_folder, perturbed
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.convert import main
@@ -61,8 +61,8 @@ def convert(monkeypatch, *arguments: object) -> None:
 
 
 def eva_file(path: Path) -> Path:
-    """An encoder whose tokens vary about as much as a trained one's."""
-    state = dict(shaken(build_vision("eva_tiny", None, None).net).state_dict())
+    """An encoder whose tokens vary about as much as those of a trained one."""
+    state = dict(perturbed(build_vision("eva_tiny", None, None).net).state_dict())
     torch.manual_seed(6)
     state["pos_embed"] = torch.randn_like(state["pos_embed"]) * 3
     torch.save(state, path)
@@ -70,7 +70,7 @@ def eva_file(path: Path) -> Path:
 
 
 def trained(folder: Path, *options: str) -> Path:
-    """A run of two steps whose weights are then shaken, so that every one of them matters."""
+    """A run of two steps on randomly perturbed weights, so that every weight matters."""
     corpus = write_toy_corpus(folder / "corpus", 16)
     path = folder / "run.yaml"
     path.write_text(toy_yaml(corpus, RUN % (folder / "run"), MODEL))
@@ -90,7 +90,7 @@ def run(tmp_path_factory) -> Path:
     return trained(tmp_path_factory.mktemp("eva"))
 
 
-def of(run: Path, **settings) -> XrayGPT:
+def load_run(run: Path, **settings) -> XrayGPT:
     checkpoint = next(run.glob("*/checkpoints/step-2"))
     experiment = load(Training, checkpoint / "config.yaml", ["model.ckpt=null"])
     for name, value in settings.items():
@@ -100,25 +100,25 @@ def of(run: Path, **settings) -> XrayGPT:
     return model.eval()
 
 
-def test_ours_to_pth_and_back_is_equal_to_the_bit(run, tmp_path, monkeypatch):
-    convert(monkeypatch, run, tmp_path / "ours.pth", "--to", "pth", "--with-vision")
-    content = torch.load(tmp_path / "ours.pth", weights_only=True)["model"]
+def test_export_to_pth_and_back_is_exact(run, tmp_path, monkeypatch):
+    convert(monkeypatch, run, tmp_path / "run.pth", "--to", "pth", "--with-vision")
+    content = torch.load(tmp_path / "run.pth", weights_only=True)["model"]
     assert "Qformer.bert.encoder.layer.0.crossattention.self.key.weight" in content
-    model, back = of(run), of(run)
+    model, loaded = load_run(run), load_run(run)
     with torch.no_grad():
-        for parameter in back.parameters():
+        for parameter in loaded.parameters():
             parameter.zero_()
-    back.average_tokens.zero_()
-    source, fresh = load_weights(back, tmp_path / "ours.pth")
-    assert (source, fresh) == (tmp_path / "ours.pth", [])
-    own = {n: t for n, t in model.state_dict().items() if not n.startswith("llm.")}
-    assert own["average_tokens"].any()
-    assert all(torch.equal(back.state_dict()[n], t) for n, t in own.items())
-    # And into our layout: the same again.
-    convert(monkeypatch, tmp_path / "ours.pth", tmp_path / "again")
-    again = load_file(tmp_path / "again" / "model.safetensors")
-    assert set(again) == set(own)
-    assert all(torch.equal(again[n], t) for n, t in own.items())
+    loaded.average_tokens.zero_()
+    source, fresh = load_weights(loaded, tmp_path / "run.pth")
+    assert (source, fresh) == (tmp_path / "run.pth", [])
+    expected = {n: t for n, t in model.state_dict().items() if not n.startswith("llm.")}
+    assert expected["average_tokens"].any()
+    assert all(torch.equal(loaded.state_dict()[n], t) for n, t in expected.items())
+    # Converting it to this project's layout gives the same.
+    convert(monkeypatch, tmp_path / "run.pth", tmp_path / "converted")
+    converted = load_file(tmp_path / "converted" / "model.safetensors")
+    assert set(converted) == set(expected)
+    assert all(torch.equal(converted[n], t) for n, t in expected.items())
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_ours_to_pth_and_back_is_equal_to_the_bit(run, tmp_path, monkeypatch):
         pytest.param(False, 3, id="untied, spare rows"),
     ],
 )
-def test_plain_transformers_says_the_same(tmp_path, monkeypatch, tied, spare):
+def test_plain_transformers_gives_the_same_answers(tmp_path, monkeypatch, tied, spare):
     """Twenty prompts: the same greedy tokens, the same logits to 1e-5."""
     size = SmallLLM(vocab_size=260, hidden=64, layers=2, heads=2, init_std=0.2, embedding_std=0.3)
     tokenizer = new_tokenizer(["The heart is large. No effusion is seen."] * 9, 300)
@@ -141,22 +141,24 @@ def test_plain_transformers_says_the_same(tmp_path, monkeypatch, tied, spare):
             "tie_word_embeddings": tied, "vocab_size": len(tokenizer) + spare,
         })  # fmt: skip
         torch.manual_seed(7)
-        llm = shaken(type(llm)(config))
+        llm = perturbed(type(llm)(config))
         llm.get_input_embeddings().weight.data.normal_(0, 0.3)
-        llm.get_input_embeddings().weight.data[len(tokenizer) :] = 0  # of no token, never said
+        llm.get_input_embeddings().weight.data[len(tokenizer) :] = (
+            0  # belongs to no token, is never generated
+        )
         llm.lm_head.weight.data[len(tokenizer) :] = 0
     llm.save_pretrained(tmp_path / "llm")
     tokenizer.save_pretrained(tmp_path / "llm")
     run = trained(tmp_path, f"model.llama_model={tmp_path / 'llm'}")
     convert(monkeypatch, run, tmp_path / "hf", "--to", "transformers", "--license", "apache-2.0")
-    model = of(run)
+    model = load_run(run)
     theirs = Blip2ForConditionalGeneration.from_pretrained(tmp_path / "hf").eval()
     processor = Blip2Processor.from_pretrained(tmp_path / "hf")
     prompt = json.loads((tmp_path / "hf" / "prompt.json").read_text())
     image_id = prompt["image_token_id"]
     assert theirs.config.image_token_id == image_id
     assert len(theirs.get_input_embeddings().weight) == len(tokenizer) + max(spare, 1)
-    said = set()
+    answers = set()
     for number in range(20):
         pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(number))
         question = f"Question {number}: is the {'heart large' * (number % 3)}?"
@@ -164,44 +166,42 @@ def test_plain_transformers_says_the_same(tmp_path, monkeypatch, tied, spare):
         rendered = model.renderer.render(turns, [Run(8)])["input_ids"]
         text = prompt["text"].replace(prompt["question"], question)
         ids = torch.tensor([processor.tokenizer(text, add_special_tokens=False)["input_ids"]])
-        own = torch.tensor([rendered])
-        assert torch.equal(ids.masked_fill(ids == image_id, IMAGE_TOKEN_ID), own)
+        own_ids = torch.tensor([rendered])
+        assert torch.equal(ids.masked_fill(ids == image_id, IMAGE_TOKEN_ID), own_ids)
         with torch.no_grad():
             embeds = model.embed({
-                "input_ids": own, "media_inputs": {"pixel_values": pixels}, "question": [question],
-                "runs": [MediaRun(0, "image", own[0].tolist().index(IMAGE_TOKEN_ID), 8)],
-                "sample_id": ["s"],
+                "input_ids": own_ids, "media_inputs": {"pixel_values": pixels},
+                "runs": [MediaRun(0, "image", own_ids[0].tolist().index(IMAGE_TOKEN_ID), 8)],
+                "question": [question], "sample_id": ["s"],
             })  # fmt: skip
-            mine = model.llm(inputs_embeds=embeds).logits
-            other = theirs(pixels, input_ids=ids).logits[..., : mine.shape[-1]]
-            assert (mine - other).abs().max() <= 1e-5 * max(1, float(mine.abs().max()))
+            logits = model.llm(inputs_embeds=embeds).logits
+            their_logits = theirs(pixels, input_ids=ids).logits[..., : logits.shape[-1]]
+            tolerance = 1e-5 * max(1, float(logits.abs().max()))
+            assert (logits - their_logits).abs().max() <= tolerance
             expected = model.llm.generate(
-                inputs_embeds=embeds, attention_mask=torch.ones_like(own), max_new_tokens=12,
+                inputs_embeds=embeds, attention_mask=torch.ones_like(own_ids), max_new_tokens=12,
                 do_sample=False,
             )  # fmt: skip
-            found = theirs.generate(
+            generated = theirs.generate(
                 pixels, input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12,
                 do_sample=False, suppress_tokens=[image_id],
             )  # fmt: skip
-        found = found[:, -expected.shape[1] :]
-        assert torch.equal(found, expected)
-        said.add(tuple(expected[0].tolist()))
-    assert len(said) > 10  # answers differ, so equality says something
+        assert torch.equal(generated[:, -expected.shape[1] :], expected)
+        answers.add(tuple(expected[0].tolist()))
+    assert len(answers) > 10  # the comparison covers different answers
 
 
 @pytest.mark.slow
-def test_the_exported_processor_makes_our_pixels_and_the_card_says_what_it_must(
-    run, tmp_path, monkeypatch
-):
+def test_the_exported_processor_and_model_card(run, tmp_path, monkeypatch):
     convert(monkeypatch, run, tmp_path / "hf", "--to", "transformers", "--license", "llama2")
     processor = Blip2Processor.from_pretrained(tmp_path / "hf")
     rows, columns = np.mgrid[:70, :90]
     grey = (127 + 60 * np.sin(rows / 7) + 60 * np.cos(columns / 9)).astype(np.uint8)
     image = Image.fromarray(grey).convert("RGB")
-    theirs = processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
-    spec = ImageSpec(**vars(of(run).vision.wants), tokens_per_image=8)
-    mine = XrayImage(XrayImage.Config(), image_spec=spec)(grey.astype(np.float32) / 255)
-    assert (theirs - mine).abs().max() < 1.1 / 255 / 0.26  # theirs is rounded to 8 bit
+    exported = processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
+    spec = ImageSpec(**vars(load_run(run).vision.input_spec), tokens_per_image=8)
+    expected = XrayImage(XrayImage.Config(), image_spec=spec)(grey.astype(np.float32) / 255)
+    assert (exported - expected).abs().max() < 1.1 / 255 / 0.26  # rounded to 8 bits
     card = (tmp_path / "hf" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n")
     assert "license: llama2" in card
@@ -211,10 +211,10 @@ def test_the_exported_processor_makes_our_pixels_and_the_card_says_what_it_must(
         assert str(run.parent) not in file.read_text(), file.name
     example = card.split("```python\n")[1].split("```")[0]
     image.save(tmp_path / "hf" / "chest.png")
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", example], cwd=tmp_path / "hf", capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow
@@ -224,65 +224,65 @@ def test_lora_is_merged_or_refused(tmp_path, monkeypatch):
         convert(monkeypatch, run, tmp_path / "hf", "--to", "transformers")
     convert(monkeypatch, run, tmp_path / "hf", "--to", "transformers", "--merge-lora")
     convert(monkeypatch, run, tmp_path / "my.pth", "--to", "pth", "--merge-lora")
-    model = of(run)
+    model = load_run(run)
     theirs = Blip2ForConditionalGeneration.from_pretrained(tmp_path / "hf").eval()
-    beside = AutoModelForCausalLM.from_pretrained(tmp_path / "my-llm").eval()
+    saved_llm = AutoModelForCausalLM.from_pretrained(tmp_path / "my-llm").eval()
     ids = torch.arange(5, 30)[None]
     with torch.no_grad():
-        mine = model.llm(input_ids=ids).logits
-        merged = theirs.language_model(input_ids=ids).logits[..., : mine.shape[-1]]
-        assert (mine - beside(input_ids=ids).logits).abs().max() < 1e-5
+        logits = model.llm(input_ids=ids).logits
+        merged = theirs.language_model(input_ids=ids).logits[..., : logits.shape[-1]]
+        assert (logits - saved_llm(input_ids=ids).logits).abs().max() < 1e-5
         for module in model.llm.modules():
             if isinstance(module, BaseTunerLayer):
                 module.enable_adapters(False)
         without = model.llm(input_ids=ids).logits
-    assert (mine - merged).abs().max() < 1e-5
-    assert (mine - without).abs().max() > 1e-3  # the adapters do something
+    assert (logits - merged).abs().max() < 1e-5
+    assert (logits - without).abs().max() > 1e-3  # the adapters have an effect
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("option", "to", "says"),
+    ("option", "to", "message"),
     [
         ("model.vit_model=tiny", "transformers", "this run's encoder is tiny"),
         ("model.vit_model=timm/vit_tiny_patch16_224", "transformers", "holds the EVA-CLIP-g tower"),
         ("model.qformer.adapter=96", "pth", "an adapter between"),
     ],
 )
-def test_what_has_no_place_there_is_refused(tmp_path, monkeypatch, option, to, says):
-    more = ["model.image_size=32"] if "vit_model" in option else []
-    run = trained(tmp_path, option, *more)
-    with pytest.raises(WeightsError, match=says):
+def test_unsupported_exports_are_refused(tmp_path, monkeypatch, option, to, message):
+    extra = ["model.image_size=32"] if "vit_model" in option else []
+    run = trained(tmp_path, option, *extra)
+    with pytest.raises(WeightsError, match=message):
         convert(monkeypatch, run, tmp_path / "out", "--to", to)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_a_trained_encoder_goes_along_or_is_refused(tmp_path, monkeypatch):
+def test_a_trained_encoder_is_exported_or_refused(tmp_path, monkeypatch):
     run = trained(tmp_path, "model.freeze_vit=false")
     with pytest.raises(WeightsError, match="--with-vision"):
         convert(monkeypatch, run, tmp_path / "my.pth", "--to", "pth")
     convert(monkeypatch, run, tmp_path / "my.pth", "--to", "pth", "--with-vision")
-    trained_here = of(run)
+    model = load_run(run)
     content = torch.load(tmp_path / "my.pth", weights_only=True)["model"]
-    assert torch.equal(content["visual_encoder.cls_token"], trained_here.vision.net.cls_token)
+    assert torch.equal(content["visual_encoder.cls_token"], model.vision.net.cls_token)
 
 
 @pytest.mark.slow
-def test_the_export_makes_pictures_as_the_run_did(tmp_path, monkeypatch):
-    other = "datasets.toy.vis_processor={eval: {name: xray_image, mean: [0.2], std: [0.3]}}"
-    run = trained(tmp_path, other)
+def test_the_export_uses_the_image_processor_of_the_run(tmp_path, monkeypatch):
+    option = "datasets.toy.vis_processor={eval: {name: xray_image, mean: [0.2], std: [0.3]}}"
+    run = trained(tmp_path, option)
     convert(monkeypatch, run, tmp_path / "hf", "--to", "transformers")
-    made = Blip2Processor.from_pretrained(tmp_path / "hf").image_processor
-    assert made.image_mean == pytest.approx([0.2] * 3)
-    assert made.image_std == pytest.approx([0.3] * 3)
+    processor = Blip2Processor.from_pretrained(tmp_path / "hf").image_processor
+    assert processor.image_mean == pytest.approx([0.2] * 3)
+    assert processor.image_std == pytest.approx([0.3] * 3)
 
 
 @pytest.mark.slow
-def test_another_vit_is_not_taken_for_eva(tmp_path, monkeypatch):
+def test_another_vit_is_not_mistaken_for_eva(tmp_path, monkeypatch):
     import timm
 
-    net = shaken(timm.create_model("vit_tiny_patch16_224"))
+    net = perturbed(timm.create_model("vit_tiny_patch16_224"))
     torch.save(net.state_dict(), tmp_path / "vit.pth")
     with pytest.raises(WeightsError, match="--vit-model"):
         convert(monkeypatch, tmp_path / "vit.pth", tmp_path / "x")
@@ -292,11 +292,11 @@ def test_another_vit_is_not_taken_for_eva(tmp_path, monkeypatch):
     assert manifest["left_out"] == {"its classifier": 2}
     direct = build_vision(name, None, tmp_path / "vit.pth")
     assert build_vision(name, None, tmp_path / "ours").digest() == direct.digest()
-    with pytest.raises(WeightsError, match="converted already"):
+    with pytest.raises(WeightsError, match="already converted"):
         convert(monkeypatch, tmp_path / "ours", tmp_path / "again")
 
 
-def test_a_blip2_folder_becomes_ours_and_its_llm_a_folder(blip2, tmp_path, monkeypatch):  # noqa: F811
+def test_a_blip2_folder_is_converted_with_its_llm(blip2, tmp_path, monkeypatch):  # noqa: F811
     net, folder = blip2
     convert(monkeypatch, folder, tmp_path / "ours")
     manifest = json.loads((tmp_path / "ours" / "MANIFEST.json").read_text())
@@ -311,21 +311,21 @@ def test_a_blip2_folder_becomes_ours_and_its_llm_a_folder(blip2, tmp_path, monke
     with torch.no_grad():
         assert torch.equal(model.image_tokens(pixels), direct.image_tokens(pixels))
     state = load_file(tmp_path / "ours" / "llm" / "model.safetensors")
-    kept = net.language_model.state_dict()
-    assert all(torch.equal(state[n], t) for n, t in kept.items())
+    expected = net.language_model.state_dict()
+    assert all(torch.equal(state[n], t) for n, t in expected.items())
 
 
 @pytest.mark.slow
-def test_an_encoder_is_recognised_and_kept(tmp_path, monkeypatch):
+def test_an_encoder_is_detected_and_converted(tmp_path, monkeypatch):
     import torchvision
 
-    resnet = shaken(torchvision.models.resnet50())
+    resnet = perturbed(torchvision.models.resnet50())
     resnet.fc = torch.nn.Linear(2048, 512, bias=False)
     folder = medclip_folder(tmp_path / "medclip-resnet", resnet.state_dict())
     convert(monkeypatch, folder, tmp_path / "ours")
     direct = build_vision("medclip_resnet50", None, folder)
-    kept = build_vision("medclip_resnet50", None, tmp_path / "ours")
-    assert kept.digest() == direct.digest()
+    converted = build_vision("medclip_resnet50", None, tmp_path / "ours")
+    assert converted.digest() == direct.digest()
     with pytest.raises(WeightsError, match="converted from medclip_resnet50, not from timm"):
         build_vision("timm/resnet50", None, tmp_path / "ours")
     file = tmp_path / "ours" / "model.safetensors"
@@ -337,21 +337,21 @@ def test_an_encoder_is_recognised_and_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_mistakes_leave_nothing_behind(run, tmp_path, monkeypatch):
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "file").write_text("mine")
-    with pytest.raises(InputError, match="is there already"):
-        convert(monkeypatch, run, tmp_path / "there", "--to", "transformers")
-    with pytest.raises(WeightsError, match="is a run of ours already"):
+def test_failed_conversions_write_nothing(run, tmp_path, monkeypatch):
+    (tmp_path / "existing").mkdir()
+    (tmp_path / "existing" / "file").write_text("mine")
+    with pytest.raises(InputError, match="already exists"):
+        convert(monkeypatch, run, tmp_path / "existing", "--to", "transformers")
+    with pytest.raises(WeightsError, match="is already a run of xraygpt"):
         convert(monkeypatch, run, tmp_path / "x")
     torch.save({"net.weight": torch.ones(2)}, tmp_path / "odd.pth")
     with pytest.raises(WeightsError, match="--vit-model"):
         convert(monkeypatch, tmp_path / "odd.pth", tmp_path / "x")
-    done = processes.run(
+    result = processes.run(
         [sys.executable, "-m", "xraygpt.convert", "absent.pth", str(tmp_path / "x")],
         cwd=REPO, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 2 or done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "absent.pth" in done.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["odd.pth", "there"]
+    assert result.returncode in (1, 2)
+    assert "Traceback" not in result.stderr
+    assert "absent.pth" in result.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["existing", "odd.pth"]

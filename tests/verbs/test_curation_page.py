@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO
-from tests.curation.endpoint import write_corpus
+from tests.curation.fakes import write_corpus
 from tests.verbs.test_docs import blocks
 
 
@@ -53,7 +53,7 @@ def test_every_command_of_the_page(tmp_path: Path):
         if server is not None:
             server.kill()
     said = "\n".join(outputs)
-    assert "80 rows to ask, nothing was sent" in said
+    assert "80 rows to process, nothing was sent" in said
     assert "30 of 30 marked rows are good" in said
     manifest = json.loads((tmp_path / "data/openi_summaries/manifest.json").read_text())
     assert manifest["accepted"] > 70

@@ -1,4 +1,4 @@
-"""The worked examples of docs/ are run as they stand."""
+"""The examples in docs/ work unchanged."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from xraygpt.tasks.base import Prediction
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """Code blocks of a page."""
+    """Code blocks in one language of a page."""
     return re.findall(rf"```{language}\n(.*?)```", (REPO / "docs" / page).read_text(), re.S)
 
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """Puts a page's module where its YAML looks for it; returns that YAML."""
+    """A function that installs a page's module for its YAML and returns that YAML."""
 
     def install(page: str) -> str:
         (code,), (yaml,) = blocks(page, "python"), blocks(page, "yaml")
@@ -89,17 +89,17 @@ def test_adding_a_processor(tmp_path, installed):
     spec = ImageSpec(image_size=64, mean=(0.0,), std=(1.0,), tokens_per_image=1)
     builder = config.datasets["mine"].build(image_spec=spec)
     (image,) = builder.build("train")[0]["media"]
-    assert image.data.mean() == pytest.approx(0.5, abs=0.05)  # levels are spread evenly
+    assert image.data.mean() == pytest.approx(0.5, abs=0.05)  # grey levels are equalised
     assert builder.processor("vis", "eval").config.levels == 128
 
 
 def test_adding_a_task(tmp_path, installed):
     task = training(tmp_path, installed("adding_a_task.md")).run.task.build()
-    said = [
+    predictions = [
         Prediction("a", "a", "", "Clear lungs.", "Clear lungs.", 0),
         Prediction("b", "b", "", "word " * 31, "Clear lungs.", 0),
     ]
-    scores = {s.name: s for s in task.score(said)}
+    scores = {s.name: s for s in task.score(predictions)}
     assert scores["short"].value == 0.5 and scores["short"].n == 2
     assert "ROUGE-L" in scores
 
@@ -107,21 +107,21 @@ def test_adding_a_task(tmp_path, installed):
 def test_adding_a_vocabulary(tmp_path, installed):
     task = training(tmp_path, installed("adding_a_vocabulary.md")).run.task.build()
     texts = ["The left ventricle is dilated. No pericardial effusion.", "Pericardial effusion."]
-    said = [Prediction(n, n, "", t, texts[0], 0) for n, t in zip("ab", texts, strict=True)]
-    scores = {s.name: s for s in task.score(said)}
+    predictions = [Prediction(n, n, "", t, texts[0], 0) for n, t in zip("ab", texts, strict=True)]
+    scores = {s.name: s for s in task.score(predictions)}
     assert scores["findings_text_F1"].value == pytest.approx(0.5)  # 1 hit, 1 added, 1 missed
-    compared = task.compare(said[1])
+    compared = task.compare(predictions[1])
     assert (compared.missed, compared.added) == (
         ["dilated_left_ventricle"], ["pericardial_effusion"]
     )  # fmt: skip
 
 
 def test_adding_an_optimizer(tmp_path, installed):
-    """Three steps beside torch's own; its state is taken up again."""
+    """Three steps equal those of torch's optimizer, and its state can be restored."""
     run = training(tmp_path, installed("adding_an_optimizer.md")).run
     assert run.optimizer.clip == 1.5 and run.init_lr == 1e-3
 
-    def moved(model: BaseModel, optimizer: torch.optim.Optimizer, steps: int) -> list[torch.Tensor]:
+    def train(model: BaseModel, optimizer: torch.optim.Optimizer, steps: int) -> list[torch.Tensor]:
         weights = [p for _, p in model.trainable_parameters()]
         for _ in range(steps):
             sum((p**2).sum() for p in weights).backward()
@@ -134,16 +134,16 @@ def test_adding_an_optimizer(tmp_path, installed):
         rest = {"lr": run.init_lr, "weight_decay": run.weight_decay, "beta2": run.beta2}
         return model, make_optimizer(run.optimizer, model, **rest)
 
-    (model, optimizer), (twin, _), (other, later) = fresh(), fresh(), fresh()
+    (model, optimizer), (twin, _), (other, interrupted) = fresh(), fresh(), fresh()
     assert bytes_to_come(optimizer) > 0
-    ours = moved(model, optimizer, 3)
+    ours = train(model, optimizer, 3)
     groups = [{**g, "weight_decay": g.get("weight_decay", 0.05)} for g in twin.param_groups()]
-    theirs = moved(twin, torch.optim.Adafactor(groups, lr=1e-3, d=1.5), 3)
+    theirs = train(twin, torch.optim.Adafactor(groups, lr=1e-3, d=1.5), 3)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    moved(other, later, 2)
-    again = make_optimizer(run.optimizer, other, lr=1e-3, weight_decay=0.05, beta2=0.999)
-    again.load_state_dict(later.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(ours, moved(other, again, 1), strict=True))
+    train(other, interrupted, 2)
+    resumed = make_optimizer(run.optimizer, other, lr=1e-3, weight_decay=0.05, beta2=0.999)
+    resumed.load_state_dict(interrupted.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(ours, train(other, resumed, 1), strict=True))
     (code,) = blocks("adding_an_optimizer.md", "text")
     names: dict = {}
     exec(code, names)
@@ -154,8 +154,8 @@ def test_adding_an_optimizer(tmp_path, installed):
 
 
 def test_adding_an_encoder(tmp_path, installed, monkeypatch):
-    """A step from black to white on the left is seen there, across and not down."""
-    monkeypatch.setattr(ENCODERS, "_entries", dict(ENCODERS._entries))  # gone after the test
+    """An edge from black to white gives a horizontal gradient at its place and no vertical one."""
+    monkeypatch.setattr(ENCODERS, "_entries", dict(ENCODERS._entries))  # restored after the test
     model = training(tmp_path, installed("adding_an_encoder.md")).model.build(texts=list)
     assert model.vision.num_tokens == 64 and model.vision.width == 3
     assert model.image_spec.channels == 1 and model.image_spec.image_size == 64
@@ -163,13 +163,13 @@ def test_adding_an_encoder(tmp_path, installed, monkeypatch):
     pixels[..., 12:] = 1.0
     _, across, down = model.vision.encode(pixels).reshape(8, 8, 3).unbind(-1)
     assert across[:, 1].min() > 0 and across[:, 3:].max() == 0 and down.max() == 0
-    with pytest.raises(InputError, match="edges brings its weights; leave it out"):
+    with pytest.raises(InputError, match="edges has its own weights; remove this key"):
         build_vision("edges", None, tmp_path)
 
 
 @pytest.mark.slow
-def test_adding_a_model_that_learns(tmp_path, installed):
-    """The example is trained: its loss with the true image ends far below the shuffled one's."""
+def test_adding_a_model(tmp_path, installed):
+    """After training, the example's loss is far lower with true images than with shuffled ones."""
     corpus = write_toy_corpus(tmp_path / "corpus")
     model = installed("adding_a_model.md") + "  freeze_llm: false\n"
     data = f"datasets:\n  toy: {{builder: records, storage: {corpus}}}\n"
@@ -188,8 +188,8 @@ def test_adding_a_model_that_learns(tmp_path, installed):
     runner = build_runner(load(Training, path))
     assert not any("query_tokens" in n for n, _ in runner.model.trainable_parameters())
     runner.train()
-    last = [r for r in read_rows(runner.run_folder / "metrics.jsonl") if "val/loss" in r][-1]
-    assert last["val/image_gap"] > 0.1
+    validations = [r for r in read_rows(runner.run_folder / "metrics.jsonl") if "val/loss" in r]
+    assert validations[-1]["val/image_gap"] > 0.1
 
 
 def test_phantoms_from_python():
@@ -199,4 +199,4 @@ def test_phantoms_from_python():
     picture = names["picture"]
     assert picture.pixels.shape == picture.masks[0].shape == (224, 224)
     assert picture.pixels.dtype == np.uint8
-    assert picture.boxes[0][0] > 0.4  # the patient's left is the picture's right
+    assert picture.boxes[0][0] > 0.4  # the patient's left is on the right of the picture

@@ -1,4 +1,4 @@
-"""Help and argument errors come without torch, which takes seconds to load."""
+"""Help and argument errors do not import torch, which takes seconds."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from tests.conftest import REPO
 
-# Verbs that load nothing but the standard library until their arguments are right, and the others,
-# whose choices come from modules that may use numpy.
+# Commands that import only the standard library until their arguments are valid, and the others,
+# whose choices come from modules that may use numpy; each with its required arguments.
 LIGHT = {
     "train.py": ["--cfg-path"],
     "evaluate.py": ["--cfg-path"],
@@ -37,7 +37,7 @@ NUMERIC = {
 }
 TORCH = ["torch", "torchvision", "transformers", "timm", "accelerate"]
 
-# Files that are not there and values that are wrong: (verb, arguments, what is said of them).
+# Missing files and invalid values: (command, arguments, error message).
 YAML = ["--cfg-path", "eval_configs/quickstart.yaml"]
 FILTER = ["filter", "openi", "--out", "new.jsonl", "--reports"]
 MISTAKES = [
@@ -63,17 +63,21 @@ MISTAKES = [
     ("xraygpt.probe", ["--cfg-path", "gone.yaml"], "cannot read gone.yaml: No such file"),
     ("xraygpt.probe", [*YAML, "--over", "-1"], "-1: must be above 0 and finite"),
     ("xraygpt.probe", [*YAML, "--strength", "much"], "'much' is not a number"),
-    ("xraygpt.probe", [*YAML, "--vit-model", "a@b"], "--vit-model: a@b: after @ stands a number"),
-    ("xraygpt.probe", [*YAML, "--vit-model", "a", "b", "--save", "x"], "--save keeps the head of"),
+    (
+        "xraygpt.probe",
+        [*YAML, "--vit-model", "a@b"],
+        "--vit-model: a@b: @ must be followed by a number",
+    ),
+    ("xraygpt.probe", [*YAML, "--vit-model", "a", "b", "--save", "x"], "--save stores the head of"),
     ("xraygpt.validate", ["--cfg-path", "gone.yaml"], "cannot read gone.yaml: No such file"),
     ("xraygpt.score", ["gone"], "gone: no such file or folder"),
     ("xraygpt.convert", ["gone.pth", "new"], "no weights at gone.pth"),
-    ("xraygpt.convert", ["README.md", "docs"], "docs is there already"),
+    ("xraygpt.convert", ["README.md", "docs"], "docs already exists"),
     ("xraygpt.convert", ["README.md", "new", "--to", "onnx"], "invalid choice: 'onnx'"),
     ("xraygpt.pack", ["gone", "new"], "no usable checkpoint in gone"),
     ("xraygpt.pack", ["docs", "new", "--finding-head", "gone"], "cannot read gone: No such file"),
     ("xraygpt.quickstart", ["giga"], "invalid choice: 'giga'"),
-    ("xraygpt.download", ["nobody"], "'nobody' is none of"),
+    ("xraygpt.download", ["nobody"], "'nobody' is not one of"),
     ("xraygpt.compare", ["gone.jsonl", "gone.jsonl"], "gone.jsonl: no such file or folder"),
     ("xraygpt.metrics.paired", ["gone.jsonl", "gone.jsonl"], "gone.jsonl: no such file or folder"),
     ("xraygpt.synthesize", ["--out", "new", "--studies", "0"], "--studies: must be at least 1"),
@@ -92,66 +96,75 @@ RUN = """
 import contextlib, io, json, logging, runpy, sys
 heavy, cases = json.load(sys.stdin)
 import xraygpt
-for verb, arguments in cases:
-    sys.argv, said, code = [verb, *arguments], io.StringIO(), 0
-    logging.getLogger().handlers.clear()  # it holds the output of the verb before
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+for command, arguments in cases:
+    sys.argv, output, code = [command, *arguments], io.StringIO(), 0
+    logging.getLogger().handlers.clear()  # they write to the output of the previous command
+    with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
         try:
-            if verb.endswith(".py"):
-                runpy.run_path(verb, run_name="__main__")
+            if command.endswith(".py"):
+                runpy.run_path(command, run_name="__main__")
             else:
-                runpy.run_module(verb, run_name="__main__")
+                runpy.run_module(command, run_name="__main__")
         except SystemExit as end:
             code = end.code or 0
     loaded = sorted(set(heavy) & set(sys.modules))
-    print(json.dumps({"code": code, "said": said.getvalue(), "loaded": loaded}))
+    print(json.dumps({"code": code, "output": output.getvalue(), "loaded": loaded}))
     if loaded:
-        break  # it would be there for all verbs that follow
+        break  # all following commands would have it
 """
 
 
-def ask(cases: list[tuple[str, list[str]]], heavy: list[str]) -> list[dict]:
-    """What verbs say, one after another in one process, as far as they load nothing heavy."""
-    done = subprocess.run(
+def run_cases(cases: list[tuple[str, list[str]]], heavy: list[str]) -> list[dict]:
+    """Run commands in one process, until one imports a module of `heavy`."""
+    result = subprocess.run(
         [sys.executable, "-c", RUN], input=json.dumps([heavy, cases]), cwd=REPO,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def cases_of(commands: dict[str, list[str]]) -> list[tuple[str, list[str], int, str]]:
+    """Command, arguments, expected exit code and part of the expected output."""
+    cases = [(command, ["--help"], 0, "usage:") for command in commands]
+    cases += [(command, ["--no-such-option"], 2, "usage:") for command in commands]
+    cases += [(command, [], 2, name) for command, names in commands.items() for name in names]
+    cases += [(name, arguments, 2, text) for name, arguments, text in MISTAKES if name in commands]
+    return cases
 
 
 @pytest.mark.parametrize(
-    ("verbs", "heavy"),
+    ("commands", "heavy"),
     [(LIGHT, [*TORCH, "numpy", "gradio"]), (NUMERIC, TORCH)],
     ids=["light", "numeric"],
 )
-def test_help_and_argument_errors_load_nothing_heavy(verbs: dict, heavy: list[str]) -> None:
-    cases = [(verb, ["--help"], 0, "usage:") for verb in verbs]
-    cases += [(verb, ["--no-such-option"], 2, "usage:") for verb in verbs]
-    cases += [(verb, [], 2, name) for verb, required in verbs.items() for name in required]
-    cases += [(verb, given, 2, says) for verb, given, says in MISTAKES if verb in verbs]
-    found = ask([(verb, given) for verb, given, *_ in cases], heavy)
-    for (verb, given, code, says), answer in zip(cases, found, strict=False):
-        assert not answer["loaded"], (verb, given, answer)
-        assert answer["code"] == code, (verb, given, answer)
-        assert says in answer["said"], (verb, given, answer)
-        assert "Traceback" not in answer["said"], (verb, given, answer)
-    assert len(found) == len(cases)
+def test_help_and_argument_errors_import_nothing_heavy(commands: dict, heavy: list[str]) -> None:
+    cases = cases_of(commands)
+    results = run_cases([(command, arguments) for command, arguments, *_ in cases], heavy)
+    for (command, arguments, code, message), result in zip(cases, results, strict=False):
+        assert not result["loaded"], (command, arguments, result)
+        assert result["code"] == code, (command, arguments, result)
+        assert message in result["output"], (command, arguments, result)
+        assert "Traceback" not in result["output"], (command, arguments, result)
+    assert len(results) == len(cases)
 
 
-def test_every_verb_is_asked() -> None:
-    """A file that can be run stands in one of the lists above."""
-    named = {*LIGHT, *NUMERIC}
+def test_every_command_is_tested() -> None:
+    """Each file that can be run is in one of the lists above."""
+    listed = {*LIGHT, *NUMERIC}
     files = [*REPO.glob("*.py"), *SCRIPTS, *(REPO / "xraygpt").rglob("*.py")]
     for path in files:
         if 'if __name__ == "__main__":' in path.read_text():
-            place = path.relative_to(REPO)
-            inside = place.parts[0] == "xraygpt"
-            assert (".".join(place.with_suffix("").parts) if inside else str(place)) in named
-    assert {verb for verb, *_ in MISTAKES} >= named - {str(p.relative_to(REPO)) for p in SCRIPTS}
+            relative = path.relative_to(REPO)
+            is_module = relative.parts[0] == "xraygpt"
+            name = ".".join(relative.with_suffix("").parts) if is_module else str(relative)
+            assert name in listed
+    assert {command for command, *_ in MISTAKES} >= listed - {
+        str(p.relative_to(REPO)) for p in SCRIPTS
+    }
 
 
-def test_the_check_sees_what_is_loaded(tmp_path: Path) -> None:
-    script = tmp_path / "verb.py"
+def test_heavy_imports_are_detected(tmp_path: Path) -> None:
+    script = tmp_path / "command.py"
     script.write_text("import colorsys\n")
-    assert ask([(str(script), [])], ["colorsys"])[0]["loaded"] == ["colorsys"]
+    assert run_cases([(str(script), [])], ["colorsys"])[0]["loaded"] == ["colorsys"]

@@ -1,4 +1,4 @@
-"""The benchmark against the original asks a checkout for its steps; a stub stands for one here."""
+"""The benchmark against XrayGPT's original, with a stub instead of a checkout."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ STUB = {
         "from types import SimpleNamespace\n"
         "class Config:\n"
         "    def __init__(self, args):\n"
-        "        print('chatter of its own', args.cfg_path)\n"
+        "        print('unrelated output', args.cfg_path)\n"
         "        self.model_cfg = SimpleNamespace(arch='mini_gpt4')\n"
     ),
     "common/registry": (
         "class registry:\n"
-        "    known = {}\n"
+        "    models = {}\n"
         "    @classmethod\n"
-        "    def get_model_class(cls, name): return cls.known[name]\n"
+        "    def get_model_class(cls, name): return cls.models[name]\n"
     ),
     "models/__init__": (
         "import torch\n"
@@ -37,7 +37,7 @@ STUB = {
         "        with open('seen', 'a') as file:\n"
         "            print(len(samples['image']), *samples['caption'], sep='|', file=file)\n"
         "        return {'loss': self.weight.sum()}\n"
-        "registry.known['mini_gpt4'] = Stub\n"
+        "registry.models['mini_gpt4'] = Stub\n"
     ),
 }
 YAML = """
@@ -47,41 +47,43 @@ run: {task: report_generation, output_dir: none, max_steps: 1}
 """
 
 
-def run(tmp_path, *more):
+def run(tmp_path, *arguments):
     (tmp_path / "ours.yaml").write_text(YAML)
     data = tmp_path / "data" / "iu_xray"
     data.mkdir(parents=True, exist_ok=True)
     rows = [{"split": "train", "findings": f"Report {i}."} for i in range(6)]
-    rows.insert(2, {"split": "test", "findings": "Never shown."})
+    rows.insert(2, {"split": "test", "findings": "Never used."})
     (data / "reports.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     command = [sys.executable, str(REPO / "benchmarks" / "lineage.py")]
     command += ["--checkout", str(tmp_path / "original"), "--their-cfg", "theirs.yaml"]
     command += ["--cfg-path", str(tmp_path / "ours.yaml"), "--batch", "2", "--batches", "2"]
-    command += ["--work", str(tmp_path / "work"), *more]
+    command += ["--work", str(tmp_path / "work"), *arguments]
     environment = {**os.environ, "XRAYGPT_DATA": str(tmp_path / "data")}
     return processes.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
 
 
 @pytest.mark.slow
-def test_both_sides_take_the_same_reports_in_turn(tmp_path):
+def test_both_sides_use_the_same_reports_in_the_same_order(tmp_path):
     checkout = tmp_path / "original"
     for name, text in STUB.items():
         path = checkout / "xraygpt" / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    done = run(tmp_path, "--rounds", "2")
-    assert done.returncode == 0, done.stderr
+    result = run(tmp_path, "--rounds", "2")
+    assert result.returncode == 0, result.stderr
     for line in ("mean loss: theirs", "the original:", "epoch one:", "later epochs:"):
-        assert line in done.stdout
+        assert line in result.stdout
     rows = ["2|Report 0.|Report 1.", "2|Report 2.|Report 3."] * 3  # a warm-up and two rounds
     assert (checkout / "seen").read_text().splitlines() == rows
 
 
 @pytest.mark.slow
-def test_a_checkout_that_is_none_or_breaks_is_named(tmp_path):
-    done = run(tmp_path)
-    assert done.returncode and "no folder xraygpt in it" in done.stderr
+def test_an_invalid_checkout_is_reported(tmp_path):
+    result = run(tmp_path)
+    assert result.returncode and "no folder xraygpt in it" in result.stderr
     (tmp_path / "original" / "xraygpt").mkdir(parents=True)
-    done = run(tmp_path)
-    assert done.returncode and "not the checkout's" in done.stderr  # ours is installed here
-    assert done.stderr.rstrip().endswith("what it says stands above")
+    result = run(tmp_path)
+    assert (
+        result.returncode and "not the checkout's" in result.stderr
+    )  # this project is installed here
+    assert result.stderr.rstrip().endswith("what it says stands above")

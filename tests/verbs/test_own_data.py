@@ -1,4 +1,4 @@
-"""A folder of images with a CSV, as docs/data.md describes it, through all its commands."""
+"""All commands of docs/data.md on a folder of images with a CSV."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from tests import processes
 from tests.conftest import REPO
 from xraygpt.phantom import design
-from xraygpt.phantom.grammar import report
+from xraygpt.phantom.grammar import generate_report
 from xraygpt.phantom.render import Study, render
 
 FEW = ["run.max_epoch=null", "run.max_steps=3", "run.batch_size_train=4", "run.eval_samples=4"]
@@ -23,43 +23,43 @@ FEW += ["run.patience=null", "run.warmup_steps=1"]
 
 
 def write_own_folder(folder: Path, studies: int) -> None:
-    """Pictures and a table as somebody would bring them: one is missing, one has no text."""
+    """Write images and a table of a typical user: one image and one text are missing."""
     rng = Random(3)
     with (folder / "table.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, ["image", "study", "findings", "impression"])
         table.writeheader()
         for number in range(studies):
-            findings = design.balanced(rng)
+            findings = design.sample_balanced_findings(rng)
             picture = render(Study(f"own-{number}", findings, 7), "frontal", 128)
             name = f"patient {number}.png"
             if number != 5:
                 Image.fromarray(picture.pixels).save(folder / name)
-            text = report(findings, rng) if number != 6 else {}
+            text = generate_report(findings, rng) if number != 6 else {}
             table.writerow({"image": name, "study": f"own-{number}", **text})
 
 
 def run(script: list[str], folder: Path, options: list[str], code: int = 0) -> str:
     env = {**os.environ, "XRAYGPT_OWN": str(folder), "XRAYGPT_CACHE": str(folder / "cache")}
     command = [sys.executable, *script, "--options", *options]
-    done = processes.run(
+    result = processes.run(
         command, cwd=REPO, env=env | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True
     )
-    assert done.returncode == code, done.stderr[-2000:]
-    return done.stdout + done.stderr
+    assert result.returncode == code, result.stderr[-2000:]
+    return result.stdout + result.stderr
 
 
 @pytest.mark.slow
-def test_own_images_with_a_table_go_all_the_way(tmp_path):
+def test_own_images_with_a_table_train_and_evaluate(tmp_path):
     write_own_folder(tmp_path, 80)
     out = {n: f"{tmp_path}/out/{n}" for n in ("lm", "stage1", "stage2", "evaluate")}
     lm = ["train.py", "--cfg-path", "train_configs/own_lm.yaml"]
-    said = run(
+    output = run(
         ["-m", "xraygpt.validate", "--sheet", f"{tmp_path}/sheet.png", "--cfg-path", lm[-1]],
         tmp_path,
         ["run.seed=1"],
         code=2,
     )
-    assert "patient 5.png" in said and "record 8" in said  # with their cause
+    assert "patient 5.png" in output and "record 8" in output
     counts = "datasets.questions.min_code_count=2"
     run(lm, tmp_path, [*FEW, counts, "model.llm.layers=1", f"run.output_dir={out['lm']}"])
     links = [f"model.llama_model={out['lm']}", f"run.output_dir={out['stage1']}"]

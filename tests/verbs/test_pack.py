@@ -1,4 +1,4 @@
-"""A run packed into one folder gives the same answers, needs nothing else, and is half as large."""
+"""A bundle gives the same answers as its run, needs no other files, and is half as large."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ run: {task: report_generation, output_dir: %s, device: cpu, %s}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A folder with an encoder's, an LLM's and a model's run."""
+def runs(tmp_path_factory):
+    """A folder with the runs of an encoder, an LLM and a model, and their corpus."""
     base = tmp_path_factory.mktemp("pack")
     corpus = write_toy_corpus(base / "corpus")
     encoders.trained(base, corpus, 2)
@@ -58,8 +58,8 @@ def evaluator(base, corpus, vit, llm, ckpt):
     return build_evaluator(load(Evaluation, path))
 
 
-def test_a_packed_model_says_the_same_and_rests_on_nothing_else(made, tmp_path, monkeypatch):
-    base, corpus = made
+def test_a_bundle_equals_its_run_and_needs_no_other_files(runs, tmp_path, monkeypatch):
+    base, corpus = runs
     out = tmp_path / "weights" / "mine"
     before = evaluator(base, corpus, f"{base / 'encoder'}+base", base / "lm", base / "run")
     vision = before.model.vision
@@ -71,61 +71,61 @@ def test_a_packed_model_says_the_same_and_rests_on_nothing_else(made, tmp_path, 
     command = ["pack", str(base / "run"), str(out), "--finding-head", str(tmp_path / "head")]
     monkeypatch.setattr(sys, "argv", command)
     pack.main()
-    gone = tmp_path / "gone"
+    moved = tmp_path / "moved"
     for name in ("encoder", "lm", "run"):
-        shutil.move(base / name, gone / name)
+        shutil.move(base / name, moved / name)
     try:
         after = evaluator(base, corpus, f"{out / 'encoder'}+base", out / "llm", out)
     finally:
         for name in ("encoder", "lm", "run"):
-            shutil.move(gone / name, base / name)
-    theirs, ours = before.model.state_dict(), after.model.state_dict()
-    assert theirs.keys() == ours.keys()
-    for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, rtol=2e-3, atol=1e-4)
-    assert not any("lora_" in name for name in ours)  # an evaluator folds them in
+            shutil.move(moved / name, base / name)
+    expected, actual = before.model.state_dict(), after.model.state_dict()
+    assert expected.keys() == actual.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(actual[name], tensor, rtol=2e-3, atol=1e-4)
+    assert not any("lora_" in name for name in actual)  # an evaluator merges them
     state = load_file(out / "model.safetensors")
-    assert any((t != 0).any() for n, t in state.items() if "lora_B" in n)  # they came along
+    assert any((t != 0).any() for n, t in state.items() if "lora_B" in n)  # they are included
     assert {t.dtype for t in state.values() if t.dim() > 1} == {torch.float16}
     assert not any(n.startswith(("vision.", "llm.base_model.model.model.embed")) for n in state)
-    described = (out / "config.yaml").read_text()
-    assert str(base) not in described and f"finding_head: {out / HEAD}" in described
-    packed = load_head(out / HEAD, after.model.vision.digest())  # that of half precision
+    config = (out / "config.yaml").read_text()
+    assert str(base) not in config and f"finding_head: {out / HEAD}" in config
+    packed = load_head(out / HEAD, after.model.vision.digest())  # digest in half precision
     torch.testing.assert_close(packed.weight, head.weight)
     assert packed.threshold == head.threshold
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         job.pack(base / "run", out)
 
 
 @pytest.mark.slow
-def test_parts_trained_anew_since_are_not_packed(made, tmp_path):
-    base, corpus = made
-    kept = tmp_path / "lm"
-    shutil.copytree(base / "lm", kept)
+def test_parts_that_were_retrained_are_refused(runs, tmp_path):
+    base, corpus = runs
+    backup = tmp_path / "lm"
+    shutil.copytree(base / "lm", backup)
     try:
         llms.train(base, corpus, 3, "model.seed=5")
         with pytest.raises(WeightsError, match="another LLM than"):
             job.pack(base / "run", tmp_path / "out")
     finally:
         shutil.rmtree(base / "lm")
-        shutil.move(kept, base / "lm")
+        shutil.move(backup, base / "lm")
     assert not (tmp_path / "out").exists()
 
 
-def test_any_model_is_packed(made, tmp_path):
-    """An encoder's run: weights in half precision, its tokenizer, a configuration that loads."""
-    base, _ = made
+def test_any_model_can_be_bundled(runs, tmp_path):
+    """An encoder's run gives half-precision weights, its tokenizer and a valid configuration."""
+    base, _ = runs
     job.pack(base / "encoder", tmp_path / "out")
-    described = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["model"]
-    assert described["ckpt"] == str(tmp_path / "out") and described["arch"] == "image_text"
-    own, packed = (read_weights(p)[1] for p in (base / "encoder", tmp_path / "out"))
-    assert own.keys() == packed.keys() and (tmp_path / "out" / "tokenizer.json").is_file()
-    with pytest.raises(InputError, match="no place for one"):
+    config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["model"]
+    assert config["ckpt"] == str(tmp_path / "out") and config["arch"] == "image_text"
+    run, bundle = (read_weights(p)[1] for p in (base / "encoder", tmp_path / "out"))
+    assert run.keys() == bundle.keys() and (tmp_path / "out" / "tokenizer.json").is_file()
+    with pytest.raises(InputError, match="does not support one"):
         job.pack(base / "encoder", tmp_path / "other", tmp_path / "head")
 
 
 def test_values_beyond_half_precision_are_refused(tmp_path):
-    with pytest.raises(WeightsError, match="w holds values beyond"):
+    with pytest.raises(WeightsError, match="w has values beyond"):
         save_half({"w": torch.full((2, 2), 1e6)}, tmp_path / "w.safetensors")
     save_half({"variance": torch.full((2,), 1e6)}, tmp_path / "w.safetensors")
     assert float(load_file(tmp_path / "w.safetensors")["variance"][0]) == 1e6

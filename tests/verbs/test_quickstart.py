@@ -1,4 +1,4 @@
-"""The tour: a failed step is repeated, a done one is not; the commands work on phantoms."""
+"""The quickstart repeats failed steps only, and its commands work on phantoms."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from xraygpt.common.errors import TrainingError
 
 
 @pytest.fixture
-def pretend(tmp_path, monkeypatch):
-    """Commands that only note that they ran; the second fails as long as `broken` says so."""
+def fake_commands(tmp_path, monkeypatch):
+    """Replaces commands by a record of their YAML; the second one fails while `broken` is set."""
     state = SimpleNamespace(ran=[], broken=True)
     page = tmp_path / "report.html"
     page.write_text("")
@@ -40,70 +40,72 @@ def pretend(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_it_goes_on_with_the_step_that_failed(pretend, capsys):
+def test_it_continues_with_the_step_that_failed(fake_commands, capsys):
     with pytest.raises(TrainingError, match=r"step 2 \(train.py .*stage1.yaml\) ended with 1"):
         quickstart.run("nano")
-    pretend.broken = False
+    fake_commands.broken = False
     quickstart.run("nano")
-    assert pretend.ran == [
+    assert fake_commands.ran == [
         "lm.yaml",
         "stage1.yaml",
         "stage1.yaml",
         "stage2.yaml",
         "quickstart.yaml",
     ]
-    said = capsys.readouterr().out
-    assert "SYNTHETIC" in said and "Research use only" in said and "0.600" in said
+    output = capsys.readouterr().out
+    assert "SYNTHETIC" in output and "Research use only" in output and "0.600" in output
     quickstart.run("nano")
-    assert len(pretend.ran) == 5  # nothing is left to do
+    assert len(fake_commands.ran) == 5  # nothing is left to do
 
 
 @pytest.mark.slow
-def test_a_changed_setting_repeats_that_step_and_those_after_it(pretend, tmp_path, monkeypatch):
-    pretend.broken = False
+def test_a_changed_setting_repeats_its_step_and_the_following_ones(
+    fake_commands, tmp_path, monkeypatch
+):
+    fake_commands.broken = False
     quickstart.run("nano")
     old = tmp_path / "output" / "quickstart" / "stage1"
     old.mkdir()
-    (old / "kept").touch()
-    pretend.ran.clear()
-    tour = quickstart.steps("nano")
-    changed = (REPO / tour[1].config).read_text().replace("seed: 42", "seed: 43")
+    (old / "file").touch()
+    fake_commands.ran.clear()
+    steps = quickstart.steps("nano")
+    changed = (REPO / steps[1].config).read_text().replace("seed: 42", "seed: 43")
     (tmp_path / "quickstart_stage1.yaml").write_text(changed)
-    tour[1] = replace(tour[1], config=str(tmp_path / "quickstart_stage1.yaml"))
-    monkeypatch.setattr(quickstart, "steps", lambda _: tour)
+    steps[1] = replace(steps[1], config=str(tmp_path / "quickstart_stage1.yaml"))
+    monkeypatch.setattr(quickstart, "steps", lambda _: steps)
     quickstart.run("nano")
-    assert pretend.ran == ["stage1.yaml", "stage2.yaml", "quickstart.yaml"]
-    assert not old.exists() and list(old.parent.glob("stage1-*/kept"))
+    assert fake_commands.ran == ["stage1.yaml", "stage2.yaml", "quickstart.yaml"]
+    assert not old.exists() and list(old.parent.glob("stage1-*/file"))
 
 
-def test_what_others_made_there_is_moved_aside(pretend, tmp_path):
-    pretend.broken = False
+def test_foreign_output_is_moved_aside(fake_commands, tmp_path):
+    fake_commands.broken = False
     old = tmp_path / "output" / "quickstart" / "lm"
     old.mkdir(parents=True)
-    (old / "kept").touch()
+    (old / "file").touch()
     quickstart.run("nano")
-    assert not old.exists() and list(old.parent.glob("lm-*/kept"))
+    assert not old.exists() and list(old.parent.glob("lm-*/file"))
 
 
 @pytest.mark.slow
-def test_another_result_of_a_step_repeats_those_after_it(pretend, tmp_path):
-    pretend.broken = False
+def test_a_different_result_of_a_step_repeats_the_following_ones(fake_commands, tmp_path):
+    fake_commands.broken = False
     quickstart.run("nano")
     marker = tmp_path / "output" / "quickstart" / "stage1.step.json"
-    noted = json.loads(marker.read_text())
-    marker.write_text(json.dumps(noted | {"result": str(tmp_path / "gone")}))
+    state = json.loads(marker.read_text())
+    marker.write_text(json.dumps(state | {"result": str(tmp_path / "gone")}))
     (tmp_path / "elsewhere").touch()
-    pretend.ran.clear()
+    fake_commands.ran.clear()
     quickstart.run("nano")
-    assert pretend.ran == ["stage1.yaml"]  # its result is the same again
-    marker.write_text(json.dumps(noted | {"result": str(tmp_path / "elsewhere")}))
-    pretend.ran.clear()
+    assert fake_commands.ran == ["stage1.yaml"]  # its result did not change
+    marker.write_text(json.dumps(state | {"result": str(tmp_path / "elsewhere")}))
+    fake_commands.ran.clear()
     quickstart.run("nano")
-    assert pretend.ran == ["stage2.yaml", "quickstart.yaml"]
+    assert fake_commands.ran == ["stage2.yaml", "quickstart.yaml"]
 
 
 @pytest.mark.parametrize("preset", ["nano", "mini"])
-def test_its_settings_are_valid(preset, monkeypatch):
+def test_its_yaml_files_are_valid(preset, monkeypatch):
     monkeypatch.chdir(REPO)
     for step in quickstart.steps(preset):
         assert step.load().run.output_dir
@@ -126,11 +128,11 @@ time.sleep(30)
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
 @pytest.mark.slow
-def test_a_stopped_tour_waits_until_its_training_has_saved(number, tmp_path):
+def test_a_stopped_quickstart_waits_until_its_training_has_saved(number, tmp_path):
     (tmp_path / "child.py").write_text(CHILD)
     code = "import sys; from xraygpt.quickstart import _call as call\n"
     code += "print(call([sys.executable, 'child.py']))"
-    tour = processes.Popen(
+    process = processes.Popen(
         [sys.executable, "-c", code],
         cwd=tmp_path,
         stdout=processes.PIPE,
@@ -139,27 +141,27 @@ def test_a_stopped_tour_waits_until_its_training_has_saved(number, tmp_path):
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(REPO)},
     )
-    assert tour.stderr.readline() == "up\n"
+    assert process.stderr.readline() == "up\n"
     if number == signal.SIGINT:
-        os.killpg(tour.pid, number)  # as a terminal does
+        os.killpg(process.pid, number)  # like a terminal
     else:
-        tour.send_signal(number)
-    said, _ = tour.communicate(timeout=120)
-    assert said.strip() == "(143, 'saved\\n')"
+        process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert output.strip() == "(143, 'saved\\n')"
 
 
 @pytest.mark.slow
-def test_mini_goes_on_from_the_q_former_that_nano_taught(pretend, capsys):
-    pretend.broken = False
+def test_mini_continues_with_the_q_former_of_nano(fake_commands, capsys):
+    fake_commands.broken = False
     quickstart.run("nano")
     assert "eval_configs/quickstart.yaml --input" in capsys.readouterr().out
-    pretend.ran.clear()
+    fake_commands.ran.clear()
     quickstart.run("mini")
     mini = ["mini_lm.yaml", "mini_stage1.yaml", "mini_stage2.yaml"]
-    assert pretend.ran == [*mini, "mini.yaml"]
+    assert fake_commands.ran == [*mini, "mini.yaml"]
     assert "eval_configs/quickstart_mini.yaml --input" in capsys.readouterr().out
-    taught = quickstart.steps("mini")[3].load().model
-    assert taught.q_former_model == quickstart.steps("nano")[1].load().run.output_dir
+    model = quickstart.steps("mini")[3].load().model
+    assert model.q_former_model == quickstart.steps("nano")[1].load().run.output_dir
 
 
 @pytest.mark.slow
@@ -200,9 +202,9 @@ def test_its_commands_run_on_a_few_phantoms(tmp_path):
     command = [sys.executable, "evaluate.py", "--cfg-path", "eval_configs/quickstart.yaml"]
     command += ["--options", f"model.llama_model={lm}", f"model.ckpt={two}", "run.shuffles=1"]
     command += ["datasets.phantoms.studies=60", f"run.output_dir={tmp_path / 'evaluate'}"]
-    done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    result = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
     (page,) = tmp_path.glob("evaluate/*/report.html")
     text = page.read_text(encoding="utf-8")
     assert "SYNTHETIC drawings" in text and "drawn macro F1" in text
-    assert text.count("<polyline") >= 6  # losses of all three runs
+    assert text.count("<polyline") >= 6  # losses of the three runs

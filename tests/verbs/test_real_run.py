@@ -1,4 +1,4 @@
-"""All of it on real X-rays, small: language model, both stages, evaluation, from the YAMLs."""
+"""Language model, both stages and evaluation from the YAML files, on a few real X-rays."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from xraygpt.vocabulary.openi import published_test_studies
 
 
 def run(script: str, config: str, base: Path, data: Path, *options: str) -> CompletedProcess:
-    done = processes.run(
+    result = processes.run(
         [sys.executable, script, "--cfg-path", config, "--options", *options],
         cwd=REPO,
         env={**os.environ, "XRAYGPT_DATA": str(data), "XRAYGPT_CACHE": str(base / "cache")},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result
 
 
 @pytest.fixture(scope="module")
 def few(real_data, tmp_path_factory) -> Path:
-    """The first 60 studies of each split: real X-rays, and less to read before each run."""
-    whole, folder = real_data / "iu_xray", tmp_path_factory.mktemp("few") / "iu_xray"
+    """The corpus with the first 60 studies of each split."""
+    source, folder = real_data / "iu_xray", tmp_path_factory.mktemp("few") / "iu_xray"
     (folder / "images").mkdir(parents=True)
     for name in ("lockbox_studies.txt", "test_split_studies.txt"):
-        shutil.copy(whole / name, folder)
+        shutil.copy(source / name, folder)
     rows: dict[str, list[str]] = {}
-    for line in (whole / "reports.jsonl").read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in (source / "reports.jsonl").read_text(encoding="utf-8").splitlines(keepends=True):
         rows.setdefault(json.loads(line)["split"], []).append(line)
-    lines = [line for of_split in rows.values() for line in of_split[:60]]
+    lines = [line for split_rows in rows.values() for line in split_rows[:60]]
     (folder / "reports.jsonl").write_text("".join(lines), encoding="utf-8")
     for line in lines:
-        shutil.copy(whole / json.loads(line)["image"], folder / "images")
+        shutil.copy(source / json.loads(line)["image"], folder / "images")
     return folder.parent
 
 
 @pytest.mark.slow
 @pytest.mark.data
-def test_two_stages_and_evaluation_from_the_yaml_files(few, tmp_path):
-    most = "datasets.{}.max_samples=24"
+def test_training_and_evaluation_from_the_yaml_files(few, tmp_path):
+    max_samples = "datasets.{}.max_samples=24"
     lm, one, two = (tmp_path / n for n in ("lm", "one", "two"))
     short = ["run.max_epoch=null", "run.max_steps=6", "run.eval_every=3", "run.batch_size_train=8"]
     labels = ["reports", "codes", "questions"]
@@ -64,7 +64,7 @@ def test_two_stages_and_evaluation_from_the_yaml_files(few, tmp_path):
         *short,
         f"run.output_dir={lm}",
         "model.llm.layers=1",
-        *[most.format(x) for x in labels],
+        *[max_samples.format(x) for x in labels],
     )
     assert (find_checkpoint(lm) / "llm" / "tokenizer.json").is_file()
     run(
@@ -75,7 +75,7 @@ def test_two_stages_and_evaluation_from_the_yaml_files(few, tmp_path):
         *short,
         f"run.output_dir={one}",
         f"model.llama_model={lm}",
-        *[most.format(x) for x in labels[1:]],
+        *[max_samples.format(x) for x in labels[1:]],
     )
     run(
         "train.py",
@@ -86,9 +86,9 @@ def test_two_stages_and_evaluation_from_the_yaml_files(few, tmp_path):
         f"run.output_dir={two}",
         f"model.llama_model={lm}",
         f"model.ckpt={one}/best",
-        most.format("iu_xray"),
+        max_samples.format("iu_xray"),
     )
-    done = run(
+    result = run(
         "evaluate.py",
         "eval_configs/iu_xray_val.yaml",
         tmp_path,
@@ -96,34 +96,37 @@ def test_two_stages_and_evaluation_from_the_yaml_files(few, tmp_path):
         f"run.output_dir={tmp_path / 'eval'}",
         f"model.llama_model={lm}",
         f"model.ckpt={two}/best",
-        most.format("iu_xray"),
+        max_samples.format("iu_xray"),
         "run.shuffles=2",
     )
-    (scores,) = tmp_path.glob("eval/*/scores.json")
-    result = json.loads(scores.read_text())
-    assert result["n"] == 24
-    conditions = {r["condition"] for r in result["scores"]}
+    (path,) = tmp_path.glob("eval/*/scores.json")
+    scores = json.loads(path.read_text())
+    assert scores["n"] == 24
+    conditions = {r["condition"] for r in scores["scores"]}
     assert conditions == {"true", "shuffled", "blank", "most_common", "nearest"}
-    for row in result["scores"]:
+    for row in scores["scores"]:
         assert row["n"] > 0 and row["signature"]
-    assert "Research use only" in done.stdout
-    logged = done.stderr + done.stdout
-    row = json.loads((scores.parent / "predictions_true.jsonl").read_text().splitlines()[1])
-    assert row["reference"] not in logged  # no report text in logs
+    assert "Research use only" in result.stdout
+    output = result.stderr + result.stdout
+    row = json.loads((path.parent / "predictions_true.jsonl").read_text().splitlines()[1])
+    assert row["reference"] not in output  # no report text in logs
 
 
 @pytest.mark.slow
 @pytest.mark.data
-def test_every_stage_killed_three_times_ends_at_the_same_weights(few, tmp_path):
-    """Real X-rays; dropout, patch dropout and LoRA as in the YAMLs."""
+def test_killed_and_resumed_stages_give_the_same_weights(few, tmp_path):
+    """With dropout, patch dropout and LoRA as in the YAML files."""
     env = {**os.environ, "XRAYGPT_DATA": str(few), "CUDA_VISIBLE_DEVICES": ""}
     env["XRAYGPT_CACHE"] = str(tmp_path / "cache")
-    most = "datasets.{}.max_samples=32"
-    lm, one = f"model.llama_model={tmp_path}/lm/whole", f"model.ckpt={tmp_path}/stage1/whole"
+    max_samples = "datasets.{}.max_samples=32"
+    lm, one = (
+        f"model.llama_model={tmp_path}/lm/reference",
+        f"model.ckpt={tmp_path}/stage1/reference",
+    )
     stages = {
-        "lm": ["model.llm.layers=1", *map(most.format, ("reports", "codes", "questions"))],
-        "stage1": [lm, *map(most.format, ("codes", "questions"))],
-        "stage2": [lm, one, most.format("iu_xray")],
+        "lm": ["model.llm.layers=1", *map(max_samples.format, ("reports", "codes", "questions"))],
+        "stage1": [lm, *map(max_samples.format, ("codes", "questions"))],
+        "stage2": [lm, one, max_samples.format("iu_xray")],
     }
     for stage, options in stages.items():
         command = [sys.executable, "train.py", "--cfg-path", f"train_configs/iu_xray_{stage}.yaml"]
@@ -131,10 +134,10 @@ def test_every_stage_killed_three_times_ends_at_the_same_weights(few, tmp_path):
         command += ["run.save_every=2", "run.eval_every=5", "run.eval_samples=8", "run.log_every=1"]
         command += ["run.batch_size_train=4"]
         folder = tmp_path / stage
-        finish([*command, f"run.output_dir={folder}/whole"], env, cold=stage == "stage2")
-        again = [*command, f"run.output_dir={folder}/killed", "run.resume_ckpt_path=auto"]
-        drawn = kill_and_finish(again, folder / "killed", env, (3, 4, 6), reach=10)
-        assert same(weights(folder / "whole"), weights(folder / "killed")), (stage, drawn)
+        finish([*command, f"run.output_dir={folder}/reference"], env, cold=stage == "stage2")
+        resumed = [*command, f"run.output_dir={folder}/killed", "run.resume_ckpt_path=auto"]
+        step = kill_and_finish(resumed, folder / "killed", env, (3, 4, 6), reach=10)
+        assert same(weights(folder / "reference"), weights(folder / "killed")), (stage, step)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The check before training names each problem; a clean corpus passes."""
+"""Validation reports each problem of a corpus, and none for a clean one."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def test_a_clean_corpus(tmp_path, toy, capsys, monkeypatch):
     sheet = tmp_path / "sheet.png"
     monkeypatch.setattr("sys.argv", ["v", "--cfg-path", str(path), "--sheet", str(sheet)])
     main()
-    said = capsys.readouterr().out
-    assert "toy train: 36 samples" in said
-    assert "toy val: 12 samples" in said
-    assert "images: 48 read (48 × 32×32)" in said
-    assert "nothing to mend" in said
+    output = capsys.readouterr().out
+    assert "toy train: 36 samples" in output
+    assert "toy val: 12 samples" in output
+    assert "images: 48 read (48 × 32×32)" in output
+    assert "no problems found" in output
     assert Image.open(sheet).size[0] == 1280
 
 
-def test_each_problem_is_named(tmp_path, toy, monkeypatch):
+def test_each_problem_is_reported(tmp_path, toy, monkeypatch):
     rows = [json.loads(line) for line in (toy / "corpus.jsonl").read_text().splitlines()]
     rows[0]["images"] = [{"path": "images/gone.png"}]
     rows[1]["turns"][1]["text"] = 5
@@ -41,16 +41,16 @@ def test_each_problem_is_named(tmp_path, toy, monkeypatch):
     (toy / "corpus.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
     path = tmp_path / "run.yaml"
     path.write_text(toy_yaml(toy, RUN))
-    found = check(load(Training, path), None)
-    assert len(found) == 5
+    messages = check(load(Training, path), None)
+    assert len(messages) == 5
     for part in (
         "record 1: image not found",
         "record 2: a turn is",
         "study study3 is in two splits",
         "record s4:",
-        "s5.png is one flat tone",
+        "s5.png is a single grey level",
     ):
-        assert any(part in f for f in found), part
+        assert any(part in message for message in messages), part
     monkeypatch.setattr(
         "sys.argv", ["v", "--cfg-path", str(path), "--sheet", str(tmp_path / "s.png")]
     )

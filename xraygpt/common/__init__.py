@@ -1,1 +1,1 @@
-"""What everything else rests on: registry, configuration, checkpoints, schedules, errors."""
+"""Shared foundations: registry, configuration, checkpoints, command lines, errors."""

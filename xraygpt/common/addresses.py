@@ -1,4 +1,4 @@
-"""Which addresses are this machine."""
+"""Recognising network addresses of this machine."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import socket
 
 
 def is_loopback_host(host: str) -> bool:
-    """Whether a host is this machine: a loopback number, or the name localhost.
+    """Whether a host is this machine: a loopback IP address or the name localhost.
 
-    Other names are not looked up: what they lead to may change between here and the call.
+    Other names are not resolved, because what they resolve to may change before the call is made.
     """
     if host == "localhost":
-        found = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
-        return bool(found) and all(ipaddress.ip_address(a).is_loopback for a in found)
+        addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
+        return bool(addresses) and all(ipaddress.ip_address(a).is_loopback for a in addresses)
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""Checks of settings: everything that is wrong with a Config is said at once, each by its field."""
+"""Validation of settings: all problems of a Config are reported together, each by its field."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from xraygpt.common.errors import InputError
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one field.
+    """One invalid field.
 
     Attributes:
         field: Its name, or a dotted path into it, such as ``thresholds.edema``.
-        message: What it must be, and what it is; the field is not named again.
-        others: Fields whose values the check looked at, too.
+        message: What is required and what was given, without the field's name.
+        others: Further fields whose values the check used.
     """
 
     field: str
@@ -30,7 +30,7 @@ class Problem:
 
 
 class SettingsError(InputError):
-    """All problems of one Config, one per line; a `ValueError`."""
+    """All problems of one Config, one per line; also a `ValueError`."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)
@@ -40,26 +40,26 @@ class SettingsError(InputError):
         return type(self), (self.problems,)
 
     def as_options(self) -> str:
-        """The problems in the words of a command line: ``--min-words: …``."""
-        named = (replace(p, field=f"--{p.field.replace('_', '-')}") for p in self.problems)
-        return "\n".join(map(str, named))
+        """The problems as messages about command-line options: ``--min-words: …``."""
+        renamed = (replace(p, field=f"--{p.field.replace('_', '-')}") for p in self.problems)
+        return "\n".join(map(str, renamed))
 
 
 class Checks:
-    """Collects problems in a `with` block and raises them all when it ends.
+    """Collects problems in a `with` block and raises them all at its end.
 
     For `__post_init__` of a dataclass::
 
         with Checks(self) as check:
-            check.also(super().__post_init__)
+            check.include(super().__post_init__)
             check.at_least(1, "copies")
             check.refuse(self.copies > len(self.kinds), "copies", "must …", "kinds")
 
     Args:
-        config: Whose fields are checked.
+        config: The settings object to check.
 
     Raises:
-        SettingsError: When the block ends and something is wrong.
+        SettingsError: At the end of the block, if there are problems.
     """
 
     def __init__(self, config: Any) -> None:
@@ -76,50 +76,52 @@ class Checks:
             raise SettingsError(self.problems)
 
     def refuse(self, wrong: Any, field: str, message: str, *others: str) -> None:
-        """Note a problem if `wrong` is true; the other arguments as in `Problem`."""
+        """Add a problem if `wrong` is true; the other arguments are those of `Problem`."""
         if wrong:
             self.problems.append(Problem(field, message, others))
 
-    def also(self, rules: Callable[[], Any], **renamed: str) -> None:
-        """Take over the problems that `rules` raises.
+    def include(self, rules: Callable[[], Any], **renamed: str) -> None:
+        """Add the problems of the `SettingsError` that `rules` raises, if it does.
 
         Args:
-            rules: An inherited `__post_init__`, or what builds another Config from this one.
-            renamed: Names here of fields that have other names there.
+            rules: An inherited `__post_init__`, or a function that builds another Config.
+            renamed: Field names used by `rules` -> field names of this Config.
         """
         try:
             rules()
         except SettingsError as error:
-            for one in error.problems:
-                field, others = renamed.get(one.field, one.field), one.others
-                others = tuple(renamed.get(o, o) for o in others)
-                self.problems.append(replace(one, field=field, others=others))
+            for problem in error.problems:
+                field = renamed.get(problem.field, problem.field)
+                others = tuple(renamed.get(o, o) for o in problem.others)
+                self.problems.append(replace(problem, field=field, others=others))
 
     def needs(self, flag: str, *fields: str, why: str) -> None:
-        """Each of `fields` that is set (not None, not false) needs ``flag: true``."""
+        """Any of `fields` that is set (not None, not false) requires ``flag: true``."""
         for field in fields:
             missing = getattr(self.config, field) and not getattr(self.config, flag)
             self.refuse(missing, field, f"needs {flag}: true; {why}", flag)
 
     def at_least(self, low: float, *fields: str) -> None:
-        """Numbers are finite and `low` or more; None passes."""
-        self._each(fields, lambda v: low <= v < math.inf, f"must be at least {low}")
+        """Require finite numbers of at least `low`; None is valid."""
+        self._check_values(fields, lambda v: low <= v < math.inf, f"must be at least {low}")
 
     def above(self, low: float, *fields: str) -> None:
-        """Numbers are finite and above `low`; None passes."""
-        self._each(fields, lambda v: low < v < math.inf, f"must be above {low}")
+        """Require finite numbers above `low`; None is valid."""
+        self._check_values(fields, lambda v: low < v < math.inf, f"must be above {low}")
 
-    def share(self, *fields: str) -> None:
-        """Numbers lie in [0, 1]; None passes."""
-        self._each(fields, lambda v: 0 <= v <= 1, "must lie in [0, 1]")
+    def fraction(self, *fields: str) -> None:
+        """Require numbers in [0, 1]; None is valid."""
+        self._check_values(fields, lambda v: 0 <= v <= 1, "must be in [0, 1]")
 
-    def share_below_one(self, *fields: str) -> None:
-        """Numbers lie in [0, 1); None passes."""
-        self._each(fields, lambda v: 0 <= v < 1, "must lie in [0, 1)")
+    def fraction_below_one(self, *fields: str) -> None:
+        """Require numbers in [0, 1); None is valid."""
+        self._check_values(fields, lambda v: 0 <= v < 1, "must be in [0, 1)")
 
-    def _each(self, fields: Sequence[str], right: Callable[[Any], bool], rule: str) -> None:
+    def _check_values(
+        self, fields: Sequence[str], is_valid: Callable[[Any], bool], rule: str
+    ) -> None:
         for field in fields:
             value = getattr(self.config, field)
             finite = " and finite" if value == math.inf else ""
-            wrong = value is not None and not right(value)
+            wrong = value is not None and not is_valid(value)
             self.refuse(wrong, field, f"{rule}{finite}, got {value}")

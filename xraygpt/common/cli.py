@@ -1,4 +1,4 @@
-"""What every command shares: its arguments, its log, and one line for a user's mistake."""
+"""Shared by all commands: arguments, logging, and short messages for user errors."""
 
 from __future__ import annotations
 
@@ -15,68 +15,68 @@ from pathlib import Path
 from typing import Any
 
 from xraygpt.common.errors import InputError, XrayGPTError
-from xraygpt.common.memory import keep_freed_memory
-from xraygpt.common.threads import wait_asleep
+from xraygpt.common.memory import retain_freed_memory
+from xraygpt.common.threads import limit_openmp_spinning
 
 log = logging.getLogger(__name__)
 
-_ELSEWHERE = (
-    "; name a folder of your own: run.output_dir, --output or --out for results, "
-    "XRAYGPT_CACHE for stored features and drawings"
+_OTHER_FOLDER = (
+    "; choose a writable folder: run.output_dir, --output or --out for results, "
+    "XRAYGPT_CACHE for stored features and phantoms"
 )
 REMEDIES = {
-    errno.EROFS: _ELSEWHERE,
-    errno.EACCES: _ELSEWHERE,
-    errno.ENOSPC: "; make room and type the same again: what was finished is kept",
+    errno.EROFS: _OTHER_FOLDER,
+    errno.EACCES: _OTHER_FOLDER,
+    errno.ENOSPC: "; make room and repeat the command: finished results are kept",
 }
 
 
-def command_line(doc: str | None) -> argparse.ArgumentParser:
-    """The arguments train.py and evaluate.py share."""
+def config_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser with the arguments of commands that read a YAML, such as train.py."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--cfg-path", type=readable, required=True, metavar="YAML", help="the YAML of this run"
+        "--cfg-path", type=readable_file, required=True, metavar="YAML", help="the YAML of this run"
     )
     add_overrides(parser)
-    parser.add_argument("--print-config", action="store_true", help="print the resolved YAML, stop")
-    parser.add_argument("--dry-run", action="store_true", help="build all, one batch, stop")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved YAML and exit"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="build everything, run one batch and exit"
+    )
     return parser
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """`--options`."""
+    """Add the argument `--options`."""
     parser.add_argument(
         "--options",
         nargs="*",
         action="extend",
-        type=_override,
+        type=_check_override,
         default=[],
         metavar="KEY=VALUE",
         help="override keys, e.g. run.max_steps=20",
     )
 
 
-def _override(text: str) -> str:
+def _check_override(text: str) -> str:
     if not text.partition("=")[1]:
         raise argparse.ArgumentTypeError(f"{text!r}: expected key.path=value")
     return text
 
 
-# What follows are types of arguments. They are checked before anything that loads torch, so that a
-# typing error is answered at once.
-
-
 def add_imports(parser: argparse.ArgumentParser) -> None:
-    """`--imports`."""
+    """Add the argument `--imports`."""
     parser.add_argument(
         "--imports", nargs="*", default=[], metavar="MODULE", help="modules with plug-ins"
     )
 
 
 def import_plugins(modules: Sequence[str]) -> None:
-    """Import what `--imports` names.
+    """Import the modules of `--imports`.
 
     Raises:
         InputError: One of them cannot be imported.
@@ -88,11 +88,15 @@ def import_plugins(modules: Sequence[str]) -> None:
             raise InputError(f"--imports {module}: {error}") from None
 
 
-def readable(text: str) -> Path:
-    """The path of a file that can be read.
+# The following are argument types. They are checked before anything loads torch, so that the user
+# sees a mistake at once.
+
+
+def readable_file(text: str) -> Path:
+    """Argument type: the path of a readable file.
 
     Raises:
-        argparse.ArgumentTypeError: It cannot.
+        argparse.ArgumentTypeError: It cannot be read.
     """
     try:
         with Path(text).open("rb"):
@@ -101,11 +105,11 @@ def readable(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"cannot read {text}: {error.strerror}") from None
 
 
-def existing(text: str) -> Path:
-    """The path of a file or a folder that is there.
+def existing_path(text: str) -> Path:
+    """Argument type: the path of an existing file or folder.
 
     Raises:
-        argparse.ArgumentTypeError: It is not.
+        argparse.ArgumentTypeError: It does not exist.
     """
     if not Path(text).exists():
         raise argparse.ArgumentTypeError(f"{text}: no such file or folder")
@@ -113,7 +117,7 @@ def existing(text: str) -> Path:
 
 
 def at_least(low: int) -> Callable[[str], int]:
-    """The type of a whole number, `low` or more."""
+    """Argument type: a whole number of at least `low`."""
 
     def parse(text: str) -> int:
         try:
@@ -128,10 +132,10 @@ def at_least(low: int) -> Callable[[str], int]:
 
 
 def above_zero(text: str) -> float:
-    """A finite number above 0.
+    """Argument type: a finite number above 0.
 
     Raises:
-        argparse.ArgumentTypeError: It is none.
+        argparse.ArgumentTypeError: It is not.
     """
     try:
         value = float(text)
@@ -143,29 +147,29 @@ def above_zero(text: str) -> float:
 
 
 def shard(text: str) -> tuple[int, int]:
-    """`3/16` -> (3, 16).
+    """Argument type: `3/16` -> (3, 16).
 
     Raises:
-        argparse.ArgumentTypeError: Not such a share.
+        argparse.ArgumentTypeError: It is not K/N with 1 <= K <= N.
     """
     k, slash, n = text.partition("/")
     if not (k.isdecimal() and slash and n.isdecimal() and 1 <= int(k) <= int(n)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with 1 <= K <= N, 3/16 for example")
+        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with 1 <= K <= N, e.g. 3/16")
     return int(k), int(n)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """`--device`, and the lineage's `--gpu-id`."""
+    """Add the arguments `--device` and, as in XrayGPT's original, `--gpu-id`."""
     add = parser.add_argument
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--gpu-id", "--gpu_id", type=at_least(0), default=None, help="the same as --device cuda:N")
+    add("--gpu-id", "--gpu_id", type=at_least(0), default=None, help="same as --device cuda:N")
 
 
-def device_of(args: argparse.Namespace) -> str:
-    """The device a command line names; whether this machine has it is not asked.
+def device_from(args: argparse.Namespace) -> str:
+    """The requested device; whether this machine has it is not checked.
 
     Raises:
-        InputError: It is no name of a device, or there are two of them.
+        InputError: It is not a valid device name, or the two arguments differ.
     """
     gpu = args.gpu_id
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", args.device):
@@ -177,20 +181,20 @@ def device_of(args: argparse.Namespace) -> str:
     return f"cuda:{gpu}"
 
 
-def guarded(main: Callable[[], Any]) -> int:
-    """Run `main`; a user's mistake is one message on stderr and an exit code, not a trace."""
+def run_main(main: Callable[[], Any]) -> int:
+    """Run `main` and return an exit code; user errors are logged without a traceback."""
     level = logging.INFO if int(os.environ.get("RANK", "0")) == 0 else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
-    # An optional kernel that would be fetched from a hub; PEFT imports bitsandbytes in any run.
+    # PEFT always imports bitsandbytes, which warns about an optional kernel.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' shard bars
-    keep_freed_memory()
-    wait_asleep()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' progress bars
+    retain_freed_memory()
+    limit_openmp_spinning()
     try:
         main()
     except XrayGPTError as error:
-        # A loader's worker wraps the message into its own traceback; the last line is ours.
+        # A data loader's worker wraps the message in a traceback; the last line is the message.
         text = str(error)
         log.error("%s", text.strip().splitlines()[-1] if "Original Traceback" in text else text)
         return error.exit_code
@@ -199,6 +203,6 @@ def guarded(main: Callable[[], Any]) -> int:
         log.error("%s: %s%s", error.filename or "system", error.strerror or error, remedy)
         return 1
     except KeyboardInterrupt:
-        log.error("interrupted; what was written stays")
+        log.error("interrupted; results written so far are kept")
         return 130
     return 0

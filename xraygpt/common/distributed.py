@@ -1,4 +1,4 @@
-"""What the runner needs of other processes; every function also works in a single one."""
+"""Devices and communication between processes; every function also works in a single process."""
 
 from __future__ import annotations
 
@@ -19,110 +19,114 @@ from xraygpt.common.errors import InputError
 
 log = logging.getLogger(__name__)
 
-_YES = ("true", "1")
+_TRUE = ("true", "1")
+_ENGINES = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
 
 
 def make_accelerator(device: str, *, training: bool = False) -> Accelerator:
     """Device and process group.
 
-    `cpu=True` is said outright: under torchrun without CUDA, accelerate would otherwise start two
-    processes that know nothing of each other.
+    `cpu=True` is passed explicitly: under torchrun without CUDA, accelerate would otherwise start
+    two independent processes.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``; `cuda` without CUDA falls back to CPU with a warning.
-        training: Whether DeepSpeed may be asked for, by accelerate's configuration.
+        training: Whether accelerate's configuration may select DeepSpeed.
 
     Raises:
-        InputError: An engine was asked for that this is not, or is not here.
+        InputError: The selected engine is not supported or not installed.
     """
-    engines = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
-    asked = [e for e in engines if os.environ.get(f"ACCELERATE_USE_{e}", "").lower() in _YES]
-    zero = asked == ["DEEPSPEED"]
-    if asked and not (zero and training):
-        raise InputError(
-            f"accelerate is configured for {asked[0].lower()}, which is not wired in"
-            f"{'' if training or not zero else ' but for train.py'}: launch "
-            "with data parallelism (MULTI_GPU, MULTI_CPU or torchrun); run.shard_llm lays "
-            "a frozen LLM out over the processes of a training (FSDP2)"
-        )
+    engines = [e for e in _ENGINES if os.environ.get(f"ACCELERATE_USE_{e}", "").lower() in _TRUE]
+    use_deepspeed = engines == ["DEEPSPEED"]
+    if engines and not (use_deepspeed and training):
+        raise InputError(_unsupported(engines[0], use_deepspeed and not training))
     has_cuda = torch.cuda.is_available()
     if device.startswith("cuda") and not has_cuda:
-        log.warning("run.device is %s but there is no CUDA here: going on with the CPU", device)
+        log.warning("run.device is %s but CUDA is not available: using the CPU", device)
     on_cpu = device == "cpu" or not has_cuda
-    if zero:
-        return _with_deepspeed(on_cpu)
-    return Accelerator(cpu=on_cpu, mixed_precision="no")  # autocasting is done here
+    if use_deepspeed:
+        return _make_deepspeed_accelerator(on_cpu)
+    return Accelerator(cpu=on_cpu, mixed_precision="no")  # `autocast` below does the casting
 
 
-def _with_deepspeed(on_cpu: bool) -> Accelerator:
+def _unsupported(engine: str, training_only: bool) -> str:
+    exception = " except in train.py" if training_only else ""
+    return (
+        f"accelerate is configured for {engine.lower()}, which is not supported{exception}: launch "
+        "with data parallelism (MULTI_GPU, MULTI_CPU or torchrun); run.shard_llm shards a frozen "
+        "LLM over the training processes (FSDP2)"
+    )
+
+
+def _make_deepspeed_accelerator(on_cpu: bool) -> Accelerator:
     if find_spec("deepspeed") is None:
         raise InputError(
-            "accelerate is configured for DeepSpeed, which is not here: pip install deepspeed"
+            "accelerate is configured for DeepSpeed, which is not installed: pip install deepspeed"
         )
     if on_cpu and torch.cuda.is_available():
-        raise InputError("DeepSpeed takes the GPUs that are here: set run.device: auto")
+        raise InputError("DeepSpeed uses the available GPUs: set run.device: auto")
     if "LOCAL_RANK" not in os.environ:
-        raise InputError("DeepSpeed is started by accelerate launch, or by torchrun")
+        raise InputError("DeepSpeed must be started with accelerate launch or torchrun")
     if on_cpu and not shutil.which("g++"):
-        raise InputError("DeepSpeed compiles a part of itself on a CPU, and there is no g++ here")
-    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"  # accelerate knows no other yes
+        raise InputError("on a CPU, DeepSpeed compiles extensions and needs g++, which is missing")
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"  # the only spelling accelerate accepts
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # what DeepSpeed prints is no result
-            PartialState(cpu=on_cpu)  # else it would see one process alone where there is no GPU
-            # It would round the weights themselves: autocasting is done here.
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+            PartialState(cpu=on_cpu)  # without a GPU it would otherwise see a single process
+            # Mixed precision would cast the weights themselves; `autocast` below does the casting.
             return Accelerator(cpu=False, mixed_precision="no")
     except (ValueError, RuntimeError, ImportError) as error:
         raise InputError(f"DeepSpeed's configuration cannot be used: {error}") from error
 
 
-def is_lower(device: torch.device, amp: bool | Literal["bf16"]) -> bool:
-    """Whether `amp` means bfloat16 on this device: True does on a GPU, ``bf16`` everywhere."""
+def uses_bfloat16(device: torch.device, amp: bool | Literal["bf16"]) -> bool:
+    """Whether `amp` means bfloat16 on this device: True does on a GPU, ``bf16`` on any device."""
     return amp == "bf16" or (amp and device.type != "cpu")
 
 
 def autocast(
     device: torch.device, amp: bool | Literal["bf16"]
 ) -> contextlib.AbstractContextManager[None]:
-    """Inside, products of matrices are computed in bfloat16, where `is_lower`."""
-    if not is_lower(device, amp):
+    """Compute matrix products in bfloat16 inside the context if `uses_bfloat16`."""
+    if not uses_bfloat16(device, amp):
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def refuse_scattered(model: nn.Module, world: int) -> None:
-    """Data parallel models lie on one kind of device.
+def require_one_device_type(model: nn.Module, world: int) -> None:
+    """Check that a model for several processes is on one type of device.
 
     Raises:
-        InputError: This one does not, and there are several processes.
+        InputError: It is on several types, and `world` is more than one.
     """
-    kinds = sorted({p.device.type for p in model.parameters()})
-    if world > 1 and len(kinds) > 1:
+    types = sorted({p.device.type for p in model.parameters()})
+    if world > 1 and len(types) > 1:
         raise InputError(
-            f"parts of the model lie on {' and '.join(kinds)}, which several processes cannot "
+            f"parts of the model are on {' and '.join(types)}, which several processes cannot "
             "train: set model.vit_on_cpu: false and model.llm_device_map: null, or use one process"
         )
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """`value` with every tensor in it, also inside dicts, moved to `device`."""
+    """`value` with all its tensors, also those in nested dicts, moved to `device`."""
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
     return {k: to_device(v, device) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def shared(value: Any) -> Any:
-    """The main process's `value`, everywhere."""
+def broadcast(value: Any) -> Any:
+    """The main process's `value` in every process."""
     return broadcast_object_list([value])[0]
 
 
-def gathered(values: list[Any]) -> list[Any]:
-    """All processes' lists in one, in rank order."""
+def gather_lists(values: list[Any]) -> list[Any]:
+    """The lists of all processes concatenated in rank order."""
     result: list[Any] = gather_object(values)
     return result
 
 
-def total(accelerator: Accelerator, values: list[float]) -> list[float]:
-    """Sums over processes, in float64."""
+def sum_over_processes(accelerator: Accelerator, values: list[float]) -> list[float]:
+    """Elementwise sums over processes, in float64."""
     tensor = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
     summed: list[float] = accelerator.reduce(tensor, reduction="sum").tolist()
     return summed

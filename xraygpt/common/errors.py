@@ -1,26 +1,26 @@
-"""The errors a user can cause. An entry point prints their message and exits with `exit_code`."""
+"""Errors that a user can cause; entry points print the message and exit with `exit_code`."""
 
 from __future__ import annotations
 
 
 class XrayGPTError(Exception):
-    """Base of every error that names a user's mistake and its remedy; printed without a traceback.
+    """Base of errors that name a user's mistake and its fix; printed without a traceback.
 
     Attributes:
-        exit_code: 0 done, 1 failed, 2 configuration or input, 143 stopped by SIGTERM after saving.
+        exit_code: 1 failure, 2 configuration or input, 143 stopped by SIGTERM after saving.
     """
 
     exit_code = 1
 
 
 class InputError(XrayGPTError, ValueError):
-    """Configuration, data or weights that cannot be used as given."""
+    """Configuration, data or weights that cannot be used."""
 
     exit_code = 2
 
 
 class ConfigError(InputError):
-    """Every problem found in one YAML file, one per line."""
+    """All problems found in one YAML file, one per line."""
 
     def __init__(self, source: str, problems: list[str]) -> None:
         self.problems = problems
@@ -29,27 +29,27 @@ class ConfigError(InputError):
 
 
 class DataError(InputError):
-    """A corpus file, a record or an image that cannot be used; says which and how to mend it."""
+    """A corpus file, record or image that cannot be used; the message says how to fix it."""
 
 
 class ImageError(DataError):
-    """An image file that cannot be used: the message says which, why, and what to do."""
+    """An image file that cannot be used; the message names it, the reason and the fix."""
 
 
 class WeightsError(InputError):
-    """A checkpoint that is absent, damaged or of other shapes than the model."""
+    """A checkpoint that is missing, damaged or has other shapes than the model."""
 
 
 class TrainingError(XrayGPTError):
-    """A run that cannot go on: loss not finite, disk full while saving."""
+    """A run that cannot continue: loss not finite, disk full while saving."""
 
 
 class Stopped(XrayGPTError):
-    """SIGTERM or SIGINT arrived; the state was saved first."""
+    """The run was stopped by SIGTERM or SIGINT, after saving its state."""
 
     exit_code = 143
 
 
 def without_path(error: Exception, path: object, name: str = "the image") -> str:
-    """A message for somebody who did not name that file."""
+    """The error's message with `path` replaced by `name`, for users who did not choose the path."""
     return str(error).replace(f"{path}: ", f"{name}: ").replace(str(path), name)

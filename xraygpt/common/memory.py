@@ -1,4 +1,4 @@
-"""How freed memory is kept on the CPU, and how much was held at most."""
+"""CPU memory management: keep freed memory, pause garbage collection, measure the peak."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ from pathlib import Path
 from typing import Any
 
 _TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-_MOST = 2**31 - 1  # bytes; mallopt takes an int
+_MAX_INT = 2**31 - 1  # mallopt takes an int
 
 
-def keep_freed_memory() -> bool:
-    """Let glibc keep what freed tensors held instead of giving it back to the system.
+def retain_freed_memory() -> bool:
+    """Make glibc keep the memory of freed tensors instead of returning it to the system.
 
-    By default a tensor of 32 MiB or more is a mapping of its own: every step of a generation maps,
-    zeroes and unmaps the keys and values it has just grown, and half of the time is the kernel's.
-    Resident memory then stays at its peak. Where the user has set malloc's variables, another
-    allocator, or another C library, nothing is changed.
+    By default glibc maps each tensor of 32 MiB or more separately: every generation step maps,
+    zeroes and unmaps the growing keys and values, and half of the time is spent in the kernel.
+    With this, resident memory stays at its peak. Nothing changes if the user has set malloc's
+    variables or uses another allocator or C library.
 
     Returns:
-        Whether it was done.
+        Whether the setting was changed.
     """
-    theirs = [k for k in os.environ if k.startswith("MALLOC_") or k == "GLIBC_TUNABLES"]
-    if not sys.platform.startswith("linux") or theirs or os.environ.get("LD_PRELOAD"):
+    user_settings = [k for k in os.environ if k.startswith("MALLOC_") or k == "GLIBC_TUNABLES"]
+    if not sys.platform.startswith("linux") or user_settings or os.environ.get("LD_PRELOAD"):
         return False
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(_MMAP, _MOST) and mallopt(_TRIM, _MOST))
+    return bool(mallopt(_MMAP, _MAX_INT) and mallopt(_TRIM, _MAX_INT))
 
 
 @contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    """Look for no cycles of dead objects while many live ones are made."""
-    was = gc.isenabled()
+def pause_gc() -> Iterator[None]:
+    """Pause garbage collection while many long-lived objects are created."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was:
+        if was_enabled:
             gc.enable()
 
 
-def give_back() -> None:
-    """Let glibc return what is free now, after something large was taken apart."""
+def release_freed_memory() -> None:
+    """Return freed memory to the system, after large objects were deleted (glibc only)."""
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def forget_peak(device: Any) -> None:
-    """Let `peak` count from here, where that can be told: on CUDA, and on Linux."""
+def reset_peak(device: Any) -> None:
+    """Restart the measurement of `peak_bytes`, on CUDA and on Linux."""
     if device.type == "cuda":
         import torch
 
@@ -68,18 +68,18 @@ def forget_peak(device: Any) -> None:
         return
 
 
-def peak(device: Any) -> int:
-    """Bytes held at most since `forget_peak`: tensors on a GPU, else all of this process."""
+def peak_bytes(device: Any) -> int:
+    """Peak memory in bytes since `reset_peak`: of tensors on a GPU, else of this process."""
     if device.type == "cuda":
         import torch
 
         return int(torch.cuda.max_memory_allocated(device))
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
-        kib = int(next(x for x in status.splitlines() if x.startswith("VmHWM:")).split()[1])
+        kib = int(next(s for s in status.splitlines() if s.startswith("VmHWM:")).split()[1])
     except (OSError, StopIteration):
         import resource
 
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return int(most if sys.platform == "darwin" else most * 1024)
+        max_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return int(max_rss if sys.platform == "darwin" else max_rss * 1024)
     return kib * 1024

@@ -1,4 +1,4 @@
-"""Where the framework keeps what it can make again."""
+"""The cache folder, and fast path checks for thousands of files."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 
 def cache_root() -> Path:
     """`XRAYGPT_CACHE`, or the user's cache folder."""
-    named = os.environ.get("XRAYGPT_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "xraygpt"
+    configured = os.environ.get("XRAYGPT_CACHE")
+    return Path(configured) if configured else Path.home() / ".cache" / "xraygpt"
 
 
-def real(path: Path) -> str:
-    """`path.resolve()` as text, for thousands of files in few folders."""
+def resolve_cached(path: Path) -> str:
+    """`path.resolve()` as text, fast for thousands of files in few folders."""
     text = str(path)
-    folder, mark, name = text.rpartition(os.sep)
-    if not mark or not folder or name == ".." or _is_link(text):
+    folder, separator, name = text.rpartition(os.sep)
+    if not separator or not folder or name == ".." or _is_link(text):
         return str(path.resolve())
-    return f"{real_folder(folder)}{os.sep}{name}"
+    return f"{resolve_folder(folder)}{os.sep}{name}"
 
 
 def _is_link(path: str) -> bool:
@@ -31,36 +31,36 @@ def _is_link(path: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def real_folder(folder: str) -> str:
-    """`resolve()` of a folder, found once."""
+def resolve_folder(folder: str) -> str:
+    """`Path(folder).resolve()` as text, cached."""
     return str(Path(folder).resolve())
 
 
 def is_plain_file_within(path: str, root: str) -> bool:
-    """Whether this is a file in a folder, neither empty nor a link, though its folders may be.
+    """Whether `path` is a non-empty regular file below `root`; it may not be a link itself.
 
-    One look at the disk, which for thousands of files is most of the time.
+    Makes a single system call per file, because these dominate for thousands of files.
     """
     folder, _, name = path.rpartition(os.sep)
     try:
-        facts = os.lstat(path)
+        status = os.lstat(path)
     except (OSError, ValueError):
         return False
-    if not folder or name == ".." or not stat.S_ISREG(facts.st_mode) or not facts.st_size:
+    if not folder or name == ".." or not stat.S_ISREG(status.st_mode) or not status.st_size:
         return False
-    return _folder_lies_in(folder, root)
+    return _is_folder_within(folder, root)
 
 
 def is_within(path: Path, root: Path) -> bool:
-    """Whether a file lies in a folder, links followed."""
-    return _lies_in(real(path), str(root))
+    """Whether a file is below a folder after following links."""
+    return _is_resolved_within(resolve_cached(path), str(root))
 
 
 @lru_cache(maxsize=4096)
-def _folder_lies_in(folder: str, root: str) -> bool:
-    return _lies_in(real_folder(folder), root)
+def _is_folder_within(folder: str, root: str) -> bool:
+    return _is_resolved_within(resolve_folder(folder), root)
 
 
-def _lies_in(there: str, root: str) -> bool:
-    home = real_folder(root)
-    return there == home or there.startswith(home if home.endswith(os.sep) else home + os.sep)
+def _is_resolved_within(path: str, root: str) -> bool:
+    base = resolve_folder(root)
+    return path == base or path.startswith(base if base.endswith(os.sep) else base + os.sep)

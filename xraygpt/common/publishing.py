@@ -1,4 +1,4 @@
-"""Folders for others: whole, sealed with a manifest, or not there."""
+"""Output folders that appear only when complete, with a manifest."""
 
 from __future__ import annotations
 
@@ -11,54 +11,54 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from xraygpt.common.checkpoint import seal
+from xraygpt.common.checkpoint import write_manifest
 from xraygpt.common.errors import InputError, WeightsError
 
 
-def refuse_taken(out: Path) -> None:
-    """Before anything is loaded.
+def require_new_folder(out: Path) -> None:
+    """Check that an output folder is absent or empty, before anything is loaded.
 
     Raises:
-        InputError: Something is there.
+        InputError: It exists and is not an empty folder.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is there already; name another")
+        raise InputError(f"{out} already exists; choose another name")
 
 
 def publish_folder(out: Path, write: Callable[[Path], None], facts: dict[str, Any]) -> None:
-    """Fill `out`; nothing is there until all of it is.
+    """Create the folder `out` atomically.
 
     Args:
-        out: The folder to make.
-        write: Fills the empty folder it is given.
-        facts: What its manifest says beside the files.
+        out: The folder to create.
+        write: Called with an empty folder; writes the files into it.
+        facts: Entries to store in the manifest in addition to the files.
 
     Raises:
-        InputError: Something is there, or it cannot be written.
+        InputError: `out` already exists, or it cannot be written.
     """
-    refuse_taken(out)
-    aside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    require_new_folder(out)
+    temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        with writing(out):
-            write(aside)
+        with report_write_errors(out):
+            write(temporary)
         umask = os.umask(0)
         os.umask(umask)
-        for path in aside.rglob("*"):
-            if path.is_file():  # some writers leave files that only their owner may read
+        for path in temporary.rglob("*"):
+            if path.is_file():  # some writers create files that only the owner can read
                 path.chmod(0o666 & ~umask)
-        seal(aside, **facts)
+        write_manifest(temporary, **facts)
         if out.is_dir():
             out.rmdir()
-        aside.rename(out)
+        temporary.rename(out)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """A full disk in the words of whoever wrote becomes one line."""
+def report_write_errors(out: Path) -> Iterator[None]:
+    """Turn errors of weight writers, such as a full disk, into an `InputError` about `out`."""
     try:
         yield
     except WeightsError:

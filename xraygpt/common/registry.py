@@ -1,8 +1,8 @@
-"""Named plug-ins: one `Registry` per kind inside, the LAVIS spelling outside.
+"""Named plug-ins: one `Registry` per kind, also available under LAVIS's function names.
 
-A plug-in is a class with a `Config` dataclass of its own: the fields are the legal YAML keys, their
-defaults the only defaults. `imports: [my_pkg.my_module]` at the root of a YAML brings in plug-ins
-from elsewhere; nothing in the package needs to know them.
+A plug-in is a class with its own `Config` dataclass, whose fields are the valid YAML keys with
+their defaults. `imports: [my_pkg.my_module]` at the root of a YAML loads plug-ins from other
+packages.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any, ClassVar, cast
 
 
 class Plugin:
-    """A class that YAML can name. It is built from its own `Config` and live keyword arguments."""
+    """A class that YAML can name, built from its `Config` and runtime keyword arguments."""
 
     @dataclass(kw_only=True)
     class Config:
-        """Fields are the only legal YAML keys; their defaults are the only defaults."""
+        """The fields are the valid YAML keys, with their defaults."""
 
         owner: ClassVar[type | None] = None  # the plug-in this Config belongs to
         kind: ClassVar[Registry | None] = None  # set on the base Config of a kind
 
         def build(self, **runtime: Any) -> Any:
-            """Build the plug-in; `runtime` holds live objects that YAML cannot spell."""
+            """Build the plug-in; `runtime` contains objects that YAML cannot express."""
             assert self.owner is not None, "only a registered plug-in's Config can build"
             return self.owner(self, **runtime)
 
@@ -34,10 +34,10 @@ class Registry:
     """Plug-ins of one kind.
 
     Args:
-        kind: What messages call one entry, e.g. ``"model"``.
-        key: The YAML key that picks an entry, e.g. ``"arch"``.
+        kind: Name of an entry in messages, e.g. ``"model"``.
+        key: The YAML key that selects an entry, e.g. ``"arch"``.
         package: Imported once, on the first lookup, so that its classes register themselves.
-        settings: Whether entries have a `Config`; without, a YAML gives the name alone.
+        settings: Whether entries have a `Config`; if not, the YAML has only the name.
     """
 
     def __init__(self, kind: str, *, key: str, package: str, settings: bool = True) -> None:
@@ -48,12 +48,12 @@ class Registry:
     def register(self, name: str, *aliases: str) -> Callable[[Any], Any]:
         """Class decorator: make the class available to YAML as `name` and `aliases`.
 
-        A name with a placeholder in angle brackets, ``timm/<name>``, stands for all names that
-        begin as it does and are not registered themselves; the longest such beginning counts.
+        A name with a placeholder in angle brackets, ``timm/<name>``, matches all names with that
+        prefix that are not registered themselves; the longest matching prefix is used.
 
         Raises:
-            ValueError: The name is taken; says by whom.
-            TypeError: The class has no `@dataclass Config` of its own.
+            ValueError: The name is already registered for another class.
+            TypeError: The class does not define its own `@dataclass Config`.
         """
 
         def add(entry: Any) -> Any:
@@ -64,13 +64,12 @@ class Registry:
                         f"{self.kind} '{name}': {entry.__name__} needs its own @dataclass Config"
                     )
                 cast(Any, config).owner = entry
-            for one in (name, *aliases):
-                taken = self._holder(one)
-                if taken is not None and taken is not entry:
-                    raise ValueError(
-                        f"{self.kind} '{one}' is already {taken.__module__}.{taken.__qualname__}"
-                    )
-                self._entries[one] = entry
+            for alias in (name, *aliases):
+                existing = self._registered(alias)
+                if existing is not None and existing is not entry:
+                    owner = f"{existing.__module__}.{existing.__qualname__}"
+                    raise ValueError(f"{self.kind} '{alias}' is already {owner}")
+                self._entries[alias] = entry
             return entry
 
         return add
@@ -80,23 +79,23 @@ class Registry:
         return self.match(name)[0]
 
     def match(self, name: str) -> tuple[Any, str]:
-        """As `get`, with what stands in the placeholder's place; empty for a name without one."""
+        """As `get`, with the text matched by the placeholder; empty for a name without one."""
         names = list(self)
         if name in names:
             return self._entries[name], ""
-        begins = [b for b in map(_beginning, names) if b is not None and str(name).startswith(b)]
-        if not begins:
+        prefixes = [p for p in map(_prefix, names) if p is not None and str(name).startswith(p)]
+        if not prefixes:
             raise KeyError(f"unknown {self.kind} '{name}'{did_you_mean(name, names)}")
-        longest = max(begins, key=len)
-        return self._holder(f"{longest}<"), str(name).removeprefix(longest)
+        longest = max(prefixes, key=len)
+        return self._registered(f"{longest}<"), str(name).removeprefix(longest)
 
-    def _holder(self, name: str) -> Any:
-        """The entry that `name` stands for already, if any; placeholders may differ."""
-        begins = _beginning(name)
-        alike = (
-            e for k, e in self._entries.items() if begins is not None and _beginning(k) == begins
+    def _registered(self, name: str) -> Any:
+        """The entry registered as `name`, or with the same prefix and another placeholder."""
+        prefix = _prefix(name)
+        same_prefix = (
+            e for k, e in self._entries.items() if prefix is not None and _prefix(k) == prefix
         )
-        return self._entries.get(name) or next(alike, None)
+        return self._entries.get(name) or next(same_prefix, None)
 
     def __contains__(self, name: object) -> bool:
         try:
@@ -107,25 +106,25 @@ class Registry:
 
     def name_of(self, entry: Any) -> str:
         """The first name under which `entry` was registered."""
-        return next(name for name, known in self._entries.items() if known is entry)
+        return next(name for name, value in self._entries.items() if value is entry)
 
     def __iter__(self) -> Iterator[str]:
         importlib.import_module(self._package)
         return iter(sorted(self._entries))
 
 
-def _beginning(name: str) -> str | None:
-    """What stands before the placeholder of ``timm/<name>``; None for a name without one."""
-    begins, placeholder, _ = name.partition("<")
-    return begins if placeholder else None
+def _prefix(name: str) -> str | None:
+    """The part of ``timm/<name>`` before the placeholder; None for a name without one."""
+    prefix, placeholder, _ = name.partition("<")
+    return prefix if placeholder else None
 
 
 def did_you_mean(word: Any, options: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"``, or the choices when nothing is near and they are few."""
+    """A suffix for messages: ``"; did you mean 'x'?"``, or all choices if no name is similar."""
     names = list(options)
-    near = difflib.get_close_matches(str(word), names, n=1)
-    if near:
-        return f"; did you mean '{near[0]}'?"
+    similar = difflib.get_close_matches(str(word), names, n=1)
+    if similar:
+        return f"; did you mean '{similar[0]}'?"
     return f" (have: {', '.join(names)})" if names else ""
 
 
@@ -165,47 +164,47 @@ class _LavisSpelling:
 
     @staticmethod
     def list_models() -> list[str]:
-        """Names YAML may give as `model.arch`."""
+        """Valid values of `model.arch`."""
         return list(MODELS)
 
     @staticmethod
     def list_processors() -> list[str]:
-        """Names YAML may give as a processor's `name`."""
+        """Valid values of a processor's `name` key."""
         return list(PROCESSORS)
 
     @staticmethod
     def list_datasets() -> list[str]:
-        """Names YAML may give as `datasets.<label>.builder`."""
+        """Valid values of `datasets.<label>.builder`."""
         return list(BUILDERS)
 
     @staticmethod
     def list_tasks() -> list[str]:
-        """Names YAML may give as `run.task`."""
+        """Valid values of `run.task`."""
         return list(TASKS)
 
     @staticmethod
     def list_runners() -> list[str]:
-        """Names YAML may give as `run.runner`."""
+        """Valid values of `run.runner`."""
         return list(RUNNERS)
 
     @staticmethod
     def list_vocabularies() -> list[str]:
-        """Names YAML may give as `vocabulary`."""
+        """Valid values of `vocabulary`."""
         return list(VOCABULARIES)
 
     @staticmethod
     def list_optimizers() -> list[str]:
-        """Names YAML may give as `run.optimizer`."""
+        """Valid values of `run.optimizer`."""
         return list(OPTIMIZERS)
 
     @staticmethod
     def list_encoders() -> list[str]:
-        """Names YAML may give as `model.vit_model`; ``<…>`` is a placeholder."""
+        """Valid values of `model.vit_model`; ``<…>`` is a placeholder."""
         return list(ENCODERS)
 
     @staticmethod
     def list_lr_schedulers() -> list[str]:
-        """Names YAML may give as `run.lr_sched`."""
+        """Valid values of `run.lr_sched`."""
         return list(LR_SCHEDULERS)
 
 

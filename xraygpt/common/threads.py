@@ -1,25 +1,25 @@
-"""How long OpenMP's threads wait for each other awake."""
+"""OpenMP thread settings: how long waiting threads spin."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-SPINS = "10000"  # of GNU OpenMP: some microseconds, as long as most pieces are apart
+SPINS = "10000"  # for GNU OpenMP: a few microseconds, the usual gap between parallel regions
 
 
-def wait_asleep() -> bool:
-    """Let threads that wait for others sleep soon instead of spinning on.
+def limit_openmp_spinning() -> bool:
+    """Make waiting OpenMP threads sleep after a short spin.
 
-    A small model on the CPU has thousands of short parallel pieces a second. Where another program
-    wants a core too, a spinning thread keeps it from the very thread it waits for, and everything
-    takes ten times as long. Acts on an OpenMP that is loaded later, so before torch is imported.
+    A small model on the CPU runs thousands of short parallel regions per second. If another program
+    uses a core too, spinning threads take CPU time from the thread they wait for, and everything
+    becomes ten times slower. Must be called before torch loads OpenMP.
 
     Returns:
-        Whether it was done: not where the user decided, nor where torch is loaded already.
+        Whether the limit was set; it is not if the user has set one or torch is already imported.
     """
-    theirs = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-    if "torch" in sys.modules or any(name in os.environ for name in theirs):
+    user_settings = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    if "torch" in sys.modules or any(name in os.environ for name in user_settings):
         return False
     os.environ["GOMP_SPINCOUNT"] = SPINS
     return True

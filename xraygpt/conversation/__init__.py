@@ -1,4 +1,4 @@
-"""Chat without a browser: conversations about images, each turn costing only its own tokens."""
+"""Chat about images: conversations, attention maps and an OpenAI-compatible endpoint."""
 
 from xraygpt.conversation.answer import Answer
 from xraygpt.conversation.chat import Busy, ChatEngine, Conversation

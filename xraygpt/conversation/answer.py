@@ -1,4 +1,4 @@
-"""An answer as it comes: what the thread that listens and the thread that generates share."""
+"""Streamed answers: the object shared by the generating thread and the reader."""
 
 from __future__ import annotations
 
@@ -13,74 +13,75 @@ from torch import Tensor
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from xraygpt.conversation.engine import Shown
+from xraygpt.conversation.engine import EncodedMedium
 from xraygpt.models.llm.decoding import Decoder
 from xraygpt.prompting.renderer import Rendered
 
-Ended = Literal["end", "length", "cancelled"]
+FinishReason = Literal["end", "length", "cancelled"]
 
 
 @dataclass(frozen=True)
-class Replay:
-    """What the model had before it when it had given an answer.
+class AnswerContext:
+    """The prompt an earlier answer was generated from, and the answer.
 
     Attributes:
-        rendered: Of the whole prompt and the answer.
-        start: Place of the answer's first id.
-        answer: Its text.
-        images: All media shown until then.
-        asked: What a model that reads the question beside an image read.
+        rendered: Token ids and runs of the full prompt and the answer.
+        start: Index of the answer's first token id.
+        answer: Text of the answer.
+        media: All media shown up to this answer.
+        question: Text read by a Q-Former that is conditioned on the question.
     """
 
     rendered: Rendered
     start: int
     answer: str
-    images: list[Shown]
-    asked: str
+    media: list[EncodedMedium]
+    question: str
 
     @property
     def ids(self) -> list[int]:
-        """Of the whole prompt and the answer, IMAGE_TOKEN_ID at every token of a medium."""
+        """Ids of the full prompt and the answer, with IMAGE_TOKEN_ID for media tokens."""
         return self.rendered["input_ids"]
 
 
 class Answer:
-    """An answer under way: iterate over its pieces of text as they come, or take `text()`.
+    """An answer being generated: iterate over its pieces of text, or wait for `text()`.
 
     Attributes:
-        dropped: Exchanges that were left out of the prompt because the context is full.
-        prompt_tokens: Of the whole conversation before this answer.
-        cached_tokens: How many of these had been computed before.
-        seed: Of sampling; None for greedy and beam search.
-        ended: ``end`` (the model closed it), ``length``, ``cancelled``, or None while under way.
+        dropped: Number of old question-answer pairs left out because the context is full.
+        prompt_tokens: Length of the prompt, including the earlier conversation.
+        cached_tokens: Prompt tokens that were already in the key-value cache.
+        seed: Sampling seed; None for greedy and beam search.
+        finish_reason: ``end`` (the model stopped), ``length``, ``cancelled``, or None while
+            generating.
     """
 
     def __init__(self, dropped: int, prompt_tokens: int, seed: int | None) -> None:
         self.dropped, self.prompt_tokens, self.seed = dropped, prompt_tokens, seed
         self.cached_tokens = 0
-        self.ended: Ended | None = None
+        self.finish_reason: FinishReason | None = None
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._done = threading.Event()
         self._text = ""
         self._error: BaseException | None = None
 
     def __iter__(self) -> Iterator[str]:
-        """Pieces of text; together they are `text()`.
+        """Yield pieces of text; joined they equal `text()`.
 
         Raises:
-            Exception: What went wrong while answering.
+            Exception: Whatever the generation raised.
         """
         while (piece := self._pieces.get()) is not None:
             yield piece
-        self._pieces.put(None)  # for whoever iterates again
+        self._pieces.put(None)  # a second iteration ends at once
         if self._error is not None:
             raise self._error
 
     def text(self) -> str:
-        """The whole answer, when it is there.
+        """Wait for the answer and return its full text.
 
         Raises:
-            Exception: What went wrong while answering.
+            Exception: Whatever the generation raised.
         """
         self._done.wait()
         if self._error is not None:
@@ -88,61 +89,60 @@ class Answer:
         return self._text
 
     @property
-    def over(self) -> bool:
-        """Whether nothing more comes."""
+    def is_done(self) -> bool:
+        """Whether generation has finished, successfully or not."""
         return self._done.is_set()
 
     def wait(self) -> None:
-        """Until it is over, however it ended."""
+        """Block until generation has finished, successfully or not."""
         self._done.wait()
 
-    def add(self, piece: str) -> None:
-        """For who generates: tell a piece."""
+    def add_piece(self, piece: str) -> None:
+        """Publish a piece of text; called by the generating thread."""
         self._pieces.put(piece)
 
-    def finish(self, text: str, ended: Ended | None, error: BaseException | None = None) -> None:
-        """For who generates: it is over."""
-        self._text, self.ended, self._error = text, ended, error
+    def finish(
+        self, text: str, reason: FinishReason | None, error: BaseException | None = None
+    ) -> None:
+        """Publish the result; called by the generating thread."""
+        self._text, self.finish_reason, self._error = text, reason, error
         self._done.set()
         self._pieces.put(None)
 
 
-class Cancelled(StoppingCriteria):
-    """Stops every row when somebody asked for it."""
+class CancelCriteria(StoppingCriteria):
+    """Stops all rows once an event is set."""
 
-    def __init__(self, asked: threading.Event) -> None:
-        self.asked = asked
+    def __init__(self, cancel: threading.Event) -> None:
+        self.cancel = cancel
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        """(B,) whether to stop."""
-        return torch.full((len(input_ids),), self.asked.is_set(), device=input_ids.device)
+        """(B,) whether to stop each row."""
+        return torch.full((len(input_ids),), self.cancel.is_set(), device=input_ids.device)
 
 
-class Pieces(BaseStreamer):
-    """Tokens as they come -> pieces of text, without what may be the start of a stop string."""
+class AnswerStreamer(BaseStreamer):
+    """Passes new text to an `Answer`, holding back what may be the start of a stop string."""
 
-    def __init__(self, decoder: Decoder, answer: Answer, cancel: threading.Event) -> None:
-        self.decoder, self.answer, self.cancel = decoder, answer, cancel
+    def __init__(self, decoder: Decoder, answer: Answer) -> None:
+        self.decoder, self.answer = decoder, answer
         self.ids: list[int] = []
-        self.told = 0
-        self.begun = False
+        self.num_sent = 0
+        self.prompt_seen = False
 
     def put(self, value: Tensor) -> None:
-        """The prompt first, which is passed over, then token after token."""
-        if not self.begun:
-            self.begun = True
+        """Receive token ids; the first call brings the prompt, which is skipped."""
+        if not self.prompt_seen:
+            self.prompt_seen = True
             return
         self.ids += value.flatten().tolist()
-        self._tell(self.decoder.safe_text(self.ids))
+        self.send(self.decoder.safe_text(self.ids))
 
     def end(self) -> None:
-        """Nothing: `rest` says what was held back."""
+        """Do nothing: the caller sends the final text with `send`."""
 
-    def rest(self, text: str) -> None:
-        """What of the finished text was not told yet."""
-        self._tell(text)
-
-    def _tell(self, text: str) -> None:
-        if len(text) > self.told:
-            self.answer.add(text[self.told :])
-            self.told = len(text)
+    def send(self, text: str) -> None:
+        """Publish the part of the text so far that was not published yet."""
+        if len(text) > self.num_sent:
+            self.answer.add_piece(text[self.num_sent :])
+            self.num_sent = len(text)

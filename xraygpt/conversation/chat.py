@@ -1,465 +1,335 @@
-"""Conversations that share a model. What a turn has computed stays for the next one.
+"""Conversations that share a model and reuse the key-value cache from turn to turn.
 
-A conversation keeps the ids of all it has said and heard, never text that would be tokenised anew:
-decoding and encoding again is not the identity, and a cache is good only for the ids that made it.
-Before each answer the ids of the whole conversation are written out, the part that the cache holds
-already is found by comparison, and the rest is computed.
+A conversation stores the token ids of its answers: decoding and encoding again is not the identity,
+and a cache is valid only for the ids it was computed from. Before each answer the ids of the full
+conversation are rendered and compared with the cache; only the tokens after the common prefix are
+computed.
 """
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from xraygpt.common.errors import InputError
-from xraygpt.conversation.answer import Answer, Cancelled, Ended, Pieces, Replay
-from xraygpt.conversation.engine import Cell, Engine, Shown
-from xraygpt.media.base import Media, of_tensor
-from xraygpt.models.base import Bonus, Generation
-from xraygpt.prompting.content import (
-    IMAGE,
-    VIDEO,
-    MediaPart,
-    Part,
-    Turn,
-    plain_text,
-    turn_of,
+from xraygpt.conversation.answer import Answer, AnswerContext
+from xraygpt.conversation.engine import EncodedMedium, Engine
+from xraygpt.conversation.generate import Request, generate_answer, prefill_media
+from xraygpt.conversation.history import (
+    QuestionAnswer,
+    build_turns,
+    join_questions,
+    remove_marks,
 )
+from xraygpt.conversation.prefix_cache import PrefixCache
+from xraygpt.media.base import Media, media_from_tensor
+from xraygpt.models.base import Bonus, Generation
 from xraygpt.prompting.renderer import Rendered
 
 
 class Busy(InputError):
-    """This conversation is still answering."""
-
-
-@dataclass
-class _Exchange:
-    """A question and its answer."""
-
-    question: str  # its words
-    media: int = 0  # that came with it
-    caption: str = ""  # told beside the last of them
-    bonus: Bonus | None = None  # what speaks for one of several candidates
-    answer: str = ""
-    ids: list[int] = field(default_factory=list)  # of the answer and its end
-    first: int = 0  # exchanges before it were dropped when it was answered
-    images: int = 0  # shown until then
-
-    def turn(self, missing: int = 0) -> Turn:
-        """As the renderer reads it, with so many media of exchanges that were dropped before it."""
-        parts: list[Part] = [MediaPart() for _ in range(missing)]
-        own: list[Part] = [MediaPart() for _ in range(self.media)]
-        if own and self.caption:
-            own[-1] = MediaPart(caption=self.caption)
-        parts += own
-        if self.caption and not own:
-            parts.append(f" {self.caption}")
-        if parts and self.question:
-            parts.append(" ")
-        return turn_of("user", [*parts, self.question] if self.question else parts)
-
-    @property
-    def plain(self) -> str:
-        """The question in words, with what was told beside its images."""
-        return plain_text(self.turn())
+    """The conversation is still generating an answer."""
 
 
 class Conversation:
-    """Images and turns about them; threads may share it.
+    """Images and questions about them; safe to use from several threads.
 
     Args:
         engine: The model.
-        system: Opens the conversation; empty takes the template's own words.
+        system: System prompt; empty uses the template's.
 
     Attributes:
-        exchanges: Questions with their answers so far, oldest first.
+        history: Questions and answers so far, oldest first.
     """
 
     def __init__(self, engine: Engine, system: str = "") -> None:
         self.engine, self.system = engine, system
-        self.exchanges: list[_Exchange] = []
-        self._images: list[Shown] = []
-        self._waiting = 0  # images that come with the next question
-        self._first = 0  # exchanges before it are dropped
-        self._cache: Any = None
-        self._cached: list[Cell] = []  # places whose keys and values the cache holds
+        self.history: list[QuestionAnswer] = []
+        self._media: list[EncodedMedium] = []
+        self._num_pending = 0  # media that come with the next question
+        self._first_in_context = 0  # older pairs are left out of the prompt
+        self._cache = PrefixCache(engine.chats.llm)
         self._busy = threading.Lock()
         self._cancel = threading.Event()
 
     def add_image(self, image: Media | Tensor) -> None:
-        """Show an image, a clip, a volume or embeddings; they come with the next question.
+        """Add an image, a clip, a volume or embeddings to the next question.
 
         Args:
-            image: As the model's image processor makes it. Of a tensor, (C, H, W) is an image,
-                (F, C, H, W) a clip, (L, D) embeddings.
+            image: Output of the model's image processor. A tensor is an image (C, H, W), a clip
+                (F, C, H, W) or embeddings (L, D).
 
         Raises:
-            Busy: An answer is under way.
+            Busy: An answer is being generated.
         """
-        with self._alone():
-            media = of_tensor(image) if isinstance(image, Tensor) else image
-            self._images.append(Shown(media))
-            self._waiting += 1
+        with self._exclusive():
+            media = media_from_tensor(image) if isinstance(image, Tensor) else image
+            self._media.append(EncodedMedium(media))
+            self._num_pending += 1
+
+    def remove_pending_images(self) -> None:
+        """Remove the images that no question was asked about yet.
+
+        Raises:
+            Busy: An answer is being generated.
+        """
+        with self._exclusive():
+            self._media = self._media[: len(self._media) - self._num_pending]
+            self._num_pending = 0
 
     def prefill(self) -> int:
-        """Compute all up to the last image now, so that the first answer starts sooner.
+        """Run the prompt up to the last image through the model, so that the answer starts sooner.
 
         Returns:
-            Tokens that are computed.
+            Number of cached tokens.
 
         Raises:
-            Busy: An answer is under way.
+            Busy: An answer is being generated.
         """
-        with self._alone(), self.engine.lane, torch.inference_mode():
+        with self._exclusive(), self.engine.lock, torch.inference_mode():
             try:
                 return self._prefill()
-            except BaseException:  # half computed is not computed
-                self._drop_cache()
+            except BaseException:  # the cache may be incomplete
+                self._cache.clear()
                 raise
 
     def _prefill(self) -> int:
-        draft = _Exchange("", media=self._waiting)
-        rendered = self._rendered([*self.exchanges[self._first :], draft], len(self._images))
+        pending = QuestionAnswer("", num_media=self._num_pending)
+        pairs = [*self.history[self._first_in_context :], pending]
+        rendered = self._render(pairs, len(self._media))
         if not rendered["runs"]:
-            return len(self._cached)
+            return len(self._cache)
         if self.engine.model.reads_question:
-            return 0  # the tokens of an image wait for the question
-        last = rendered["runs"][-1]
-        end = last.start + last.length
-        embeds, positions, _ = self.engine.embed(rendered, self._images, "")
-        cells = self.engine.cells(rendered, self._images)[:end]
-        self._reuse(cells)
-        new = slice(len(self._cached), end)
-        if embeds[:, new].shape[1]:
-            places = {} if positions is None else {"position_ids": positions[..., new]}
-            self.engine.chats.llm(
-                inputs_embeds=embeds[:, new], past_key_values=self._cache, use_cache=True,
-                logits_to_keep=1, **places,
-            )  # fmt: skip
-            self._cached = cells
-        return len(self._cached)
+            return 0  # the image tokens depend on the question
+        prefill_media(self.engine, rendered, self._media, self._cache)
+        return len(self._cache)
 
     def ask(
         self,
         question: str,
-        how: Generation | None = None,
+        generation: Generation | None = None,
         *,
         caption: str = "",
         bonus: Bonus | None = None,
     ) -> Answer:
-        """Ask, and answer in the background.
+        """Ask a question; the answer is generated in the background.
 
         Args:
-            question: Without marks of images; they come by `add_image`.
-            how: Greedy by default.
-            caption: What to tell beside the last image that comes with the question.
-            bonus: What speaks for one of several candidates beside being like the others.
+            question: Text; marks of media are removed, images are added with `add_image`.
+            generation: Decoding settings; greedy by default.
+            caption: Text to place next to the last image of this question.
+            bonus: Scores candidates, in addition to their agreement with each other.
 
         Raises:
-            Busy: An answer is under way.
+            Busy: An answer is being generated.
             InputError: The question is empty, or too long for the context.
         """
-        text = _words(question)
-        if not text and not self._waiting:
+        text = remove_marks(question)
+        if not text and not self._num_pending:
             raise InputError("the question is empty")
-        if not self._busy.acquire(blocking=False):
-            raise Busy("the last question is still being answered")
+        self._acquire()
         try:
-            waiting = self._waiting
-            asked = _Exchange(text, waiting, caption, bonus, images=len(self._images))
-            return self._begin(asked, how or Generation(), list(self.exchanges), waiting)
+            pending = self._num_pending
+            pair = QuestionAnswer(text, pending, caption, bonus, total_media=len(self._media))
+            return self._start(pair, generation or Generation(), list(self.history), pending)
         except BaseException:
             self._busy.release()
             raise
 
-    def regenerate(self, how: Generation | None = None) -> Answer:
-        """Answer the last question anew, about the images it was asked about.
+    def regenerate(self, generation: Generation | None = None) -> Answer:
+        """Answer the last question again, about the same images.
 
-        If it fails, the answer that was there stays.
+        If this fails, the previous answer is kept.
 
         Raises:
-            Busy: An answer is under way.
-            InputError: Nothing was asked yet, or it does not fit into the context.
+            Busy: An answer is being generated.
+            InputError: No question was asked yet, or it does not fit in the context.
         """
-        if not self._busy.acquire(blocking=False):
-            raise Busy("the last question is still being answered")
+        self._acquire()
         try:
-            if not self.exchanges:
-                raise InputError("nothing was asked yet")
-            *before, last = self.exchanges
-            asked = replace(last, answer="", ids=[])
-            return self._begin(asked, how or Generation(), before, 0)
+            if not self.history:
+                raise InputError("no question was asked yet")
+            *previous, last = self.history
+            pair = replace(last, answer="", answer_ids=[])
+            return self._start(pair, generation or Generation(), previous, 0)
         except BaseException:
             self._busy.release()
             raise
 
     def cancel(self) -> None:
-        """Stop the answer under way; what it has said stays."""
+        """Stop the current answer; the text generated so far is kept."""
         self._cancel.set()
 
     def clear(self) -> None:
-        """Forget everything.
+        """Remove all images, questions and answers.
 
         Raises:
-            Busy: An answer is under way.
+            Busy: An answer is being generated.
         """
-        with self._alone():
-            self.exchanges, self._images, self._waiting, self._first = [], [], 0, 0
-            self._drop_cache()
+        with self._exclusive():
+            self.history, self._media = [], []
+            self._num_pending = self._first_in_context = 0
+            self._cache.clear()
 
-    def recall(self, question: str, answer: str, caption: str = "") -> None:
-        """Take up an exchange of another conversation, as if it had been here.
+    def restore(self, question: str, answer: str, caption: str = "") -> None:
+        """Append a question and answer of an earlier conversation.
 
         Args:
-            question: Images shown since the last question come with it.
-            answer: What was said then.
-            caption: What was told beside the last of these images.
+            question: Pending images come with it.
+            answer: The answer that was given.
+            caption: Text next to the last of these images.
 
         Raises:
-            Busy: An answer is under way.
+            Busy: An answer is being generated.
         """
-        with self._alone():
-            waiting, self._waiting = self._waiting, 0
-            self.exchanges.append(
-                _Exchange(
-                    _words(question), waiting, caption, answer=answer,
-                    ids=self.engine.decoder.said(answer), first=self._first,
-                    images=len(self._images),
+        with self._exclusive():
+            pending, self._num_pending = self._num_pending, 0
+            self.history.append(
+                QuestionAnswer(
+                    remove_marks(question), pending, caption, answer=answer,
+                    answer_ids=self.engine.decoder.answer_ids(answer),
+                    first_in_context=self._first_in_context, total_media=len(self._media),
                 )
             )  # fmt: skip
 
     def undo(self) -> None:
-        """Take the last question and its answer back; images that came with it come again.
+        """Remove the last question and its answer; its images become pending again.
 
         Raises:
-            Busy: An answer is under way.
-            InputError: Nothing was asked yet.
+            Busy: An answer is being generated.
+            InputError: No question was asked yet.
         """
-        with self._alone():
-            if not self.exchanges:
-                raise InputError("nothing was asked yet")
-            self._waiting += self.exchanges.pop().media
-            self._first = min(self._first, len(self.exchanges))
+        with self._exclusive():
+            if not self.history:
+                raise InputError("no question was asked yet")
+            self._num_pending += self.history.pop().num_media
+            self._first_in_context = min(self._first_in_context, len(self.history))
 
-    def forget(self) -> None:
-        """Free what was computed; the next answer computes it again. The conversation stays.
+    def free_cache(self) -> None:
+        """Free all cached computation; the next answer computes it again.
 
         Raises:
-            Busy: An answer is under way.
+            Busy: An answer is being generated.
         """
-        with self._alone():
-            self._drop_cache()
-            for image in self._images:
-                image.tokens = image.read_as = None
+        with self._exclusive():
+            self._cache.clear()
+            for medium in self._media:
+                medium.forget_tokens()
 
-    def replay(self, turn: int = -1) -> Replay:
-        """The prompt of an answer, and the answer.
+    def answer_context(self, index: int = -1) -> AnswerContext:
+        """The prompt an answer was generated from, and the answer.
 
         Args:
-            turn: Which exchange; -1 is the last.
+            index: Index in `history`; -1 is the last.
 
         Raises:
-            InputError: Nothing was answered yet.
+            InputError: No question was answered yet.
         """
-        exchanges = list(self.exchanges)
-        if not exchanges:
-            raise InputError("nothing was asked yet")
-        turn = range(len(exchanges))[turn]
-        last = exchanges[turn]
-        kept = exchanges[last.first : turn + 1]
-        rendered = self._rendered(kept, last.images)
-        return Replay(
+        history = list(self.history)
+        if not history:
+            raise InputError("no question was asked yet")
+        index = range(len(history))[index]
+        pair = history[index]
+        pairs = history[pair.first_in_context : index + 1]
+        rendered = self._render(pairs, pair.total_media)
+        return AnswerContext(
             rendered,
-            len(rendered["input_ids"]) - len(last.ids),
-            last.answer,
-            list(self._images[: last.images]),
-            _asked(kept),
+            len(rendered["input_ids"]) - len(pair.answer_ids),
+            pair.answer,
+            list(self._media[: pair.total_media]),
+            join_questions(pairs),
         )
 
-    def withdraw(self) -> None:
-        """Take back the images that no question came with yet.
-
-        Raises:
-            Busy: An answer is under way.
-        """
-        with self._alone():
-            self._images = self._images[: len(self._images) - self._waiting]
-            self._waiting = 0
-
-    def tokens_left(self, how: Generation | None = None) -> int:
-        """Tokens a question may still take before an old exchange is dropped."""
-        kept = self.exchanges[self._first :]
-        used = len(self._rendered(kept, kept[-1].images)["input_ids"]) if kept else 0
-        room = self.engine.model.context_len - (how or Generation()).max_new_tokens
+    def tokens_left(self, generation: Generation | None = None) -> int:
+        """Tokens left for the next question before an old one must be dropped."""
+        pairs = self.history[self._first_in_context :]
+        used = len(self._render(pairs, pairs[-1].total_media)["input_ids"]) if pairs else 0
+        room = self.engine.model.context_len - (generation or Generation()).max_new_tokens
         return max(room - used, 0)
 
-    def _alone(self) -> _Held:
-        return _Held(self._busy)
-
-    def _turns(self, exchanges: Sequence[_Exchange], images: int) -> list[Turn]:
-        """As the renderer reads them; images of dropped exchanges come with the first kept one."""
-        turns = [Turn(role="system", text=self.system)] if self.system else []
-        missing = images - sum(e.media for e in exchanges)
-        for i, exchange in enumerate(exchanges):
-            turns.append(exchange.turn(missing if i == 0 else 0))
-            if exchange.ids:
-                turns.append(Turn(role="assistant", text=exchange.answer))
-        return turns
-
-    def _rendered(self, exchanges: Sequence[_Exchange], images: int) -> Rendered:
-        shown = self._images[:images]
-        return self.engine.renderer.render(
-            self._turns(exchanges, len(shown)),
-            self.engine.plan(shown),
-            "chat",
-            answers=[e.ids for e in exchanges if e.ids],
-        )
-
-    def _drop_cache(self) -> None:
-        self._cache, self._cached = None, []
-
-    def _begin(
-        self, exchange: _Exchange, how: Generation, before: list[_Exchange], waiting: int
-    ) -> Answer:
-        """Find what fits, and start answering.
-
-        Args:
-            exchange: What is asked.
-            how: Decoding.
-            before: Exchanges that stand before it.
-            waiting: Images that come with it; they wait again if it fails.
-        """
-        room = self.engine.model.context_len - how.max_new_tokens
-        first = min(self._first, len(before))
-        while True:
-            rendered = self._rendered([*before[first:], exchange], exchange.images)
-            ids = rendered["input_ids"]
-            if len(ids) <= room:
-                break
-            if first >= len(before):
-                raise InputError(
-                    f"the question and its images take {len(ids)} tokens; with "
-                    f"{how.max_new_tokens} for the answer the context of "
-                    f"{self.engine.model.context_len} holds {max(room, 0)}"
-                )
-            first += 1
-        exchange.first = first
-        answer = Answer(first, len(ids), how.seed if how.do_sample else None)
-        self._cancel.clear()
-        self._waiting -= waiting
-        given = (exchange, rendered, how, answer, before, waiting)
-        threading.Thread(target=self._work, args=given, daemon=True).start()
-        return answer
-
-    def _work(
-        self,
-        exchange: _Exchange,
-        rendered: Rendered,
-        how: Generation,
-        answer: Answer,
-        before: list[_Exchange],
-        waiting: int,
-    ) -> None:
-        text, ended, error = "", None, None
-        try:
-            with self.engine.lane, torch.inference_mode():
-                kept = [*before[exchange.first :], exchange]
-                text, new, ended = self._generate(kept, rendered, how, answer)
-            exchange.answer, exchange.ids = text, new
-            self.exchanges, self._first = [*before, exchange], exchange.first
-        except BaseException as raised:
-            error = raised
-            self._drop_cache()
-            self._waiting += waiting
-        finally:
-            self._busy.release()
-            answer.finish(text, ended, error)
-
-    def _generate(
-        self, kept: list[_Exchange], rendered: Rendered, how: Generation, answer: Answer
-    ) -> tuple[str, list[int], Ended]:
-        """Text, ids with the end, and how it ended."""
-        engine, shown = self.engine, self._images[: kept[-1].images]
-        embeds, positions, average = engine.embed(rendered, shown, _asked(kept))
-        cells = engine.cells(rendered, shown)
-        alone = how.num_beams > 1 or how.candidates > 1  # several rows: the cache is left alone
-        if not alone:
-            self._reuse(cells)
-            answer.cached_tokens = len(self._cached)
-        said = Pieces(engine.decoder, answer, self._cancel)
-        rows = engine.decoder.generate_ids(
-            embeds,
-            torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
-            how,
-            average() if how.guidance else None,
-            positions=positions,
-            past_key_values=None if alone else self._cache,
-            streamer=None if alone else said,
-            stop=Cancelled(self._cancel),
-        )
-        said_all = [engine.decoder.closed(row, self._cancel.is_set()) for row in rows]
-        texts = [s[0] for s in said_all]
-        best = engine.decoder.chosen(texts, kept[-1].bonus, references=how.references)
-        text, new, ended = said_all[best]
-        said.rest(text)
-        if not alone:
-            self._cached = [*cells, *new][: int(self._cache.get_seq_length())]
-            self._crop(len(self._cached))
-        return text, new, ended
-
-    def _reuse(self, cells: Sequence[Cell]) -> None:
-        """Keep of the cache what a prompt begins with; its last token is always computed."""
-        if self._cache is None:
-            self._cache = DynamicCache(config=self.engine.chats.llm.config)
-            self._cached = []
-        pairs = zip(self._cached, cells[:-1], strict=False)
-        self._crop(sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
-
-    def _crop(self, keep: int) -> None:
-        extra = int(self._cache.get_seq_length()) - keep
-        if extra > 0:
-            self._cache.crop(-extra)
-        self._cached = self._cached[:keep]
-
-
-def _words(question: str) -> str:
-    """A question without marks of media."""
-    return " ".join(question.replace(IMAGE, " ").replace(VIDEO, " ").split())
-
-
-def _asked(exchanges: Sequence[_Exchange]) -> str:
-    """What a Q-Former that reads the question reads: all that was asked."""
-    return " ".join(" ".join(e.plain for e in exchanges).split())
-
-
-class _Held:
-    """Holds a lock, or says at once that it is taken."""
-
-    def __init__(self, lock: threading.Lock) -> None:
-        self.lock = lock
-
-    def __enter__(self) -> None:
-        if not self.lock.acquire(blocking=False):
+    def _acquire(self) -> None:
+        if not self._busy.acquire(blocking=False):
             raise Busy("the last question is still being answered")
 
-    def __exit__(self, *_: object) -> None:
-        self.lock.release()
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        self._acquire()
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+    def _render(self, pairs: Sequence[QuestionAnswer], total_media: int) -> Rendered:
+        media = self._media[:total_media]
+        return self.engine.renderer.render(
+            build_turns(self.system, pairs, len(media)),
+            self.engine.token_runs(media),
+            "chat",
+            answers=[pair.answer_ids for pair in pairs if pair.answer_ids],
+        )
+
+    def _start(
+        self,
+        pair: QuestionAnswer,
+        generation: Generation,
+        previous: list[QuestionAnswer],
+        num_new_media: int,
+    ) -> Answer:
+        """Drop old pairs until the prompt fits, and start the generating thread."""
+        room = self.engine.model.context_len - generation.max_new_tokens
+        first = min(self._first_in_context, len(previous))
+        while True:
+            rendered = self._render([*previous[first:], pair], pair.total_media)
+            length = len(rendered["input_ids"])
+            if length <= room:
+                break
+            if first >= len(previous):
+                raise InputError(
+                    f"the question and its images have {length} tokens; the context of "
+                    f"{self.engine.model.context_len} has room for {max(room, 0)}, as "
+                    f"{generation.max_new_tokens} are reserved for the answer"
+                )
+            first += 1
+        pair.first_in_context = first
+        answer = Answer(first, length, generation.seed if generation.do_sample else None)
+        self._cancel.clear()
+        self._num_pending -= num_new_media
+        media = self._media[: pair.total_media]
+        request = Request(pair, rendered, media, generation, answer, previous, num_new_media)
+        threading.Thread(target=self._run, args=(request,), daemon=True).start()
+        return answer
+
+    def _run(self, request: Request) -> None:
+        """Generate an answer; a failure leaves the history and the pending images unchanged."""
+        text, reason, error = "", None, None
+        pair = request.pair
+        try:
+            with self.engine.lock, torch.inference_mode():
+                text, ids, reason = generate_answer(self.engine, request, self._cache, self._cancel)
+            pair.answer, pair.answer_ids = text, ids
+            self.history = [*request.previous, pair]
+            self._first_in_context = pair.first_in_context
+        except BaseException as raised:
+            error = raised
+            self._cache.clear()
+            self._num_pending += request.num_new_media
+        finally:
+            self._busy.release()
+            request.answer.finish(text, reason, error)
 
 
 class ChatEngine(Engine):
-    """A model, ready to talk."""
+    """An `Engine` that starts conversations."""
 
     def start(self, system: str = "") -> Conversation:
-        """A new conversation.
+        """Start a conversation.
 
         Args:
-            system: Opens it; empty takes the template's own words.
+            system: System prompt; empty uses the template's.
         """
         return Conversation(self, system)

@@ -1,4 +1,4 @@
-"""A model that many conversations share: their prompts as ids, media and embeddings."""
+"""A chat model shared by many conversations: builds batches, encodes media, embeds prompts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xraygpt.common.distributed import to_device
 from xraygpt.datasets.base import Batch
-from xraygpt.datasets.collate import original_of, padded
+from xraygpt.datasets.collate import original_image, pad_rows
 from xraygpt.media.base import Media
 from xraygpt.models.base import BaseModel
 from xraygpt.models.capabilities import Chats, require
@@ -25,28 +25,33 @@ from xraygpt.prompting.renderer import (
     Run,
 )
 
-Cell = int | tuple[object, ...]
-"""What stands at a place of a prompt: an id, or which token of which medium, as it was read."""
+TokenKey = int | tuple[object, ...]
+"""Identifies a prompt token: its id, or (medium, how it was encoded, index) for a media token.
+Equal keys after equal prefixes have equal keys and values in the LLM's cache."""
 
 
 @dataclass
-class Shown:
-    """A medium of a conversation and what the model made of it."""
+class EncodedMedium:
+    """A medium of a conversation, with its tokens once it is encoded."""
 
     media: Media
-    key: int = field(default_factory=itertools.count().__next__)  # no other has it
-    read_as: tuple[object, ...] | None = None  # what its tokens depend on beside it
+    key: int = field(default_factory=itertools.count().__next__)  # unique
+    encoding_key: tuple[object, ...] | None = None  # all that the tokens depend on but the medium
     tokens: Tensor | None = None  # (L, H)
+
+    def forget_tokens(self) -> None:
+        """Free the tokens; they are computed again when needed."""
+        self.tokens = self.encoding_key = None
 
 
 class Engine:
-    """A model that many conversations share, one answer at a time.
+    """A chat model shared by many conversations; `lock` serialises its use.
 
     Args:
-        model: On its device; is put into evaluation mode.
+        model: Already on its device; it is switched to evaluation mode.
 
     Raises:
-        InputError: The model cannot chat; says why.
+        InputError: The model cannot chat; the message gives the reason.
     """
 
     def __init__(self, model: BaseModel) -> None:
@@ -54,36 +59,36 @@ class Engine:
         self.model = model.eval()
         self.renderer = model.renderer
         self.decoder = Decoder(self.chats.llm, model.renderer)
-        self.lane = threading.Lock()
+        self.lock = threading.Lock()
         self.device = model.device
 
-    def plan(self, shown: Sequence[Shown]) -> list[Run]:
-        """Placeholders of each medium of a conversation."""
-        if not shown or self.model.media_collator is None:
+    def token_runs(self, media: Sequence[EncodedMedium]) -> list[Run]:
+        """Token runs of all media of a conversation."""
+        if not media or self.model.media_collator is None:
             return []
-        return self.model.media_collator.token_runs([one.media for one in shown])
+        return self.model.media_collator.token_runs([medium.media for medium in media])
 
-    def batch(self, rendered: Rendered, media: Sequence[Media], asked: str) -> Batch:
+    def batch(self, rendered: Rendered, media: Sequence[Media], question: str) -> Batch:
         """A conversation as a batch of one row, on the model's device.
 
         Args:
-            rendered: Its ids.
+            rendered: The rendered conversation.
             media: All of its media, in order.
-            asked: What a model that reads the question beside an image reads.
+            question: Text read by a Q-Former that is conditioned on the question.
         """
-        ids, labels, mask, runs = padded([rendered], 0, left=True)
+        ids, labels, mask, runs = pad_rows([rendered], 0, left=True)
         media_collator = self.model.media_collator
         batch = Batch(
             input_ids=ids,
             labels=labels,
             attention_mask=mask,
             runs=runs,
-            originals=[original_of(one) for one in media],
+            originals=[original_image(medium) for medium in media],
             media_inputs=media_collator.stack([media])
             if media_collator is not None and media
             else {},
             extra={},
-            question=[asked],
+            question=[question],
             sample_id=["chat"],
             skipped=0,
         )
@@ -91,65 +96,75 @@ class Engine:
         return moved
 
     @torch.no_grad()
-    def read(self, shown: Sequence[Shown], asked: str) -> list[Tensor]:
-        """(L, H) tokens of each medium, unless they were made before.
+    def encode(self, media: Sequence[EncodedMedium], question: str) -> list[Tensor]:
+        """(L, H) tokens of each medium, computed where they are not stored yet.
 
-        A medium that takes other places alone than among the others is encoded with all of them.
+        A medium whose token run differs when it is alone is encoded together with all others.
 
         Args:
-            shown: All media of the conversation, in order.
-            asked: What a model that reads the question beside an image reads.
+            media: All media of the conversation, in order.
+            question: Text read by a Q-Former that is conditioned on the question.
         """
-        runs = self.plan(shown)
-        question = (asked,) if self.model.reads_question else ()
-        alone = [self.plan([one]) == [run] for one, run in zip(shown, runs, strict=True)]
-        together = tuple(one.key for one in shown) if not all(alone) else ()
-        wanted = [one for one in shown if one.read_as != (*question, together)]
-        if wanted and together:
-            self._encode(shown, runs, asked, (*question, together))
+        runs = self.token_runs(media)
+        together = self._depend_on_each_other(media, runs)
+        encoding_key = (
+            *((question,) if self.model.reads_question else ()),
+            tuple(medium.key for medium in media) if together else (),
+        )
+        missing = [medium for medium in media if medium.encoding_key != encoding_key]
+        if missing and together:
+            self._encode(media, runs, question, encoding_key)
         else:
-            for one in wanted:
-                self._encode([one], self.plan([one]), asked, (*question, together))
-        return [one.tokens for one in shown if one.tokens is not None]
+            for medium in missing:
+                self._encode([medium], self.token_runs([medium]), question, encoding_key)
+        return [medium.tokens for medium in media if medium.tokens is not None]
+
+    def _depend_on_each_other(self, media: Sequence[EncodedMedium], runs: Sequence[Run]) -> bool:
+        return not all(
+            self.token_runs([medium]) == [run] for medium, run in zip(media, runs, strict=True)
+        )
 
     def _encode(
-        self, shown: Sequence[Shown], runs: Sequence[Run], asked: str, read_as: tuple[object, ...]
+        self,
+        media: Sequence[EncodedMedium],
+        runs: Sequence[Run],
+        question: str,
+        encoding_key: tuple[object, ...],
     ) -> None:
-        media = [one.media for one in shown]
-        tokens = self.chats.media_tokens(self.batch(bare(runs), media, asked))
-        for one, made in zip(shown, tokens, strict=True):
-            one.tokens, one.read_as = made, read_as
+        batch = self.batch(render_runs(runs), [medium.media for medium in media], question)
+        for medium, tokens in zip(media, self.chats.media_tokens(batch), strict=True):
+            medium.tokens, medium.encoding_key = tokens, encoding_key
 
-    def cells(self, rendered: Rendered, shown: Sequence[Shown]) -> list[Cell]:
-        """What stands at every place of a prompt; equal cells have equal keys and values."""
-        cells: list[Cell] = list(rendered["input_ids"])
-        for run, one in zip(rendered["runs"], shown, strict=True):
+    def token_keys(self, rendered: Rendered, media: Sequence[EncodedMedium]) -> list[TokenKey]:
+        """A key for each prompt token, to compare a prompt with what is cached."""
+        keys: list[TokenKey] = list(rendered["input_ids"])
+        for run, medium in zip(rendered["runs"], media, strict=True):
             for i in range(run.length):
-                cells[run.start + i] = (one.key, one.read_as, i)
-        return cells
+                keys[run.start + i] = (medium.key, medium.encoding_key, i)
+        return keys
 
     @torch.no_grad()
     def embed(
-        self, rendered: Rendered, shown: Sequence[Shown], asked: str
+        self, rendered: Rendered, media: Sequence[EncodedMedium], question: str
     ) -> tuple[Tensor, Tensor | None, Callable[[], Tensor | None]]:
-        """A prompt as the language model reads it.
+        """Embed a prompt for the language model.
 
         Returns:
-            (1, T, H) embeddings; (1, T) or (A, 1, T) position ids, or None; and, on request, the
-            embeddings with an average medium in every medium's place.
+            (1, T, H) embeddings; (1, T) or (A, 1, T) position ids, or None; and a function that
+            returns the embeddings with every medium replaced by an average one.
         """
-        tokens = self.read(shown, asked)
-        batch = self.batch(rendered, [one.media for one in shown], asked)
-        average = getattr(self.model, "embed_average", None)
+        tokens = self.encode(media, question)
+        batch = self.batch(rendered, [medium.media for medium in media], question)
+        embed_average = getattr(self.model, "embed_average", None)
         return (
             self.chats.embed(batch, tokens),
             self.model.positions(batch),
-            lambda: None if average is None else average(batch),
+            lambda: None if embed_average is None else embed_average(batch),
         )
 
 
-def bare(runs: Sequence[Run]) -> Rendered:
-    """Media without text: their placeholders in a row."""
+def render_runs(runs: Sequence[Run]) -> Rendered:
+    """Media without text: only their placeholder tokens."""
     placed, start = [], 0
     for run in runs:
         placed.append(PlacedRun(run.kind, start, run.length))

@@ -16,8 +16,8 @@ from jinja2 import Environment, StrictUndefined
 
 from xraygpt.common.errors import DataError, InputError
 from xraygpt.curation.checks import wilson
-from xraygpt.curation.engine import picture_url
 from xraygpt.curation.folder import CAPTIONS, MANIFEST, TURNS
+from xraygpt.curation.llm.items import encode_picture
 from xraygpt.curation.select import Selection, as_cell, write_private
 from xraygpt.vocabulary.chest_labeller import mentions
 
@@ -61,7 +61,7 @@ def audit(selection: Selection, out: Path, rows: int, seed: int) -> str:
         path = row["picture"]
         shown.append({
             "item": name, "where": report.where, "source": before, "result": after,
-            "labels": labels, "picture": picture_url(path, _SIDE) if path.exists() else "",
+            "labels": labels, "picture": encode_picture(path, _SIDE) if path.exists() else "",
         })  # fmt: skip
         changed = {kind: [n for n, k in labels if k == kind] for kind in ("lost", "new")}
         lost, new = ("; ".join(changed[k]) for k in ("lost", "new"))

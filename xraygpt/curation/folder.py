@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from xraygpt.common.checkpoint import digest, write_file
+from xraygpt.common.checkpoint import file_sha256, write_text_atomic
 from xraygpt.common.errors import DataError, InputError
 from xraygpt.curation.checks import reasons_counted, wilson
-from xraygpt.curation.ledger import NAME as LEDGER
+from xraygpt.curation.llm.ledger import LEDGER_FILE
 from xraygpt.curation.select import Filters, LeftOut, Picture, Selection, write_left_out
 from xraygpt.curation.sources import SourceReport
 from xraygpt.version import __version__
@@ -72,7 +72,7 @@ def check_free(out: Path, corpus: str, task: str) -> None:
     made = [name for name in (CAPTIONS, TURNS) if (out / name).exists()]
     if not made or (out / UNFINISHED).exists():
         return
-    if not task or not (out / LEDGER).exists():
+    if not task or not (out / LEDGER_FILE).exists():
         raise InputError(f"{out} holds a curated corpus already; name another folder")
     try:
         there = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
@@ -115,14 +115,14 @@ def write_folder(
     names = bring_pictures([picture for _, picture, _ in rows], out / "image", copy)
     if isinstance(rows[0][2], str):
         annotations = [_caption(r, names[p.path], p.view, text) for r, p, text in rows]
-        write_file(out / CAPTIONS, json.dumps({"annotations": annotations}, indent=1))
+        write_text_atomic(out / CAPTIONS, json.dumps({"annotations": annotations}, indent=1))
     else:
         annotations = [_turns(r, names[p.path], p.view, turns) for r, p, turns in rows]
         lines = [json.dumps(row, ensure_ascii=False) for row in annotations]
-        write_file(out / TURNS, "".join(f"{line}\n" for line in lines))
+        write_text_atomic(out / TURNS, "".join(f"{line}\n" for line in lines))
     manifest = _manifest(selection, texts, filters, raw, annotations, left_out)
     manifest["pictures_sha256"] = _joint([p.sha256 for _, p, _ in rows])
-    write_file(out / MANIFEST, json.dumps(manifest, indent=1))
+    write_text_atomic(out / MANIFEST, json.dumps(manifest, indent=1))
     (out / UNFINISHED).unlink()
     return manifest
 
@@ -144,7 +144,7 @@ def bring_pictures(pictures: Sequence[Picture], folder: Path, copy: bool) -> dic
     names = names_of(pictures)
     for picture in {p.path: p for p in pictures}.values():
         target = folder / names[picture.path]
-        if target.exists() and digest(target) == picture.sha256:
+        if target.exists() and file_sha256(target) == picture.sha256:
             continue
         aside = folder / f".{target.name}.part"
         aside.unlink(missing_ok=True)
@@ -226,7 +226,7 @@ def _manifest(
         **texts.facts,
         "xraygpt": __version__,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "inputs": {raw.name: digest(raw)} if raw.is_file() else _tables(raw),
+        "inputs": {raw.name: file_sha256(raw)} if raw.is_file() else _tables(raw),
         "reports_sha256": selection.sources_sha256,
         "filters": asdict(filters),
         "left_after": dict(selection.steps),
@@ -240,4 +240,4 @@ def _manifest(
 
 
 def _tables(raw: Path) -> dict[str, str]:
-    return {p.name: digest(p) for p in sorted(raw.glob("*.csv"))}
+    return {p.name: file_sha256(p) for p in sorted(raw.glob("*.csv"))}

@@ -16,12 +16,15 @@ from typing import Any
 from xraygpt.common.errors import InputError, XrayGPTError
 from xraygpt.common.logging import progress
 from xraygpt.curation.checks import problems
-from xraygpt.curation.endpoint import Endpoint, Price, privacy
-from xraygpt.curation.engine import Ended, Engine, Item, Limits, item_key
 from xraygpt.curation.folder import Texts, check_free, item_name, names_of, write_folder
-from xraygpt.curation.ledger import DONE, FINAL, Ledger, Row, Spent
-from xraygpt.curation.limits import Breaker, Patience
-from xraygpt.curation.prompts import Prompt
+from xraygpt.curation.llm.calls import run_calls
+from xraygpt.curation.llm.items import Item, item_key
+from xraygpt.curation.llm.ledger import Ledger
+from xraygpt.curation.llm.ledger_rows import DONE, FINAL, Row, Usage
+from xraygpt.curation.llm.privacy import check_privacy
+from xraygpt.curation.llm.run_context import RunContext
+from xraygpt.curation.llm.settings import RewriteSettings
+from xraygpt.curation.llm.stopping import RunResult
 from xraygpt.curation.rules import clean, resolve
 from xraygpt.curation.select import (
     Filters,
@@ -31,7 +34,6 @@ from xraygpt.curation.select import (
     select_pictures,
     select_reports,
 )
-from xraygpt.curation.tasks import Task
 
 log = logging.getLogger(__name__)
 
@@ -44,42 +46,18 @@ class Unfinished(XrayGPTError):
         self.exit_code = exit_code
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rewriting:
-    """How a language model is asked."""
-
-    endpoint: Endpoint
-    task: Task
-    prompt: Prompt
-    limits: Limits = field(default_factory=Limits)
-    patience: Patience = field(default_factory=Patience)
-    price: Price | None = None
-    agreement: str = ""
-    """Reference of the user's written zero-retention agreement."""
-    batch: bool = False
-    """By the Batch API instead of single calls."""
-    poll_seconds: float = 60.0
-    """Between two looks at a batch."""
-    again: tuple[str, ...] = ()
-    """Final states to ask again: ``refused``, ``invalid``."""
-    partial: bool = False
-    """Write the folder though some rows have no final state yet."""
-    breaker: Breaker | None = None
-    """None: one that suits the concurrency."""
-
-
 @dataclass(frozen=True)
 class Curated:
     """What a run made.
 
     Attributes:
         manifest: As written.
-        spent: Over all runs on the folder; nothing for rules.
+        usage: Over all runs on the folder; nothing for rules.
         calls: Sent in this run.
     """
 
     manifest: dict[str, Any]
-    spent: Spent = field(default_factory=Spent)
+    usage: Usage = field(default_factory=Usage)
     calls: int = 0
 
 
@@ -90,7 +68,7 @@ def curate(
     out: Path,
     filters: Filters,
     *,
-    rewriting: Rewriting | None = None,
+    rewriting: RewriteSettings | None = None,
     copy: bool = False,
 ) -> Curated:
     """Make the training folder of a corpus.
@@ -111,12 +89,13 @@ def curate(
         Unfinished: A language model was stopped on its way.
     """
     how = rewriting
-    decision = privacy(
+    decision = check_privacy(
         corpus_named(corpus_name), how.endpoint if how else None, how.agreement if how else "",
         bool(how and how.batch),
     )  # fmt: skip
     if how is not None:
-        how.endpoint.client(how.patience.timeout)  # a missing key is said before the work
+        # Report a missing key before any work.
+        how.endpoint.create_sdk_client(how.retry_policy.timeout)
     check_free(out, corpus_name, how.task.name if how else "")
     selection = select_reports(corpus_name, raw, filters)
     if how is None:
@@ -129,20 +108,20 @@ def curate(
         select_pictures(selection, images, filters, known)
         ledger.add_pictures(known)
         names_of([p for found in selection.pictures.values() for p in found])
-        ended, texts = by_model(selection, how, ledger)
-        spent = ledger.spent()
+        result, texts = by_model(selection, how, ledger)
+        usage = ledger.total_usage()
     texts.facts["privacy"] = decision
     left = sum(row.stage == "todo" for row in texts.left_out)
     if left and not how.partial:
         done = texts.asked - sum(row.stage in ("todo", "failed") for row in texts.left_out)
-        why = (ended.why or "not finished").rstrip(".")
+        why = (result.stop_reason or "not finished").rstrip(".")
         raise Unfinished(
             f"{why}. {done} of {texts.asked} have an answer, kept in {ledger.path}; the same "
             "command goes on, --partial writes the folder of these",
-            ended.exit_code or 1,
+            result.exit_code or 1,
         )
     manifest = write_folder(out, selection, texts, filters, raw, copy)
-    return Curated(manifest, spent, ended.calls)
+    return Curated(manifest, usage, result.calls)
 
 
 def by_rules(selection: Selection) -> Texts:
@@ -170,12 +149,12 @@ def by_rules(selection: Selection) -> Texts:
     return texts
 
 
-def items_of(selection: Selection, how: Rewriting) -> list[tuple[Item, str]]:
+def items_of(selection: Selection, how: RewriteSettings) -> list[tuple[Item, str]]:
     """What is asked about, with the place of each source."""
     found = []
     for report in selection.reports:
         sections = {name: resolve(report.sections[name]) for name in selection.sections()}
-        for picture in selection.pictures[report.source_id] if how.task.sees_picture else [None]:
+        for picture in selection.pictures[report.source_id] if how.task.uses_picture else [None]:
             name = item_name(report, picture)
             sha256 = picture.sha256 if picture else ""
             key = item_key(how.endpoint, how.task, how.prompt, name, sections, sha256)
@@ -185,34 +164,31 @@ def items_of(selection: Selection, how: Rewriting) -> list[tuple[Item, str]]:
     return found
 
 
-def by_model(selection: Selection, how: Rewriting, ledger: Ledger) -> tuple[Ended, Texts]:
+def by_model(selection: Selection, how: RewriteSettings, ledger: Ledger) -> tuple[RunResult, Texts]:
     """Rewrite by a language model; what the ledger knows is not asked again."""
     placed = items_of(selection, how)
     items = [item for item, _ in placed]
     if items:
-        how.prompt.check(items[0].sections)
+        how.prompt.check_templates(items[0].sections)
     wanted = [(item.key, item.source_id) for item in items]
-    left = set(ledger.plan(wanted, how.prompt.repair_sha256, how.again))
+    left = set(ledger.prepare(wanted, how.prompt.repair_sha256, how.retry_states))
     if len(left) < len(items):
         log.info("%d of %d answered before", len(items) - len(left), len(items))
     todo = [item for item in items if item.key in left]
-    ended = Ended()
+    result = RunResult()
     if not how.batch and ledger.open_batches():
         raise InputError(
             f"{ledger.path} has batches at the endpoint whose answers are paid for and not in yet: "
             "add --batch to collect them"
         )
     if todo or how.batch:
-        engine = Engine(
-            ledger, how.endpoint, how.task, how.prompt, how.limits, how.patience, how.price,
-            how.breaker,
-        )  # fmt: skip
+        context = RunContext(ledger, how)
         if how.batch:
-            from xraygpt.curation.batch import run_batches
+            from xraygpt.curation.llm.batch import run_batches
 
-            ended = run_batches(engine, todo, how.poll_seconds)
+            result = run_batches(context, todo)
         else:
-            ended = engine.run(todo)
+            result = run_calls(context, todo)
     rows = ledger.rows([item.key for item in items])
     texts = Texts(asked=len(items))
     for item, where in placed:
@@ -223,7 +199,7 @@ def by_model(selection: Selection, how: Rewriting, ledger: Ledger) -> tuple[Ende
             stage = row.state if row.state in (*FINAL, "failed") else "todo"
             texts.left_out.append(LeftOut(item.source_id, where, stage, row.reason or "not asked"))
     texts.facts = _facts(how, [rows[item.key] for item in items])
-    return ended, texts
+    return result, texts
 
 
 def _payload(row: Row) -> Any:
@@ -232,7 +208,7 @@ def _payload(row: Row) -> Any:
     return value
 
 
-def _facts(how: Rewriting, rows: list[Row]) -> dict[str, Any]:
+def _facts(how: RewriteSettings, rows: list[Row]) -> dict[str, Any]:
     done = [row for row in rows if row.state == DONE]
     return {
         "provider": how.endpoint.provider,

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from xraygpt.common.checkpoint import digest
+from xraygpt.common.checkpoint import file_sha256
 from xraygpt.common.checks import Checks
 from xraygpt.common.errors import DataError, ImageError, InputError
 from xraygpt.common.logging import progress
@@ -328,7 +328,7 @@ def _read(path: Path) -> tuple[str, str]:
     """SHA-256 of a picture, or why it cannot be used."""
     try:
         read_image(path)
-        return digest(path), ""
+        return file_sha256(path), ""
     except (ImageError, OSError) as error:
         return "", f"unreadable picture: {str(error).replace(str(path), path.name)}"
 

@@ -1,4 +1,4 @@
-// Buttons inside HTML: tells Python which one was pressed.
+// Buttons inside HTML: sends Python the data-pick value of the pressed one.
 element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-pick]");
   if (!button) return;

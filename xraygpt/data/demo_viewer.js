@@ -1,4 +1,4 @@
-// Zoom and pan by wheel, drag, buttons and keys. What is shown is rendered in Python.
+// Zoom and pan by wheel, drag, buttons and keys. The image itself is rendered in Python.
 const state = { zoom: 1, x: 0, y: 0 };
 const apply = () => {
   const box = element.querySelector(".xg-box");
@@ -51,7 +51,7 @@ window.addEventListener("pointermove", (event) => {
 });
 window.addEventListener("pointerup", () => { grabbed = null; });
 let label = "";
-watch("value", () => {  // another picture is shown whole
+watch("value", () => {  // a new image is shown without zoom
   const now = element.querySelector(".xg-film")?.alt ?? "";
   if (now !== label) zoomTo(1);
   label = now;

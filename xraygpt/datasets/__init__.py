@@ -1,4 +1,4 @@
-"""Corpora: builders turn a folder into datasets of samples; collate makes batches of them."""
+"""Corpora: builders that read folders into datasets of samples, and collation into batches."""
 
 from xraygpt.datasets import caption_folder, planted, records, synthetic_cxr
 

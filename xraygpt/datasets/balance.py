@@ -1,4 +1,4 @@
-"""Which records are drawn more often than others, so that rare findings are seen often enough."""
+"""Class-balanced sampling of records, so that rare findings are seen often enough."""
 
 from __future__ import annotations
 
@@ -8,50 +8,52 @@ from collections.abc import Collection, Sequence
 from itertools import accumulate
 
 from xraygpt.common.keyed_random import keyed_random
-from xraygpt.datasets.base import StudyDataset, reference_of
-from xraygpt.vocabulary import vocabulary_of
+from xraygpt.datasets.base import StudyDataset, reference_text
+from xraygpt.vocabulary import get_vocabulary
 from xraygpt.vocabulary.questions import headings
 
 
-def shares(labels: Sequence[Collection[str]], power: float) -> list[float]:
-    """How often each record is drawn in an epoch, 1 on average.
+def sampling_weights(labels: Sequence[Collection[str]], power: float) -> list[float]:
+    """Expected number of times each record is sampled in an epoch, 1 on average.
 
-    A record counts by its rarest label, as one over the label's share to the `power`: 0 draws all
-    alike, 1 makes every label's studies as likely as any other's (class-balanced sampling; between
-    them, Mahajan et al. 2018).
+    The weight of a record is (1 / frequency of its rarest label) ** `power`: 0 weights all records
+    equally, 1 gives every label the same probability (class-balanced sampling), and values between
+    interpolate (Mahajan et al. 2018).
 
     Args:
-        labels: Of each record; one without any counts as the most common one does.
+        labels: Labels of each record; one without any is treated like the most common label.
         power: In [0, 1].
     """
-    counts = Counter(name for held in labels for name in held)
+    counts = Counter(name for record_labels in labels for name in record_labels)
     if not counts:
         return [1.0] * len(labels)
-    most = max(counts.values())
-    raw = [max((most / counts[n] for n in held), default=1.0) ** power for held in labels]
-    scale = len(raw) / sum(raw)
-    return [value * scale for value in raw]
+    max_count = max(counts.values())
+    weights = [
+        max((max_count / counts[n] for n in names), default=1.0) ** power for names in labels
+    ]
+    scale = len(weights) / sum(weights)
+    return [weight * scale for weight in weights]
 
 
-def labels_of(data: StudyDataset) -> list[set[str]]:
-    """Coded headings of each record or, of a corpus without any, what the labeller reads in it."""
+def record_labels(data: StudyDataset) -> list[set[str]]:
+    """Coded headings of each record; in an uncoded corpus, the findings of its reference text."""
     coded = [headings(record.meta.get("codes") or ()) for record in data.records]
     if any(coded):
         return coded
-    texts = [reference_of(data.turns_of(i)) for i in range(len(data))]
-    return [vocabulary_of(data.vocabulary).positive(text) for text in texts]
+    texts = [reference_text(data.get_turns(i)) for i in range(len(data))]
+    return [get_vocabulary(data.vocabulary).positive(text) for text in texts]
 
 
-def drawn(weights: Sequence[float], wanted: int, *key: object) -> list[int]:
-    """Places of `wanted` records; each occurs its expected number of times, rounded up or down.
+def systematic_sample(weights: Sequence[float], count: int, *key: object) -> list[int]:
+    """Sample `count` indices; each occurs its expected number of times, rounded up or down.
 
-    Systematic sampling (Madow and Madow 1944) over the records in an order drawn with `key`.
+    Systematic sampling (Madow and Madow 1944) from a random order that `key` determines.
     """
     order = list(range(len(weights)))
     rng = keyed_random(*key, "balance")
     rng.shuffle(order)
     ends = list(accumulate(weights[i] for i in order))
-    step = ends[-1] / wanted
-    begin = rng.random() * step
-    places = (bisect_right(ends, begin + k * step) for k in range(wanted))
-    return [order[min(place, len(order) - 1)] for place in places]
+    step = ends[-1] / count
+    start = rng.random() * step
+    positions = (bisect_right(ends, start + k * step) for k in range(count))
+    return [order[min(position, len(order) - 1)] for position in positions]

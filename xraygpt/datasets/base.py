@@ -1,7 +1,7 @@
-"""What every corpus becomes: `Sample`s out of a `StudyDataset`; a `Batch` is what a model receives.
+"""Data types shared by corpora and models: `Record`, `Sample`, `Batch` and `StudyDataset`.
 
-This file is the interface of the framework. Notation: B rows, T tokens, N images of a batch, C H W
-of an image, F frames of a clip, L tokens and D width of pre-computed features.
+Notation: B rows, T tokens, N images of a batch, C H W of an image, F frames of a clip, L tokens and
+D width of pre-computed features.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from xraygpt.common.errors import DataError
-from xraygpt.media.base import Kind, Media, MediaRef, read
+from xraygpt.media.base import Kind, Media, MediaRef, read_media_file
 from xraygpt.media.geometry import Geometry
 from xraygpt.processors.base import BaseProcessor
 from xraygpt.prompting.renderer import Turn
@@ -29,80 +29,90 @@ DEFAULT_VOCABULARY = "chest_xray"
 
 
 class Sample(TypedDict):
-    """What every dataset returns: a study, or a question about one."""
+    """One item of a dataset: a study, or a question about one."""
 
     sample_id: str
     study_id: str
-    media: list[Media]  # as their processor made them
-    turns: list[Turn]  # the text of a turn holds one `<image>` or `<video>` per medium
+    media: list[Media]  # processed
+    turns: list[Turn]  # their text contains one `<image>` or `<video>` per medium
     meta: dict[
         str, Any
     ]  # views, codes, boxes (normalised xyxy on the original image), source, licence
-    rng_key: str  # keys every random draw made for this sample: seed, epoch, sample_id
+    rng_key: str  # seeds every random choice made for this sample: seed, epoch, sample_id
 
 
 class MediaRun(NamedTuple):
-    """Where the tokens of one medium stand in a batch."""
+    """Position of one medium's tokens in a batch."""
 
     row: int
     kind: Kind
-    start: int  # column of the first token, padding counted
+    start: int  # column of the first token, including padding
     length: int
 
 
 class Original(NamedTuple):
-    """The picture that a medium of a batch was made of."""
+    """Size of the picture that a medium was made from, before processing."""
 
     height: int  # pixels
     width: int
-    geometry: Geometry  # its normalised coordinates -> those of what the model sees
+    geometry: Geometry  # its normalised coordinates -> those of the model input
 
 
 class Batch(TypedDict):
-    """What every model receives. Right-padded to train, left-padded to generate."""
+    """Input of every model. Right-padded for training, left-padded for generation."""
 
     input_ids: Tensor  # (B, T) int64; IMAGE_TOKEN_ID at every token of a medium
-    labels: (
-        Tensor  # (B, T) int64, aligned with input_ids (not shifted); IGNORE_INDEX off the answers
-    )
+    labels: Tensor  # (B, T) int64, not shifted; IGNORE_INDEX outside the answers
     attention_mask: Tensor  # (B, T) int64, 1 on tokens, 0 on padding
     runs: list[MediaRun]  # of all media, row by row, in the order of their text
-    originals: list[Original | None]  # of each run; None where its processor does not say
-    media_inputs: dict[str, Tensor]  # what the model's packer made of them
-    extra: dict[str, Tensor]  # what the task wants beside: each (B, …), see `BaseTask.extra`
-    question: list[str]  # B; what is asked, without marks, for models that read it with the image
-    sample_id: list[str]  # B; an empty string marks a row that only fills an empty batch
+    originals: list[Original | None]  # one per run; None if the processor provides no geometry
+    media_inputs: dict[str, Tensor]  # output of the model's media collator
+    extra: dict[str, Tensor]  # further inputs of the task, each (B, …), see `BaseTask.extra`
+    question: list[str]  # B; without marks, for models that read the question with the image
+    sample_id: list[str]  # B; empty for a row that only fills an empty batch
     skipped: int  # samples left out because a medium could not be read
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One sample before its media are read."""
+    """One sample before its media are read.
+
+    Attributes:
+        sample_id: Unique in the corpus.
+        study_id: Study that the sample belongs to.
+        media: References to its media.
+        turns: The conversation, or a function of `rng_key` that samples it anew each epoch.
+        meta: Copied to `Sample.meta`.
+    """
 
     sample_id: str
     study_id: str
     media: tuple[MediaRef, ...]
-    turns: tuple[Turn, ...] | Callable[[str], Sequence[Turn]]  # a function draws them, by `rng_key`
+    turns: tuple[Turn, ...] | Callable[[str], Sequence[Turn]]
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickled as its fields."""
         return Record, (self.sample_id, self.study_id, self.media, self.turns, self.meta)
 
+    def get_turns(self, rng_key: str) -> list[Turn]:
+        """The turns for one RNG key."""
+        return list(self.turns(rng_key) if callable(self.turns) else self.turns)
 
-ReadMedia = Callable[[MediaRef, str], Media]  # (where, draw) -> what `Sample.media` holds
+
+ReadMedia = Callable[[MediaRef, str], Media]  # (reference, rng_key) -> item of `Sample.media`
 
 
 class StudyDataset(Dataset[Sample | None]):
-    """Records and a way to read their media; nothing is decoded before `__getitem__`.
+    """Records and a function that reads their media; nothing is decoded before `__getitem__`.
 
     Args:
-        records: What there is.
-        read_media: Reads and processes one medium. The feature cache puts its own in this place.
-        on_error: What an unreadable medium does: stop, or leave the sample out.
-        seed: Goes into every sample's `rng_key`.
-        vocabulary: Name of the vocabulary that reads its reports.
-        cacheable: Whether `read_media` depends on the file alone.
+        records: The records.
+        read_media: Reads and processes one medium. The feature cache replaces it with its own.
+        on_error: Whether an unreadable medium raises an error or leaves the sample out.
+        seed: Part of every sample's `rng_key`.
+        cacheable: Whether the result of `read_media` depends only on the file.
+        signature: Signature of the image processor, for the cache key.
+        vocabulary: Name of the vocabulary of its reports.
     """
 
     def __init__(
@@ -124,7 +134,7 @@ class StudyDataset(Dataset[Sample | None]):
         return len(self.records)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample | None:
-        """The sample at `index`, with the draws of `epoch`; None if it is left out.
+        """Read one sample; None if it is left out.
 
         Args:
             key: ``index`` (epoch 0) or ``(index, epoch)``.
@@ -134,10 +144,10 @@ class StudyDataset(Dataset[Sample | None]):
         """
         index, epoch = (key, 0) if isinstance(key, int) else key
         record = self.records[index]
-        rng_key = self.rng_key_of(record, epoch)
+        rng_key = self.get_rng_key(record, epoch)
         try:
             media = [self.read_media(ref, rng_key) for ref in record.media]
-        except ValueError as error:  # DataError is one; a full disk is none
+        except ValueError as error:  # includes DataError, but not a full disk
             if self.on_error == "skip":
                 log.warning("skipped %s: %s", record.sample_id, error)
                 return None
@@ -145,57 +155,55 @@ class StudyDataset(Dataset[Sample | None]):
                 f"sample {record.sample_id}: {error} "
                 "(on_error: skip leaves such samples out and counts them)"
             ) from None
-        turns = record.turns(rng_key) if callable(record.turns) else record.turns
         return Sample(
             sample_id=record.sample_id,
             study_id=record.study_id,
             media=media,
-            turns=list(turns),
+            turns=record.get_turns(rng_key),
             meta=record.meta,
             rng_key=rng_key,
         )
 
-    def rng_key_of(self, record: Record, epoch: int = 0) -> str:
-        """`Sample.rng_key`."""
+    def get_rng_key(self, record: Record, epoch: int = 0) -> str:
+        """The `Sample.rng_key` of a record in one epoch."""
         return f"{self.seed}/{epoch}/{record.sample_id}"
 
-    def turns_of(self, index: int, epoch: int = 0) -> list[Turn]:
-        """The turns of a sample without reading its media."""
+    def get_turns(self, index: int, epoch: int = 0) -> list[Turn]:
+        """The turns of a sample, without reading its media."""
         record = self.records[index]
-        rng_key = self.rng_key_of(record, epoch)
-        return list(record.turns(rng_key) if callable(record.turns) else record.turns)
+        return record.get_turns(self.get_rng_key(record, epoch))
 
     def digest(self) -> str:
-        """SHA-256 over sample ids, media, turns and meta: changes when the annotations do."""
+        """SHA-256 of sample ids, media, turns and meta; changes with the annotations."""
         sha = hashlib.sha256()
         for i, record in enumerate(self.records):
             media = [list(ref) for ref in record.media]
-            row = [record.sample_id, media, self.turns_of(i), record.meta]
+            row = [record.sample_id, media, self.get_turns(i), record.meta]
             sha.update(json.dumps(row, default=str).encode())
         return sha.hexdigest()
 
     def media_refs(self) -> list[MediaRef]:
-        """Every medium once, in order."""
+        """All distinct media, in order."""
         records = self.records
-        each = getattr(records, "media", None)  # what is packed need not be unpacked whole
-        listed = each() if each else (record.media for record in records)
-        return list(dict.fromkeys(ref for refs in listed for ref in refs))
+        read_all_media = getattr(records, "media", None)  # avoids unpickling whole records
+        all_media = read_all_media() if read_all_media else (record.media for record in records)
+        return list(dict.fromkeys(ref for refs in all_media for ref in refs))
 
     def texts(self) -> list[str]:
-        """Every text a tokenizer may learn from: all turns of all samples, in order."""
-        return [t["text"] for i in range(len(self)) for t in self.turns_of(i)]
+        """Texts of all turns of all samples, in order; used to train tokenizers."""
+        return [t["text"] for i in range(len(self)) for t in self.get_turns(i)]
 
 
-def reference_of(turns: Sequence[Turn]) -> str:
-    """The last answer: what a prediction is compared with."""
+def reference_text(turns: Sequence[Turn]) -> str:
+    """The last answer, which predictions are compared with; "" if there is none."""
     return next((t["text"] for t in reversed(turns) if t["role"] == "assistant"), "")
 
 
 def read_media(ref: MediaRef, rng_key: str, processor: BaseProcessor) -> Media:
-    """One medium as `Sample.media` holds it; embeddings are not processed.
+    """Read and process one medium; embeddings are not processed.
 
     Raises:
-        DataError: The file cannot be read; says which, why and what to do.
+        DataError: The file cannot be read.
     """
-    media = read(ref, at_least=getattr(processor, "at_least", None))
+    media = read_media_file(ref, min_side=getattr(processor, "min_side", None))
     return media if media.kind == "embedding" else processor.process(media, rng_key)

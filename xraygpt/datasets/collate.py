@@ -1,4 +1,4 @@
-"""Samples -> Batch. The only place where text meets the number of tokens a medium takes."""
+"""Collation of samples into batches, which determines how many tokens each medium occupies."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from xraygpt.prompting.renderer import (
 
 
 class MediaCollator(Protocol):
-    """A model's own view of media: how many tokens each takes, and how it wants them stacked."""
+    """A model's preparation of media: their number of tokens, and their batched tensors."""
 
     def token_runs(self, media: Sequence[Media]) -> list[Run]:
-        """Placeholders of each medium of one sample, in order; a tiling may depend on all of it."""
+        """Token runs of one sample's media, in order; tiling may depend on all of them."""
 
     def stack(self, samples: Sequence[Sequence[Media]]) -> dict[str, Tensor]:
-        """The media of a batch, by sample, as `Batch.media_inputs`; there is at least one."""
+        """`Batch.media_inputs` from the media of each sample; there is at least one medium."""
 
 
 class Collator:
-    """Makes training batches: right-padded, labels on the answers.
+    """Builds training batches: right-padded, with labels on the answers.
 
     Args:
-        renderer: Turns to ids.
-        packer: The model's; None makes text-only batches.
-        max_len: Most tokens a row may have: the LLM's context.
-        all_tokens: Put labels on every text token, for language modelling.
-        extra: Makes of the samples what the task wants beside; None wants nothing.
+        renderer: Converts turns to token ids.
+        media_collator: The model's; None builds text-only batches.
+        max_len: Maximum number of tokens per row, the context length of the LLM.
+        loss_on_all_tokens: Put labels on every text token, for language modelling.
+        extra: Computes the further inputs of the task from the samples; None means none.
     """
 
     def __init__(
@@ -57,40 +57,35 @@ class Collator:
         self.pad_id = renderer.tokenizer.eos_token_id if pad is None else pad
 
     def __call__(self, samples: Sequence[Sample | None]) -> Batch:
-        """Collate; samples that were left out (None) are only counted."""
-        kept = [s for s in samples if s is not None]
-        return self._batch([self._row(s) for s in kept], kept, len(samples) - len(kept))
+        """Collate samples; those that were left out (None) are only counted."""
+        present = [s for s in samples if s is not None]
+        rows = [self._render(s, self._all_turns(s)) for s in present]
+        return self._batch(rows, present, len(samples) - len(present))
 
     def prompts(self, samples: Sequence[Sample]) -> Batch:
-        """A batch to generate from: left-padded, everything up to where the last answer begins."""
-        return self._batch([self._row(s, ask=True) for s in samples], samples, 0, left=True)
+        """A batch to generate from: left-padded, up to the beginning of the last answer."""
+        rows = [self._render(s, self.question(s)) for s in samples]
+        return self._batch(rows, samples, 0, left=True)
 
     def question(self, sample: Sample) -> list[Turn]:
-        """The turns before the last answer, with the prompt drawn for this sample."""
-        turns = self.renderer.with_prompt(sample["turns"], sample["rng_key"])
+        """The turns before the last answer, with the prompt sampled for this sample."""
+        turns = self._all_turns(sample)
         last = max((i for i, t in enumerate(turns) if t["role"] == "assistant"), default=len(turns))
         return turns[:last]
 
-    def _asked(self, sample: Sample) -> str:
-        """What the user said in the turns before the last answer, without marks of media."""
+    def _all_turns(self, sample: Sample) -> list[Turn]:
+        return self.renderer.with_prompt(sample["turns"], sample["rng_key"])
+
+    def _question_text(self, sample: Sample) -> str:
+        """Text of the user turns before the last answer, without marks of media."""
         texts = [plain_text(t) for t in self.question(sample) if t["role"] == "user"]
         return " ".join(" ".join(texts).split())
 
-    def _row(self, sample: Sample, ask: bool = False) -> Rendered:
+    def _render(self, sample: Sample, turns: list[Turn]) -> Rendered:
         name = sample["sample_id"]
-        turns = self.question(sample) if ask else None
-        if turns is None:
-            turns = self.renderer.with_prompt(sample["turns"], sample["rng_key"])
-        runs: list[Run] = []
         if self.media_collator is None:
             turns = [without_media(t) for t in turns]
-        elif sample["media"]:
-            runs = self.media_collator.token_runs(sample["media"])
-            if len(runs) != len(sample["media"]):
-                raise DataError(
-                    f"sample {name}: the model's packer plans {len(runs)} runs of tokens for "
-                    f"{len(sample['media'])} images, clips or embeddings"
-                )
+        runs = self._token_runs(sample)
         rendered = self.renderer.render(turns, runs, name)
         ids = rendered["input_ids"]
         if self.loss_on_all_tokens:
@@ -98,55 +93,68 @@ class Collator:
         if len(ids) > self.max_len:
             raise DataError(
                 f"sample {name}: {len(ids)} tokens ({sum(r.length for r in runs)} of images), but "
-                f"the LLM's context holds {self.max_len}; lower model.max_txt_len or ask less"
+                f"the LLM's context holds {self.max_len}; lower model.max_txt_len or shorten the "
+                "question"
             )
         return rendered
+
+    def _token_runs(self, sample: Sample) -> list[Run]:
+        media = sample["media"]
+        if self.media_collator is None or not media:
+            return []
+        runs = self.media_collator.token_runs(media)
+        if len(runs) != len(media):
+            raise DataError(
+                f"sample {sample['sample_id']}: the model's media collator returns {len(runs)} "
+                f"token runs for {len(media)} images, clips or embeddings"
+            )
+        return runs
 
     def _batch(
         self,
         rows: list[Rendered],
-        kept: Sequence[Sample],
+        samples: Sequence[Sample],
         skipped: int,
         left: bool = False,
     ) -> Batch:
-        names = [s["sample_id"] for s in kept]
-        questions = [self._asked(s) for s in kept]
-        if not rows:  # a rank must still take part in the step
+        names = [s["sample_id"] for s in samples]
+        questions = [self._question_text(s) for s in samples]
+        if not rows:  # this rank must still take part in the step
             rows = [Rendered(input_ids=[self.pad_id], labels=[IGNORE_INDEX], runs=[])]
             names, questions = [""], [""]
-        input_ids, labels, mask, runs = padded(rows, self.pad_id, left)
+        input_ids, labels, mask, runs = pad_rows(rows, self.pad_id, left)
         return Batch(
             input_ids=input_ids,
             labels=labels,
             attention_mask=mask,
             runs=runs,
-            originals=[original_of(m) for s in kept for m in s["media"]] if runs else [],
-            media_inputs=self.media_collator.stack([s["media"] for s in kept])
+            originals=[original_image(m) for s in samples for m in s["media"]] if runs else [],
+            media_inputs=self.media_collator.stack([s["media"] for s in samples])
             if self.media_collator and runs
             else {},
-            extra=self.extra(kept) if self.extra and kept else {},
+            extra=self.extra(samples) if self.extra and samples else {},
             question=questions,
             sample_id=names,
             skipped=skipped,
         )
 
 
-def original_of(media: Media) -> Original | None:
-    """The picture a medium was made of, if its processor says where the pixels went."""
+def original_image(media: Media) -> Original | None:
+    """Size of a medium's picture before processing; None if its processor provides no geometry."""
     if media.size is None or media.geometry is None:
         return None
     return Original(*media.size, media.geometry)
 
 
-def padded(
+def pad_rows(
     rows: Sequence[Rendered], pad_id: int, left: bool
 ) -> tuple[Tensor, Tensor, Tensor, list[MediaRun]]:
-    """Conversations as (B, T) ids, labels and mask, and where their media stand.
+    """Pad conversations to (B, T) ids, labels and mask, and locate their media.
 
     Args:
         rows: One conversation each.
-        pad_id: Fills shorter rows.
-        left: Pad before them instead of behind.
+        pad_id: Token id of the padding.
+        left: Pad on the left instead of the right.
     """
     width = max(len(row["input_ids"]) for row in rows)
     input_ids = torch.full((len(rows), width), pad_id)
@@ -155,10 +163,10 @@ def padded(
     runs: list[MediaRun] = []
     for i, row in enumerate(rows):
         length = len(row["input_ids"])
-        first = width - length if left else 0
-        at = slice(first, first + length)
-        input_ids[i, at] = torch.tensor(row["input_ids"])
-        labels[i, at] = torch.tensor(row["labels"])
-        mask[i, at] = 1
-        runs += [MediaRun(i, r.kind, first + r.start, r.length) for r in row["runs"]]
+        start = width - length if left else 0
+        columns = slice(start, start + length)
+        input_ids[i, columns] = torch.tensor(row["input_ids"])
+        labels[i, columns] = torch.tensor(row["labels"])
+        mask[i, columns] = 1
+        runs += [MediaRun(i, r.kind, start + r.start, r.length) for r in row["runs"]]
     return input_ids, labels, mask, runs

@@ -1,4 +1,7 @@
-"""Records in a mapped file: a corpus of any size takes no memory of its own, in no worker."""
+"""Records in a memory-mapped file, so that the size of a corpus does not affect memory use.
+
+Worker processes share the file.
+"""
 
 from __future__ import annotations
 
@@ -14,107 +17,113 @@ from xraygpt.common.paths import cache_root
 from xraygpt.datasets.base import Record
 from xraygpt.media.base import MediaRef
 
-BUFFER = 2**20  # bytes written at once
+BUFFER = 2**20  # bytes of the write buffer
 
 
 class RecordFile:
-    """A file without a name, gone with the last process that holds it."""
+    """An append-only temporary file without a name, deleted when the last process closes it."""
 
     def __init__(self) -> None:
         try:
             folder = cache_root()
             folder.mkdir(parents=True, exist_ok=True)
             self.file = tempfile.TemporaryFile(dir=folder, buffering=BUFFER)  # noqa: SIM115
-        except OSError:  # the system's folder, which may be memory
+        except OSError:  # fall back to the system's folder, which may be in memory
             self.file = tempfile.TemporaryFile(buffering=BUFFER)  # noqa: SIM115
         self.size = 0
         self.map: mmap.mmap | None = None
 
     def append(self, data: bytes) -> int:
-        """Returns where it begins."""
+        """Append bytes and return their offset."""
         self.file.write(data)
         self.size += len(data)
         return self.size - len(data)
 
-    def read(self, begin: int, end: int) -> bytes:
-        """What was appended there."""
+    def read(self, start: int, end: int) -> bytes:
+        """The bytes between two offsets."""
         if self.map is None or len(self.map) < end:
             self.file.flush()
             self.map = mmap.mmap(self.file.fileno(), self.size, access=mmap.ACCESS_READ)
-        return self.map[begin:end]
+        return self.map[start:end]
 
 
 class MappedRecords(Sequence[Record]):
-    """Records that are unpickled whenever they are asked for; a slice shares the file.
+    """Records that are unpickled on access; slices share the file.
 
     Args:
-        records: Put into `file` one by one.
-        file: Where; None makes one.
+        records: Appended one by one.
+        file: Where they are stored; None creates a new file.
     """
 
     def __init__(self, records: Iterable[Record] = (), file: RecordFile | None = None) -> None:
         self._file = file or RecordFile()
-        self._spans = np.empty((0, 3), dtype=np.int64)  # begin, end of the images, end
-        self._new: list[tuple[int, int, int]] = []
+        self._offsets = np.empty((0, 3), dtype=np.int64)  # start, end of the media, end
+        self._new_offsets: list[tuple[int, int, int]] = []
         for record in records:
             self.append(record)
 
     def append(self, record: Record) -> None:
-        """Add one."""
-        refs = [tuple(image) for image in record.media]  # plain: half the time
-        images = pickle.dumps(refs, protocol=pickle.HIGHEST_PROTOCOL)
+        """Add a record at the end."""
+        refs = [tuple(ref) for ref in record.media]  # plain tuples take half the time
+        media = pickle.dumps(refs, protocol=pickle.HIGHEST_PROTOCOL)
         rest = (record.sample_id, record.study_id, record.turns, record.meta)
-        data = images + pickle.dumps(rest, protocol=pickle.HIGHEST_PROTOCOL)
-        begin = self._file.append(data)
-        self._new.append((begin, begin + len(images), begin + len(data)))
+        data = media + pickle.dumps(rest, protocol=pickle.HIGHEST_PROTOCOL)
+        self._append_pickled(data, len(media))
 
-    def _settled(self) -> np.ndarray:
-        if self._new:
-            self._spans = np.concatenate([self._spans, np.array(self._new, dtype=np.int64)])
-            self._new = []
-        return self._spans
+    def _append_pickled(self, data: bytes, media_size: int) -> None:
+        start = self._file.append(data)
+        self._new_offsets.append((start, start + media_size, start + len(data)))
+
+    def _all_offsets(self) -> np.ndarray:
+        if self._new_offsets:
+            new = np.array(self._new_offsets, dtype=np.int64)
+            self._offsets = np.concatenate([self._offsets, new])
+            self._new_offsets = []
+        return self._offsets
 
     def __len__(self) -> int:
-        return len(self._settled())
+        return len(self._all_offsets())
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
     @overload
     def __getitem__(self, index: slice) -> MappedRecords: ...
     def __getitem__(self, index: int | slice) -> Record | MappedRecords:
-        spans = self._settled()
+        offsets = self._all_offsets()
         if isinstance(index, slice):
             part = MappedRecords(file=self._file)
-            part._spans = spans[index]
+            part._offsets = offsets[index]
             return part
-        begin, middle, end = spans[index].tolist()
-        data = self._file.read(begin, end)
-        sample_id, study_id, turns, meta = pickle.loads(data[middle - begin :])
-        return Record(sample_id, study_id, _images(data), turns, meta)
+        start, media_end, end = offsets[index].tolist()
+        data = self._file.read(start, end)
+        sample_id, study_id, turns, meta = pickle.loads(data[media_end - start :])
+        return Record(sample_id, study_id, _unpickle_media(data), turns, meta)
 
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(len(self)))
 
     def media(self) -> Iterator[tuple[MediaRef, ...]]:
-        """Of the records, those of several but once; nothing else is unpickled."""
-        spans = self._settled()
-        pairs = zip(spans[:, 0].tolist(), spans[:, 1].tolist(), strict=True)
-        for pickled in dict.fromkeys(self._file.read(begin, end) for begin, end in pairs):
-            yield _images(pickled)
+        """The distinct `Record.media` in order, without unpickling the rest of the records."""
+        offsets = self._all_offsets()
+        ranges = zip(offsets[:, 0].tolist(), offsets[:, 1].tolist(), strict=True)
+        for pickled in dict.fromkeys(self._file.read(start, end) for start, end in ranges):
+            yield _unpickle_media(pickled)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """For a process that does not inherit the file."""
-        spans = self._settled().tolist()
-        return _again, ([(self._file.read(b, end), middle - b) for b, middle, end in spans],)
+        """Pickle the content, for a process that does not inherit the file."""
+        pickled = [
+            (self._file.read(start, end), media_end - start)
+            for start, media_end, end in self._all_offsets().tolist()
+        ]
+        return _from_pickled, (pickled,)
 
 
-def _images(pickled: bytes) -> tuple[MediaRef, ...]:
-    return tuple(MediaRef._make(each) for each in pickle.loads(pickled))
+def _unpickle_media(pickled: bytes) -> tuple[MediaRef, ...]:
+    return tuple(MediaRef._make(fields) for fields in pickle.loads(pickled))
 
 
-def _again(pickled: list[tuple[bytes, int]]) -> MappedRecords:
+def _from_pickled(pickled: list[tuple[bytes, int]]) -> MappedRecords:
     records = MappedRecords()
-    for data, images in pickled:
-        begin = records._file.append(data)
-        records._new.append((begin, begin + images, begin + len(data)))
+    for data, media_size in pickled:
+        records._append_pickled(data, media_size)
     return records

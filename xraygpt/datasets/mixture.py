@@ -1,8 +1,8 @@
-"""Several corpora as one endless, resumable stream of batches.
+"""Several corpora as one infinite, resumable stream of batches.
 
-An epoch is a keyed shuffle of all corpora, each taken `weight` times. Step k takes items k·G …
-(k+1)·G of the stream, G being the global batch, so a position is one number, whatever the workers
-and ranks.
+An epoch is a keyed shuffle of all corpora, each repeated `weight` times. With a global batch of G
+samples, step k consumes positions k·G to (k+1)·G, so that a single number determines the position
+for any number of workers and ranks.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from xraygpt.datasets.base import Sample, StudyDataset
 
 
 class Mixture(Dataset[Sample | None]):
-    """Corpora laid end to end.
+    """A concatenation of corpora.
 
     Args:
-        parts: The corpora, none of them empty of meaning: an empty one is simply never drawn.
-        weights: Passes over each in one epoch.
-        powers: How far rare findings of each are drawn more often, see `balance.shares`.
+        parts: The corpora; empty ones are never sampled.
+        weights: Passes over each corpus in one epoch; None means 1.
+        powers: Class balance of each corpus, see `balance.sampling_weights`; None means 0.
     """
 
     def __init__(
@@ -36,8 +36,10 @@ class Mixture(Dataset[Sample | None]):
         self.parts = list(parts)
         self.weights = list(weights) if weights is not None else [1.0] * len(self.parts)
         powers = powers or [0.0] * len(self.parts)
-        self.shares = [
-            balance.shares(balance.labels_of(part), power) if power and len(part) else None
+        self.sampling_weights = [
+            balance.sampling_weights(balance.record_labels(part), power)
+            if power and len(part)
+            else None
             for part, power in zip(self.parts, powers, strict=True)
         ]
         self.starts = [0]
@@ -49,11 +51,11 @@ class Mixture(Dataset[Sample | None]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample | None:
         index, epoch = (key, 0) if isinstance(key, int) else key
-        part, inner = self.locate(index)
-        return part[inner, epoch]
+        part, part_index = self.locate(index)
+        return part[part_index, epoch]
 
     def locate(self, index: int) -> tuple[StudyDataset, int]:
-        """The corpus an index falls into, and the place in it."""
+        """The corpus of an index, and the index in that corpus."""
         for part, start in zip(reversed(self.parts), reversed(self.starts[:-1]), strict=True):
             if index >= start:
                 return part, index - start
@@ -62,61 +64,62 @@ class Mixture(Dataset[Sample | None]):
     def epoch(self, number: int, seed: int) -> list[int]:
         """The order of one epoch; the same on every rank."""
         order: list[int] = []
-        for part, weight, start, shares in zip(
-            self.parts, self.weights, self.starts[:-1], self.shares, strict=True
+        for part, weight, start, sampling_weights in zip(
+            self.parts, self.weights, self.starts[:-1], self.sampling_weights, strict=True
         ):
-            wanted = round(weight * len(part))
-            if shares is not None and wanted:
-                places = balance.drawn(shares, wanted, seed, number, start)
-                order += [start + place for place in places]
+            count = round(weight * len(part))
+            if sampling_weights is not None and count:
+                sampled = balance.systematic_sample(sampling_weights, count, seed, number, start)
+                order += [start + index for index in sampled]
                 continue
             passes = 0
-            while wanted > 0 and len(part):
-                one = list(range(start, start + len(part)))
-                keyed_random(seed, number, start, passes, "corpus").shuffle(one)
-                order += one[:wanted]
-                wanted -= len(part)
+            while count > 0 and len(part):
+                indices = list(range(start, start + len(part)))
+                keyed_random(seed, number, start, passes, "corpus").shuffle(indices)
+                order += indices[:count]
+                count -= len(part)
                 passes += 1
         keyed_random(seed, number, "epoch").shuffle(order)
         return order
 
     def epoch_size(self) -> int:
-        """Samples of one epoch."""
+        """Number of samples in one epoch."""
         parts = zip(self.parts, self.weights, strict=True)
         return sum(round(weight * len(part)) for part, weight in parts)
 
     def texts(self) -> list[str]:
-        """Every text of every corpus."""
+        """Texts of all corpora, see `StudyDataset.texts`."""
         return [text for part in self.parts for text in part.texts()]
 
 
-def longest_rows(data: Mixture, count: int, looked_at: int = 4096) -> list[int]:
+def longest_rows(data: Mixture, count: int, max_scanned: int = 4096) -> list[int]:
     """Indices of the samples with the most text, longest first.
 
     Args:
-        data: Corpora.
-        count: How many.
-        looked_at: Samples considered, evenly spread.
+        data: The corpora.
+        count: Number of indices.
+        max_scanned: Approximate number of evenly spread samples to consider.
     """
-    places = range(0, len(data), max(1, len(data) // looked_at))
+    indices = range(0, len(data), max(1, len(data) // max_scanned))
 
     def length(index: int) -> int:
-        part, inner = data.locate(index)
-        return sum(len(turn["text"]) for turn in part.turns_of(inner))
+        part, part_index = data.locate(index)
+        return sum(len(turn["text"]) for turn in part.get_turns(part_index))
 
-    return heapq.nlargest(count, places, key=length)
+    return heapq.nlargest(count, indices, key=length)
 
 
 class StreamSampler(Sampler[list[Any]]):
-    """Batches of ``(index, epoch)``, from a step on, for one rank.
+    """Infinite batches of ``(index, epoch)`` for one rank.
 
     Args:
-        data: What to draw from.
-        seed: Of the order.
+        data: The corpora.
+        seed: Seed of the order.
         batch_size: Rows of one micro-batch on one rank.
-        micro_batches: Micro-batches of one step on one rank.
-        rank: This process, of `world`.
-        first_step: Where to begin; 0 for a fresh run.
+        micro_batches: Micro-batches per step on one rank.
+        rank: Index of this process, below `world`.
+        world: Number of processes.
+        first_step: Step to start from; 0 for a new run.
     """
 
     def __init__(
@@ -136,14 +139,14 @@ class StreamSampler(Sampler[list[Any]]):
 
     def __iter__(self) -> Iterator[list[Any]]:
         per_step = self.batch_size * self.micro_batches * self.world
-        items = self._from(self.first_step * per_step)
+        items = self._items_from(self.first_step * per_step)
         while True:
             step = [next(items) for _ in range(per_step)]
-            mine = step[self.rank :: self.world]
+            rank_items = step[self.rank :: self.world]
             for i in range(self.micro_batches):
-                yield mine[i * self.batch_size : (i + 1) * self.batch_size]
+                yield rank_items[i * self.batch_size : (i + 1) * self.batch_size]
 
-    def _from(self, position: int) -> Iterator[tuple[int, int]]:
+    def _items_from(self, position: int) -> Iterator[tuple[int, int]]:
         epoch_size = self.data.epoch_size()
         number, skip = divmod(position, epoch_size)
         while True:

@@ -1,474 +1,225 @@
-"""Any table of studies: JSONL, a JSON array or CSV, with `fields` that say what is called how.
+"""Corpora in any table of studies: JSONL, a JSON array or CSV, with `fields` mapping its names.
 
 The project's own layout needs no mapping: ``{id, study, split, images: [{path, view}], turns:
-[{role, text}], labels?, boxes?, source?, licence?}``. Other layouts give report sections, human
-codes or a question and its answer, and `target` says which of them the model is to answer.
+[{role, text}], labels?, boxes?, source?, licence?}``. Other layouts contain report sections, human
+codes or a question and its answer, and `target` selects what the model has to answer.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Literal
 
 from xraygpt.common.checks import Checks
 from xraygpt.common.config import Choice
 from xraygpt.common.errors import DataError
-from xraygpt.common.registry import VOCABULARIES, did_you_mean, registry
+from xraygpt.common.registry import VOCABULARIES, registry
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, Record
-from xraygpt.datasets.builder import BaseBuilder, RecordError, image_in, media_of
-from xraygpt.datasets.caption_folder import load_json
+from xraygpt.datasets.builder import BaseBuilder
+from xraygpt.datasets.media_paths import RecordError
+from xraygpt.datasets.row_reader import RowReader
+from xraygpt.datasets.row_turns import TurnBuilder
+from xraygpt.datasets.table_fields import FieldMap, Row, check_fields
+from xraygpt.datasets.tables import read_table
 from xraygpt.media.base import MediaRef
-from xraygpt.prompting.content import IMAGE, VIDEO, Turn
-from xraygpt.vocabulary import Vocabulary, questions, vocabulary_of
-from xraygpt.vocabulary.openi import is_published_test
+from xraygpt.vocabulary import questions
 
 log = logging.getLogger(__name__)
 
-_CODED = ("codes", "code_questions", "every_code_question")  # targets that need codes
+_CODE_TARGETS = ("codes", "code_questions", "every_code_question")
 
-
-@dataclass(kw_only=True)
-class FieldMap:
-    """What the corpus calls each thing; a field that does not exist in it is simply absent."""
-
-    id: str = "id"
-    """Names the record; if absent, the image's name is taken."""
-    study: str = "study"
-    """Names the study; studies, not images, are split."""
-    patient: str = "patient"
-    """Names the patient; where it is given, patients are split and not studies."""
-    image: str = "image"
-    """Path of the image, or a list of paths."""
-    images: str = "images"
-    """A list of `{path, view}`; docs/data.md has the other keys, for clips, volumes, rows of
-    embeddings."""
-    view: str = "view"
-    """View of the single image."""
-    codes: str = "codes"
-    """Human coding, a list of `heading/place/side/degree`."""
-    question: str = "question"
-    """The question of a question–answer pair."""
-    answer: str = "answer"
-    """Its answer."""
-    turns: str = "turns"
-    """A list of `{role, text}`."""
-    keep: list[str] = field(default_factory=lambda: ["labels", "boxes", "source", "licence"])
-    """Fields carried along in `Sample.meta`."""
-    files: list[str] = field(default_factory=list)
-    """Fields that name a file under `storage`, such as a mask; carried along as its path."""
+NumberedRows = list[tuple[int, Row]]
 
 
 @registry.register_builder("records")
 class RecordsBuilder(BaseBuilder):
-    """One row per image or per study."""
+    """A table with one row per image or per study."""
 
     @dataclass(kw_only=True)
     class Config(BaseBuilder.Config):
         """Settings of a table of studies."""
 
         format: Literal["auto", "jsonl", "json", "csv"] = "auto"
-        """Layout of the file; `auto` goes by its ending."""
+        """Format of the file; `auto` uses its suffix."""
         fields: FieldMap = field(default_factory=FieldMap)
-        """What the corpus calls each thing."""
+        """The corpus's names of fields."""
         target: Literal[
             "auto", "report", "codes", "question", "code_questions", "every_code_question", "none"
         ] = "auto"
-        """What the model is to answer. `report`: the `sections`. `question`: the row's own
-        question. `codes`: what is coded as a short list. `code_questions`: yes/no questions
-        about coded headings, drawn anew each epoch. `every_code_question`: all of these, each a
-        sample of its own, for the task `yes_no`. `none`: nothing in words, for a task with targets
-        of its own in `Sample.meta`. `auto`: the row's turns, else its question, else
-        the report."""
+        """What the model has to answer. `report`: the `sections`. `question`: the row's question.
+        `codes`: all codes as a short list. `code_questions`: yes/no questions about coded headings,
+        sampled anew each epoch. `every_code_question`: all of these, one sample each, for the task
+        `yes_no`. `none`: no text, for a task with targets in `Sample.meta`. `auto`: the row's
+        turns, else its question, else the report."""
         sections: list[str] = field(default_factory=lambda: ["findings", "impression"])
-        """Report sections, in this order; those a study lacks are left out."""
+        """Report sections, in this order; missing ones are skipped."""
         headings: bool = False
         """Write "Findings:" and so on before each section."""
         group_by_study: bool = False
         """Make one sample of all images of a study, instead of one of each."""
         study_prefix: str = ""
-        """Put before study ids, e.g. `CXR` for a table that calls study CXR1004 just 1004."""
+        """Prefix of study ids, e.g. `CXR` for a table that calls study CXR1004 just 1004."""
         min_code_count: int = 25
-        """`code_questions` asks about headings that at least so many studies have."""
+        """`code_questions` asks only about headings of at least this many training studies."""
         questions: int = 1
-        """`code_questions`: how many of them one sample holds, each a turn of its own."""
+        """`code_questions`: number of questions in one sample, one turn each."""
         question_sides: bool = False
-        """`code_questions`: answer with the side where one is coded: "yes, left.", "yes, left and
-        right.". For training: the task `vqa` takes such an answer for that of an open question."""
+        """`code_questions`: answer with the side if it is coded: "yes, left.", "yes, left and
+        right.". For training only: the task `vqa` treats such an answer as one to an open
+        question."""
         ask: Literal["headings", "findings"] = "headings"
-        """What those questions are about: headings of the codes ("Is this coded: lung?") or the
-        labeller's findings, as the codes say them ("Is there hyperinflation?")."""
+        """Subject of those questions: headings of the codes ("Is this coded: lung?") or the
+        labeller's findings, derived from the codes ("Is there hyperinflation?")."""
         findings_in_prompt: float | None = None
-        """`report`, in training alone: tell what is coded, but for this share of the draws, e.g.
-        0.3; for a model that is to write up what was found before (`run.task.plan`). null never
-        does."""
+        """`report`, only in training: put the coded findings into the prompt, except in this
+        fraction of the epochs, e.g. 0.3. This teaches a model to write up planned findings
+        (`run.task.plan`). null never adds them."""
         locations_in_prompt: Literal["image", "question"] = "image"
-        """Where: the codes beside the image, as a plan tells them, or their findings in a question
-        of its own ("Write the report. Seen: edema.")."""
+        """Position of those findings: `image` puts the codes next to the image, as a plan does;
+        `question` puts their findings into the question ("Write the report. Seen: edema.")."""
         codes_as_image: bool = False
-        """Write each study's codes where its image would be: for `language_modeling`, which sees
-        none. The LLM so learns to write what stands at that place."""
+        """Write each study's codes in place of its image, for `language_modeling`, which sees no
+        images. This teaches the LLM to write the report from the content of that position."""
         vocabulary: Annotated[str, Choice(VOCABULARIES)] = DEFAULT_VOCABULARY
         """Names of findings; used by `ask`, `codes_from: report` and `locations_in_prompt`."""
         codes_from: Literal["coding", "report"] = "coding"
-        """Where codes come from: the field `fields.codes`, or, for a corpus nobody coded, the
-        findings that the vocabulary's labeller reads in the `sections`, with their side."""
+        """Source of codes: the field `fields.codes`, or, for an uncoded corpus, the findings and
+        sides that the vocabulary's labeller finds in the `sections`."""
         only_images: bool = True
-        """Refuse records without an image; false takes them as text-only samples."""
+        """Reject records without an image; false reads them as text-only samples."""
 
         def __post_init__(self) -> None:
             with Checks(self) as check:
-                check.also(super().__post_init__)
-                check.share("findings_in_prompt")
-                sideless = self.question_sides and self.ask == "findings"
-                why = "goes with ask: headings, whose codes have sides"
-                check.refuse(sideless, "question_sides", why, "ask")
+                check.include(super().__post_init__)
+                check.fraction("findings_in_prompt")
+                has_no_sides = self.question_sides and self.ask == "findings"
+                message = "requires ask: headings, because findings have no sides"
+                check.refuse(has_no_sides, "question_sides", message, "ask")
 
     config: Config
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """What the corpus's findings are called."""
-        return vocabulary_of(self.config.vocabulary)
-
     def records(self, clean: Callable[[str], str]) -> Iterator[tuple[str | None, Record | str]]:
-        """Each row, or each study, with its split."""
-        storage = self.folder("table of studies", "docs/data.md says what it should hold")
-        path = storage / self._annotations(storage)
-        root = storage / (self.config.images or ".")
+        """Yield each row, or each study, with its split; see `BaseBuilder.records`."""
+        path, root = self._table_paths()
         rows = list(read_table(path, self.config.format))
-        self._check_fields(path, rows)
-        asked = self._vocabulary(row for _, row in rows)
-        merged: dict[str | int, list[tuple[int, dict]]] = {}
-        uncoded = 0
-        for number, row in rows:
+        check_fields(path, rows, self.config.fields, self.config.study_prefix)
+        reader = RowReader(self.config, root)
+        turn_builder = TurnBuilder(reader, self._find_askable_names(reader, rows), clean)
+        groups, problems = self._group_rows(reader, rows, path)
+        yield from ((None, f"{path.name}, {problem}") for problem in problems)
+        for group in groups:
             try:
-                if self.config.target in _CODED and not questions.is_coded(self._codes(row)):
-                    uncoded += 1
-                    continue  # nobody said whether it is normal: nothing to ask
-                key = self._study(row) if self.config.group_by_study else number
-                merged.setdefault(key, []).append((number, row))
+                yield from self._build_records(reader, turn_builder, group)
             except RecordError as error:
-                yield None, f"{path.name}, record {number}: {error}"
-        if uncoded:
-            how = "the labeller, which reads English, finds nothing to say of the chest in"
-            how = how if self.config.codes_from == "report" else "no code in"
-            log.info("%s: %s %d of %d records; not asked about", path, how, uncoded, len(rows))
-        for group in merged.values():
-            number, row = group[0]
-            try:
-                self._check_group(group)
-                images = [ref for _, r in group for ref in self._images(r, root)]
-                if not images and self.config.only_images:
-                    if self.config.views is not None:
-                        continue  # none of this study's views was asked for
-                    raise RecordError("no image (only_images: false takes text-only records)")
-                record = self._record(row, images, root, clean, asked)
-                split = self._split(row, record)
-                if self.config.target == "every_code_question":
-                    yield from ((split, one) for one in self._asked_apart(record, row, asked))
-                else:
-                    yield split, record
-            except RecordError as error:
-                yield None, f"{path.name}, record {number}: {error}"
+                yield None, f"{path.name}, record {group[0][0]}: {error}"
 
-    def _vocabulary(self, rows: Iterable[dict]) -> list[str]:
-        """Headings that enough training studies have; val and test have no say."""
+    def _table_paths(self) -> tuple[Path, Path]:
+        """The annotation file and the folder of the images."""
+        storage = self.storage_folder("table of studies", "docs/data.md describes its content")
+        return storage / self._annotation_file(storage), storage / (self.config.images or ".")
+
+    def _annotation_file(self, storage: Path) -> Path:
+        if self.config.annotations is not None:
+            return self.config.annotations
+        paths = sorted(p for e in ("jsonl", "json", "csv") for p in storage.glob(f"*.{e}"))
+        if len(paths) == 1:
+            return Path(paths[0].name)
+        names = ", ".join(p.name for p in paths) or "none"
+        raise DataError(f"{storage}: set annotations to one file (found: {names})")
+
+    def _find_askable_names(self, reader: RowReader, rows: NumberedRows) -> list[str]:
+        """Headings or findings of at least `min_code_count` training studies."""
         if self.config.target not in ("code_questions", "every_code_question"):
             return []
         studies: dict[str, set[str]] = {}
-        for row in rows:
+        for _, row in rows:
             try:
-                study = self._study(row)
+                study = reader.study_id(row)
             except RecordError:
-                continue  # it is named where records are made
-            if self._split_of(study, row) == "train":
-                for heading in self._named(self._codes(row)):
-                    studies.setdefault(heading, set()).add(study)
-        often = sorted(h for h, s in studies.items() if len(s) >= self.config.min_code_count)
-        if len(often) < 2:
+                continue  # reported when records are built
+            if reader.split_of_study(study, row) == "train":
+                for name in reader.askable_names(reader.codes(row)):
+                    studies.setdefault(name, set()).add(study)
+        frequent = sorted(n for n, s in studies.items() if len(s) >= self.config.min_code_count)
+        if len(frequent) < 2:
             log.warning(
-                "%s: code_questions has %s to ask about, for no other heading has %d training "
-                "studies; lower min_code_count or bring more studies",
+                "%s: code_questions has %s to ask about, because no other heading has %d training "
+                "studies; lower min_code_count or add more studies",
                 self.config.storage,
-                often[0] if often else "nothing",
+                frequent[0] if frequent else "nothing",
                 self.config.min_code_count,
             )
-        return often
+        return frequent
 
-    def _check_group(self, group: list[tuple[int, dict]]) -> None:
-        """Rows that become one sample must agree on the split and hold no questions."""
-        if len(group) == 1:
-            return
-        rows = [row for _, row in group]
-        names, field_ = self.config.fields, self.config.split.field
-        if any(r.get(names.turns) or r.get(names.question) for r in rows):
-            raise RecordError("group_by_study cannot merge rows with questions or turns")
-        if field_ and len({str(r.get(field_)) for r in rows}) > 1:
-            raise RecordError(f"rows of one study name different splits ({field_})")
+    def _group_rows(
+        self, reader: RowReader, rows: NumberedRows, path: Path
+    ) -> tuple[list[NumberedRows], list[str]]:
+        """Rows grouped by study if `group_by_study`, else one by one, and messages about bad rows.
 
-    def _annotations(self, storage: Path) -> Path:
-        if self.config.annotations is not None:
-            return self.config.annotations
-        found = sorted(p for e in ("jsonl", "json", "csv") for p in storage.glob(f"*.{e}"))
-        if len(found) == 1:
-            return Path(found[0].name)
-        names = ", ".join(p.name for p in found) or "none"
-        raise DataError(f"{storage}: set annotations to one file (found: {names})")
-
-    def _check_fields(self, path: Path, rows: list[tuple[int, dict]]) -> None:
-        """A mapping the user gave must be found in some row; else it is a misspelling."""
-        have = sorted({key for _, row in rows for key in row})
-        if {"uid", "MeSH", "Problems"} <= set(have) and not self.config.study_prefix:
-            raise DataError(
-                f"{path} is OpenI's table with bare study numbers: set study_prefix: CXR, so "
-                "that the studies of the published test split are known as such"
+        Uncoded rows are left out if the target needs codes.
+        """
+        groups: dict[str | int, NumberedRows] = {}
+        problems: list[str] = []
+        uncoded = 0
+        for number, row in rows:
+            try:
+                if self.config.target in _CODE_TARGETS and not questions.is_coded(
+                    reader.codes(row)
+                ):
+                    uncoded += 1
+                    continue
+                key = reader.study_id(row) if self.config.group_by_study else number
+                groups.setdefault(key, []).append((number, row))
+            except RecordError as error:
+                problems.append(f"record {number}: {error}")
+        if uncoded:
+            reason = "no code"
+            if self.config.codes_from == "report":
+                reason = "the labeller, which reads only English, found nothing about the chest"
+            log.info(
+                "%s: %s in %d of %d records; these are not used", path, reason, uncoded, len(rows)
             )
-        default, given = FieldMap(), self.config.fields
-        if rows and given.study not in have:
-            log.warning(
-                "%s: no record has the field '%s', so each image counts as a study of its own; two "
-                "of one patient may come into different splits (fields.study names the field)",
-                path,
-                given.study,
-            )
-        for name in given.files:
-            if rows and name not in have:
-                hint = did_you_mean(name, have)
-                raise DataError(f"{path}: no record has the field '{name}' (fields.files){hint}")
-        for f in fields(FieldMap):
-            name = getattr(given, f.name)
-            if isinstance(name, str) and name != getattr(default, f.name) and name not in have:
-                hint = did_you_mean(name, have)
-                raise DataError(f"{path}: no record has the field '{name}' (fields.{f.name}){hint}")
+        return list(groups.values()), problems
 
-    def _split(self, row: dict, record: Record) -> str | None:
-        if any(is_published_test(image.name) for image in record.media):
-            return "test"
-        return self._split_of(record.study_id, row)
+    def _build_records(
+        self, reader: RowReader, turn_builder: TurnBuilder, group: NumberedRows
+    ) -> Iterator[tuple[str | None, Record]]:
+        """Records of one group with their split; none if no image has one of the `views`."""
+        _, row = group[0]
+        self._check_group([row for _, row in group])
+        media = [ref for _, r in group for ref in reader.media(r)]
+        if not media and self.config.only_images:
+            if self.config.views is not None:
+                return
+            raise RecordError("no image (only_images: false accepts text-only records)")
+        record = self._build_record(reader, turn_builder, row, media)
+        split = reader.split_of_record(row, record)
+        if self.config.target == "every_code_question":
+            yield from ((split, r) for r in turn_builder.question_records(record, row))
+        else:
+            yield split, record
 
-    def _split_of(self, study: str, row: dict) -> str | None:
-        rule = self.config.split
-        said = row.get(rule.field) if rule.field else None
-        patient = row.get(self.config.fields.patient)
-        unit = study if patient in (None, "") or is_published_test(study) else f"patient {patient}"
-        return rule.of(unit, str(said) if said else None)
-
-    def _study(self, row: dict) -> str:
-        names = self.config.fields
-        study = row.get(names.study)
-        if study in (None, ""):
-            study = row.get(names.image) or row.get(names.id)
-        if not isinstance(study, (str, int)):
-            raise RecordError(f"no study id (fields.study: {names.study})")
-        return f"{self.config.study_prefix}{study}"
-
-    def _images(self, row: dict, root: Path) -> Iterator[MediaRef]:
-        names = self.config.fields
-        listed, shared = row.get(names.images), ""
-        if not isinstance(listed, list):
-            one = row.get(names.image)
-            listed = one if isinstance(one, list) else [one] if one not in (None, "") else []
-            shared = str(row.get(names.view) or "")
-        for item in listed:
-            item = {"path": item} if isinstance(item, str) else item
-            ref = media_of(item, partial(image_in, root), shared)
-            if self.config.views is None or ref.view in self.config.views:
-                yield ref
-
-    def _record(
-        self,
-        row: dict,
-        images: list[MediaRef],
-        root: Path,
-        clean: Callable[[str], str],
-        asked: list[str],
+    def _build_record(
+        self, reader: RowReader, turn_builder: TurnBuilder, row: Row, media: Sequence[MediaRef]
     ) -> Record:
-        names = self.config.fields
-        study = self._study(row)
-        name = row.get(names.id)
-        if name in (None, ""):
-            name = study
-            if images:  # patients' folders often hold files of the same names
-                path = images[0].path
-                name = str(path.relative_to(root)).removesuffix(path.suffix)
-        meta = {key: row[key] for key in names.keep if key in row}
-        meta |= {key: self._file(key, row[key]) for key in names.files if row.get(key)}
-        meta |= {"codes": self._coding(row), "views": [i.view for i in images]}
-        meta["sections"] = {s: row[s] for s in self.config.sections if row.get(s)}
-        turns = self._turns(row, len(images), clean, asked)
-        told = self.config.findings_in_prompt
-        if told is not None and self.config.target in ("auto", "report") and not callable(turns):
-            codes = self._codes(row)
-            if questions.is_coded(codes) and self._split_of(study, row) == "train":
-                turns = questions.PromptFindings(
-                    turns, codes, told, self.config.locations_in_prompt, vocabulary=self.vocabulary
-                )
+        study_id, record_id = reader.study_id(row), reader.record_id(row, media)
         return Record(
-            sample_id=study if self.config.group_by_study else str(name),
-            study_id=study,
-            media=tuple(images),
-            turns=questions.CodesAsImage(turns, self._codes(row))
-            if self.config.codes_as_image
-            else turns,
-            meta=meta,
+            sample_id=study_id if self.config.group_by_study else record_id,
+            study_id=study_id,
+            media=tuple(media),
+            meta=reader.meta(row, media),
+            turns=turn_builder.build(row, len(media)),
         )
 
-    def _file(self, key: str, name: object) -> str:
-        """The path of a file that goes along with a record."""
-        try:
-            return str(Path(image_in(Path(self.config.storage), name)).absolute())
-        except RecordError as error:
-            raise RecordError(f"{key}: {str(error).replace('image', 'file')}") from None
-
-    def _named(self, codes: list[str]) -> set[str]:
-        """What questions can be about."""
-        by_finding = self.config.ask == "findings"
-        return self.vocabulary.coded_findings(codes) if by_finding else questions.headings(codes)
-
-    def _asked_apart(self, record: Record, row: dict, asked: list[str]) -> Iterator[Record]:
-        """A record for each question."""
-        marks = " ".join([IMAGE] * len(record.media))
-        by_finding = self.config.ask == "findings"
-        question = self.vocabulary.question if by_finding else questions.code_question
-        present = self._named(self._codes(row))
-        for name in asked:
-            turns = questions.pair(
-                f"{marks} {question(name)}", "yes." if name in present else "no."
-            )
-            yield replace(record, sample_id=f"{record.sample_id}/{name}", turns=turns)
-
-    def _codes(self, row: dict) -> list[str]:
-        if self.config.codes_from == "report":
-            texts = (row.get(section) for section in self.config.sections)
-            text = "\n".join(t for t in texts if isinstance(t, str))
-            return list(self.vocabulary.codes_of_report(text))
-        return self._coding(row)
-
-    def _coding(self, row: dict) -> list[str]:
-        codes = row.get(self.config.fields.codes) or []
-        return codes.split(";") if isinstance(codes, str) else [str(c) for c in codes]
-
-    def _turns(
-        self, row: dict, images: int, clean: Callable[[str], str], asked: list[str]
-    ) -> tuple[Turn, ...] | Callable[[str], list[Turn]]:
-        target, names = self.config.target, self.config.fields
-        marks = " ".join([IMAGE] * images)
-        if target == "auto":
-            target = "report"
-            if row.get(names.turns):
-                return _own_turns(row[names.turns], images)
-            if row.get(names.question):
-                target = "question"
-        if target == "none":
-            return (Turn(role="user", text=marks),)
-        if target == "codes":
-            return questions.code_list(marks, self._codes(row))
-        if target == "every_code_question":
-            return ()  # each is a record of its own
-        if target == "code_questions":
-            return questions.CodeQuestions(
-                marks,
-                self._codes(row),
-                asked,
-                self.config.questions,
-                with_sides=self.config.question_sides,
-                findings=self.vocabulary if self.config.ask == "findings" else None,
-            )
-        if target == "question":
-            question, answer = row.get(names.question), row.get(names.answer)
-            if not isinstance(question, str) or answer in (None, ""):
-                raise RecordError(f"no question ({names.question}) or no answer ({names.answer})")
-            return questions.pair(f"{marks} {question.strip()}", clean(str(answer)))
-        return questions.pair(marks, self._report(row, clean))
-
-    def _report(self, row: dict, clean: Callable[[str], str]) -> str:
-        parts = []
-        for section in self.config.sections:
-            text = row.get(section)
-            if text is None or text == "":
-                continue
-            if not isinstance(text, str):
-                raise RecordError(f"{section} is no text but {type(text).__name__}")
-            text = clean(text)
-            if text:
-                parts.append(f"{section.capitalize()}: {text}" if self.config.headings else text)
-        if not parts:
-            raise RecordError(f"empty text (sections: {', '.join(self.config.sections)})")
-        return " ".join(parts)
-
-
-def _own_turns(rows: Any, images: int) -> tuple[Turn, ...]:
-    """The row's own conversation; images its text does not place come first."""
-    turns = []
-    for row in rows if isinstance(rows, list) else []:
-        role, text = (row.get("role"), row.get("text")) if isinstance(row, dict) else (None, None)
-        if role not in ("system", "user", "assistant") or not isinstance(text, str):
-            raise RecordError("a turn is {role: system|user|assistant, text: some text}")
-        turns.append(Turn(role=role, text=text))
-    user = next((i for i, t in enumerate(turns) if t["role"] == "user"), None)
-    if user is None or not any(t["role"] == "assistant" for t in turns):
-        raise RecordError("turns hold no question or no answer")
-    if images and not any(IMAGE in t["text"] or VIDEO in t["text"] for t in turns):
-        marks = " ".join([IMAGE] * images)
-        turns[user] = Turn(role="user", text=f"{marks} {turns[user]['text']}")
-    return tuple(turns)
-
-
-def read_table(path: Path, layout: str = "auto") -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a JSONL, JSON or CSV file with their number: the line, or the place in the array.
-
-    Raises:
-        DataError: The file is absent, of no known ending, or a row is no object; says the line.
-    """
-    layout = path.suffix.lstrip(".").lower() if layout == "auto" else layout
-    if layout not in ("jsonl", "json", "csv"):
-        raise DataError(f"{path}: set format to jsonl, json or csv; the ending does not tell")
-    if layout == "json":
-        content = load_json(path)
-        rows = content if isinstance(content, list) else [content]
-        numbered: Iterator[tuple[int, Any]] = iter(enumerate(rows))
-    else:
-        numbered = _lines(path, layout)
-    for number, row in numbered:
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{path}, record {number}: expected an object, got {type(row).__name__}"
-            )
-        yield number, row
-
-
-def _cells(path: Path, file: TextIO) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows of a CSV, parted by commas, semicolons or tabs; those with empty cells alone go."""
-    heading = file.readline()
-    file.seek(0)
-    parted = max(",;\t", key=heading.count)
-    reader = csv.DictReader(file, delimiter=parted, skipinitialspace=True)
-    reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-    for row in reader:
-        if None in row:
-            raise DataError(f"{path}, line {reader.line_num}: more cells than headings")
-        if any((cell or "").strip() for cell in row.values()):
-            yield reader.line_num, row
-
-
-def _lines(path: Path, layout: str) -> Iterator[tuple[int, Any]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if layout == "csv":
-                yield from _cells(path, file)
-                return
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, json.loads(line)
-    except OSError as error:
-        raise DataError(f"cannot read the annotations {path}: {error.strerror}") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number} is not JSON: {error.msg}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as {layout}: {error}") from None
+    def _check_group(self, rows: Sequence[Row]) -> None:
+        """Rows that become one sample must have the same split and no questions."""
+        if len(rows) == 1:
+            return
+        names, split_field = self.config.fields, self.config.split.field
+        if any(r.get(names.turns) or r.get(names.question) for r in rows):
+            raise RecordError("group_by_study cannot merge rows with questions or turns")
+        if split_field and len({str(r.get(split_field)) for r in rows}) > 1:
+            raise RecordError(f"rows of one study name different splits ({split_field})")

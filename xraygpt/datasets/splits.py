@@ -1,7 +1,7 @@
-"""Which split a study belongs to: said by the corpus, hashed, or published.
+"""Assignment of studies to train, val and test: as published, as listed in the corpus, or hashed.
 
-The 590 studies of IU X-ray's published test split are `test` wherever they appear, so that neither
-training, nor a tokenizer, nor a phantom ever sees their text.
+The 590 studies of IU X-ray's published test split are always `test`, so that no training,
+tokenizer or phantom uses their text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class SplitRule:
     """How a corpus is split into train, val and test; always by study."""
 
     field: str | None = "split"
-    """Name of the record's field that says the split; null ignores it and hashes instead."""
+    """Field of a record that names its split; null ignores it and uses the hash."""
     train: list[str] = dataclasses.field(default_factory=lambda: ["train"])
     """Values of that field that mean train."""
     val: list[str] = dataclasses.field(
@@ -29,43 +29,55 @@ class SplitRule:
     test: list[str] = dataclasses.field(default_factory=lambda: ["test"])
     """Values of that field that mean test."""
     val_fraction: float = 0.0
-    """Share of studies without a said split that go to val, in [0, 1)."""
+    """Fraction of the studies without a listed split that become val, in [0, 1)."""
     test_fraction: float = 0.0
-    """Share of studies without a said split that go to test, in [0, 1)."""
+    """Fraction of the studies without a listed split that become test, in [0, 1)."""
     folds: int | None = None
-    """Cross-validation: studies without a said split are hashed into so many folds, of which `fold`
-    is val and the others train."""
+    """Cross-validation: studies without a listed split are hashed into this many folds. `fold` is
+    val, the others are train."""
     fold: int = 0
-    """Which fold is val, from 0."""
+    """Index of the fold that is val, from 0."""
     seed: int = 0
-    """Another seed, another hashed split."""
+    """Seed of the hash."""
 
     def __post_init__(self) -> None:
-        shares, both = ("val_fraction", "test_fraction"), self.val_fraction + self.test_fraction
+        fractions, total = ("val_fraction", "test_fraction"), self.val_fraction + self.test_fraction
         with Checks(self) as check:
-            check.at_least(0, *shares)
-            nothing = f"leaves nothing to train on: with test_fraction it is {both}, not below 1"
-            check.refuse(both >= 1, "val_fraction", nothing, "test_fraction")
+            check.at_least(0, *fractions)
+            message = f"leaves nothing to train on: with test_fraction it is {total}, not below 1"
+            check.refuse(total >= 1, "val_fraction", message, "test_fraction")
             if self.folds is not None:
                 check.at_least(2, "folds")
-                below = f"must be at least 0 and below folds ({self.folds}), got {self.fold}"
-                check.refuse(not 0 <= self.fold < self.folds, "fold", below, "folds")
-                alone = "goes without val_fraction and test_fraction"
-                check.refuse(both > 0, "folds", alone, *shares)
+                message = f"must be at least 0 and below folds ({self.folds}), got {self.fold}"
+                check.refuse(not 0 <= self.fold < self.folds, "fold", message, "folds")
+                message = "cannot be combined with val_fraction and test_fraction"
+                check.refuse(total > 0, "folds", message, *fractions)
 
-    def of(self, study_id: str, said: str | None) -> str | None:
-        """``train``, ``val`` or ``test``; None if the field says what this rule does not use."""
+    def assign(self, study_id: str, listed_split: str | None) -> str | None:
+        """The split of a study.
+
+        Args:
+            study_id: Id of the study, or of the patient if patients are split.
+            listed_split: Value of `field` in the corpus, if there is one.
+
+        Returns:
+            ``train``, ``val`` or ``test``; None if the listed split is none of them.
+        """
         if is_published_test(study_id):
             return "test"
-        if self.field is not None and said:
-            splits = ("train", self.train), ("val", self.val), ("test", self.test)
-            for split, values in splits:
-                if said in values:
-                    return split
-            return None
+        if self.field is not None and listed_split:
+            values = {"train": self.train, "val": self.val, "test": self.test}
+            return next((split for split, v in values.items() if listed_split in v), None)
         point = keyed_int("split", self.seed, study_id) / 2**63
         if self.folds is not None:
             return "val" if int(point * self.folds) == self.fold else "train"
         if point < self.test_fraction:
             return "test"
         return "val" if point < self.test_fraction + self.val_fraction else "train"
+
+    def assign_grouped(
+        self, study_id: str, patient: object, listed_split: str | None
+    ) -> str | None:
+        """The split of a study whose patient, if known, must not be in two splits."""
+        by_study = patient in (None, "") or is_published_test(study_id)
+        return self.assign(study_id if by_study else f"patient {patient}", listed_split)

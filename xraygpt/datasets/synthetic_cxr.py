@@ -1,4 +1,4 @@
-"""Chest phantoms as a corpus: drawn on first use, kept, then read like any table of studies."""
+"""Chest phantoms as a corpus: drawn on first use, cached, then read like any table of studies."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ class SyntheticCxr(RecordsBuilder):
         """Settings of the phantoms, and of a table of studies."""
 
         studies: int = 3000
-        """Studies drawn, in all splits together; eight tenths are train."""
+        """Number of studies in all splits together; 80 % are train."""
         phantom_seed: int = 0
-        """Another seed, other studies."""
+        """Seed of the studies."""
         design: Literal["balanced", "openi"] = "balanced"
-        """Which findings a study has: each about equally often, or together as people coded them in
-        OpenI's reports (`pip install --no-deps torchxrayvision`)."""
+        """Which findings a study has: `balanced` makes all about equally frequent, `openi` combines
+        them as in OpenI's coded reports (`pip install --no-deps torchxrayvision`)."""
         texts: Literal["grammar", "openi"] = "grammar"
-        """Reports of our own wording, or, with `design: openi`, the real report of those codes."""
+        """Reports from the phantom's grammar, or, with `design: openi`, the real report of the
+        codes."""
         picture_size: int = 256
         """Height and width of the pictures, in pixels."""
         picture_views: list[View] = field(default_factory=lambda: ["frontal"])
@@ -42,11 +43,11 @@ class SyntheticCxr(RecordsBuilder):
 
         def __post_init__(self) -> None:
             with Checks(self) as check:
-                check.also(super().__post_init__)
-                check.also(self.recipe, size="picture_size", views="picture_views")
+                check.include(super().__post_init__)
+                check.include(self.recipe, size="picture_size", views="picture_views")
 
         def recipe(self) -> Recipe:
-            """What is drawn."""
+            """The phantom settings."""
             return Recipe(
                 studies=self.studies,
                 seed=self.phantom_seed,
@@ -59,10 +60,10 @@ class SyntheticCxr(RecordsBuilder):
     config: Config
 
     def records(self, clean: Callable[[str], str]) -> Iterator[tuple[str | None, Record | str]]:
-        """Each study, or each picture, with its split; draws what is not there."""
+        """Yield each study, or each picture, with its split; draws them if necessary."""
         config, recipe = self.config, self.config.recipe()
         key = json.dumps([VERSION, asdict(recipe)])
-        name = hashlib.sha256(key.encode()).hexdigest()[:16]  # another recipe, another folder
+        name = hashlib.sha256(key.encode()).hexdigest()[:16]
         base = cache_root() / "synthetic_cxr" if config.storage == Path() else config.storage
         write_corpus(base / name, recipe)
         self.config = replace(config, storage=base / name, annotations=Path(ROWS))

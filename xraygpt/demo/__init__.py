@@ -1,1 +1,1 @@
-"""The page in a browser: an X-ray, a draft of its report, questions, and where the model looked."""
+"""The web page: show an X-ray, draft its report, ask questions, see where the model looked."""

@@ -1,6 +1,6 @@
-"""An uploaded file as the viewer shows it: frame, window, inversion, and a map laid over it.
+"""An uploaded image as the viewer shows it: frame, window, inversion and attention map.
 
-Read by the reader of training; what the viewer changes is not what the model sees.
+Files are read as in training; viewer settings do not change what the model sees.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from xraygpt.demo.gate import doubts
+from xraygpt.demo.input_check import input_warnings
 from xraygpt.media.pixels import MetaValue, ReadLimits, Window, frame_count, read_image
 from xraygpt.phantom.corpus import SYNTHETIC
 
 LIMITS = ReadLimits(max_file_bytes=128 * 2**20, max_pixels=50_000_000)
-"""Of an upload: 128 MB, and 50 million pixels a frame."""
+"""Limits on an upload: 128 MB, and 50 million pixels per frame."""
 VIEW_SIDE = 1536
-"""Most pixels of a side in the browser; larger pictures are shown smaller."""
+"""Maximum side in the browser, in pixels; larger images are scaled down."""
 
 
 @dataclass
 class DisplayedImage:
-    """A file, and how it is shown.
+    """An image file with its viewer settings.
 
     Attributes:
-        path: Where it lies.
-        frames: How many it holds.
-        frame: Which is shown, from 0.
-        window: (center, width) in the reader's units; None is the file's own.
+        path: The file.
+        num_frames: Number of frames in the file.
+        frame: The displayed frame, from 0.
+        window: (center, width) in the reader's units; None uses the file's own.
         invert: Whether it is shown as a negative.
-        meta: What the reader says of the frame shown, at the file's own window.
-        doubts: Of the gate.
-        synthetic: Whether it is a drawing of ours, as its own text says.
+        meta: The reader's metadata of the frame, at the file's own window.
+        warnings: Reasons to doubt that it is a chest radiograph.
+        synthetic: Whether it is a phantom, according to the file's text chunk.
         source_format: ``DICOM``, ``PNG`` or ``JPEG``.
     """
 
     path: Path
-    frames: int
+    num_frames: int
     frame: int = 0
     window: Window | None = None
     invert: bool = False
     meta: Mapping[str, MetaValue] = field(default_factory=dict)
-    doubts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     synthetic: bool = False
     source_format: str = ""
 
@@ -57,13 +57,13 @@ class DisplayedImage:
         return int(str(self.meta["rows"])), int(str(self.meta["columns"]))
 
     @property
-    def own_window(self) -> Window | None:
-        """Of the file; None for a picture in colour."""
-        found = self.meta.get("window")
-        return (found[0], found[1]) if isinstance(found, tuple) else None
+    def file_window(self) -> Window | None:
+        """The file's own window; None for a colour image."""
+        window = self.meta.get("window")
+        return (window[0], window[1]) if isinstance(window, tuple) else None
 
-    def turn_to(self, frame: int) -> None:
-        """Show another frame, at the file's own window.
+    def show_frame(self, frame: int) -> None:
+        """Switch to a frame, at the file's own window.
 
         Raises:
             ImageError: It cannot be read.
@@ -71,85 +71,78 @@ class DisplayedImage:
         image = read_image(self.path, frame=frame, limits=LIMITS)
         self.frame, self.window = frame, None
         self.meta, self.source_format = image.meta, image.source_format
-        self.doubts = doubts(image.pixels, image.meta)
+        self.warnings = input_warnings(image.pixels, image.meta)
 
     def pixels(self) -> np.ndarray:
-        """(H, W) or (H, W, 3) uint8 of what is shown, at most `VIEW_SIDE` a side.
+        """(H, W) or (H, W, 3) uint8 displayed pixels, with sides of at most `VIEW_SIDE`.
 
         Raises:
             ImageError: It cannot be read, or not with this window.
         """
         image = read_image(self.path, frame=self.frame, window=self.window, limits=LIMITS)
-        shown = np.rint(image.pixels * 255).astype(np.uint8)
-        shown = 255 - shown if self.invert else shown
-        return thumbnail(shown, VIEW_SIDE)
+        pixels = np.rint(image.pixels * 255).astype(np.uint8)
+        pixels = 255 - pixels if self.invert else pixels
+        return thumbnail(pixels, VIEW_SIDE)
 
-    def view(self) -> str:
-        """How the picture was changed for the eye, as the end of a line."""
-        parts = []
-        if self.window is not None:
-            parts.append(f"window level {self.window[0]:g}, width {self.window[1]:g}")
-        if self.invert:
-            parts.append("inverted")
-        return "".join(f", {p}" for p in parts)
-
-    def facts(self, frame: int | None = None) -> str:
-        """What is known of the picture and not of the patient, in one line.
+    def description(self, frame: int | None = None) -> str:
+        """One line about the image, without anything about the patient.
 
         Args:
-            frame: Which; None is the one shown.
+            frame: Frame number from 0; None is the displayed one.
         """
         meta = self.meta
         view = " ".join(str(meta[k]) for k in ("modality", "view_position") if k in meta)
-        drawn = "SYNTHETIC phantom" if self.synthetic else ""
-        parts = [drawn, view, f"{meta['columns']} × {meta['rows']} pixels"]
-        if self.frames > 1:
-            parts.append(f"frame {(self.frame if frame is None else frame) + 1} of {self.frames}")
+        phantom = "SYNTHETIC phantom" if self.synthetic else ""
+        parts = [phantom, view, f"{meta['columns']} × {meta['rows']} pixels"]
+        if self.num_frames > 1:
+            number = (self.frame if frame is None else frame) + 1
+            parts.append(f"frame {number} of {self.num_frames}")
         if meta.get("photometric") == "MONOCHROME1":
             parts.append("stored as a negative, shown with bright bones")
         return ", ".join(p for p in parts if p)
 
 
-def open_film(path: Path) -> DisplayedImage:
-    """The film of a file, at its first frame.
+def open_image(path: Path) -> DisplayedImage:
+    """Open a file at its first frame.
 
     Raises:
-        ImageError: It is not an image that the reader knows.
+        ImageError: It is not a supported image file.
     """
-    film = DisplayedImage(path, frame_count(path, limits=LIMITS))
-    film.turn_to(0)
-    if film.source_format == "PNG":
+    opened = DisplayedImage(path, frame_count(path, limits=LIMITS))
+    opened.show_frame(0)
+    if opened.source_format == "PNG":
         with Image.open(path, formats=["PNG"]) as image:
-            film.synthetic = str(image.info.get("Source", "")).startswith(SYNTHETIC)
-    return film
+            opened.synthetic = str(image.info.get("Source", "")).startswith(SYNTHETIC)
+    return opened
 
 
-def stage(film: DisplayedImage | None, label: str, heat: np.ndarray | None = None) -> str:
-    """The viewer's HTML: the picture, and the map over it.
+def viewer_html(image: DisplayedImage | None, label: str, heat: np.ndarray | None = None) -> str:
+    """The viewer's HTML: the image with an optional map over it.
 
     Args:
-        film: What to show; None shows an invitation.
-        label: Names the picture for those who do not see it.
-        heat: (h, w) of the whole picture, in [0, 1].
+        image: The image; None shows a hint to upload one.
+        label: Alternative text of the image.
+        heat: (h, w) map of the full image, in [0, 1].
     """
-    if film is None:
+    if image is None:
         return '<p class="xg-empty">Upload a chest X-ray, or pick an example.</p>'
-    source = data_uri(film.pixels())
+    source = data_uri(image.pixels())
     images = f'<img class="xg-film" src="{source}" alt="{html.escape(label, quote=True)}">'
     if heat is not None:
-        images += f'<img class="xg-heat" src="{data_uri(painted(heat))}" alt="" aria-hidden="true">'
+        overlay = data_uri(heat_to_rgba(heat))
+        images += f'<img class="xg-heat" src="{overlay}" alt="" aria-hidden="true">'
     return f'<div class="xg-pan">{images}</div>'
 
 
 def thumbnail(pixels: np.ndarray, side: int) -> np.ndarray:
-    """uint8 pixels, made smaller by averaging if a side has more than `side` of them."""
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((side, side), Image.Resampling.BOX)
-    return np.asarray(picture)
+    """uint8 pixels, scaled down by averaging if a side is longer than `side`."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side), Image.Resampling.BOX)
+    return np.asarray(image)
 
 
-def painted(heat: np.ndarray) -> np.ndarray:
-    """(H, W) in [0, 1] -> (H, W, 4) uint8: colour and opacity grow with the map."""
+def heat_to_rgba(heat: np.ndarray) -> np.ndarray:
+    """(H, W) in [0, 1] -> (H, W, 4) uint8; brightness and opacity grow with the value."""
     from matplotlib import colormaps
 
     values = np.clip(heat, 0, 1)
@@ -159,7 +152,7 @@ def painted(heat: np.ndarray) -> np.ndarray:
 
 
 def data_uri(pixels: np.ndarray) -> str:
-    """A picture as a PNG inside an address: no file that others could ask for."""
+    """Pixels as a PNG data URI, so that no file on the server needs to be reachable."""
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,8 +1,8 @@
-"""Talk about an X-ray in a browser: python demo.py --cfg-path eval_configs/quickstart.yaml.
+"""Chat about an X-ray in a browser: python demo.py --cfg-path eval_configs/quickstart.yaml.
 
-Serves this machine alone unless --host says otherwise, and then wants --auth. Uploads lie in a
-private folder until their page is closed. No report text is logged. Research use only, not for
-diagnosis.
+The page can be opened only from this machine, unless --host is set, which requires --auth. Uploads
+are stored in a private folder until their page is closed. No report text is logged. Research use
+only, not for diagnosis.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 from xraygpt.common.errors import InputError
@@ -28,20 +27,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MISSING = "gradio is absent: in the clone, .venv/bin/pip install -c constraints.txt -e '.[demo]'"
-MOST_EXAMPLES = 24
-REFERENCES, REFERENCE_SECONDS = 64, 30
-"""Images that the average map is taken of, and how long that may take."""
+_MISSING = (
+    "gradio is not installed: in the clone, .venv/bin/pip install -c constraints.txt -e '.[demo]'"
+)
+NUM_REFERENCES, REFERENCE_SECONDS = 64, 30
+"""Images for the average attention map, and the time limit for computing it."""
 
 
 def main() -> None:
-    """Parse, load, serve until stopped."""
+    """Parse the arguments, load the model and serve the page until interrupted."""
     args = _parser().parse_args()
-    from xraygpt.common.cli import device_of
+    from xraygpt.common.cli import device_from
 
-    device = device_of(args)
+    device = device_from(args)
     users = _users(args)
-    # Torch takes seconds: help and typing errors do not wait for it.
+    # Importing torch takes seconds, so help and argument errors come first.
     from xraygpt.common.config import load, to_yaml
     from xraygpt.experiment import Evaluation, find_device
 
@@ -52,8 +52,8 @@ def main() -> None:
         return
     if args.share:
         log.warning(
-            "--share: the page, and every image put into it, goes through servers of others; "
-            "no image of a patient may"
+            "--share: the page and every uploaded image pass through third-party servers; "
+            "do not upload images of patients"
         )
     find_device(device)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -61,71 +61,78 @@ def main() -> None:
         import gradio  # noqa: F401
     except ImportError:
         raise InputError(_MISSING) from None
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks itself whether it is there
-    signal.signal(signal.SIGTERM, _interrupt)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio requests its own page
+    signal.signal(signal.SIGTERM, _raise_interrupt)
     check_port(args.host, args.port)
-    desk = make_desk(experiment, device, Path(args.cfg_path).stem, args.examples)
+    controller = build_controller(experiment, device, Path(args.cfg_path).stem, args.examples)
+    model = f"{controller.name} on {controller.parts.facts['device']}"
     try:
         if args.dry_run:
-            sys.stdout.write(f"{desk.name} on {desk.parts.facts['device']}, would serve a page\n")
+            sys.stdout.write(f"{model}, ready to serve the page\n")
             return
-        blocks, url = serve(desk, args.host, args.port, users, share=args.share)
-        log.info("%s on %s: %s (Ctrl-C ends it)", desk.name, desk.parts.facts["device"], url)
+        blocks, url = serve(controller, args.host, args.port, users, share=args.share)
+        log.info(
+            "%s on %s: %s (Ctrl-C to stop)", controller.name, controller.parts.facts["device"], url
+        )
         closing = threading.Event()
-        comparing = _compare(desk, experiment, closing)
+        baseline = _start_baseline(controller, experiment, closing)
         try:
             while True:
                 time.sleep(3600)
         except KeyboardInterrupt:
-            log.info("closing; the images of open pages are deleted")
+            log.info("closing; deleting the images of open pages")
         finally:
-            closing.set()  # a thread that computes while Python ends aborts it
+            closing.set()  # a thread that still computes at exit would crash Python
             blocks.close(verbose=False)
-            comparing.join(60)
+            baseline.join(60)
     finally:
-        desk.sessions.close()
+        controller.sessions.close()
 
 
 def _parser() -> argparse.ArgumentParser:
-    from xraygpt.common.cli import add_device, at_least, command_line, existing
+    from xraygpt.common.cli import add_device, at_least, config_parser, existing_path
 
-    parser = command_line(__doc__)
+    parser = config_parser(__doc__)
     add = parser.add_argument
     add_device(parser)
-    add("--low-resource", action="store_true", help="pack the LLM's weights in 8 bits")
-    add("--host", default="127.0.0.1")
-    add("--port", type=at_least(0), default=None, help="default: the first free one from 7860 on")
-    add("--examples", type=existing, default=None, help="folder of images to pick from")
-    add("--auth", type=Path, default=None, help="file of lines user:password")
-    add("--share", action="store_true", help="through servers of others: never for patients' data")
+    add("--low-resource", action="store_true", help="load the LLM's weights in 8 bits")
+    add("--host", default="127.0.0.1", help="address to listen on; others require --auth")
+    add("--port", type=at_least(0), default=None, help="default: the first free port from 7860")
+    add("--examples", type=existing_path, default=None, help="folder with example images")
+    add("--auth", type=Path, default=None, help="file with a line user:password per user")
+    add(
+        "--share",
+        action="store_true",
+        help="public link through third-party servers: never for patients' data",
+    )
     return parser
 
 
 def _users(args: argparse.Namespace) -> list[tuple[str, str]] | None:
-    """Who may open the page; None lets everybody who reaches it.
+    """Users and passwords; None if no login is required.
 
     Raises:
-        InputError: It would be open to others, or their file cannot be used.
+        InputError: The page would be open to others without a login, or the file is not valid.
     """
     from xraygpt.common.addresses import is_loopback_host
 
     users = read_users(args.auth) if args.auth else None
     open_to_others = args.share or not is_loopback_host(args.host)
     if open_to_others and not users and not args.print_config:
-        what = "--share" if args.share else f"--host {args.host}"
-        raise InputError(f"{what} opens the page to others: name a file of users with --auth")
+        option = "--share" if args.share else f"--host {args.host}"
+        raise InputError(f"{option} opens the page to others: give a file of users with --auth")
     return users
 
 
-def _interrupt(*_: object) -> None:
+def _raise_interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
 def check_port(host: str, port: int | None) -> None:
-    """Before the model is loaded.
+    """Check that a port is free, before the model is loaded.
 
     Raises:
-        InputError: Somebody else listens there.
+        InputError: It is in use.
     """
     if port is None:
         return
@@ -134,62 +141,76 @@ def check_port(host: str, port: int | None) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise InputError(f"--port {port} on {host}: {error.strerror}; name another") from None
+            raise InputError(f"--port {port} on {host}: {error.strerror}; choose another") from None
 
 
-def make_desk(
+def build_controller(
     experiment: Evaluation, device: str, name: str, examples: Path | None
 ) -> DemoController:
-    """The model of a YAML and the examples, ready for a page.
+    """The model of a YAML and the examples.
+
+    Args:
+        experiment: An evaluation YAML.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        name: Model name, for display.
+        examples: Folder of example images; None draws phantoms.
 
     Raises:
-        InputError: The model cannot be built, or there are no examples in that folder.
+        InputError: The model cannot be built, or the folder has no images.
     """
     from xraygpt.demo.controller import DemoController
+    from xraygpt.demo.examples import draw_examples, load_examples
     from xraygpt.experiment import build_chat
 
-    own = None if examples is None else own_examples(examples)
+    own_examples = None if examples is None else load_examples(examples)
     parts = build_chat(experiment, device)
     synthetic = all(
         type(corpus).__qualname__.startswith("SyntheticCxr")
         for corpus in experiment.datasets.values()
     )
-    desk = DemoController(parts, name, synthetic and experiment.model.ckpt is not None)
+    controller = DemoController(parts, name, synthetic and experiment.model.ckpt is not None)
     try:
-        folder = desk.sessions.root / "examples"
-        desk.examples = phantoms(folder) if own is None else own
+        folder = controller.sessions.root / "examples"
+        controller.images.examples = draw_examples(folder) if own_examples is None else own_examples
     except BaseException:
-        desk.sessions.close()
+        controller.sessions.close()
         raise
-    return desk
+    return controller
 
 
 def serve(
-    desk: DemoController,
+    controller: DemoController,
     host: str,
     port: int | None,
     users: list[tuple[str, str]] | None,
     *,
     share: bool = False,
 ) -> tuple[Any, str]:
-    """Open the page; returns at once.
+    """Start serving the page in the background.
+
+    Args:
+        controller: The model and its sessions.
+        host: Address to listen on.
+        port: Port; None takes the first free one from 7860.
+        users: Users and passwords; None requires no login.
+        share: Whether to create a public link.
 
     Returns:
-        The running Gradio blocks, whose `close` ends it, and where the page is.
+        The running Gradio blocks, to be closed with `close`, and the page's URL.
 
     Raises:
-        InputError: The port is taken.
+        InputError: The page cannot be opened, for example because the port is in use.
     """
-    os.environ["GRADIO_TEMP_DIR"] = str(desk.sessions.uploads)
+    os.environ["GRADIO_TEMP_DIR"] = str(controller.sessions.uploads)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
 
     from xraygpt.demo.display import LIMITS
     from xraygpt.demo.layout import asset
-    from xraygpt.demo.page import WAITING, Page
+    from xraygpt.demo.page import MAX_QUEUED, Page
 
-    blocks = Page(desk).blocks
-    blocks.queue(max_size=WAITING, default_concurrency_limit=8, api_open=False)
+    blocks = Page(controller).blocks
+    blocks.queue(max_size=MAX_QUEUED, default_concurrency_limit=8, api_open=False)
     system = ["system-ui", "sans-serif"]
     try:
         _, local, public = blocks.launch(
@@ -213,15 +234,15 @@ def serve(
             inbrowser=False,
         )
     except OSError as error:
-        raise InputError(f"the page cannot be opened: {error}; name another --port") from None
+        raise InputError(f"the page cannot be opened: {error}; choose another --port") from None
     return blocks, public or local
 
 
 def read_users(file: Path) -> list[tuple[str, str]]:
-    """Users and passwords of a file with a line user:password each.
+    """Read a file with a line user:password per user.
 
     Raises:
-        InputError: It cannot be read, others may read it, or a line is not of that form.
+        InputError: It cannot be read, others can read it, or a line has another form.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -229,98 +250,46 @@ def read_users(file: Path) -> list[tuple[str, str]]:
     except OSError as error:
         raise InputError(f"--auth {file}: {error.strerror}") from None
     if open_to_others:
-        raise InputError(f"--auth {file}: others can read it; chmod 600 {file}")
+        raise InputError(f"--auth {file}: other users can read it; run chmod 600 {file}")
     users = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         user, colon, password = line.partition(":")
         if not (user and colon and password):
-            raise InputError(f"--auth {file}, line {number}: not of the form user:password")
+            raise InputError(f"--auth {file}, line {number}: expected user:password")
         users.append((user, password))
     if not users:
-        raise InputError(f"--auth {file}: holds no line user:password")
+        raise InputError(f"--auth {file}: contains no line user:password")
     return users
 
 
-def phantoms(folder: Path) -> list[tuple[Path, str]]:
-    """Draw SYNTHETIC examples into a folder."""
-    from xraygpt.phantom.corpus import save_picture
-    from xraygpt.phantom.design import draw
-    from xraygpt.phantom.render import Study, render
-
-    folder.mkdir()
-    rng = Random("examples")
-    wanted: list[tuple[str, dict[str, Any]]] = [
-        ("", {}),
-        ("pleural_effusion", {"side": "left", "degree": "moderate"}),
-        ("pneumothorax", {"side": "right", "degree": "severe"}),
-        ("cardiomegaly", {"degree": "severe"}),
-        ("consolidation", {"side": "right", "zone": "lower", "degree": "severe"}),
-        ("catheter", {"side": "right"}),
-    ]
-    found = []
-    for i, (name, given) in enumerate(wanted):
-        findings = (draw(name, rng, **given),) if name else ()
-        path = folder / f"phantom-{i}.png"
-        save_picture(render(Study(f"example-{i}", findings, 77), size=512).pixels, path)
-        said = " ".join([given.get("side", ""), name.replace("_", " ")]).strip() or "normal"
-        found.append((path, f"SYNTHETIC: {said}"))
-    return found
-
-
-def own_examples(folder: Path) -> list[tuple[Path, str]]:
-    """Images of a folder, at most `MOST_EXAMPLES`, by name.
-
-    Raises:
-        InputError: There is no such folder, or no readable image in it.
-    """
-    from xraygpt.demo.display import open_film
-
-    if not folder.is_dir():
-        raise InputError(f"--examples {folder}: there is no such folder")
-    found: list[tuple[Path, str]] = []
-    for path in sorted(folder.iterdir()):
-        if len(found) == MOST_EXAMPLES:
-            log.warning("--examples: the first %d images are offered", MOST_EXAMPLES)
-            break
-        if not path.is_file() or path.name.startswith("."):
-            continue
-        try:
-            open_film(path)
-            found.append((path, path.stem))
-        except InputError as error:
-            log.warning("left out: %s", error)
-    if not found:
-        raise InputError(f"--examples {folder}: holds no PNG, JPEG or DICOM that can be read")
-    return found
-
-
-def _compare(
-    desk: DemoController, experiment: Evaluation, closing: threading.Event
+def _start_baseline(
+    controller: DemoController, experiment: Evaluation, closing: threading.Event
 ) -> threading.Thread:
-    """Learn, beside the page, what the model looks at in any image."""
+    """Compute the average attention map of reference images in the background."""
     from xraygpt.experiment import reference_images
     from xraygpt.media.base import Media
     from xraygpt.models.capabilities import AttentionMaps, supports
 
-    def timely() -> Iterator[Media]:
-        spec = desk.parts.engine.model.image_spec
+    def images_in_time() -> Iterator[Media]:
+        spec = controller.parts.engine.model.image_spec
         end = time.monotonic() + REFERENCE_SECONDS
-        for image in reference_images(experiment, spec, REFERENCES):
+        for image in reference_images(experiment, spec, NUM_REFERENCES):
             if closing.is_set() or time.monotonic() > end:
                 break
             yield image
 
-    def work() -> None:
-        if not supports(desk.parts.engine.model, AttentionMaps):
+    def compute() -> None:
+        if not supports(controller.parts.engine.model, AttentionMaps):
             return
         try:
-            count = desk.attention.compare_with(timely())
-            log.info("maps: %d reference images, %d used", count, desk.attention.references)
-        except Exception as error:  # the page lives without
-            log.warning("maps: no average to compare with (%s)", type(error).__name__)
+            count = controller.attention.set_baseline(images_in_time())
+            used = controller.attention.num_references
+            log.info("attention maps: %d reference images, %d used", count, used)
+        except Exception as error:  # the page works without it
+            log.warning("attention maps: no average to subtract (%s)", type(error).__name__)
 
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=compute, daemon=True)
     thread.start()
     return thread

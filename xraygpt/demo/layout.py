@@ -1,15 +1,17 @@
-"""The components of the page, and their words."""
+"""The components of the page and their labels."""
 
 from __future__ import annotations
 
 import html
 from importlib import resources
+from pathlib import Path
 
 import gradio as gr
 
 from xraygpt.demo import display
-from xraygpt.demo.controller import MOST_BEAMS, MOST_REPORT, DemoController, Settings
-from xraygpt.demo.report import NOTICE, SYNTHETIC_WARNING
+from xraygpt.demo.controller import DemoController
+from xraygpt.demo.decoding import AS_EVALUATED, MAX_BEAMS, MODES, DecodingSettings
+from xraygpt.demo.report import MAX_REPORT, NOTICE, SYNTHETIC_WARNING
 
 QUESTIONS = (
     "Is there a pleural effusion, and on which side?",
@@ -23,53 +25,57 @@ QUESTIONS = (
     "What should a reader check first?",
 )
 
+NO_SPANS_HTML = '<p class="xg-small">There is no answer yet.</p>'
+"""Shown instead of words to click."""
+
 
 def asset(name: str) -> str:
-    """A file of the page: style or script."""
+    """The content of a style or script file of the page."""
     return (resources.files("xraygpt") / "data" / name).read_text("utf-8")
 
 
 class Layout:
-    """Components, not yet wired.
+    """The page's components, without events.
 
     Args:
-        desk: Whose model and examples are shown.
+        controller: Provides the model's facts and the examples.
     """
 
-    def __init__(self, desk: DemoController) -> None:
-        self.desk = desk
+    def __init__(self, controller: DemoController) -> None:
+        self.controller = controller
         with gr.Blocks(
             title="xraygpt: research use only",
             analytics_enabled=False,
             fill_width=True,
             delete_cache=(600, 600),
         ) as self.blocks:
-            self._head()
+            self._add_header()
             with gr.Row(elem_classes="xg-columns"):
                 with gr.Column(scale=5, min_width=340):
-                    self._image_side()
+                    self._add_viewer()
                 with gr.Column(scale=6, min_width=340):
-                    self._report_side()
-                    self._chat_side()
-            self.payload = gr.JSON(visible="hidden", elem_id="xg-payload")
+                    self._add_report()
+                    self._add_maps()
+                    self._add_chat()
+            self.download = gr.JSON(visible="hidden", elem_id="xg-payload")
             self.ticket = gr.Number(None, visible="hidden", precision=0)
 
-    def _head(self) -> None:
-        facts = self.desk.parts.facts
-        synthetic = f" {SYNTHETIC_WARNING}" if self.desk.synthetic else ""
+    def _add_header(self) -> None:
+        facts = self.controller.parts.facts
+        synthetic = f" {SYNTHETIC_WARNING}" if self.controller.synthetic else ""
         rows = "".join(
             f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(str(value))}</dd>"
-            for name, value in {"model": self.desk.name, **facts}.items()
+            for name, value in {"model": self.controller.name, **facts}.items()
         )
         gr.HTML(
             f'<header class="xg-head"><h1>xraygpt</h1>'
             f'<p class="xg-notice" role="note"><strong>{NOTICE}.</strong> Not for diagnosis.'
             f"{synthetic}</p>"
-            f'<details class="xg-card"><summary>{html.escape(self.desk.name)} on '
+            f'<details class="xg-card"><summary>{html.escape(self.controller.name)} on '
             f"{html.escape(str(facts['device']))}</summary><dl>{rows}</dl></details></header>"
         )
 
-    def _image_side(self) -> None:
+    def _add_viewer(self) -> None:
         self.upload = gr.File(
             label="X-rays: PNG, JPEG, DICOM",
             file_count="multiple",
@@ -80,16 +86,16 @@ class Layout:
             self._example_buttons(),
             js_on_load=asset("demo_pick.js"),
             elem_id="xg-examples",
-            visible=bool(self.desk.examples),
+            visible=bool(self.controller.images.examples),
         )
-        self.which = gr.Radio([], label="Images", visible=False, elem_id="xg-which")
-        self.stage = gr.HTML(
-            display.stage(None, ""),
+        self.image_choice = gr.Radio([], label="Images", visible=False, elem_id="xg-which")
+        self.viewer = gr.HTML(
+            display.viewer_html(None, ""),
             html_template=asset("demo_viewer.html"),
             js_on_load=asset("demo_viewer.js"),
             elem_id="xg-viewer",
         )
-        self.doubts = gr.HTML(visible=False, elem_id="xg-doubts")
+        self.warnings = gr.HTML(visible=False, elem_id="xg-doubts")
         self.facts = gr.HTML(visible=False, elem_id="xg-facts")
         self.frame = gr.Slider(1, 2, 1, step=1, label="Frame", visible=False, elem_id="xg-frame")
         with gr.Row(visible=False, elem_id="xg-window") as self.tools:
@@ -97,22 +103,22 @@ class Layout:
             self.width = gr.Slider(1, 2, 1, label="Window width", elem_id="xg-width")
             with gr.Column(min_width=120, scale=0):
                 self.invert = gr.Checkbox(label="Invert", elem_id="xg-invert")
-                self.own = gr.Button("Reset view", size="sm")
+                self.reset_view = gr.Button("Reset view", size="sm")
 
     def _example_buttons(self) -> str:
-        def button(number: int, caption: str) -> str:
-            film = display.open_film(self.desk.examples[number][0])
-            pixels = display.thumbnail(film.pixels(), 96)
+        def button(number: int, path: Path, caption: str) -> str:
+            pixels = display.thumbnail(display.open_image(path).pixels(), 96)
             text = html.escape(caption)
             return (
                 f'<button type="button" data-pick="{number}" title="{text}"><img '
                 f'src="{display.data_uri(pixels)}" alt=""><span>{text}</span></button>'
             )
 
-        cells = [button(i, caption) for i, (_, caption) in enumerate(self.desk.examples)]
+        examples = self.controller.images.examples
+        cells = [button(i, path, caption) for i, (path, caption) in enumerate(examples)]
         return f'<div class="xg-examples" role="group" aria-label="Examples">{"".join(cells)}</div>'
 
-    def _report_side(self) -> None:
+    def _add_report(self) -> None:
         with gr.Row():
             self.draft = gr.Button(
                 "Draft report", variant="primary", min_width=130, elem_id="xg-draft"
@@ -120,23 +126,23 @@ class Layout:
             self.stop = gr.Button(
                 "Stop", variant="stop", interactive=False, min_width=130, elem_id="xg-stop"
             )
-            self.again = gr.Button(
+            self.regenerate = gr.Button(
                 "Regenerate", interactive=False, min_width=130, elem_id="xg-again"
             )
             self.clear = gr.Button("Clear all", min_width=130, elem_id="xg-clear")
-        self.status = gr.HTML(status(""), elem_id="xg-status")
+        self.status = gr.HTML(status_html(""), elem_id="xg-status")
         self.findings = gr.Textbox(
             label="Findings (AI draft: edit it)",
             lines=4,
             max_lines=14,
-            max_length=MOST_REPORT,
+            max_length=MAX_REPORT,
             elem_id="xg-findings",
         )
         self.impression = gr.Textbox(
             label="Impression (AI draft: edit it)",
             lines=2,
             max_lines=8,
-            max_length=MOST_REPORT,
+            max_length=MAX_REPORT,
             elem_id="xg-impression",
         )
         with gr.Row():
@@ -146,23 +152,27 @@ class Layout:
                 )
                 for kind, name in (("md", "Markdown"), ("json", "JSON"), ("pdf", "PDF"))
             }
+
+    def _add_maps(self) -> None:
         with gr.Column(elem_id="xg-where"):
             with gr.Row():
                 self.unit = gr.Radio(
                     ["Sentences", "Words"],
                     value="Sentences",
-                    label="Where it looked: click a sentence or a word",
+                    label="Where the model looked: click a sentence or a word",
                 )
-                self.turn = gr.Dropdown(
-                    [], label="of which answer", visible=False, elem_id="xg-turn"
+                self.answer_choice = gr.Dropdown(
+                    [], label="Answer", visible=False, elem_id="xg-turn"
                 )
-            self.words = gr.HTML(no_words(), js_on_load=asset("demo_pick.js"), elem_id="xg-words")
-            self.looked = gr.HTML(self.legend(""), elem_id="xg-looked")
+            self.spans = gr.HTML(
+                NO_SPANS_HTML, js_on_load=asset("demo_pick.js"), elem_id="xg-words"
+            )
+            self.map_text = gr.HTML(self.map_html(""), elem_id="xg-looked")
             self.opacity = gr.Slider(
                 0, 100, 70, step=1, label="Opacity of the map (%)", elem_id="xg-opacity"
             )
 
-    def _chat_side(self) -> None:
+    def _add_chat(self) -> None:
         self.chat = gr.Chatbot(
             label="Conversation (AI output, not verified)",
             height=300,
@@ -185,51 +195,50 @@ class Layout:
             js_on_load=asset("demo_pick.js"),
             elem_id="xg-questions",
         )
-        modes = ["greedy", "sampling", "beam search"]
-        if self.desk.parts.how != self.desk.decoding(Settings()):
-            modes.append("as measured")
-        room = self.desk.parts.engine.model.context_len // 2
-        start = Settings(max_new_tokens=self.desk.parts.how.max_new_tokens)
+        self._add_decoding()
+
+    def _add_decoding(self) -> None:
+        evaluated = self.controller.parts.generation
+        modes = list(MODES)
+        if evaluated != DecodingSettings().to_generation(evaluated):
+            modes.append(AS_EVALUATED)
+        half_context = self.controller.parts.engine.model.context_len // 2
+        start = DecodingSettings(max_new_tokens=evaluated.max_new_tokens)
         with gr.Accordion("Decoding", open=False, elem_id="xg-decoding"):
             self.settings = [
                 gr.Radio(modes, value=start.mode, label="Mode", elem_id="xg-mode"),
                 gr.Slider(0.1, 2, start.temperature, step=0.1, label="Temperature (sampling)"),
                 gr.Slider(0.05, 1, start.top_p, step=0.05, label="Top-p (sampling)"),
                 gr.Slider(1, 2, start.repetition_penalty, step=0.05, label="Repetition penalty"),
-                gr.Slider(2, MOST_BEAMS, start.num_beams, step=1, label="Beams (beam search)"),
+                gr.Slider(2, MAX_BEAMS, start.num_beams, step=1, label="Beams (beam search)"),
                 gr.Slider(
                     1,
-                    max(min(512, room), start.max_new_tokens),
+                    max(min(512, half_context), start.max_new_tokens),
                     start.max_new_tokens,
                     step=1,
-                    label="Most tokens of an answer",
+                    label="Maximum length of an answer (tokens)",
                 ),
                 gr.Number(
                     start.seed, precision=0, minimum=0, label="Seed (sampling)", elem_id="xg-seed"
                 ),
             ]
 
-    def legend(self, said: str) -> str:
-        """What the map shows, in words and colours; `said` is of the words clicked."""
-        count = self.desk.attention.references
-        zero = "as in the whole answer"
-        zero += f" and {count} training images" if count else ""
-        bar = (
-            f'<div class="xg-legend"><span>{zero}</span><i aria-hidden="true"></i>'
+    def map_html(self, text: str) -> str:
+        """Text about the maps of the selected words, with a colour legend; empty hides both."""
+        count = self.controller.attention.num_references
+        baseline = "average of the full answer"
+        baseline += f" and {count} training images" if count else ""
+        legend = (
+            f'<div class="xg-legend"><span>{baseline}</span><i aria-hidden="true"></i>'
             "<span>most attention</span></div>"
         )
         return (
-            f'<div role="status">{f"<p>{html.escape(said)}</p>{bar}" if said else ""}</div>'
-            '<p class="xg-small">Attention of these words, brightest at its own maximum. It '
-            "explains the machine and is no evidence of a finding.</p>"
+            f'<div role="status">{f"<p>{html.escape(text)}</p>{legend}" if text else ""}</div>'
+            '<p class="xg-small">Attention of the selected words, scaled to its maximum. It '
+            "explains the model and is not evidence of a finding.</p>"
         )
 
 
-def status(text: str) -> str:
-    """The line that says what happens."""
+def status_html(text: str) -> str:
+    """The status line."""
     return f'<p role="status" class="xg-status">{html.escape(text)}</p>'
-
-
-def no_words() -> str:
-    """In the place of words to click."""
-    return '<p class="xg-small">Nothing was said yet.</p>'

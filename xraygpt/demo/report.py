@@ -1,4 +1,4 @@
-"""The report as a file: Markdown, JSON or PDF, each with what made it and what it is not."""
+"""Export of a report as Markdown, JSON or PDF, with its provenance and a notice."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ import numpy as np
 
 NOTICE = "AI draft, not verified, research use only"
 SYNTHETIC_WARNING = (
-    "This model was trained on SYNTHETIC phantoms: of a real X-ray its words mean nothing."
+    "This model was trained on SYNTHETIC phantoms: its output for real X-rays is meaningless."
 )
+MAX_REPORT = 20_000
+"""Characters of Findings, and of Impression."""
 Format = Literal["md", "json", "pdf"]
 _HEADING = re.compile(r"(?:^|(?<=\s))(findings|impression)\s*:\s*", re.IGNORECASE)
 _ENDED = {
@@ -26,28 +28,29 @@ _ENDED = {
     "cancelled": "stopped by a person",
 }
 _STARTS = "|".join(w[:n] for w in ("Findings", "Impression") for n in range(len(w), 0, -1))
-_BEGUN = re.compile(rf"(?:^|(?<=\s))(?:{_STARTS})$")
+_PARTIAL_HEADING = re.compile(rf"(?:^|(?<=\s))(?:{_STARTS})$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What is exported.
+    """The content of an export.
 
     Attributes:
-        findings: As on the page, perhaps edited.
-        impression: Likewise.
-        edited: Whether a person has changed what the model wrote.
-        model: Its name.
+        findings: Text on the page, perhaps edited.
+        impression: Text on the page, perhaps edited.
+        edited: Whether a person has changed the model's text.
+        model: Name of the model.
         revision: SHA-256 of its weights; empty for random ones.
-        prompt: What the draft was asked for with.
-        decoding: In words.
-        seed: None where nothing was drawn.
+        prompt: The question that asked for the draft.
+        decoding: Decoding settings in words.
+        seed: Sampling seed; None without sampling.
         ended: ``end``, ``length`` (cut off) or ``cancelled`` (stopped); empty without a draft.
-        images: That the model had read for the draft, a line each; nothing of the patient.
+        images: Descriptions of the images read for the draft, without anything about the patient.
         conversation: Questions and answers, oldest first.
-        facts: Of the model, for those who reproduce it.
-        warning: What else a reader must know; may be empty.
-        date: UTC.
+        facts: Details of the model, to reproduce the draft.
+        date: ISO 8601, UTC.
+        notice: The fixed notice on every export.
+        warning: A further warning; may be empty.
     """
 
     findings: str
@@ -67,29 +70,29 @@ class Report:
     warning: str = ""
 
     def rows(self) -> list[tuple[str, str]]:
-        """What made it, for people."""
+        """Provenance as pairs of name and text."""
         return [
             ("Model", self.model),
             ("Revision", self.revision or "random weights"),
-            ("Prompt", self.prompt or "none: no draft was asked for"),
+            ("Prompt", self.prompt or "none: no draft was made"),
             ("Decoding", self.decoding or "none"),
-            ("Seed", "none: nothing was drawn" if self.seed is None else str(self.seed)),
+            ("Seed", "none: no sampling" if self.seed is None else str(self.seed)),
             ("Draft ended", _ENDED.get(self.ended, "no draft")),
             ("Date", self.date),
-            ("Read for the draft", "; ".join(self.images) or "none"),
+            ("Images read for the draft", "; ".join(self.images) or "none"),
             ("Edited by a person", "yes" if self.edited else "no"),
         ]
 
 
 def split_report(text: str, *, done: bool = True) -> tuple[str, str]:
-    """Findings and impression by their headings; a text without headings is findings.
+    """Split a report at its headings; a text without headings is all findings.
 
     Args:
-        text: Of the whole report.
-        done: False while it comes: what may become a heading at its end is left out.
+        text: Text of the report.
+        done: False while it is generated: a possible start of a heading at its end is left out.
     """
     if not done:
-        text = _BEGUN.sub("", text)
+        text = _PARTIAL_HEADING.sub("", text)
     parts = {"findings": "", "impression": ""}
     pieces = _HEADING.split(text)
     parts["findings"] = pieces[0].strip()
@@ -98,13 +101,13 @@ def split_report(text: str, *, done: bool = True) -> tuple[str, str]:
     return parts["findings"], parts["impression"]
 
 
-def exported(report: Report, kind: Format, picture: tuple[np.ndarray, str] | None) -> bytes:
-    """The file.
+def render_report(report: Report, kind: Format, picture: tuple[np.ndarray, str] | None) -> bytes:
+    """The content of the exported file.
 
     Args:
-        report: What to write.
+        report: The report.
         kind: ``md``, ``json`` or ``pdf``.
-        picture: Goes into the PDF, with its caption.
+        picture: Pixels and caption of an image, for the PDF.
     """
     if kind == "json":
         return json.dumps(asdict(report), indent=1, ensure_ascii=False).encode()
@@ -113,12 +116,12 @@ def exported(report: Report, kind: Format, picture: tuple[np.ndarray, str] | Non
     return _pdf(report, picture)
 
 
-def download(content: bytes, kind: Format, date: str) -> dict[str, str]:
-    """What the page's script needs to hand a file over."""
-    media = {"md": "text/markdown", "json": "application/json", "pdf": "application/pdf"}[kind]
+def as_download(content: bytes, kind: Format, date: str) -> dict[str, str]:
+    """Name, MIME type and base64 content for the page's download script."""
+    mime = {"md": "text/markdown", "json": "application/json", "pdf": "application/pdf"}[kind]
     stamp = re.sub(r"\D", "", date)[:14]
     name = f"xraygpt-draft-{stamp}.{kind}"
-    return {"name": name, "type": media, "content": base64.b64encode(content).decode()}
+    return {"name": name, "type": mime, "content": base64.b64encode(content).decode()}
 
 
 def _markdown(report: Report) -> str:
@@ -133,7 +136,7 @@ def _markdown(report: Report) -> str:
         lines += ["## Conversation", ""]
         for question, answer in report.conversation:
             lines += [f"**Q:** {safe(question)}", "", f"**A:** {safe(answer)}", ""]
-    lines += ["## What made this", "", "| | |", "|---|---|"]
+    lines += ["## Provenance", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {safe(value)} |" for name, value in report.rows()]
     return "\n".join([*lines, "", f"{NOTICE}.", ""])
 
@@ -147,20 +150,20 @@ def _pdf(report: Report, picture: tuple[np.ndarray, str] | None) -> bytes:
         buffer, pagesize=A4, title=NOTICE, author="xraygpt", subject=NOTICE,
         leftMargin=56, rightMargin=56, topMargin=64, bottomMargin=56,
     )  # fmt: skip
-    document.build(_story(report, picture), onFirstPage=_frame, onLaterPages=_frame)
+    document.build(_story(report, picture), onFirstPage=_draw_notice, onLaterPages=_draw_notice)
     return buffer.getvalue()
 
 
 def _fonts() -> tuple[str, str]:
-    """A font that has more than Latin letters: matplotlib brings one."""
+    """Names of a normal and a bold font with more than Latin letters; they ship with matplotlib."""
     from matplotlib import font_manager
     from reportlab.pdfbase import pdfmetrics
     from reportlab.pdfbase.ttfonts import TTFont
 
     for name, weight in (("DejaVu", "normal"), ("DejaVu-Bold", "bold")):
         if name not in pdfmetrics.getRegisteredFontNames():
-            wanted = font_manager.FontProperties(family="DejaVu Sans", weight=weight)
-            pdfmetrics.registerFont(TTFont(name, font_manager.findfont(wanted)))
+            properties = font_manager.FontProperties(family="DejaVu Sans", weight=weight)
+            pdfmetrics.registerFont(TTFont(name, font_manager.findfont(properties)))
     return "DejaVu", "DejaVu-Bold"
 
 
@@ -168,41 +171,46 @@ def _story(report: Report, picture: tuple[np.ndarray, str] | None) -> list[Any]:
     from reportlab.lib.styles import ParagraphStyle
     from reportlab.platypus import Image, Paragraph, Spacer, Table
 
-    plain, bold = _fonts()
-    body = ParagraphStyle("body", fontName=plain, fontSize=9.5, leading=14, wordWrap="LTR")
+    normal, bold = _fonts()
+    body = ParagraphStyle("body", fontName=normal, fontSize=9.5, leading=14, wordWrap="LTR")
     small = ParagraphStyle("small", parent=body, fontSize=7.5, leading=10, splitLongWords=True)
     head = ParagraphStyle("head", fontName=bold, fontSize=12, leading=18, spaceBefore=10)
 
-    def said(text: str, style: ParagraphStyle = body) -> Paragraph:
+    def paragraph(text: str, style: ParagraphStyle = body) -> Paragraph:
         return Paragraph(html.escape(text or "(empty)").replace("\n", "<br/>"), style)
 
-    story: list[Any] = [said(report.warning)] if report.warning else []
+    story: list[Any] = [paragraph(report.warning)] if report.warning else []
     if picture is not None:
         height, width = picture[0].shape[:2]
         scale = min(240 / width, 240 / height)
-        story += [Image(_png(picture[0]), width * scale, height * scale), said(picture[1], small)]
+        story += [
+            Image(_png(picture[0]), width * scale, height * scale),
+            paragraph(picture[1], small),
+        ]
     for name, text in (("Findings", report.findings), ("Impression", report.impression)):
-        story += [Paragraph(name, head), *(said(line) for line in (text or "").split("\n"))]
+        story += [Paragraph(name, head), *(paragraph(line) for line in (text or "").split("\n"))]
     if report.conversation:
         story.append(Paragraph("Conversation", head))
         for question, answer in report.conversation:
-            story += [said(f"Q: {question}"), said(f"A: {answer}"), Spacer(0, 6)]
-    story.append(Paragraph("What made this", head))
-    rows: Sequence[Any] = [[said(name, small), said(value, small)] for name, value in report.rows()]
+            story += [paragraph(f"Q: {question}"), paragraph(f"A: {answer}"), Spacer(0, 6)]
+    story.append(Paragraph("Provenance", head))
+    rows: Sequence[Any] = [
+        [paragraph(name, small), paragraph(value, small)] for name, value in report.rows()
+    ]
     story.append(Table(rows, colWidths=[100, 380], hAlign="LEFT"))
     return story
 
 
-def _frame(canvas: Any, document: Any) -> None:
-    """Notice at head and foot of every page, and across it."""
-    plain, bold = _fonts()
+def _draw_notice(canvas: Any, document: Any) -> None:
+    """Print the notice at the top, at the bottom and across a page."""
+    normal, bold = _fonts()
     width, height = document.pagesize
     canvas.saveState()
     canvas.setFont(bold, 9)
     canvas.setFillGray(0.2)
     canvas.drawString(56, height - 40, NOTICE)
     canvas.drawRightString(width - 56, 34, f"{NOTICE} · page {document.page}")
-    canvas.setFont(plain, 34)
+    canvas.setFont(normal, 34)
     canvas.setFillGray(0.5, alpha=0.16)
     canvas.translate(width / 2, height / 2)
     canvas.rotate(50)

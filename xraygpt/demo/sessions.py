@@ -1,7 +1,7 @@
-"""Who has the page open: their images, their conversation, their private folder.
+"""Sessions: one per open page, with its images, its conversation and its private folder.
 
-A session ends when its page is closed, when it was idle for long, and when the program ends; its
-folder goes with it. Nothing of it is written anywhere else.
+A session ends when its page is closed, after a long idle time, or when the program ends. Its
+folder is deleted with it, and nothing is written elsewhere.
 """
 
 from __future__ import annotations
@@ -28,35 +28,37 @@ from xraygpt.demo.display import DisplayedImage
 log = logging.getLogger(__name__)
 
 PREFIX = "xraygpt-demo-"
-"""Of the private folder's name; the process that made it follows."""
-MOST_SESSIONS, MOST_FILMS, MOST_ENDED = 64, 8, 4096
-"""Pages open at once; images in one conversation; pages remembered to have ended."""
+"""Start of the private folder's name, before the process id."""
+MAX_SESSIONS, MAX_IMAGES, MAX_ENDED = 64, 8, 4096
+"""Pages open at once; images in one conversation; ended sessions that are remembered."""
 IDLE_SECONDS = 45 * 60
-"""After this long without a click the files are deleted."""
+"""Idle time after which a session is closed and its files are deleted."""
 STRAY_SECONDS = 10 * 60
-"""After this long an upload that no page took is deleted."""
+"""Age at which an upload that no session used is deleted."""
 EMPTY_SECONDS = 20
-"""After this long an empty file there is none that is being written."""
-WARM = 8
-"""Conversations that keep what they have computed; others compute it again."""
+"""Age at which an empty file in the upload folder is deleted; younger ones may be being written."""
+MAX_CACHED = 8
+"""Conversations that keep their caches; others recompute them."""
+ImageKey = tuple[int, int]
+"""Index of an image in its session, and frame."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """The draft of a report, and what made it.
+    """A drafted report, with how it was made.
 
     Attributes:
-        turn: Which exchange it is.
+        index: Its index in the conversation's history.
         findings: As the model wrote them.
-        impression: Likewise.
-        prompt: It was asked for with.
-        decoding: In words.
-        seed: None where nothing was drawn.
+        impression: As the model wrote it.
+        prompt: The question that asked for it.
+        decoding: Decoding settings in words.
+        seed: Sampling seed; None without sampling.
         ended: ``end``, ``length`` (cut off) or ``cancelled`` (stopped).
-        images: That the model had read, a line each.
+        images: Descriptions of the images the model had read.
     """
 
-    turn: int
+    index: int
     findings: str
     impression: str
     prompt: str
@@ -70,94 +72,122 @@ class Session:
     """One open page.
 
     Attributes:
-        films: Uploaded, in order.
-        at: Which of them is shown.
-        shown: (film, frame) of every image the conversation holds, in its order.
-        draft: Of the report; None before.
-        heat: Maps of the words last asked for, by (film, frame).
-        lock: Held by whoever computes: one answer at a time.
-        ticket: Of the question last asked; a question that waits for its turn knows its own.
-        stopped: Questions up to this ticket do not begin any more.
+        images: The uploaded images, in order.
+        selected: Index of the displayed image.
+        model_images: The images in the conversation, in its order.
+        draft: The drafted report; None before.
+        heat: Attention maps of the last selected words, in [0, 1].
+        lock: Held while an answer is computed.
+        last_ticket: Ticket of the last question; each queued question has its own.
+        stopped_ticket: Questions with a ticket up to this one are not started.
     """
 
     def __init__(self, folder: Path, conversation: Conversation) -> None:
         self.folder, self.conversation = folder, conversation
         self.lock = threading.Lock()
-        self.ticket = self.stopped = 0
-        self.used = time.monotonic()
+        self.last_ticket = self.stopped_ticket = 0
+        self.last_used = time.monotonic()
         self.reset()
 
     def reset(self) -> None:
-        """As if just opened, but for the conversation."""
-        self.films: list[DisplayedImage] = []
-        self.at = 0
-        self.shown: list[tuple[int, int]] = []
+        """Forget images, draft and maps; the conversation is not changed."""
+        self.images: list[DisplayedImage] = []
+        self.selected = 0
+        self.model_images: list[ImageKey] = []
         self.draft: Draft | None = None
-        self.heat: dict[tuple[int, int], np.ndarray] = {}
+        self.heat: dict[ImageKey, np.ndarray] = {}
 
     @property
-    def film(self) -> DisplayedImage | None:
-        """The one that is shown."""
-        return self.films[self.at] if self.films else None
+    def selected_image(self) -> DisplayedImage | None:
+        """The displayed image; None without images."""
+        return self.images[self.selected] if self.images else None
 
-    def begin(self) -> int:
-        """The ticket of a question that is about to wait for its turn."""
-        self.ticket += 1
-        return self.ticket
+    def require_image(self) -> DisplayedImage:
+        """The displayed image.
+
+        Raises:
+            InputError: There is none.
+        """
+        if self.selected_image is None:
+            raise InputError("upload an X-ray first, or pick an example")
+        return self.selected_image
+
+    def next_ticket(self) -> int:
+        """A ticket for a question that is about to be queued."""
+        self.last_ticket += 1
+        return self.last_ticket
+
+    def is_stopped(self, ticket: int | None) -> bool:
+        """Whether a queued question was stopped before it started."""
+        return ticket is not None and ticket <= self.stopped_ticket
 
     def stop(self) -> None:
-        """Stop the answer under way, and what waits."""
-        self.stopped = self.ticket
+        """Stop the current answer and all queued questions."""
+        self.stopped_ticket = self.last_ticket
         self.conversation.cancel()
 
     @contextmanager
-    def alone(self, seconds: float = 30) -> Iterator[bool]:
-        """Stop what computes, and hold the session; whether that came to pass in time."""
+    def stopped(self, seconds: float = 30) -> Iterator[bool]:
+        """Stop answering and lock the session; yields whether the lock was acquired in time."""
         self.stop()
-        held = self.lock.acquire(timeout=seconds)
+        acquired = self.lock.acquire(timeout=seconds)
         try:
-            yield held
+            yield acquired
         finally:
-            if held:
+            if acquired:
                 self.lock.release()
 
+    def clear(self) -> None:
+        """Stop answering, and delete the conversation and the files.
+
+        Raises:
+            InputError: The answer does not stop.
+        """
+        with self.stopped() as acquired:
+            if not acquired:
+                raise InputError("the last answer does not stop; try again")
+            self.conversation.clear()
+            self.delete_files()
+            self.folder.mkdir(mode=0o700)
+            self.reset()
+
     def delete_files(self) -> None:
-        """Delete what was uploaded."""
+        """Delete the uploaded files."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Sessions:
-    """All open pages, and the folder that holds their files.
+    """All open pages, and the folder with their files.
 
     Args:
-        engine: Talks.
+        engine: The chat model.
     """
 
     def __init__(self, engine: ChatEngine) -> None:
         self.engine = engine
-        _sweep_leftovers()
+        _delete_leftovers()
         self.root = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))  # mode 0700
         self.uploads = self.root / "uploads"
         self.uploads.mkdir()
         self._open: dict[str, Session] = {}
-        self._ended: OrderedDict[str, str] = OrderedDict()  # lately, and why
-        self._twins: dict[str, Path] = {}  # by Gradio's hash of their content
+        self._ended: OrderedDict[str, str] = OrderedDict()  # recent keys, and the reason
+        self._moved: dict[str, Path] = {}  # Gradio's hash of the content -> where it was moved
         self._lock = threading.Lock()
-        self._stop = threading.Event()
+        self._closing = threading.Event()
         atexit.register(self.close)
-        threading.Thread(target=self._reap, daemon=True).start()
+        threading.Thread(target=self._cleanup_loop, daemon=True).start()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def of(self, key: str | None) -> Session:
-        """The session of a page; a new one if it has none yet.
+    def get(self, key: str | None) -> Session:
+        """The session of a page, created if it has none yet.
 
         Raises:
-            InputError: It has expired, or there are too many.
+            InputError: It has ended, or too many pages are open.
         """
         if not key:
-            raise InputError("the request names no session; open the page in a browser")
+            raise InputError("the request has no session; open the page in a browser")
         with self._lock:
             if key in self._ended:
                 raise InputError(
@@ -168,114 +198,114 @@ class Sessions:
                 self._make_room()
                 folder = Path(tempfile.mkdtemp(dir=self.root, prefix="session-"))
                 session = self._open[key] = Session(folder, self.engine.start())
-            session.used = time.monotonic()
+            session.last_used = time.monotonic()
         return session
 
     def _make_room(self) -> None:
-        """Pages nobody has used yet make room for others."""
-        if len(self._open) < MOST_SESSIONS:
+        """Close an unused page if too many are open."""
+        if len(self._open) < MAX_SESSIONS:
             return
         for key, session in list(self._open.items()):
-            if not session.films and not session.conversation.exchanges:
+            if not session.images and not session.conversation.history:
                 session.delete_files()
                 del self._open[key]
                 return
         raise InputError("too many people have this page open; try again later")
 
-    def take(self, upload: Path, kept: Path) -> None:
-        """Move an upload to where it is kept.
+    def move_upload(self, upload: Path, target: Path) -> None:
+        """Move an uploaded file into a session.
 
-        Gradio names folders by a keyed hash of what is in them, so the same picture uploaded twice
-        has one place, which the first taker empties; the second takes a copy of the first's.
+        Gradio names upload folders by a keyed hash of their content, so the same image uploaded
+        twice has one path. It is moved the first time, and copied from there the second time.
 
         Raises:
-            InputError: It was not uploaded here, or is no longer there.
+            InputError: The file was not uploaded here, or no longer exists.
         """
-        place = upload.resolve()
-        if place.parent.parent != self.uploads.resolve() or upload.is_symlink() or place.is_dir():
-            raise InputError("is no upload")
-        key = place.parent.name
-        twin = self._twins.get(key)
+        path = upload.resolve()
+        if path.parent.parent != self.uploads.resolve() or upload.is_symlink() or path.is_dir():
+            raise InputError("is not an uploaded file")
+        key = path.parent.name
+        moved = self._moved.get(key)
         try:
-            if place.is_file():
-                shutil.move(place, kept)
+            if path.is_file():
+                shutil.move(path, target)
                 with suppress(OSError):
-                    place.parent.rmdir()
-            elif twin is not None:
-                shutil.copyfile(twin, kept)
+                    path.parent.rmdir()
+            elif moved is not None:
+                shutil.copyfile(moved, target)
             else:
                 raise FileNotFoundError
         except FileNotFoundError:
             raise InputError("is no longer there; upload it again") from None
         with self._lock:
-            self._twins = {k: path for k, path in self._twins.items() if path.exists()}
-            self._twins[key] = kept
+            self._moved = {k: other for k, other in self._moved.items() if other.exists()}
+            self._moved[key] = target
 
-    def cool_down(self) -> None:
-        """Free what conversations have computed that were not used lately."""
+    def free_old_caches(self) -> None:
+        """Free the caches of conversations that were not used recently."""
         with self._lock:
-            by_use = sorted(self._open.values(), key=lambda s: s.used, reverse=True)
-        for session in by_use[WARM:]:
+            by_use = sorted(self._open.values(), key=lambda s: s.last_used, reverse=True)
+        for session in by_use[MAX_CACHED:]:
             try:
-                session.conversation.forget()
+                session.conversation.free_cache()
             except InputError:  # it is answering
                 continue
 
-    def end(self, key: str | None, why: str = "the connection to this page was lost") -> None:
-        """Stop a session's answer and delete its files; the page, if it is still there, is told."""
+    def end(self, key: str | None, reason: str = "the connection to this page was lost") -> None:
+        """Stop a session's answer and delete its files; later requests get the reason."""
         if not key:
             return
         with self._lock:
             session = self._open.pop(key, None)
-            self._ended[key] = why
-            while len(self._ended) > MOST_ENDED:
+            self._ended[key] = reason
+            while len(self._ended) > MAX_ENDED:
                 self._ended.popitem(last=False)
         if session is not None:
             session.delete_files()
-            with session.alone():
+            with session.stopped():
                 session.reset()
                 session.delete_files()
 
     def close(self) -> None:
         """End all sessions and delete the folder."""
-        self._stop.set()
+        self._closing.set()
         for session in list(self._open.values()):
             session.stop()
         shutil.rmtree(self.root, ignore_errors=True)
         self._open.clear()
         atexit.unregister(self.close)
 
-    def _reap(self) -> None:
-        while not self._stop.wait(10):
+    def _cleanup_loop(self) -> None:
+        while not self._closing.wait(10):
             try:
-                self.reap()
-            except Exception as error:  # the next round may fare better
+                self.clean_up()
+            except Exception as error:  # try again next time
                 log.error("deleting old files: %s", type(error).__name__)
 
-    def reap(self) -> None:
-        """End the sessions that were idle for long, delete the uploads that nobody took."""
+    def clean_up(self) -> None:
+        """End idle sessions and delete unused uploads."""
         now = time.monotonic()
         for key, session in list(self._open.items()):
-            if now - session.used > IDLE_SECONDS and not session.lock.locked():
-                self.end(key, "this page was idle for long")
-        self.delete_strays(STRAY_SECONDS)
+            if now - session.last_used > IDLE_SECONDS and not session.lock.locked():
+                self.end(key, "this page was idle for too long")
+        self.delete_stray_uploads(STRAY_SECONDS)
 
-    def delete_strays(self, older_than: float) -> None:
-        """Delete uploads that nobody took for so many seconds, and the empty files of Gradio's."""
+    def delete_stray_uploads(self, max_age: float) -> None:
+        """Delete uploads older than `max_age` seconds, and Gradio's empty files."""
         for path in self.uploads.iterdir():
             try:
                 status = path.stat()
                 age = time.time() - status.st_mtime
-                if path.is_dir() and age > older_than:
+                if path.is_dir() and age > max_age:
                     shutil.rmtree(path, ignore_errors=True)
-                elif path.is_file() and age > (older_than if status.st_size else EMPTY_SECONDS):
+                elif path.is_file() and age > (max_age if status.st_size else EMPTY_SECONDS):
                     path.unlink(missing_ok=True)
-            except FileNotFoundError:  # taken meanwhile
+            except FileNotFoundError:  # moved into a session meanwhile
                 continue
 
 
-def _sweep_leftovers() -> None:
-    """Delete what a killed program has left."""
+def _delete_leftovers() -> None:
+    """Delete the folders of killed processes."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
         try:
             pid = int(folder.name.removeprefix(PREFIX).split("-")[0])
@@ -283,7 +313,7 @@ def _sweep_leftovers() -> None:
                 continue
             os.kill(pid, 0)
         except ProcessLookupError:
-            log.info("deleted what an earlier demo left: %s", folder)
+            log.info("deleted the files of an earlier demo: %s", folder)
             shutil.rmtree(folder, ignore_errors=True)
         except (OSError, ValueError):
             continue

@@ -1,1 +1,1 @@
-"""Measuring: predictions, scores, controls, comparisons and the result page."""
+"""Evaluation: predictions, scores, controls, comparisons and the result page."""

@@ -1,94 +1,119 @@
-"""Two files of predictions compared by the scores of their own task."""
+"""Paired comparison of two prediction files by the scores of their task."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xraygpt.common.errors import InputError
-from xraygpt.evaluation.scoring import LEARNED, task_of
-from xraygpt.metrics.paired import TOSSES, Difference, paired
-from xraygpt.tasks.base import Prediction
+from xraygpt.evaluation.scoring import FITTED_STATE_FILE, build_task
+from xraygpt.metrics.paired import PERMUTATIONS, Difference, paired_difference
+from xraygpt.metrics.statistics import Score
+from xraygpt.tasks.base import BaseTask, Prediction
 
 log = logging.getLogger(__name__)
 
-DEFAULT_TASK = {"name": "report_generation"}  # of files that do not say
+DEFAULT_TASK = {"name": "report_generation"}  # of files that name none
 
 
-def compare(first: Path, second: Path, *, tosses: int = TOSSES) -> list[Difference]:
-    """Every score of two files of predictions, in pairs.
+def compare(first: Path, second: Path, *, permutations: int = PERMUTATIONS) -> list[Difference]:
+    """Compare every score that both prediction files have.
 
     Args:
         first: A file, or the folder of an evaluation.
         second: Likewise.
-        tosses: Assignments drawn for the randomisation test.
+        permutations: Random assignments sampled for the randomisation test.
 
     Raises:
-        InputError: They are of two tasks, have no sample in common, or other references for the
-            same sample.
+        InputError: The files are from different tasks, have no sample in common, or have different
+            references for the same sample.
     """
-    first, second = _file(first), _file(second)
-    one, two = _read(first), _read(second)
-    common = [i for i in one if i in two]
+    files = _prediction_file(first), _prediction_file(second)
+    predictions = _read_predictions(files[0]), _read_predictions(files[1])
+    common = _common_samples(files, predictions)
+    task = _load_task(files)
+    first_scores, second_scores = (
+        {s.name: s for s in task.score([rows[i] for i in common])} for rows in predictions
+    )
+    return [
+        paired_difference(score, second_scores[name], permutations=permutations)
+        for name, score in first_scores.items()
+        if name in second_scores and _is_defined(score) and _is_defined(second_scores[name])
+    ]
+
+
+def _is_defined(score: Score) -> bool:
+    return bool(score.n and np.isfinite(score.value))
+
+
+def _common_samples(
+    files: tuple[Path, Path], predictions: tuple[Mapping[str, Prediction], ...]
+) -> list[str]:
+    """Ids of the samples in both files."""
+    first, second = predictions
+    common = [i for i in first if i in second]
     if not common:
-        raise InputError(f"{first} and {second} have no sample in common")
-    left = len(one) + len(two) - 2 * len(common)
-    if left:
-        log.warning("%d samples stand in one file only and are left out", left)
-    other = [i for i in common if one[i].reference != two[i].reference]
-    if other:
+        raise InputError(f"{files[0]} and {files[1]} have no sample in common")
+    single = len(first) + len(second) - 2 * len(common)
+    if single:
+        log.warning("%d samples are in only one of the files and are left out", single)
+    different = [i for i in common if first[i].reference != second[i].reference]
+    if different:
         raise InputError(
-            f"{len(other)} samples have another reference in the other file (first: {other[0]}); "
-            "compare evaluations of the same corpus, sections and text processor"
+            f"{len(different)} samples have another reference in the other file (first: "
+            f"{different[0]}); compare evaluations of the same corpus, sections and text processor"
         )
-    trees = _task(first), _task(second)
-    if trees[0]["name"] != trees[1]["name"]:
+    return common
+
+
+def _load_task(files: tuple[Path, Path]) -> BaseTask:
+    """The task of the first file, with its fitted state if there is one."""
+    tree, other = (_task_tree(file) for file in files)
+    if tree["name"] != other["name"]:
         raise InputError(
-            f"{first} and {second} are of two tasks ({trees[0]['name']}, {trees[1]['name']}); "
-            "compare those of one"
+            f"{files[0]} and {files[1]} are from different tasks ({tree['name']}, "
+            f"{other['name']}); compare predictions of the same task"
         )
-    task = task_of(trees[0])
-    fitted = first.parent / LEARNED
-    if fitted.is_file():
-        task.load_state(json.loads(fitted.read_text(encoding="utf-8")))
+    task = build_task(tree)
+    state_file = files[0].parent / FITTED_STATE_FILE
+    if state_file.is_file():
+        task.load_fitted_state(json.loads(state_file.read_text(encoding="utf-8")))
     task.go_offline()
-    named = [{s.name: s for s in task.score([rows[i] for i in common])} for rows in (one, two)]
-    both = [n for n in named[0] if n in named[1]]
-    defined = [n for n in both if all(one[n].n and np.isfinite(one[n].value) for one in named)]
-    return [paired(*(one[n] for one in named), tosses=tosses) for n in defined]
+    return task
 
 
-def _file(path: Path) -> Path:
+def _prediction_file(path: Path) -> Path:
     return path / "predictions_true.jsonl" if path.is_dir() else path
 
 
-def _task(file: Path) -> dict[str, Any]:
-    """Settings of the task in the first line; reports if that does not say."""
+def _task_tree(file: Path) -> dict[str, Any]:
+    """Settings of the task from the first line."""
     with file.open(encoding="utf-8") as lines:
         heading = json.loads(next(lines))
     task = heading.get("identity", {}).get("task") or DEFAULT_TASK
     return {"name": task} if isinstance(task, str) else dict(task)
 
 
-def _read(file: Path) -> dict[str, Prediction]:
-    """Predictions by sample; the first line is the run's."""
+def _read_predictions(file: Path) -> dict[str, Prediction]:
+    """Predictions by sample id; lines without a prediction, such as the first, are skipped."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: {error}") from None
-    found = {}
+    predictions = {}
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             if "prediction" in row:
-                plain = {"meta": {}, "prompt": "", "seed": 0, **row}
-                found[row["sample_id"]] = Prediction(**plain, folder=file.parent)
+                fields = {"meta": {}, "prompt": "", "seed": 0, **row}
+                predictions[row["sample_id"]] = Prediction(**fields, folder=file.parent)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise InputError(f"{file}, line {number}: no prediction ({error})") from None
-    if not found:
-        raise InputError(f"{file}: holds no predictions")
-    return found
+            raise InputError(f"{file}, line {number}: not a prediction ({error})") from None
+    if not predictions:
+        raise InputError(f"{file}: contains no predictions")
+    return predictions

@@ -1,4 +1,4 @@
-"""The file of predictions: a first line that says whose they are, then one answer a line."""
+"""Prediction files: a first line with the run's identity, then one prediction per line."""
 
 from __future__ import annotations
 
@@ -13,49 +13,53 @@ from xraygpt.runners import logs
 from xraygpt.tasks.base import Prediction
 
 
-def signature_of(identity: dict[str, Any]) -> str:
+def compute_signature(identity: dict[str, Any]) -> str:
     """Twelve hex digits that change with anything in `identity`."""
     text = json.dumps(identity, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def write(path: Path, identity: dict[str, Any], predictions: Sequence[Prediction]) -> None:
-    """The whole file anew, at once or not at all."""
-    rows = [_heading(identity), *(p.as_row() for p in predictions)]
-    checkpoint.write_file(path, "".join(json.dumps(row, default=str) + "\n" for row in rows))
+    """Replace the file atomically."""
+    _write_rows(path, [_heading(identity), *(p.as_row() for p in predictions)])
 
 
-def _heading(identity: dict[str, Any]) -> dict[str, Any]:
-    return {"signature": signature_of(identity), "identity": identity}
+def resume(path: Path, identity: dict[str, Any]) -> dict[str, Prediction]:
+    """Read the predictions of an earlier command by sample id, and prepare the file for appending.
 
-
-def stored(path: Path, identity: dict[str, Any]) -> dict[str, Prediction]:
-    """Answers of an earlier, interrupted command, by sample; a torn last line is dropped.
-
-    The file has its first line afterwards, and answers can be appended to it.
+    An incomplete last line is removed, and a missing first line is written.
     """
     rows = logs.read_rows(path) or [_heading(identity)]
-    checkpoint.write_file(path, "".join(json.dumps(row, default=str) + "\n" for row in rows))
+    _write_rows(path, rows)
     return _by_sample(rows, path.parent)
 
 
-def peeked(path: Path) -> dict[str, Prediction]:
-    """The same of a file that another process may be writing; it is left alone."""
+def read(path: Path) -> dict[str, Prediction]:
+    """Read predictions by sample id from a file that another process may be writing."""
     return _by_sample(logs.read_rows(path), path.parent)
 
 
-def path_of(folder: Path, stem: str, share: tuple[int, int] | None) -> Path:
-    """The file of all answers, or of the `share` (k, n) of them."""
-    mark = "" if share is None else "-{}-of-{}".format(*share)
-    return folder / f"{stem}{mark}.jsonl"
+def read_shards(path: Path) -> dict[str, Prediction]:
+    """Predictions by sample id of all shards of `path`."""
+    predictions: dict[str, Prediction] = {}
+    for shard in sorted(path.parent.glob(f"{path.stem}-*-of-*.jsonl")):
+        predictions = read(shard) | predictions
+    return predictions
 
 
-def of_shares(path: Path) -> dict[str, Prediction]:
-    """What the shares of `path` have answered."""
-    found: dict[str, Prediction] = {}
-    for share in sorted(path.parent.glob(f"{path.stem}-*-of-*.jsonl")):
-        found = peeked(share) | found
-    return found
+def path_for(folder: Path, stem: str, shard: tuple[int, int] | None) -> Path:
+    """The file of all rows, or that of shard (k, n)."""
+    suffix = "" if shard is None else "-{}-of-{}".format(*shard)
+    return folder / f"{stem}{suffix}.jsonl"
+
+
+def _heading(identity: dict[str, Any]) -> dict[str, Any]:
+    return {"signature": compute_signature(identity), "identity": identity}
+
+
+def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(row, default=str) + "\n" for row in rows)
+    checkpoint.write_text_atomic(path, text)
 
 
 def _by_sample(rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, Prediction]:

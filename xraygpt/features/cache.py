@@ -1,9 +1,9 @@
-"""Frozen features on disk, so that a second epoch, run or stage never encodes an image again.
+"""Features of frozen encoders on disk, so that no image is encoded twice.
 
-A feature depends on the encoder's weights, the image processor's settings and the file, and is
-stored under a key of exactly these. Layout: ``<cache>/features/<encoder + processor>/`` is a
-`TensorStore`: (L, D) under a name made of the file, its size and time, the
-frame, and the view where images are augmented.
+Features depend on the encoder's weights, the image processor's settings and the image file, and
+their key consists of exactly these. ``<cache>/features/<encoder + processor>/`` is a `TensorStore`
+of (L, D) tensors, whose names are made of path, size, modification time and frame, and of the view
+if images are augmented.
 """
 
 from __future__ import annotations
@@ -30,32 +30,34 @@ from xraygpt.common.checks import Checks
 from xraygpt.common.errors import DataError, TrainingError
 from xraygpt.common.keyed_random import keyed_int
 from xraygpt.common.logging import progress
-from xraygpt.common.paths import cache_root, real
+from xraygpt.common.paths import cache_root, resolve_cached
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import ReadMedia, StudyDataset
-from xraygpt.features.tensor_store import TensorStore, make_room, used_now
+from xraygpt.features.tensor_store import TensorStore, evict_stores, mark_used
 from xraygpt.media.base import Media, MediaRef
 from xraygpt.models.base import BaseModel
 from xraygpt.models.capabilities import FrozenFeatures, require
 
 log = logging.getLogger(__name__)
 
-BATCH = 16  # images encoded at once
-_IN_USE: set[Path] = set()  # stores of this process: it makes no room at its own cost
+BATCH_SIZE = 16  # images encoded at once
+_IN_USE: set[Path] = set()  # stores of this process, which it must not evict
+
+View = tuple[MediaRef, int]  # an image and the number of its augmented view
 
 
 @dataclass(kw_only=True)
 class FeatureStore:
-    """How frozen features are stored."""
+    """Settings of the feature cache."""
 
     dtype: Literal["float32", "float16"] = "float32"
-    """float16 halves the room; features then differ in the fourth digit."""
+    """float16 halves the size; features then differ in the fourth digit."""
     views: int = 0
-    """Of each augmented image so many draws are stored, and every epoch takes one of them; 0 stores
-    no augmented image, so that every epoch draws and encodes anew."""
+    """Number of augmented views to store of each image; every epoch uses one of them. 0 stores no
+    augmented images: every epoch augments and encodes them again."""
     max_gb: float | None = None
-    """Most gigabytes (1e9 bytes) of all stored features; those unused for longest go first. What
-    has no room is encoded whenever it is read. None: as the disk has room."""
+    """Limit in gigabytes (1e9 bytes) for all stored features; the least recently used are evicted
+    first. Images beyond it are encoded on every read. None means the free disk space."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
@@ -64,14 +66,14 @@ class FeatureStore:
 
 
 class CachedReader:
-    """Reads stored features in place of pixels; encodes what is not there.
+    """Reads stored features instead of pixels, and encodes what is not stored.
 
     Args:
-        read_media: What reads the pixels.
-        model: Whose frozen encoder makes the features.
-        store: Where they lie.
-        how: Its settings.
-        views: Stored draws of each image; 0: images are not augmented.
+        read_media: Reads the pixels.
+        model: Model with the frozen encoder.
+        store: Stored features.
+        settings: Settings of the cache.
+        views: Number of stored views of each image; 0 if images are not augmented.
     """
 
     def __init__(
@@ -79,21 +81,22 @@ class CachedReader:
         read_media: ReadMedia,
         model: BaseModel,
         store: TensorStore,
-        how: FeatureStore,
+        settings: FeatureStore,
         views: int,
     ) -> None:
         self.read_media, self.model, self.store, self.views = read_media, model, store, views
-        self.dtype = getattr(torch, how.dtype)
+        self.dtype = getattr(torch, settings.dtype)
         self.encoder = require(model, FrozenFeatures)
 
     def __call__(self, ref: MediaRef, rng_key: str = "") -> Media:
         """(L, D) float32 features of one image."""
         view = keyed_int(rng_key, "view") % self.views if self.views else 0
-        stored = self.store.get(self.name(ref, view))
-        if stored is None:  # changed since, or there was no room
+        features = self.store.get(self.name(ref, view))
+        if features is None:  # the file has changed, or there was no room
             self._refuse_in_worker(ref)
-            stored = self.features(pixels(self.read_media, ref, view, self.views)[None])[0]
-        return Media(stored.float(), "embedding", ref.view)
+            pixels = read_pixels(self.read_media, ref, view, self.views)
+            features = self.encode(pixels[None])[0]
+        return Media(features.float(), "embedding", ref.view)
 
     def _refuse_in_worker(self, ref: MediaRef) -> None:
         """CUDA cannot be used in a process that was forked from one that uses it."""
@@ -104,41 +107,46 @@ class CachedReader:
             )
 
     def black(self) -> Media:
-        """(L, D) features of a black picture."""
+        """(L, D) features of a black image."""
         processor = self.read_media.keywords["processor"]  # type: ignore[attr-defined]
-        picture: Tensor = processor(np.zeros((64, 64), np.float32), "")
-        return Media(self.features(picture[None])[0].float(), "embedding")
+        pixels: Tensor = processor(np.zeros((64, 64), np.float32), "")
+        return Media(self.encode(pixels[None])[0].float(), "embedding")
 
     def name(self, ref: MediaRef, view: int) -> str:
-        """Under which a view is stored; changes when the file does.
+        """Name of a view in the store; it changes when the file does.
 
         Raises:
-            DataError: The image is gone.
+            DataError: The image is missing.
         """
         try:
-            facts = ref.path.stat()
+            stat = ref.path.stat()
         except OSError as error:
             raise DataError(f"{ref.path}: {error.strerror}") from None
-        key = f"{real(ref.path)}|{facts.st_size}|{facts.st_mtime_ns}|{ref.index}"
+        key = f"{resolve_cached(ref.path)}|{stat.st_size}|{stat.st_mtime_ns}|{ref.index}"
         key += f"|{ref.tensor}" if ref.tensor else ""
         key += "|mirrored" if ref.mirrored else ""
         if self.views:
             key += f"|{view}"
         return hashlib.sha256(key.encode()).hexdigest()[:32]
 
-    def features(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, L, D) as they are stored."""
-        place = self.model.device
-        return self.encoder.encode_frozen(images.to(place)).to(self.dtype).cpu()
+    def encode(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, L, D) features in the dtype of the store."""
+        return self.encoder.encode_frozen(images.to(self.model.device)).to(self.dtype).cpu()
 
 
-def pixels(read_media: ReadMedia, ref: MediaRef, view: int, views: int) -> Tensor:
-    """(C, H, W) of one image; of `views` draws, if any, the same `view` in every run.
+def read_pixels(read_media: ReadMedia, ref: MediaRef, view: int, views: int) -> Tensor:
+    """(C, H, W) of one image; augmented views are the same in every run.
+
+    Args:
+        read_media: Reads and processes the file.
+        ref: The image.
+        view: Which of the augmented views.
+        views: Their number; 0 if images are not augmented.
 
     Raises:
         DataError: The image cannot be read.
     """
-    rng_key = f"view {view} of {real(ref.path)} {ref.index}{ref.tensor}"
+    rng_key = f"view {view} of {resolve_cached(ref.path)} {ref.index}{ref.tensor}"
     return read_media(ref, rng_key if views else "").data
 
 
@@ -147,134 +155,171 @@ def use_cache(
     model: BaseModel,
     encoder: str,
     accelerator: Accelerator,
-    how: FeatureStore | None = None,
+    settings: FeatureStore | None = None,
     workers: int = 0,
 ) -> StudyDataset:
-    """Let `data` read features instead of pixels; encodes what is missing, each process its share.
+    """Make a dataset read features instead of pixels, and store those that are missing.
 
     Args:
-        data: Changed in place and returned. Left alone if its processor is random and no views are
-            to be stored, or if it holds features already.
-        model: Its frozen encoder is used, on the device it is on.
+        data: Changed in place and returned. Unchanged if its images are augmented and no views are
+            to be stored, if it has no images of a fixed size, or if it reads features already.
+        model: Model with the frozen encoder, which runs on the model's device.
         encoder: `model.feature_key()`.
-        accelerator: Divides the work.
-        how: Settings; None are the defaults.
-        workers: Processes that read images meanwhile.
+        accelerator: Distributes the encoding over the processes.
+        settings: None means the defaults.
+        workers: Number of processes that read images meanwhile.
 
     Raises:
-        TrainingError: They cannot be stored. This is no fault of an image, so nothing skips it.
+        TrainingError: Features cannot be stored. No image is at fault, so `on_error` does not
+            apply.
     """
-    how = how or FeatureStore()
+    settings = settings or FeatureStore()
     root = cache_root() / "features"
-    if controls.is_blank(data):  # only the one black picture is ever encoded
-        inner = data.read_media.keywords["read_media"]  # type: ignore[attr-defined]
-        reader = CachedReader(inner, model, TensorStore(root), how, 0)
-        # Found here, not in a loader's worker, where CUDA could not be used.
-        data.read_media = partial(
-            controls.black_image, read_media=reader, known={"black": reader.black()}
-        )
+    if controls.is_blank(data):
+        _use_black_features(data, model, TensorStore(root), settings)
         return data
     refs = data.media_refs()
-    processor = getattr(data.read_media, "keywords", {}).get("processor")
-    stored = any(ref.kind != "image" for ref in refs) or not getattr(processor, "fixed_size", True)
-    views = 0 if data.cacheable else how.views
-    ready = isinstance(data.read_media, CachedReader)
-    if not refs or stored or ready or not (data.cacheable or views):
+    views = 0 if data.cacheable else settings.views
+    if not _can_cache(data, refs) or not (data.cacheable or views):
         return data
-    facts = {"encoder": encoder, "processor": data.signature, "dtype": how.dtype}
+    facts = {"encoder": encoder, "processor": data.signature, "dtype": settings.dtype}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
-    reader = CachedReader(data.read_media, model, TensorStore(root / key), how, views)
-    wanted = [(ref, view) for ref in refs for view in range(max(1, views))]
-    lacking = [i for i, one in enumerate(wanted) if reader.name(*one) not in reader.store]
-    missing = [wanted[i] for i in distributed.shared(lacking)]  # all divide the same list
-    mine = missing[accelerator.process_index :: accelerator.num_processes]
-    _IN_USE.add(root / key)
-    with contextlib.suppress(OSError):  # a whole store may be read-only
-        used_now(root / key)
-    try:
-        if missing:
-            (root / key).mkdir(parents=True, exist_ok=True)
-            log.info("encoding %d images once; features go to %s", len(missing), root / key)
-            needed = len(missing) * reader.black().data.to(reader.dtype).nbytes
-            room = _room(root / key, needed, how, accelerator)
-            _encode(reader, mine, room * len(mine) // len(missing), accelerator, workers)
-    except OSError as error:
-        raise TrainingError(
-            f"cannot store features under {root / key}: {error.strerror or error}. Make room, set "
-            "XRAYGPT_CACHE to another folder, or run.feature_cache to false"
-        ) from None
+    folder = root / key
+    reader = CachedReader(data.read_media, model, TensorStore(folder), settings, views)
+    missing = _missing_views(reader, refs)
+    _IN_USE.add(folder)
+    with contextlib.suppress(OSError):  # a complete store may be read-only
+        mark_used(folder)
+    if missing:
+        _store_features(reader, missing, settings, accelerator, workers)
     accelerator.wait_for_everyone()
     reader.store.refresh()
     data.read_media = reader
     return data
 
 
-class _Pixels(Dataset[Any]):
-    """Images to encode, read by worker processes; a bad one is its error."""
+def _use_black_features(
+    data: StudyDataset, model: BaseModel, store: TensorStore, settings: FeatureStore
+) -> None:
+    """Encode the one image of a blanked dataset here: CUDA cannot be used in a loader's worker."""
+    inner = data.read_media.keywords["read_media"]  # type: ignore[attr-defined]
+    reader = CachedReader(inner, model, store, settings, 0)
+    data.read_media = partial(
+        controls.read_black_image, read_media=reader, cache={"black": reader.black()}
+    )
 
-    def __init__(
-        self, read_media: ReadMedia, wanted: Sequence[tuple[MediaRef, int]], views: int
-    ) -> None:
-        self.read_media, self.wanted, self.views = read_media, wanted, views
+
+def _can_cache(data: StudyDataset, refs: Sequence[MediaRef]) -> bool:
+    """Whether a dataset consists of images that are processed to a fixed size."""
+    if not refs or isinstance(data.read_media, CachedReader):
+        return False
+    processor = getattr(data.read_media, "keywords", {}).get("processor")
+    return all(ref.kind == "image" for ref in refs) and getattr(processor, "fixed_size", True)
+
+
+def _missing_views(reader: CachedReader, refs: Sequence[MediaRef]) -> list[View]:
+    """Views that are not stored, the same list in every process."""
+    views = [(ref, view) for ref in refs for view in range(max(1, reader.views))]
+    missing = [i for i, view in enumerate(views) if reader.name(*view) not in reader.store]
+    return [views[i] for i in distributed.broadcast(missing)]
+
+
+def _store_features(
+    reader: CachedReader,
+    missing: Sequence[View],
+    settings: FeatureStore,
+    accelerator: Accelerator,
+    workers: int,
+) -> None:
+    """Encode and store views, distributed over the processes.
+
+    Raises:
+        TrainingError: The features cannot be stored.
+    """
+    folder = reader.store.folder
+    local = missing[accelerator.process_index :: accelerator.num_processes]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        log.info("encoding %d images once; features go to %s", len(missing), folder)
+        needed = len(missing) * reader.black().data.to(reader.dtype).nbytes
+        room = _make_room(folder, needed, settings, accelerator)
+        _encode(reader, local, room * len(local) // len(missing), accelerator, workers)
+    except OSError as error:
+        raise TrainingError(
+            f"cannot store features under {folder}: {error.strerror or error}. Make room, set "
+            "XRAYGPT_CACHE to another folder, or run.feature_cache to false"
+        ) from None
+
+
+class _PixelDataset(Dataset[Any]):
+    """Images to encode, read by worker processes; an unreadable one gives its error message."""
+
+    def __init__(self, read_media: ReadMedia, images: Sequence[View], views: int) -> None:
+        self.read_media, self.images, self.views = read_media, images, views
 
     def __len__(self) -> int:
-        return len(self.wanted)
+        return len(self.images)
 
     def __getitem__(self, i: int) -> Tensor | str:
         try:
-            return pixels(self.read_media, *self.wanted[i], self.views)
+            return read_pixels(self.read_media, *self.images[i], self.views)
         except ValueError as error:
             return str(error)
 
 
 def _encode(
     reader: CachedReader,
-    wanted: Sequence[tuple[MediaRef, int]],
+    images: Sequence[View],
     room: int,
     accelerator: Accelerator,
     workers: int,
 ) -> None:
-    """Encode and store, as far as there is room. A bad image is warned of, and fails when used."""
+    """Encode and store images up to `room` bytes.
+
+    An unreadable image only causes a warning here, and an error when it is used.
+    """
     loader: DataLoader[Any] = DataLoader(
-        _Pixels(reader.read_media, wanted, reader.views),
-        batch_size=BATCH,
+        _PixelDataset(reader.read_media, images, reader.views),
+        batch_size=BATCH_SIZE,
         collate_fn=list,
         num_workers=workers,
-        generator=torch.Generator(),  # its own: features must not move the run's draws
+        generator=torch.Generator(),  # encoding must not change the run's random state
     )
     hidden = not accelerator.is_main_process
     try:
         for n, batch in enumerate(progress(loader, "encoding", unit="batch", disable=hidden)):
-            for bad in (x for x in batch if not isinstance(x, Tensor)):
-                log.warning("cannot encode: %s", bad)
-            good = [(i, x) for i, x in enumerate(batch, n * BATCH) if isinstance(x, Tensor)]
-            if not good:
+            for message in (x for x in batch if not isinstance(x, Tensor)):
+                log.warning("cannot encode: %s", message)
+            readable = [
+                (i, x) for i, x in enumerate(batch, n * BATCH_SIZE) if isinstance(x, Tensor)
+            ]
+            if not readable:
                 continue
-            features = reader.features(torch.stack([image for _, image in good]))
+            features = reader.encode(torch.stack([pixels for _, pixels in readable]))
             room -= features.nbytes
             if room < 0:
-                left = len(wanted) - n * BATCH
-                log.warning("run.feature_store.max_gb is full: %d images are not stored", left)
+                remaining = len(images) - n * BATCH_SIZE
+                log.warning("run.feature_store.max_gb is full: %d images are not stored", remaining)
                 break
-            for (i, _), one in zip(good, features, strict=True):
-                reader.store.put(reader.name(*wanted[i]), one)
+            for (i, _), image_features in zip(readable, features, strict=True):
+                reader.store.put(reader.name(*images[i]), image_features)
     finally:
         reader.store.flush()
 
 
-def _room(folder: Path, needed: int, how: FeatureStore, accelerator: Accelerator) -> int:
-    """Bytes that may be stored, found by the main process; the cache is one for all of them.
+def _make_room(folder: Path, needed: int, settings: FeatureStore, accelerator: Accelerator) -> int:
+    """Evict other stores; the bytes that may be stored, as determined by the main process.
 
     Raises:
-        OSError: The disk has less than that; on every process.
+        OSError: The disk has less free space than that; on every process.
     """
     room, free = needed, 0
     if accelerator.is_main_process:
-        if how.max_gb is not None:
-            most = int(how.max_gb * 1e9)
-            room = min(needed, make_room(folder.parent, needed, most, keep=_IN_USE))
+        if settings.max_gb is not None:
+            max_bytes = int(settings.max_gb * 1e9)
+            room = min(needed, evict_stores(folder.parent, needed, max_bytes, keep=_IN_USE))
         free = shutil.disk_usage(folder).free
-    room, free = distributed.shared((room, free))
+    room, free = distributed.broadcast((room, free))
     if room > free:
         raise OSError(f"{room / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free")
     return room

@@ -1,8 +1,8 @@
-"""Many tensors under names, in few files that are mapped instead of read.
+"""Named tensors on disk in a few memory-mapped files.
 
-A store is a folder of safetensors shards, each written aside and renamed: it is there whole or not
-at all, however many processes write at once. A shard that is damaged all the same is left out, so
-that what it held counts as missing.
+A store is a folder of safetensors files. Each is written under a temporary name and then renamed,
+so that several processes can write at once and no file is ever incomplete. A damaged file is
+ignored, and its tensors count as missing.
 """
 
 from __future__ import annotations
@@ -23,162 +23,162 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-SHARD_BYTES = 128 * 2**20  # written at once: lost by a kill at most, held in memory at most
-OPEN = 256  # shards a process keeps mapped
-_LEFT = 3600  # seconds after which a shard written aside is what a kill has left
-_USED = ".used"  # its time is when a process last began to use a store
+FILE_BYTES = 128 * 2**20  # also the most that is buffered in memory and lost by a kill
+MAX_OPEN_FILES = 256
+_STALE_SECONDS = 3600  # age from which a temporary file belongs to a killed process
+_USE_MARKER = ".used"  # its modification time is the last use of a store
 
 
 class TensorStore:
-    """One store; safe to hand to worker processes.
+    """A store of tensors; safe to pass to worker processes.
 
     Args:
-        folder: Made on the first write.
-        shard_bytes: Size from which what was put is written.
+        folder: Created by the first write.
+        file_bytes: Size of the buffer that is written to one file.
     """
 
-    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-        self.folder, self.shard_bytes = folder, shard_bytes
-        self._where: dict[str, Path] = {}
-        self._seen: set[Path] = set()
-        self._new: dict[str, Tensor] = {}
-        self._held = 0  # bytes in it
-        self._open: OrderedDict[Path, Any] = OrderedDict()
+    def __init__(self, folder: Path, file_bytes: int = FILE_BYTES) -> None:
+        self.folder, self.file_bytes = folder, file_bytes
+        self._paths: dict[str, Path] = {}
+        self._scanned: set[Path] = set()
+        self._buffer: dict[str, Tensor] = {}
+        self._buffer_bytes = 0
+        self._open_files: OrderedDict[Path, Any] = OrderedDict()
         self.refresh()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without maps, which each process makes anew."""
-        return {**vars(self), "_open": OrderedDict()}
+        """Without the memory maps, which each process opens itself."""
+        return {**vars(self), "_open_files": OrderedDict()}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._where or name in self._new
+        return name in self._paths or name in self._buffer
 
     def __len__(self) -> int:
-        return len(self._where.keys() | self._new.keys())
+        return len(self._paths.keys() | self._buffer.keys())
 
     def refresh(self) -> None:
-        """Look for shards that other processes have written since."""
+        """Find files that other processes have written in the meantime."""
         for path in sorted(self.folder.glob("*.safetensors")):
-            if path in self._seen:
+            if path in self._scanned:
                 continue
-            self._seen.add(path)
+            self._scanned.add(path)
             try:
-                with safe_open(path, framework="pt") as shard:
-                    self._where.update(dict.fromkeys(shard.keys(), path))
+                with safe_open(path, framework="pt") as file:
+                    self._paths.update(dict.fromkeys(file.keys(), path))
             except (OSError, SafetensorError) as error:
                 log.warning("%s is damaged (%s) and not used", path, error)
 
     def get(self, name: str) -> Tensor | None:
-        """The tensor, in the dtype it was put in; a view of the file. None if it is not there."""
-        if name in self._new:
-            return self._new[name]
-        path = self._where.get(name)
+        """The tensor in its original dtype, mapped from the file; None if it is not stored."""
+        if name in self._buffer:
+            return self._buffer[name]
+        path = self._paths.get(name)
         if path is None:
             return None
         try:
-            tensor: Tensor = self._mapped(path).get_tensor(name)
-        except (OSError, SafetensorError):  # another process made room
-            del self._where[name]
+            tensor: Tensor = self._open(path).get_tensor(name)
+        except (OSError, SafetensorError):  # another process evicted the store
+            del self._paths[name]
             return None
         return tensor
 
-    def _mapped(self, path: Path) -> Any:
-        shard = self._open.pop(path, None)
-        if shard is None:
-            shard = safe_open(path, framework="pt")
-            while len(self._open) >= OPEN:
-                self._open.popitem(last=False)
-        self._open[path] = shard
-        return shard
+    def _open(self, path: Path) -> Any:
+        file = self._open_files.pop(path, None)
+        if file is None:
+            file = safe_open(path, framework="pt")
+            while len(self._open_files) >= MAX_OPEN_FILES:
+                self._open_files.popitem(last=False)
+        self._open_files[path] = file
+        return file
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Hold a tensor until a shard is full.
+        """Add a tensor to the buffer, which is written when it is full.
 
         Raises:
-            OSError: The shard cannot be written.
+            OSError: The file cannot be written.
         """
-        self._new[name] = tensor.detach().cpu().contiguous().clone()
-        self._held += tensor.nbytes
-        if self._held >= self.shard_bytes:
+        self._buffer[name] = tensor.detach().cpu().contiguous().clone()
+        self._buffer_bytes += tensor.nbytes
+        if self._buffer_bytes >= self.file_bytes:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is held.
+        """Write the buffer.
 
         Raises:
-            OSError: It cannot be written; it is held no longer.
+            OSError: The file cannot be written; the buffer is empty all the same.
         """
-        held, self._new, self._held = self._new, {}, 0
-        if not held:
+        tensors, self._buffer, self._buffer_bytes = self._buffer, {}, 0
+        if not tensors:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._sweep()
+        self._remove_stale_files()
         path = self.folder / f"{time.time_ns():020d}-{secrets.token_hex(3)}.safetensors"
-        aside = path.with_suffix(f".tmp-{os.getpid()}")
+        temporary = path.with_suffix(f".tmp-{os.getpid()}")
         try:
-            save_file(held, aside)
-            aside.replace(path)
+            save_file(tensors, temporary)
+            temporary.replace(path)
         except (OSError, SafetensorError) as error:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise error if isinstance(error, OSError) else OSError(str(error)) from None
-        self._seen.add(path)
-        self._where.update(dict.fromkeys(held, path))
+        self._scanned.add(path)
+        self._paths.update(dict.fromkeys(tensors, path))
 
-    def _sweep(self) -> None:
-        """Remove what killed processes were writing."""
-        for aside in self.folder.glob("*.tmp-*"):
+    def _remove_stale_files(self) -> None:
+        """Remove temporary files of killed processes."""
+        for temporary in self.folder.glob("*.tmp-*"):
             try:
-                if time.time() - aside.stat().st_mtime > _LEFT:
-                    aside.unlink()
+                if time.time() - temporary.stat().st_mtime > _STALE_SECONDS:
+                    temporary.unlink()
             except OSError:
-                continue  # another process was sooner
+                continue  # another process removed it
 
 
-def used_now(folder: Path) -> None:
-    """Note that a store is used, for `make_room`."""
+def mark_used(folder: Path) -> None:
+    """Record that a store is in use, for `evict_stores`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _USED).touch()
+    (folder / _USE_MARKER).touch()
 
 
-def size_of(folder: Path) -> int:
-    """Bytes of the files beneath."""
+def folder_size(folder: Path) -> int:
+    """Bytes of all files in a folder and its subfolders."""
     total = 0
     for path in folder.rglob("*"):
         try:
             total += path.stat().st_size if path.is_file() else 0
         except OSError:
-            continue  # another process took it away
+            continue  # another process removed it
     return total
 
 
-def make_room(root: Path, needed: int, most: int, keep: Iterable[Path]) -> int:
-    """Remove the stores under `root` that were not used for longest, as far as needed.
+def evict_stores(root: Path, needed: int, max_bytes: int, keep: Iterable[Path]) -> int:
+    """Remove the least recently used stores under `root` until there is room.
 
     Args:
         root: A folder of stores.
         needed: Bytes that will be written.
-        most: Bytes that may lie there afterwards.
-        keep: Stores that stay.
+        max_bytes: Limit for all stores together.
+        keep: Stores that must not be removed.
 
     Returns:
-        Bytes there is room for; below `needed` if the kept ones fill it.
+        Bytes that may be written; below `needed` if the stores in `keep` leave less.
     """
-    stays = set(keep)
+    protected = set(keep)
     stores = [p for p in root.iterdir() if p.is_dir()] if root.is_dir() else []
-    sizes = {p: size_of(p) for p in stores}
+    sizes = {p: folder_size(p) for p in stores}
     for folder in sorted(stores, key=_last_use):
-        if sum(sizes.values()) + needed <= most:
+        if sum(sizes.values()) + needed <= max_bytes:
             break
-        if folder not in stays:
+        if folder not in protected:
             log.info("making room: removing %s, %.1f GB", folder, sizes[folder] / 1e9)
             shutil.rmtree(folder, ignore_errors=True)
             del sizes[folder]
-    return max(0, most - sum(sizes.values()))
+    return max(0, max_bytes - sum(sizes.values()))
 
 
 def _last_use(folder: Path) -> float:
-    mark = folder / _USED
+    marker = folder / _USE_MARKER
     try:
-        return (mark if mark.exists() else folder).stat().st_mtime
+        return (marker if marker.exists() else folder).stat().st_mtime
     except OSError:
         return 0.0

@@ -1,1 +1,1 @@
-"""What verbs do once their arguments are read. A verb imports its job late, as that loads torch."""
+"""Implementations of commands, imported after argument parsing because they load torch."""

@@ -1,4 +1,4 @@
-"""Weights of others into our layout, and ours into the layouts of others."""
+"""Convert weights of other projects into this project's layout, and the other way round."""
 
 from __future__ import annotations
 
@@ -11,21 +11,27 @@ from typing import Any
 
 from torch import Tensor
 
-from xraygpt.common.checkpoint import digest, find_checkpoint, is_run_like, manifest_of, seal
+from xraygpt.common.checkpoint import (
+    file_sha256,
+    find_checkpoint,
+    is_run_or_checkpoint,
+    read_manifest,
+    write_manifest,
+)
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.common.publishing import publish_folder
 from xraygpt.common.registry import did_you_mean
 from xraygpt.experiment import Training
 from xraygpt.models.base import BaseModel
-from xraygpt.models.capabilities import Exports, ExportSettings, named, require
+from xraygpt.models.capabilities import Exports, ExportSettings, describe_model, require
 from xraygpt.models.llm import llm_files
 from xraygpt.models.qformer_llm.export import save_sharded, write_llm
 from xraygpt.models.vision import encoders
 from xraygpt.models.vision.published import is_eva
 from xraygpt.models.weights import lavis
 from xraygpt.models.weights.files import is_converted, read_state_dict, weight_files
-from xraygpt.models.weights.rules import Account
+from xraygpt.models.weights.rules import ConvertedState
 from xraygpt.processors.base import BaseProcessor
 from xraygpt.runners.state import load_weights
 from xraygpt.version import __version__
@@ -36,169 +42,207 @@ SHARD = "4GB"
 NOTICE = "Research use only. Not a medical device: never for diagnosis or treatment."
 
 
-# --- into our layout ---------------------------------------------------------------------------
+# --- into this project's layout -----------------------------------------------------------------
 
 
-def to_ours(given: argparse.Namespace) -> str:
-    """Another project's weights as safetensors and a manifest.
+def convert_to_xraygpt(args: argparse.Namespace) -> str:
+    """Convert another project's weights to safetensors and a manifest.
+
+    Args:
+        args: Options of `python -m xraygpt.convert`.
+
+    Returns:
+        A message about what was written.
 
     Raises:
-        WeightsError: They are damaged, of no known kind, or ours already.
+        WeightsError: They are damaged, of no known project, or already in this layout.
     """
-    source = given.source
-    if source.startswith(llm_files.PACKAGE) or source.endswith(".gguf"):
-        return _llm_folder(given)
-    path = Path(source)
-    config = _config_of(path)
-    if "text_config" not in config and str(config.get("architectures", "")).find("CausalLM") > 0:
-        return _llm_folder(given)
-    if "exported" in manifest_of(path):
-        raise WeightsError(f"{path} was exported from a run of ours: it opens in transformers")
-    if is_converted(path):
-        raise WeightsError(f"{path} was converted already: it stands wherever the original may")
-    if not path.is_file() and is_run_like(path):
-        raise WeightsError(f"{path} is a run of ours already; --to pth or --to transformers?")
+    path = Path(args.source)
+    if _is_llm(args.source):
+        return _convert_llm(args)
+    _require_foreign(path)
     files = weight_files(path)
     state = read_state_dict(path)
-    account, vit_model = _account(state, path, given.vit_model)
-    parts = sorted({name.split(".")[0] for name in account.state})
+    converted, vit_model = _convert_state(state, path, args.vit_model)
+    parts = sorted({name.split(".")[0] for name in converted.state})
     language = {n: t for n, t in state.items() if n.startswith("language_model.")}
     if language and not path.is_dir():
         raise WeightsError(
-            f"{path} holds an LLM too, whose configuration lies in its folder: name that"
+            f"{path} also contains an LLM, whose configuration is in its folder: pass that folder"
         )
 
     def write(folder: Path) -> None:
-        save_sharded(account.state, folder)
+        save_sharded(converted.state, folder)
         if language:
             (folder / "llm").mkdir()
             _save_llm(language, path, folder / "llm")
-            seal(folder / "llm", converted=sources)
+            write_manifest(folder / "llm", converted=sources)
 
-    sources = [{"name": f.name, "size": f.stat().st_size, "sha256": digest(f)} for f in files]
+    sources = [{"name": f.name, "size": f.stat().st_size, "sha256": file_sha256(f)} for f in files]
     facts = {
         "converted": sources,
         "parts": parts,
         "vit_model": vit_model,
-        "rules": dict(account.applied),
-        "left_out": {why: len(keys) for why, keys in account.dropped.items()},
+        "rules": dict(converted.applied),
+        "left_out": {why: len(keys) for why, keys in converted.dropped.items()},
         "xraygpt": __version__,
     }
-    publish_folder(given.out, write, facts)
-    more = f"; its LLM is in {given.out / 'llm'}" if language else ""
-    return f"{given.out}: {', '.join(parts)}; {account}{more}"
+    publish_folder(args.out, write, facts)
+    llm_note = f"; its LLM is in {args.out / 'llm'}" if language else ""
+    return f"{args.out}: {', '.join(parts)}; {converted}{llm_note}"
 
 
-def _account(
+def _is_llm(source: str) -> bool:
+    """Whether the weights are a language model alone: a GGUF, or a transformers folder."""
+    if source.startswith(llm_files.PACKAGE) or source.endswith(".gguf"):
+        return True
+    config = _read_config(Path(source))
+    is_causal_lm = str(config.get("architectures", "")).find("CausalLM") > 0
+    return "text_config" not in config and is_causal_lm
+
+
+def _require_foreign(path: Path) -> None:
+    if "exported" in read_manifest(path):
+        raise WeightsError(f"{path} was exported from a run: open it with transformers")
+    if is_converted(path):
+        raise WeightsError(f"{path} is already converted: it can be used in place of the original")
+    if not path.is_file() and is_run_or_checkpoint(path):
+        raise WeightsError(f"{path} is already a run of xraygpt; --to pth or --to transformers?")
+
+
+def _convert_state(
     state: Mapping[str, Tensor], path: Path, vit_model: str | None
-) -> tuple[Account, str | None]:
-    """What becomes of a file's keys, and the encoder it holds."""
+) -> tuple[ConvertedState, str | None]:
+    """A file's tensors under this project's names, and the name of the encoder in it."""
     names = [name.removeprefix("module.") for name in state]
-    bare = any(n.startswith("blocks.") for n in names)  # a ViT alone; EVA's has no bias for the key
-    if lavis.is_lavis(state) and (not bare or any(n.endswith(".attn.q_bias") for n in names)):
-        text = any("word_embeddings" in name for name in state)
-        account = lavis.convert_state(state, path, text=text)
-        holds = any(name.startswith("vision.") for name in account.state)
-        if holds and vit_model is not None and not is_eva(vit_model):
-            raise WeightsError(f"{path} holds an EVA-CLIP-g, not {vit_model}")
-        return account, (vit_model or "eva_clip_g") if holds else None
-    kind = vit_model or encoders.recognised(names)
-    if kind is None:
+    is_bare_vit = any(n.startswith("blocks.") for n in names)
+    is_eva_vit = any(n.endswith(".attn.q_bias") for n in names)  # EVA has no bias for the keys
+    if lavis.is_lavis(state) and (not is_bare_vit or is_eva_vit):
+        return _convert_lavis(state, path, vit_model)
+    encoder = vit_model or encoders.detect_encoder(names)
+    if encoder is None:
         raise WeightsError(
-            f"{path}: its names ({', '.join(names[:3])}, …) are of no project known here; "
+            f"{path}: its names ({', '.join(names[:3])}, …) are of no supported project; "
             "name the encoder with --vit-model timm/<name>"
         )
-    encoders.build_vision(kind, None, path)  # refuses what does not fit
-    account = encoders.account_of(kind, path)
-    account.state = {f"vision.net.{n}": t for n, t in account.state.items()}
-    return account, kind
+    encoders.build_vision(encoder, None, path)  # raises if the weights do not fit
+    converted = encoders.convert_encoder_file(encoder, path)
+    converted.state = {f"vision.net.{n}": t for n, t in converted.state.items()}
+    return converted, encoder
 
 
-def _llm_folder(given: argparse.Namespace) -> str:
-    """An LLM as a transformers folder: plain weights, read faster than a GGUF."""
-    llm, tokenizer = llm_files.load_llm(given.source, given.dtype or "float32")
+def _convert_lavis(
+    state: Mapping[str, Tensor], path: Path, vit_model: str | None
+) -> tuple[ConvertedState, str | None]:
+    has_text = any("word_embeddings" in name for name in state)
+    converted = lavis.convert_state(state, path, text=has_text)
+    has_vision = any(name.startswith("vision.") for name in converted.state)
+    if has_vision and vit_model is not None and not is_eva(vit_model):
+        raise WeightsError(f"{path} contains an EVA-CLIP-g, not {vit_model}")
+    return converted, (vit_model or "eva_clip_g") if has_vision else None
+
+
+def _convert_llm(args: argparse.Namespace) -> str:
+    """Save an LLM as a transformers folder, which loads faster than a GGUF."""
+    llm, tokenizer = llm_files.load_llm(args.source, args.dtype or "float32")
 
     publish_folder(
-        given.out,
+        args.out,
         lambda folder: write_llm(llm, tokenizer, folder),
-        {"converted": [_llm_source(given.source)]},
+        {"converted": [_llm_source(args.source)]},
     )
-    return f"{given.out}: an LLM for model.llama_model"
+    return f"{args.out}: an LLM for model.llama_model"
 
 
 def _llm_source(source: str) -> dict[str, Any]:
     folder, gguf = llm_files.locate(source)
     files = [folder / gguf] if gguf else weight_files(folder, check=False)
-    return {"name": Path(source).name, "sha256": {f.name: digest(f) for f in files}}
+    return {"name": Path(source).name, "sha256": {f.name: file_sha256(f) for f in files}}
 
 
 def _save_llm(state: Mapping[str, Tensor], source: Path, folder: Path) -> None:
-    """The LLM inside a BLIP-2 folder as a folder of its own."""
+    """Save the LLM of a BLIP-2 folder as a separate folder."""
     from transformers import AutoConfig, AutoTokenizer
 
     try:
-        text: Any = AutoConfig.from_pretrained(source, **llm_files.LOCAL).text_config
-    except llm_files.BROKEN as error:
+        text: Any = AutoConfig.from_pretrained(source, **llm_files.LOCAL_ONLY).text_config
+    except llm_files.LOAD_ERRORS as error:
         raise WeightsError(f"{source}: no usable config.json: {error}") from None
     text.save_pretrained(folder)
     save_sharded({n.removeprefix("language_model."): t for n, t in state.items()}, folder)
     try:
-        AutoTokenizer.from_pretrained(source, **llm_files.LOCAL).save_pretrained(folder)
-    except llm_files.BROKEN:
-        log.warning("%s holds no tokenizer; put the LLM's into %s/llm", source, folder.parent)
+        AutoTokenizer.from_pretrained(source, **llm_files.LOCAL_ONLY).save_pretrained(folder)
+    except llm_files.LOAD_ERRORS:
+        log.warning("%s has no tokenizer; copy the LLM's to %s/llm", source, folder.parent)
 
 
-# --- ours into others' ----------------------------------------------------------------------------
+# --- into other layouts -----------------------------------------------------------------------
 
 
-def to_pth(given: argparse.Namespace) -> str:
-    """A run's weights as the lineage keeps them: one pickle, ``{"model": {...}}``."""
-    return _exported("pth", given)
+def export_pth(args: argparse.Namespace) -> str:
+    """Export a run in the format of XrayGPT's original: one pickle, ``{"model": {...}}``.
+
+    Args:
+        args: Options of `python -m xraygpt.convert`.
+
+    Returns:
+        A message about what was written.
+    """
+    return _export("pth", args)
 
 
-def to_transformers(given: argparse.Namespace) -> str:
-    """A run as a folder that transformers opens."""
-    return _exported("transformers", given)
+def export_transformers(args: argparse.Namespace) -> str:
+    """Export a run as a folder that transformers can load.
+
+    Args:
+        args: Options of `python -m xraygpt.convert`.
+
+    Returns:
+        A message about what was written.
+    """
+    return _export("transformers", args)
 
 
-def _exported(layout: str, given: argparse.Namespace) -> str:
-    """A run in another layout; its model knows how.
+def _export(layout: str, args: argparse.Namespace) -> str:
+    """Export a run in a layout that its model supports.
 
     Raises:
-        InputError: The model cannot be converted at all, or not into this layout.
+        InputError: The model supports no export, or not this layout.
     """
-    checkpoint = find_checkpoint(Path(given.source))
-    experiment = load(Training, checkpoint / "config.yaml", [*given.options, "model.ckpt=null"])
+    checkpoint = find_checkpoint(Path(args.source))
+    experiment = load(Training, checkpoint / "config.yaml", [*args.options, "model.ckpt=null"])
     model = experiment.model.build(texts=list, assets=checkpoint)
     exports = require(model, Exports)
     layouts = exports.export_layouts()
     if layout not in layouts:
-        raise InputError(f"{named(model)} has no layout {layout}{did_you_mean(layout, layouts)}")
+        raise InputError(
+            f"{describe_model(model)} has no layout {layout}{did_you_mean(layout, layouts)}"
+        )
     load_weights(model, checkpoint)
     model.eval()
-    how = ExportSettings(
-        merge_lora=given.merge_lora,
-        with_vision=given.with_vision,
-        dtype=given.dtype,
-        license=given.license,
+    settings = ExportSettings(
+        merge_lora=args.merge_lora,
+        with_vision=args.with_vision,
+        dtype=args.dtype,
+        license=args.license,
         processor=_image_processor(experiment, model),
     )
-    return exports.export(layout, given.out, how)
+    return exports.export(layout, args.out, settings)
 
 
 def _image_processor(experiment: Training, model: BaseModel) -> BaseProcessor:
-    """How the run's pictures are made outside training; the first corpus' if they differ."""
-    made = [
+    """The image processor of evaluation; that of the first corpus if they differ."""
+    processors = [
         c.build(image_spec=model.image_spec).processor("vis", "eval")
         for c in experiment.datasets.values()
     ]
-    if len({json.dumps(p.signature(), sort_keys=True, default=str) for p in made}) > 1:
-        log.warning("the run's corpora have different vis_processors; the first is exported")
-    first: BaseProcessor = made[0]
+    if len({json.dumps(p.signature(), sort_keys=True, default=str) for p in processors}) > 1:
+        log.warning("the run's corpora have different vis_processors; exporting the first")
+    first: BaseProcessor = processors[0]
     return first
 
 
-def _config_of(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         content = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""A linear probe of an encoder: logistic regression on its features, one for each finding."""
+"""A linear probe of an encoder: one logistic regression per finding on its features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from xraygpt.common import distributed
 from xraygpt.common.errors import InputError
 from xraygpt.common.logging import progress
-from xraygpt.datasets.base import DEFAULT_VOCABULARY, StudyDataset, reference_of
+from xraygpt.datasets.base import DEFAULT_VOCABULARY, StudyDataset, reference_text
 from xraygpt.features import cache as feature_cache
 from xraygpt.metrics.probabilities import probability_scores
 from xraygpt.metrics.statistics import Score, weighted_sum
@@ -25,30 +25,30 @@ from xraygpt.models.vision.base import VisionEncoder, pooled
 from xraygpt.models.vision.encoders import build_vision
 from xraygpt.models.vision.finding_head import FindingHead
 from xraygpt.processors.image import ImageSpec
-from xraygpt.vocabulary import vocabulary_of
+from xraygpt.vocabulary import get_vocabulary
 
-MIN_CODE_COUNT = 8  # training samples a code needs to be a way to say a finding
+MIN_CODE_COUNT = 8  # training samples with a code, for it to get a regression
 
 
 @dataclass(frozen=True)
 class Split:
-    """Features and truth of one split."""
+    """Features and labels of one split."""
 
     features: np.ndarray  # (n, 2 D)
-    truth: np.ndarray  # (n, F), 1 there, 0 not
+    labels: np.ndarray  # (n, F), 1 present, 0 absent
     studies: list[str]
-    codes: list[Sequence[str]] = field(default_factory=list)  # n, where people coded them
-    vocabulary: str = DEFAULT_VOCABULARY  # of the findings
+    codes: list[Sequence[str]] = field(default_factory=list)  # n, if people coded the studies
+    vocabulary: str = DEFAULT_VOCABULARY  # of the F findings
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the F findings."""
-        return vocabulary_of(self.vocabulary).findings
+        """Names of the F findings."""
+        return get_vocabulary(self.vocabulary).findings
 
 
 @dataclass(frozen=True)
 class Regressions:
-    """Logistic regressions on features as they are."""
+    """Logistic regressions on unscaled features."""
 
     weight: np.ndarray  # (F, 2 D)
     bias: np.ndarray  # (F,)
@@ -58,22 +58,22 @@ class Regressions:
         return np.asarray(expit(features @ self.weight.T + self.bias))
 
 
-def fit(features: np.ndarray, truth: np.ndarray, strength: float) -> Regressions:
-    """One regression for each finding.
+def fit(features: np.ndarray, labels: np.ndarray, strength: float) -> Regressions:
+    """Fit one regression per finding.
 
     Args:
         features: (n, 2 D).
-        truth: (n, F), 1 there, 0 not; each finding has both.
+        labels: (n, F), 1 present, 0 absent; each finding has both.
         strength: C of scikit-learn's logistic regression, on features of unit variance.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(features)
-    known = scaler.transform(features)
+    scaled = scaler.transform(features)
     rows, biases = [], []
-    for there in progress(list(truth.T), "probe", unit="finding"):
-        fitted = LogisticRegression(C=strength, max_iter=1000).fit(known, there)
+    for column in progress(list(labels.T), "probe", unit="finding"):
+        fitted = LogisticRegression(C=strength, max_iter=1000).fit(scaled, column)
         row = fitted.coef_[0] / scaler.scale_
         rows.append(row)
         biases.append(fitted.intercept_[0] - row @ scaler.mean_)
@@ -86,66 +86,85 @@ def probe(
     """AUROC of each finding with enough positives in both splits, and their mean.
 
     Args:
-        train: Fitted on.
-        val: Measured on.
+        train: The regressions are fitted on this split.
+        val: AUROC is computed on this split.
         strength: See `fit`.
-        min_positives: A finding needs so many on val.
+        min_positives: Positives on val that a finding needs.
+
+    Raises:
+        InputError: No finding has enough positives.
     """
-    kept = [i for i in _learnable(train) if val.truth[:, i].sum() >= min_positives]
-    if not kept:
+    selected = [i for i in _learnable(train) if val.labels[:, i].sum() >= min_positives]
+    if not selected:
         raise InputError(f"no finding has {min_positives} positives on val")
     scores = probability_scores(
-        fit(train.features, train.truth[:, kept], strength)(val.features),
-        val.truth[:, kept],
-        [train.names[i] for i in kept],
+        fit(train.features, train.labels[:, selected], strength)(val.features),
+        val.labels[:, selected],
+        [train.names[i] for i in selected],
         groups=val.studies,
         min_positives=min_positives,
     )
     return [s for s in scores if "AUROC" in s.name]
 
 
-def head_of(train: Split, val: Split, encoder: str, *, strength: float, over: float) -> FindingHead:
-    """A head for `model.finding_head`, of every finding that train has, and of frequent codes.
+def fit_finding_head(
+    train: Split, val: Split, encoder: str, *, strength: float, over: float
+) -> FindingHead:
+    """Fit a head for `model.finding_head`, for the findings and the frequent codes of train.
 
-    A finding counts as there from the probability on that `over` times its share of the training
-    studies reach on val: nothing of val's coding is used. Probabilities of training images, which
-    the encoder has seen, would make the thresholds too high.
+    The threshold of a finding is set so that its frequency among the predictions on val is `over`
+    times its frequency in train; the labels of val are not used. Thresholds from probabilities of
+    training images, which the encoder has seen, would be too high.
 
     Args:
-        train: Fitted on.
-        val: The encoder has not seen it.
+        train: The regressions are fitted on this split.
+        val: Images that the encoder was not trained on.
         encoder: Digest of the encoder.
         strength: See `fit`.
-        over: How many times as often as in training a finding is named.
+        over: Frequency on val divided by frequency in training.
     """
-    known = vocabulary_of(train.vocabulary)
-    kept = [i for i in _learnable(train) if train.names[i] != known.other_finding]
-    often = Counter(c.lower() for codes in train.codes for c in set(codes) if known.is_coded([c]))
-    codes = sorted(c for c, n in often.items() if n >= MIN_CODE_COUNT and known.findings_of([c]))
-    coded = np.array([[c in {x.lower() for x in row} for c in codes] for row in train.codes])
-    truth = np.hstack([train.truth[:, kept], coded.reshape(len(train.truth), len(codes))])
-    fitted = fit(train.features, truth, strength)
-    share = train.truth[:, kept].mean(axis=0)
-    said = fitted(val.features)[:, : len(kept)]
-    least = [np.quantile(p, max(1 - over * s, 0)) for p, s in zip(said.T, share, strict=True)]
+    vocabulary = get_vocabulary(train.vocabulary)
+    selected = [i for i in _learnable(train) if train.names[i] != vocabulary.other_finding]
+    codes, code_labels = _frequent_codes(train)
+    labels = np.hstack([train.labels[:, selected], code_labels])
+    fitted = fit(train.features, labels, strength)
+    frequency = train.labels[:, selected].mean(axis=0)
+    probabilities = fitted(val.features)[:, : len(selected)]
+    thresholds = [
+        np.quantile(p, max(1 - over * f, 0))
+        for p, f in zip(probabilities.T, frequency, strict=True)
+    ]
     return FindingHead(
-        [train.names[i] for i in kept],
+        [train.names[i] for i in selected],
         codes,
         weight=torch.from_numpy(fitted.weight),
         bias=torch.from_numpy(fitted.bias),
-        threshold=torch.tensor(least),
+        threshold=torch.tensor(thresholds),
         encoder=encoder,
     )
 
 
+def _frequent_codes(train: Split) -> tuple[list[str], np.ndarray]:
+    """Codes that name a finding and are frequent enough, and (n, codes) whether a sample has it."""
+    vocabulary = get_vocabulary(train.vocabulary)
+    counts = Counter(
+        c.lower() for codes in train.codes for c in set(codes) if vocabulary.is_coded([c])
+    )
+    codes = sorted(
+        c for c, n in counts.items() if n >= MIN_CODE_COUNT and vocabulary.findings_of([c])
+    )
+    present = np.array([[c in {x.lower() for x in row} for c in codes] for row in train.codes])
+    return codes, present.reshape(len(train.labels), len(codes))
+
+
 def _learnable(train: Split) -> list[int]:
-    """Places of the findings that some training samples have and some have not."""
-    counts = train.truth.sum(axis=0)
-    return [i for i in range(len(train.names)) if 0 < counts[i] < len(train.truth)]
+    """Indices of the findings that some training samples have and some do not."""
+    counts = train.labels.sum(axis=0)
+    return [i for i in range(len(train.names)) if 0 < counts[i] < len(train.labels)]
 
 
 class _Encoding:
-    """What the feature cache wants of a model, for an encoder alone."""
+    """Adapter that gives a bare encoder the model interface of the feature cache."""
 
     def __init__(self, encoder: VisionEncoder) -> None:
         self.encoder, self.parameters = encoder, encoder.parameters
@@ -153,7 +172,7 @@ class _Encoding:
 
     @property
     def device(self) -> torch.device:
-        """Where the encoder is."""
+        """Device of the encoder."""
         return next(self.encoder.parameters()).device
 
     @torch.no_grad()
@@ -166,103 +185,120 @@ class _Encoding:
         return self.encoder.digest()
 
 
-def features_of(
-    encoder: VisionEncoder, name: str, data: StudyDataset, place: Accelerator
+def encode_samples(
+    encoder: VisionEncoder, name: str, data: StudyDataset, accelerator: Accelerator
 ) -> np.ndarray:
-    """(n, 2 D) of each sample, averaged over its images; NaN where an image cannot be read.
+    """Features per sample, averaged over its images: (n, 2 D), NaN for unreadable images.
 
-    Patch features are those that training and evaluation store, and are stored for them.
+    Patch features are shared with training and evaluation through the feature cache.
 
     Args:
-        encoder: Frozen.
-        name: As `model.vit_model` calls it.
-        data: Whose images; changed to read stored features.
-        place: Where to compute.
+        encoder: A frozen encoder.
+        name: Its value of `model.vit_model`.
+        data: The samples; modified to read cached features.
+        accelerator: Device to compute on.
 
     Raises:
         DataError: An image cannot be read, and `data` does not skip such samples.
     """
     model: Any = _Encoding(encoder)
-    feature_cache.use_cache(data, model, f"{name} fp32 {encoder.digest()}", place)
-    found = np.full((len(data), 2 * encoder.width), np.nan, dtype=np.float32)
+    feature_cache.use_cache(data, model, f"{name} fp32 {encoder.digest()}", accelerator)
+    features = np.full((len(data), 2 * encoder.width), np.nan, dtype=np.float32)
     for i in range(len(data)):
         sample = data[i]
         if sample is None:
-            continue  # named by the dataset
+            continue  # the dataset has logged the reason
         images = [media.data for media in sample["media"]]
-        each = [image if image.dim() == 2 else _encoded(model, image) for image in images]
-        found[i] = pooled(torch.stack(each)).mean(dim=0).numpy()
-    return found
+        tokens = [image if image.dim() == 2 else _encode(model, image) for image in images]
+        features[i] = pooled(torch.stack(tokens)).mean(dim=0).numpy()
+    return features
 
 
-def _encoded(model: Any, image: Tensor) -> Tensor:
+def _encode(model: Any, image: Tensor) -> Tensor:
     frames = image if image.dim() == 4 else image[None]
     return model.encode_frozen(frames.to(model.device)).flatten(0, 1).cpu()
 
 
-def truth_of(data: StudyDataset) -> np.ndarray:
-    """(n, F) from the human coding, or, where there is none at all, the labeller; NaN: uncoded."""
+def labels_of(data: StudyDataset) -> np.ndarray:
+    """(n, F) from the coded findings, NaN for uncoded samples; from the labeller if none is coded.
+
+    Args:
+        data: The samples; a sample's codes are in its record's metadata.
+    """
     codes = [record.meta.get("codes") for record in data.records]
-    known = vocabulary_of(data.vocabulary)
-    rows = np.full((len(data), len(known.findings)), np.nan)
-    coded = any(codes)
-    for i, given in enumerate(codes):
-        if coded and not known.is_coded(given or ()):
+    vocabulary = get_vocabulary(data.vocabulary)
+    rows = np.full((len(data), len(vocabulary.findings)), np.nan)
+    is_coded = any(codes)
+    for i, sample_codes in enumerate(codes):
+        if is_coded and not vocabulary.is_coded(sample_codes or ()):
             continue
-        there = known.findings_of(given or ())
-        if not coded:
-            there = known.positive(reference_of(data.turns_of(i)))
-        rows[i] = [float(name in there) for name in known.findings]
+        present = vocabulary.findings_of(sample_codes or ())
+        if not is_coded:
+            present = vocabulary.positive(reference_text(data.get_turns(i)))
+        rows[i] = [float(name in present) for name in vocabulary.findings]
     return rows
 
 
-def _split(encoder: VisionEncoder, name: str, data: StudyDataset, place: Accelerator) -> Split:
-    truth = truth_of(data)
-    kept = ~np.isnan(truth[:, 0])
-    data.records = [r for r, k in zip(data.records, kept, strict=True) if k]
-    features = features_of(encoder, name, data, place)
-    read = ~np.isnan(features[:, 0])
-    if not read.any():
-        raise InputError("a split of this corpus is empty, or nobody coded it")
-    studies = [r.study_id for r, k in zip(data.records, read, strict=True) if k]
-    codes = [r.meta.get("codes") or () for r, k in zip(data.records, read, strict=True) if k]
-    return Split(features[read], truth[kept][read], studies, codes, data.vocabulary)
+def _load_split(
+    encoder: VisionEncoder, name: str, data: StudyDataset, accelerator: Accelerator
+) -> Split:
+    labels = labels_of(data)
+    is_coded = ~np.isnan(labels[:, 0])
+    data.records = [r for r, coded in zip(data.records, is_coded, strict=True) if coded]
+    features = encode_samples(encoder, name, data, accelerator)
+    is_readable = ~np.isnan(features[:, 0])
+    if not is_readable.any():
+        raise InputError("a split of this corpus is empty or has no coded findings")
+    records = [r for r, readable in zip(data.records, is_readable, strict=True) if readable]
+    studies = [r.study_id for r in records]
+    codes = [r.meta.get("codes") or () for r in records]
+    return Split(
+        features[is_readable], labels[is_coded][is_readable], studies, codes, data.vocabulary
+    )
 
 
-def splits_of(
-    experiment: Any, vit_model: str, place: Accelerator
+def load_splits(
+    experiment: Any, vit_model: str, accelerator: Accelerator
 ) -> tuple[VisionEncoder, Split, Split]:
-    """An encoder, and the training split and that of the YAML as it sees them.
+    """An encoder, and its features of the training split and the YAML's split.
 
     Args:
-        experiment: An evaluation YAML; its first corpus and split are taken.
-        vit_model: As `model.vit_model`, with ``@pixels`` after it for another size.
-        place: Where to compute.
+        experiment: An evaluation YAML; its first corpus is used.
+        vit_model: A value of `model.vit_model`, optionally with ``@pixels`` for another image size.
+        accelerator: Device to compute on.
     """
     name, _, size = vit_model.partition("@")
     pixels = int(size) if size else None
-    encoder = build_vision(name, pixels, None).freeze().to(place.device)
-    spec = ImageSpec(**vars(encoder.wants), tokens_per_image=1)
+    encoder = build_vision(name, pixels, None).freeze().to(accelerator.device)
+    spec = ImageSpec(**vars(encoder.input_spec), tokens_per_image=1)
     builder = next(iter(experiment.datasets.values())).build(image_spec=spec)
     train, val = (
-        _split(encoder, name, builder.build(s, "eval"), place)
+        _load_split(encoder, name, builder.build(s, "eval"), accelerator)
         for s in ("train", experiment.run.split)
     )
     return encoder, train, val
 
 
-def as_markdown(found: dict[str, list[Score]], positives: dict[str, int]) -> str:
-    """One line a finding; every encoder after the first with its paired difference from it."""
-    names = list(found)
-    heads = [names[0], *(f"{n} | less the first" for n in names[1:])]
+def as_markdown(scores: dict[str, list[Score]], positives: dict[str, int]) -> str:
+    """A table with one row per finding, and paired differences from the first encoder.
+
+    Args:
+        scores: Encoder -> AUROC of each finding.
+        positives: Finding -> positives on the evaluated split.
+    """
+    names = list(scores)
+    heads = [names[0], *(f"{n} | minus the first" for n in names[1:])]
     lines = [f"| AUROC | positives | {' | '.join(heads)} |"]
     lines.append("|---" * (2 + 1 + 2 * (len(names) - 1)) + "|")
-    for row in zip(*found.values(), strict=True):
+    for row in zip(*scores.values(), strict=True):
         first = row[0]
         cells = [_cell(first)]
         for other in row[1:]:
-            gap = weighted_sum([(1.0, other), (-1.0, first)])
-            cells += [_cell(other), f"{gap.value:+.3f} ({gap.low:+.3f} … {gap.high:+.3f})"]
+            difference = weighted_sum([(1.0, other), (-1.0, first)])
+            cells += [
+                _cell(other),
+                f"{difference.value:+.3f} ({difference.low:+.3f} … {difference.high:+.3f})",
+            ]
         finding = first.name.rpartition("/")[2]
         lines.append(f"| {finding} | {positives.get(finding, '')} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -272,7 +308,7 @@ def _cell(score: Score) -> str:
     return f"{score.value:.3f} ({score.low:.3f} … {score.high:.3f})"
 
 
-def measure(
+def run_probe(
     experiment: Any,
     names: Sequence[str],
     device: str,
@@ -282,28 +318,32 @@ def measure(
     save: Path | None = None,
     over: float = 1.5,
 ) -> str:
-    """Probe encoders on the split of an evaluation YAML; the table of `as_markdown`.
+    """Probe encoders on the split of an evaluation YAML.
 
     Args:
-        experiment: Names corpus and split.
-        names: Encoders; the first is what others are compared with.
+        experiment: The evaluation YAML; selects corpus and split.
+        names: Encoders; the others are compared with the first.
         device: ``auto``, ``cpu`` or ``cuda``.
         strength: See `fit`.
         min_positives: See `probe`.
-        save: File for the head of each encoder; None keeps none.
-        over: See `head_of`.
+        save: File for the finding head of the encoder; None saves nothing.
+        over: See `fit_finding_head`.
+
+    Returns:
+        The table of `as_markdown`.
     """
-    place = distributed.make_accelerator(device)
-    found = {}
+    accelerator = distributed.make_accelerator(device)
+    scores = {}
     for name in names:
-        encoder, train, val = splits_of(experiment, name, place)
+        encoder, train, val = load_splits(experiment, name, accelerator)
         if save is not None:
-            head_of(train, val, encoder.digest(), strength=strength, over=over).save(save)
-        found[name] = probe(train, val, strength=strength, min_positives=min_positives)
+            digest = encoder.digest()
+            fit_finding_head(train, val, digest, strength=strength, over=over).save(save)
+        scores[name] = probe(train, val, strength=strength, min_positives=min_positives)
     builder = next(iter(experiment.datasets.values())).build(
         image_spec=ImageSpec(image_size=8, mean=(0.5,), std=(0.5,), tokens_per_image=1)
     )
     data = builder.build(experiment.run.split, "eval")
-    counts, findings = np.nansum(truth_of(data), axis=0), vocabulary_of(data.vocabulary).findings
+    counts, findings = np.nansum(labels_of(data), axis=0), get_vocabulary(data.vocabulary).findings
     positives = {name: int(n) for name, n in zip(findings, counts, strict=True)}
-    return as_markdown(found, positives)
+    return as_markdown(scores, positives)

@@ -1,7 +1,7 @@
-"""What a study holds beside text: images, clips, volumes and embeddings, on disk and in memory.
+"""Media of a study (images, clips, volumes and embeddings), on disk and in memory.
 
-A `MediaRef` says where a medium lies, `read` reads it, and the `Media` it returns carries what the
-file says of it (spacing, window, frame times) up to the model.
+A `MediaRef` names a medium on disk, `read_media_file` reads it, and the resulting `Media` keeps the
+file's metadata (spacing, window, frame times) with the pixels.
 """
 
 from __future__ import annotations
@@ -23,10 +23,16 @@ from xraygpt.media.pixels import read_image
 
 Kind = Literal["image", "clip", "volume", "embedding"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-ARRAYS = (".npy", ".safetensors")
-_DIMS: dict[Kind, tuple[int, ...]] = {
+ARRAY_SUFFIXES = (".npy", ".safetensors")
+_ARRAY_DIMS: dict[Kind, tuple[int, ...]] = {
     "image": (2, 3), "clip": (3, 4), "volume": (3,), "embedding": (1, 2),
 }  # fmt: skip
+_ARRAY_SHAPES: dict[Kind, str] = {
+    "image": "an image is (H, W) or (H, W, 3)",
+    "clip": "a clip is (F, H, W) or (F, H, W, 3)",
+    "volume": "a volume is (D, H, W)",
+    "embedding": "features must be (L, D) or (D,)",
+}
 
 
 class _Fields(NamedTuple):
@@ -42,19 +48,19 @@ class _Fields(NamedTuple):
 
 
 class MediaRef(_Fields):
-    """Where one medium lies, not yet read.
+    """Reference to one medium on disk.
 
     Args:
-        path: The file. Kept as text, which takes a tenth of a `Path`'s time in a large corpus.
-        view: PA, LATERAL, A4C …, or the name of a series, as the corpus spells it.
-        index: The frame of an image, from 0; the row of an embedding matrix (None takes all rows).
-        kind: None decides by the file: arrays are embeddings, everything else is an image.
-        frames: (start, stop, step) of a clip or the slices of a volume; None takes all.
-        tensor: Name in a `.safetensors` file that holds several.
-        spacing: mm from pixel to pixel, (row, column) or (slice, row, column); None takes what the
-            file says.
-        fps: Frames per second; None takes what the file says.
-        mirrored: Read it with left and right exchanged, as a control.
+        path: The file. Stored as a string, which is ten times faster than a `Path` in a large
+            corpus.
+        view: PA, LATERAL, A4C …, or the name of a series, as spelled in the corpus.
+        index: Frame of an image, from 0, or row of an embedding matrix; None reads all rows.
+        kind: None infers it from the file: arrays are embeddings, everything else is an image.
+        frames: (start, stop, step) of a clip's frames or a volume's slices; None reads all.
+        tensor: Name of the tensor in a `.safetensors` file with several.
+        spacing: Pixel spacing in mm, (row, column) or (slice, row, column); None uses the file's.
+        fps: Frames per second; None uses the file's.
+        mirrored: Flip left and right, as a control.
     """
 
     __slots__ = ()
@@ -72,10 +78,10 @@ class MediaRef(_Fields):
         fps: float | None = None,
         mirrored: bool = False,
     ) -> MediaRef:
-        """Made from a path of either kind."""
+        """Fill in `kind` and `index` where they are not given."""
         file = os.fspath(path)
         if kind is None:
-            kind = "embedding" if file.endswith(ARRAYS) else "clip" if frames else "image"
+            kind = "embedding" if file.endswith(ARRAY_SUFFIXES) else "clip" if frames else "image"
         if kind == "image" and index is None:
             index = 0
         return super().__new__(
@@ -83,47 +89,46 @@ class MediaRef(_Fields):
         )  # fmt: skip
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickled as its fields."""
+        """Pickle the fields, since `__new__` takes other arguments."""
         return MediaRef._make, (tuple(self),)
 
     @property
     def path(self) -> Path:
-        """`file` as a path."""
+        """`file` as a `Path`."""
         return Path(self.file)
 
     @property
     def name(self) -> str:
-        """The last part of the path."""
+        """The file name without its folder."""
         return self.file.rpartition(os.sep)[2]
 
     @property
-    def part(self) -> str:
-        """What of the file is meant, and how it is read, beside the usual: "index 17, tensor a"."""
-        plain = MediaRef(self.file, self.view)
-        said = [
+    def selection(self) -> str:
+        """All fields that differ from the defaults for this file, such as "index 17, tensor a"."""
+        default = MediaRef(self.file, self.view)
+        return ", ".join(
             f"{name} {value}"
             for name, value in self._asdict().items()
-            if value != getattr(plain, name)
-        ]
-        return ", ".join(said)
+            if value != getattr(default, name)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """One medium in memory, as read or as a processor made it.
+    """One medium in memory, as read from its file or as returned by a processor.
 
     Attributes:
         data: float32. As read: (H, W) or (H, W, 3) display values in [0, 1], bones bright;
-            (F, H, W) or (F, H, W, 3) for a clip; (D, H, W) for a volume; (L, W) for embeddings. As
-            a processor makes it: (C, H, W); (F, C, H, W) for a clip.
-        kind: What it is.
-        view: PA, LATERAL, A4C …, as the corpus spells it.
-        spacing: mm from pixel to pixel of the file, (row, column) or (slice, row, column).
-        window: (center, width) that became black and white, in the file's own units.
-        frame_times: Seconds of each frame of a clip after the first.
+            (F, H, W) or (F, H, W, 3) for a clip; (D, H, W) for a volume; (L, W) for embeddings.
+            After a processor: (C, H, W); (F, C, H, W) for a clip.
+        kind: Image, clip, volume or embedding.
+        view: PA, LATERAL, A4C …, as spelled in the corpus.
+        spacing: Pixel spacing of the file in mm, (row, column) or (slice, row, column).
+        window: (center, width) of the display window, in the file's own units.
+        frame_times: Time of each frame of a clip, in seconds after the first.
         size: Height and width of the file's picture in pixels.
-        geometry: Normalised coordinates of the file's picture -> those of `data`; None where a
-            processor does not say.
+        geometry: Map from normalised coordinates of the file's picture to those of `data`; None
+            where a processor does not provide one.
     """
 
     data: Tensor
@@ -136,34 +141,34 @@ class Media:
     geometry: Geometry | None = None
 
     def with_data(self, data: Tensor, geometry: Geometry | None = None) -> Media:
-        """The same with other data, and where its pixels come from."""
+        """Copy with other data and geometry."""
         return replace(self, data=data, geometry=geometry)
 
-    def still(self) -> np.ndarray:
-        """A picture of it as read: (H, W) or (H, W, 3) in [0, 1]; the middle frame or slice.
+    def still_image(self) -> np.ndarray:
+        """One picture of unprocessed media: (H, W) or (H, W, 3) in [0, 1]; middle frame or slice.
 
         Raises:
-            ValueError: Embeddings are no picture.
+            ValueError: The medium is an embedding.
         """
         if self.kind == "embedding":
-            raise ValueError("embeddings are no picture")
+            raise ValueError("embeddings cannot be shown as a picture")
         array: np.ndarray = self.data.numpy()
         return array if self.kind == "image" else array[len(array) // 2]
 
     @property
     def fps(self) -> float | None:
-        """Frames per second, by the mean distance of the frame times; None where unknown."""
+        """Frames per second, from the mean interval of the frame times; None where unknown."""
         times = self.frame_times
         if times is None or len(times) < 2 or times[-1] <= times[0]:
             return None
         return (len(times) - 1) / (times[-1] - times[0])
 
 
-def of_tensor(data: Tensor) -> Media:
-    """A processed tensor as a medium: (C, H, W) an image, (F, C, H, W) a clip, (L, W) embeddings.
+def media_from_tensor(data: Tensor) -> Media:
+    """Wrap a processed tensor: (C, H, W) image, (F, C, H, W) clip or (L, W) embeddings.
 
     Raises:
-        ValueError: It has other axes.
+        ValueError: The tensor has another number of dimensions.
     """
     kinds: dict[int, Kind] = {2: "embedding", 3: "image", 4: "clip"}
     if data.dim() not in kinds:
@@ -171,47 +176,76 @@ def of_tensor(data: Tensor) -> Media:
     return Media(data, kinds[data.dim()])
 
 
-def read(
-    ref: MediaRef, *, limits: ReadLimits = DEFAULT_LIMITS, at_least: int | None = None
+def read_media_file(
+    ref: MediaRef, *, limits: ReadLimits = DEFAULT_LIMITS, min_side: int | None = None
 ) -> Media:
-    """Read a medium, with what its file says of it.
+    """Read a medium and the metadata of its file.
 
     Args:
-        ref: Which.
+        ref: The medium.
         limits: Size limits of pictures.
-        at_least: See `pixels.read_image`.
+        min_side: See `pixels.read_image`.
 
     Raises:
-        DataError: The file is missing, damaged, over a limit or of another kind, or holds no such
+        DataError: The file is missing, damaged, over a limit or of the wrong kind, or has no such
             frame, row or tensor.
     """
-    arrays = ref.file.endswith(ARRAYS)
-    media = _from_array(ref) if arrays else _from_picture(ref, limits, at_least)
-    if not ref.mirrored:
-        return media
+    is_array = ref.file.endswith(ARRAY_SUFFIXES)
+    media = _read_array(ref) if is_array else _read_picture(ref, limits, min_side)
+    return _mirrored(media, ref.file) if ref.mirrored else media
+
+
+def _mirrored(media: Media, file: str) -> Media:
     if media.kind == "embedding":
-        raise DataError(f"{ref.file}: embeddings cannot be mirrored; mirror the pictures instead")
-    colour = media.data.dim() > {"image": 2, "clip": 3, "volume": 3}[media.kind]
-    mirrored = media.data.flip(-2 if colour else -1)
-    return replace(media, data=mirrored, geometry=MIRRORED)
+        raise DataError(f"{file}: embeddings cannot be mirrored; mirror the pictures instead")
+    in_colour = media.data.dim() > {"image": 2, "clip": 3, "volume": 3}[media.kind]
+    return replace(media, data=media.data.flip(-2 if in_colour else -1), geometry=MIRRORED)
 
 
-def _from_picture(ref: MediaRef, limits: ReadLimits, at_least: int | None) -> Media:
+def _picture_size(kind: Kind, pixels: np.ndarray) -> tuple[int, int]:
+    """Height and width of an image, or of each frame or slice."""
+    height, width = pixels.shape[:2] if kind == "image" else pixels.shape[1:3]
+    return int(height), int(width)
+
+
+def _frame_slice(ref: MediaRef, count: int) -> slice:
+    """The requested frames of a file with `count` frames.
+
+    Raises:
+        DataError: The file does not have all of them.
+    """
+    if ref.frames is None:
+        return slice(None)
+    start, stop, step = ref.frames
+    if not 0 <= start < stop <= count or step < 1:
+        raise DataError(
+            f"{ref.file}: frames {start} to {stop} in steps of {step} were requested, but the file "
+            f"has {count}, counted from 0"
+        )
+    return slice(start, stop, step)
+
+
+# ---- PNG, JPEG and DICOM -------------------------------------------------------------------------
+
+
+def _read_picture(ref: MediaRef, limits: ReadLimits, min_side: int | None) -> Media:
     if ref.kind == "embedding":
-        raise DataError(f"{ref.file}: embeddings are read from {' or '.join(ARRAYS)} files")
-    several = ref.kind != "image"
+        raise DataError(
+            f"{ref.file}: embeddings are only read from {' or '.join(ARRAY_SUFFIXES)} files"
+        )
+    has_frames = ref.kind != "image"
     picture = read_image(
-        ref.file, frame=None if several else ref.index, limits=limits, at_least=at_least
+        ref.file, frame=None if has_frames else ref.index, limits=limits, min_side=min_side
     )
-    pixels, meta = picture.pixels, picture.meta
-    times = _times(ref, picture)
-    if several:
-        chosen = _chosen(ref, len(pixels))
-        pixels = pixels[chosen]
-        times = times and times[chosen]
+    pixels = picture.pixels
+    times = _frame_times(ref, picture)
+    if has_frames:
+        frames = _frame_slice(ref, len(pixels))
+        pixels = pixels[frames]
+        times = times and times[frames]
         if ref.kind == "volume" and pixels.ndim != 3:
-            raise DataError(f"{ref.file}: a volume is grey, and this is in colour")
-    window = meta.get("window")
+            raise DataError(f"{ref.file}: a volume must be grey, but this file is in colour")
+    window = picture.meta.get("window")
     return Media(
         torch.from_numpy(np.ascontiguousarray(pixels)),
         ref.kind,
@@ -219,119 +253,101 @@ def _from_picture(ref: MediaRef, limits: ReadLimits, at_least: int | None) -> Me
         spacing=ref.spacing or _spacing(ref, picture),
         window=window if isinstance(window, tuple) and len(window) == 2 else None,
         frame_times=times,
-        size=_size(ref.kind, pixels),
+        size=_picture_size(ref.kind, pixels),
         geometry=Geometry(),
     )
 
 
-def _size(kind: Kind, pixels: np.ndarray) -> tuple[int, int]:
-    """Height and width of a picture, or of the frames or slices of several."""
-    height, width = pixels.shape[:2] if kind == "image" else pixels.shape[1:3]
-    return int(height), int(width)
-
-
-def _chosen(ref: MediaRef, count: int) -> slice:
-    """The frames that are wanted.
-
-    Raises:
-        DataError: They are not all there.
-    """
-    if ref.frames is None:
-        return slice(None)
-    start, stop, step = ref.frames
-    if not 0 <= start < stop <= count or step < 1:
-        raise DataError(
-            f"{ref.file}: frames {start} to {stop} in steps of {step} were asked for, and it has "
-            f"{count}, counted from 0"
-        )
-    return slice(start, stop, step)
-
-
 def _spacing(ref: MediaRef, picture: PixelImage) -> tuple[float, ...] | None:
-    found = picture.meta.get("pixel_spacing") or picture.meta.get("imager_pixel_spacing")
-    if not isinstance(found, tuple):
+    in_plane = picture.meta.get("pixel_spacing") or picture.meta.get("imager_pixel_spacing")
+    if not isinstance(in_plane, tuple):
         return None
     between = picture.meta.get("slice_spacing")
-    return (*between, *found) if ref.kind == "volume" and isinstance(between, tuple) else found
+    if ref.kind == "volume" and isinstance(between, tuple):
+        return (*between, *in_plane)
+    return in_plane
 
 
-def _times(ref: MediaRef, picture: PixelImage) -> tuple[float, ...] | None:
-    """Seconds of all frames of the file."""
+def _frame_times(ref: MediaRef, picture: PixelImage) -> tuple[float, ...] | None:
+    """Time of every frame of the file, in seconds."""
     if ref.kind != "clip":
         return None
     if ref.fps:
         return tuple(i / ref.fps for i in range(len(picture.pixels)))
-    found = picture.meta.get("frame_times")
-    return found if isinstance(found, tuple) else None
+    times = picture.meta.get("frame_times")
+    return times if isinstance(times, tuple) else None
 
 
-def _from_array(ref: MediaRef) -> Media:
-    """A `.npy` or `.safetensors` array; only the wanted rows are read."""
-    try:
-        array = _safetensors(ref) if ref.file.endswith(".safetensors") else _npy(ref)
-    except DataError:
-        raise
-    except Exception as error:  # damaged files fail in many ways
-        raise DataError(f"{ref.file}: cannot be read as an array ({error})") from None
-    data = torch.from_numpy(np.array(array, dtype=np.float32))  # a copy: files are mapped
-    wanted = _DIMS[ref.kind]
-    coloured = ref.kind in ("image", "clip") and data.dim() == max(wanted)
-    if data.dim() not in wanted or (coloured and data.shape[-1] != 3):
-        raise DataError(
-            f"{ref.file}: {_SHAPES[ref.kind]}, and this is {tuple(data.shape)}"
-            + ("; `index` names one row" if ref.kind == "embedding" else "")
-        )
+# ---- .npy and .safetensors -----------------------------------------------------------------------
+
+
+def _read_array(ref: MediaRef) -> Media:
+    """Read the requested rows or frames of an array file, and no others."""
+    data = torch.from_numpy(np.array(_load_array(ref), dtype=np.float32))  # copies mapped files
+    _check_array_shape(ref, data)
     if ref.kind == "embedding":
         return Media(data[None] if data.dim() == 1 else data, "embedding", ref.view)
     times = None
     if ref.kind == "clip" and ref.fps:
         first, _, step = ref.frames or (0, 0, 1)
         times = tuple((first + i * step) / ref.fps for i in range(len(data)))
-    size = _size(ref.kind, data.numpy())
+    size = _picture_size(ref.kind, data.numpy())
     return Media(data, ref.kind, ref.view, ref.spacing, None, times, size, Geometry())
 
 
-_SHAPES: dict[Kind, str] = {
-    "image": "an image is (H, W) or (H, W, 3)",
-    "clip": "a clip is (F, H, W) or (F, H, W, 3)",
-    "volume": "a volume is (D, H, W)",
-    "embedding": "features must be (L, D) or (D,)",
-}
+def _load_array(ref: MediaRef) -> np.ndarray:
+    try:
+        return _load_safetensors(ref) if ref.file.endswith(".safetensors") else _load_npy(ref)
+    except DataError:
+        raise
+    except Exception as error:  # damaged files fail in many ways
+        raise DataError(f"{ref.file}: cannot be read as an array ({error})") from None
 
 
-def _rows(ref: MediaRef, shape: Sequence[int]) -> int | slice:
-    """What to take of the first axis; of an image, a frame where there are several.
+def _check_array_shape(ref: MediaRef, data: Tensor) -> None:
+    dims = _ARRAY_DIMS[ref.kind]
+    in_colour = ref.kind in ("image", "clip") and data.dim() == max(dims)
+    if data.dim() not in dims or (in_colour and data.shape[-1] != 3):
+        hint = "; use `index` to select one row" if ref.kind == "embedding" else ""
+        raise DataError(
+            f"{ref.file}: {_ARRAY_SHAPES[ref.kind]}, but this array is {tuple(data.shape)}{hint}"
+        )
+
+
+def _select_rows(ref: MediaRef, shape: Sequence[int]) -> int | slice:
+    """Index into the first axis; for an image, the frame of an array with several.
 
     Raises:
-        DataError: It is not there.
+        DataError: The array has no such row or frame.
     """
     count = shape[0]
-    several = len(shape) == 4 or (len(shape) == 3 and shape[-1] != 3)
-    if ref.index is None or (ref.kind == "image" and not several and ref.index == 0):
-        return _chosen(ref, count)
+    has_frames = len(shape) == 4 or (len(shape) == 3 and shape[-1] != 3)
+    if ref.index is None or (ref.kind == "image" and not has_frames and ref.index == 0):
+        return _frame_slice(ref, count)
     if not 0 <= ref.index < count:
-        raise DataError(f"{ref.file}: row {ref.index} was asked for, and it has {count}, from 0")
+        raise DataError(
+            f"{ref.file}: row {ref.index} was requested, but the file has {count}, counted from 0"
+        )
     return ref.index
 
 
-def _npy(ref: MediaRef) -> np.ndarray:
+def _load_npy(ref: MediaRef) -> np.ndarray:
     array = np.load(ref.file, mmap_mode="r", allow_pickle=False)
-    rows: np.ndarray = array[_rows(ref, array.shape)] if array.ndim else array
+    rows: np.ndarray = array[_select_rows(ref, array.shape)] if array.ndim else array
     return rows
 
 
-def _safetensors(ref: MediaRef) -> np.ndarray:
+def _load_safetensors(ref: MediaRef) -> np.ndarray:
     from safetensors import safe_open
 
     with safe_open(ref.file, framework="pt") as file:
         names = sorted(file.keys())
         if not ref.tensor and len(names) != 1:
-            raise DataError(f"{ref.file}: name one tensor of it (`tensor`): {', '.join(names)}")
+            raise DataError(f"{ref.file}: name one of its tensors (`tensor`): {', '.join(names)}")
         name = ref.tensor or names[0]
         if name not in names:
             raise DataError(f"{ref.file}: no tensor '{name}'; it has {', '.join(names)}")
-        piece = file.get_slice(name)
-        rows = _rows(ref, piece.get_shape())
-        found: Tensor = piece[rows]
-        array: np.ndarray = found.float().numpy()
+        lazy_tensor = file.get_slice(name)
+        rows: Tensor = lazy_tensor[_select_rows(ref, lazy_tensor.get_shape())]
+        array: np.ndarray = rows.float().numpy()
         return array

@@ -12,35 +12,40 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 
-def look_up(values: np.ndarray, item: Dataset) -> tuple[np.ndarray, int]:
-    """Map values by the table of a LUT sequence item; its entries, and the bits they span."""
-    count, first, bits = _descriptor(item.get("LUTDescriptor"))
+def apply_lut(values: np.ndarray, item: Dataset) -> tuple[np.ndarray, int]:
+    """Map values through the table of a LUT sequence item.
+
+    Returns:
+        The table entry of each value, float64, and the number of bits per entry.
+    """
+    count, first, bits = _parse_descriptor(item.get("LUTDescriptor"))
     little_endian = item.original_encoding[1] is not False
-    entries = table_entries(item.get("LUTData"), count, bits, little_endian)
-    # C.11.1.1.1, C.11.2.1.1: below the first value the first entry, past the last the last.
-    places = np.clip(np.rint(values - first), 0, count - 1).astype(np.intp)
-    return entries[places].astype(np.float64), bits
+    entries = lut_entries(item.get("LUTData"), count, bits, little_endian)
+    # C.11.1.1.1, C.11.2.1.1: values outside the table take its first or last entry.
+    indices = np.clip(np.rint(values - first), 0, count - 1).astype(np.intp)
+    return entries[indices].astype(np.float64), bits
 
 
-def palette(levels: np.ndarray, dataset: Dataset) -> np.ndarray:
+def palette_colors(levels: np.ndarray, dataset: Dataset) -> np.ndarray:
     """RGB in [0, 1] of each stored value, (levels, 3) float32 (C.7.6.3.1.5, C.7.6.3.1.6)."""
     if "SegmentedRedPaletteColorLookupTableData" in dataset:  # C.7.9.2; pydicom expands it
         from pydicom.pixels.processing import apply_color_lut
 
-        bits = _descriptor(dataset.get("RedPaletteColorLookupTableDescriptor"))[2]
+        bits = _parse_descriptor(dataset.get("RedPaletteColorLookupTableDescriptor"))[2]
         rgb = apply_color_lut(levels, dataset)[..., :3]
         return np.clip(rgb / np.float32(2**bits - 1), 0, 1)
     channels, little_endian = [], dataset.original_encoding[1] is not False
     for color in ("Red", "Green", "Blue"):
-        count, first, bits = _descriptor(dataset.get(f"{color}PaletteColorLookupTableDescriptor"))
+        descriptor = dataset.get(f"{color}PaletteColorLookupTableDescriptor")
+        count, first, bits = _parse_descriptor(descriptor)
         data = dataset.get(f"{color}PaletteColorLookupTableData")
-        places = np.clip(levels.astype(np.int64) - first, 0, count - 1)
-        entries = table_entries(data, count, bits, little_endian)[places]
+        indices = np.clip(levels.astype(np.int64) - first, 0, count - 1)
+        entries = lut_entries(data, count, bits, little_endian)[indices]
         channels.append(np.clip(entries / np.float32(2**bits - 1), 0, 1))
     return np.stack(channels, axis=-1)
 
 
-def _descriptor(value: Any) -> tuple[int, int, int]:
+def _parse_descriptor(value: Any) -> tuple[int, int, int]:
     """Number of entries, first value mapped, bits per entry (C.11.1.1.1, C.7.6.3.1.5)."""
     if not hasattr(value, "__len__") or isinstance(value, bytes) or len(value) != 3:
         raise ImageError("has a lookup table without its descriptor of 3 numbers; export it again")
@@ -50,20 +55,20 @@ def _descriptor(value: Any) -> tuple[int, int, int]:
     return (count & 0xFFFF) or 65536, first, bits  # 0 means 65536; in an SS, 40000 reads negative
 
 
-def table_entries(data: Any, count: int, bits: int, little_endian: bool) -> np.ndarray:
-    """DICOM LUT Data as numbers: 16-bit words; for entries of up to 8 bits also packed bytes.
+def lut_entries(data: Any, count: int, bits: int, little_endian: bool) -> np.ndarray:
+    """Decode DICOM LUT Data: 16-bit words, or packed bytes for entries of up to 8 bits.
 
     Args:
         data: Bytes (value representation OW), a number, or a list of numbers (US, SS).
-        count: Entries the descriptor promises.
+        count: Number of entries according to the descriptor.
         bits: Bits per entry, 1 to 16.
-        little_endian: Byte order of `data` where it is bytes.
+        little_endian: Byte order of `data` if it is bytes.
 
     Returns:
         (count,) unsigned.
 
     Raises:
-        ImageError: There are fewer entries than promised.
+        ImageError: `data` has fewer than `count` entries.
     """
     if isinstance(data, bytes):
         words = np.frombuffer(data[: len(data) // 2 * 2], "<u2" if little_endian else ">u2")

@@ -1,7 +1,7 @@
-"""Where a point of the original picture lies in the processed one.
+"""Affine maps between an original picture and its processed version.
 
-Coordinates are normalised: (0, 0) is the top left corner, (1, 1) the bottom right one, of whichever
-picture is meant, so that a change of resolution changes nothing.
+Coordinates are normalised: (0, 0) is the top left corner of a picture, (1, 1) its bottom right
+corner, so that they do not depend on resolution.
 """
 
 from __future__ import annotations
@@ -25,55 +25,58 @@ class Geometry:
     e: float = 1.0
     f: float = 0.0
 
-    def point(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point of the original lies; outside [0, 1] if it was cut away."""
+    def map_point(self, x: float, y: float) -> tuple[float, float]:
+        """Map a point of the original; outside [0, 1] if it was cropped away."""
         return self.a * x + self.b * y + self.c, self.d * x + self.e * y + self.f
 
     def then(self, other: Geometry) -> Geometry:
         """This map followed by `other`."""
         a, d = other.a * self.a + other.b * self.d, other.d * self.a + other.e * self.d
         b, e = other.a * self.b + other.b * self.e, other.d * self.b + other.e * self.e
-        c, f = other.point(self.c, self.f)
+        c, f = other.map_point(self.c, self.f)
         return Geometry(a, b, c, d, e, f)
 
     def inverse(self) -> Geometry:
-        """From the processed picture back to the original."""
+        """The map from the processed picture back to the original."""
         det = self.a * self.e - self.b * self.d
         a, b, d, e = self.e / det, -self.b / det, -self.d / det, self.a / det
         return Geometry(
             a, b, -(a * self.c + b * self.f), d, e, -(d * self.c + e * self.f)
         )  # fmt: skip
 
-    def box(self, box: Sequence[float], least: float = 0.0) -> Box | None:
-        """The upright box around a mapped box, clipped to the picture.
+    def map_box(self, box: Sequence[float], min_visible: float = 0.0) -> Box | None:
+        """Map a box to the axis-aligned box around it, clipped to the picture.
 
         Args:
             box: x0, y0, x1, y1 on the original.
-            least: Share of the mapped box's area that must remain inside the picture, in [0, 1].
+            min_visible: Fraction of the mapped box's area that must remain inside the picture, in
+                [0, 1].
 
         Returns:
-            x0, y0, x1, y1 in [0, 1]; None where less than `least`, or nothing, is left of it.
+            x0, y0, x1, y1 in [0, 1]; None where nothing, or less than `min_visible`, remains.
         """
         x0, y0, x1, y1 = box
-        corners = [self.point(x, y) for x in (x0, x1) for y in (y0, y1)]
+        corners = [self.map_point(x, y) for x in (x0, x1) for y in (y0, y1)]
         xs, ys = zip(*corners, strict=True)
         left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
-        kept = (max(left, 0.0), max(top, 0.0), min(right, 1.0), min(bottom, 1.0))
-        width, height = kept[2] - kept[0], kept[3] - kept[1]
+        clipped = (max(left, 0.0), max(top, 0.0), min(right, 1.0), min(bottom, 1.0))
+        width, height = clipped[2] - clipped[0], clipped[3] - clipped[1]
         area = (right - left) * (bottom - top)
-        if width <= 0 or height <= 0 or width * height < least * area:
+        if width <= 0 or height <= 0 or width * height < min_visible * area:
             return None
-        return kept
+        return clipped
 
-    def boxes(self, boxes: Iterable[Sequence[float]], least: float = 0.0) -> list[Box | None]:
-        """`box` of each."""
-        return [self.box(one, least) for one in boxes]
+    def map_boxes(
+        self, boxes: Iterable[Sequence[float]], min_visible: float = 0.0
+    ) -> list[Box | None]:
+        """Map several boxes, as `map_box` does."""
+        return [self.map_box(box, min_visible) for box in boxes]
 
 
-def window_of(left: float, top: float, width: float, height: float) -> Geometry:
-    """The map of a picture to a window of it, given in the picture's normalised coordinates.
+def crop_geometry(left: float, top: float, width: float, height: float) -> Geometry:
+    """The map of a picture to a crop, given in the picture's normalised coordinates.
 
-    A window larger than the picture is padding.
+    A crop larger than the picture pads it.
     """
     return Geometry(1 / width, 0.0, -left / width, 0.0, 1 / height, -top / height)
 
@@ -83,9 +86,9 @@ MIRRORED = Geometry(-1.0, 0.0, 1.0)
 
 
 def rotation(degrees: float) -> Geometry:
-    """A turn of a square picture about its middle, counter-clockwise as torchvision turns it."""
+    """Rotation of a square picture about its centre, counter-clockwise as in torchvision."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    # y points down, so a counter-clockwise turn is (cos, sin; -sin, cos).
+    # y points down, so a counter-clockwise rotation is (cos, sin; -sin, cos).
     return Geometry(
         cos, sin, 0.5 - 0.5 * cos - 0.5 * sin, -sin, cos, 0.5 + 0.5 * sin - 0.5 * cos
     )  # fmt: skip

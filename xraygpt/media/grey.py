@@ -1,4 +1,4 @@
-"""Grey-scale arithmetic: stored values, windows and ranges. Unaware of files."""
+"""Grey-scale arithmetic on arrays: stored values, windows and ranges."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import numpy as np
 from xraygpt.common.errors import ImageError
 
 TAIL = 0.001
-"""Share of pixels at each end that `display_range` may clip: one hot pixel must not darken a chest.
-Of up to 1,000 pixels it clips none."""
+"""Fraction of pixels that `display_range` may clip at each end, so that one hot pixel does not
+darken the picture. In pictures of up to 1,000 pixels it clips none."""
+_BLOCK = 256  # rows processed at a time
 
 
-def window_values(
+def apply_window(
     values: np.ndarray, center: float, width: float, function: str = "LINEAR"
 ) -> np.ndarray:
     """Apply a window (DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3).
@@ -19,7 +20,7 @@ def window_values(
     Args:
         values: Modality values, any shape.
         center: Window Center, in the units of `values`.
-        width: Window Width, likewise; at least 1 for LINEAR, else positive.
+        width: Window Width, in the same units; at least 1 for LINEAR, else positive.
         function: VOI LUT Function: LINEAR, LINEAR_EXACT or SIGMOID.
 
     Returns:
@@ -30,10 +31,10 @@ def window_values(
     """
     if function == "LINEAR":  # C.11.2.1.2.1: half a step off, so that integers 0..w-1 fill 0..1
         if width < 1:
-            raise ImageError(f"window width {width:g} is below 1, which LINEAR needs; widen it")
+            raise ImageError(f"window width {width:g} is below 1, the minimum for LINEAR; widen it")
         center, width = center - 0.5, width - 1
     elif function not in ("LINEAR_EXACT", "SIGMOID"):
-        raise ImageError("has a VOI LUT Function that DICOM does not define; mend the header")
+        raise ImageError("has a VOI LUT Function that DICOM does not define; fix the header")
     if function == "SIGMOID":  # C.11.2.1.3.1; past +-700 the result is 0 or 1 and exp overflows
         return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
     if width == 0:  # LINEAR of width 1 is a step
@@ -41,10 +42,11 @@ def window_values(
     return np.clip((values - center) / width + 0.5, 0, 1)  # LINEAR_EXACT: C.11.2.1.3.2
 
 
-def value_levels(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All values a frame can hold, and each pixel's place among them.
+def split_levels(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split a frame into its distinct values and each pixel's index into them.
 
-    A transformation then runs once per level, in float64; `take_levels` carries it to the pixels.
+    A transformation can then run once per level, in float64; `gather_levels` maps the result back
+    to the pixels. For values of up to 16 bits the levels are all values of the type.
 
     Returns:
         Levels, 1-D, and indices, shaped as `stored`: `levels[indices] == stored`.
@@ -58,57 +60,57 @@ def value_levels(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return levels, stored.view(unsigned)
 
 
-def take_levels(table: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """`table[indices]`, by blocks of rows: numpy widens an index array to 8 bytes a pixel."""
+def gather_levels(table: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """`table[indices]` in blocks of rows: numpy widens an index array to 8 bytes a pixel."""
     out = np.empty((*indices.shape, *table.shape[1:]), table.dtype)
-    for row in range(0, len(indices), 256):
-        out[row : row + 256] = table[indices[row : row + 256]]
+    for row in range(0, len(indices), _BLOCK):
+        out[row : row + _BLOCK] = table[indices[row : row + _BLOCK]]
     return out
 
 
 def value_range(
-    values: np.ndarray, indices: np.ndarray, left_out: np.ndarray
+    values: np.ndarray, indices: np.ndarray, ignored: np.ndarray
 ) -> tuple[float, float]:
-    """Lowest and highest value of a frame; (0, 0) if all of it is left out.
+    """Lowest and highest value of a frame; (0, 0) if every pixel is ignored.
 
     Args:
         values: Value of each level.
         indices: Level of each pixel, (H, W).
-        left_out: Which levels do not count, such as padding.
+        ignored: Mask of levels to leave out, such as padding.
     """
     used = np.zeros(len(values), bool)
-    for row in range(0, len(indices), 256):
-        used[indices[row : row + 256].ravel()] = True
-    seen = values[used & ~left_out]
-    return (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 0.0)
+    for row in range(0, len(indices), _BLOCK):
+        used[indices[row : row + _BLOCK].ravel()] = True
+    remaining = values[used & ~ignored]
+    return (float(remaining.min()), float(remaining.max())) if len(remaining) else (0.0, 0.0)
 
 
 def display_range(
     values: np.ndarray, indices: np.ndarray, padding: np.ndarray
 ) -> tuple[float, float]:
-    """What to show black and white in a frame that does not say.
+    """Values to show black and white in a frame without a window.
 
-    The lowest and highest value, leaving out padding and `TAIL` of the pixels at each end; where
-    that leaves nothing between them, the very lowest and highest.
+    These are the lowest and highest value after removing padding and `TAIL` of the pixels at each
+    end. If they are equal, `TAIL` is not removed.
 
     Args:
         values: Value of each level.
         indices: Level of each pixel, (H, W).
-        padding: Which levels are padding.
+        padding: Mask of padding levels.
 
     Returns:
-        Black and white, in the units of `values`; (0, 0) if all is padding.
+        Black and white, in the units of `values`; (0, 0) if every pixel is padding.
     """
     counts = np.zeros(len(values), np.int64)
-    for row in range(0, len(indices), 256):
-        counts += np.bincount(indices[row : row + 256].ravel(), minlength=len(values))
+    for row in range(0, len(indices), _BLOCK):
+        counts += np.bincount(indices[row : row + _BLOCK].ravel(), minlength=len(values))
     counts[padding] = 0
     order = np.argsort(values, kind="stable")
     order = order[counts[order] > 0]
     if not len(order):
         return 0.0, 0.0
-    ranked, reached = values[order], np.cumsum(counts[order])
-    last = int(reached[-1]) - 1
+    ranked, cumulative = values[order], np.cumsum(counts[order])
+    last = int(cumulative[-1]) - 1
     ranks = [int(TAIL * last), last - int(TAIL * last)]
-    low, high = ranked[np.searchsorted(reached, ranks, side="right")].tolist()
+    low, high = ranked[np.searchsorted(cumulative, ranks, side="right")].tolist()
     return (low, high) if low < high else (float(ranked[0]), float(ranked[-1]))

@@ -1,7 +1,4 @@
-"""A decoded picture, the limits it was read under, and the checks every file format shares.
-
-`pixels.py` reads PNG and JPEG, `dicom.py` DICOM; both rest on this module and neither on the other.
-"""
+"""Decoded images, read limits and the checks shared by the PNG, JPEG and DICOM readers."""
 
 from __future__ import annotations
 
@@ -21,20 +18,21 @@ from xraygpt.common.errors import ImageError
 MetaValue = str | int | tuple[float, ...]
 Window = tuple[float, float]
 
-# `warnings.catch_warnings` swaps process-wide state and is not safe in threads; this makes it so.
-_SILENCE = threading.RLock()
+# `warnings.catch_warnings` swaps process-wide state, so it needs a lock to be thread-safe.
+_WARNINGS_LOCK = threading.RLock()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadLimits:
-    """What `read_image` accepts; each is checked before the pixels are decoded."""
+    """Size limits of `read_image`, checked before the pixels are decoded."""
 
     max_file_bytes: int = 512 * 2**20
     """Largest file, and largest inflated size of a deflated DICOM, in bytes."""
 
     max_pixels: int = 100_000_000
-    """Most samples decoded in one call: rows x columns x samples per pixel x frames asked for. For
-    PNG and JPEG Pillow's own limit on rows x columns (`PIL.Image.MAX_IMAGE_PIXELS`) holds too."""
+    """Largest number of samples decoded in one call: rows x columns x samples per pixel x requested
+    frames. For PNG and JPEG, Pillow's limit on rows x columns (`PIL.Image.MAX_IMAGE_PIXELS`) also
+    applies."""
 
 
 DEFAULT_LIMITS = ReadLimits()
@@ -42,31 +40,31 @@ DEFAULT_LIMITS = ReadLimits()
 
 @dataclass(frozen=True)
 class PixelImage:
-    """A decoded image, ready to show or to resize."""
+    """A decoded image in display values."""
 
     pixels: np.ndarray
     """float32 in [0, 1]: (H, W) grey or (H, W, 3) RGB; (F, H, W[, 3]) for `frame=None`."""
 
     bits: int
-    """Bits per sample before scaling to [0, 1]: DICOM Bits Stored, or as Pillow decodes it."""
+    """Bits per sample before scaling to [0, 1]: DICOM Bits Stored, or Pillow's bit depth."""
 
     source_format: str
     """`"DICOM"`, `"PNG"` or `"JPEG"`."""
 
     meta: Mapping[str, MetaValue]
-    """What the file says of the picture and not of the patient. Always: `rows`, `columns`, `frames`
-    (in the file) and `voi`, the step that chose black and white: `argument` (the caller's window),
-    `lut` or `window` (the file's), `range` (it names none, so its own values), or `identity`
-    (colour, PNG, JPEG). Grey images have `window`, the (center, width) shown (for `lut` one that
-    spans its values), and `values`, the lowest and highest value of the frame, both in the units
-    of `read_image(window=…)`. DICOM also has `photometric` and `transfer_syntax`, and where given
-    `modality`, `view_position`, `laterality`, `body_part`, `pixel_spacing` and
-    `imager_pixel_spacing` (row, column; mm), `slice_spacing` (mm) and `frame_times` (seconds after
-    the first frame)."""
+    """Facts about the picture, none about the patient. Always present: `rows`, `columns`, `frames`
+    (of the file) and `voi`, the step that set black and white: `argument` (the caller's window),
+    `lut` or `window` (the file's), `range` (the frame's own values, as the file has neither), or
+    `identity` (colour, PNG, JPEG). Grey images also have `window`, the displayed (center, width)
+    (for `lut` one that spans the frame's values), and `values`, the lowest and highest value of the
+    frame, both in the units of `read_image(window=…)`. DICOM also has `photometric` and
+    `transfer_syntax` and, if in the file, `modality`, `view_position`, `laterality`, `body_part`,
+    `pixel_spacing` and `imager_pixel_spacing` (row, column; mm), `slice_spacing` (mm) and
+    `frame_times` (seconds after the first frame)."""
 
 
 def check_size(rows: int, columns: int, samples: int, frames: int, limits: ReadLimits) -> None:
-    """Refuse a picture over the pixel limit; Python integers, so the product cannot overflow.
+    """Check a picture against the pixel limit, in Python integers that cannot overflow.
 
     Raises:
         ImageError: The product is over `limits.max_pixels`.
@@ -74,13 +72,13 @@ def check_size(rows: int, columns: int, samples: int, frames: int, limits: ReadL
     if rows * columns * samples * frames > limits.max_pixels:
         raise ImageError(
             f"its header declares {columns} x {rows} pixels of {samples} sample(s) in {frames} "
-            f"frame(s), over the limit of {limits.max_pixels:,}; downsample it, ask for one frame, "
+            f"frame(s), over the limit of {limits.max_pixels:,}; downsample it, read one frame, "
             "or raise ReadLimits.max_pixels"
         )
 
 
 def inflate(data: bytes, limits: ReadLimits) -> bytes:
-    """Undo deflate (DICOM PS3.5 A.5) up to the file size limit: 1 kB can hold 1 MB of zeros.
+    """Undo deflate (DICOM PS3.5 A.5), up to the file size limit as a guard against bombs.
 
     Raises:
         ImageError: The result is over `limits.max_file_bytes`, or the data end too early.
@@ -98,45 +96,44 @@ def inflate(data: bytes, limits: ReadLimits) -> bytes:
 
 
 def codestream_sizes(frame: bytes) -> set[tuple[int, int, int]]:
-    """(rows, columns, samples) that a JPEG, JPEG-LS or JPEG 2000 frame states; empty if none."""
-    # JPEG 2000: SOC then SIZ (ITU-T T.800 A.5.1), perhaps in a JP2 wrapper. Every one counts.
+    """(rows, columns, samples) declared in a JPEG, JPEG-LS or JPEG 2000 frame; empty if none."""
+    # JPEG 2000: SOC then SIZ (ITU-T T.800 A.5.1), possibly in a JP2 wrapper. All are collected.
     sizes = set()
     for match in re.finditer(rb"\xff\x4f\xff\x51\x00[\x29-\xff].{34}", frame, re.DOTALL):
         x1, y1, x0, y0 = np.frombuffer(match[0], ">u4", 4, 8).tolist()
         sizes.add((y1 - y0, x1 - x0, int.from_bytes(frame[match.end() :][:2], "big")))
     # JPEG, JPEG-LS: segments up to the frame header (ITU-T T.81 B.2.2, T.87 C.2.2).
-    place = 2 if frame.startswith(b"\xff\xd8") else len(frame)
-    while place + 10 <= len(frame) and frame[place] == 0xFF:
-        marker = frame[place + 1]
+    pos = 2 if frame.startswith(b"\xff\xd8") else len(frame)
+    while pos + 10 <= len(frame) and frame[pos] == 0xFF:
+        marker = frame[pos + 1]
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            rows, columns = np.frombuffer(frame, ">u2", 2, place + 5).tolist()
-            return {*sizes, (rows, columns, frame[place + 9])}
-        fill = marker == 0xFF  # any number of fill bytes may stand before a marker
-        place += 1 if fill else 2 + int.from_bytes(frame[place + 2 : place + 4], "big")
+            rows, columns = np.frombuffer(frame, ">u2", 2, pos + 5).tolist()
+            return {*sizes, (rows, columns, frame[pos + 9])}
+        is_fill = marker == 0xFF  # any number of fill bytes may precede a marker
+        pos += 1 if is_fill else 2 + int.from_bytes(frame[pos + 2 : pos + 4], "big")
     return sizes
 
 
 @contextmanager
-def quiet(*loggers: str) -> Iterator[None]:
-    """Keep libraries' warnings and log lines in: they may quote values from the file.
+def suppress_library_output(*loggers: str) -> Iterator[None]:
+    """Suppress warnings and log lines of libraries, since they may quote values from the file.
 
-    One thread at a time, and all as before on leaving. Pillow's decompression-bomb warning becomes
-    an error.
+    Only one thread at a time can be inside. Pillow's decompression-bomb warning becomes an error.
 
     Args:
-        loggers: Loggers to cut off from the application's handlers meanwhile.
+        loggers: Names of loggers whose records must not reach the application's handlers.
     """
     from PIL import Image
 
-    cut = [logging.getLogger(name) for name in loggers]
-    with _SILENCE, warnings.catch_warnings():
+    muted = [logging.getLogger(name) for name in loggers]
+    with _WARNINGS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        before = [logger.propagate for logger in cut]
+        before = [logger.propagate for logger in muted]
         try:
-            for logger in cut:
+            for logger in muted:
                 logger.propagate = False
             yield
         finally:
-            for logger, propagate in zip(cut, before, strict=True):
+            for logger, propagate in zip(muted, before, strict=True):
                 logger.propagate = propagate

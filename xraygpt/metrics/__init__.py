@@ -1,1 +1,1 @@
-"""Metrics: pure functions on texts and arrays, one file a family."""
+"""Metrics: pure functions of texts and arrays, one module per family."""

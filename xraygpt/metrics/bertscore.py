@@ -1,9 +1,9 @@
-"""BERTScore: how well the words of two texts match by their contextual vectors.
+"""BERTScore: similarity of the words of two texts by their contextual vectors.
 
-Every token of one text is matched with the most alike token of the other by the cosine of their
+Every token of one text is matched with the most similar token of the other by the cosine of their
 hidden states; the mean over the prediction's tokens is the precision, over the reference's tokens
-the recall (Zhang et al. 2020, "BERTScore: Evaluating Text Generation with BERT"). The encoder is a
-folder on disk; nothing is fetched.
+the recall (Zhang et al. 2020, "BERTScore: Evaluating Text Generation with BERT"). The encoder is
+loaded from a local folder; nothing is downloaded.
 
 Shapes: b pairs of a batch, p and r tokens of predictions and references, d hidden size.
 """
@@ -27,7 +27,7 @@ Baseline = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Overlap:
-    """BERTScore of n pairs, each (n,) float64; cosines in [-1, 1], rescaled ones may leave it."""
+    """BERTScore of n pairs, each (n,) float64; in [-1, 1] unless rescaled."""
 
     precision: np.ndarray
     recall: np.ndarray
@@ -35,7 +35,7 @@ class Overlap:
 
 
 class BertScorer:
-    """A local encoder that compares texts."""
+    """Compares texts with a local encoder."""
 
     def __init__(
         self, folder: Path, layer: int, *, device: str = "cpu", batch_size: int = 32
@@ -44,21 +44,21 @@ class BertScorer:
 
         Args:
             folder: A transformers folder: config, weights, tokenizer.
-            layer: Whose hidden states are compared; 0 is the embeddings, 1 the first block. Part
-                of the metric: scores of different layers do not compare.
+            layer: Layer whose hidden states are compared; 0 is the embeddings, 1 the first block.
+                Part of the metric: scores of different layers are not comparable.
             device: Torch device.
-            batch_size: Pairs in one pass.
+            batch_size: Pairs per forward pass.
 
         Raises:
             InputError: If the folder does not exist or has no such layer.
-            WeightsError: If it holds no encoder that transformers can load.
+            WeightsError: If it contains no encoder that transformers can load.
         """
         import torch
 
         self._model, self._tokenizer = _load(folder)
         depth = self._model.config.num_hidden_layers
         if not 0 <= layer <= depth:
-            raise InputError(f"{folder}: layer {layer} asked for; choose one of 0 to {depth}")
+            raise InputError(f"{folder}: no layer {layer}; choose one of 0 to {depth}")
         self._model.to(torch.device(device)).eval()
         self._layer, self._device, self._batch = layer, torch.device(device), batch_size
         self.signature = f"BERTScore, {folder.name} layer {layer}"
@@ -73,88 +73,85 @@ class BertScorer:
     ) -> Overlap:
         """Compare n pairs of texts.
 
-        Texts longer than the encoder reads are cut. A pair with an empty side scores 0, rescaled
-        or not (the bert-score package rescales that 0 to a large negative number). Where idf gives
-        every token of a text the weight 0, as with a single reference, its tokens weigh alike.
+        Texts longer than the encoder's maximum are truncated. A pair with an empty side scores 0,
+        rescaled or not (the bert-score package rescales that 0 to a large negative number). If idf
+        gives every token of a text the weight 0, as with a single reference, all its tokens are
+        weighted equally.
 
         Args:
             predictions: n texts.
             references: n texts.
-            idf: Weigh tokens by how few references hold them, log((n + 1) / (df + 1)).
+            idf: Weight tokens by how few references contain them, log((n + 1) / (df + 1)).
             baseline: Precision, recall and F1 of unrelated texts, each below 1; scores become
                 (score - b) / (1 - b).
 
         Raises:
             InputError: If the counts differ or a baseline is 1 or more.
         """
-        if len(predictions) != len(references):
-            raise InputError(
-                f"{len(predictions)} predictions for {len(references)} references; give one each"
-            )
-        if baseline is not None and not all(b < 1 for b in baseline):
-            raise InputError(f"BERTScore baseline {baseline}: each number must be below 1")
-        said, true = self._encode(predictions), self._encode(references)
+        _check_inputs(predictions, references, baseline)
+        predicted, expected = self._encode(predictions), self._encode(references)
         special = self._tokenizer.num_special_tokens_to_add()
-        weights = self._weights(true if idf else None)
-        full = [i for i in range(len(said)) if min(len(said[i]), len(true[i])) > special]
-        full.sort(key=lambda i: max(len(said[i]), len(true[i])))
-        values = np.zeros((len(said), 3))
-        for start in range(0, len(full), self._batch):
-            rows = full[start : start + self._batch]
+        weights = self._token_weights(expected if idf else None)
+        lengths = [(len(p), len(r)) for p, r in zip(predicted, expected, strict=True)]
+        nonempty = [i for i, pair in enumerate(lengths) if min(pair) > special]
+        nonempty.sort(key=lambda i: max(lengths[i]))
+        values = np.zeros((len(predicted), 3))
+        for start in range(0, len(nonempty), self._batch):
+            rows = nonempty[start : start + self._batch]
             precision, recall = self._match(
-                [said[i] for i in rows], [true[i] for i in rows], weights
+                [predicted[i] for i in rows], [expected[i] for i in rows], weights
             )
             values[rows] = np.stack([precision, recall, _f1(precision, recall)], axis=1)
         if baseline is not None:
             floor = np.asarray(baseline)
-            values[full] = (values[full] - floor) / (1 - floor)
+            values[nonempty] = (values[nonempty] - floor) / (1 - floor)
         return Overlap(*values.T)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, special ones included."""
+        """Token ids of each text, special tokens included."""
         from transformers import GPT2Tokenizer, RobertaTokenizer
 
-        # Byte-level vocabularies tell a word after a space from one at the very start.
-        gap = " " if isinstance(self._tokenizer, GPT2Tokenizer | RobertaTokenizer) else ""
+        # Byte-level vocabularies distinguish a word after a space from one at the very start.
+        prefix = " " if isinstance(self._tokenizer, GPT2Tokenizer | RobertaTokenizer) else ""
         if not texts:
             return []
         stripped = [t.strip() for t in texts]
-        found = self._tokenizer(
-            [gap + t if t else "" for t in stripped],
+        encoded = self._tokenizer(
+            [prefix + t if t else "" for t in stripped],
             truncation=True,
-            max_length=_longest(self._model.config, self._tokenizer),
+            max_length=_max_tokens(self._model.config, self._tokenizer),
         )
-        ids: list[list[int]] = found["input_ids"]
+        ids: list[list[int]] = encoded["input_ids"]
         return ids
 
-    def _weights(self, references: list[list[int]] | None) -> _Weights:
-        """Weight of a token id: by idf, or 1 where there are no references."""
+    def _token_weights(self, references: list[list[int]] | None) -> _TokenWeights:
+        """Idf weights from the references, or weight 1 if there are none."""
         special = frozenset({self._tokenizer.cls_token_id, self._tokenizer.sep_token_id})
         if references is None:
-            return _Weights(special, {}, 1.0)
+            return _TokenWeights(special, {}, 1.0)
         n = len(references)
-        seen = Counter(token for ids in references for token in set(ids))
-        table = {token: log((n + 1) / (count + 1)) for token, count in seen.items()}
-        return _Weights(special, table, log(n + 1))
+        frequency = Counter(token for ids in references for token in set(ids))
+        table = {token: log((n + 1) / (count + 1)) for token, count in frequency.items()}
+        return _TokenWeights(special, table, log(n + 1))
 
     def _match(
-        self, said: list[list[int]], true: list[list[int]], weights: _Weights
+        self, predictions: list[list[int]], references: list[list[int]], weights: _TokenWeights
     ) -> tuple[np.ndarray, np.ndarray]:
         """Precision and recall of b pairs, each (b,) float64."""
         import torch
 
         with torch.no_grad():
-            p, p_mask = self._embed(said)
-            r, r_mask = self._embed(true)
-            alike = p @ r.transpose(1, 2)  # (b, p, r)
-            best_p = alike.masked_fill(~r_mask[:, None, :], -torch.inf).amax(2)  # (b, p)
-            best_r = alike.masked_fill(~p_mask[:, :, None], -torch.inf).amax(1)  # (b, r)
-        precision = [_mean(row, ids, weights) for row, ids in zip(best_p, said, strict=True)]
-        recall = [_mean(row, ids, weights) for row, ids in zip(best_r, true, strict=True)]
+            p, p_mask = self._embed(predictions)
+            r, r_mask = self._embed(references)
+            similarity = p @ r.transpose(1, 2)  # (b, p, r)
+            best_p = similarity.masked_fill(~r_mask[:, None, :], -torch.inf).amax(2)  # (b, p)
+            best_r = similarity.masked_fill(~p_mask[:, :, None], -torch.inf).amax(1)  # (b, r)
+        precision = [_mean(row, ids, weights) for row, ids in zip(best_p, predictions, strict=True)]
+        recall = [_mean(row, ids, weights) for row, ids in zip(best_r, references, strict=True)]
         return np.array(precision), np.array(recall)
 
     def _embed(self, batch: list[list[int]]) -> tuple[Any, Any]:
-        """Unit vectors (b, t, d) of the chosen layer and the mask (b, t) of real tokens."""
+        """Unit vectors (b, t, d) of the chosen layer and the mask (b, t) of non-padding tokens."""
         import torch
 
         longest = max(len(ids) for ids in batch)
@@ -170,22 +167,32 @@ class BertScorer:
 
 
 @dataclass(frozen=True)
-class _Weights:
-    """Weights of tokens; special ones have none."""
-
-    special: frozenset[int]
+class _TokenWeights:
+    special: frozenset[int]  # ids with weight 0
     table: Mapping[int, float]
-    other: float  # of tokens that are not in the table
+    default: float  # weight of tokens that are not in the table
 
-    def of(self, ids: list[int]) -> np.ndarray:
-        """(t,) float64, adding up to 1; alike where the table gives every token 0."""
+    def normalized(self, ids: list[int]) -> np.ndarray:
+        """(t,) float64 with sum 1; equal weights if the table gives every token 0."""
         plain = np.array([i not in self.special for i in ids], dtype=float)
-        each = plain * np.array([self.table.get(i, self.other) for i in ids])
-        each = each if each.sum() > 0 else plain
-        return each / each.sum()
+        weights = plain * np.array([self.table.get(i, self.default) for i in ids])
+        weights = weights if weights.sum() > 0 else plain
+        return weights / weights.sum()
+
+
+def _check_inputs(
+    predictions: Sequence[str], references: Sequence[str], baseline: Baseline | None
+) -> None:
+    if len(predictions) != len(references):
+        raise InputError(
+            f"{len(predictions)} predictions for {len(references)} references; give one each"
+        )
+    if baseline is not None and not all(b < 1 for b in baseline):
+        raise InputError(f"BERTScore baseline {baseline}: each number must be below 1")
 
 
 def _load(folder: Path) -> tuple[Any, Any]:
+    """The model and its tokenizer."""
     from transformers import AutoModel, AutoTokenizer
 
     if not (folder / "config.json").is_file():
@@ -198,25 +205,25 @@ def _load(folder: Path) -> tuple[Any, Any]:
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise WeightsError(f"{folder}: cannot be loaded as an encoder: {error}") from error
     if getattr(model.config, "is_encoder_decoder", False):
-        raise WeightsError(f"{folder}: holds a decoder as well; BERTScore takes an encoder alone")
+        raise WeightsError(f"{folder}: contains a decoder too; BERTScore needs an encoder only")
     return model, tokenizer
 
 
-def _longest(config: Any, tokenizer: Any) -> int:
-    """Tokens the encoder can read; RoBERTa counts positions from behind the padding id."""
+def _max_tokens(config: Any, tokenizer: Any) -> int:
+    """Maximum input length; RoBERTa's positions start after the padding id."""
     limit = int(getattr(config, "max_position_embeddings", 0) or 512)
     if "roberta" in config.model_type:
         limit -= int(config.pad_token_id) + 1
     return min(limit, int(tokenizer.model_max_length))
 
 
-def _mean(best: Any, ids: list[int], weights: _Weights) -> float:
-    """Weighted mean of the best cosines of one text, (t,) with padding behind."""
-    return float(best[: len(ids)].double().cpu().numpy() @ weights.of(ids))
+def _mean(best: Any, ids: list[int], weights: _TokenWeights) -> float:
+    """Weighted mean of the best cosines of one text, (t,) with padding at the end."""
+    return float(best[: len(ids)].double().cpu().numpy() @ weights.normalized(ids))
 
 
 def _f1(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
-    """Harmonic mean, 0 where the two do not add up to something positive."""
+    """Harmonic mean; 0 unless the sum of the two is positive."""
     total = precision + recall
     out = np.zeros_like(total)
     return np.divide(2 * precision * recall, total, out=out, where=total > 0)
@@ -231,12 +238,12 @@ def bert_scores(
     idf: bool = False,
     baseline: Baseline | None = None,
 ) -> list[Score]:
-    """Mean precision, recall and F1 over samples; arguments as of `BertScorer.score`.
+    """Mean precision, recall and F1 over samples; for the arguments see `BertScorer.score`.
 
-    ``groups`` names the study of each sample, which intervals resample.
+    ``groups`` is the study of each sample; intervals resample by it.
     """
-    found = scorer.score(predictions, references, idf=idf, baseline=baseline)
+    overlap = scorer.score(predictions, references, idf=idf, baseline=baseline)
     signature = f"{scorer.signature}, {'idf of the references' if idf else 'no idf'}, "
     signature += f"rescaled by {baseline}" if baseline else "not rescaled"
-    parts = {"precision": found.precision, "recall": found.recall, "F1": found.f1}
+    parts = {"precision": overlap.precision, "recall": overlap.recall, "F1": overlap.f1}
     return [mean_score(f"BERTScore_{k}", v.tolist(), signature, groups) for k, v in parts.items()]

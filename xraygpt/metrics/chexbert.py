@@ -1,21 +1,21 @@
-"""CheXbert: 14 findings of a report read by a BERT, and F1 between the labels of two reports.
+"""CheXbert: 14 findings of a report labelled by a BERT, and F1 between the labels of two reports.
 
-The network is a BERT whose vector of the first token feeds 13 heads of four classes and one, for
-"no finding", of two (Smit et al. 2020, "CheXbert: Combining Automatic Labelers and Expert
-Annotations for Accurate Radiology Report Labeling Using BERT"). The scores need label arrays
-alone; weights only where a text is to be labelled.
+The network is a BERT whose first token's vector feeds 13 heads with four classes and one head, for
+"no finding", with two (Smit et al. 2020, "CheXbert: Combining Automatic Labelers and Expert
+Annotations for Accurate Radiology Report Labeling Using BERT"). The scores need only label arrays;
+weights are needed only for labelling texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from xraygpt.common.errors import InputError, WeightsError
-from xraygpt.metrics.statistics import Score, ratio_score
+from xraygpt.metrics.statistics import Score, f1_of_sums, macro_f1_of_sums, ratio_score
 
 #: The findings in the order of the network's heads.
 FINDINGS: tuple[str, ...] = (
@@ -35,40 +35,40 @@ FINDINGS: tuple[str, ...] = (
     "no_finding",
 )
 #: The five that the CheXpert competition ranks by (Irvin et al. 2019).
-FIVE: tuple[str, ...] = (
+COMPETITION_FINDINGS: tuple[str, ...] = (
     "cardiomegaly",
     "edema",
     "consolidation",
     "atelectasis",
     "pleural_effusion",
 )
-BLANK, POSITIVE, NEGATIVE, UNCERTAIN = range(4)  # as the heads number their classes
+BLANK, POSITIVE, NEGATIVE, UNCERTAIN = range(4)  # class indices of the heads
 Policy = Literal["positive", "negative", "ignore", "class"]
 
 _BATCH = 32
-_LONGEST = 512  # tokens
-# A buffer that old versions of transformers saved with the weights.
+_MAX_TOKENS = 512
+# Buffers that old versions of transformers saved with the weights.
 _BUFFERS = frozenset({"bert.embeddings.position_ids", "bert.embeddings.token_type_ids"})
 
 
 class CheXbert:
-    """The labeller, on the weights its authors published or on others of that layout."""
+    """The labeller, with its authors' published weights or others of the same layout."""
 
     def __init__(self, checkpoint: Path, bert: Path, *, device: str = "cpu") -> None:
-        """Build the network and fill it.
+        """Build the network and load its weights.
 
         Args:
             checkpoint: ``chexbert.pth``: a dict whose ``model_state_dict`` has keys such as
-                ``module.bert.…`` and ``module.linear_heads.0.weight``. Read without running any
-                code it may hold.
+                ``module.bert.…`` and ``module.linear_heads.0.weight``. Loaded without executing
+                any code it may contain.
             bert: Folder with ``config.json`` and the vocabulary of the BERT it was trained from
                 (for the published file bert-base-uncased); its weights are not used.
             device: Torch device.
 
         Raises:
             InputError: If a file or folder does not exist.
-            WeightsError: If the checkpoint cannot be read, or its names or shapes are not those of
-                this BERT with 14 heads.
+            WeightsError: If the checkpoint cannot be read, or its names or shapes do not match this
+                BERT with 14 heads.
         """
         import torch
         from transformers import AutoTokenizer, BertConfig, BertModel
@@ -82,10 +82,10 @@ class CheXbert:
         self._network = torch.nn.ModuleDict(
             {"bert": BertModel(config), "linear_heads": torch.nn.ModuleList(heads)}
         )
-        _fill(self._network, _state(checkpoint), checkpoint)
+        _load_state(self._network, _read_state(checkpoint), checkpoint)
         self._device = torch.device(device)
         self._network.to(self._device).eval()
-        self._longest = min(_LONGEST, config.max_position_embeddings)
+        self._max_tokens = min(_MAX_TOKENS, config.max_position_embeddings)
 
     def label(self, reports: Sequence[str]) -> np.ndarray:
         """Label n reports.
@@ -95,37 +95,37 @@ class CheXbert:
             `FINDINGS`; "no finding" is blank or positive.
         """
         labels = np.zeros((len(reports), len(FINDINGS)), dtype=np.int64)
-        for rows, vectors in self._passes(reports):
+        for rows, vectors in self._vectors(reports):
             logits = [head(vectors) for head in self._heads()]
-            labels[rows] = np.stack([one.argmax(1).cpu().numpy() for one in logits], axis=1)
+            labels[rows] = np.stack([row.argmax(1).cpu().numpy() for row in logits], axis=1)
         return labels
 
     def embed(self, reports: Sequence[str]) -> np.ndarray:
-        """(n, hidden size) float32 vectors of n reports, that of the first token."""
-        found = np.zeros((len(reports), self._heads()[0].in_features), dtype=np.float32)
-        for rows, vectors in self._passes(reports):
-            found[rows] = vectors.cpu().numpy()
-        return found
+        """The first token's vectors of n reports, (n, hidden size) float32."""
+        embeddings = np.zeros((len(reports), self._heads()[0].in_features), dtype=np.float32)
+        for rows, vectors in self._vectors(reports):
+            embeddings[rows] = vectors.cpu().numpy()
+        return embeddings
 
     def logits(self, reports: Sequence[str]) -> list[np.ndarray]:
-        """Of each head (n, 4), of the last (n, 2), float32."""
-        found = [np.zeros((len(reports), h.out_features), np.float32) for h in self._heads()]
-        for rows, vectors in self._passes(reports):
-            for out, head in zip(found, self._heads(), strict=True):
+        """The logits of each head for n reports: (n, 4), of the last head (n, 2), float32."""
+        logits = [np.zeros((len(reports), h.out_features), np.float32) for h in self._heads()]
+        for rows, vectors in self._vectors(reports):
+            for out, head in zip(logits, self._heads(), strict=True):
                 out[rows] = head(vectors).cpu().numpy()
-        return found
+        return logits
 
     def _heads(self) -> list[Any]:
         return list(self._network["linear_heads"].children())
 
-    def _passes(self, reports: Sequence[str]) -> Any:
-        """Yield the places of some reports of like length and their vectors (b, hidden size)."""
+    def _vectors(self, reports: Sequence[str]) -> Iterator[tuple[list[int], Any]]:
+        """Yield the indices of b reports of similar length and their vectors (b, hidden size)."""
         import torch
 
         if not reports:
             return
         plain = [" ".join(r.split()) for r in reports]
-        encoded = self._tokenizer(plain, truncation=True, max_length=self._longest)["input_ids"]
+        encoded = self._tokenizer(plain, truncation=True, max_length=self._max_tokens)["input_ids"]
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         with torch.inference_mode():
             for start in range(0, len(order), _BATCH):
@@ -141,8 +141,8 @@ class CheXbert:
                 yield rows, out.last_hidden_state[:, 0]
 
 
-def _state(checkpoint: Path) -> dict[str, Any]:
-    """Weights by name, without the prefix that training on several GPUs leaves."""
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    """Weights by name, without the prefix that multi-GPU training adds."""
     import torch
 
     if not checkpoint.is_file():
@@ -151,27 +151,27 @@ def _state(checkpoint: Path) -> dict[str, Any]:
             "(github.com/stanfordmlgroup/CheXbert)"
         )
     try:
-        read = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in a dozen ways
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises many kinds of exceptions
         raise WeightsError(
-            f"{checkpoint}: not a checkpoint of tensors alone ({error}); fetch chexbert.pth again"
+            f"{checkpoint}: not a tensor-only checkpoint ({error}); download chexbert.pth again"
         ) from error
-    state = read.get("model_state_dict", read) if isinstance(read, Mapping) else None
+    state = content.get("model_state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(torch.is_tensor(v) for v in state.values()):
         raise WeightsError(f"{checkpoint}: no model_state_dict in it; give chexbert.pth itself")
     named = {str(k).removeprefix("module."): v for k, v in state.items()}
     return {k: v for k, v in named.items() if k not in _BUFFERS}
 
 
-def _fill(network: Any, state: Mapping[str, Any], checkpoint: Path) -> None:
-    """Copy the weights after all names and shapes were compared."""
-    own = network.state_dict()
-    problems = [f"missing {k}" for k in own if k not in state]
-    problems += [f"unexpected {k}" for k in state if k not in own]
+def _load_state(network: Any, state: Mapping[str, Any], checkpoint: Path) -> None:
+    """Copy the weights after comparing all names and shapes."""
+    expected = network.state_dict()
+    problems = [f"missing {k}" for k in expected if k not in state]
+    problems += [f"unexpected {k}" for k in state if k not in expected]
     problems += [
-        f"{k} is {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
+        f"{k} is {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}"
+        for k in expected
+        if k in state and state[k].shape != expected[k].shape
     ]
     if problems:
         shown = "; ".join(problems[:5]) + (" …" if len(problems) > 5 else "")
@@ -183,24 +183,25 @@ def _fill(network: Any, state: Mapping[str, Any], checkpoint: Path) -> None:
 
 
 def chexbert_scores(
-    predicted: np.ndarray,
-    true: np.ndarray,
+    predictions: np.ndarray,
+    references: np.ndarray,
     *,
     uncertain: Policy = "positive",
     groups: Sequence[str] | None = None,
 ) -> list[Score]:
     """F1 of the labels of predictions against those of references.
 
-    Only affirmed findings count; a class that neither side holds has F1 0 in a macro mean, as
-    scikit-learn has it.
+    Only affirmed findings count; a class that is positive on neither side has F1 0 in a macro mean,
+    as in scikit-learn.
 
     Args:
-        predicted: (n, 14) labels, see `CheXbert.label`.
-        true: (n, 14) labels.
-        uncertain: What a doubted finding counts as: ``positive``, ``negative``, ``ignore`` (a cell
-            that either side doubts is left out) or ``class`` (each finding is scored twice, as
-            affirmed and as doubted; both enter the means; "no finding" cannot be doubted).
-        groups: Per sample its study, which intervals resample; None takes samples as independent.
+        predictions: (n, 14) labels, see `CheXbert.label`.
+        references: (n, 14) labels.
+        uncertain: How uncertain labels count: ``positive``, ``negative``, ``ignore`` (cells that
+            are uncertain on either side are excluded) or ``class`` (each finding is scored twice,
+            as affirmed and as uncertain; both enter the means; "no finding" cannot be uncertain).
+        groups: The study of each sample; intervals resample by it. None treats samples as
+            independent.
 
     Returns:
         ``chexbert_14_micro_F1``, ``chexbert_14_macro_F1``, ``chexbert_5_micro_F1`` and
@@ -211,58 +212,50 @@ def chexbert_scores(
     """
     if uncertain not in get_args(Policy):
         raise InputError(f"uncertain={uncertain!r}: choose one of {', '.join(get_args(Policy))}")
-    predicted, true = _checked(predicted, "predicted"), _checked(true, "true")
-    if len(predicted) != len(true):
-        raise InputError(f"{len(predicted)} predicted rows for {len(true)} true ones")
+    predictions = _checked(predictions, "prediction")
+    references = _checked(references, "reference")
+    if len(predictions) != len(references):
+        raise InputError(
+            f"labels of {len(predictions)} predictions for {len(references)} references"
+        )
     scores = []
-    for size, names in (("14", FINDINGS), ("5", FIVE)):
+    for size, names in (("14", FINDINGS), ("5", COMPETITION_FINDINGS)):
         columns = [FINDINGS.index(n) for n in names]
-        counts = _counts(predicted[:, columns], true[:, columns], names, uncertain)
-        signature = f"CheXbert, {size} findings, uncertain: {uncertain}"
+        counts = _counts(predictions[:, columns], references[:, columns], names, uncertain)
+        micro, macro = counts.sum(axis=1), counts.reshape(len(counts), 3 * counts.shape[1])
+        name, signature = f"chexbert_{size}", f"CheXbert, {size} findings, uncertain: {uncertain}"
         scores += [
-            ratio_score(f"chexbert_{size}_micro_F1", counts.sum(axis=1), _f1, signature, groups),
-            ratio_score(
-                f"chexbert_{size}_macro_F1",
-                counts.reshape(len(counts), 3 * counts.shape[1]),
-                _macro,
-                signature,
-                groups,
-            ),
+            ratio_score(f"{name}_micro_F1", micro, f1_of_sums, signature, groups),
+            ratio_score(f"{name}_macro_F1", macro, macro_f1_of_sums, signature, groups),
         ]
     return scores
 
 
-def _checked(labels: np.ndarray, which: str) -> np.ndarray:
+def _checked(labels: np.ndarray, side: str) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.ndim != 2 or labels.shape[1] != len(FINDINGS):
-        raise InputError(f"{which} labels have shape {labels.shape}; (n, {len(FINDINGS)}) is meant")
+        raise InputError(f"{side} labels have shape {labels.shape}; give (n, {len(FINDINGS)})")
     if not np.isin(labels, range(4)).all():
-        held = ", ".join(map(str, np.unique(labels)))
+        values = ", ".join(map(str, np.unique(labels)))
         raise InputError(
-            f"{which} labels hold {held}; meant are 0 blank, 1 positive, 2 negative, 3 uncertain"
+            f"{side} labels contain {values}; valid are 0 blank, 1 positive, 2 negative, "
+            "3 uncertain"
         )
     return labels
 
 
 def _counts(
-    predicted: np.ndarray, true: np.ndarray, names: Sequence[str], uncertain: Policy
+    predictions: np.ndarray, references: np.ndarray, names: Sequence[str], uncertain: Policy
 ) -> np.ndarray:
-    """(n, classes, 3) float64: hit, said and true of each class."""
-    kept = np.ones(predicted.shape, dtype=bool)
+    """True positives, predicted and reference positives of each class, (n, classes, 3) float64."""
+    valid = np.ones(predictions.shape, dtype=bool)
     if uncertain == "ignore":
-        kept = (predicted != UNCERTAIN) & (true != UNCERTAIN)
-    held = [POSITIVE, UNCERTAIN] if uncertain == "positive" else [POSITIVE]
-    said, meant = np.isin(predicted, held) & kept, np.isin(true, held) & kept
+        valid = (predictions != UNCERTAIN) & (references != UNCERTAIN)
+    positive = [POSITIVE, UNCERTAIN] if uncertain == "positive" else [POSITIVE]
+    predicted = np.isin(predictions, positive) & valid
+    expected = np.isin(references, positive) & valid
     if uncertain == "class":
-        doubtable = [i for i, n in enumerate(names) if n != "no_finding"]
-        said = np.hstack([said, predicted[:, doubtable] == UNCERTAIN])
-        meant = np.hstack([meant, true[:, doubtable] == UNCERTAIN])
-    return np.stack([said & meant, said, meant], axis=2).astype(float)
-
-
-def _f1(counts: np.ndarray) -> float:
-    return float(2 * counts[0] / max(counts[1] + counts[2], 1))
-
-
-def _macro(counts: np.ndarray) -> float:
-    return float(np.mean([_f1(one) for one in counts.reshape(-1, 3)]))
+        columns = [i for i, n in enumerate(names) if n != "no_finding"]
+        predicted = np.hstack([predicted, predictions[:, columns] == UNCERTAIN])
+        expected = np.hstack([expected, references[:, columns] == UNCERTAIN])
+    return np.stack([predicted & expected, predicted, expected], axis=2).astype(float)

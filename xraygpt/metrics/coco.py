@@ -1,7 +1,7 @@
-"""BLEU, ROUGE-L, METEOR and CIDEr-D as report papers take them: the COCO caption evaluation.
+"""BLEU, ROUGE-L, METEOR and CIDEr-D as in report papers: the COCO caption evaluation.
 
-Counting is pycocoevalcap's own; only the last formula, from counts to the number, stands here, so
-that intervals and paired differences can resample the counts of single reports.
+pycocoevalcap does the counting. Only the final formulas, from counts to scores, are implemented
+here, so that intervals and paired differences can resample the counts of single reports.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from xraygpt.metrics.statistics import Score, mean_score, ratio_score
 
 log = logging.getLogger(__name__)
 
-HOW_TO_GET = "pip install --no-deps pycocoevalcap"
+INSTALL = "pip install --no-deps pycocoevalcap"
 # METEOR 1.5 for English (Denkowski and Lavie 2014): weights of exact, stem, synonym and paraphrase
 # matches; of precision against recall; of fragmentation; of content against function words.
 _WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
-_METEOR_COUNTS = 23  # numbers in what the Java program says of one pair
+_METEOR_COUNTS = 23  # numbers that the Java program prints for one pair
 
 
 def coco_version() -> str | None:
-    """Version of pycocoevalcap; None where it is absent."""
+    """Version of pycocoevalcap; None if it is not installed."""
     try:
         return version("pycocoevalcap")
     except PackageNotFoundError:
@@ -39,7 +39,7 @@ def coco_version() -> str | None:
 def coco_scores(
     predictions: Sequence[str],
     references: Sequence[str],
-    words: Callable[[str], str],
+    tokenize: Callable[[str], str],
     groups: Sequence[str] | None = None,
     *,
     meteor: bool = False,
@@ -48,50 +48,52 @@ def coco_scores(
 
     Args:
         predictions: Generated reports.
-        references: What was written, one for each.
-        words: Cuts a text into words with one blank between them; see `protocols`.
-        groups: Per sample its study, which intervals resample.
-        meteor: Take METEOR, which wants Java.
+        references: One reference report each.
+        tokenize: Splits a text into words separated by single blanks; see `protocols`. Its string
+            form becomes part of the signatures.
+        groups: The study of each sample; intervals resample by it.
+        meteor: Compute METEOR, which needs Java.
 
     Returns:
-        The scores, and by name why one was left out.
+        The scores, and the reason for each score that was left out, by its name.
     """
-    found = coco_version()
-    if found is None:
-        why = f"pycocoevalcap is absent: {HOW_TO_GET}"
+    installed = coco_version()
+    if installed is None:
         names = [*(f"COCO BLEU-{k}" for k in range(1, 5)), "COCO ROUGE-L", "CIDEr-D", "METEOR"]
-        return [], dict.fromkeys(names, why)
-    said, true = [words(p) for p in predictions], [words(r) for r in references]
-    signature = f"pycocoevalcap {found}; {words}"
-    scores = [*_bleu(said, true, signature, groups), _rouge(said, true, signature, groups)]
-    scores.append(_cider(said, true, signature, groups))
+        return [], dict.fromkeys(names, f"pycocoevalcap is not installed: {INSTALL}")
+    predictions = [tokenize(p) for p in predictions]
+    references = [tokenize(r) for r in references]
+    signature = f"pycocoevalcap {installed}; {tokenize}"
+    scores = _bleu(predictions, references, signature, groups)
+    scores.append(_rouge(predictions, references, signature, groups))
+    scores.append(_cider(predictions, references, signature, groups))
     if not meteor:
-        return scores, {"METEOR": "not asked for (run.task.meteor: true)"}
+        return scores, {"METEOR": "not requested (run.task.meteor: true)"}
     if shutil.which("java") is None:
-        return scores, {"METEOR": "it is a Java program, and there is no java here"}
+        return scores, {"METEOR": "it is a Java program, and no java was found"}
     try:
-        return [*scores, _meteor(said, true, signature, groups)], {}
+        return [*scores, _meteor(predictions, references, signature, groups)], {}
     except (InputError, OSError) as error:
         return scores, {"METEOR": f"its Java program failed ({type(error).__name__})"}
 
 
 def _bleu(
-    said: list[str], true: list[str], signature: str, groups: Sequence[str] | None
+    predictions: list[str], references: list[str], signature: str, groups: Sequence[str] | None
 ) -> list[Score]:
     """Corpus BLEU (Papineni et al. 2002) with COCO's tiny constants."""
     from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 
     rows = []
-    for p, r in zip(said, true, strict=True):
-        one = cook_test(p, cook_refs([r]), eff="closest")
-        rows.append([one["testlen"], one["reflen"], *one["correct"], *one["guess"]])
-    counts = np.array(rows, dtype=float).reshape(len(said), 10)
+    for prediction, reference in zip(predictions, references, strict=True):
+        row = cook_test(prediction, cook_refs([reference]), eff="closest")
+        rows.append([row["testlen"], row["reflen"], *row["correct"], *row["guess"]])
+    counts = np.array(rows, dtype=float).reshape(len(predictions), 10)
 
     scores = []
     for order in range(1, 5):
         ratio = partial(coco_bleu, order=order)
-        about = f"BLEU-{order}, {signature}"
-        scores.append(ratio_score(f"COCO BLEU-{order}", counts, ratio, about, groups))
+        order_signature = f"BLEU-{order}, {signature}"
+        scores.append(ratio_score(f"COCO BLEU-{order}", counts, ratio, order_signature, groups))
     return scores
 
 
@@ -99,8 +101,8 @@ def coco_bleu(sums: np.ndarray, order: int) -> float:
     """BLEU of summed counts, in [0, 1].
 
     Args:
-        sums: Words said, words of the references, four numbers of n-grams that match and four of
-            n-grams said.
+        sums: (10,) words of the predictions, words of the references, four numbers of matching
+            n-grams and four of all n-grams of the predictions.
         order: Longest n-gram, 1 to 4.
     """
     tiny, small = 1e-15, 1e-9
@@ -110,22 +112,27 @@ def coco_bleu(sums: np.ndarray, order: int) -> float:
     return precision if length >= 1 else precision * float(np.exp(1 - 1 / length))
 
 
-def _rouge(said: list[str], true: list[str], signature: str, groups: Sequence[str] | None) -> Score:
-    """Mean ROUGE-L (Lin 2004) with recall weighed 1.44 times as much as precision."""
+def _rouge(
+    predictions: list[str], references: list[str], signature: str, groups: Sequence[str] | None
+) -> Score:
+    """Mean ROUGE-L (Lin 2004) with recall weighted 1.44 times as much as precision."""
     from pycocoevalcap.rouge.rouge import Rouge
 
     scorer = Rouge()
-    values = [scorer.calc_score([p], [r]) for p, r in zip(said, true, strict=True)]
+    pairs = zip(predictions, references, strict=True)
+    values = [scorer.calc_score([p], [r]) for p, r in pairs]
     return mean_score("COCO ROUGE-L", values, f"ROUGE-L, beta 1.2, {signature}", groups)
 
 
-def _cider(said: list[str], true: list[str], signature: str, groups: Sequence[str] | None) -> Score:
-    """Mean CIDEr-D (Vedantam et al. 2015), from 0 to 10; n-grams weigh by these references."""
+def _cider(
+    predictions: list[str], references: list[str], signature: str, groups: Sequence[str] | None
+) -> Score:
+    """Mean CIDEr-D (Vedantam et al. 2015), from 0 to 10; idf weights are from these references."""
     from pycocoevalcap.cider.cider_scorer import CiderScorer
 
     scorer = CiderScorer(n=4, sigma=6.0)
-    for p, r in zip(said, true, strict=True):
-        scorer += (p, [r])
+    for prediction, reference in zip(predictions, references, strict=True):
+        scorer += (prediction, [reference])
     _, values = scorer.compute_score()
     return mean_score(
         "CIDEr-D", values, f"CIDEr-D, idf of these references, 0 to 10, {signature}", groups
@@ -133,41 +140,43 @@ def _cider(said: list[str], true: list[str], signature: str, groups: Sequence[st
 
 
 def _meteor(
-    said: list[str], true: list[str], signature: str, groups: Sequence[str] | None
+    predictions: list[str], references: list[str], signature: str, groups: Sequence[str] | None
 ) -> Score:
-    """METEOR 1.5 over the corpus: the counts of all pairs are added first."""
-    counts = np.array(meteor_counts(said, true), dtype=float).reshape(len(said), _METEOR_COUNTS)
+    """METEOR 1.5 of the corpus, from the summed counts of all pairs."""
+    counts = np.array(meteor_counts(predictions, references), dtype=float)
+    counts = counts.reshape(len(predictions), _METEOR_COUNTS)
     return ratio_score("METEOR", counts, meteor_of_counts, f"METEOR 1.5, {signature}", groups)
 
 
-def meteor_counts(said: Sequence[str], true: Sequence[str]) -> list[list[float]]:
-    """Of each pair the 23 numbers of METEOR's Java program; equal pairs are asked once.
+def meteor_counts(predictions: Sequence[str], references: Sequence[str]) -> list[list[float]]:
+    """The 23 numbers of METEOR's Java program for each pair; equal pairs are computed once.
 
     Raises:
-        InputError: The program ended.
+        InputError: If the program ended early.
     """
     from pycocoevalcap.meteor.meteor import Meteor
 
-    known: dict[tuple[str, str], list[float]] = {}
+    pairs = list(zip(predictions, references, strict=True))
+    counts: dict[tuple[str, str], list[float]] = {}
     program: Any = Meteor()
     try:
-        for pair in zip(said, true, strict=True):
-            if pair not in known:
-                known[pair] = _meteor_row(program._stat(pair[0], [pair[1]]))
+        for pair in pairs:
+            if pair not in counts:
+                counts[pair] = _parse_meteor_line(program._stat(pair[0], [pair[1]]))
     finally:
         program.meteor_p.stderr.close()
         program.meteor_p.stdout.close()
         del program  # ends the Java process
-    return [known[pair] for pair in zip(said, true, strict=True)]
+    return [counts[pair] for pair in pairs]
 
 
-def _meteor_row(line: str) -> list[float]:
-    """What the program says of one pair; a text all matched in one piece is in no pieces."""
+def _parse_meteor_line(line: str) -> list[float]:
+    """The counts of one pair; a complete match in one chunk counts as no chunks."""
     row = [float(v) for v in line.split()]
     if len(row) != _METEOR_COUNTS:
         raise InputError("METEOR's Java program ended early")
-    said, true, chunks, said_matched, true_matched = row[0], row[1], *row[20:]
-    if chunks == 1 and said_matched == said and true_matched == true:
+    chunks, *matched = row[20:]
+    if chunks == 1 and matched == row[:2]:
         row[20] = 0.0
     return row
 
@@ -176,22 +185,23 @@ def meteor_of_counts(sums: np.ndarray) -> float:
     """METEOR 1.5 of summed counts, in [0, 1] (Denkowski and Lavie 2014, equations 1 to 5).
 
     Args:
-        sums: (23,) words and function words of both sides; of each kind of match the content words
-            (said, true) and function words (said, true); chunks; words matched of both sides.
+        sums: (23,) words of prediction and reference, function words of both; for each kind of
+            match the content words of both and the function words of both; chunks; matched words
+            of both.
     """
-    said, true, said_function, true_function = sums[:4]
+    p_words, r_words, p_function, r_function = sums[:4]
     matches = sums[4:20].reshape(4, 4)
-    chunks, said_matched, true_matched = sums[20:]
+    chunks, p_matched, r_matched = sums[20:]
 
-    def share(content: int, function: int, words: float, function_words: float) -> float:
-        found = _DELTA * matches[:, content] + (1 - _DELTA) * matches[:, function]
+    def matched_fraction(content: int, function: int, words: float, function_words: float) -> float:
+        matched = _DELTA * matches[:, content] + (1 - _DELTA) * matches[:, function]
         size = _DELTA * (words - function_words) + (1 - _DELTA) * function_words
-        return float(_WEIGHTS @ found / size) if size else 0.0
+        return float(_WEIGHTS @ matched / size) if size else 0.0
 
-    precision = share(0, 2, said, said_function)
-    recall = share(1, 3, true, true_function)
+    precision = matched_fraction(0, 2, p_words, p_function)
+    recall = matched_fraction(1, 3, r_words, r_function)
     if not precision or not recall:
         return 0.0
     mean = precision * recall / (_ALPHA * precision + (1 - _ALPHA) * recall)
-    matched = (said_matched + true_matched) / 2
+    matched = (p_matched + r_matched) / 2
     return mean * (1 - _GAMMA * float(chunks / matched) ** _BETA)

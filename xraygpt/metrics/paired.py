@@ -1,4 +1,4 @@
-"""Differences of scores on the same samples, in pairs: intervals, a randomisation test, Holm."""
+"""Paired differences of scores on the same samples: intervals, a randomisation test, Holm."""
 
 from __future__ import annotations
 
@@ -8,62 +8,70 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xraygpt.metrics.statistics import Score, weighted_sum
+from xraygpt.metrics.statistics import Score, sum_by_group, weighted_sum
 
-TOSSES = 2000
+PERMUTATIONS = 2000
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One score of both systems."""
+    """One score of two systems and their difference."""
 
     name: str
     first: float
     second: float
-    value: float  # first less second
+    value: float  # first minus second
     low: float  # 95 % interval
     high: float
     p: float  # in (0, 1]
     n: int
 
 
-def paired(first: Score, second: Score, *, tosses: int = TOSSES, seed: int = 0) -> Difference:
+def paired_difference(
+    first: Score, second: Score, *, permutations: int = PERMUTATIONS, seed: int = 0
+) -> Difference:
     """Difference of a score on the same samples in the same order.
 
     Args:
-        first: Of one system.
-        second: The same metric of the other.
-        tosses: Assignments drawn for the test.
-        seed: Of these draws.
+        first: The score of one system.
+        second: The same score of the other system.
+        permutations: Random assignments sampled for the randomisation test.
+        seed: Seed of these assignments.
     """
-    ahead = weighted_sum([(1.0, first), (-1.0, second)])
-    one, two = _by_group(first), _by_group(second)
+    difference = weighted_sum([(1.0, first), (-1.0, second)])
+    first_counts, second_counts = _by_group(first), _by_group(second)
     rng = np.random.default_rng(seed)
-    total, gap = one.sum(axis=0) + two.sum(axis=0), two - one
-    kept = one.sum(axis=0)
+    first_sums = first_counts.sum(axis=0)
+    total, gap = first_sums + second_counts.sum(axis=0), second_counts - first_counts
     extreme = 0
-    for toss in rng.random((tosses, len(one))) < 0.5:
-        swapped = kept + toss @ gap
-        drawn = first.ratio(swapped) - first.ratio(total - swapped)
-        extreme += abs(drawn) >= abs(ahead.value) - 1e-12
-    p = (extreme + 1) / (tosses + 1)
+    for swap in rng.random((permutations, len(first_counts))) < 0.5:
+        swapped = first_sums + swap @ gap
+        permuted = first.ratio(swapped) - first.ratio(total - swapped)
+        extreme += abs(permuted) >= abs(difference.value) - 1e-12
     return Difference(
-        first.name, first.value, second.value, ahead.value, ahead.low, ahead.high, p, first.n
+        name=first.name,
+        first=first.value,
+        second=second.value,
+        value=difference.value,
+        low=difference.low,
+        high=difference.high,
+        p=(extreme + 1) / (permutations + 1),
+        n=first.n,
     )
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """P-values so adjusted that all tests together err with the stated probability."""
+    """P-values adjusted for the family-wise error rate (Holm 1979), in the order given."""
     order = np.argsort(values)
-    adjusted, least = [0.0] * len(values), 0.0
-    for rank, place in enumerate(order):
-        least = max(least, min(1.0, (len(values) - rank) * values[place]))
-        adjusted[place] = least
+    adjusted, running_max = [0.0] * len(values), 0.0
+    for rank, index in enumerate(order):
+        running_max = max(running_max, min(1.0, (len(values) - rank) * values[index]))
+        adjusted[index] = running_max
     return adjusted
 
 
 def as_markdown(rows: Sequence[Difference]) -> str:
-    """A table, one line a score."""
+    """A Markdown table with one row per score."""
     lines = ["| metric | first | second | difference | p | p, Holm | n |", "|---" * 7 + "|"]
     for row, adjusted in zip(rows, holm([r.p for r in rows]), strict=True):
         gap = f"{row.value:+.3f} ({row.low:+.3f} … {row.high:+.3f})"
@@ -75,17 +83,12 @@ def as_markdown(rows: Sequence[Difference]) -> str:
 
 
 def _by_group(score: Score) -> np.ndarray:
-    """(g, k) counts of each study."""
-    if score.groups is None:
-        return score.counts
-    _, place = np.unique(np.asarray(score.groups), return_inverse=True)
-    summed = np.zeros((place.max() + 1, score.counts.shape[1]))
-    np.add.at(summed, place, score.counts)
-    return summed
+    """Counts of each study, (studies, k)."""
+    return score.counts if score.groups is None else sum_by_group(score.counts, score.groups)
 
 
 def main() -> None:
-    """The command; it lies in `xraygpt.compare`, above the tasks it asks."""
+    """Run `xraygpt.compare`, of which this module is an alias on the command line."""
     runpy.run_module("xraygpt.compare", run_name="__main__", alter_sys=True)
 
 

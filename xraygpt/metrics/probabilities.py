@@ -1,10 +1,11 @@
-"""Probabilities of several yes-or-no answers against the truth: ranking, calibration, decisions.
+"""Probabilities of several yes/no answers against references: ranking, calibration, decisions.
 
-AUROC and average precision rank samples against each other, so they are no ratio of sums over
-samples. Their bootstrap draws how often each sample enters and weighs it by that: one sort and two
-running sums serve every draw. Draws and percentiles are those of `statistics.bootstrap`.
+AUROC and average precision rank samples against each other, so they are not ratios of sums over
+samples. Their bootstrap weights each sample by how often it occurs in a resample: one sort and two
+running sums serve all resamples. Resamples and percentiles are those of `statistics.bootstrap`.
 
-Shapes: n samples, k labels, r draws, m samples whose truth is known, t distinct probabilities.
+Shapes: n samples, k labels, r resamples, m samples with a known reference, t distinct
+probabilities.
 """
 
 from __future__ import annotations
@@ -15,12 +16,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from xraygpt.common.errors import InputError
-from xraygpt.metrics.statistics import Score, draw_weights, ratio_score
+from xraygpt.metrics.statistics import (
+    Score,
+    bootstrap_weights,
+    f1_of_sums,
+    ratio_score,
+    share_of_sums,
+)
 
-#: From the weights (r, n) of the samples to the number (r,) in each draw.
+#: Maps the weights (r, n) of the samples to the value (r,) in each resample.
 Statistic = Callable[[np.ndarray], np.ndarray]
 
-_CELLS = 2_000_000  # weights looked at in one go: keeps temporary arrays below some 100 MB
+_CELLS = 2_000_000  # weights processed at once: keeps temporary arrays below about 100 MB
 
 
 def auroc(probabilities: np.ndarray, truth: np.ndarray) -> float:
@@ -29,11 +36,11 @@ def auroc(probabilities: np.ndarray, truth: np.ndarray) -> float:
     Ties count half (Mann and Whitney 1947; Hanley and McNeil 1982).
 
     Args:
-        probabilities: (n,), of the answer yes; any numbers that rank will do.
-        truth: (n,), 1 yes, 0 no, NaN unknown and left out.
+        probabilities: (n,) probabilities of yes; any numbers that can be ranked.
+        truth: (n,) references: 1 yes, 0 no, NaN unknown and excluded.
 
     Returns:
-        nan where one of the two is absent.
+        nan if there is no positive or no negative.
     """
     ones = np.ones((1, len(probabilities)))
     return float(_auroc(_rank(np.asarray(probabilities), np.asarray(truth)), ones)[0])
@@ -42,11 +49,37 @@ def auroc(probabilities: np.ndarray, truth: np.ndarray) -> float:
 def average_precision(probabilities: np.ndarray, truth: np.ndarray) -> float:
     """Mean precision at the positives, ranked by probability, in [0, 1]; arguments as `auroc`.
 
-    The step-wise sum over distinct probabilities, without interpolation, as scikit-learn has it.
-    nan where there is no positive.
+    The step-wise sum over distinct probabilities, without interpolation, as in scikit-learn. nan if
+    there is no positive.
     """
     ones = np.ones((1, len(probabilities)))
-    return float(_precision(_rank(np.asarray(probabilities), np.asarray(truth)), ones)[0])
+    return float(_average_precision(_rank(np.asarray(probabilities), np.asarray(truth)), ones)[0])
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """The labels that are scored, with the settings that all their scores share."""
+
+    names: Sequence[str]
+    probabilities: np.ndarray  # (n, labels)
+    truth: np.ndarray  # (n, labels)
+    groups: Sequence[str] | None
+    macro_suffix: str  # the end of macro scores' signatures
+
+    @property
+    def known(self) -> np.ndarray:
+        """(n, labels) bool."""
+        return ~np.isnan(self.truth)
+
+    @property
+    def counts(self) -> list[int]:
+        """Known references of each label."""
+        return [int(count) for count in self.known.sum(axis=0)]
+
+    @property
+    def n(self) -> int:
+        """Samples with any known reference."""
+        return int(self.known.any(axis=1).sum())
 
 
 def probability_scores(
@@ -58,65 +91,86 @@ def probability_scores(
     min_positives: int = 8,
     groups: Sequence[str] | None = None,
 ) -> list[Score]:
-    """AUROC, average precision, Brier score and F1 of each label and their means over labels.
+    """AUROC, average precision, Brier score and F1 of each label, and their means over labels.
 
     Args:
-        probabilities: (n, k) in [0, 1], of the answer yes.
-        truth: (n, k), 1 yes, 0 no, NaN unknown: that cell is left out.
+        probabilities: (n, k) probabilities of yes, in [0, 1].
+        truth: (n, k) references: 1 yes, 0 no, NaN unknown: that cell is excluded.
         names: k labels.
-        threshold: From which probability on an answer is yes, for F1.
-        min_positives: A label with fewer, or without any known negative, gets no line and does not
-            enter the means.
-        groups: Per sample its study, which intervals resample; None takes samples as independent.
+        threshold: Minimum probability of the answer yes, for F1.
+        min_positives: A label with fewer, or without any known negative, is not scored and not part
+            of the means.
+        groups: The study of each sample; intervals resample by it. None treats samples as
+            independent.
 
     Returns:
-        ``AUROC/<name>`` and so on for each label, then ``AUROC_macro`` and so on; nothing where no
+        ``AUROC/<name>`` and so on for each label, then ``AUROC_macro`` and so on; nothing if no
         label has enough positives. Brier (1950) is a mean squared error, lower is better.
 
     Raises:
         InputError: If shapes differ or a value is out of its range.
     """
     probabilities, truth = _checked(probabilities, truth, names)
-    yes, known = truth == 1, ~np.isnan(truth)
-    few = f"labels of {min_positives} positives and more"
-    enough = (yes.sum(axis=0) >= max(min_positives, 1)) & (truth == 0).any(axis=0)
-    chosen: list[int] = np.flatnonzero(enough).tolist()
-    if not chosen:
+    positives = (truth == 1).sum(axis=0)
+    enough = (positives >= max(min_positives, 1)) & (truth == 0).any(axis=0)
+    columns: list[int] = np.flatnonzero(enough).tolist()
+    if not columns:
         return []
-    draws = draw_weights(len(truth), groups)
+    labels = _Labels(
+        [names[i] for i in columns],
+        probabilities[:, columns],
+        truth[:, columns],
+        groups,
+        f"mean over labels of {min_positives} positives and more",
+    )
+    return [*_ranking_scores(labels), *_cell_scores(labels, threshold)]
+
+
+def _ranking_scores(labels: _Labels) -> list[Score]:
+    """AUROC and average precision."""
+    weights = bootstrap_weights(len(labels.truth), labels.groups)
+    ranks = [_rank(p, t) for p, t in zip(labels.probabilities.T, labels.truth.T, strict=True)]
     scores = []
-    ranks = [_rank(probabilities[:, i], truth[:, i]) for i in chosen]
-    own_n = known[:, chosen].sum(axis=0)
-    n = int(known[:, chosen].any(axis=1).sum())
-    for metric, measure in {"AUROC": _auroc, "average_precision": _precision}.items():
-        for rank, i, size in zip(ranks, chosen, own_n, strict=True):
-            one = resampled_score(
-                f"{metric}/{names[i]}", _of([rank], measure), metric, groups, draws
-            )
-            scores.append(replace(one, n=int(size)))
+    for metric, measure in {"AUROC": _auroc, "average_precision": _average_precision}.items():
+        for name, rank, n in zip(labels.names, ranks, labels.counts, strict=True):
+            statistic = _mean_statistic([rank], measure)
+            score = resampled_score(f"{metric}/{name}", statistic, metric, labels.groups, weights)
+            scores.append(replace(score, n=n))
         macro = resampled_score(
-            f"{metric}_macro", _of(ranks, measure), f"{metric}, mean over {few}", groups, draws
+            f"{metric}_macro",
+            _mean_statistic(ranks, measure),
+            f"{metric}, {labels.macro_suffix}",
+            labels.groups,
+            weights,
         )
-        scores.append(replace(macro, n=n))
-    said = (probabilities >= threshold) & known
-    errors = np.where(known, (probabilities - np.nan_to_num(truth)) ** 2, 0.0)
-    sums = {
-        "Brier": (np.stack([errors, known], axis=2), _mean, "Brier score, lower is better"),
-        "F1": (np.stack([said & yes, said, yes], axis=2), _f1, f"F1 at probability {threshold}"),
+        scores.append(replace(macro, n=labels.n))
+    return scores
+
+
+def _cell_scores(labels: _Labels, threshold: float) -> list[Score]:
+    """Brier score and F1, which are ratios of sums over cells of known reference."""
+    known, positive = labels.known, labels.truth == 1
+    predicted = (labels.probabilities >= threshold) & known
+    errors = np.where(known, (labels.probabilities - np.nan_to_num(labels.truth)) ** 2, 0.0)
+    f1_counts = np.stack([predicted & positive, predicted, positive], axis=2)
+    metrics = {
+        "Brier": (np.stack([errors, known], axis=2), share_of_sums, "Brier score, lower is better"),
+        "F1": (f1_counts, f1_of_sums, f"F1 at probability {threshold}"),
     }
-    for metric, (counts, ratio, signature) in sums.items():
-        cells = counts[:, chosen].astype(float)
-        for place, i in enumerate(chosen):
-            score = ratio_score(f"{metric}/{names[i]}", cells[:, place], ratio, signature, groups)
-            scores.append(replace(score, n=int(own_n[place])))
+    scores = []
+    for metric, (counts, ratio, signature) in metrics.items():
+        cells = counts.astype(float)
+        for i, (name, n) in enumerate(zip(labels.names, labels.counts, strict=True)):
+            score = ratio_score(f"{metric}/{name}", cells[:, i], ratio, signature, labels.groups)
+            scores.append(replace(score, n=n))
         macro = ratio_score(
             f"{metric}_macro",
             cells.reshape(len(cells), -1),
-            _over_labels(ratio, cells.shape[2]),
-            f"{signature}, mean over {few}",
-            groups,
+            _mean_ratio(ratio, cells.shape[2]),
+            f"{signature}, {labels.macro_suffix}",
+            labels.groups,
         )
-        scores.append(replace(macro, n=n))
+        scores.append(replace(macro, n=labels.n))
     return scores
 
 
@@ -125,27 +179,27 @@ def resampled_score(
     statistic: Statistic,
     signature: str,
     groups: Sequence[str] | None,
-    draws: np.ndarray,
+    weights: np.ndarray,
 ) -> Score:
-    """A number of weighted samples with the interval of its bootstrap.
+    """A statistic of weighted samples with its bootstrap interval.
 
-    The score's counts are one column a sample, so that sums over drawn rows are weights and scores
-    can be compared in pairs like any other; they take n² bytes.
+    The score's counts are an identity matrix, one column per sample, so that sums over resampled
+    rows are weights and scores can be compared in pairs like any other; they take n² bytes.
 
     Args:
-        name: Of the metric.
-        statistic: From weights (r, n) to the number (r,), nan where it is not defined.
+        name: Name of the score.
+        statistic: Maps weights (r, n) to values (r,), nan where undefined.
         signature: See `Score`.
-        groups: The same that the draws were made with.
-        draws: (r, n) from `draw_weights`.
+        groups: The groups that `weights` were made with.
+        weights: (r, n) from `bootstrap_weights`.
     """
-    n = draws.shape[1]
+    n = weights.shape[1]
 
     def ratio(sums: np.ndarray) -> float:
         return float(statistic(sums[None].astype(float))[0])
 
     step = max(1, _CELLS // max(n, 1))
-    parts = [statistic(draws[i : i + step]) for i in range(0, len(draws), step)]
+    parts = [statistic(weights[i : i + step]) for i in range(0, len(weights), step)]
     values = np.concatenate(parts) if n else np.full(1, np.nan)
     low = high = float("nan")
     if not np.isnan(values).all():
@@ -155,14 +209,21 @@ def resampled_score(
     return Score(name, value, n, low, high, signature, counts, ratio, groups)
 
 
+def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Mean over the values that are not nan along an axis of a 2-D array; nan if there is none."""
+    valid = ~np.isnan(values)
+    sums, n = np.where(valid, values, 0.0).sum(axis=axis), valid.sum(axis=axis)
+    return np.divide(sums, n, out=np.full(len(sums), np.nan), where=n > 0)
+
+
 def _checked(
     probabilities: np.ndarray, truth: np.ndarray, names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     p, t = np.asarray(probabilities, dtype=float), np.asarray(truth, dtype=float)
     if p.ndim != 2 or p.shape != t.shape or p.shape[1] != len(names):
         raise InputError(
-            f"probabilities {p.shape}, truth {t.shape} and {len(names)} names do not fit; "
-            "meant are (n, k), (n, k) and k"
+            f"probabilities {p.shape}, truth {t.shape} and {len(names)} names do not match; "
+            "give (n, k), (n, k) and k"
         )
     if not ((p >= 0) & (p <= 1)).all():
         row, column = (int(i[0]) for i in np.nonzero(~((p >= 0) & (p <= 1))))
@@ -172,16 +233,16 @@ def _checked(
     if not (np.isin(t, (0, 1)) | np.isnan(t)).all():
         row, column = (int(i[0]) for i in np.nonzero(~(np.isin(t, (0, 1)) | np.isnan(t))))
         raise InputError(
-            f"truth of {names[column]} in row {row} is {t[row, column]}; 1, 0 or NaN is meant"
+            f"truth of {names[column]} in row {row} is {t[row, column]}; give 1, 0 or NaN"
         )
     return p, t
 
 
 @dataclass(frozen=True)
 class _Rank:
-    """Samples of known truth from the highest probability to the lowest."""
+    """Samples of known reference from the highest probability to the lowest."""
 
-    rows: np.ndarray  # (m,) places among the n samples
+    rows: np.ndarray  # (m,) indices of the n samples
     positive: np.ndarray  # (m,) float64, 1 or 0
     starts: np.ndarray  # (t,) where each run of equal probabilities begins
 
@@ -189,9 +250,9 @@ class _Rank:
         """Weight of positives and of negatives (r, t) at each distinct probability."""
         if not len(self.rows):
             return np.zeros((len(weights), 1)), np.zeros((len(weights), 1))
-        drawn = weights[:, self.rows]
-        positives = np.add.reduceat(drawn * self.positive, self.starts, axis=1)
-        return positives, np.add.reduceat(drawn, self.starts, axis=1) - positives
+        ranked = weights[:, self.rows]
+        positives = np.add.reduceat(ranked * self.positive, self.starts, axis=1)
+        return positives, np.add.reduceat(ranked, self.starts, axis=1) - positives
 
 
 def _rank(probabilities: np.ndarray, truth: np.ndarray) -> _Rank:
@@ -211,42 +272,33 @@ def _auroc(rank: _Rank, weights: np.ndarray) -> np.ndarray:
     return np.divide(won, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
 
 
-def _precision(rank: _Rank, weights: np.ndarray) -> np.ndarray:
+def _average_precision(rank: _Rank, weights: np.ndarray) -> np.ndarray:
     positives, negatives = rank.sums(weights)
     hits = positives.cumsum(axis=1)
-    said = hits + negatives.cumsum(axis=1)
-    precision = np.divide(hits, said, out=np.zeros_like(hits), where=said > 0)
-    found = (positives * precision).sum(axis=1)
+    predicted = hits + negatives.cumsum(axis=1)
+    precision = np.divide(hits, predicted, out=np.zeros_like(hits), where=predicted > 0)
+    weighted = (positives * precision).sum(axis=1)
     total = positives.sum(axis=1)
-    return np.divide(found, total, out=np.full(len(weights), np.nan), where=total > 0)
+    return np.divide(weighted, total, out=np.full(len(weights), np.nan), where=total > 0)
 
 
-def _of(ranks: Sequence[_Rank], measure: Callable[[_Rank, np.ndarray], np.ndarray]) -> Statistic:
-    """Mean over labels of a measure; a draw leaves out labels for which it is not defined."""
+def _mean_statistic(
+    ranks: Sequence[_Rank], measure: Callable[[_Rank, np.ndarray], np.ndarray]
+) -> Statistic:
+    """Mean of a measure over labels, excluding labels where a resample leaves it undefined."""
 
     def statistic(weights: np.ndarray) -> np.ndarray:
-        values = np.stack([measure(rank, weights) for rank in ranks])
-        there = ~np.isnan(values)
-        sums, n = np.where(there, values, 0.0).sum(axis=0), there.sum(axis=0)
-        return np.divide(sums, n, out=np.full(len(weights), np.nan), where=n > 0)
+        return nan_mean(np.stack([measure(rank, weights) for rank in ranks]), axis=0)
 
     return statistic
 
 
-def _over_labels(ratio: Callable[[np.ndarray], float], width: int) -> Callable[[np.ndarray], float]:
-    """Mean of a ratio over the labels whose sums, ``width`` each, stand side by side."""
+def _mean_ratio(ratio: Callable[[np.ndarray], float], width: int) -> Callable[[np.ndarray], float]:
+    """Mean of a ratio over labels, whose sums, ``width`` each, follow one another."""
 
     def macro(sums: np.ndarray) -> float:
-        values = [ratio(one) for one in sums.reshape(-1, width)]
-        there = [v for v in values if not np.isnan(v)]
-        return float(sum(there) / len(there)) if there else float("nan")
+        values = [ratio(row) for row in sums.reshape(-1, width)]
+        defined = [v for v in values if not np.isnan(v)]
+        return float(sum(defined) / len(defined)) if defined else float("nan")
 
     return macro
-
-
-def _mean(sums: np.ndarray) -> float:
-    return float(sums[0] / sums[1]) if sums[1] else float("nan")
-
-
-def _f1(sums: np.ndarray) -> float:
-    return float(2 * sums[0] / max(sums[1] + sums[2], 1))

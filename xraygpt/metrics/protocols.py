@@ -1,7 +1,7 @@
-"""How a published protocol cuts reports into words before its scores are taken.
+"""How a published protocol splits reports into words before they are scored.
 
-A score means nothing without this: case, marks, rare words and the greatest length change BLEU-4 by
-several points. Both sides, prediction and reference, go through the same function.
+A score is only comparable together with this: case, punctuation, rare words and the maximum length
+change BLEU-4 by several points. Predictions and references are processed by the same function.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 from xraygpt.common.errors import InputError
 
 UNKNOWN = "<unk>"
-# Marks that R2Gen drops from inside sentences. Its pattern holds the range from ":" to "[" (which
-# a reader takes for three single marks), so "<=>@" go too, and "-" stays.
+# Characters that R2Gen removes from within sentences. Its pattern contains the range from ":" to
+# "[" (which looks like three single characters), so "<=>@" are removed too, and "-" stays.
 _DROPPED = str.maketrans("", "", ".,?;*!%^&_+():<=>@[]{}\"/\\'")
 _LIST_MARKS = [(". 2. ", ". "), (". 3. ", ". "), (". 4. ", ". "), (". 5. ", ". ")]
 _LIST_MARKS += [(" 2. ", ". "), (" 3. ", ". "), (" 4. ", ". "), (" 5. ", ". ")]
@@ -24,61 +24,61 @@ _LIST_MARKS += [(" 2. ", ". "), (" 3. ", ". "), (" 4. ", ". "), (" 5. ", ". ")]
 
 @dataclass(frozen=True)
 class R2Gen:
-    """Words of the IU X-ray protocol of R2Gen (Chen et al. 2020, EMNLP).
+    """Tokenization of the IU X-ray protocol of R2Gen (Chen et al. 2020, EMNLP).
 
-    Lower case, marks dropped, every sentence closed by a full stop of its own. Words that occur
-    fewer than three times in the training reports become ``<unk>``. At most 59 are compared: the
-    original cuts to 60 ids, of which the first marks the beginning.
+    Lower case, punctuation removed, every sentence ended by a separate full stop. Words that occur
+    fewer than three times in the training reports become ``<unk>``. Only the first 59 words are
+    compared: the original cuts to 60 ids, the first of which is the start token.
 
     Attributes:
-        vocabulary: Words that stay; None leaves all.
-        max_words: Longest text compared; None cuts nothing.
+        vocabulary: Words that are not replaced; None keeps all.
+        max_words: Maximum length; None does not truncate.
     """
 
     vocabulary: frozenset[str] | None = None
     max_words: int | None = 59
-    threshold = 3  # times a word must occur in the training reports
+    threshold = 3  # occurrences in the training reports that a word needs
 
     @classmethod
     def fit(cls, training: Sequence[str]) -> R2Gen:
         """The protocol with the vocabulary of these training reports.
 
         Raises:
-            InputError: There are hardly any, so that every word would be unknown and any two texts
-                alike.
+            InputError: If there are too few of them: every word would be unknown and any two texts
+                equal.
         """
         counts = Counter(word for text in training for word in r2gen_words(text))
-        known = frozenset(w for w, n in counts.items() if n >= cls.threshold)
-        if len(known) < 2:
+        vocabulary = frozenset(w for w, n in counts.items() if n >= cls.threshold)
+        if len(vocabulary) < 2:
             raise InputError(
-                f"protocol r2gen: {len(training)} training reports make no vocabulary; the corpus "
-                "must hold the protocol's train rows beside those that are measured"
+                f"protocol r2gen: {len(training)} training reports are too few for a vocabulary; "
+                "the corpus must contain the protocol's train split as well as the evaluated one"
             )
-        return cls(known)
+        return cls(vocabulary)
 
     def __call__(self, text: str) -> str:
-        """Words of a report, one blank between them."""
+        """The words of a report, separated by single blanks."""
         words = r2gen_words(text)[: self.max_words]
         if self.vocabulary is not None:
             words = [w if w in self.vocabulary else UNKNOWN for w in words]
         return " ".join(words)
 
     def __str__(self) -> str:
-        """For signatures."""
+        """The protocol as part of a score's signature."""
         known = "all words" if self.vocabulary is None else f"{len(self.vocabulary)} words known"
         cut = "uncut" if self.max_words is None else f"at most {self.max_words} words"
         return f"R2Gen's words, {known}, {cut}"
 
     def as_row(self) -> dict[str, Any]:
-        """For a JSON file, from which `from_row` makes it again."""
-        known = None if self.vocabulary is None else sorted(self.vocabulary)
-        return {"name": "r2gen", "max_words": self.max_words, "vocabulary": known}
+        """A JSON-serializable form, read by `from_row`."""
+        vocabulary = None if self.vocabulary is None else sorted(self.vocabulary)
+        return {"name": "r2gen", "max_words": self.max_words, "vocabulary": vocabulary}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> R2Gen:
-        """What `as_row` wrote."""
-        known = row["vocabulary"]
-        return cls(None if known is None else frozenset(known), row["max_words"])
+        """The protocol that `as_row` serialized."""
+        vocabulary = row["vocabulary"]
+        return cls(None if vocabulary is None else frozenset(vocabulary), row["max_words"])
 
 
 def r2gen_words(text: str) -> list[str]:

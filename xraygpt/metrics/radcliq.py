@@ -2,10 +2,10 @@
 
 Yu et al. 2023, "Evaluating progress in automatic chest X-ray radiology report generation"
 (Patterns), regress the number of errors in a report on its BLEU-2, BERTScore, CheXbert vector
-similarity and RadGraph F1. So lower is better; papers often print 1/RadCliQ-v1, where higher is.
-The numbers below are those of the authors' released regression
-(github.com/rajpurkarlab/CXR-Report-Metric) as radeval 2.2.1 states them in
-``radeval/metrics/RadCliQv1/radcliq.py``.
+similarity and RadGraph F1. Lower is therefore better; papers often print 1/RadCliQ-v1, for which
+higher is better. The numbers below are those of the authors' released regression
+(github.com/rajpurkarlab/CXR-Report-Metric) as given in ``radeval/metrics/RadCliQv1/radcliq.py`` of
+radeval 2.2.1.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import numpy as np
 
 from xraygpt.common.errors import InputError
 from xraygpt.metrics.statistics import Score, mean_score, ratio_score
-from xraygpt.metrics.text import words
+from xraygpt.metrics.text import split_words
 
-PARTS = ("radgraph", "bertscore", "semb", "bleu")  # the order of all numbers below
+PARTS = ("radgraph", "bertscore", "semb", "bleu")  # the order of all arrays below
 MEANS = np.array([0.53792312, 0.61757256, 0.76479421, 0.44738335])
 SCALES = np.array([0.30282584, 0.22430938, 0.25394391, 0.29892717])  # standard deviations
 COEFFICIENTS = np.array([-3.77083683e-01, -3.70300100e-01, -2.52616218e-01, 4.31504841e-12])
 INTERCEPT = 2.46655256e-10
 
-#: The BERTScore that was regressed on: distilroberta-base, idf of the references, rescaled by the
-#: baseline of bert-score's table for that layer (precision, recall, F1).
+#: The BERTScore used in the regression: distilroberta-base, idf of the references, rescaled by the
+#: baseline in bert-score's table for that layer (precision, recall, F1).
 BERTSCORE_MODEL, BERTSCORE_LAYER = "distilroberta-base", 5
 BERTSCORE_BASELINE = (0.84732, 0.84759504, 0.8473319)
 
@@ -39,24 +39,24 @@ def radcliq_v1(
 
     Args:
         radgraph: (n,) `radgraph.entity_relation_f1`, in [0, 1].
-        bertscore: (n,) F1 of BERTScore as of `BERTSCORE_MODEL`.
+        bertscore: (n,) F1 of BERTScore with `BERTSCORE_MODEL`.
         semb: (n,) cosine of CheXbert's vectors, see `cosines`.
-        bleu: (n,) sentence BLEU-2, in [0, 1], see `bleu_2`; its weight is all but 0.
+        bleu: (n,) sentence BLEU-2, in [0, 1], see `bleu_2`; its weight is almost 0.
 
     Returns:
         (n,) float64, unbounded, about 0 for an average report of the fit; lower is better.
 
     Raises:
-        InputError: If the four differ in length or hold a number that is not finite.
+        InputError: If the four differ in length or contain a number that is not finite.
     """
     parts = [np.asarray(p, dtype=float) for p in (radgraph, bertscore, semb, bleu)]
     if len({p.shape for p in parts}) > 1 or parts[0].ndim != 1:
         shapes = ", ".join(f"{n} {p.shape}" for n, p in zip(PARTS, parts, strict=True))
-        raise InputError(f"RadCliQ takes four values for each pair; given are {shapes}")
+        raise InputError(f"RadCliQ needs four values for each pair; got {shapes}")
     for name, part in zip(PARTS, parts, strict=True):
         if not np.isfinite(part).all():
-            place = int(np.flatnonzero(~np.isfinite(part))[0])
-            raise InputError(f"RadCliQ: {name} of pair {place} is {part[place]}; score it first")
+            index = int(np.flatnonzero(~np.isfinite(part))[0])
+            raise InputError(f"RadCliQ: {name} of pair {index} is {part[index]}; must be finite")
     standard = (np.stack(parts, axis=1) - MEANS) / SCALES
     return np.asarray(standard @ COEFFICIENTS + INTERCEPT)
 
@@ -70,14 +70,14 @@ def radcliq_scores(
 ) -> list[Score]:
     """Mean RadCliQ-v1 (lower is better), 1 over that mean, and SembScore, the mean of its cosines.
 
-    The reciprocal says little where the mean is near 0 or below: then read the first alone.
+    The reciprocal is not meaningful if the mean is near 0 or below.
 
     Args:
         radgraph: See `radcliq_v1`.
         bertscore: See `radcliq_v1`.
         semb: See `radcliq_v1`.
         bleu: See `radcliq_v1`.
-        groups: Per sample its study, which intervals resample.
+        groups: The study of each sample; intervals resample by it.
 
     Raises:
         InputError: See `radcliq_v1`.
@@ -100,7 +100,7 @@ def _reciprocal(sums: np.ndarray) -> float:
 
 
 def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Cosines (n,) float64 of the rows of two (n, d) arrays; 0 where a row is all 0."""
+    """Cosines (n,) float64 of the rows of two (n, d) arrays; 0 for a row of zeros."""
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if a.shape != b.shape:
         raise InputError(f"vectors of shapes {a.shape} and {b.shape} cannot be compared in pairs")
@@ -110,14 +110,15 @@ def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def bleu_2(prediction: str, reference: str) -> float:
     """Sentence BLEU-2 without smoothing, in [0, 1] (Papineni et al. 2002)."""
-    said, true = words(prediction), words(reference)
-    if len(said) < 2 or not true:
+    predicted, expected = split_words(prediction), split_words(reference)
+    if len(predicted) < 2 or not expected:
         return 0.0
-    shares = []
+    precisions = []
     for order in (1, 2):
-        own, other = _ngrams(said, order), _ngrams(true, order)
-        shares.append((own & other).total() / own.total())
-    return min(1.0, exp(1 - len(true) / len(said))) * sqrt(shares[0] * shares[1])
+        ngrams = _ngrams(predicted, order)
+        precisions.append((ngrams & _ngrams(expected, order)).total() / ngrams.total())
+    brevity = min(1.0, exp(1 - len(expected) / len(predicted)))
+    return brevity * sqrt(precisions[0] * precisions[1])
 
 
 def _ngrams(tokens: Sequence[str], order: int) -> Counter[tuple[str, ...]]:

@@ -1,6 +1,6 @@
 """RadGraph F1: overlap of the entities and relations that an annotator finds in two reports.
 
-An annotation is RadGraph's own (Jain et al. 2021, "RadGraph: Extracting Clinical Entities and
+Annotations have RadGraph's format (Jain et al. 2021, "RadGraph: Extracting Clinical Entities and
 Relations from Radiology Reports")::
 
     {"entities": {"1": {"tokens": "effusion", "label": "Observation::definitely present",
@@ -9,11 +9,10 @@ Relations from Radiology Reports")::
 The three rewards are those of Delbrouck et al. 2022 ("Improving the Factual Correctness of
 Radiology Report Generation with Semantic Rewards"): F1 between the two reports' sets of
 
-* ``simple``: entities, each its words and label;
+* ``simple``: entities, each with its words and label;
 * ``partial``: the same and whether the entity has any relation;
-* ``complete``: relations with the words and label they start from and the words they end at;
-  entities without relations stand for themselves. As in the published code words are lower-cased
-  in relations alone.
+* ``complete``: relations, each with the words and label of its start and the words of its end, and
+  entities without relations. As in the published code, words are lower-cased in relations only.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ Annotation = Mapping[str, Any]
 Facts = frozenset[tuple[Any, ...]]
 
 INSTALL = (
-    "radgraph 0.1.18 runs on transformers below 5 only, so give it an environment of its own:\n"
+    "radgraph 0.1.18 requires transformers below 5, so give it a separate environment:\n"
     "  python -m venv radgraph-env\n"
     "  radgraph-env/bin/pip install radgraph==0.1.18 'transformers>=4.39,<5'\n"
     "then unpack radgraph-xl.tar.gz of huggingface.co/StanfordAIMI/RRG_scorers to "
-    "FOLDER/radgraph-xl, annotate there and hand the annotations to radgraph_scores"
+    "FOLDER/radgraph-xl, annotate there and pass the annotations to radgraph_scores"
 )
 
 
@@ -48,17 +47,19 @@ class Rewards:
 
 
 def rewards(prediction: Annotation, reference: Annotation) -> Rewards:
-    """The three rewards of one pair; all 0 where either side has no entity.
+    """The three rewards of one pair; all 0 if either side has no entity.
 
     Raises:
-        DataError: If an annotation lacks a part or relates to an entity it does not hold.
+        DataError: If an annotation lacks a part or has a relation to an entity that does not exist.
     """
-    said, true = _entities(prediction), _entities(reference)
-    return Rewards(*(_f1(facts(said), facts(true)) for facts in (_simple, _partial, _complete)))
+    predicted, expected = _entities(prediction), _entities(reference)
+    return Rewards(
+        *(_f1(facts(predicted), facts(expected)) for facts in (_simple, _partial, _complete))
+    )
 
 
 def entity_relation_f1(prediction: Annotation, reference: Annotation) -> float:
-    """Mean of the F1 of entities and the F1 of relations, in [0, 1]: what RadCliQ takes.
+    """Mean of the F1 of entities and the F1 of relations, in [0, 1]; an input of RadCliQ.
 
     A relation is its kind and both ends with words and labels (Yu et al. 2023, "Evaluating progress
     in automatic chest X-ray radiology report generation"). An empty side scores 0.
@@ -66,8 +67,9 @@ def entity_relation_f1(prediction: Annotation, reference: Annotation) -> float:
     Raises:
         DataError: See `rewards`.
     """
-    said, true = _entities(prediction), _entities(reference)
-    return (_f1(_simple(said), _simple(true)) + _f1(_relations(said), _relations(true))) / 2
+    predicted, expected = _entities(prediction), _entities(reference)
+    entities = _f1(_simple(predicted), _simple(expected))
+    return (entities + _f1(_relations(predicted), _relations(expected))) / 2
 
 
 def radgraph_scores(
@@ -79,16 +81,19 @@ def radgraph_scores(
 
     Args:
         predictions: Annotations of the generated reports.
-        references: Annotations of the written ones.
-        groups: Per sample its study, which intervals resample.
+        references: Annotations of the reference reports.
+        groups: The study of each sample; intervals resample by it.
 
     Raises:
         DataError: See `rewards`.
     """
-    each = [rewards(p, r) for p, r in zip(predictions, references, strict=True)]
+    pairs = [rewards(p, r) for p, r in zip(predictions, references, strict=True)]
     return [
         mean_score(
-            f"RadGraph_{level}", [getattr(e, level) for e in each], f"RadGraph F1, {level}", groups
+            f"RadGraph_{level}",
+            [getattr(pair, level) for pair in pairs],
+            f"RadGraph F1, {level}",
+            groups,
         )
         for level in ("simple", "partial", "complete")
     ]
@@ -99,32 +104,39 @@ def annotate(reports: Sequence[str], folder: Path, model: str = "radgraph-xl") -
 
     Args:
         reports: Texts.
-        folder: Holds the unpacked model in a folder of its name. Its encoder is the one that the
-            model's ``config.json`` names: a local path, or a name in the cache of transformers.
+        folder: Contains the unpacked model in a subfolder named after it. The encoder is the one
+            named in the model's ``config.json``: a local path, or a name in the cache of
+            transformers.
         model: ``radgraph-xl``, ``radgraph`` or ``modern-radgraph-xl``.
 
     Raises:
-        InputError: If the package or the model is absent, or the package does not run beside the
-            installed transformers; says how to get them.
+        InputError: If the package or the model is missing, or the package does not work with the
+            installed transformers; the message says how to install them.
     """
     missing = [n for n in ("config.json", "weights.th") if not (folder / model / n).is_file()]
     if missing:
         raise InputError(f"{folder / model}: no {' and no '.join(missing)}. {INSTALL}")
+    nonempty = [i for i, r in enumerate(reports) if r.strip()]
+    results = _run_annotator([reports[i] for i in nonempty], folder, model)
+    annotations: list[Annotation] = [{"entities": {}} for _ in reports]
+    for number, row in enumerate(nonempty):
+        if str(number) not in results:
+            raise InputError(f"radgraph could not annotate report {row}")
+        annotations[row] = results[str(number)]
+    return annotations
+
+
+def _run_annotator(reports: list[str], folder: Path, model: str) -> Mapping[str, Any]:
+    """Annotations by the index of the report, as a string."""
     try:
         from radgraph import RadGraph
     except ImportError as error:
         raise InputError(f"radgraph cannot be imported ({error}). {INSTALL}") from error
-    full = [i for i, r in enumerate(reports) if r.strip()]
     try:
         annotator = RadGraph(model_type=model, model_cache_dir=str(folder))
-        found = annotator([reports[i] for i in full]) if full else {}
+        annotations: Mapping[str, Any] = annotator(reports) if reports else {}
     except (AttributeError, TypeError, OSError, RuntimeError) as error:
         raise InputError(f"radgraph failed ({error}). {INSTALL}") from error
-    annotations: list[Annotation] = [{"entities": {}} for _ in reports]
-    for place, row in enumerate(full):
-        if str(place) not in found:
-            raise InputError(f"radgraph could not annotate report {row} of those given")
-        annotations[row] = found[str(place)]
     return annotations
 
 
@@ -152,7 +164,7 @@ def _entities(annotation: Annotation) -> list[_Entity]:
         ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"not a RadGraph annotation ({type(error).__name__}: {error}); meant is "
+            f"not a RadGraph annotation ({type(error).__name__}: {error}); expected is "
             '{"entities": {"1": {"tokens": …, "label": …, "relations": [[kind, "2"], …]}, …}}'
         ) from error
 
@@ -166,18 +178,21 @@ def _partial(entities: Sequence[_Entity]) -> Facts:
 
 
 def _complete(entities: Sequence[_Entity]) -> Facts:
-    alone = {(e.words, e.label) for e in entities if not e.relations}
+    unrelated = {(e.words, e.label) for e in entities if not e.relations}
     related = {
         (e.words.lower(), e.label, kind, other.lower())
         for e in entities
         for kind, other, _ in e.relations
     }
-    return frozenset(alone | related)
+    return frozenset(unrelated | related)
 
 
 def _relations(entities: Sequence[_Entity]) -> Facts:
     return frozenset((e.words, e.label, *r) for e in entities for r in e.relations)
 
 
-def _f1(said: Facts, true: Facts) -> float:
-    return 2 * len(said & true) / (len(said) + len(true)) if said and true else 0.0
+def _f1(predicted: Facts, expected: Facts) -> float:
+    """F1 of two sets; 0 if either is empty."""
+    if not predicted or not expected:
+        return 0.0
+    return 2 * len(predicted & expected) / (len(predicted) + len(expected))

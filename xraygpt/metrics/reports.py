@@ -1,49 +1,56 @@
-"""All scores of generated reports: words, findings, and whether they differ at all."""
+"""All scores of generated reports: word overlap, findings, and how many texts are distinct."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from xraygpt.metrics.statistics import Score, mean_score, ratio_score
+from xraygpt.metrics.statistics import (
+    Score,
+    f1_of_sums,
+    macro_f1_of_sums,
+    mean_score,
+    ratio_score,
+)
 from xraygpt.metrics.text import bleu_scores, rouge_scores
 from xraygpt.vocabulary.chest_labeller import label
 from xraygpt.vocabulary.chest_mesh import findings_of, is_coded
 
 LABELLER = "xraygpt rule-based labeller, uncertain counts as positive"
-MIN_SUPPORT = 8  # positives a finding needs for a line of its own
-MIN_MACRO = 10  # and to count in the macro mean
-NOT_MEANT = {"other_finding"}  # what no labeller can name
+MIN_SUPPORT = 8  # positives a finding needs for its own score
+MIN_MACRO_SUPPORT = 10  # positives it needs to be part of the macro mean
+EXCLUDED_FROM_MACRO = {"other_finding"}  # a code only: the labeller has no name for it
 
 
-class Reader(Protocol):
-    """What of a vocabulary is needed to compare findings."""
+class FindingReader(Protocol):
+    """The part of a vocabulary that comparing findings needs."""
 
     def positive(self, text: str) -> set[str]:
         """Findings that a text affirms or suspects."""
 
     def is_coded(self, codes: Iterable[str]) -> bool:
-        """Whether anybody coded the study."""
+        """Whether the study was coded by a person."""
 
     def findings_of(self, codes: Iterable[str]) -> set[str]:
-        """What codes mean."""
+        """The findings that codes stand for."""
 
 
 class ChestReader:
     """Chest X-rays, by the rule-based labeller and MeSH headings."""
 
     def positive(self, text: str) -> set[str]:
-        """As `positive_findings`."""
+        """Findings that the rule-based labeller reads as affirmed or suspected."""
         return positive_findings(text)
 
     def is_coded(self, codes: Iterable[str]) -> bool:
-        """As `mesh.is_coded`."""
+        """Whether there is any code other than "No Indexing"."""
         return is_coded(codes)
 
     def findings_of(self, codes: Iterable[str]) -> set[str]:
-        """As `mesh.findings_of`."""
+        """The findings that MeSH headings stand for."""
         return set(findings_of(codes))
 
 
@@ -52,115 +59,115 @@ def report_scores(
     references: Sequence[str],
     codes: Sequence[Any],
     groups: Sequence[str] | None = None,
-    vocabulary: Reader | None = None,
+    vocabulary: FindingReader | None = None,
 ) -> list[Score]:
-    """Scores of reports against their references and, where there is one, their human coding.
+    """Scores of reports against their references and against human codes, where there are any.
 
     Args:
         predictions: Generated reports.
-        references: What was written.
+        references: Reference reports.
         codes: Per sample a list of human codes (``Pleural Effusion/left``), or None.
-        groups: Per sample its study, which intervals resample; None takes samples as independent.
-        vocabulary: Reads findings in texts and codes; None are those of chest X-rays.
+        groups: The study of each sample; intervals resample by it. None treats samples as
+            independent.
+        vocabulary: Reads findings from texts and codes; None means chest X-rays.
     """
-    read = vocabulary or ChestReader()
-    said = [read.positive(p) for p in predictions]
+    reader = vocabulary or ChestReader()
+    predicted = [reader.positive(p) for p in predictions]
     scores = bleu_scores(predictions, references, groups)
     scores += rouge_scores(predictions, references, groups)
-    scores += finding_scores(said, [read.positive(r) for r in references], "text", groups)
-    coded = [i for i, c in enumerate(codes) if c and read.is_coded(c)]
+    scores += finding_scores(predicted, [reader.positive(r) for r in references], "text", groups)
+    coded = [i for i, c in enumerate(codes) if c and reader.is_coded(c)]
     if coded:
-        truth = [set(read.findings_of(codes[i])) for i in coded]
-        own = [groups[i] for i in coded] if groups else None
-        scores += finding_scores([said[i] for i in coded], truth, "coding", own)
-    scores.append(_distinct(predictions, groups))
+        coded_findings = [set(reader.findings_of(codes[i])) for i in coded]
+        coded_groups = [groups[i] for i in coded] if groups else None
+        scores += finding_scores(
+            [predicted[i] for i in coded], coded_findings, "coding", coded_groups
+        )
+    scores.append(_distinct_score(predictions, groups))
     return scores
 
 
 def positive_findings(text: str) -> set[str]:
-    """Findings a text affirms or suspects."""
+    """Findings that a text affirms or suspects."""
     return {name for name, status in label(text).items() if status != "negative"}
 
 
 def finding_scores(
-    said: Sequence[set[str]],
-    truth: Sequence[set[str]],
-    against: str,
+    predictions: Sequence[set[str]],
+    references: Sequence[set[str]],
+    source: str,
     groups: Sequence[str] | None = None,
 ) -> list[Score]:
-    """Precision, recall and F1: micro over all findings, micro without "no finding", and of each.
+    """Precision, recall and F1: micro over all findings, micro without "no finding", per finding.
 
     Args:
-        said: Findings of every prediction.
-        truth: Findings of every reference.
-        against: Where the truth comes from, part of the names: ``text`` or ``coding``.
+        predictions: Findings of every prediction.
+        references: Findings of every reference.
+        source: Where the references come from, part of the names: ``text`` or ``coding``.
         groups: See `report_scores`.
     """
-    names = sorted({f for one in [*said, *truth] for f in one})
-    counts = np.array([[_count(s, t, n) for n in names] for s, t in zip(said, truth, strict=True)])
-    counts = counts.reshape(len(said), len(names), 3)  # true positives, said, true
-    signature = f"{LABELLER}; truth from {against}"
-    scores = _prf(f"findings_{against}", counts.sum(axis=1), signature, groups)
-    abnormal = [i for i, n in enumerate(names) if n != "no_finding"]
-    scores += _prf(f"abnormal_{against}", counts[:, abnormal].sum(axis=1), signature, groups)[2:]
-    scores += _over_frequent(names, counts, against, signature, groups)
+    names = sorted({name for findings in [*predictions, *references] for name in findings})
+    pairs = zip(predictions, references, strict=True)
+    counts = np.array([[_count(p, r, name) for name in names] for p, r in pairs])
+    counts = counts.reshape(len(predictions), len(names), 3)
+    signature = f"{LABELLER}; truth from {source}"
+    scores = _precision_recall_f1(f"findings_{source}", counts.sum(axis=1), signature, groups)
+    abnormal = counts[:, [i for i, n in enumerate(names) if n != "no_finding"]].sum(axis=1)
+    scores += _precision_recall_f1(f"abnormal_{source}", abnormal, signature, groups)[2:]
+    scores += _frequent_scores(names, counts, source, signature, groups)
     for i, name in enumerate(names):
         if counts[:, i, 2].sum() >= MIN_SUPPORT:
-            scores.append(ratio_score(f"F1_{against}/{name}", counts[:, i], _f1, signature, groups))
+            scores.append(
+                ratio_score(f"F1_{source}/{name}", counts[:, i], f1_of_sums, signature, groups)
+            )
     return scores
 
 
-def _over_frequent(
+def _frequent_scores(
     names: Sequence[str],
     counts: np.ndarray,
-    against: str,
+    source: str,
     signature: str,
     groups: Sequence[str] | None,
 ) -> list[Score]:
-    """Micro F1 and macro F1, the mean of each one's, over findings with `MIN_MACRO` positives."""
-    often = [
+    """Micro and macro F1 over findings with at least `MIN_MACRO_SUPPORT` positives."""
+    frequent = [
         i
         for i, name in enumerate(names)
-        if name not in NOT_MEANT and counts[:, i, 2].sum() >= MIN_MACRO
+        if name not in EXCLUDED_FROM_MACRO and counts[:, i, 2].sum() >= MIN_MACRO_SUPPORT
     ]
-    if not often:
+    if not frequent:
         return []
-    about = f"{signature}; {len(often)} findings with at least {MIN_MACRO} positives"
-    kept = counts[:, often]
+    signature += f"; {len(frequent)} findings with at least {MIN_MACRO_SUPPORT} positives"
+    micro = counts[:, frequent].sum(axis=1)
+    macro = counts[:, frequent].reshape(len(counts), -1)
     return [
-        ratio_score(f"frequent_{against}_micro_F1", kept.sum(axis=1), _f1, about, groups),
-        ratio_score(
-            f"frequent_{against}_macro_F1", kept.reshape(len(kept), -1), _macro, about, groups
-        ),
+        ratio_score(f"frequent_{source}_micro_F1", micro, f1_of_sums, signature, groups),
+        ratio_score(f"frequent_{source}_macro_F1", macro, macro_f1_of_sums, signature, groups),
     ]
 
 
-def _macro(sums: np.ndarray) -> float:
-    return float(np.mean([_f1(one) for one in sums.reshape(-1, 3)]))
+def _count(prediction: set[str], reference: set[str], name: str) -> tuple[int, int, int]:
+    """True positives, predicted positives and reference positives of one pair."""
+    return (
+        int(name in prediction and name in reference),
+        int(name in prediction),
+        int(name in reference),
+    )
 
 
-def _count(said: set[str], truth: set[str], name: str) -> tuple[int, int, int]:
-    return int(name in said and name in truth), int(name in said), int(name in truth)
-
-
-def _prf(
+def _precision_recall_f1(
     name: str, counts: np.ndarray, signature: str, groups: Sequence[str] | None
 ) -> list[Score]:
-    parts: dict[str, Callable[[np.ndarray], float]] = {
+    ratios: dict[str, Callable[[np.ndarray], float]] = {
         "precision": lambda c: float(c[0] / max(c[1], 1)),
         "recall": lambda c: float(c[0] / max(c[2], 1)),
-        "F1": _f1,
+        "F1": f1_of_sums,
     }
-    return [ratio_score(f"{name}_{p}", counts, r, signature, groups) for p, r in parts.items()]
+    return [ratio_score(f"{name}_{k}", counts, r, signature, groups) for k, r in ratios.items()]
 
 
-def _f1(counts: np.ndarray) -> float:
-    return float(2 * counts[0] / max(counts[1] + counts[2], 1))
-
-
-def _distinct(predictions: Sequence[str], groups: Sequence[str] | None) -> Score:
-    """Share of reports that no other sample got: 1 over how often each text occurs, averaged."""
-    times: dict[str, int] = {}
-    for text in predictions:
-        times[text] = times.get(text, 0) + 1
+def _distinct_score(predictions: Sequence[str], groups: Sequence[str] | None) -> Score:
+    """Number of distinct texts over n: the mean of 1 over how often each sample's text occurs."""
+    times = Counter(predictions)
     return mean_score("distinct", [1 / times[t] for t in predictions], "distinct texts / n", groups)

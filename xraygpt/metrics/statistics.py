@@ -1,4 +1,4 @@
-"""Scores with their n and a bootstrap interval."""
+"""Scores with their sample count and a bootstrap interval."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Score:
-    """One reported number."""
+    """The value of one metric with its interval."""
 
     name: str
     value: float
-    n: int  # samples it rests on
+    n: int  # samples the value is computed from
     low: float  # 95 % bootstrap interval
     high: float
     signature: str  # metric, variant and version
-    # What it was computed from, so that scores of the same samples can be compared in pairs.
+    # The data behind the value, so that scores of the same samples can be compared in pairs.
     counts: np.ndarray = field(repr=False, compare=False)
     ratio: Callable[[np.ndarray], float] = field(repr=False, compare=False)
     groups: Sequence[str] | None = field(default=None, repr=False, compare=False)
 
     def as_row(self) -> dict[str, Any]:
-        """For scores.json."""
+        """The entry in scores.json."""
         return {k: getattr(self, k) for k in ("name", "value", "n", "low", "high", "signature")}
 
 
@@ -46,62 +46,67 @@ def bootstrap(
 
     Args:
         counts: (n, k) per-sample counts.
-        ratio: From the k sums to the number.
-        groups: Of each sample, e.g. its study: samples of one study are not independent. None takes
-            each sample as its own group.
-        resamples: Draws.
-        seed: Of the draws.
+        ratio: Maps the k sums to the value.
+        groups: The group of each sample, e.g. its study, because samples of one study are not
+            independent. None treats every sample as its own group.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
     """
     if len(counts) == 0:
         return float("nan"), float("nan")
     if groups is not None:
-        place, size = _places(groups)
-        summed = np.zeros((size, counts.shape[1]))
-        np.add.at(summed, place, counts)
-        counts = summed
-    values = [ratio(sums) for sums in _draws(len(counts), resamples, seed) @ counts]
-    if np.isnan(values).all():  # nothing to take the ratio of, in any draw
+        counts = sum_by_group(counts, groups)
+    values = [ratio(sums) for sums in _resample_counts(len(counts), resamples, seed) @ counts]
+    if np.isnan(values).all():  # undefined in every resample
         return float("nan"), float("nan")
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 
-def draw_weights(
+def bootstrap_weights(
     n: int, groups: Sequence[str] | None = None, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> np.ndarray:
-    """How often each of n samples enters each draw of `bootstrap`, (resamples, n) float64.
+    """How often each of n samples occurs in each resample of `bootstrap`, (resamples, n) float64.
 
     Args:
-        n: Samples.
-        groups: Of each sample, e.g. its study; whole groups are drawn.
-        resamples: Draws.
-        seed: Of the draws.
+        n: Number of samples.
+        groups: The group of each sample, e.g. its study; groups are resampled as a whole.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
 
     Raises:
-        InputError: Not one group for each sample.
+        InputError: If the number of groups is not n.
     """
     if groups is not None and len(groups) != n:
         raise InputError(f"{len(groups)} groups for {n} samples; give one each")
     if n == 0:
         return np.zeros((resamples, 0))
     if groups is None:
-        return _draws(n, resamples, seed)
-    place, size = _places(groups)
-    return _draws(size, resamples, seed)[:, place]
+        return _resample_counts(n, resamples, seed)
+    indices, size = _group_indices(groups)
+    return _resample_counts(size, resamples, seed)[:, indices]
 
 
-def _places(groups: Sequence[str]) -> tuple[np.ndarray, int]:
-    """Of each sample the number of its group, and how many groups there are."""
-    _, place = np.unique(np.asarray(groups), return_inverse=True)
-    return place, int(place.max()) + 1
+def sum_by_group(counts: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """Sums of (n, k) counts over the samples of each group, (groups, k) float64."""
+    indices, size = _group_indices(groups)
+    summed = np.zeros((size, counts.shape[1]))
+    np.add.at(summed, indices, counts)
+    return summed
+
+
+def _group_indices(groups: Sequence[str]) -> tuple[np.ndarray, int]:
+    """The index of each sample's group, and the number of groups."""
+    _, indices = np.unique(np.asarray(groups), return_inverse=True)
+    return indices, int(indices.max()) + 1
 
 
 @lru_cache(maxsize=4)
-def _draws(n: int, resamples: int, seed: int) -> np.ndarray:
-    """(resamples, n) how often each of n groups is drawn, with replacement, in each resample."""
+def _resample_counts(n: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each of n groups is sampled, with replacement: (resamples, n) float64."""
     rng = np.random.default_rng(seed)
-    drawn = (rng.integers(0, n, n) for _ in range(resamples))
-    return np.stack([np.bincount(places, minlength=n) for places in drawn]).astype(float)
+    sampled = (rng.integers(0, n, n) for _ in range(resamples))
+    return np.stack([np.bincount(indices, minlength=n) for indices in sampled]).astype(float)
 
 
 def ratio_score(
@@ -114,9 +119,9 @@ def ratio_score(
     """A ratio of sums, such as F1 or BLEU.
 
     Args:
-        name: Of the metric.
+        name: Name of the score.
         counts: (n, k) per-sample counts that are summed.
-        ratio: From the k sums to the number.
+        ratio: Maps the k sums to the value.
         signature: See `Score`.
         groups: See `bootstrap`.
     """
@@ -127,18 +132,18 @@ def ratio_score(
 
 
 def weighted_sum(terms: Sequence[tuple[float, Score]]) -> Score:
-    """A metric's values on the same samples, weighted and added; every draw resamples all alike.
+    """Weighted sum of one metric's values on the same samples; all terms share the resamples.
 
     Args:
-        terms: Weight and score: 1/k for each of k seeds is their mean; 1 for one condition and -1
-            for another is their paired difference.
+        terms: Weights and scores: weights 1/k for k seeds give their mean; 1 for one condition and
+            -1 for another give the paired difference.
     """
     first = terms[0][1]
     width = first.counts.shape[1]
 
     def ratio(sums: np.ndarray) -> float:
-        each = (sums[i * width : (i + 1) * width] for i in range(len(terms)))
-        return sum(w * s.ratio(part) for (w, s), part in zip(terms, each, strict=True))
+        parts = (sums[i * width : (i + 1) * width] for i in range(len(terms)))
+        return sum(w * s.ratio(part) for (w, s), part in zip(terms, parts, strict=True))
 
     counts = np.hstack([score.counts for _, score in terms])
     return replace(ratio_score(first.name, counts, ratio, first.signature, first.groups), n=first.n)
@@ -150,3 +155,18 @@ def mean_score(
     """The mean of per-sample values with its interval."""
     counts = np.array([[v, 1.0] for v in values], dtype=float).reshape(-1, 2)
     return ratio_score(name, counts, lambda c: float(c[0] / max(c[1], 1.0)), signature, groups)
+
+
+def share_of_sums(sums: np.ndarray) -> float:
+    """The first sum divided by the second; nan if the second is 0."""
+    return float(sums[0] / sums[1]) if sums[1] else float("nan")
+
+
+def f1_of_sums(sums: np.ndarray) -> float:
+    """F1 of summed true positives, predicted positives and reference positives; 0 without any."""
+    return float(2 * sums[0] / max(sums[1] + sums[2], 1))
+
+
+def macro_f1_of_sums(sums: np.ndarray) -> float:
+    """Mean `f1_of_sums` over classes, whose three sums follow one another."""
+    return float(np.mean([f1_of_sums(row) for row in sums.reshape(-1, 3)]))

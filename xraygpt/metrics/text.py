@@ -1,6 +1,6 @@
-"""Overlap of words between prediction and reference: BLEU by sacrebleu, ROUGE by rouge-score.
+"""Word overlap of predictions and references: BLEU by sacrebleu, ROUGE by rouge-score.
 
-Both sides are lower-cased and split into words and marks, as report papers do.
+Both sides are lower-cased and split into words and punctuation marks, as report papers do.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from xraygpt.metrics.statistics import Score, mean_score, ratio_score
 ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Lower-cased words and punctuation marks."""
     return re.findall(r"[a-z0-9]+(?:[-'.][a-z0-9]+)*|[^\sa-z0-9]", text.lower())
 
 
-class _Words:
-    """The tokenizer rouge-score asks for."""
+class _RougeTokenizer:
+    """Words without punctuation, through the interface that rouge-score calls."""
 
     def tokenize(self, text: str) -> list[str]:
-        return [w for w in words(text) if w[0].isalnum()]
+        return [w for w in split_words(text) if w[0].isalnum()]
 
 
 def bleu_scores(
@@ -36,18 +36,19 @@ def bleu_scores(
     """Corpus BLEU-1 … BLEU-4, unsmoothed, in [0, 1] (Papineni et al. 2002)."""
     from sacrebleu.metrics import BLEU
 
-    said = [" ".join(words(p)) for p in predictions]
-    true = [" ".join(words(r)) for r in references]
+    predictions = [" ".join(split_words(p)) for p in predictions]
+    references = [" ".join(split_words(r)) for r in references]
+    n = len(predictions)
     scores = []
     for order in range(1, 5):
-        bleu = BLEU(  # effective_order only quiets a warning: counts are summed, not averaged
+        bleu = BLEU(  # effective_order only silences a warning: counts are summed, not averaged
             max_ngram_order=order,
             tokenize="none",
             smooth_method="none",
             force=True,
             effective_order=True,
         )
-        counts = np.array(_bleu_counts(bleu, said, true), dtype=float).reshape(len(said), -1)
+        counts = np.array(_bleu_counts(bleu, predictions, references), dtype=float).reshape(n, -1)
 
         def ratio(sums: np.ndarray, order: int = order) -> float:
             return bleu_of_counts(sums, order)
@@ -59,22 +60,22 @@ def bleu_scores(
     return scores
 
 
-def _bleu_counts(bleu: Any, said: list[str], true: list[str]) -> list[list[int]]:
+def _bleu_counts(bleu: Any, predictions: list[str], references: list[str]) -> list[list[int]]:
     """Per pair: both lengths, then matches and totals of each order, as sacrebleu counts them."""
     rows = []
-    for p, r in zip(said, true, strict=True):
-        s = bleu.sentence_score(p, [r])
+    for prediction, reference in zip(predictions, references, strict=True):
+        s = bleu.sentence_score(prediction, [reference])
         rows.append([s.sys_len, s.ref_len, *s.counts, *s.totals])
     return rows
 
 
 def bleu_of_counts(sums: np.ndarray, order: int) -> float:
     """BLEU of summed counts: geometric mean of precisions times the brevity penalty."""
-    said, true = sums[0], sums[1]
+    prediction_length, reference_length = sums[0], sums[1]
     matches, totals = sums[2 : 2 + order], sums[2 + order : 2 + 2 * order]
-    if said == 0 or (matches == 0).any():
+    if prediction_length == 0 or (matches == 0).any():
         return 0.0
-    brevity = min(1.0, float(np.exp(1 - true / said)))
+    brevity = min(1.0, float(np.exp(1 - reference_length / prediction_length)))
     return brevity * float(np.exp(np.mean(np.log(matches / totals))))
 
 
@@ -82,7 +83,7 @@ def bleu_of_counts(sums: np.ndarray, order: int) -> float:
 def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(list(ROUGE), tokenizer=_Words())
+    return RougeScorer(list(ROUGE), tokenizer=_RougeTokenizer())
 
 
 def rouge_values(prediction: str, reference: str) -> dict[str, float]:
@@ -95,8 +96,9 @@ def rouge_scores(
     predictions: Sequence[str], references: Sequence[str], groups: Sequence[str] | None = None
 ) -> list[Score]:
     """Mean ROUGE over samples."""
-    each = [rouge_values(p, r) for p, r in zip(predictions, references, strict=True)]
+    rows = [rouge_values(p, r) for p, r in zip(predictions, references, strict=True)]
     signature = f"rouge-score {version('rouge-score')}, F1, words lower-cased, no stemming"
     return [
-        mean_score(label, [e[label] for e in each], signature, groups) for label in ROUGE.values()
+        mean_score(label, [row[label] for row in rows], signature, groups)
+        for label in ROUGE.values()
     ]

@@ -1,4 +1,4 @@
-"""Accuracy of answers after both sides are normalised."""
+"""Accuracy of answers after normalising predictions and references."""
 
 from __future__ import annotations
 
@@ -13,44 +13,47 @@ SIGNATURE = "exact match; lower case, no articles, no punctuation"
 
 
 def normalise(answer: str) -> str:
-    """Lower case without articles, punctuation and doubled blanks."""
+    """Lower case without articles, punctuation and repeated blanks."""
     plain = re.sub(r"[^\w\s]", " ", answer.lower())
     return " ".join(_ARTICLES.sub(" ", plain).split())
 
 
-def is_closed(kind: Any, reference: str) -> bool:
-    """Whether a question is closed: as the corpus says, else by an answer of yes or no."""
-    if isinstance(kind, str) and kind.strip():
-        return kind.strip().upper() == "CLOSED"
+def is_closed(answer_type: Any, reference: str) -> bool:
+    """Whether a question is closed: as the corpus states, else if its reference is yes or no."""
+    if isinstance(answer_type, str) and answer_type.strip():
+        return answer_type.strip().upper() == "CLOSED"
     return normalise(reference) in {"yes", "no"}
 
 
 def vqa_scores(
     predictions: Sequence[str],
     references: Sequence[str],
-    kinds: Sequence[Any],
+    answer_types: Sequence[Any],
     groups: Sequence[str] | None = None,
 ) -> list[Score]:
     """Accuracy over all, over closed and over open questions, each with its n.
 
     Args:
-        predictions: Answers given.
-        references: Answers wanted.
-        kinds: Per question what the corpus calls it: CLOSED, OPEN, or None.
-        groups: Per question its image, which intervals resample.
+        predictions: Generated answers.
+        references: Correct answers.
+        answer_types: The corpus's type of each question: CLOSED, OPEN, or None.
+        groups: The image of each question; intervals resample by it.
     """
-    right = [
+    correct = [
         float(normalise(p) == normalise(r)) for p, r in zip(predictions, references, strict=True)
     ]
-    closed = [is_closed(k, r) for k, r in zip(kinds, references, strict=True)]
-    chosen = {
-        "accuracy": range(len(right)),
+    closed = [is_closed(t, r) for t, r in zip(answer_types, references, strict=True)]
+    subsets = {
+        "accuracy": range(len(correct)),
         "accuracy_closed": [i for i, c in enumerate(closed) if c],
         "accuracy_open": [i for i, c in enumerate(closed) if not c],
     }
     return [
         mean_score(
-            name, [right[i] for i in rows], SIGNATURE, [groups[i] for i in rows] if groups else None
+            name,
+            [correct[i] for i in rows],
+            SIGNATURE,
+            [groups[i] for i in rows] if groups else None,
         )
-        for name, rows in chosen.items()
+        for name, rows in subsets.items()
     ]

@@ -1,12 +1,9 @@
-"""Models: encoder, Q-Former and LLM together; a small LLM; image beside text; a warm-up.
-
-And the vision encoders that they may name.
-"""
+"""Imports all models and vision encoders, so that they register themselves by name."""
 
 from xraygpt.models.llm import language_model
 from xraygpt.models.qformer_llm import alignment, instruct
 from xraygpt.models.qformer_llm import model as xraygpt
-from xraygpt.models.vision import hf, image_text, own, published
+from xraygpt.models.vision import hf, image_text, published, run_encoder
 
 __all__ = [
     "alignment",
@@ -14,7 +11,7 @@ __all__ = [
     "image_text",
     "instruct",
     "language_model",
-    "own",
     "published",
+    "run_encoder",
     "xraygpt",
 ]

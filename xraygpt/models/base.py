@@ -1,4 +1,4 @@
-"""What every model offers: loss at the answers, generation, and what it wants of images."""
+"""The interface of all models: loss on answers, generation, image requirements, checkpoints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Bonus = Callable[[int, str], float]
-"""Row of a batch and text of a candidate -> what speaks for it beside being like the others."""
+"""Row of a batch and text of a candidate -> what is added to its similarity to the others."""
 
 
 @dataclass
@@ -43,183 +43,204 @@ class Output:
 
 @dataclass(kw_only=True)
 class Generation:
-    """How answers are decoded. Greedy unless a field says otherwise."""
+    """How answers are decoded; greedy by default."""
 
     max_new_tokens: int = 120
-    """Most tokens of one answer."""
+    """Maximum length of an answer in tokens."""
     num_beams: int = 1
-    """More than 1 is beam search."""
+    """Beam search if above 1."""
     length_penalty: float = 1.0
-    """Of beam search: above 0 favours longer answers. No effect without beams."""
+    """Beam search only: values above 0 favour longer answers."""
     do_sample: bool = False
-    """Draw tokens instead of taking the likeliest."""
+    """Sample tokens instead of choosing the most likely one."""
     temperature: float = 1.0
-    """Of sampling: below 1 sharpens. No effect without do_sample."""
+    """Sampling only: values below 1 sharpen the distribution."""
     top_p: float = 1.0
-    """Of sampling: the nucleus, in (0, 1]. No effect without do_sample."""
+    """Sampling only: nucleus sampling, in (0, 1]."""
     repetition_penalty: float = 1.0
-    """Above 1 makes tokens already said less likely."""
+    """Values above 1 make tokens that are already in the answer less likely."""
     no_repeat_ngram_size: int = 0
-    """No run of this many tokens is said twice; 0 is off."""
+    """No n-gram of this many tokens occurs twice in an answer; 0 disables the rule."""
     guidance: float = 0.0
-    """How much more the answer follows what sets this image apart from the average training image;
-    0 is off, 1 to 4 are usual. Twice the work. No beams."""
+    """Strength of guidance towards tokens that are more likely with this image than with the
+    average training image; 0 disables it, 1 to 4 are usual. Doubles the cost. Not with beams."""
     candidates: int = 1
-    """Above 1: draw so many answers and give the one most like the others. Needs do_sample."""
+    """Above 1: sample this many answers and return the one most similar to the others. Needs
+    do_sample."""
     references: int = 0
-    """Beside the candidates draw so many at temperature 1 and compare every candidate with these
-    instead: they are what the model holds possible, unsharpened. They are candidates, too."""
+    """Additional answers sampled at temperature 1, which represent the model's unsharpened
+    distribution. Candidates are then compared with these only, and these are candidates too."""
     seed: int = 0
-    """Of sampling. The draws of a sample hang on this and its id, not on the rest of its batch."""
+    """Sampling only. Random numbers depend on the seed and the sample's id, not on its batch."""
 
     @property
-    def draws(self) -> int:
-        """Answers drawn for a prompt."""
+    def answers_per_prompt(self) -> int:
+        """Number of candidates and references."""
         return self.candidates + self.references
 
     def __post_init__(self) -> None:
-        drawn, beams = self.do_sample, self.num_beams > 1
+        sampled, beams = self.do_sample, self.num_beams > 1
         with Checks(self) as check:
             refuse = check.refuse
             check.at_least(1, "max_new_tokens", "num_beams", "candidates")
             check.at_least(0, "references", "guidance")
             check.above(0, "temperature")
-            refuse(not 0 < self.top_p <= 1, "top_p", f"must lie in (0, 1], got {self.top_p}")
+            refuse(not 0 < self.top_p <= 1, "top_p", f"must be in (0, 1], got {self.top_p}")
             alone = self.references > 0 and self.candidates < 2
-            refuse(alone, "references", "come with candidates above 1", "candidates")
-            why = "above 1 are drawn: set do_sample: true"
-            refuse(self.candidates > 1 and not drawn, "candidates", why, "do_sample")
-            why = "goes without beams (num_beams: 1)"
+            refuse(alone, "references", "require candidates above 1", "candidates")
+            why = "above 1 are sampled: set do_sample: true"
+            refuse(self.candidates > 1 and not sampled, "candidates", why, "do_sample")
+            why = "cannot be combined with beam search: set num_beams: 1"
             refuse(self.guidance and beams, "guidance", why, "num_beams")
-            refuse(drawn and beams, "num_beams", "above 1 goes without do_sample", "do_sample")
+            why = "above 1 cannot be combined with do_sample"
+            refuse(sampled and beams, "num_beams", why, "do_sample")
             for name in ("temperature", "top_p"):
                 why = "acts on sampling only; set do_sample: true"
-                refuse(getattr(self, name) != 1 and not drawn, name, why, "do_sample")
+                refuse(getattr(self, name) != 1 and not sampled, name, why, "do_sample")
 
 
 class BaseModel(nn.Module, Plugin):
-    """A network that answers about images. It chooses no prompts, reads no files in `forward`."""
+    """A network that answers about images.
+
+    Attributes:
+        renderer: Writes prompts; `NO_TEXT` for a model without text.
+        media_collator: Stacks media into batches.
+        image_spec: Size and normalisation of images.
+        context_len: Maximum number of tokens of a sequence.
+        loss_on_all_tokens: Whether the loss covers all text tokens instead of the answers only.
+        reads_question: Whether an image's tokens depend on the question.
+        frozen_parts: State-key prefixes of parts that are loaded from other files. A checkpoint
+            that has no key of a part leaves that part unchanged.
+        unsupported: Capability ("chat", "maps" …, see `capabilities`) -> why the model lacks it.
+        loaded_keys: State keys that came from a checkpoint and are therefore saved again.
+    """
 
     @dataclass(kw_only=True)
     class Config(Plugin.Config):
-        """What every model's section may hold."""
+        """Settings of every model."""
 
         kind: ClassVar[Registry] = MODELS
 
         model_type: str | None = None
-        """Preset laid under the user's keys: a file of `xraygpt/configs/models/<arch>/`."""
+        """Preset of defaults: a file name in `xraygpt/configs/models/<arch>/`."""
         ckpt: Path | None = None
-        """Weights to start from: a run folder, a checkpoint folder, or `<run folder>/best`."""
+        """Initial weights: a run folder, a checkpoint folder, or `<run folder>/best`."""
 
-    renderer: PromptRenderer = NO_TEXT  # of a model without text
+    renderer: PromptRenderer = NO_TEXT
     media_collator: MediaCollator | None = None
     image_spec: ImageSpec
-    context_len = 0  # tokens the LLM can hold
-    loss_on_all_tokens = False  # whether the loss lies on every text token instead of the answers
-    reads_question = False  # whether tokens of an image depend on what is asked about it
+    context_len = 0
+    loss_on_all_tokens = False
+    reads_question = False
     frozen_parts: ClassVar[tuple[str, ...]] = ()
-    """Prefixes of state keys of parts that come from elsewhere: where a checkpoint has none of
-    them, they are whole without it."""
     unsupported: Mapping[str, str] = {}
-    """By capability ("chat", "maps" …, see `capabilities`) why this model lacks it, in words."""
 
     config: Config
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.loaded_keys: set[str] = set()  # came from a checkpoint, so they go into the next one
+        self.loaded_keys: set[str] = set()
 
     def forward(self, batch: Batch, return_logits: bool = False) -> Output:
-        """Loss of the batch's answers."""
+        """Compute the loss on the batch's answers."""
         raise NotImplementedError
 
-    def generate(self, batch: Batch, how: Generation, bonus: Bonus | None = None) -> list[str]:
-        """One answer per row of a left-padded batch, without stop strings and special tokens.
+    def generate(
+        self, batch: Batch, generation: Generation, bonus: Bonus | None = None
+    ) -> list[str]:
+        """Generate one answer per row of a left-padded batch.
 
         Args:
             batch: Prompts.
-            how: Decoding.
-            bonus: Of several candidates, what speaks for one beside being like the others.
+            generation: Decoding settings.
+            bonus: Added to each candidate's similarity to the others, if there are several.
+
+        Returns:
+            Texts without stop strings and special tokens.
         """
         raise NotImplementedError
 
     def positions(self, batch: Batch) -> Tensor | None:
-        """(B, T) or (A, B, T) position ids of a batch, for a decoder that does not just count.
+        """(B, T) or (A, B, T) position ids, for decoders with their own position scheme.
 
-        None, the default, counts tokens. With A axes (M-RoPE) a packed row is given one axis more,
-        in front, which counts the tokens of each text, as transformers' Qwen-VL takes it.
+        None, the default, numbers the tokens. With A axes (M-RoPE), packed rows get an additional
+        first axis that numbers the tokens of each text, as transformers' Qwen-VL expects.
         """
         return None
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     def merge_lora(self) -> None:
-        """Make quicker what will only answer and never be trained or saved; by default nothing."""
+        """Merge adapters for faster inference; the model is neither trained nor saved after this.
+
+        Does nothing by default.
+        """
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Names and parameters that training changes."""
+        """Names and values of the parameters that require gradients."""
         return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
 
     def no_weight_decay(self) -> tuple[str, ...]:
-        """Ends of the names of matrices that are not decayed, such as learned queries."""
+        """Name suffixes of matrices without weight decay, such as learned queries."""
         return ()
 
     def param_groups(self) -> list[param_groups.ParamGroup]:
-        """All of `trainable_parameters`, in groups; by default matrices decay and the rest not.
+        """All of `trainable_parameters` in groups; by default, only matrices decay.
 
-        A resumed run takes up what the optimizer remembers by the order of groups and weights.
+        A resumed run matches optimizer state by the order of groups and weights.
         """
         return param_groups.decay_groups(self.trainable_parameters(), self.no_weight_decay())
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """Trained matrices between embeddings and heads, for optimizers that treat them apart."""
+        """Trained matrices between embeddings and heads, which some optimizers treat separately."""
         return param_groups.hidden_matrices(self)
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """Everything that is not a frozen part from elsewhere."""
+        """The weights a checkpoint must contain: all except frozen parts loaded elsewhere."""
         raise NotImplementedError
 
     def convert_state(
         self, state: dict[str, Tensor], source: Path
     ) -> tuple[dict[str, Tensor], set[str]] | None:
-        """Another project's weights under our names, and the names they must hold.
+        """Convert another project's weights to this model's names.
 
         Args:
             state: Tensors of a file.
-            source: Named in messages.
+            source: The file, for messages.
 
         Returns:
-            None if the names are ours already; by default they are.
+            Tensors and the names that must be among them; None if no conversion is needed, as is
+            the default.
         """
         return None
 
     def fresh_keys(self) -> tuple[str, ...]:
-        """Prefixes of keys that a checkpoint may lack because they start fresh (LoRA)."""
+        """Parts of key names that a checkpoint may lack because they are initialised (LoRA)."""
         return ()
 
     def save_assets(self, folder: Path) -> None:
-        """Write what a checkpoint should hold beside the weights: how prompts are written."""
+        """Write a checkpoint's other files: by default, how prompts are written."""
         if self.renderer is not NO_TEXT:
             write_renderer(folder, self.renderer)
 
     def facts(self) -> dict[str, str]:
-        """What it is made of, for people: ``{"LLM": "vicuna-7b"}``."""
+        """Description of the model's parts for reports: ``{"LLM": "vicuna-7b"}``."""
         return {}
 
     def pack_into(self, state: dict[str, Tensor], folder: Path, out: Path) -> BaseModel.Config:
-        """Write the model into one folder to hand on, matrices in half precision.
+        """Write the model as a bundle, with matrices in half precision.
 
         Args:
-            state: Weights of the checkpoint that is packed.
-            folder: Where to write.
-            out: What `folder` will be called.
+            state: Weights of the checkpoint.
+            folder: Folder to write to.
+            out: Final path of `folder`.
 
         Returns:
-            The configuration that loads the folder.
+            The configuration that loads `out`.
 
         Raises:
             WeightsError: A value is too large for half precision.
@@ -230,19 +251,19 @@ class BaseModel(nn.Module, Plugin):
         return packed
 
     def parts(self) -> dict[str, str]:
-        """What identifies the parts that came from elsewhere, such as the LLM's digest."""
+        """Identifiers of parts loaded from other files, such as the LLM's digest."""
         return {}
 
     def check_assets(self, folder: Path) -> None:
-        """Compare what `save_assets` wrote with what this model has; nothing by default.
+        """Check that a checkpoint's files match this model; nothing by default.
 
         Raises:
-            WeightsError: The checkpoint's weights would mean something else here.
+            WeightsError: The checkpoint was trained with another tokenizer, for example.
         """
 
 
 class TextSettings(Protocol):
-    """Settings of how a model's text is written, see `XrayGPT.Config`."""
+    """Settings of a model's prompts and answers; see `XrayGPT.Config`."""
 
     prompt_template: str
     prompt_path: Path | None
@@ -250,28 +271,28 @@ class TextSettings(Protocol):
     max_txt_len: int | None
 
 
-def renderer_of(
+def build_renderer(
     config: TextSettings,
     tokenizer: PreTrainedTokenizerBase,
     *,
     assets: Path | None = None,
     media_marks: Mapping[str, str] | None = None,
 ) -> PromptRenderer:
-    """The renderer that a model's text settings (prompts, template, ending, length) ask for.
+    """Build the renderer for a model's text settings.
 
     Args:
-        config: The settings.
-        tokenizer: Of the language model.
-        assets: A checkpoint's folder; its prompts are taken where `prompt_path` is gone.
+        config: Prompts, template, end of answers, maximum length.
+        tokenizer: The language model's tokenizer.
+        assets: A checkpoint folder; its prompts are used if `prompt_path` does not exist.
         media_marks: See `PromptRenderer`.
 
     Raises:
-        InputError: The prompts cannot be read, or the template is none.
+        InputError: The prompts cannot be read, or the template is unknown.
     """
     path = config.prompt_path
     saved = None if path is None or path.is_file() else saved_prompts(assets)
     if saved is not None:
-        log.info("%s is not here: prompts are those of %s", path, assets)
+        log.info("%s does not exist: using the prompts saved in %s", path, assets)
     return PromptRenderer(
         cast(Tokenizer, tokenizer),
         config.prompt_template,
@@ -282,4 +303,5 @@ def renderer_of(
     )
 
 
-Texts = Callable[[], Sequence[str]]  # the training split's texts, read only if a model asks
+TextSource = Callable[[], Sequence[str]]
+"""Reads the training split's texts; called only by models that need them."""

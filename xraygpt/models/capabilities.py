@@ -1,7 +1,7 @@
-"""What a model may offer beside loss and answers, and what asks for it.
+"""Optional features of models, as protocols.
 
-Whoever needs one of these asks with `require(model, Capability)`; nobody asks for a class. A model
-offers a capability by having its methods; `BaseModel.unsupported` may say in words why it does not.
+A model has a capability if it has its methods; `BaseModel.unsupported` may explain why one is
+missing. Callers use `require(model, Capability)` and do not check for a model's class.
 """
 
 from __future__ import annotations
@@ -22,63 +22,64 @@ if TYPE_CHECKING:
 
 
 class Chats(Protocol):
-    """Answers from embeddings, so that a conversation keeps what it has computed."""
+    """Can answer from embeddings, so that a conversation can reuse its key-value cache."""
 
     @property
     def llm(self) -> Any:
         """A transformers causal language model that reads `inputs_embeds`."""
 
     def media_tokens(self, batch: Batch) -> list[Tensor]:
-        """(L, H) of each medium of a batch, in the order of its runs."""
+        """(L, H) tokens of each medium of a batch, in the order of its token runs."""
 
     def embed(self, batch: Batch, tokens: Sequence[Tensor] | None = None) -> Tensor:
-        """(B, T) ids -> (B, T, H), media in place; `tokens` of them where they are known."""
+        """(B, T) ids -> (B, T, H) embeddings with media; `tokens` are computed if not passed."""
 
 
 class FrozenFeatures(Protocol):
-    """Has a frozen encoder, whose output can be stored on disk."""
+    """Has a frozen vision encoder whose output can be stored on disk."""
 
     def encode_frozen(self, pixel_values: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, L, D) by the frozen vision encoder."""
 
     def feature_key(self) -> str | None:
-        """Identifies the frozen encoder's weights; None if features must not be stored."""
+        """Identifier of the frozen encoder's weights; None if features must not be stored."""
 
 
 class CachesQueries(Protocol):
-    """Can store more than the encoder's output for a training: all that is frozen behind it."""
+    """Can store the output of all frozen parts between image and LLM, not only the encoder's."""
 
     def start_caching_queries(self) -> str | None:
-        """As `feature_key`, of all that is frozen between an image and the LLM.
+        """Make `encode_frozen` return, and the model accept, the output of all frozen parts.
 
-        From this call on `encode_frozen` gives that, and stored features are taken for it.
+        Returns:
+            Identifier of the weights of these parts, as `feature_key`.
         """
 
 
 class HasDecoder(Protocol):
-    """Has transformer layers that can be compiled, or laid out over processes."""
+    """Has transformer layers that can be compiled or sharded over processes."""
 
     def decoder_layers(self) -> nn.ModuleList:
         """The layers of the language model, in order."""
 
 
 class AttentionMaps(Protocol):
-    """Can say from which places of a picture each of its tokens was made."""
+    """Can attribute image tokens to regions of the image."""
 
     def traced_tokens(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        """Of each medium its (F · Q, H) tokens, and (F, Q, P) shares of P patches in them."""
+        """For each medium, its (F · Q, H) tokens and their (F, Q, P) attention over P patches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """How a model is to be written for others.
+    """Settings of an export.
 
     Attributes:
-        merge_lora: Add adapters to the weights they adapt.
-        with_vision: Write a vision encoder that is usually a file of its own.
-        dtype: Of the weights, a name of torch's; None leaves them.
-        license: Of the model, for its card.
-        processor: Makes its pictures.
+        merge_lora: Merge LoRA into the weights.
+        with_vision: Include the vision encoder, which is usually a separate file.
+        dtype: Name of the weights' torch dtype; None keeps each tensor's.
+        license: License named in the model card.
+        processor: Preprocesses images; its settings are exported.
     """
 
     merge_lora: bool = False
@@ -89,28 +90,29 @@ class ExportSettings:
 
 
 class Exports(Protocol):
-    """Can be written in the layouts of other projects."""
+    """Can be exported in the file layouts of other projects."""
 
     def export_layouts(self) -> Sequence[str]:
-        """Names of the layouts: ``transformers`` is a folder that transformers opens."""
+        """Names of the layouts; ``transformers`` is a folder that transformers can load."""
 
-    def export(self, layout: str, out: Path, how: ExportSettings) -> str:
+    def export(self, layout: str, out: Path, settings: ExportSettings) -> str:
         """Write the model.
 
         Args:
             layout: One of `export_layouts`.
-            out: File or folder to make.
-            how: Settings.
+            out: File or folder to create.
+            settings: See `ExportSettings`.
 
         Returns:
             A line that says what was written.
 
         Raises:
-            WeightsError: The layout has no place for a part of it; says which.
+            WeightsError: The layout cannot represent a part of the model.
         """
 
 
-_VERBS: dict[type, tuple[str, str]] = {
+# Key in `BaseModel.unsupported`, and the end of the sentence "this model cannot …".
+_DESCRIPTIONS: dict[type, tuple[str, str]] = {
     Chats: ("chat", "chat"),
     FrozenFeatures: ("features", "store features of a frozen encoder"),
     CachesQueries: ("features", "store features of frozen parts"),
@@ -122,27 +124,29 @@ Capability = TypeVar("Capability")
 
 
 def require(model: BaseModel, capability: type[Capability]) -> Capability:
-    """`model`, if it has the methods of a capability.
+    """Return `model`, typed as a capability that it has.
 
     Raises:
-        InputError: It lacks some; says which, or the model's own reason.
+        InputError: It lacks the capability; the message has the model's reason or the missing
+            methods.
     """
     if supports(model, capability):
         return model  # type: ignore[return-value]
-    key, verb = _VERBS[capability]
-    raise InputError(f"{named(model)} cannot {verb} because {_why(model, capability, key)}")
+    key, verb = _DESCRIPTIONS[capability]
+    reason = _missing_reason(model, capability, key)
+    raise InputError(f"{describe_model(model)} cannot {verb} because {reason}")
 
 
 def supports(model: object, capability: type) -> bool:
-    """Whether a model has the methods of a capability, and does not say that it cannot."""
-    # Not isinstance: from Python 3.12 on that does not see modules of a torch model.
-    key, _ = _VERBS[capability]
+    """Whether a model has a capability's methods and does not list it in `unsupported`."""
+    # Not isinstance: from Python 3.12 on it does not find submodules of a torch module.
+    key, _ = _DESCRIPTIONS[capability]
     has = all(hasattr(model, name) for name in _members(capability))
     return has and key not in getattr(model, "unsupported", {})
 
 
-def named(model: BaseModel) -> str:
-    """A model in a message: "this model (arch: xraygpt)"."""
+def describe_model(model: BaseModel) -> str:
+    """Name of a model for messages: "this model (arch: xraygpt)"."""
     from xraygpt.common.registry import MODELS
 
     names = [name for name in MODELS if MODELS.get(name) is type(model)]
@@ -150,13 +154,12 @@ def named(model: BaseModel) -> str:
 
 
 def _members(capability: type) -> list[str]:
-    """Methods and attributes of a capability."""
     names = {*vars(capability), *vars(capability).get("__annotations__", {})}
     return sorted(name for name in names if not name.startswith("_"))
 
 
-def _why(model: BaseModel, capability: type, key: str) -> str:
+def _missing_reason(model: BaseModel, capability: type, key: str) -> str:
     if key in model.unsupported:
         return model.unsupported[key]
-    lacking = [name for name in _members(capability) if not hasattr(model, name)]
-    return f"it has no {' and no '.join(lacking)} (docs/adding_a_model.md)"
+    missing = [name for name in _members(capability) if not hasattr(model, name)]
+    return f"it has no {' and no '.join(missing)} (docs/adding_a_model.md)"

@@ -1,7 +1,7 @@
-"""A causal language model that reads text and the tokens of media: what all such models share.
+"""Base class of causal language models that read text and media tokens.
 
-A subclass sets `llm`, `renderer` and `context_len`, and says what tokens its media become
-(`media_tokens`). Loss, answers, chat, compiling and sharding follow from these.
+A subclass sets `llm`, `renderer` and `context_len` and implements `media_tokens`. Loss, generation,
+chat, compilation and sharding are implemented here.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from xraygpt.prompting.renderer import IMAGE_TOKEN_ID
 
 
 class CausalModel(BaseModel):
-    """Media -> tokens among embedded text -> language model -> answer.
+    """Inserts media tokens into embedded text and passes both to a language model.
 
     Attributes:
-        llm: A transformers causal language model, or one that is called like it.
+        llm: A transformers causal language model, or one with the same interface.
     """
 
     llm: Any
@@ -34,15 +34,15 @@ class CausalModel(BaseModel):
         self._decoder: Decoder | None = None
 
     def media_tokens(self, batch: Batch) -> list[Tensor]:
-        """(L, H) of each medium of a batch, in the order of its runs."""
+        """(L, H) tokens of each medium of a batch, in the order of its token runs."""
         raise NotImplementedError
 
     def embed(self, batch: Batch, tokens: Sequence[Tensor] | None = None) -> Tensor:
-        """(B, T) ids with placeholders -> (B, T, H) embeddings with the media in place.
+        """(B, T) ids with placeholders -> (B, T, H) embeddings with media tokens inserted.
 
         Args:
             batch: Ids and media.
-            tokens: As `media_tokens` gives them, where they are known already.
+            tokens: Result of `media_tokens`, if already computed.
         """
         ids = batch["input_ids"]
         embeds: Tensor = self.llm.get_input_embeddings()(ids.masked_fill(ids == IMAGE_TOKEN_ID, 0))
@@ -51,11 +51,11 @@ class CausalModel(BaseModel):
         return place_media(embeds, batch["runs"], tokens, batch["sample_id"])
 
     def embed_average(self, batch: Batch) -> Tensor | None:
-        """As `embed`, with an average medium in every medium's place; None where there is none."""
+        """As `embed`, with every medium replaced by an average one; None if there is no average."""
         return None
 
     def forward(self, batch: Batch, return_logits: bool = False) -> Output:
-        """Loss of the answers."""
+        """Compute the loss on the answers."""
         return answer_loss(
             self.llm,
             self.embed(batch),
@@ -66,21 +66,23 @@ class CausalModel(BaseModel):
         )
 
     @torch.no_grad()
-    def generate(self, batch: Batch, how: Generation, bonus: Bonus | None = None) -> list[str]:
-        """One answer per row of a left-padded batch."""
+    def generate(
+        self, batch: Batch, generation: Generation, bonus: Bonus | None = None
+    ) -> list[str]:
+        """Generate one answer per row of a left-padded batch."""
         if self._decoder is None:
             self._decoder = Decoder(self.llm, self.renderer)
         return self._decoder(
             self.embed(batch),
             batch["attention_mask"],
-            how,
-            self.embed_average(batch) if how.guidance else None,
+            generation,
+            self.embed_average(batch) if generation.guidance else None,
             bonus,
             batch["sample_id"],
             self.positions(batch),
         )
 
     def decoder_layers(self) -> nn.ModuleList:
-        """The layers of the language model, in order."""
+        """Transformer layers of the language model, in order."""
         layers: nn.ModuleList = self.llm.get_decoder().layers
         return layers

@@ -1,4 +1,4 @@
-"""Tokens of media put into the places their text keeps for them: in training, answers and chat.
+"""Inserts media tokens at their placeholders in embedded text.
 
 Notation: B rows of T tokens, H the LLM's width, L tokens of one medium.
 """
@@ -17,44 +17,45 @@ from xraygpt.datasets.base import Batch, MediaRun
 def place_media(
     embeds: Tensor, runs: Sequence[MediaRun], tokens: Sequence[Tensor], names: Sequence[str]
 ) -> Tensor:
-    """(B, T, H) embedded text -> the same with every medium's tokens in its run.
+    """Replace the placeholders in (B, T, H) embedded text by media tokens.
 
     Args:
-        embeds: What stands at the placeholders is replaced.
-        runs: Where the media stand.
-        tokens: (L, H) of each, in the order of `runs`.
-        names: Of the B samples, for messages.
+        embeds: Embedded text; values at placeholders are ignored.
+        runs: Positions of the media's placeholders.
+        tokens: (L, H) tokens of each medium, in the order of `runs`.
+        names: Ids of the B samples, for messages.
 
     Raises:
-        DataError: A medium has other tokens than placeholders, or there are other media than runs.
+        DataError: The number of media differs from that of runs, or that of a medium's tokens from
+            that of its placeholders.
     """
     if len(tokens) != len(runs):
         raise DataError(
-            f"samples {', '.join(names)}: the model encoded {len(tokens)} media, and their text "
-            f"has places for {len(runs)}"
+            f"samples {', '.join(names)}: the model encoded {len(tokens)} media, but their text "
+            f"has placeholders for {len(runs)}"
         )
-    for run, one in zip(runs, tokens, strict=True):
-        if len(one) != run.length:
+    for run, values in zip(runs, tokens, strict=True):
+        if len(values) != run.length:
             raise DataError(
-                f"sample {names[run.row]}: the model makes {len(one)} tokens of this {run.kind}, "
-                f"and its text has {run.length} placeholders for them: plan() and the encoder of "
-                "the model disagree"
+                f"sample {names[run.row]}: the model makes {len(values)} tokens of this "
+                f"{run.kind}, but its text has {run.length} placeholders: media_tokens() and the "
+                "collator's token_runs() disagree"
             )
     if not runs:
         return embeds
     device = embeds.device
     rows = [torch.full((run.length,), run.row, device=device) for run in runs]
     columns = [torch.arange(run.start, run.start + run.length, device=device) for run in runs]
-    values = torch.cat([one.to(embeds) for one in tokens])
-    return embeds.index_put((torch.cat(rows), torch.cat(columns)), values)
+    inserted = torch.cat([values.to(embeds) for values in tokens])
+    return embeds.index_put((torch.cat(rows), torch.cat(columns)), inserted)
 
 
 def images_per_row(batch: Batch, tokens_each: int = 1) -> list[int]:
-    """How many images each row of a batch has, frames of clips counted one by one.
+    """Number of images of each row of a batch; every frame of a clip counts.
 
     Args:
-        batch: Packed so that every image takes as many tokens.
-        tokens_each: So many.
+        batch: Batch in which all images have the same number of tokens.
+        tokens_each: That number.
     """
     counts = [0] * len(batch["input_ids"])
     for run in batch["runs"]:
@@ -63,20 +64,20 @@ def images_per_row(batch: Batch, tokens_each: int = 1) -> list[int]:
 
 
 def split_by_run(tokens: Tensor, batch: Batch, tokens_each: int) -> list[Tensor]:
-    """(N, Q, H) tokens of all images, frames of clips in a row -> (frames · Q, H) of each medium.
+    """Split (N, Q, H) tokens of all images into (frames · Q, H) tokens of each medium.
 
     Args:
-        tokens: As encoded.
-        batch: Whose images they are.
-        tokens_each: Placeholders of one image; Q, if the model keeps its word.
+        tokens: Tokens in the order of the runs, a clip's frames one after the other.
+        batch: The batch that the images are from.
+        tokens_each: Placeholders of one image, which must equal Q.
 
     Raises:
-        DataError: There are more or fewer images than the text has places for.
+        DataError: The text has placeholders for more or fewer images.
     """
     frames = [run.length // tokens_each for run in batch["runs"]]
     if sum(frames) != len(tokens):
         raise DataError(
-            f"samples {', '.join(batch['sample_id'])}: {len(tokens)} encoded images, and their "
-            f"text has places for {sum(frames)}"
+            f"samples {', '.join(batch['sample_id'])}: {len(tokens)} encoded images, but their "
+            f"text has placeholders for {sum(frames)}"
         )
     return [part.flatten(0, 1) for part in tokens.split(frames)] if frames else []

@@ -1,4 +1,4 @@
-"""How a model's weights are grouped for the optimizer: which decay, which are hidden matrices."""
+"""Groups a model's weights for the optimizer: by weight decay, and hidden matrices."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from torch import nn
 
 
 class ParamGroup(TypedDict):
-    """Weights that are trained alike."""
+    """Weights with the same optimizer settings."""
 
     params: list[nn.Parameter]
     weight_decay: NotRequired[float]
-    """At least 0; without it the run's `weight_decay`."""
+    """At least 0; the run's `weight_decay` by default."""
     lr_scale: NotRequired[float]
-    """Factor on the run's learning rate, above 0; without it 1."""
+    """Factor on the run's learning rate, above 0; 1 by default."""
     name: NotRequired[str]
-    """For messages and for readers of a checkpoint."""
+    """Used in messages and stored in checkpoints."""
 
 
 def decay_groups(
     named: Iterable[tuple[str, nn.Parameter]], no_decay: tuple[str, ...]
 ) -> list[ParamGroup]:
-    """Two groups at most: matrices, which decay, and the rest, which does not.
+    """Split weights into matrices, which decay, and the rest; empty groups are omitted.
 
     Args:
-        named: Names and weights that are trained.
-        no_decay: Weights whose names end with one of these do not decay, whatever their shape.
+        named: Names and trained weights.
+        no_decay: Name suffixes of weights that do not decay, whatever their shape.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -39,17 +39,20 @@ def decay_groups(
 
 
 def hidden_matrices(model: nn.Module, heads: Iterable[nn.Linear] = ()) -> list[nn.Parameter]:
-    """Trained weights of the linear layers inside `model`, each (out, in).
+    """Trained (out, in) weights of the linear layers inside `model`.
 
-    Embeddings, a language model's output layer (tied or not) and `heads` are left out: their rows
-    stand for one token or class each.
+    Excludes embeddings, a language model's output layer (tied or not) and `heads`, whose rows each
+    belong to one token or class.
     """
-    outer = [*heads, *(m for m in model.modules() if isinstance(m, nn.Embedding))]
-    for module in model.modules():
-        ask = getattr(module, "get_output_embeddings", None)  # of transformers' models
-        head = ask() if callable(ask) else None
-        outer += [head] if isinstance(head, nn.Linear) else []
-    known = {id(layer.weight) for layer in outer}
-    inside = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} - known
+    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    excluded = {id(layer.weight) for layer in (*heads, *embeddings, *_output_layers(model))}
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
     trained = (p for p in model.parameters() if p.requires_grad and p.dim() == 2)
-    return [weight for weight in trained if id(weight) in inside]
+    return [weight for weight in trained if id(weight) in linear - excluded]
+
+
+def _output_layers(model: nn.Module) -> list[nn.Linear]:
+    """Output layers of the transformers models inside `model`."""
+    getters = (getattr(m, "get_output_embeddings", None) for m in model.modules())
+    layers = (getter() for getter in getters if callable(getter))
+    return [layer for layer in layers if isinstance(layer, nn.Linear)]

@@ -1,7 +1,7 @@
-"""What a checkpoint keeps of a model's text: its tokenizer, and how prompts are written.
+"""Reads and writes the tokenizer and prompts of a checkpoint.
 
-With them a model is whole without the corpus its tokenizer was learned from, and without the file
-its prompts came from.
+With these, loading a checkpoint needs neither the corpus that its tokenizer was trained on nor the
+file of prompts.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from xraygpt.models.weights.files import weight_source
 from xraygpt.prompting.renderer import PromptRenderer
 
 RENDERER = "renderer.json"
-TOKENIZER_FOLDERS = ("", "llm", "tokenizer")  # where checkpoints keep a tokenizer, oldest first
+TOKENIZER_FOLDERS = ("", "llm", "tokenizer")  # of a checkpoint, oldest layout first
 
 
-def assets_of(ckpt: Path | None) -> Path | None:
-    """The folder beside the weights that `ckpt` means; None if there is none.
+def checkpoint_assets(ckpt: Path | None) -> Path | None:
+    """Folder of the weights at `ckpt`, which has their tokenizer and prompts; None without one.
 
     Raises:
-        WeightsError: No checkpoint there can be used.
+        WeightsError: There is no usable checkpoint.
     """
     if ckpt is None:
         return None
@@ -34,41 +34,45 @@ def assets_of(ckpt: Path | None) -> Path | None:
 
 
 def saved_tokenizer(folder: Path | None) -> PreTrainedTokenizerFast | None:
-    """The tokenizer that a checkpoint holds; None if it holds none.
+    """Load the tokenizer of a checkpoint; None if there is none.
 
     Raises:
         WeightsError: The file is damaged.
     """
     if folder is None:
         return None
-    for place in TOKENIZER_FOLDERS:
-        file = folder / place / "tokenizer.json"
+    for subfolder in TOKENIZER_FOLDERS:
+        file = folder / subfolder / "tokenizer.json"
         if file.is_file():
             try:
-                found = PreTrainedTokenizerFast.from_pretrained(file.parent, local_files_only=True)
-            except Exception as error:  # the library raises of many kinds
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(
+                    file.parent, local_files_only=True
+                )
+            except Exception as error:  # the library raises many types
                 raise WeightsError(f"{file} is damaged: {error}") from None
-            assert isinstance(found, PreTrainedTokenizerFast)
-            return found
+            assert isinstance(tokenizer, PreTrainedTokenizerFast)
+            return tokenizer
     return None
 
 
 def write_renderer(folder: Path, renderer: PromptRenderer) -> None:
-    """Note template, prompts, ending and length of a model's text."""
-    about = {
-        "prompt_template": renderer.name,
+    """Save template, prompts, end of answers and maximum length."""
+    content = {
+        "prompt_template": renderer.template_name,
         "prompts": renderer.prompts,
         "end_sym": renderer.end_sym,
         "max_txt_len": renderer.max_txt_len,
     }
-    (folder / RENDERER).write_text(json.dumps(about, indent=1), encoding="utf-8")
+    (folder / RENDERER).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def saved_prompts(folder: Path | None) -> list[str] | None:
-    """The prompts that a checkpoint's model was trained with; None if it does not say."""
+    """Prompts that a checkpoint's model was trained with; None if they were not saved."""
+    if folder is None:
+        return None
     try:
-        about: Any = json.loads(((folder or Path()) / RENDERER).read_text(encoding="utf-8"))
+        content: Any = json.loads((folder / RENDERER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    prompts = about.get("prompts") if isinstance(about, dict) else None
-    return [str(p) for p in prompts] if folder is not None and isinstance(prompts, list) else None
+    prompts = content.get("prompts") if isinstance(content, dict) else None
+    return [str(p) for p in prompts] if isinstance(prompts, list) else None

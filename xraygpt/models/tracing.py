@@ -1,4 +1,4 @@
-"""What attention says of where tokens come from."""
+"""Records attention weights of transformers networks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @contextmanager
 def eager_attention(network: Any) -> Iterator[None]:
-    """A transformers network whose attention says what it did, meanwhile."""
+    """Use the eager attention kernel, which returns attention weights, within the context."""
     before = network.config._attn_implementation
     network.set_attn_implementation("eager")
     try:
@@ -23,19 +23,19 @@ def eager_attention(network: Any) -> Iterator[None]:
 
 @contextmanager
 def cross_attentions(network: Any) -> Iterator[list[Tensor]]:
-    """The (N, Q, P) cross-attention of each layer of a Q-Former, mean over heads, as it runs."""
-    seen: list[Tensor] = []
+    """Collect (N, Q, P) cross-attention of each Q-Former layer, averaged over heads, as it runs."""
+    layers: list[Tensor] = []
     with ExitStack() as stack:
         stack.enter_context(eager_attention(network))
         for name, module in network.named_modules():
             if name.endswith("crossattention.attention"):
                 hook = module.register_forward_hook(
-                    lambda _, __, out: seen.append(out[1].float().mean(dim=1))
+                    lambda _, __, out: layers.append(out[1].float().mean(dim=1))
                 )
                 stack.callback(hook.remove)
-        yield seen
+        yield layers
 
 
 def mean_of_layers(layers: list[Tensor]) -> Tensor:
-    """(N, Q, P) of each layer -> their mean."""
+    """Average (N, Q, P) attention over layers."""
     return torch.stack(layers).mean(dim=0)

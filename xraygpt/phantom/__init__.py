@@ -1,4 +1,4 @@
-"""Synthetic chest radiographs drawn from structured findings, with reports: for tests and tours.
+"""Synthetic chest radiographs drawn from structured findings, with reports, for tests and demos.
 
-They are drawings. Every file says SYNTHETIC; nothing measured on them is a claim about patients.
+They are drawings. Every file is marked SYNTHETIC; results on them say nothing about patients.
 """

@@ -1,4 +1,4 @@
-"""The person in the picture, before any finding is drawn: build, breath, stance, exposure."""
+"""The patient in the picture, before any finding is drawn: build, breath, pose, exposure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _RATIO = {"mild": (0.545, 0.58), "moderate": (0.59, 0.64), "severe": (0.65, 0.70
 
 @dataclass
 class Body:
-    """Numbers that the drawings of both views share; fractions of the picture where lengths."""
+    """Parameters that both views share; lengths are fractions of the picture."""
 
     pose: Pose
     habitus: float  # -1 thin, 1 heavy
     female: bool
-    rotation: float  # of the body about its long axis; > 0 turns the sternum to its left
+    rotation: float  # about the body's long axis; > 0 turns the sternum to its left
     heart: float  # cardiothoracic ratio
-    breath: float  # how far the diaphragm lies below its usual level
+    breath: float  # how far the diaphragm is below its usual level
     dome: float  # height of the diaphragm's dome, 1 is usual
     bend: float  # sideways curve of the spine
     barrel: float  # extra depth of the chest
@@ -32,13 +32,13 @@ class Body:
     raised: dict[Side, float] = field(default_factory=lambda: {"left": 0.0, "right": 0.0})
 
 
-def draw_body(rng: np.random.Generator, findings: Iterable[Finding], *, lateral: bool) -> Body:
-    """A body that has `findings`, as far as they change its shape.
+def sample_body(rng: np.random.Generator, findings: Iterable[Finding], *, lateral: bool) -> Body:
+    """A random body, adapted to the `findings` that change its shape.
 
     Args:
-        rng: All is drawn from it, in the same order whatever the findings.
-        findings: Of the study.
-        lateral: The pose is drawn apart for each view.
+        rng: Source of all random numbers; their order does not depend on the findings.
+        findings: The findings of the study.
+        lateral: Whether to sample the pose of the lateral view; each view has its own.
     """
     u = rng.uniform(-1, 1, 14)
     grain, heart, poses = rng.uniform(0.006, 0.02), rng.uniform(0.40, 0.485), rng.uniform(-1, 1, 8)
@@ -59,13 +59,14 @@ def draw_body(rng: np.random.Generator, findings: Iterable[Finding], *, lateral:
         contrast=1 + 0.10 * u[6],
         bright=0.05 * u[7],
     )
-    share = (u[8] + 1) / 2
+    severity = (u[8] + 1) / 2
     for finding in findings:
         if finding.name == "cardiomegaly":
             low, high = _RATIO[finding.degree]
-            body.heart = low + (high - low) * share
+            body.heart = low + (high - low) * severity
         elif finding.name == "hyperinflation":
-            body.breath, body.dome, body.barrel = 0.055 + 0.015 * share, 0.28 + 0.1 * share, 0.05
+            body.breath, body.barrel = 0.055 + 0.015 * severity, 0.05
+            body.dome = 0.28 + 0.1 * severity
             body.heart = min(body.heart, 0.42) if body.heart < 0.5 else body.heart
         elif finding.name == "atelectasis":
             for side in finding.drawn_sides:

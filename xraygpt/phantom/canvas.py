@@ -1,7 +1,7 @@
-"""Shapes in the coordinates of the body -> layers of pixels.
+"""Draws shapes given in body coordinates as layers of pixels.
 
-Body coordinates run from 0 to 1 over the picture, x to the right of the picture, y down. A `Pose`
-moves them to pixels, so everything drawn tilts, grows and shifts together.
+Body coordinates run from 0 to 1 over the picture, x to the right, y down. A `Pose` maps them to
+pixels, so that everything drawn tilts, grows and shifts together.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from scipy.ndimage import gaussian_filter
 Points = np.ndarray  # (n, 2) float, x and y
 Layer = np.ndarray  # (H, W) float32, 0 to 1
 
-_FINE = 2  # shapes are drawn so many times finer, then averaged
+_SUPERSAMPLING = 2  # shapes are drawn at this multiple of the size, then averaged
 
 
 @dataclass(frozen=True)
 class Pose:
-    """How the body lies in the picture."""
+    """Position of the body in the picture."""
 
     tilt: float = 0.0  # radians, clockwise
     scale: float = 1.0
@@ -30,12 +30,12 @@ class Pose:
 
     def to_picture(self, points: Points) -> Points:
         """(n, 2) body coordinates -> (n, 2) fractions of the picture."""
-        turned = (points - 0.5) @ self._turn * self.scale
-        placed: Points = turned + 0.5 + self._shift
-        return placed
+        rotated = (points - 0.5) @ self._rotation * self.scale
+        positions: Points = rotated + 0.5 + self._shift
+        return positions
 
     @cached_property
-    def _turn(self) -> np.ndarray:
+    def _rotation(self) -> np.ndarray:
         c, s = np.cos(self.tilt), np.sin(self.tilt)
         return np.array([[c, s], [-s, c]])
 
@@ -57,8 +57,8 @@ class Canvas:
         self.y = ((c * y - s * x) / pose.scale + 0.5).astype(np.float32)
 
     def fill(self, *outlines: Points, blur: float = 0.0) -> Layer:
-        """1 inside closed curves through the given points, 0 outside; `blur` softens the edge."""
-        image, draw = self._sheet()
+        """1 inside closed curves through the given points, 0 outside; `blur` as in `soften`."""
+        image, draw = self._new_image()
         for outline in outlines:
             draw.polygon(self._pixels(curve(outline, closed=True)), fill=255)
         return self.soften(self._layer(image), blur)
@@ -66,29 +66,29 @@ class Canvas:
     def strokes(
         self, lines: Sequence[tuple[Points, float, float]], *, blur: float = 0.0, fine: int = 6
     ) -> Layer:
-        """Curves of a width and a strength; where they cross, the stronger one shows.
+        """Draw curves; where they cross, the stronger one is visible.
 
         Args:
             lines: Points, width as a fraction of the picture, strength from 0 to 1.
-            blur: Softens them.
-            fine: Pieces between two points; 1 draws straight lines.
+            blur: See `soften`.
+            fine: Segments between two points; 1 draws straight lines.
         """
-        image, draw = self._sheet()
+        image, draw = self._new_image()
         lines = sorted(lines, key=lambda line: line[2])
         smooth = [curve(points, fine=fine) if fine > 1 else points for points, _, _ in lines]
-        placed = self._pixels(np.concatenate(smooth)) if smooth else []
+        positions = self._pixels(np.concatenate(smooth)) if smooth else []
         start = 0
         for (_, width, strength), points in zip(lines, smooth, strict=True):
-            pixels = placed[start : (start := start + len(points))]
-            wide = max(round(width * self.pose.scale * self.size * _FINE), 1)
-            joint = "curve" if wide > 4 and fine > 1 else None
-            draw.line(pixels, fill=round(255 * strength), width=wide, joint=joint)
+            pixels = positions[start : (start := start + len(points))]
+            pixel_width = max(round(width * self.pose.scale * self.size * _SUPERSAMPLING), 1)
+            joint = "curve" if pixel_width > 4 and fine > 1 else None
+            draw.line(pixels, fill=round(255 * strength), width=pixel_width, joint=joint)
         return self.soften(self._layer(image), blur)
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, *, edge: float = 0.15) -> Layer:
-        """1 inside an ellipse, falling to 0 over the share `edge` of its radius."""
-        far = np.sqrt(((self.x - x) / rx) ** 2 + ((self.y - y) / ry) ** 2)
-        inside: Layer = np.clip((1 + edge / 2 - far) / edge, 0, 1)
+        """1 inside an ellipse, falling to 0 over the fraction `edge` of its radius."""
+        distance = np.sqrt(((self.x - x) / rx) ** 2 + ((self.y - y) / ry) ** 2)
+        inside: Layer = np.clip((1 + edge / 2 - distance) / edge, 0, 1)
         return inside
 
     def soften(self, layer: Layer, blur: float) -> Layer:
@@ -99,20 +99,20 @@ class Canvas:
         soft: Layer = gaussian_filter(layer, sigma, truncate=2.5, mode="nearest")
         return soft
 
-    def _sheet(self) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-        image = Image.new("L", (self.size * _FINE, self.size * _FINE))
+    def _new_image(self) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+        image = Image.new("L", (self.size * _SUPERSAMPLING, self.size * _SUPERSAMPLING))
         return image, ImageDraw.Draw(image)
 
     def _pixels(self, points: Points) -> list[tuple[float, float]]:
-        placed = self.pose.to_picture(points) * (self.size * _FINE) - 0.5
-        return list(map(tuple, placed.tolist()))
+        positions = self.pose.to_picture(points) * (self.size * _SUPERSAMPLING) - 0.5
+        return list(map(tuple, positions.tolist()))
 
     def _layer(self, image: Image.Image) -> Layer:
-        return np.asarray(image.reduce(_FINE), dtype=np.float32) / 255
+        return np.asarray(image.reduce(_SUPERSAMPLING), dtype=np.float32) / 255
 
 
 def curve(points: Points, *, closed: bool = False, fine: int = 6) -> Points:
-    """A smooth curve through all points (Catmull and Rom 1974), `fine` pieces between each two."""
+    """A smooth curve through all points (Catmull and Rom 1974), `fine` segments per interval."""
     points = np.asarray(points, dtype=float)
     if len(points) < 3:
         return points
@@ -139,11 +139,11 @@ def _powers(fine: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def mirrored(points: Points) -> Points:
     """The other side of the body: x becomes 1 - x."""
-    turned: Points = np.asarray(points, dtype=float) * [-1, 1] + [1, 0]
-    return turned
+    mirror: Points = np.asarray(points, dtype=float) * [-1, 1] + [1, 0]
+    return mirror
 
 
 def moved(points: Points | Sequence[tuple[float, float]], dx: float, dy: float = 0.0) -> Points:
-    """`points` shifted."""
+    """`points` shifted by `dx` and `dy`."""
     shifted: Points = np.asarray(points, dtype=float) + np.array([dx, dy])
     return shifted

@@ -1,4 +1,4 @@
-"""A folder of phantoms: PNG files and one JSONL row a study, in the project's own layout."""
+"""A folder of phantoms: PNG files and one JSONL row per study."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import Any, Literal
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from xraygpt.common.checkpoint import write_file
+from xraygpt.common.checkpoint import write_text_atomic
 from xraygpt.common.checks import Checks
 from xraygpt.common.errors import DataError
 from xraygpt.common.logging import progress
 from xraygpt.phantom import design, openi
 from xraygpt.phantom.findings import codes_of
-from xraygpt.phantom.grammar import report
+from xraygpt.phantom.grammar import generate_report
 from xraygpt.phantom.render import Study, render
 from xraygpt.phantom.scene import View
 
@@ -31,23 +31,23 @@ log = logging.getLogger(__name__)
 SYNTHETIC = "SYNTHETIC"
 SOURCE = f"{SYNTHETIC}: a drawn chest phantom, no patient"
 ROWS = "reports.jsonl"
-VERSION = 1  # of the drawings: another one, another corpus
+VERSION = 1  # of the drawings; part of the identity of a corpus
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides what a corpus of phantoms holds.
+    """Everything that determines the content of a corpus of phantoms.
 
     Attributes:
-        studies: How many.
-        seed: Another seed, another corpus.
+        studies: Number of studies.
+        seed: Seed of the findings, reports and pictures.
         size: Height and width of the pictures in pixels.
         views: Views drawn of each study.
-        design: ``balanced``: every finding about equally often. ``openi``: as people coded them in
-            OpenI's reports, without those of the published val and test split.
-        texts: ``grammar``: reports of our own wording. ``openi``: the report whose codes are drawn,
-            which may say more than can be drawn; for the design ``openi`` alone.
-        shares: Share of the studies in each split.
+        design: ``balanced``: every finding about equally often. ``openi``: as coded by people in
+            OpenI's reports, without the published val and test splits.
+        texts: ``grammar``: generated reports. ``openi``: the report whose codes are drawn, which
+            may mention more than can be drawn; only for the design ``openi``.
+        shares: Fraction of the studies in each split.
     """
 
     studies: int = 3000
@@ -64,42 +64,43 @@ class Recipe:
         with Checks(self) as check:
             check.at_least(1, "studies")
             check.at_least(32, "size")
-            odd = self.texts == "openi" and self.design != "openi"
-            check.refuse(
-                odd, "texts", "openi needs design: openi, whose codes they go with", "design"
-            )
-            why = "must hold frontal: the lateral alone does not show everything"
-            check.refuse("frontal" not in self.views, "views", why)
+            mismatch = self.texts == "openi" and self.design != "openi"
+            message = "openi needs design: openi, because the reports describe its codes"
+            check.refuse(mismatch, "texts", message, "design")
+            message = "must contain frontal: the lateral alone does not show every finding"
+            check.refuse("frontal" not in self.views, "views", message)
 
-    def study(self, number: int) -> tuple[Study, dict[str, str], str]:
-        """One study, its report and its split; the same for the same recipe and number."""
+    def build_study(self, number: int) -> tuple[Study, dict[str, str], str]:
+        """A study, its report and its split, determined by the recipe and the number."""
         rng = Random(f"{self.seed}/{number}/phantom")
         study_id = f"SYN{self.seed}-{number:05d}"
         if self.design == "balanced":
-            findings, chooser = design.balanced(rng), rng
+            findings, split_rng = design.sample_balanced_findings(rng), rng
         else:
-            source = openi.study_number(number, self.seed, with_text=self.texts == "openi")
-            findings = openi.findings_of(source.codes, rng)
-            chooser = Random(f"{self.seed}/{source.study_id}/split")  # a report is in one split
+            source = openi.select_study(number, self.seed, with_text=self.texts == "openi")
+            findings = openi.findings_from_codes(source.codes, rng)
+            # All phantoms of one report are in the same split.
+            split_rng = Random(f"{self.seed}/{source.study_id}/split")
         study = Study(study_id, findings, self.seed)
-        text = source.sections if self.texts == "openi" else report(findings, rng)
-        split = chooser.choices(list(self.shares), weights=list(self.shares.values()))[0]
+        text = source.sections if self.texts == "openi" else generate_report(findings, rng)
+        split = split_rng.choices(list(self.shares), weights=list(self.shares.values()))[0]
         return study, text, split
 
 
 def write_corpus(folder: Path, recipe: Recipe, *, workers: int | None = None) -> Path:
-    """Draw a corpus; what an interrupted call has drawn is kept.
+    """Draw a corpus, or complete what an interrupted call has drawn.
 
     Args:
-        folder: Gets ``images/`` and ``reports.jsonl``, the latter when all is drawn.
-        recipe: What to draw.
-        workers: Processes; None takes one per core.
+        folder: Output folder for ``images/`` and ``reports.jsonl``; the latter is written when all
+            studies are drawn.
+        recipe: The content of the corpus.
+        workers: Processes; None means one per core.
 
     Returns:
         The JSONL file.
 
     Raises:
-        DataError: The folder cannot be written.
+        DataError: If the folder cannot be written or contains phantoms of another recipe.
     """
     rows_path, partial = folder / ROWS, folder / f"{ROWS}.partial"
     try:
@@ -108,49 +109,53 @@ def write_corpus(folder: Path, recipe: Recipe, *, workers: int | None = None) ->
         if rows_path.is_file():
             return rows_path
         with (folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one draws, the others wait
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one process draws, the others wait
             if not rows_path.is_file():
-                done = _drawn(partial)
-                log.info("drawing %d synthetic studies in %s", recipe.studies - done, folder)
-                with partial.open("a", encoding="utf-8") as file:
-                    rows = _rows(folder, recipe, range(done, recipe.studies), workers)
-                    total = recipe.studies
-                    for row in progress(rows, "drawing", total, initial=done, unit="study"):
-                        file.write(json.dumps(row) + "\n")
-                        file.flush()
+                _draw_rows(folder, recipe, partial, workers)
                 partial.replace(rows_path)
     except OSError as error:
         raise DataError(f"cannot draw phantoms in {folder}: {error.strerror}") from None
     return rows_path
 
 
+def _draw_rows(folder: Path, recipe: Recipe, partial: Path, workers: int | None) -> None:
+    """Draw the studies that are missing in `partial` and append their rows."""
+    done, total = _count_complete_rows(partial), recipe.studies
+    log.info("drawing %d synthetic studies in %s", total - done, folder)
+    with partial.open("a", encoding="utf-8") as file:
+        rows = _write_studies(folder, recipe, range(done, total), workers)
+        for row in progress(rows, "drawing", total, initial=done, unit="study"):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+
 def _check_recipe(path: Path, recipe: Recipe) -> None:
-    """Note what the folder holds, or compare.
+    """Write the recipe file, or compare an existing one with `recipe`.
 
     Raises:
-        DataError: It holds, or is about to hold, something else.
+        DataError: If they differ.
     """
-    wanted = json.dumps({"version": VERSION, **asdict(recipe)}, indent=1)
+    content = json.dumps({"version": VERSION, **asdict(recipe)}, indent=1)
     if not path.is_file():
-        write_file(path, wanted)
-    elif path.read_text(encoding="utf-8") != wanted:
+        write_text_atomic(path, content)
+    elif path.read_text(encoding="utf-8") != content:
         raise DataError(
-            f"{path.parent} holds phantoms of another recipe (see {path.name}); name another folder"
+            f"{path.parent} contains phantoms of another recipe (see {path.name}); "
+            "choose another folder"
         )
 
 
-def _drawn(partial: Path) -> int:
-    """How many rows an interrupted call has left; a torn last one is cut off."""
+def _count_complete_rows(partial: Path) -> int:
+    """Number of rows written by an interrupted call; an incomplete last one is removed."""
     if not partial.is_file():
         return 0
-    whole = [
-        line for line in partial.read_text(encoding="utf-8").splitlines(True) if line[-1] == "\n"
-    ]
-    partial.write_text("".join(whole), encoding="utf-8")
-    return len(whole)
+    lines = partial.read_text(encoding="utf-8").splitlines(True)
+    complete = [line for line in lines if line[-1] == "\n"]
+    partial.write_text("".join(complete), encoding="utf-8")
+    return len(complete)
 
 
-def _rows(
+def _write_studies(
     folder: Path, recipe: Recipe, numbers: Sequence[int], workers: int | None
 ) -> Iterator[dict[str, Any]]:
     workers = workers if workers is not None else (os.cpu_count() or 1)
@@ -163,8 +168,8 @@ def _rows(
 
 
 def write_study(folder: Path, recipe: Recipe, number: int) -> dict[str, Any]:
-    """Draw the pictures of one study; returns its row."""
-    study, text, split = recipe.study(number)
+    """Draw the pictures of one study and return its row."""
+    study, text, split = recipe.build_study(number)
     images, boxes = [], []
     for view in recipe.views:
         name = f"{study.study_id}_{view}.png"
@@ -188,10 +193,10 @@ def write_study(folder: Path, recipe: Recipe, number: int) -> dict[str, Any]:
 
 
 def save_picture(pixels: Any, path: Path) -> None:
-    """Write a PNG that says what it is; it appears whole or not at all."""
+    """Write a PNG marked as synthetic; the write is atomic."""
     info = PngInfo()
     info.add_text("Source", SOURCE)
     info.add_text("Warning", "Not for diagnosis")
-    aside = path.with_suffix(f".tmp-{os.getpid()}")
-    Image.fromarray(pixels).save(aside, format="PNG", pnginfo=info, compress_level=1)
-    aside.replace(path)
+    temporary = path.with_suffix(f".tmp-{os.getpid()}")
+    Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info, compress_level=1)
+    temporary.replace(path)

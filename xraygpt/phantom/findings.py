@@ -1,4 +1,4 @@
-"""What a phantom can show: findings with side, zone, size and degree, and their codes."""
+"""The findings a phantom can show, with side, zone, size and degree, and their codes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Kind:
     """A finding that can be drawn.
 
     Attributes:
-        name: As :mod:`xraygpt.vocabulary.chest_labeller` calls it.
-        sides: Sides it may have; empty if it has none.
-        zones: Zones it may lie in; empty if that is not said.
-        degrees: Degrees it may have; empty if it has none.
-        code: Pattern of its code, in the vocabulary of :mod:`xraygpt.vocabulary.chest_mesh`.
+        name: Key of `KINDS`.
+        code: Pattern of its code, for :mod:`xraygpt.vocabulary.chest_mesh`.
+        sides: Possible sides; empty if it has none.
+        zones: Possible zones; empty if reports do not state one.
+        degrees: Possible degrees; empty if it has none.
         measured: Whether it has a size in millimetres.
     """
 
@@ -75,13 +75,13 @@ class Finding:
 
     Attributes:
         name: A key of `KINDS`.
-        side: Of the patient, not of the picture.
+        side: The patient's side, not the picture's.
         zone: Third of the lung.
-        degree: How much of it there is.
-        size_mm: Diameter of a nodule or granuloma; 0 where the degree says it all.
+        degree: Severity.
+        size_mm: Diameter of a nodule or granuloma; 0 for all others.
 
     Raises:
-        ValueError: A value its kind does not have.
+        ValueError: If its kind cannot have one of the values.
     """
 
     name: str
@@ -99,25 +99,25 @@ class Finding:
                 )
                 return
             allowed = {"side": kind.sides, "zone": kind.zones, "degree": kind.degrees}
-            for what, values in allowed.items():
-                value, choices = getattr(self, what), ", ".join(values) or "none"
-                wrong = f"{self.name} has no '{value}'; possible: {choices}"
-                check.refuse(value not in (values or ("",)), what, wrong, "name")
-            wanted = "a size_mm above 0" if kind.measured else "no size_mm"
-            wrong = f"{self.name} has {wanted}, got {self.size_mm}"
-            check.refuse(kind.measured != (self.size_mm > 0), "size_mm", wrong, "name")
+            for field, values in allowed.items():
+                value, choices = getattr(self, field), ", ".join(values) or "none"
+                message = f"{self.name} has no '{value}'; possible: {choices}"
+                check.refuse(value not in (values or ("",)), field, message, "name")
+            required = "a size_mm above 0" if kind.measured else "no size_mm"
+            message = f"{self.name} has {required}, got {self.size_mm}"
+            check.refuse(kind.measured != (self.size_mm > 0), "size_mm", message, "name")
 
     @property
     def code(self) -> str:
-        """Its code: ``Pleural Effusion/left/mild``."""
+        """The code, such as ``Pleural Effusion/left/mild``."""
         return KINDS[self.name].code.format(side=self.side, zone=self.zone, degree=self.degree)
 
     @property
     def drawn_sides(self) -> tuple[Side, ...]:
-        """``("left", "right")`` for a bilateral one."""
+        """The sides to draw it on: ``("left", "right")`` if it is bilateral."""
         return _SIDES if self.side == "bilateral" else (self.side,)
 
 
 def codes_of(findings: Iterable[Finding]) -> list[str]:
-    """Codes of a study, ``["normal"]`` if it has no finding."""
+    """Codes of a study; ``["normal"]`` without findings."""
     return [f.code for f in findings] or ["normal"]

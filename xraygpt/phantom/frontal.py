@@ -11,21 +11,20 @@ from xraygpt.phantom.canvas import Canvas, Layer, Points, mirrored, moved
 from xraygpt.phantom.findings import Side
 from xraygpt.phantom.scene import Scene
 
-# Outlines of the right lung, which lies at the left of the picture; from its apex along the spine
-# down, along the diaphragm out, and up the ribs.
+# Outline of the right lung, at the left of the picture: from the apex down along the spine,
+# outwards along the diaphragm, and up along the ribs.
 _MEDIAL = [(0.415, 0.100), (0.447, 0.150), (0.460, 0.220), (0.462, 0.320), (0.462, 0.45)]
 _MEDIAL += [(0.466, 0.58), (0.468, 0.70)]
 _DOME = [(0.462, 0.745), (0.400, 0.710), (0.330, 0.690), (0.260, 0.700), (0.185, 0.735)]
 _ANGLE = [(0.135, 0.785), (0.112, 0.825)]
 _WALL = [(0.102, 0.74), (0.105, 0.62), (0.118, 0.50), (0.145, 0.38), (0.187, 0.26)]
 _WALL += [(0.240, 0.165), (0.305, 0.105), (0.365, 0.082)]
-_BASE = 0.79  # level to which the diaphragm flattens
+_BASE = 0.79  # level of a completely flat diaphragm
 CHEST = 0.79  # inner width of the chest
-_HALF = CHEST / 2
 
 
 def draw(body: Body, size: int, rng: np.random.Generator) -> Scene:
-    """The normal anatomy; findings are added to the scene afterwards."""
+    """Draw the normal anatomy; findings are added to the scene afterwards."""
     canvas = Canvas(size, body.pose)
     lungs: dict[str, Layer] = {
         "right": canvas.fill(lung_outline(body, "right"), blur=0.004),
@@ -34,8 +33,8 @@ def draw(body: Body, size: int, rng: np.random.Generator) -> Scene:
     heart = canvas.fill(heart_outline(body), blur=0.006)
     scene = Scene(canvas=canvas, body=body, lungs=lungs, heart=heart, view="frontal")
     trunk = canvas.fill(_trunk(), blur=0.004)
-    thick = np.sqrt(np.clip(1 - ((canvas.x - 0.5) / 0.53) ** 2, 0.02, 1))
-    scene.depth = trunk * thick * (1 + 0.12 * body.habitus)
+    thickness = np.sqrt(np.clip(1 - ((canvas.x - 0.5) / 0.53) ** 2, 0.02, 1))
+    scene.depth = trunk * thickness * (1 + 0.12 * body.habitus)
     scene.wall = trunk * (0.30 + 0.14 * body.habitus) + _soft_tissue(canvas, body)
     both = lungs["left"] + lungs["right"]
     scene.air = both * (0.80 + 0.20 * canvas.soften(both, 0.05))
@@ -44,23 +43,23 @@ def draw(body: Body, size: int, rng: np.random.Generator) -> Scene:
     scene.air *= (1 - 0.85 * heart) * (1 - 0.92 * middle)
     _recesses(scene)
     scene.vessels = _vessels(canvas, rng) * both
-    tube = [np.array([(0.497 + shift, 0.0), (0.498 + shift, 0.18), (0.503 + shift, 0.345)])]
+    trachea = np.array([(0.497 + shift, 0.0), (0.498 + shift, 0.18), (0.503 + shift, 0.345)])
     bronchi = [
         np.array([(0.503 + shift, 0.34), (0.46 + shift, 0.40), (0.425 + shift, 0.445)]),
         np.array([(0.503 + shift, 0.34), (0.555 + shift, 0.395), (0.60 + shift, 0.42)]),
     ]
-    lines = [(tube[0], 0.038, 1.0), *((b, 0.026, 0.75) for b in bronchi)]
+    lines = [(trachea, 0.038, 1.0), *((b, 0.026, 0.75) for b in bronchi)]
     scene.gas = 0.30 * canvas.strokes(lines, blur=0.005) * (1 - np.clip(both, 0, 1))
-    stomach = rng.uniform(0.6, 1.0), 0.66 + rng.uniform(-0.03, 0.03), rng.uniform(0.035, 0.06)
+    amount, x, ry = rng.uniform(0.6, 1.0), 0.66 + rng.uniform(-0.03, 0.03), rng.uniform(0.035, 0.06)
     level = 0.775 + body.breath - body.raised["left"]
-    bubble = canvas.ellipse(stomach[1], level + stomach[2], 0.075, stomach[2], edge=0.5)
-    scene.gas += 0.40 * stomach[0] * bubble * (1 - lungs["left"])
+    bubble = canvas.ellipse(x, level + ry, 0.075, ry, edge=0.5)  # gas in the stomach
+    scene.gas += 0.40 * amount * bubble * (1 - lungs["left"])
     scene.bones = _bones(canvas, body, rng)
     return scene
 
 
 def lung_outline(body: Body, side: Side) -> Points:
-    """Outline of one lung."""
+    """Outline of one lung, (n, 2) body coordinates."""
     low = 0.0 if side == "right" else 0.022
     drop = body.breath + low - body.raised[side]
     dome = np.array(_DOME)
@@ -74,7 +73,7 @@ def lung_outline(body: Body, side: Side) -> Points:
 
 
 def heart_outline(body: Body) -> Points:
-    """Heart and the root of the great vessels; as wide as the cardiothoracic ratio says."""
+    """Heart and root of the great vessels; its width follows from the cardiothoracic ratio."""
     width = body.heart * CHEST
     right = 0.085 + 0.22 * max(width - 0.34, -0.04)
     left = width - right
@@ -100,7 +99,7 @@ def heart_outline(body: Body) -> Points:
 
 
 def _trunk() -> Points:
-    """Skin."""
+    """Outline of the skin."""
     half = [(0.410, -0.04), (0.405, 0.015), (0.33, 0.045), (0.20, 0.062), (0.09, 0.095)]
     half += [(0.01, 0.15), (-0.06, 0.24), (-0.06, 0.36), (0.018, 0.42), (0.035, 0.60)]
     half += [(0.032, 0.80), (0.02, 1.06)]
@@ -108,7 +107,7 @@ def _trunk() -> Points:
 
 
 def _mediastinum(body: Body) -> Points:
-    """What lies between the lungs above the heart: caval vein at its right, aortic arch left."""
+    """Outline of the mediastinum: vena cava at the right, aortic arch at the left."""
     shape = [
         (0.465, -0.03), (0.462, 0.10), (0.452, 0.20), (0.448, 0.32), (0.450, 0.46),
         (0.470, 0.62), (0.475, 0.80), (0.545, 0.80), (0.550, 0.60), (0.556, 0.46),
@@ -119,7 +118,7 @@ def _mediastinum(body: Body) -> Points:
 
 
 def _soft_tissue(canvas: Canvas, body: Body) -> Layer:
-    """Breasts, the folds of the armpits, muscle over the shoulders."""
+    """Breasts, armpit folds and shoulder muscles."""
     layer = 0.10 * canvas.soften(canvas.ellipse(0.5, 0.02, 0.62, 0.16, edge=0.8), 0.02)
     if body.female:
         ry, drop = 0.13 + 0.03 * body.habitus, 0.03 * body.habitus
@@ -130,14 +129,14 @@ def _soft_tissue(canvas: Canvas, body: Body) -> Layer:
 
 
 def _recesses(scene: Scene) -> None:
-    """Lung behind the dome: a thin wedge of air reaches below the diaphragm's outline."""
+    """Add the lung behind the dome: a thin wedge of air below the diaphragm's outline."""
     below = np.roll(scene.air, round(0.035 * scene.canvas.size), axis=0)
     lung = scene.lungs["left"] + scene.lungs["right"]
     scene.air = np.maximum(scene.air, 0.16 * below * (1 - lung))
 
 
 def _vessels(canvas: Canvas, rng: np.random.Generator) -> Layer:
-    """Pulmonary vessels: trees that fan out from each hilum and thin towards the pleura."""
+    """Pulmonary vessels: trees that fan out from each hilum and get thinner towards the pleura."""
     lines: list[tuple[Points, float, float]] = []
     for right in (True, False):
         hilum = np.array([0.432, 0.445] if right else [0.572, 0.425])
@@ -161,16 +160,16 @@ def _branch(
     rng: np.random.Generator,
     splits: int,
 ) -> None:
-    """One vessel and what leaves it; angles are measured from the outward horizontal, down."""
+    """Append a vessel and its branches; angles are downwards from the outward horizontal."""
     step, bend = reach * 0.45 / 3, 0.0
     x = y = 0.0
-    way = [(0.0, 0.0)]
-    for turn in rng.uniform(-0.22, 0.22, 3).tolist():  # plain numbers: arrays so small are slow
+    path = [(0.0, 0.0)]
+    for turn in rng.uniform(-0.22, 0.22, 3).tolist():  # plain floats: faster than tiny arrays
         bend += turn
         x += math.cos(angle + bend) * (-step if right else step)
         y += math.sin(angle + bend) * step
-        way.append((x, y))
-    points = start + np.array(way)
+        path.append((x, y))
+    points = start + np.array(path)
     lines.append((points, width, min(0.25 + 45 * width, 0.9)))
     if splits:
         for turn in (-1, 1):
@@ -188,15 +187,15 @@ def _branch(
 
 
 def rib(number: int, side: str, *, anterior: bool = False) -> Points:
-    """The course of a rib: from the spine out and down, or round the front towards the sternum.
+    """The course of a rib: from the spine outwards, or at the front towards the sternum.
 
     Args:
         number: 1 to 10.
-        side: ``left`` or ``right``, of the patient.
-        anterior: The front part.
+        side: The patient's ``left`` or ``right``.
+        anterior: Whether to return the front part.
     """
     y = 0.075 + 0.0665 * number - 0.012 * max(3 - number, 0)
-    turn = y + 0.035 + 0.012 * min(number, 7)  # level at which it turns forward
+    turn = y + 0.035 + 0.012 * min(number, 7)  # level at which the rib turns to the front
     wall = float(np.interp(turn, [p[1] for p in _WALL[::-1]], [p[0] for p in _WALL[::-1]])) - 0.006
     if anterior:
         drop = 0.05 + 0.012 * min(number, 8)
@@ -221,7 +220,7 @@ def rib(number: int, side: str, *, anterior: bool = False) -> Points:
 
 
 def _bones(canvas: Canvas, body: Body, rng: np.random.Generator) -> Layer:
-    """Ribs, clavicles, shoulder blades, upper arms, spine; attenuation added."""
+    """Attenuation of ribs, clavicles, shoulder blades, upper arms and spine."""
     lines: list[tuple[Points, float, float]] = []
     cores: list[tuple[Points, float, float]] = []
     for side in ("right", "left"):
@@ -267,7 +266,7 @@ def _spine(canvas: Canvas, body: Body) -> Layer:
         for dx in (-0.62, 0.62):
             marks.append((np.array([(x + dx * w, y - 0.010), (x + dx * w, y + 0.002)]), 0.011, 1.0))
         tips.append((np.array([(x, y + 0.012), (x, y + 0.024)]), 0.008, 1.0))
-        if i < 8:  # transverse processes beside the upper ones
+        if i < 8:  # transverse processes of the upper vertebrae
             marks.append(
                 (np.array([(x - w * 1.7, y - 0.01), (x + w * 1.7, y - 0.01)]), 0.008, 0.35)
             )

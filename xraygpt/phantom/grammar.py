@@ -1,4 +1,4 @@
-"""The report of a phantom: what is there, what is normal, and the impression, in many wordings."""
+"""Phantom reports in many wordings: what is shown, what is normal, and the impression."""
 
 from __future__ import annotations
 
@@ -15,44 +15,56 @@ from xraygpt.phantom.findings import Finding
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _SLOT = re.compile(r"<(\w+)(?::(\w+))?>")
-# Findings that a reader would still call no acute disease.
+# Findings that a radiologist would still call no acute disease.
 _QUIET = frozenset({"calcified_granuloma", "hyperinflation", "pacemaker", "catheter"})
 
 
-def report(findings: Sequence[Finding], rng: Random) -> dict[str, str]:
+def generate_report(findings: Sequence[Finding], rng: Random) -> dict[str, str]:
     """A report of `findings`.
 
     Args:
-        findings: What the study shows.
-        rng: Draws the wording.
+        findings: The findings of the study.
+        rng: Chooses the wording.
 
     Returns:
         ``{"findings": …, "impression": …}``.
     """
-    grammar = _grammar()
+    abnormal = [_describe(finding, "say", rng) for finding in findings]
+    rng.shuffle(abnormal)
+    normal = _normal_sentences(findings, rng)
+    # Some radiologists begin with the abnormal, some with the normal.
+    sentences = [*normal, *abnormal] if rng.random() < 0.5 else [*abnormal, *normal]
+    impression = _impression_sentences(findings, rng)
+    return {
+        "findings": " ".join(s for s in sentences if s),
+        "impression": " ".join(s for s in impression if s),
+    }
+
+
+def _normal_sentences(findings: Sequence[Finding], rng: Random) -> list[str]:
+    """Most of the sentences about normal anatomy that the findings do not contradict."""
     shown = {f.name for f in findings}
-    lines = [_say(grammar, finding, "say", rng) for finding in findings]
-    rng.shuffle(lines)
-    normal = []
-    for row in grammar["normal"]:
+    sentences = []
+    for row in _grammar()["normal"]:
         absent = not shown.intersection(row["denies"])
-        wanted = "unless" not in row or shown.intersection(row["unless"])
-        if absent and wanted and rng.random() < 0.85:
-            normal.append(expand(rng.choice(row["say"]), rng))
-    if rng.random() < 0.5:  # some readers begin with what is wrong, some with what is right
-        normal, lines = lines, normal
-    said = [line for line in [*lines, *normal] if line]
+        relevant = "unless" not in row or shown.intersection(row["unless"])
+        if absent and relevant and rng.random() < 0.85:
+            sentences.append(expand(rng.choice(row["say"]), rng))
+    return sentences
+
+
+def _impression_sentences(findings: Sequence[Finding], rng: Random) -> list[str]:
+    grammar = _grammar()
     if not findings:
-        ends = [expand(rng.choice(grammar["conclude_normal"]), rng)]
-    else:
-        ends = [_say(grammar, finding, "conclude", rng) for finding in findings]
-        if shown <= _QUIET:
-            ends.append(expand(rng.choice(grammar["conclude_stable"]), rng))
-    return {"findings": " ".join(said), "impression": " ".join(e for e in ends if e)}
+        return [expand(rng.choice(grammar["conclude_normal"]), rng)]
+    sentences = [_describe(finding, "conclude", rng) for finding in findings]
+    if _QUIET.issuperset(f.name for f in findings):
+        sentences.append(expand(rng.choice(grammar["conclude_stable"]), rng))
+    return sentences
 
 
 def expand(pattern: str, rng: Random) -> str:
-    """Draw every ``[a|b]`` from the inside out, then tidy blanks and the first letter."""
+    """Choose from every ``[a|b]`` from the inside out, then fix blanks and the first letter."""
     while match := _CHOICE.search(pattern):
         choice = rng.choice(match[1].split("|"))
         pattern = pattern[: match.start()] + choice + pattern[match.end() :]
@@ -60,7 +72,9 @@ def expand(pattern: str, rng: Random) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _say(grammar: dict[str, Any], finding: Finding, which: str, rng: Random) -> str:
+def _describe(finding: Finding, part: str, rng: Random) -> str:
+    """A sentence about a finding; `part` is ``say`` (findings) or ``conclude`` (impression)."""
+    grammar = _grammar()
     entry = grammar["findings"][finding.name]
     if finding.side == "bilateral" and "both" in entry:
         entry = entry["both"]
@@ -72,14 +86,14 @@ def _say(grammar: dict[str, Any], finding: Finding, which: str, rng: Random) -> 
         "size": f"{finding.size_mm:.0f}",
     }
 
-    def slot(match: re.Match[str]) -> str:
+    def fill_slot(match: re.Match[str]) -> str:
         name, ending = match[1], match[2]
         word = expand(words[name.lower()], rng).lower()
         if ending and word:
             word += ending
         return word[:1].upper() + word[1:] if name[0].isupper() else word
 
-    text = expand(_SLOT.sub(slot, rng.choice(entry[which])), rng)
+    text = expand(_SLOT.sub(fill_slot, rng.choice(entry[part])), rng)
     return re.sub(r"\b([Aa]) (?=[aeiou]|8\b|11\b|18\b)", r"\1n ", text)
 
 

@@ -1,4 +1,4 @@
-"""The lateral view, the patient facing left: both lungs in one, heart in front, spine behind."""
+"""The lateral view, the patient facing left: superimposed lungs, heart in front, spine behind."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _BASE = 0.80
 
 
 def draw(body: Body, size: int, rng: np.random.Generator) -> Scene:
-    """The normal anatomy; findings are added to the scene afterwards."""
+    """Draw the normal anatomy; findings are added to the scene afterwards."""
     canvas = Canvas(size, body.pose)
-    mean = (body.raised["left"] + body.raised["right"]) / 2
+    mean_raised = (body.raised["left"] + body.raised["right"]) / 2
     right = canvas.fill(_lung(body, body.raised["right"]), blur=0.004)
     left = canvas.fill(_lung(body, body.raised["left"] - 0.028), blur=0.004)
     both = 0.5 * (left + right)
@@ -35,21 +35,21 @@ def draw(body: Body, size: int, rng: np.random.Generator) -> Scene:
         scene.wall = scene.wall + 0.12 * breast
     scene.air = both * (0.74 + 0.22 * canvas.soften(both, 0.05))
     scene.air *= (1 - 0.62 * heart) * (1 - 0.45 * canvas.fill(_vessel_root(), blur=0.018))
-    # Less of the lung is seen through the shoulders; towards the diaphragm the spine darkens.
+    # The shoulders hide part of the lung; towards the diaphragm the spine gets darker.
     scene.air *= np.clip(0.62 + 0.9 * canvas.y, 0, 1)
     scene.vessels = _vessels(canvas, rng) * both
-    windpipe = np.array([(0.455, -0.02), (0.475, 0.12), (0.505, 0.25), (0.53, 0.345)])
-    scene.gas = 0.20 * canvas.strokes([(windpipe, 0.038, 1.0)], blur=0.006)
+    trachea = np.array([(0.455, -0.02), (0.475, 0.12), (0.505, 0.25), (0.53, 0.345)])
+    scene.gas = 0.20 * canvas.strokes([(trachea, 0.038, 1.0)], blur=0.006)
     for x, y in ((0.535, 0.355), (0.545, 0.415)):  # the upper bronchi, seen end on
         scene.gas = scene.gas + 0.16 * canvas.ellipse(x, y, 0.014, 0.015, edge=0.5)
-    bubble = canvas.ellipse(0.42, 0.81 + body.breath - mean, 0.10, 0.042, edge=0.5)
+    bubble = canvas.ellipse(0.42, 0.81 + body.breath - mean_raised, 0.10, 0.042, edge=0.5)
     scene.gas = scene.gas + 0.28 * rng.uniform(0.5, 1.0) * bubble * (1 - right)
     scene.bones = _bones(canvas, body)
     return scene
 
 
 def _lung(body: Body, raised: float) -> Points:
-    """Outline of a lung whose diaphragm stands `raised` higher than usual."""
+    """Outline of a lung with its diaphragm `raised` above the usual level."""
     dome = np.array(_DOME)
     dome[:, 1] = _BASE + (dome[:, 1] - _BASE) * body.dome + body.breath - raised
     angle = moved(_ANGLE, 0, body.breath - 0.4 * raised)
@@ -61,26 +61,26 @@ def _lung(body: Body, raised: float) -> Points:
 
 
 def _heart(body: Body) -> Points:
-    """Heart on the front half of the diaphragm; it grows backwards."""
-    grown = 0.35 * (body.heart - 0.45)
+    """Heart on the front half of the diaphragm; a larger heart extends backwards."""
+    growth = 0.35 * (body.heart - 0.45)
     down = 0.8 * body.breath
     shape = [
         (0.470, 0.370),
         (0.360, 0.430),
-        (0.275 - 0.2 * grown, 0.530),
-        (0.245 - 0.2 * grown, 0.660 + down),
+        (0.275 - 0.2 * growth, 0.530),
+        (0.245 - 0.2 * growth, 0.660 + down),
         (0.270, 0.765 + down),
         (0.400, 0.760 + down),
-        (0.525 + grown, 0.735 + down),
-        (0.575 + 1.4 * grown, 0.640 + down),
-        (0.580 + 1.2 * grown, 0.530),
-        (0.555 + 0.5 * grown, 0.430),
+        (0.525 + growth, 0.735 + down),
+        (0.575 + 1.4 * growth, 0.640 + down),
+        (0.580 + 1.2 * growth, 0.530),
+        (0.555 + 0.5 * growth, 0.430),
     ]
     return moved(shape, -0.25 * body.barrel)
 
 
 def _vessel_root() -> Points:
-    """Aortic arch, its descending part and the hila."""
+    """Outline of aortic arch, descending aorta and hila."""
     shape = [(0.44, 0.38), (0.46, 0.29), (0.52, 0.235), (0.60, 0.245), (0.645, 0.31)]
     shape += [(0.67, 0.44), (0.67, 0.60), (0.63, 0.60), (0.63, 0.46), (0.60, 0.36), (0.55, 0.45)]
     return np.array(shape)
@@ -97,7 +97,7 @@ def _trunk(body: Body) -> Points:
 
 
 def _vessels(canvas: Canvas, rng: np.random.Generator) -> Layer:
-    """Vessels fan out of the hila, those of both lungs over each other."""
+    """Vessels that fan out from the superimposed hila of both lungs."""
     lines = []
     for angle in np.linspace(0, 2 * np.pi, 22, endpoint=False) + rng.uniform(-0.12, 0.12, 22):
         turn, points, width = angle, [np.array([0.545, 0.43])], 0.013
@@ -111,11 +111,11 @@ def _vessels(canvas: Canvas, rng: np.random.Generator) -> Layer:
 
 
 def _bones(canvas: Canvas, body: Body) -> Layer:
-    """Spine, sternum and both sides' ribs."""
+    """Attenuation of spine, sternum and the ribs of both sides."""
     blocks, ends, tips = [], [], []
     for y in np.arange(0.02, 1.04, 0.066):
         bow = 0.715 + 0.055 * np.sin(np.pi * min(y, 0.95) * 0.95)
-        lean = 0.10 * np.cos(np.pi * y)  # the spine curves, so its blocks tilt
+        lean = 0.10 * np.cos(np.pi * y)  # vertebrae tilt along the curved spine
         w, h = 0.030 + 0.010 * y, 0.025
         corner = np.array([(-w, -h), (w, -h), (w * 0.9, 0), (w, h), (-w, h), (-w * 0.88, 0)])
         turn = np.array([[np.cos(lean), -np.sin(lean)], [np.sin(lean), np.cos(lean)]])
@@ -131,7 +131,7 @@ def _bones(canvas: Canvas, body: Body) -> Layer:
     front[:, 0] -= 0.5 * body.barrel
     bones += 0.20 * canvas.strokes([(front, 0.024, 1.0)], blur=0.003)
     ribs = []
-    for side in (0.0, 0.022):  # the two sides do not quite cover each other
+    for side in (0.0, 0.022):  # the two sides do not coincide completely
         for number in range(1, 11):
             y = 0.07 + 0.066 * number + side
             back = 0.73 + 0.07 * np.sin(np.pi * min(y, 1.0))

@@ -1,4 +1,4 @@
-"""Findings drawn into a scene. Each returns the mask of what it changed, (H, W) from 0 to 1."""
+"""Draws findings into a scene; each returns the mask of its changes, (H, W) from 0 to 1."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from xraygpt.phantom.canvas import Layer, Points, mirrored, moved
 from xraygpt.phantom.findings import Finding, Side
 from xraygpt.phantom.scene import MM, Scene
 
-Draw = Callable[[Scene, Finding, Side, np.random.Generator], Layer]
+DrawFunction = Callable[[Scene, Finding, Side, np.random.Generator], Layer]
 _ZONES = {"upper": (0.16, 0.31), "middle": (0.36, 0.50), "lower": (0.55, 0.70)}  # body y, frontal
 
 
-def add(scene: Scene, finding: Finding, rng: np.random.Generator) -> Layer:
+def draw_finding(scene: Scene, finding: Finding, rng: np.random.Generator) -> Layer:
     """Draw `finding`, on both sides if it is bilateral.
 
     Returns:
-        Its mask: all zeros where this view does not show it.
+        The mask of the finding; all zeros if this view does not show it.
     """
     draw = _DRAW[finding.name]
     masks = [draw(scene, finding, side, rng) for side in finding.drawn_sides]
     return cast(Layer, np.max(masks, axis=0))
 
 
-def _nothing(scene: Scene) -> Layer:
+def _empty_mask(scene: Scene) -> Layer:
     return np.zeros_like(scene.heart)
 
 
@@ -36,31 +36,31 @@ def _lung(scene: Scene, side: Side) -> Layer:
 
 
 def _texture(scene: Scene, rng: np.random.Generator, grain: float) -> Layer:
-    """Smooth noise of mean 0 and deviation 1, its lumps about `grain` wide."""
+    """Smooth noise with mean 0 and standard deviation 1; its structures are about `grain` wide."""
     size = scene.canvas.size
     noise = scene.canvas.soften(rng.standard_normal((size, size), dtype=np.float32), grain)
     layer: Layer = (noise - noise.mean()) / (noise.std() + 1e-6)
     return layer
 
 
-def _place(
+def _sample_point(
     scene: Scene, finding: Finding, side: Side, margin: float, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """A point of the lung in the finding's zone, `margin` away from the lung's edge."""
+    """A random point of the lung in the finding's zone, about `margin` from the lung's edge."""
     canvas = scene.canvas
-    deep = canvas.soften(_lung(scene, side) * (1 - scene.heart), margin / 2)
+    depth = canvas.soften(_lung(scene, side) * (1 - scene.heart), margin / 2)
     top, bottom = _ZONES[finding.zone]
     shift = scene.body.breath * (0.8 if finding.zone == "lower" else 0.2)
-    there = (canvas.y > top) & (canvas.y < bottom + shift)
-    weight = np.where(there, np.clip(deep - 0.75, 0, None), 0).ravel()
+    in_zone = (canvas.y > top) & (canvas.y < bottom + shift)
+    weight = np.where(in_zone, np.clip(depth - 0.75, 0, None), 0).ravel()
     if weight.sum() == 0:
-        weight = np.where(there, deep, 0).ravel() ** 8
-    pick = int(np.searchsorted(np.cumsum(weight), rng.random() * weight.sum()))
-    pick = min(pick, canvas.size**2 - 1)
-    return float(canvas.x.flat[pick]), float(canvas.y.flat[pick])
+        weight = np.where(in_zone, depth, 0).ravel() ** 8
+    pixel = int(np.searchsorted(np.cumsum(weight), rng.random() * weight.sum()))
+    pixel = min(pixel, canvas.size**2 - 1)
+    return float(canvas.x.flat[pixel]), float(canvas.y.flat[pixel])
 
 
-# --- the heart and the chest's shape are drawn with the body; here only their masks -------------
+# --- heart and chest shape: already drawn with the body, so mainly their masks -------------------
 
 
 def _cardiomegaly(scene: Scene, finding: Finding, side: Side, rng: np.random.Generator) -> Layer:
@@ -80,7 +80,7 @@ _LEVEL = {"mild": (0.045, 0.075), "moderate": (0.11, 0.18), "severe": (0.24, 0.3
 
 
 def _effusion(scene: Scene, finding: Finding, side: Side, rng: np.random.Generator) -> Layer:
-    """Fluid that rises along the ribs: a meniscus, highest at the wall, over the diaphragm."""
+    """Fluid above the diaphragm with a meniscus that is highest at the chest wall."""
     canvas, lung = scene.canvas, _lung(scene, side)
     low, high = _LEVEL[finding.degree]
     height = rng.uniform(low, high)
@@ -104,27 +104,27 @@ _RIM = {"mild": (0.030, 0.045), "moderate": (0.055, 0.08), "severe": (0.11, 0.17
 
 
 def _pneumothorax(scene: Scene, finding: Finding, side: Side, rng: np.random.Generator) -> Layer:
-    """The lung draws away from apex and wall: a rim without vessels, bounded by a thin line."""
+    """A collapsed lung: at apex and wall a rim without vessels, bounded by a thin line."""
     if scene.view == "lateral":
-        return _nothing(scene)
+        return _empty_mask(scene)
     canvas, lung = scene.canvas, _lung(scene, side)
     rim = rng.uniform(*_RIM[finding.degree])
     outline = frontal.lung_outline(scene.body, side)
     hilum = np.array([0.45 if side == "right" else 0.55, 0.50])
     inward = hilum - outline
-    far = np.linalg.norm(inward, axis=1, keepdims=True)
+    distance = np.linalg.norm(inward, axis=1, keepdims=True)
     apical = np.clip((0.85 - outline[:, 1:]) / 0.7, 0, 1)  # air rises
     lateral = np.clip((np.abs(outline[:, :1] - 0.5) - 0.05) / 0.10, 0, 1)
     above = np.clip((0.80 - outline[:, 1:]) / 0.12, 0, 1)  # the base stays on the diaphragm
     shift = rim * (0.35 + 0.95 * apical) * lateral * above
-    shrunk = outline + inward / far * np.minimum(shift, 0.7 * far)
-    left = canvas.fill(shrunk, blur=0.002)
+    shrunk = outline + inward / distance * np.minimum(shift, 0.7 * distance)
+    collapsed = canvas.fill(shrunk, blur=0.002)
     high = np.clip((0.76 - canvas.y) / 0.03, 0, 1)
-    gap = np.clip(lung - left, 0, 1) * high
+    gap = np.clip(lung - collapsed, 0, 1) * high
     line = canvas.strokes([(np.concatenate([shrunk, shrunk[:1]]), 0.006, 1.0)], blur=0.0015)
     line = line * lung * high * np.clip(4 * canvas.soften(gap, 0.01), 0, 1)
     scene.vessels = scene.vessels * (1 - np.clip(gap * 1.5, 0, 1))
-    scene.air = np.clip(scene.air * (1 + 0.13 * gap - 0.09 * left), 0, 1)
+    scene.air = np.clip(scene.air * (1 + 0.13 * gap - 0.09 * collapsed), 0, 1)
     scene.dense = scene.dense + 0.13 * line
     return (gap > 0.5).astype(np.float32)
 
@@ -135,13 +135,14 @@ _EXTENT = {"mild": (0.045, 0.06), "moderate": (0.065, 0.085), "severe": (0.095, 
 
 
 def _consolidation(scene: Scene, finding: Finding, side: Side, rng: np.random.Generator) -> Layer:
-    """Filled air spaces: a soft-edged, uneven shadow that hides the vessels."""
+    """Filled air spaces: an uneven shadow with soft edges that hides the vessels."""
     canvas, lung = scene.canvas, _lung(scene, side)
     r = rng.uniform(*_EXTENT[finding.degree])
-    x, y = _place(scene, finding, side, 0.7 * r, rng)
-    far = np.sqrt(((canvas.x - x) / (r * rng.uniform(0.9, 1.3))) ** 2 + ((canvas.y - y) / r) ** 2)
-    lumpy = far + 0.22 * _texture(scene, rng, 0.022) + 0.10 * _texture(scene, rng, 0.008)
-    shade = np.clip(1.35 - lumpy, 0, 1) * lung
+    x, y = _sample_point(scene, finding, side, 0.7 * r, rng)
+    rx = r * rng.uniform(0.9, 1.3)
+    distance = np.sqrt(((canvas.x - x) / rx) ** 2 + ((canvas.y - y) / r) ** 2)
+    uneven = distance + 0.22 * _texture(scene, rng, 0.022) + 0.10 * _texture(scene, rng, 0.008)
+    shade = np.clip(1.35 - uneven, 0, 1) * lung
     shade = canvas.soften(shade, 0.006)
     amount = rng.uniform(0.55, 0.8)
     scene.air = scene.air * (1 - amount * shade)
@@ -150,25 +151,25 @@ def _consolidation(scene: Scene, finding: Finding, side: Side, rng: np.random.Ge
 
 
 def _nodule(scene: Scene, finding: Finding, side: Side, rng: np.random.Generator) -> Layer:
-    """A round shadow of soft tissue, densest in its middle as a ball is."""
+    """A round soft-tissue shadow with the density profile of a ball."""
     canvas, r = scene.canvas, finding.size_mm * MM / 2
-    x, y = _place(scene, finding, side, 2 * r, rng)
+    x, y = _sample_point(scene, finding, side, 2 * r, rng)
     squash = rng.uniform(0.88, 1.12)
-    far = np.sqrt(((canvas.x - x) / (r * squash)) ** 2 + ((canvas.y - y) * squash / r) ** 2)
-    ball = np.sqrt(np.clip(1 - far**2, 0, 1))
+    distance = np.sqrt(((canvas.x - x) / (r * squash)) ** 2 + ((canvas.y - y) * squash / r) ** 2)
+    ball = np.sqrt(np.clip(1 - distance**2, 0, 1))
     scene.dense = scene.dense + 0.36 * canvas.soften(ball, 0.0025)
-    return (far < 1).astype(np.float32)
+    return (distance < 1).astype(np.float32)
 
 
 def _granuloma(scene: Scene, finding: Finding, side: Side, rng: np.random.Generator) -> Layer:
-    """A small shadow as bright as bone, with a sharp edge."""
+    """A small shadow as bright as bone, with sharp edges."""
     canvas, r = scene.canvas, finding.size_mm * MM / 2
-    x, y = _place(scene, finding, side, 0.03, rng)
+    x, y = _sample_point(scene, finding, side, 0.03, rng)
     spots = [(x, y, r)]
-    if rng.random() < 0.4:  # a satellite
+    if rng.random() < 0.4:  # a second, smaller one nearby
         angle = rng.uniform(0, 2 * np.pi)
         spots.append((x + 3 * r * np.cos(angle), y + 3 * r * np.sin(angle), 0.7 * r))
-    mask = _nothing(scene)
+    mask = _empty_mask(scene)
     for sx, sy, sr in spots:
         spot = canvas.ellipse(sx, sy, sr, sr, edge=0.5)
         scene.dense = scene.dense + 0.75 * spot
@@ -177,7 +178,7 @@ def _granuloma(scene: Scene, finding: Finding, side: Side, rng: np.random.Genera
 
 
 def _atelectasis(scene: Scene, finding: Finding, side: Side, rng: np.random.Generator) -> Layer:
-    """Bands across the base of the lung, above a raised diaphragm."""
+    """Horizontal bands at the base of the lung, above a raised diaphragm."""
     canvas, lung = scene.canvas, _lung(scene, side)
     level = 0.66 + scene.body.breath - scene.body.raised[side or "left"]
     bands = []
@@ -191,7 +192,7 @@ def _atelectasis(scene: Scene, finding: Finding, side: Side, rng: np.random.Gene
         line = np.array([(x0, y + tilt), ((x0 + x1) / 2, y + bow), (x1, y - tilt)])
         if scene.view == "frontal" and side == "left":
             line = mirrored(line)
-            edge = 0.5 + 0.50 * scene.body.heart  # beside the heart, not over it
+            edge = 0.5 + 0.50 * scene.body.heart  # next to the heart, not over it
             line[:, 0] = 0.87 - (0.87 - line[:, 0]) * (0.87 - edge) / 0.29
         bands.append((line, rng.uniform(0.010, 0.017), 1.0))
     shade = canvas.strokes(bands, blur=0.003) * lung
@@ -205,25 +206,25 @@ def _atelectasis(scene: Scene, finding: Finding, side: Side, rng: np.random.Gene
 
 
 def _fracture(scene: Scene, finding: Finding, side: Side, rng: np.random.Generator) -> Layer:
-    """One or two ribs broken through with a step, and callus about the break."""
+    """One to three broken ribs with a displaced piece and callus around the break."""
     if scene.view == "lateral":
-        return _nothing(scene)
-    canvas, mask = scene.canvas, _nothing(scene)
+        return _empty_mask(scene)
+    canvas, mask = scene.canvas, _empty_mask(scene)
     first, count = int(rng.integers(4, 8)), int(rng.integers(1, 4))
     for number in range(first, first + count):
         course = frontal.rib(number, side)
-        place = course[3] * 0.45 + course[4] * 0.55 + rng.uniform(-0.006, 0.006, 2)
+        center = course[3] * 0.45 + course[4] * 0.55 + rng.uniform(-0.006, 0.006, 2)
         along = course[5] - course[3]
         along = along / np.linalg.norm(along)
         across = np.array([-along[1], along[0]])
         step = 0.011 * np.sign(across[1])
-        gap = np.array([place - 0.016 * across, place + 0.016 * across])
-        piece = np.array([place + 0.006 * along, place + 0.045 * along]) + step * across
+        gap = np.array([center - 0.016 * across, center + 0.016 * across])
+        piece = np.array([center + 0.006 * along, center + 0.045 * along]) + step * across
         scene.dense = scene.dense - 0.20 * canvas.strokes([(gap, 0.009, 1.0)], blur=0.0015)
         scene.dense = scene.dense + 0.13 * canvas.strokes([(piece, 0.020, 1.0)], blur=0.002)
-        callus = canvas.ellipse(place[0], place[1], 0.019, 0.016, edge=0.8)
+        callus = canvas.ellipse(center[0], center[1], 0.019, 0.016, edge=0.8)
         scene.dense = scene.dense + 0.16 * callus * rng.uniform(0.7, 1.2)
-        mask = np.maximum(mask, canvas.ellipse(place[0], place[1], 0.03, 0.03) > 0.5)
+        mask = np.maximum(mask, canvas.ellipse(center[0], center[1], 0.03, 0.03) > 0.5)
     return mask.astype(np.float32)
 
 
@@ -231,7 +232,7 @@ def _fracture(scene: Scene, finding: Finding, side: Side, rng: np.random.Generat
 
 
 def _pacemaker(scene: Scene, finding: Finding, side: Side, rng: np.random.Generator) -> Layer:
-    """A generator below the clavicle, its lead through the caval vein into the right ventricle."""
+    """A generator below the clavicle with a lead through the vena cava to the right ventricle."""
     canvas = scene.canvas
     if scene.view == "lateral":
         x, y, rx, ry = 0.25, 0.27, 0.018, 0.05
@@ -245,17 +246,17 @@ def _pacemaker(scene: Scene, finding: Finding, side: Side, rng: np.random.Genera
             x = 1 - x
             path = [(x - 0.03, y - 0.03), (0.66, 0.135), (0.56, 0.16), (0.475, 0.22), (0.455, 0.47)]
         leads = [np.array([*path, (0.455, 0.63), (0.50, 0.71), tip])]
-        if rng.random() < 0.6:  # a second one, in the atrium
+        if rng.random() < 0.6:  # a second lead, in the atrium
             atrium = [(0.457, 0.53), (0.448, 0.60), (0.435, 0.575)]
             leads.append(moved([*path, *atrium], 0.004, 0.002))
-    box = canvas.fill(_rounded(x, y, rx, ry), blur=0.001)
+    box = canvas.fill(_rounded_box(x, y, rx, ry), blur=0.001)
     wires = canvas.strokes([(lead, 0.007, 1.0) for lead in leads], blur=0.001)
-    inner = canvas.fill(_rounded(x, y, rx * 0.6, ry * 0.5), blur=0.002)
+    inner = canvas.fill(_rounded_box(x, y, rx * 0.6, ry * 0.5), blur=0.002)
     scene.dense = scene.dense + 1.5 * box + 0.4 * inner + 0.75 * wires
     return (np.maximum(box, wires) > 0.4).astype(np.float32)
 
 
-def _rounded(x: float, y: float, rx: float, ry: float) -> Points:
+def _rounded_box(x: float, y: float, rx: float, ry: float) -> Points:
     angles = np.linspace(0, 2 * np.pi, 20, endpoint=False)
     c, s = np.cos(angles), np.sin(angles)
     power = 0.55
@@ -264,27 +265,27 @@ def _rounded(x: float, y: float, rx: float, ry: float) -> Points:
 
 
 def _catheter(scene: Scene, finding: Finding, side: Side, rng: np.random.Generator) -> Layer:
-    """A central venous line from the neck or the arm to the caval vein."""
+    """A central venous catheter from the neck or the arm to the vena cava."""
     canvas = scene.canvas
     if scene.view == "lateral":
         line = np.array([(0.47, -0.02), (0.45, 0.12), (0.46, 0.25), (0.45, 0.38)])
     else:
         tip = (0.455 + rng.uniform(-0.004, 0.006), rng.uniform(0.36, 0.46))
-        if rng.random() < 0.5:  # by the jugular vein
-            start = [(0.425, -0.03), (0.43, 0.08), (0.445, 0.17)]
-            over = [(0.575, -0.03), (0.57, 0.08), (0.545, 0.16), (0.48, 0.215)]
+        if rng.random() < 0.5:  # through the jugular vein
+            from_right = [(0.425, -0.03), (0.43, 0.08), (0.445, 0.17)]
+            from_left = [(0.575, -0.03), (0.57, 0.08), (0.545, 0.16), (0.48, 0.215)]
         else:  # from the arm
-            start = [(-0.02, 0.30), (0.08, 0.20), (0.20, 0.145), (0.33, 0.145), (0.43, 0.175)]
-            over = [(1.02, 0.30), (0.92, 0.20), (0.80, 0.145), (0.67, 0.145), (0.56, 0.17)]
-            over += [(0.48, 0.215)]
-        line = np.array([*(start if side == "right" else over), (0.453, 0.29), tip])
+            from_right = [(-0.02, 0.30), (0.08, 0.20), (0.20, 0.145), (0.33, 0.145), (0.43, 0.175)]
+            from_left = [(1.02, 0.30), (0.92, 0.20), (0.80, 0.145), (0.67, 0.145), (0.56, 0.17)]
+            from_left += [(0.48, 0.215)]
+        line = np.array([*(from_right if side == "right" else from_left), (0.453, 0.29), tip])
     wire = canvas.strokes([(line, 0.0085, 1.0)], blur=0.001)
     core = canvas.strokes([(line, 0.003, 1.0)])
     scene.dense = scene.dense + 0.50 * wire - 0.12 * core
     return (wire > 0.4).astype(np.float32)
 
 
-_DRAW: dict[str, Draw] = {
+_DRAW: dict[str, DrawFunction] = {
     "cardiomegaly": _cardiomegaly,
     "hyperinflation": _hyperinflation,
     "pleural_effusion": _effusion,

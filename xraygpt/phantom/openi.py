@@ -1,12 +1,13 @@
-"""Findings as they occur together: the coded reports of OpenI, in the package torchxrayvision.
+"""Findings as they occur together: OpenI's coded reports, from the package torchxrayvision.
 
-Studies of the published val and test split are never read. Nothing of the package is imported.
+Studies of the published val and test splits are never used. The package's code is not imported.
 """
 
 from __future__ import annotations
 
 import re
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -51,41 +52,40 @@ _DEGREES = {
 
 @dataclass(frozen=True)
 class CodedStudy:
-    """One report and what people coded of it."""
+    """One report and its human codes."""
 
     study_id: str
     codes: tuple[str, ...]
-    sections: dict[str, str]  # findings, impression; those it has
+    sections: dict[str, str]  # findings and impression, as far as the report has them
 
 
 @cache
 def coded_studies() -> tuple[CodedStudy, ...]:
-    """All coded studies outside the published val and test split, by id.
+    """All coded studies outside the published val and test splits, by id.
 
     Raises:
-        DataError: The package is not installed.
+        DataError: If the package is not installed.
     """
-    kept = []
-    held_out = published_test_studies() | published_val_studies()
+    selected = []
+    reserved = published_test_studies() | published_val_studies()
     with tarfile.open(_archive()) as archive:
         for member in archive:
             file = archive.extractfile(member) if member.name.endswith(".xml") else None
             if file is None:
                 continue
-            root = ElementTree.parse(file).getroot()
-            study = _study(root)
-            if study.study_id not in held_out and study.codes:
-                kept.append(study)
-    return tuple(sorted(kept, key=lambda s: int(s.study_id[3:])))
+            study = _parse_study(ElementTree.parse(file).getroot())
+            if study.study_id not in reserved and study.codes:
+                selected.append(study)
+    return tuple(sorted(selected, key=lambda s: int(s.study_id[3:])))
 
 
-def study_number(number: int, seed: int, *, with_text: bool = False) -> CodedStudy:
-    """Each study once in an order of `seed`'s own, then all over again.
+def select_study(number: int, seed: int, *, with_text: bool = False) -> CodedStudy:
+    """The study of a phantom: every study once in a random order, then from the start again.
 
     Args:
-        number: Of the phantom.
-        seed: Another one, another order.
-        with_text: Leave out those without findings and impression.
+        number: Number of the phantom.
+        seed: Determines the order.
+        with_text: Skip studies with neither findings nor impression.
     """
     studies = [s for s in coded_studies() if s.sections or not with_text]
     return studies[_order(len(studies), seed)[number % len(studies)]]
@@ -101,13 +101,13 @@ def _archive() -> Path:
         files = metadata.files("torchxrayvision") or []
     except metadata.PackageNotFoundError:
         raise DataError(
-            "the coded OpenI reports come with a package that is not installed: "
+            "the coded OpenI reports are part of a package that is not installed: "
             "pip install --no-deps torchxrayvision"
         ) from None
     return next(Path(str(f.locate())) for f in files if f.name == _ARCHIVE)
 
 
-def _study(root: Any) -> CodedStudy:
+def _parse_study(root: Any) -> CodedStudy:
     codes = [(node.text or "").strip() for node in root.iter("major")]
     sections = {}
     for node in root.iter("AbstractText"):
@@ -118,35 +118,43 @@ def _study(root: Any) -> CodedStudy:
     return CodedStudy(root.find("uId").get("id"), tuple(codes), sections)
 
 
-def findings_of(codes: tuple[str, ...], rng: Random) -> tuple[Finding, ...]:
-    """The codes that can be drawn, as findings; what a code leaves open is drawn.
+def findings_from_codes(codes: tuple[str, ...], rng: Random) -> tuple[Finding, ...]:
+    """The codes that can be drawn, as findings; attributes that a code leaves open are random.
 
-    A finding that can only have one side is drawn on each where its code says bilateral.
+    A bilateral code becomes one finding on each side if its kind cannot be bilateral.
     """
-    found: dict[tuple[str, str], Finding] = {}
+    findings: dict[tuple[str, str], Finding] = {}
     for code in (c.lower() for c in codes):
         for name, pattern in _KINDS.items():
             if pattern.match(code):
-                for finding in _findings(name, code, rng):
-                    found.setdefault((name, finding.side), finding)
-    return tuple(sorted(found.values(), key=lambda f: design.ORDER.index(f.name)))
+                for finding in _findings_of_code(name, code, rng):
+                    findings.setdefault((name, finding.side), finding)
+    return tuple(sorted(findings.values(), key=lambda f: design.ORDER.index(f.name)))
 
 
-def _findings(name: str, code: str, rng: Random) -> list[Finding]:
+def _findings_of_code(name: str, code: str, rng: Random) -> list[Finding]:
     kind = KINDS[name]
-    given: dict[str, Any] = {}
-    if kind.zones:
-        given["zone"] = next((z for z, p in _ZONES.items() if p.search(code)), None)
-    if kind.degrees:
-        given["degree"] = next((d for d, p in _DEGREES.items() if p.search(code)), None)
-    given = {key: value for key, value in given.items() if value}
-    said: list[Side] = []
-    if kind.sides and "bilateral" in code:
-        said = ["bilateral"] if "bilateral" in kind.sides else ["left", "right"]
-    elif kind.sides and ("left" in code or "lingula" in code):
-        said = ["left"]
-    elif kind.sides and "right" in code:
-        said = ["right"]
-    if not said:
-        return [design.draw(name, rng, **given)]
-    return [design.draw(name, rng, side=side, **given) for side in said]
+    fixed = {
+        "zone": _first_match(_ZONES, code) if kind.zones else None,
+        "degree": _first_match(_DEGREES, code) if kind.degrees else None,
+    }
+    fixed = {key: value for key, value in fixed.items() if value}
+    sides = _sides_in_code(code, kind.sides)
+    if not sides:
+        return [design.sample_finding(name, rng, **fixed)]
+    return [design.sample_finding(name, rng, side=side, **fixed) for side in sides]
+
+
+def _first_match(patterns: Mapping[str, re.Pattern[str]], code: str) -> str | None:
+    return next((name for name, pattern in patterns.items() if pattern.search(code)), None)
+
+
+def _sides_in_code(code: str, possible: tuple[Side, ...]) -> list[Side]:
+    """One side for each finding to draw; none if the code names none or the kind has no sides."""
+    if not possible:
+        return []
+    if "bilateral" in code:
+        return ["bilateral"] if "bilateral" in possible else ["left", "right"]
+    if "left" in code or "lingula" in code:
+        return ["left"]
+    return ["right"] if "right" in code else []

@@ -1,4 +1,4 @@
-"""A study -> its pictures, with mask and box of every finding."""
+"""Renders the pictures of a study, with a mask and a box for every finding."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from xraygpt.phantom import frontal, lateral, lesions
-from xraygpt.phantom.body import draw_body
+from xraygpt.phantom.body import sample_body
 from xraygpt.phantom.canvas import Layer
 from xraygpt.phantom.findings import Finding
-from xraygpt.phantom.scene import Scene, View, box_of
+from xraygpt.phantom.scene import Scene, View, bounding_box
 
 VIEWS: tuple[View, ...] = ("frontal", "lateral")
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is drawn; the same study gives the same pictures to the bit.
+    """A study to draw; equal studies give bit-identical pictures.
 
     Attributes:
-        study_id: Names it.
-        findings: What it shows, in order of drawing.
-        seed: Of the body, the technique and all that a finding leaves open.
+        study_id: Identifies the study; also part of the seed.
+        findings: Findings in the order of drawing.
+        seed: Seed of the body, the technique and all that the findings leave open.
     """
 
     study_id: str
@@ -39,7 +39,7 @@ class Picture:
     Attributes:
         pixels: (H, W) uint8, bones bright.
         view: Frontal or lateral.
-        masks: Per finding (H, W) float32, 0 or 1; all zeros where this view does not show it.
+        masks: Per finding (H, W) float32, 0 or 1; all zeros if this view does not show it.
         boxes: Per finding [x0, y0, x1, y1] as fractions of the picture, or None.
     """
 
@@ -53,45 +53,45 @@ def render(study: Study, view: View = "frontal", size: int = 224) -> Picture:
     """Draw one view of a study.
 
     Args:
-        study: What to draw.
+        study: The study to draw.
         view: ``frontal`` (PA) or ``lateral`` (the patient faces left).
         size: Height and width in pixels, at least 32.
 
     Raises:
-        ValueError: `size` is too small to draw in, or no such view.
+        ValueError: If `size` is too small or there is no such view.
     """
     if size < 32:
         raise ValueError(f"size ({size}) must be at least 32")
     if view not in VIEWS:
         raise ValueError(f"no view '{view}'; there are {', '.join(VIEWS)}")
-    body = draw_body(_rng(study, "body"), study.findings, lateral=view == "lateral")
+    body = sample_body(_rng(study, "body"), study.findings, lateral=view == "lateral")
     draw = frontal.draw if view == "frontal" else lateral.draw
     scene = draw(body, size, _rng(study, view))
     masks = [
-        lesions.add(scene, finding, _rng(study, f"{view}/{i}"))
+        lesions.draw_finding(scene, finding, _rng(study, f"{view}/{i}"))
         for i, finding in enumerate(study.findings)
     ]
     pixels = scene.picture(_rng(study, f"{view}/noise"))
     _mark_side(pixels, scene, _rng(study, f"{view}/marker"))
-    return Picture(pixels, view, masks, [box_of(m) for m in masks])
+    return Picture(pixels, view, masks, [bounding_box(m) for m in masks])
 
 
-def _rng(study: Study, what: str) -> np.random.Generator:
-    """Its own stream for each purpose: a finding more does not change the ribs."""
-    key = zlib.crc32(f"{study.study_id}/{what}".encode())
+def _rng(study: Study, purpose: str) -> np.random.Generator:
+    """An independent stream per purpose, so that an added finding does not change the ribs."""
+    key = zlib.crc32(f"{study.study_id}/{purpose}".encode())
     return np.random.default_rng([study.seed, key])
 
 
 def _mark_side(pixels: np.ndarray, scene: Scene, rng: np.random.Generator) -> None:
-    """The lead letter that says which side is which, as every department places it differently."""
+    """Draw the lead letter that marks the side; its position varies as between departments."""
     size = len(pixels)
     letter, x = (
         ("L", rng.uniform(0.90, 0.95)) if rng.random() < 0.5 else ("R", rng.uniform(0.03, 0.07))
     )
     if scene.view == "lateral":
         letter, x = "L", rng.uniform(0.04, 0.09)
-    sheet = Image.new("L", (size, size))
+    image = Image.new("L", (size, size))
     font = ImageFont.load_default(size=max(size * rng.uniform(0.05, 0.065), 6))
-    place = (x * size - size * 0.02, rng.uniform(0.02, 0.10) * size)
-    ImageDraw.Draw(sheet).text(place, letter, fill=round(rng.uniform(215, 255)), font=font)
-    np.maximum(pixels, np.asarray(sheet), out=pixels)
+    corner = (x * size - size * 0.02, rng.uniform(0.02, 0.10) * size)
+    ImageDraw.Draw(image).text(corner, letter, fill=round(rng.uniform(215, 255)), font=font)
+    np.maximum(pixels, np.asarray(image), out=pixels)

@@ -1,4 +1,4 @@
-"""The layers a picture is made of, and how they become one."""
+"""The layers of a picture and their combination into pixels."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from xraygpt.phantom.body import Body
 from xraygpt.phantom.canvas import Canvas, Layer
 
 View = Literal["frontal", "lateral"]
-MM = 1 / 380  # a millimetre, as a fraction of the picture
-_TISSUE = 0.82  # share of a lung's depth that takes no part in attenuation
+MM = 1 / 380  # one millimetre as a fraction of the picture
+_AERATION = 0.82  # fraction of a lung's depth that does not attenuate
 
 
 @dataclass
@@ -20,18 +20,18 @@ class Scene:
     """Layers of one view; attenuation is in units of the chest's depth in soft tissue.
 
     Attributes:
-        canvas: Draws them.
-        body: Whom.
-        lungs: Each lung's outline, by the patient's side.
-        heart: Its shadow.
+        canvas: Draws the layers.
+        body: The body that is drawn.
+        lungs: Mask of each lung by the patient's side; in the lateral view ``both``.
+        heart: Mask of the heart.
         view: Frontal or lateral.
         depth: Depth of the body without its wall.
         wall: Skin, fat, muscle.
-        air: Share of the depth that is aerated lung.
-        vessels: Pulmonary vessels, which fluid and pneumothorax take away.
+        air: Fraction of the depth that is aerated lung.
+        vessels: Pulmonary vessels, which fluid and pneumothorax remove.
         gas: Windpipe and stomach, subtracted.
-        bones: Added.
-        dense: What findings add.
+        bones: Attenuation of bones, added.
+        dense: Attenuation that findings add.
     """
 
     canvas: Canvas
@@ -49,7 +49,7 @@ class Scene:
 
     def attenuation(self) -> Layer:
         """Line integral along the beam, before noise."""
-        soft = self.depth * (1 - _TISSUE * self.air) + 0.11 * self.vessels * self.air
+        soft = self.depth * (1 - _AERATION * self.air) + 0.11 * self.vessels * self.air
         inside = np.clip(self.wall * 8, 0, 1)
         total: Layer = self.wall + soft - self.gas + (self.bones + self.dense) * inside
         return total
@@ -57,7 +57,7 @@ class Scene:
     def picture(self, rng: np.random.Generator) -> np.ndarray:
         """(H, W) uint8, bones bright.
 
-        The detector counts quanta, so noise grows with what the beam went through (Beer and
+        The detector counts quanta, so noise grows with the attenuation of the beam (Beer and
         Lambert); the reading is proportional to the logarithm of the exposure, then windowed.
         """
         body, size = self.body, self.canvas.size
@@ -66,12 +66,12 @@ class Scene:
         noise = rng.standard_normal((size, size), dtype=np.float32)
         total = total + body.grain * np.exp(0.55 * total) * noise
         value = np.clip((total - 0.30 + body.bright) / 1.28 * body.contrast, 0, None)
-        shown = 1 - np.exp(-((1.12 * value) ** 1.05) * 1.5)  # shoulder of the display curve
-        return np.clip(255 * shown, 0, 255).astype(np.uint8)
+        displayed = 1 - np.exp(-((1.12 * value) ** 1.05) * 1.5)  # shoulder of the display curve
+        return np.clip(255 * displayed, 0, 255).astype(np.uint8)
 
 
-def box_of(mask: Layer) -> list[float] | None:
-    """[x0, y0, x1, y1] around what a mask shows, as fractions of the picture; None if nothing."""
+def bounding_box(mask: Layer) -> list[float] | None:
+    """[x0, y0, x1, y1] around a mask, as fractions of the picture; None for an empty mask."""
     rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
     if not len(rows):
         return None

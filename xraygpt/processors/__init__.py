@@ -1,1 +1,1 @@
-"""Item -> tensor or text: images, report texts, prompts. Importing it loads no torch."""
+"""Processors of images and report texts. Importing this package does not import torch."""

@@ -1,4 +1,7 @@
-"""What every processor offers: an item in, a tensor or text out; no device, file or global RNG."""
+"""Base class of processors, which turn an item into a tensor or a text.
+
+Processors use no device, no file and no global random state.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +17,23 @@ if TYPE_CHECKING:
 
 
 class BaseProcessor(Plugin):
-    """Item -> tensor or text. Subclasses state shape, dtype and range of both sides."""
+    """Turns an item into a tensor or a text; subclasses document shapes, dtypes and ranges."""
 
     @dataclass(kw_only=True)
     class Config(Plugin.Config):
-        """Settings every processor shares: none."""
+        """Settings of a processor; the base class has none."""
 
         kind: ClassVar[Registry] = PROCESSORS
 
         def for_eval(self) -> BaseProcessor.Config:
-            """The settings to use outside training: the same, unless something is random."""
+            """Settings to use outside training: without random augmentation, else the same."""
             return self
 
     fixed_size = True
-    """Whether all pictures come out in one size; features and black pictures of others are not
-    shared."""
+    """Whether the output size is the same for all pictures. Otherwise features are not cached, and
+    blank control images are not shared."""
     deterministic = True
-    """Whether the result depends on the item alone; features of others are not cached."""
+    """Whether the result depends only on the item. Otherwise features are not cached."""
 
     config: Config
 
@@ -38,40 +41,40 @@ class BaseProcessor(Plugin):
         self.config = config
 
     def signature(self) -> dict[str, object]:
-        """All that decides the result for a given item; part of a feature cache's key."""
+        """Everything that determines the result for an item; part of the feature cache's key."""
         cls = type(self)
         return {"class": f"{cls.__module__}.{cls.__qualname__}", **dataclasses.asdict(self.config)}
 
     def __call__(self, item: Any, rng_key: str = "") -> Any:
-        """Process `item`; `rng_key` keys whatever is random."""
+        """Process `item`, seeding random choices with `rng_key`."""
         raise NotImplementedError
 
     def process(self, media: Media, rng_key: str = "") -> Media:
-        """Process a medium, and say where its pixels went.
+        """Process a medium and update its geometry.
 
         Args:
-            media: As read.
-            rng_key: Keys whatever is random.
+            media: The medium as read from its file.
+            rng_key: Seeds random choices.
         """
         height, width = picture_size(media)
-        moved = self.geometry(height, width, rng_key)
+        step = self.geometry(height, width, rng_key)
         before = media.geometry
-        whole = None if moved is None or before is None else before.then(moved)
-        return media.with_data(self(media.data.numpy(), rng_key), whole)
+        total = None if step is None or before is None else before.then(step)
+        return media.with_data(self(media.data.numpy(), rng_key), total)
 
     def geometry(self, height: int, width: int, rng_key: str = "") -> Geometry | None:
-        """Where the points of a picture go; None, the default, where a processor does not say.
+        """Map from the input picture to the output; None, the default, if it is not known.
 
         Args:
-            height: Of the picture, in pixels.
-            width: Of the picture, in pixels.
-            rng_key: As given to `__call__`: the same draw crops and turns alike.
+            height: Height of the picture in pixels.
+            width: Width of the picture in pixels.
+            rng_key: The key passed to `__call__`; the same key gives the same crop and rotation.
         """
         return None
 
 
 def picture_size(media: Media) -> tuple[int, int]:
-    """Height and width in pixels of a medium as read: (…, H, W), or (…, H, W, 3) in colour."""
-    grey = media.data.dim() == (2 if media.kind == "image" else 3)
-    height, width = media.data.shape[-2:] if grey else media.data.shape[-3:-1]
+    """Height and width in pixels of unprocessed media: (…, H, W), or (…, H, W, 3) in colour."""
+    is_grey = media.data.dim() == (2 if media.kind == "image" else 3)
+    height, width = media.data.shape[-2:] if is_grey else media.data.shape[-3:-1]
     return int(height), int(width)

@@ -1,4 +1,4 @@
-"""The processors that come with the package, for the registry; a new one is imported here."""
+"""Registers the built-in processors; import new ones here."""
 
 from xraygpt.processors import image, plain, text
 

@@ -1,6 +1,6 @@
-"""Display pixels -> the normalised tensor a vision encoder takes.
+"""Display pixels to the normalised input tensor of a vision encoder.
 
-Notation: H, W of the file; S the model's `image_size`; C its channels.
+Notation: H, W height and width of the file; S the model's `image_size`; C its channels.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from xraygpt.common.checks import Checks
 from xraygpt.common.errors import InputError
 from xraygpt.common.keyed_random import keyed_random
 from xraygpt.common.registry import registry
-from xraygpt.media.geometry import Geometry, rotation, window_of
+from xraygpt.media.geometry import Geometry, crop_geometry, rotation
 from xraygpt.processors.base import BaseProcessor
 
 Fit = Literal["squash", "pad", "crop"]
 Interpolation = Literal["bicubic", "bilinear"]
-# Weights of red, green and blue in luminance, ITU-R BT.601; what Pillow's mode L takes.
+# Weights of red, green and blue in luminance, ITU-R BT.601, as in Pillow's mode L.
 LUMINANCE = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """What a vision encoder wants of an image."""
+    """Image format that a vision encoder expects."""
 
     image_size: int  # pixels, square
     mean: tuple[float, ...]  # per channel, of values in [0, 1]; one number is repeated
     std: tuple[float, ...]  # per channel, of values in [0, 1]; one number is repeated
-    channels: int = 3  # of the tensor: 1 or 3
-    grey: bool = False  # colour is taken out first; always so with one channel
-    fit: Fit = "squash"  # how an oblong picture becomes square
+    channels: int = 3  # of the input tensor: 1 or 3
+    grey: bool = False  # convert to grey first; implied by one channel
+    fit: Fit = "squash"  # how a non-square picture becomes square
     interpolation: Interpolation = "bicubic"
 
     def __str__(self) -> str:
-        """One line for logs and documents."""
+        """One-line summary for logs and documents."""
         kind = "grey" if self.grey or self.channels == 1 else "colour"
         mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
         return (
@@ -52,39 +52,39 @@ class InputSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec(InputSpec):
-    """What a model wants of an image, and what it makes of one."""
+    """Image format that a model expects, and the tokens it produces per image."""
 
-    tokens_per_image: int  # placeholders one image takes in the text
+    tokens_per_image: int  # placeholder tokens per image in the text
 
 
 @registry.register_processor("xray_image", "blip2_image_eval")
 class XrayImage(BaseProcessor):
-    """Resize to a square, normalise with the encoder's mean and std; nothing random."""
+    """Resizes to a square and normalises with the encoder's mean and std; deterministic."""
 
     @dataclass(kw_only=True)
     class Config(BaseProcessor.Config):
-        """Settings of an image processor; None means what the model's `image_spec` says."""
+        """Settings of an image processor; None uses the value of the model's `image_spec`."""
 
         image_size: int | None = None
-        """Side of the result in pixels."""
+        """Side of the output in pixels."""
         mean: list[float] | None = None
         """Per channel, of values in [0, 1]; one number is repeated."""
         std: list[float] | None = None
         """Per channel, of values in [0, 1]; one number is repeated."""
         fit: Fit | None = None
-        """`squash` ignores the aspect ratio, `pad` adds black, `crop` keeps the middle square and
-        loses the rest; None takes the encoder's own."""
+        """`squash` ignores the aspect ratio, `pad` adds black borders, `crop` takes the centre
+        square; None uses the encoder's default."""
         draft: bool = False
-        """Decode a large JPEG at a half, a quarter or an eighth of its size, never below twice what
-        is left of it afterwards: faster, and values differ a little."""
+        """Decode a large JPEG at a half, a quarter or an eighth of its size, but at least twice the
+        output size: faster, with slightly different values."""
 
         def __post_init__(self) -> None:
             with Checks(self) as check:
                 size, std = self.image_size, self.std
-                wrong = size is not None and not 8 <= size <= 4096
-                check.refuse(wrong, "image_size", f"must lie in 8..4096 pixels, got {size}")
-                wrong = std is not None and not min(std, default=0) > 0
-                check.refuse(wrong, "std", f"must be above 0, got {std}")
+                invalid = size is not None and not 8 <= size <= 4096
+                check.refuse(invalid, "image_size", f"must be in 8..4096 pixels, got {size}")
+                invalid = std is not None and not min(std, default=0) > 0
+                check.refuse(invalid, "std", f"must be above 0, got {std}")
 
     config: Config
 
@@ -99,8 +99,8 @@ class XrayImage(BaseProcessor):
         self.std = _per_channel(config.std or image_spec.std, self.channels)
 
     @property
-    def at_least(self) -> int | None:
-        """Pixels that each side of a picture should have; None wants all there are."""
+    def min_side(self) -> int | None:
+        """Smallest side, in pixels, at which a picture may be decoded; None decodes it in full."""
         return 2 * self.size if self.config.draft else None
 
     def __call__(self, pixels: np.ndarray, rng_key: str = "") -> Tensor:
@@ -109,7 +109,7 @@ class XrayImage(BaseProcessor):
         Args:
             pixels: (H, W) or (H, W, 3) float32 display values in [0, 1], bones bright; or
                 (F, H, W[, 3]) for the frames of a clip.
-            rng_key: Keys random augmentation; unused here.
+            rng_key: Seeds random augmentation; unused here.
 
         Returns:
             (C, S, S) float32, normalised; (F, C, S, S) for a clip.
@@ -121,21 +121,21 @@ class XrayImage(BaseProcessor):
         return (self.resize(image, rng_key) - self.mean) / self.std
 
     def resize(self, image: Tensor, rng_key: str) -> Tensor:
-        """(…, C, H, W) in [0, 1] -> (…, C, S, S) in [0, 1], with antialias."""
+        """(…, C, H, W) in [0, 1] -> (…, C, S, S) in [0, 1], with antialiasing."""
         if self.fit == "pad":
             image = _pad_to_square(image)
         elif self.fit == "crop":
             image = tvf.center_crop(image, [min(image.shape[-2:])] * 2)
         mode = tvf.InterpolationMode(self.interpolation)
-        sized = tvf.resize(image, [self.size, self.size], mode)
-        return sized.clamp(0, 1)  # bicubic overshoots at edges
+        resized = tvf.resize(image, [self.size, self.size], mode)
+        return resized.clamp(0, 1)  # bicubic overshoots at edges
 
     def geometry(self, height: int, width: int, rng_key: str = "") -> Geometry:
-        """Where the points of a picture go: its padding, or the middle square."""
-        return _square(self.fit, height, width)
+        """The map from a picture to its padding or centre crop."""
+        return _square_geometry(self.fit, height, width)
 
     def signature(self) -> dict[str, Any]:
-        """As every processor's, with what came from the model's `image_spec`."""
+        """The base class's signature, with the values taken from the model's `image_spec`."""
         return {
             **super().signature(),
             "image_size": self.size,
@@ -149,27 +149,27 @@ class XrayImage(BaseProcessor):
 
 @registry.register_processor("xray_image_train", "blip2_image_train")
 class XrayImageTrain(XrayImage):
-    """As `xray_image`, after a random crop, turn and change of grey.
+    """`xray_image` with random crop, rotation and grey-level changes.
 
-    Never mirrored: left and right are findings.
+    Pictures are never mirrored, since left and right matter in findings.
     """
 
     @dataclass(kw_only=True)
     class Config(XrayImage.Config):
-        """Settings of the training processor."""
+        """Settings of the augmentation."""
 
         min_scale: float = 0.5
-        """Smallest share of the picture's area a crop keeps, in (0, 1]; 1 crops nothing."""
+        """Smallest crop, as a fraction of the picture's area, in (0, 1]; 1 disables cropping."""
         ratio: list[float] = field(default_factory=lambda: [0.75, 1.333])
         """Range of the crop's aspect ratio, as in Inception-style random resized crops."""
         degrees: float = 0.0
-        """Turned by up to so many degrees, either way."""
+        """Largest rotation in degrees, in either direction."""
         grey_change: float = 0.0
-        """Most change of contrast, as a share, and of the exponent of grey values, as a logarithm;
+        """Largest change of contrast (a fraction) and of the gamma exponent (a logarithm);
         brightness changes by half of it. In [0, 1)."""
 
         def for_eval(self) -> BaseProcessor.Config:
-            """A random crop is never right outside training: the same without it."""
+            """The same settings without augmentation."""
             return XrayImage.Config(
                 image_size=self.image_size,
                 mean=self.mean,
@@ -180,13 +180,13 @@ class XrayImageTrain(XrayImage):
 
         def __post_init__(self) -> None:
             with Checks(self) as check:
-                check.also(super().__post_init__)
+                check.include(super().__post_init__)
                 scale, degrees = self.min_scale, self.degrees
-                check.refuse(not 0 < scale <= 1, "min_scale", f"must lie in (0, 1], got {scale}")
+                check.refuse(not 0 < scale <= 1, "min_scale", f"must be in (0, 1], got {scale}")
                 check.refuse(
-                    not 0 <= degrees <= 180, "degrees", f"must lie in [0, 180], got {degrees}"
+                    not 0 <= degrees <= 180, "degrees", f"must be in [0, 180], got {degrees}"
                 )
-                check.share_below_one("grey_change")
+                check.fraction_below_one("grey_change")
 
     config: Config
 
@@ -195,14 +195,14 @@ class XrayImageTrain(XrayImage):
         self.deterministic = config.min_scale == 1 and not (config.degrees or config.grey_change)
 
     @property
-    def at_least(self) -> int | None:
-        """As of `xray_image`, for the narrowest crop."""
-        narrow = min(self.config.ratio[0], 1 / self.config.ratio[1], 1.0)
-        share = math.sqrt(self.config.min_scale * narrow)
-        return math.ceil(2 * self.size / share) if self.config.draft else None
+    def min_side(self) -> int | None:
+        """As for `xray_image`, of the smallest crop."""
+        narrowest = min(self.config.ratio[0], 1 / self.config.ratio[1], 1.0)
+        fraction = math.sqrt(self.config.min_scale * narrowest)
+        return math.ceil(2 * self.size / fraction) if self.config.draft else None
 
     def resize(self, image: Tensor, rng_key: str) -> Tensor:
-        """Crop by a draw keyed with `rng_key`, then resize."""
+        """Crop, resize, rotate and change grey levels, seeded with `rng_key`."""
         if self.config.min_scale < 1:
             image = self._crop(image, rng_key)
         image = super().resize(image, rng_key)
@@ -211,30 +211,29 @@ class XrayImageTrain(XrayImage):
         return self._change_grey(image, rng_key) if self.config.grey_change else image
 
     def _change_grey(self, image: Tensor, rng_key: str) -> Tensor:
-        """Contrast, exponent and brightness, drawn with `rng_key`."""
-        rng, most = keyed_random(rng_key, "grey"), self.config.grey_change
-        contrast, exponent = 1 + rng.uniform(-most, most), math.exp(rng.uniform(-most, most))
-        return (image**exponent * contrast + rng.uniform(-most, most) / 2).clamp(0, 1)
+        rng, limit = keyed_random(rng_key, "grey"), self.config.grey_change
+        contrast, exponent = 1 + rng.uniform(-limit, limit), math.exp(rng.uniform(-limit, limit))
+        return (image**exponent * contrast + rng.uniform(-limit, limit) / 2).clamp(0, 1)
 
     def geometry(self, height: int, width: int, rng_key: str = "") -> Geometry:
-        """Where the points of a picture go: crop, padding or middle square, turn."""
-        moved = Geometry()
+        """The map from a picture to its crop, made square and rotated."""
+        geometry = Geometry()
         if self.config.min_scale < 1:
-            top, left, h, w = self._window(height, width, rng_key)
-            moved = window_of(left / width, top / height, w / width, h / height)
+            top, left, h, w = self._crop_window(height, width, rng_key)
+            geometry = crop_geometry(left / width, top / height, w / width, h / height)
             height, width = h, w
-        moved = moved.then(_square(self.fit, height, width))
-        return moved.then(rotation(self._angle(rng_key))) if self.config.degrees else moved
+        geometry = geometry.then(_square_geometry(self.fit, height, width))
+        return geometry.then(rotation(self._angle(rng_key))) if self.config.degrees else geometry
 
     def _angle(self, rng_key: str) -> float:
         return keyed_random(rng_key, "turn").uniform(-self.config.degrees, self.config.degrees)
 
     def _crop(self, image: Tensor, rng_key: str) -> Tensor:
         height, width = image.shape[-2:]
-        top, left, h, w = self._window(height, width, rng_key)
+        top, left, h, w = self._crop_window(height, width, rng_key)
         return image[..., top : top + h, left : left + w]
 
-    def _window(self, height: int, width: int, rng_key: str) -> tuple[int, int, int, int]:
+    def _crop_window(self, height: int, width: int, rng_key: str) -> tuple[int, int, int, int]:
         """Top, left, height and width of the crop, in pixels."""
         rng = keyed_random(rng_key, "crop")
         area = height * width * rng.uniform(self.config.min_scale, 1)
@@ -246,12 +245,12 @@ class XrayImageTrain(XrayImage):
 
 
 def _per_channel(values: Any, channels: int) -> Tensor:
-    each = list(values) * (channels if len(values) == 1 else 1)
-    if len(each) != channels:
+    repeated = list(values) * (channels if len(values) == 1 else 1)
+    if len(repeated) != channels:
         raise InputError(
-            f"{len(each)} values of mean or std, but the encoder has {channels} channels"
+            f"{len(repeated)} values of mean or std, but the encoder has {channels} channels"
         )
-    return torch.tensor(each, dtype=torch.float32).view(-1, 1, 1)
+    return torch.tensor(repeated, dtype=torch.float32).view(-1, 1, 1)
 
 
 def channels_first(pixels: np.ndarray) -> Tensor:
@@ -269,13 +268,13 @@ def _pad_to_square(image: Tensor) -> Tensor:
     return F.pad(image, (left, side - width - left, top, side - height - top))
 
 
-def _square(fit: Fit, height: int, width: int) -> Geometry:
-    """Where the points of an oblong picture go when it is made square, to the pixel as above."""
+def _square_geometry(fit: Fit, height: int, width: int) -> Geometry:
+    """The map from a picture to the square made of it, exact to the pixel."""
     if fit == "squash":
         return Geometry()
     side = max(height, width) if fit == "pad" else min(height, width)
     if fit == "pad":
         left, top = -((side - width) // 2), -((side - height) // 2)
-    else:  # as torchvision's center_crop rounds
+    else:  # rounds as torchvision's center_crop does
         left, top = round((width - side) / 2.0), round((height - side) / 2.0)
-    return window_of(left / width, top / height, side / width, side / height)
+    return crop_geometry(left / width, top / height, side / width, side / height)

@@ -1,4 +1,4 @@
-"""Pictures as they are, for models whose own processor resizes and normalises."""
+"""Unchanged pictures, for models whose own processor resizes and normalises."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from xraygpt.processors.image import channels_first
 
 @registry.register_processor("plain_pixels")
 class PlainPixels(BaseProcessor):
-    """Display values in [0, 1] at the file's own size, as three channels."""
+    """Returns display values in [0, 1] at the file's own size, as three channels."""
 
     @dataclass(kw_only=True)
     class Config(BaseProcessor.Config):
-        """A processor without settings."""
+        """This processor has no settings."""
 
     fixed_size = False
 
     def __call__(self, pixels: np.ndarray, rng_key: str = "") -> Tensor:
-        """(H, W) or (H, W, 3) -> (3, H, W) float32; a frame axis in front stays there."""
+        """(H, W) or (H, W, 3) -> (3, H, W) float32; a leading frame axis is kept."""
         return channels_first(pixels).contiguous()
 
     def geometry(self, height: int, width: int, rng_key: str = "") -> Geometry:
-        """Every point stays where it is."""
+        """The identity."""
         return Geometry()

@@ -1,4 +1,4 @@
-"""Report text -> report text."""
+"""Cleaning of report texts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from xraygpt.processors.base import BaseProcessor
 
 log = logging.getLogger(__name__)
 
-_MASK = r"(?:\bX{3,}\b|_{3,})"  # OpenI writes XXXX, MIMIC-CXR ___ for what was removed
-# What a mask certainly stood for, from the words around it.
-_RESTORED = [
+_MASK = r"(?:\bX{3,}\b|_{3,})"  # de-identification: XXXX in OpenI, ___ in MIMIC-CXR
+# Masks whose original words are certain from their context.
+_RESTORABLE = [
     (re.compile(rf"\b(x|X)-{_MASK}"), r"\1-ray"),
     (re.compile(rf"\b([Tt]here are no) {_MASK} of\b"), r"\1 signs of"),
     (re.compile(rf"\b([Nn]o|without) {_MASK} of\b"), r"\1 evidence of"),
@@ -24,38 +24,38 @@ _RESTORED = [
 
 @registry.register_processor("report_text")
 class ReportText(BaseProcessor):
-    """Collapse white space and deal with the marks of de-identification."""
+    """Collapses white space and handles de-identification masks."""
 
     @dataclass(kw_only=True)
     class Config(BaseProcessor.Config):
-        """Settings of the cleaner."""
+        """Settings of report cleaning."""
 
         masks: Literal["remove", "drop_sentence", "keep"] = "remove"
-        """What becomes of `XXXX` and `___`: `remove` restores the few that are certain ("chest
-        x-XXXX") and takes the others out; `drop_sentence` drops each sentence that still holds one
-        unless none would be left; `keep` leaves them."""
+        """Treatment of `XXXX` and `___`: `remove` restores the few that are certain ("chest
+        x-XXXX") and deletes the others; `drop_sentence` then drops sentences that still contain
+        one, unless no sentence would remain; `keep` changes nothing."""
         lower: bool = False
         """Lower-case the text."""
         max_words: int | None = None
-        """Cut after this many words, at a sentence's end if there is one; None never cuts."""
+        """Truncate to this many words, at a sentence end if possible; None does not truncate."""
 
     config: Config
 
     def __call__(self, item: str, rng_key: str = "") -> str:
-        """Clean one text; text in, text out."""
+        """Clean one text."""
         text = re.sub(r"\s+", " ", item).strip()
         if self.config.masks != "keep":
             text = self._unmask(text)
         if self.config.max_words is not None:
-            text = _cut(text, self.config.max_words)
+            text = _truncate(text, self.config.max_words)
         return text.lower() if self.config.lower else text
 
     def _unmask(self, text: str) -> str:
-        for pattern, plain in _RESTORED:
-            text = pattern.sub(plain, text)
+        for pattern, replacement in _RESTORABLE:
+            text = pattern.sub(replacement, text)
         if self.config.masks == "drop_sentence":
-            kept = [s for s in split_sentences(text) if not re.search(_MASK, s)]
-            text = " ".join(kept) if kept else text
+            sentences = [s for s in split_sentences(text) if not re.search(_MASK, s)]
+            text = " ".join(sentences) if sentences else text
         text = re.sub(rf"\s*{_MASK}", "", text)
         text = re.sub(r"\s+([.,;:)])", r"\1", text)
         text = re.sub(r"([,;:])(?:\s*[,;:])+", r"\1", text)
@@ -64,11 +64,11 @@ class ReportText(BaseProcessor):
 
 @registry.register_processor("identity")
 class Identity(BaseProcessor):
-    """The text as it stands."""
+    """Returns the text unchanged."""
 
     @dataclass(kw_only=True)
     class Config(BaseProcessor.Config):
-        """No settings."""
+        """This processor has no settings."""
 
     def __call__(self, item: str, rng_key: str = "") -> str:
         """Return `item`."""
@@ -77,11 +77,11 @@ class Identity(BaseProcessor):
 
 @registry.register_processor("blip_caption")
 class BlipCaption(Identity):
-    """Configured throughout the lineage and never called there; it leaves reports alone."""
+    """Returns the text unchanged: XrayGPT's configurations name it but its code never calls it."""
 
     @dataclass(kw_only=True)
     class Config(BaseProcessor.Config):
-        """The original's settings, accepted and without effect."""
+        """Settings of XrayGPT, accepted without effect."""
 
         prompt: str = ""
         """No effect."""
@@ -91,20 +91,20 @@ class BlipCaption(Identity):
     def __init__(self, config: Any, **runtime: Any) -> None:
         super().__init__(config, **runtime)
         log.warning(
-            "text_processor blip_caption leaves reports as they are, as in XrayGPT, where it was "
-            "never called; name report_text to clean them"
+            "text_processor blip_caption does not change reports, as in XrayGPT, which never calls "
+            "it; use report_text to clean them"
         )
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences of a report; a number such as 1.5 or a list mark such as "2." ends none."""
+    """Split a report into sentences, but not at numbers like 1.5 or list marks like "2."."""
     return [s for s in re.split(r"(?<=[.!?])(?<!\b\d\.)\s+(?=\S)", text) if s]
 
 
-def _cut(text: str, max_words: int) -> str:
+def _truncate(text: str, max_words: int) -> str:
     words = text.split()
     if len(words) <= max_words:
         return text
-    cut = " ".join(words[:max_words])
-    end = max(cut.rfind(". "), len(cut) - 1 if cut.endswith(".") else -1)
-    return cut[: end + 1] if end > 0 else cut
+    truncated = " ".join(words[:max_words])
+    end = max(truncated.rfind(". "), len(truncated) - 1 if truncated.endswith(".") else -1)
+    return truncated[: end + 1] if end > 0 else truncated

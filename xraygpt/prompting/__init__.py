@@ -1,1 +1,1 @@
-"""Conversation turns to token ids."""
+"""Rendering of conversation turns as token ids."""

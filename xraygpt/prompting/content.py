@@ -1,6 +1,6 @@
-"""Turns of a conversation: text, and the places of media in it.
+"""Turns of a conversation, consisting of text and media.
 
-Written as text, ``<image>`` marks the place of any medium and ``<video>`` that of a clip.
+In text, ``<image>`` marks the position of any medium and ``<video>`` that of a clip.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NotRequired, TypedDict
 
-IMAGE, VIDEO = "<image>", "<video>"  # stand for a medium, and for a clip, in a turn's text
-MARK = re.compile(f"({IMAGE}|{VIDEO})")
+IMAGE, VIDEO = "<image>", "<video>"
+MARK_PATTERN = re.compile(f"({IMAGE}|{VIDEO})")
 
 
 @dataclass(frozen=True, slots=True)
 class MediaPart:
-    """The place of one medium in a turn.
+    """Position of one medium in a turn.
 
     Attributes:
-        mark: ``<image>`` for any medium, ``<video>`` for a clip alone.
-        caption: Words that stand beside it, inside whatever the template puts around a medium.
-        shown: False leaves the medium's own tokens out: only the caption stands there, for a
-            language model that sees no images.
+        mark: ``<image>`` for any medium, ``<video>`` only for a clip.
+        caption: Text next to the medium, inside the text that the template puts around it.
+        shown: False replaces the medium's tokens by the caption, for a language model that sees no
+            images.
     """
 
     mark: Literal["<image>", "<video>"] = "<image>"
@@ -38,12 +38,12 @@ class Turn(TypedDict):
 
     role: str  # "system" | "user" | "assistant"
     text: str  # one `<image>` or `<video>` per medium
-    content: NotRequired[list[Part]]  # in place of `text`, where parts say more than marks can
+    content: NotRequired[list[Part]]  # replaces `text` if media have captions or are not shown
 
 
-def parts_of(text: str) -> list[Part]:
-    """Text with marks -> content parts."""
-    pieces = MARK.split(text)
+def parse_parts(text: str) -> list[Part]:
+    """Split text at its marks into content parts."""
+    pieces = MARK_PATTERN.split(text)
     parts: list[Part] = []
     for i, piece in enumerate(pieces):
         if i % 2:
@@ -53,47 +53,49 @@ def parts_of(text: str) -> list[Part]:
     return parts
 
 
-def content_of(turn: Turn) -> list[Part]:
-    """The parts of a turn."""
-    return list(turn["content"]) if "content" in turn else parts_of(turn["text"])
+def turn_parts(turn: Turn) -> list[Part]:
+    """The content parts of a turn."""
+    return list(turn["content"]) if "content" in turn else parse_parts(turn["text"])
 
 
-def turn_of(role: str, content: Iterable[Part]) -> Turn:
-    """A turn of content parts; its text has their marks, without captions."""
+def build_turn(role: str, content: Iterable[Part]) -> Turn:
+    """Build a turn from content parts; its text contains marks but no captions of shown media."""
     parts = list(content)
     text = "".join(p if isinstance(p, str) else p.mark if p.shown else p.caption for p in parts)
     return Turn(role=role, text=text, content=parts)
 
 
-def without_marks(text: str) -> str:
+def strip_marks(text: str) -> str:
     """`text` without the marks of media."""
-    return MARK.sub("", text).strip()
+    return MARK_PATTERN.sub("", text).strip()
 
 
 def plain_text(turn: Turn) -> str:
-    """What a turn says, for people and for models that read the question beside the image."""
-    words = [_in_words(p) if isinstance(p, MediaPart) else p for p in content_of(turn)]
-    return "".join(words).strip()
+    """Text of a turn without marks; captions are added in words."""
+    texts = [_caption_text(p) if isinstance(p, MediaPart) else p for p in turn_parts(turn)]
+    return "".join(texts).strip()
 
 
 def without_media(turn: Turn) -> Turn:
-    """A turn for a model that takes no media: captions stay, as words."""
+    """Replace the media of a turn by their captions in words, for a model that takes no media."""
     if "content" not in turn:
-        return Turn(role=turn["role"], text=without_marks(turn["text"]))
-    parts = [_in_words(p) if isinstance(p, MediaPart) and p.shown else p for p in content_of(turn)]
+        return Turn(role=turn["role"], text=strip_marks(turn["text"]))
+    parts = [
+        _caption_text(p) if isinstance(p, MediaPart) and p.shown else p for p in turn_parts(turn)
+    ]
     if parts and isinstance(parts[0], str):
         parts[0] = parts[0].lstrip()
     if parts and isinstance(parts[-1], str):
         parts[-1] = parts[-1].rstrip()
-    return turn_of(turn["role"], parts)
+    return build_turn(turn["role"], parts)
 
 
-def _in_words(part: MediaPart) -> str:
+def _caption_text(part: MediaPart) -> str:
     if not part.shown:
         return part.caption
     return f" (found: {part.caption})" if part.caption else ""
 
 
-def has_words(turn: Turn) -> bool:
-    """Whether a turn says anything beside its media and their captions."""
-    return any(isinstance(part, str) and part.strip() for part in content_of(turn))
+def has_text(turn: Turn) -> bool:
+    """Whether a turn has text in addition to its media and their captions."""
+    return any(isinstance(part, str) and part.strip() for part in turn_parts(turn))

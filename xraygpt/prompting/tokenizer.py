@@ -1,4 +1,4 @@
-"""What prompts, decoding and chat ask of a tokenizer: any of transformers' has it."""
+"""The tokenizer interface used by prompts, decoding and chat."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Protocol
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back, as transformers' tokenizers spell it.
+    """Converts text to ids and back; the subset used of transformers' tokenizers.
 
     Attributes:
         chat_template: The Jinja template of its chat format; None if it has none.
-        all_special_tokens: Tokens that stand for no text, each with its id in `all_special_ids`.
+        all_special_tokens: Tokens outside normal text, with their ids in `all_special_ids`.
     """
 
     chat_template: str | None
@@ -23,10 +23,10 @@ class Tokenizer(Protocol):
     all_special_ids: list[int]
 
     def __call__(self, text: str, *, add_special_tokens: bool = True) -> Mapping[str, list[int]]:
-        """The ids of a text, as ``input_ids``."""
+        """Encode a text; the ids are in ``input_ids``."""
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """The text of ids."""
+        """Decode ids to text."""
 
     def apply_chat_template(
         self,
@@ -35,4 +35,4 @@ class Tokenizer(Protocol):
         tokenize: bool,
         add_generation_prompt: bool,
     ) -> str:
-        """Messages in the format of `chat_template`; `tokenize` is False."""
+        """Format messages with `chat_template`; `tokenize` must be False."""

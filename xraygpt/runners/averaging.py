@@ -1,4 +1,4 @@
-"""A running mean of the weights, which is measured and saved in place of the last step's."""
+"""An exponential moving average of the weights, validated and saved instead of the last step's."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from xraygpt.models.base import BaseModel
 
 
 class Average:
-    """Exponential moving average of what is trained, and of the running statistics with it.
+    """Exponential moving average of the trained weights and floating-point buffers.
 
-    Step k weighs the mean before it with ``min(decay, k / (k + 9))``, so that the random weights
-    of the beginning are soon forgotten. It smooths the last steps as a longer, lower learning rate
-    would (Polyak and Juditsky 1992; Tarvainen and Valpola 2017).
+    Step k weights the previous average with ``min(decay, k / (k + 9))``, so that the initial
+    weights soon lose their influence (Polyak and Juditsky 1992; Tarvainen and Valpola 2017).
 
     Args:
-        model: Its weights of now are where the mean begins.
+        model: The average starts from its current weights.
         decay: In [0, 1).
     """
 
@@ -28,21 +27,21 @@ class Average:
         self.mean = {name: tensor.detach().clone() for name, tensor in self._changing().items()}
 
     def _changing(self) -> dict[str, Tensor]:
-        """Trained parameters and floating buffers, of the model itself."""
+        """Trained parameters and floating-point buffers of the model, by name."""
         trained = dict(self.model.trainable_parameters())
         buffers = {n: b for n, b in self.model.named_buffers() if b.is_floating_point()}
         return {**trained, **buffers}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after `step`, counted from 1."""
-        kept = min(self.decay, step / (step + 9))
+        """Include the weights after `step`, counted from 1."""
+        decay = min(self.decay, step / (step + 9))
         for name, tensor in self._changing().items():
-            self.mean[name].lerp_(tensor, 1 - kept)
+            self.mean[name].lerp_(tensor, 1 - decay)
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
-        """Inside, the model has the mean; after it, its own weights again."""
+        """Give the model its averaged weights inside the block."""
         own = self.own()
         self._put(self.mean)
         try:
@@ -51,11 +50,11 @@ class Average:
             self._put(own)
 
     def own(self) -> dict[str, Tensor]:
-        """A copy of the model's weights of now, for a checkpoint that holds the mean."""
+        """A copy of the weights that are averaged, as they are now."""
         return {name: tensor.detach().clone() for name, tensor in self._changing().items()}
 
     def load_state(self, own: Mapping[str, Tensor]) -> None:
-        """The model holds a checkpoint's mean: keep it, and give the model its own weights."""
+        """Resume: the model holds the saved average; give it the weights it trains, `own`."""
         self.mean = self.own()
         self._put(own)
 

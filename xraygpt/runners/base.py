@@ -1,4 +1,4 @@
-"""What every runner offers: train, evaluate, save, resume."""
+"""The contract of a runner."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from xraygpt.tasks.base import BaseTask
 
 
 class BaseRunner(Plugin):
-    """Owns device, precision, distribution, RNG, checkpoints, logs; knows no corpus, no model."""
+    """Owns device, precision, distribution, random state, checkpoints and logs."""
 
     @dataclass(kw_only=True)
     class Config(Plugin.Config):
-        """What the `run` section of every training YAML holds."""
+        """The settings that the `run` section of every training YAML has."""
 
         kind: ClassVar[Registry] = RUNNERS
         default_name: ClassVar[str] = "train_loop"  # when `run.runner` is not given
 
         task: BaseTask.Config
-        """What to train for: a name, or `{name: …}` with the task's settings."""
+        """The task: a name, or `{name: …}` with the task's settings."""
 
     def train(self) -> dict[str, float]:
-        """Run to the end; returns the last evaluation."""
+        """Train to the end; returns the last validation."""
         raise NotImplementedError

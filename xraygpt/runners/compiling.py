@@ -1,8 +1,8 @@
-"""Layers of an LLM compiled by torch (torch.compile), for the steps of a training.
+"""Compiles the layers of an LLM with torch.compile, for training steps only.
 
-One layer is compiled, for sizes that change, and serves all: that takes a minute or so, once, and
-what torch keeps of it shortens the next run's. Validation stays as it is written: its other kinds
-of rows and masks would each be compiled anew.
+One layer is compiled for dynamic shapes and serves all of them, which takes about a minute; torch's
+cache makes the next run faster. Validation runs uncompiled, because each of its other shapes and
+masks would trigger a compilation.
 """
 
 from __future__ import annotations
@@ -23,49 +23,53 @@ from xraygpt.common.errors import InputError
 
 
 def compile_layers(layers: nn.ModuleList, device: torch.device) -> None:
-    """Let the layers of a language model be compiled when they are first trained through.
+    """Have each layer compiled in its first training step.
 
-    Names of parameters, and so checkpoints, stay as they are.
+    Parameter names, and so checkpoints, do not change.
 
     Args:
         layers: Of a model that is not yet wrapped.
         device: Where it will be trained.
 
     Raises:
-        InputError: This machine has nothing to compile with.
+        InputError: A compiler is missing on this machine.
     """
     _check_tools(device)
-    # It says on a CPU that there is no CUDA.
+    # Silences its message on CPU that there is no CUDA.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    # Gradients are reduced layer by layer anyway; torch would cut layers where DDP's buckets end.
+    # Otherwise torch splits layers at DDP's bucket boundaries.
     torch._dynamo.config.optimize_ddp = False
     for layer in layers:
         layer.compile(dynamic=True)
 
 
-def written(layers: nn.ModuleList) -> None:
+def uncompile_layers(layers: nn.ModuleList) -> None:
     """Undo `compile_layers`."""
     for layer in layers:
         layer._compiled_call_impl = None
 
 
 def uncompiled() -> contextlib.AbstractContextManager[Any]:
-    """What runs in it runs as it is written."""
+    """Run eagerly inside the block."""
     stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
 
 
 def _check_tools(device: torch.device) -> None:
-    """Say what is missing before anything is computed: torch would, in a trace, at the first step.
+    """Check for a compiler up front; torch would fail with a trace in the first step.
 
     Raises:
-        InputError: A compiler, Triton or Python's headers.
+        InputError: A compiler, Triton or Python's headers are missing.
     """
     if device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
-            raise InputError("run.compile needs Triton: pip install triton; or leave it off")
+            raise InputError(
+                "run.compile needs Triton: pip install triton; or leave run.compile off"
+            )
         if not any(map(shutil.which, (os.environ.get("CC", "gcc"), "gcc", "clang"))):
-            raise InputError("run.compile needs a C compiler: apt install gcc; or leave it off")
+            raise InputError(
+                "run.compile needs a C compiler: apt install gcc; or leave run.compile off"
+            )
         return
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
@@ -79,5 +83,5 @@ def _check_tools(device: torch.device) -> None:
         ) from None
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         raise InputError(
-            "run.compile needs Python's headers: apt install python3-dev; or leave it off"
+            "run.compile needs Python's headers: apt install python3-dev; or leave run.compile off"
         )

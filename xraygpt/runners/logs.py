@@ -1,4 +1,4 @@
-"""The run folder: configuration, versions, metrics.jsonl, TensorBoard, the loss plot."""
+"""What a run logs: package versions, metrics.jsonl, TensorBoard, the loss plot."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from xraygpt.common.checkpoint import write_file
+from xraygpt.common.checkpoint import write_text_atomic
 from xraygpt.version import __version__
 
 PACKAGES = ("torch", "transformers", "timm", "accelerate", "peft", "safetensors", "omegaconf")
 
 
 def new_run_folder(output_dir: Path) -> Path:
-    """``<output_dir>/<date>-<id>``; sorts by time, never taken."""
+    """A new name, ``<output_dir>/<date>-<time>-<random id>``; names sort by time."""
     return output_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def versions() -> dict[str, Any]:
-    """What made this run: package versions, git revision, machine."""
+    """Package versions, git revision and machine architecture of this process."""
     return dict(_versions())
 
 
-@cache  # a process keeps the code it has loaded, whatever happens to the files
+@cache  # the code in memory stays the same whatever happens to the files
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "xraygpt": __version__}
+    result = {"python": platform.python_version(), "xraygpt": __version__}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            result[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return {**found, "git": _git_revision(), "machine": platform.machine()}
+    return {**result, "git": _git_revision(), "machine": platform.machine()}
 
 
 def facts(device: Any) -> dict[str, str]:
-    """Versions, machine and date, for a reader."""
+    """Date, machine, device and versions as text, for the result page."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
-    found = {k: str(v) for k, v in versions().items() if k != "machine"}
+    result = {k: str(v) for k, v in versions().items() if k != "machine"}
     return {
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "machine": machine,
         "device": str(device),
-        **found,
+        **result,
     }
 
 
@@ -70,11 +70,11 @@ def _git_revision() -> str:
 
 
 class MetricsLog:
-    """Appends rows to metrics.jsonl and TensorBoard; draws the losses at the end.
+    """Appends rows to metrics.jsonl and TensorBoard; plots the losses at the end.
 
     Args:
         run: The run folder.
-        first_step: Rows after it, of a run that was killed, are taken out.
+        first_step: Later rows, written before the run was killed, are removed.
         enabled: False on every process but the main one.
     """
 
@@ -84,15 +84,15 @@ class MetricsLog:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self._forget_after(first_step)
+        self._remove_after(first_step)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
 
-    def _forget_after(self, step: int) -> None:
+    def _remove_after(self, step: int) -> None:
         rows = [r for r in read_rows(self.path) if r["step"] <= step]
-        write_file(self.path, "".join(json.dumps(r) + "\n" for r in rows))
+        write_text_atomic(self.path, "".join(json.dumps(r) + "\n" for r in rows))
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        """One row."""
+        """Append a row of values, e.g. ``{"train/loss": 1.2}``."""
         if not self.enabled:
             return
         with self.path.open("a", encoding="utf-8") as file:
@@ -101,14 +101,14 @@ class MetricsLog:
             self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write loss.png."""
+        """Close TensorBoard and write loss.png."""
         if self.enabled:
             self.board.close()
             plot_losses(read_rows(self.path), self.run / "loss.png")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; a last line cut off by a kill is left out."""
+    """Rows of a metrics.jsonl, up to a line that was cut off when the run was killed."""
     if not path.is_file():
         return []
     rows = []
@@ -121,7 +121,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def plot_losses(rows: list[dict[str, Any]], path: Path) -> None:
-    """Training loss per token (a mean over ten rows) and validation loss, true image and other."""
+    """Plot the training loss, its mean over ten rows and both validation losses."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4))

@@ -1,9 +1,8 @@
-"""Where the time of a training step went: `run.profile` writes a trace and a table.
+"""Profiles training steps: `run.profile` writes a trace and a table.
 
-Phases are wall time of the main thread, so on a GPU they hold what it waits for: work that was
-only sent there shows up in the phase that next needs a result (`end`, which reads the loss). "rest"
-is what lies between: evaluation and saving, if due in these steps. Operators are of all threads,
-their own time without what they call.
+Phases are wall time of the main thread. GPU work is asynchronous, so its time shows up in the phase
+that next waits for a result (`end`, which reads the loss). "rest" is the time between phases, such
+as validation and saving. Operators are counted over all threads, excluding the operators they call.
 """
 
 from __future__ import annotations
@@ -15,37 +14,37 @@ from typing import Any
 
 import torch
 
-from xraygpt.common.checkpoint import write_file
+from xraygpt.common.checkpoint import write_text_atomic
 
-FIRST, STEPS = 1, 4  # steps left out (what a first one builds), and looked at
+FIRST, STEPS = 1, 4  # steps skipped as warm-up, and steps profiled
 PHASES = ("data", "forward", "backward", "end")
 OPERATORS = 25
 
 
 def phase(name: str) -> contextlib.AbstractContextManager[Any]:
-    """Marks a part of a step, one of `PHASES`; costs next to nothing when nobody looks."""
+    """Mark a part of a step, one of `PHASES`; next to no cost without a profiler."""
     return torch.profiler.record_function(f"step/{name}")
 
 
 @contextlib.contextmanager
 def profiler(folder: Path | None) -> Iterator[Any]:
-    """Yields what `step()` is called on after every step.
+    """Yield an object whose `step()` must be called after every step.
 
     Args:
-        folder: Gets ``trace.json`` (chrome://tracing, ui.perfetto.dev) and ``profile.txt``; None
-            looks at nothing.
+        folder: Where ``trace.json`` (chrome://tracing, ui.perfetto.dev) and ``profile.txt`` are
+            written; None disables profiling.
     """
     if folder is None:
-        yield _Nobody()
+        yield _NoProfiler()
         return
 
-    def ready(seen: torch.profiler.profile) -> None:
+    def write(seen: torch.profiler.profile) -> None:
         seen.export_chrome_trace(str(folder / "trace.json"))
-        write_file(folder / "profile.txt", table(seen))
+        write_text_atomic(folder / "profile.txt", table(seen))
 
     with torch.profiler.profile(
         schedule=torch.profiler.schedule(wait=0, warmup=FIRST, active=STEPS, repeat=1),
-        on_trace_ready=ready,
+        on_trace_ready=write,
         with_flops=True,
         acc_events=True,
     ) as seen:
@@ -96,6 +95,6 @@ def _line(name: str, microseconds: float, steps: int, whole: float, width: int) 
     return f"{name:<{width}}{microseconds / steps / 1e3:>12.1f}{share:>8.1%}"
 
 
-class _Nobody:
+class _NoProfiler:
     def step(self) -> None:
-        """Do nothing."""
+        """Does nothing."""

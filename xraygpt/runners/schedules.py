@@ -1,8 +1,7 @@
-"""Learning-rate schedules: a step of the whole run -> the learning rate. Pure functions.
+"""Learning-rate schedules: pure functions of the step, counted over the whole run from 0.
 
-They may look at the evaluations before the step, which a checkpoint keeps.
-
-Warm-up is counted over the run, never restarted with an epoch.
+They may use the validation losses before the step, which checkpoints keep. Warm-up happens once per
+run, not once per epoch.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from xraygpt.common.registry import registry
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The numbers a schedule may use; learning rates per step, steps counted from 0.
+    """The numbers a schedule may use.
 
-    `decay_rate` is a factor: of the step schedule per epoch of `steps_per_epoch` steps, of the
-    plateau schedule each time `plateau_patience` evaluations brought no new best. `val_losses` are
-    the evaluations so far, in order: how many steps had been taken, and the loss in nats.
+    `decay_rate` is a factor: per epoch in the step schedule, and in the plateau schedule each time
+    `plateau_patience` evaluations in a row bring no new best. `val_losses` lists (step, loss in
+    nats) of all evaluations so far.
     """
 
     init_lr: float
@@ -64,18 +63,18 @@ def constant_lr(step: int, s: Schedule) -> float:
 def reduce_on_plateau_lr(step: int, s: Schedule) -> float:
     """Linear warm-up, then × `decay_rate` at every plateau, not below `min_lr`.
 
-    A plateau is `plateau_patience` evaluations in a row without a new best; counting begins anew
-    after it. Evaluations of the warm-up may set the best but are not counted.
+    A plateau is `plateau_patience` evaluations in a row without a new best; counting restarts
+    after it. Evaluations during warm-up may set the best but are not counted.
     """
     if step < s.warmup_steps:
         return _warmup(step, s)
     best, stale, cuts = math.inf, 0, 0
-    for taken, loss in s.val_losses:
-        if taken > step:
+    for evaluated_at, loss in s.val_losses:
+        if evaluated_at > step:
             break
         if loss < best:
             best, stale = loss, 0
-        elif taken > s.warmup_steps:
+        elif evaluated_at > s.warmup_steps:
             stale += 1
         if stale == s.plateau_patience:
             cuts, stale = cuts + 1, 0

@@ -1,4 +1,4 @@
-"""The `run` section of a training YAML: every setting of the loop, with its default and unit."""
+"""The `run` section of a training YAML."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ _AT_LEAST_ONE = (
 
 @dataclass(kw_only=True)
 class RunSettings(BaseRunner.Config):
-    """The `run` section of a YAML."""
+    """Settings of the training loop."""
 
     output_dir: Path = Path("output")
-    """Run folders are made in it."""
+    """Parent of the run folders."""
     seed: int = 42
-    """Of order, draws and dropout."""
+    """Seeds sample order, random choices and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto`, `cpu` or `cuda`; `cuda` falls back to CPU with a warning."""
+    """`cuda` falls back to the CPU with a warning."""
     amp: bool | Literal["bf16"] = True
-    """bfloat16 autocast on CUDA, none on a CPU; `bf16` is on a CPU too, which is faster where the
-    CPU has bfloat16 instructions (AMX) and slower where it has none."""
+    """`true`: bfloat16 autocast on CUDA, none on a CPU. `bf16`: also on a CPU, which is faster if
+    it has bfloat16 instructions (AMX) and slower if not."""
     max_epoch: int | None = None
-    """Length of the run in epochs; set this or `max_steps`."""
+    """Length of the run in epochs; set either this or `max_steps`."""
     max_steps: int | None = None
     """Length of the run in optimizer steps."""
     iters_per_epoch: int | None = None
-    """Optimizer steps that count as an epoch; None is one pass over the data."""
+    """Optimizer steps per epoch; null: one pass over the data."""
     batch_size_train: int = 16
-    """Rows of a micro-batch on one process."""
+    """Rows per micro-batch and process."""
     batch_size_eval: int = 32
-    """Rows of an evaluation batch."""
+    """Rows per validation batch and process."""
     accum_grad_iters: int = 1
-    """Micro-batches of one step."""
+    """Micro-batches per optimizer step."""
     num_workers: int = 0
-    """Processes that read images; 0 reads in this one."""
+    """Processes that read images; 0 reads in the training process."""
     init_lr: float = 1e-4
     """Highest learning rate."""
     min_lr: float = 0.0
@@ -62,55 +62,49 @@ class RunSettings(BaseRunner.Config):
     warmup_lr: float = 0.0
     """Learning rate of the first step."""
     warmup_steps: int = 0
-    """Steps from `warmup_lr` to `init_lr`, counted over the run."""
+    """Steps of linear warm-up from `warmup_lr` to `init_lr`, once per run."""
     lr_sched: Annotated[str, Choice(LR_SCHEDULERS)] = "linear_warmup_cosine_lr"
-    """Name of the schedule."""
     lr_decay_rate: float = 0.9
-    """Factor of `linear_warmup_step_lr` per epoch and of `reduce_on_plateau_lr` per plateau; no
-    effect on the others."""
+    """Factor per epoch of `linear_warmup_step_lr` and per plateau of `reduce_on_plateau_lr`."""
     lr_plateau_patience: int = 3
-    """Evaluations on val in a row without a new best, after which `reduce_on_plateau_lr` lowers the
-    learning rate; no effect on the others."""
+    """Validations in a row without a new best before `reduce_on_plateau_lr` acts."""
     optimizer: BaseOptimizer.Config = field(default_factory=AdamW.Config)
-    """What changes the weights: a name, or `{name: …}` with the optimizer's settings."""
+    """A name, or `{name: …}` with the optimizer's settings."""
     weight_decay: float = 0.05
-    """On matrices; vectors (biases, norms) are not decayed, unless the model's groups say so."""
+    """For matrices; biases and norms are not decayed, unless the model's groups say so."""
     beta2: float = 0.999
-    """Share that AdamW's mean squared gradient keeps of itself each step, in [0, 1)."""
+    """Decay of AdamW's mean squared gradient per step, in [0, 1)."""
     ema_decay: float = 0.0
-    """Measure and save a moving average of the weights that keeps this share of itself each step,
-    e.g. 0.99; 0 takes the weights as they are."""
+    """Validate and save an exponential moving average of the weights with this decay per step, for
+    example 0.99; 0 disables it."""
     grad_clip: float = 1.0
-    """Largest norm of a step's gradient; 0 does not clip."""
+    """Largest gradient norm; 0 disables clipping."""
     log_every: int = 10
-    """Steps between rows of metrics.jsonl."""
+    """Steps between log rows."""
     eval_every: int | None = None
-    """Steps between evaluations on val; None is once an epoch; 0 is never."""
+    """Steps between validations; null: once an epoch; 0: never."""
     eval_samples: int | None = None
-    """Use only the first so many samples of val while training; None takes all."""
+    """Validate on the first `eval_samples` samples of val only; null: all."""
     save_every: int | None = None
-    """Steps between checkpoints; None is once an epoch. The last step is always saved."""
+    """Steps between checkpoints; null: once an epoch; 0: only the last step, always saved."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept, beside the best."""
+    """Newest checkpoints to keep, in addition to the best."""
     patience: int | None = None
-    """Stop after so many evaluations without a better val loss; None never does."""
+    """Stop after this many validations in a row without a lower loss; null: never."""
     resume_ckpt_path: str | None = None
-    """Go on with this run: a run folder, a folder of runs (the newest), or `auto`: the newest
-    under `output_dir` if there is one."""
+    """Run to resume: a run folder, a folder of runs (the newest is taken), or `auto`: the newest
+    under `output_dir`, or a new run if there is none."""
     train_splits: list[Literal["train", "val"]] = field(default_factory=lambda: ["train"])
-    """Splits to train on."""
     feature_cache: bool = True
-    """Keep the frozen encoder's features on disk; no effect on a trained one."""
+    """Store a frozen encoder's features on disk; no effect if the encoder is trained."""
     feature_store: FeatureStore = field(default_factory=FeatureStore)
-    """How they are kept."""
+    """Precision and size of the feature cache."""
     shard_llm: bool = False
-    """With several processes: each keeps its share of the frozen LLM's layers (FSDP2) instead of
-    all of them. Less memory, more traffic."""
+    """With several processes: shard the frozen LLM's layers (FSDP2). Less memory, more traffic."""
     compile: bool = False
-    """Compile the LLM's layers (torch.compile): a minute or so at the start, then quicker steps."""
+    """Compile the LLM's layers with torch.compile: a minute at the start, then faster steps."""
     profile: bool = False
-    """Write `trace.json`, for chrome://tracing, and `profile.txt`, a table of where the time of
-    steps 2 to 5 went, to the run folder."""
+    """Profile steps 2 to 5: writes `trace.json` (for chrome://tracing) and `profile.txt`."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
@@ -120,6 +114,6 @@ class RunSettings(BaseRunner.Config):
             check.at_least(0, "min_lr", "warmup_lr", "weight_decay", "grad_clip")
             check.at_least(0, "num_workers", "warmup_steps")
             check.above(0, "init_lr")
-            check.share_below_one("ema_decay")
+            check.fraction_below_one("ema_decay")
             high = f"must not be above init_lr ({self.init_lr}), got {self.min_lr}"
             check.refuse(self.min_lr > self.init_lr > 0, "min_lr", high, "init_lr")

@@ -1,8 +1,7 @@
-"""The frozen LLM laid out over all processes (ZeRO stage 3, Rajbhandari et al. 2020; FSDP2).
+"""Shards a frozen LLM over all processes (ZeRO stage 3, Rajbhandari et al. 2020; FSDP2).
 
-Each process keeps its share of every layer and gathers the whole when the layer is computed. What
-is trained (Q-Former, linear layer, LoRA) stays whole and data parallel, so that checkpoints are
-those of a single process.
+Each process keeps a shard of every layer and gathers the full layer to compute it. Trained weights
+(Q-Former, projection, LoRA) are replicated, so checkpoints look like those of a single process.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ def shard_frozen(model: nn.Module, layers: nn.ModuleList, device: torch.device, 
 
     Args:
         model: On `device`, not yet wrapped.
-        layers: Those of its language model.
+        layers: The layers of its LLM.
         device: Of this process.
-        world: Processes; one changes nothing.
+        world: Number of processes; with one, nothing is done.
 
     Returns:
-        Parameters that are sharded.
+        Number of sharded parameters.
 
     Raises:
-        InputError: Some of the LLM's own parameters are trained, packed in 8 or 4 bit, or came from
-            a checkpoint and so go into the next.
+        InputError: Some of the LLM's own parameters are trained, are quantized, or were loaded from
+            a checkpoint and would be saved again.
     """
     if world == 1:
         return 0
@@ -42,24 +41,24 @@ def shard_frozen(model: nn.Module, layers: nn.ModuleList, device: torch.device, 
     if any(p.requires_grad for p in frozen):
         raise InputError(
             "run.shard_llm shards a frozen LLM, and this one is trained: set model.freeze_llm: "
-            "true (with model.lora, say), or leave it off"
+            "true (for example with model.lora), or leave it off"
         )
     loaded: set[str] = getattr(model, "loaded_keys", set())
     inside = {id(p) for p in frozen}
     own = {n for n, p in model.named_parameters() if id(p) in inside}
     if own & loaded:
         raise InputError(
-            "run.shard_llm: model.ckpt holds weights of the LLM itself, which every checkpoint "
-            "would hold again; make them an LLM of its own (python -m xraygpt.convert), or leave "
-            "it off"
+            "run.shard_llm: model.ckpt contains weights of the LLM itself, which every checkpoint "
+            "would have to save again; convert them to a separate LLM (python -m "
+            "xraygpt.convert), or leave it off"
         )
     if not all(p.is_floating_point() for p in frozen):
-        raise InputError("run.shard_llm does not go with packed weights (model.llm_bits)")
-    # A group of its own: gathering in the backward pass must not come between DDP's reductions.
+        raise InputError("run.shard_llm cannot be combined with quantized weights (model.llm_bits)")
+    # A separate process group keeps gathers in the backward pass apart from DDP's reductions.
     group: Any = distributed.new_group()
     mesh = DeviceMesh.from_group(group, device.type)
     for layer in layers:
-        # Always resharded: saving shards what is whole, and is done by one process alone.
+        # Always resharded, because saving happens on one process alone and must not gather.
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=adapters)
     shared = [n for n, p in model.named_parameters() if isinstance(p, DTensor)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, shared)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds and how it is taken up again, to the bit on CPU."""
+"""Writes and reads the contents of a checkpoint; resuming on a CPU is exact to the bit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from xraygpt.common import checkpoint
-from xraygpt.common.distributed import gathered
+from xraygpt.common.distributed import gather_lists
 from xraygpt.common.errors import TrainingError, WeightsError
 from xraygpt.common.keyed_random import keyed_int
 from xraygpt.models.base import BaseModel
@@ -22,7 +22,7 @@ STATE = "state.pt"
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of every global generator here, in types that load without pickle code."""
+    """The state of every global generator of this process, in types `weights_only` loads."""
     kind, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -33,7 +33,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Undo whatever was drawn since `rng_state`."""
+    """Restore what `rng_state` returned."""
     version, inner, gauss = state["python"]
     random.setstate((version, tuple(inner), gauss))
     kind, keys, *rest = state["numpy"]
@@ -44,7 +44,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def seed_everything(seed: int, rank: int) -> None:
-    """Seed the global generators; ranks differ, so that dropout does."""
+    """Seed the global generators, each rank differently, so that dropout differs between ranks."""
     random.seed(seed + rank)
     np.random.seed((seed + rank) % 2**32)
     torch.manual_seed(seed + rank)
@@ -52,31 +52,42 @@ def seed_everything(seed: int, rank: int) -> None:
 
 def all_rng_states() -> list[dict[str, Any]]:
     """Every rank's `rng_state`, in order; a collective call."""
-    return gathered([rng_state()])
+    return gather_lists([rng_state()])
 
 
 def write_state(
     folder: Path, model: BaseModel, state: dict[str, Any], config: str, versions: str
 ) -> None:
-    """Fill a checkpoint folder."""
+    """Write a checkpoint's files.
+
+    Args:
+        folder: Empty.
+        model: Its `checkpoint_state` and assets are saved.
+        state: Everything else needed to resume.
+        config: The run's configuration, as YAML.
+        versions: Package versions, as JSON.
+
+    Raises:
+        TrainingError: A trained weight is missing from the state, or a value is not finite.
+    """
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in model.checkpoint_state().items()
     }
-    kept = {t.data_ptr() for t in model.checkpoint_state().values()}
-    lost = [
+    saved = {t.data_ptr() for t in model.checkpoint_state().values()}
+    missing = [
         name
         for name, parameter in model.trainable_parameters()
-        if name not in tensors and parameter.data_ptr() not in kept
+        if name not in tensors and parameter.data_ptr() not in saved
     ]
-    if lost:
+    if missing:
         raise TrainingError(
-            f"not saved: {lost[0]} is trained, and the model leaves it out of its "
-            "checkpoint_state(), so it would be lost"
+            f"not saved: {missing[0]} is trained, but the model's checkpoint_state() leaves it "
+            "out, so it would be lost"
         )
     broken = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
     if broken:
-        raise TrainingError(f"not saved: {broken[0]} holds values that are no numbers")
+        raise TrainingError(f"not saved: {broken[0]} holds values that are not finite")
     save_file(tensors, folder / WEIGHTS)
     torch.save(state, folder / STATE)
     (folder / "config.yaml").write_text(config, encoding="utf-8")
@@ -85,13 +96,13 @@ def write_state(
 
 
 def load_weights(model: BaseModel, path: Path) -> tuple[Path, list[str]]:
-    """Start `model` from a run, a checkpoint, or one weight file.
+    """Initialize `model` from a run, a checkpoint, or one weight file.
 
     Returns:
-        Where the weights came from, and the keys that begin afresh.
+        The file the weights came from, and the keys it lacks, which keep their initial values.
 
     Raises:
-        WeightsError: Nothing usable there, or it was saved from another model.
+        WeightsError: There are no usable weights, or they belong to another model.
     """
     source, state = read_weights(path)
     foreign = model.convert_state(state, source)
@@ -99,9 +110,9 @@ def load_weights(model: BaseModel, path: Path) -> tuple[Path, list[str]]:
         state, required = foreign
     else:
         model.check_assets(source.parent)
-        # A part frozen when this was saved is whole in the model already, from elsewhere.
-        whole = tuple(p for p in model.frozen_parts if not any(n.startswith(p) for n in state))
-        required = {n for n in model.checkpoint_state() if not (state and n.startswith(whole))}
+        # A part that was frozen when this was saved has been loaded from its own source already.
+        complete = tuple(p for p in model.frozen_parts if not any(n.startswith(p) for n in state))
+        required = {n for n in model.checkpoint_state() if not (state and n.startswith(complete))}
     fresh = load_exactly(
         model,
         state,
@@ -114,14 +125,14 @@ def load_weights(model: BaseModel, path: Path) -> tuple[Path, list[str]]:
 
 
 def resume_from(named: str | None, output_dir: Path) -> Path | None:
-    """The checkpoint to go on from; None for a run that begins.
+    """The checkpoint to resume from; None for a new run.
 
     Args:
         named: `run.resume_ckpt_path`.
-        output_dir: Where `auto` looks.
+        output_dir: Searched if `named` is `auto`.
 
     Raises:
-        WeightsError: Nothing usable is where one was named.
+        WeightsError: There is no usable checkpoint at the named place.
     """
     if named is None:
         return None
@@ -132,30 +143,30 @@ def resume_from(named: str | None, output_dir: Path) -> Path | None:
 
 
 def read_state(folder: Path, global_batch: int, world: int = 1) -> dict[str, Any]:
-    """Everything but the weights.
+    """Everything in a checkpoint but the weights.
 
     Args:
         folder: A checkpoint.
-        global_batch: Samples of a step, over all processes.
-        world: Processes.
+        global_batch: Samples per step over all processes.
+        world: Number of processes.
 
     Raises:
-        WeightsError: Saved with another one: its steps are not the steps of this run.
+        WeightsError: It was saved with another global batch, so its steps are not comparable.
     """
     state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    guess = global_batch // world * len(state["rng"])  # older ones do not say
+    guess = global_batch // world * len(state["rng"])  # not stored by early versions
     before = state.get("global_batch", guess)
     if before != global_batch:
         raise WeightsError(
-            f"{folder} has {before} samples in a step (run.batch_size_train times "
-            f"run.accum_grad_iters times processes) and this run {global_batch}; make them as many,"
-            " or start from it with model.ckpt"
+            f"{folder} was saved with {before} samples per step (run.batch_size_train times "
+            f"run.accum_grad_iters times processes), and this run has {global_batch}; make them "
+            "equal, or start a new run from its weights with model.ckpt"
         )
     return state
 
 
 def restore_rng(states: list[dict[str, Any]], rank: int, seed: int, step: int) -> None:
-    """Go on drawing where a process of this rank was; a rank that is new begins afresh."""
+    """Restore this rank's random state; a rank that did not exist before is seeded."""
     if rank < len(states):
         set_rng_state(states[rank])
     else:

@@ -1,4 +1,4 @@
-"""How the gradients of a step come together and change the weights."""
+"""Backward pass and optimizer step, on one process or several."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from xraygpt.runners.settings import RunSettings
 
 
 class Stepper:
-    """One process, or several with the whole of what is trained on each (DDP).
+    """A single process, or several by DDP, each with all trained weights.
 
     Args:
         accelerator: The processes.
         model: On the accelerator's device.
-        optimizer: Over what is trained.
-        config: Its `grad_clip` bounds the gradients' norm.
+        optimizer: Over the trained weights.
+        config: `grad_clip` limits the gradient norm.
     """
 
     def __init__(
@@ -36,30 +36,30 @@ class Stepper:
         self.accelerator, self.model = accelerator, model
         self.optimizer, self.config = optimizer, config
         self.wrapped: Any = self._wrap()
-        """The model as it is called in training."""
+        """The model wrapped for distributed training; call this one in the loop."""
 
     def _wrap(self) -> Any:
-        # Not `prepare(optimizer)`: the loop steps once per fetched group of micro-batches itself.
+        # The optimizer is not prepared: the loop itself accumulates micro-batches.
         several = self.accelerator.num_processes > 1
         return self.accelerator.prepare(self.model) if several else self.model
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """What surrounds forward and backward of one; processes meet in the last of a step."""
+        """Context of one forward and backward pass; gradients are reduced only in the last."""
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of `loss`, which are summed over processes."""
-        # DDP averages over processes; times their number that is a sum again.
+        """Accumulate the gradients of `loss`, summed over processes."""
+        # DDP averages over processes; multiplying by their number gives the sum.
         self.accelerator.backward(loss * self.accelerator.num_processes)
 
     def step(self, check: Callable[[float], None]) -> float:
-        """Clip the gradients, change the weights, begin anew.
+        """Clip the gradients, update the weights, reset the gradients.
 
         Args:
-            check: Told the norm before anything is changed; raises if this cannot go on.
+            check: Called with the gradient norm before the update; raises to stop the run.
 
         Returns:
-            The norm before it was clipped.
+            The gradient norm before clipping.
         """
         parameters = [p for _, p in self.model.trainable_parameters()]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip or math.inf))
@@ -69,13 +69,13 @@ class Stepper:
         return norm
 
     def bytes_to_come(self) -> int:
-        """What the optimizer will remember after the first step, beyond what it has by now."""
+        """Bytes of optimizer state that the first step will still allocate."""
         return optimizers.bytes_to_come(self.optimizer)
 
     def state(self) -> dict[str, Any]:
-        """Of the optimizer, as one process would have it; a collective call."""
+        """The optimizer's state, as a single process would have it; a collective call."""
         return self.optimizer.state_dict()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`; the model has its weights already."""
+        """Restore a `state`, after the model's weights are loaded."""
         self.optimizer.load_state_dict(state)

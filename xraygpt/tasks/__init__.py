@@ -1,4 +1,4 @@
-"""Tasks: what is asked of a model, and how answers are scored."""
+"""Tasks: what a model is asked and how its answers are scored."""
 
 from xraygpt.tasks import alignment, contrastive, language_modeling, report_generation, vqa, yes_no
 

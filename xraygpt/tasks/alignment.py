@@ -1,4 +1,4 @@
-"""The Q-Former's warm-up: which text goes with which image, and does this one."""
+"""Warm-up of the Q-Former: image-text contrast and image-text matching."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch.nn import functional
 from xraygpt.common.checks import Checks
 from xraygpt.common.config import Choice
 from xraygpt.common.registry import VOCABULARIES, registry
-from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch, Sample, reference_of
+from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch, Sample, reference_text
 from xraygpt.metrics.statistics import Score
 from xraygpt.models.base import Output
 from xraygpt.models.qformer_llm.alignment import Aligned
 from xraygpt.tasks.base import BaseTask, Prediction
 from xraygpt.tasks.contrastive import findings_of
-from xraygpt.vocabulary import vocabulary_of
+from xraygpt.vocabulary import get_vocabulary
 
 
 @registry.register_task("qformer_alignment")
 class QFormerAlignmentTask(BaseTask):
-    """Contrast and matching of BLIP-2's first stage (Li et al. 2023); `arch: qformer_alignment`."""
+    """Contrast and matching of BLIP-2's first stage (Li et al. 2023), for `qformer_alignment`."""
 
     @dataclass(kw_only=True)
     class Config(BaseTask.Config):
@@ -33,22 +33,23 @@ class QFormerAlignmentTask(BaseTask):
         vocabulary: Annotated[str, Choice(VOCABULARIES)] = DEFAULT_VOCABULARY
         """Reads findings in texts."""
         matching: Literal["semantic", "pairs"] = "semantic"
-        """What the contrast asks for: `pairs`, its own text alone, as BLIP-2; `semantic`, each text
-        as far as its findings are alike, for reports that many studies share word for word."""
+        """Target of the contrast. `pairs`: only the image's own text, as in BLIP-2; `semantic`:
+        every text in proportion to the similarity of its findings, for corpora in which many
+        studies share the same report."""
         target_temperature: float = 0.2
-        """`semantic`: likenesses, in [0, 1], are divided by it before the softmax."""
+        """`semantic`: similarities, in [0, 1], are divided by it before the softmax."""
         label_smoothing: float = 0.1
-        """Of the contrast's targets, in [0, 1); BLIP-2's."""
+        """Label smoothing of the contrast, in [0, 1); the default is BLIP-2's."""
         contrast_weight: float = 1.0
-        """Of the contrast; 0 leaves it out."""
+        """Weight of the contrast; 0 disables it."""
         match_weight: float = 1.0
-        """Of the matching of pairs and hard wrong pairs; 0 leaves it out."""
+        """Weight of the matching of pairs and hard negatives; 0 disables it."""
 
         def __post_init__(self) -> None:
             with Checks(self) as check:
                 check.at_least(0, "contrast_weight", "match_weight")
                 check.above(0, "target_temperature")
-                check.share_below_one("label_smoothing")
+                check.fraction_below_one("label_smoothing")
                 idle = not self.contrast_weight and not self.match_weight
                 nothing = "is 0, and so is match_weight: nothing to learn"
                 check.refuse(idle, "contrast_weight", nothing, "match_weight")
@@ -57,56 +58,59 @@ class QFormerAlignmentTask(BaseTask):
     generates = False
 
     def extra(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """`findings` (B, F) float32: what the labeller reads in each text."""
-        known = vocabulary_of(self.config.vocabulary)
+        """`findings` (B, F) float32: 1 for findings that the labeller reads in the text."""
+        vocabulary = get_vocabulary(self.config.vocabulary)
         return {
             "findings": torch.stack(
-                [findings_of(reference_of(s["turns"]), known) for s in samples]
+                [findings_of(reference_text(s["turns"]), vocabulary) for s in samples]
             ),
         }
 
-    def count(self, batch: Batch) -> int:
-        """Rows."""
+    def count_targets(self, batch: Batch) -> int:
+        """Number of rows."""
         return sum(bool(name) for name in batch["sample_id"])
 
     def loss(self, model: Any, batch: Batch) -> Output:
-        """Summed over rows; those without an image bring their text alone."""
-        found: Aligned = model(batch)
-        rows = torch.zeros(len(batch["sample_id"]), device=found.similarity.device)
+        """Summed over rows; rows without an image only contribute their text to the others."""
+        aligned: Aligned = model(batch)
+        rows = torch.zeros(len(batch["sample_id"]), device=aligned.similarity.device)
         if batch["media_inputs"] and len(rows) > 1:
-            own = self.config.contrast_weight * self.contrast(found, batch["extra"]["findings"])
-            own = own + self.config.match_weight * self.matched(found)
-            rows = rows.index_add(0, found.rows, own)
-        unused = found.similarity.sum() + found.matched.sum() + found.scale
-        counted = torch.tensor([int(bool(n)) for n in batch["sample_id"]], device=rows.device)
-        return Output(loss=rows.sum() + 0 * unused, row_loss=rows.detach(), num_targets=counted)
+            contrast = self.contrast_loss(aligned, batch["extra"]["findings"])
+            loss = self.config.contrast_weight * contrast
+            loss = loss + self.config.match_weight * self.matching_loss(aligned)
+            rows = rows.index_add(0, aligned.rows, loss)
+        unused = aligned.similarity.sum() + aligned.matched.sum() + aligned.scale
+        targets = torch.tensor([int(bool(n)) for n in batch["sample_id"]], device=rows.device)
+        return Output(loss=rows.sum() + 0 * unused, row_loss=rows.detach(), num_targets=targets)
 
-    def contrast(self, found: Aligned, findings: Tensor) -> Tensor:
-        """(R,) mean of the loss from each image to the texts and back."""
-        logits = found.similarity * found.scale
-        target = torch.zeros_like(logits)
-        target[torch.arange(len(found.rows)), found.rows] = 1
-        back = target.T
+    def contrast_loss(self, aligned: Aligned, findings: Tensor) -> Tensor:
+        """(R,) mean of the image-to-text and text-to-image losses."""
+        logits = aligned.similarity * aligned.scale
+        text_target = torch.zeros_like(logits)
+        text_target[torch.arange(len(aligned.rows)), aligned.rows] = 1
+        image_target = text_target.T
         if self.config.matching == "semantic":
-            length = functional.normalize(findings.to(logits), dim=-1)
-            alike = (length[found.rows] @ length.T).maximum(target)
-            target = (alike / self.config.target_temperature).softmax(dim=1)
-            back = (alike.T / self.config.target_temperature).softmax(dim=1)
-        there = self._cross_entropy(logits, target)
-        return (there + self._cross_entropy(logits.T, back)[found.rows]) / 2
+            unit = functional.normalize(findings.to(logits), dim=-1)
+            similarity = (unit[aligned.rows] @ unit.T).maximum(text_target)
+            text_target = (similarity / self.config.target_temperature).softmax(dim=1)
+            image_target = (similarity.T / self.config.target_temperature).softmax(dim=1)
+        to_text = self._cross_entropy(logits, text_target)
+        return (to_text + self._cross_entropy(logits.T, image_target)[aligned.rows]) / 2
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        smooth = self.config.label_smoothing
-        target = target * (1 - smooth) + smooth / logits.shape[1]
+        smoothing = self.config.label_smoothing
+        target = target * (1 - smoothing) + smoothing / logits.shape[1]
         return -(target * logits.log_softmax(dim=1)).sum(dim=1)
 
-    def matched(self, found: Aligned) -> Tensor:
-        """(R,) mean of the binary losses of own pair, wrong text and wrong image."""
-        truth = torch.zeros_like(found.matched)
+    def matching_loss(self, aligned: Aligned) -> Tensor:
+        """(R,) mean of the binary losses of the true pair, a wrong text and a wrong image."""
+        truth = torch.zeros_like(aligned.matched)
         truth[:, 0] = 1
-        each = functional.binary_cross_entropy_with_logits(found.matched, truth, reduction="none")
-        return each.mean(dim=1)
+        losses = functional.binary_cross_entropy_with_logits(
+            aligned.matched, truth, reduction="none"
+        )
+        return losses.mean(dim=1)
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
-        """Nothing but the loss, which the runner takes."""
+        """No scores: the runner reports the loss."""
         return []

@@ -1,4 +1,4 @@
-"""What a task offers: what to ask, how to score. It owns no loop, no device and no path."""
+"""The contract of a task. A task has no loop, no device and no paths."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from xraygpt.datasets.base import Batch, Sample
 from xraygpt.metrics.statistics import Score
 from xraygpt.models.base import BaseModel, Generation, Output
 from xraygpt.prompting.renderer import IGNORE_INDEX
-from xraygpt.tasks.payload import Answer, FoundBox, Prediction, in_words
+from xraygpt.tasks.payload import Answer, LabelledBox, Prediction, prediction_text
 
-__all__ = ["Answer", "BaseTask", "Cell", "Comparison", "Prediction"]
+__all__ = ["Answer", "BaseTask", "CaseDisplay", "Comparison", "Prediction"]
 
 CONTROLS = ("shuffled", "blank", "mirrored", "most_common", "nearest")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How one answer compares with its reference, in names a reader understands."""
+    """Readable names of what an answer and its reference share, and of what differs."""
 
     agreed: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
@@ -31,28 +31,28 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Cell:
+class CaseDisplay:
     """What the result page shows of one answer.
 
     Attributes:
-        prediction: In words.
-        reference: In words.
-        boxes: Predicted, drawn on the pictures.
-        reference_boxes: True ones, drawn beside them.
-        mask: Predicted classes, (H, W) uint8, drawn over the first picture.
-        reference_mask: True ones, drawn beside them.
+        prediction: Text.
+        reference: Text.
+        boxes: Predicted boxes, drawn on the images.
+        reference_boxes: Ground-truth boxes, drawn in another colour.
+        mask: Predicted classes, (H, W) uint8, outlined on the first image.
+        reference_mask: Ground-truth classes, outlined in another colour.
     """
 
     prediction: str
     reference: str = ""
-    boxes: Sequence[FoundBox] = ()
-    reference_boxes: Sequence[FoundBox] = ()
+    boxes: Sequence[LabelledBox] = ()
+    reference_boxes: Sequence[LabelledBox] = ()
     mask: np.ndarray | None = None
     reference_mask: np.ndarray | None = None
 
 
 class BaseTask(Plugin):
-    """Chooses what is asked of a model and what counts as good."""
+    """Decides what a model is asked and how its answers are scored."""
 
     @dataclass(kw_only=True)
     class Config(Plugin.Config):
@@ -65,58 +65,64 @@ class BaseTask(Plugin):
 
     config: Config
     uses_images = True
-    whole_studies = False  # whether the control gives all questions of an image the same other one
-    generates = True  # whether evaluation decodes answers, or only takes the loss
+    shuffle_per_image = False
+    """Whether the shuffled control gives all questions about an image the same other image."""
+    generates = True
+    """Whether evaluation decodes answers; otherwise it only computes the loss."""
     controls: ClassVar[tuple[str, ...]] = CONTROLS
-    """Controls that make sense for it, see `runners.evaluation`."""
+    """Controls that make sense for this task."""
     default_controls: ClassVar[tuple[str, ...]] = ("shuffled", "blank", "most_common", "nearest")
-    """Those that are run where a YAML names none."""
+    """Controls that run unless the YAML names others."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.left_out: dict[str, str] = {}  # scores the last `score` could not take, and why
-        self.asked: list[str] = []  # what the last `predict` asked instead of each row's question
+        self.left_out: dict[str, str] = {}
+        """Reasons, by name, for scores that the last `score` could not compute."""
+        self.rewritten_prompts: list[str] = []
+        """Prompts of the last `predict`, if it replaced the questions of its rows."""
 
     def fit(self, training: Callable[[], Sequence[str]]) -> None:
-        """Take from the training answers what scoring needs; by default nothing."""
+        """Compute what scoring needs from the training answers; nothing by default."""
 
-    def fitted(self) -> dict[str, object]:
-        """What `fit` took, for a JSON file beside the predictions."""
+    def fitted_state(self) -> dict[str, object]:
+        """The result of `fit`, saved as JSON next to the predictions."""
         return {}
 
-    def load_state(self, fitted: dict[str, Any]) -> None:
-        """What `fitted` gave, in another process; by default nothing."""
+    def load_fitted_state(self, state: dict[str, Any]) -> None:
+        """Restore the result of `fitted_state`."""
 
     def go_offline(self) -> None:
-        """Ask nobody outside this machine: scoring again a folder of somebody else's."""
+        """Disable all network access; used when re-scoring a folder from another machine."""
 
     def extra(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """What the loss wants of the samples beside tokens and images, each (B, …)."""
+        """Tensors (B, …) that the loss needs in addition to tokens and images."""
         return {}
 
-    def count(self, batch: Batch) -> int:
-        """How many targets the loss is divided by: tokens of answers."""
+    def count_targets(self, batch: Batch) -> int:
+        """What the summed loss is divided by; by default the number of target tokens."""
         return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
 
     def loss(self, model: BaseModel, batch: Batch) -> Output:
-        """Summed loss and number of target tokens; the runner divides once."""
+        """Summed loss and number of targets; the runner divides once."""
         output: Output = model(batch)
         return output
 
     def predict(self, model: BaseModel, prompts: Batch) -> Sequence[Answer | str]:
-        """One answer per row of a left-padded batch; a text stands for an answer of text alone."""
+        """One answer per row of a left-padded batch; a plain string is an answer of text only."""
         return model.generate(prompts, self.config.generate)
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
-        """Every metric of this task, each with its n and interval."""
+        """Every metric of this task with its sample count and interval."""
         raise NotImplementedError
 
     def compare(self, prediction: Prediction) -> Comparison:
-        """What one answer has right and wrong; nothing where a task cannot say."""
+        """What an answer gets right and wrong; empty if the task cannot tell."""
         return Comparison()
 
-    def cell(self, prediction: Prediction) -> Cell:
+    def display(self, prediction: Prediction) -> CaseDisplay:
         """What the result page shows of one answer."""
-        return Cell(
-            in_words(prediction), prediction.reference, boxes=prediction.payload.get("boxes", ())
+        return CaseDisplay(
+            prediction_text(prediction),
+            prediction.reference,
+            boxes=prediction.payload.get("boxes", ()),
         )

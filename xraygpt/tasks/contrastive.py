@@ -1,4 +1,4 @@
-"""Images and texts drawn together: the task that makes a vision encoder."""
+"""Contrastive training of a vision encoder on images and their texts."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from torch.nn.utils.rnn import pad_sequence
 from xraygpt.common.checks import Checks
 from xraygpt.common.config import Choice
 from xraygpt.common.registry import VOCABULARIES, registry
-from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch, Sample, reference_of
+from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch, Sample, reference_text
 from xraygpt.metrics.statistics import Score
 from xraygpt.models.base import Output
 from xraygpt.models.media_tokens import images_per_row
 from xraygpt.models.vision.image_text import Pair, code_id, code_parts
 from xraygpt.tasks.base import BaseTask, Prediction
-from xraygpt.vocabulary import Vocabulary, vocabulary_of
+from xraygpt.vocabulary import Vocabulary, get_vocabulary
 
-_two_way = functional.binary_cross_entropy_with_logits
+_binary_cross_entropy = functional.binary_cross_entropy_with_logits
 
 
 @dataclass(frozen=True)
 class Blend:
-    """Image i of a batch is `share` of itself and the rest of image `other[i]`."""
+    """Mixup of a batch: image i is ``weight * image[i] + (1 - weight) * image[partner[i]]``."""
 
-    share: float
-    other: Tensor  # (R,) int64
+    weight: float
+    partner: Tensor  # (R,) int64
 
 
 @registry.register_task("image_text_contrastive")
 class ImageTextContrastive(BaseTask):
-    """Semantic matching as in MedCLIP, or plain pairs as in CLIP; beside it, findings by name."""
+    """Semantic matching as in MedCLIP or pairs as in CLIP, plus classification of findings."""
 
     @dataclass(kw_only=True)
     class Config(BaseTask.Config):
@@ -44,24 +44,23 @@ class ImageTextContrastive(BaseTask):
         vocabulary: Annotated[str, Choice(VOCABULARIES)] = DEFAULT_VOCABULARY
         """Reads findings in texts."""
         matching: Literal["semantic", "pairs"] = "semantic"
-        """`semantic`: every image goes with every text of the batch as far as their findings are
-        alike (Wang et al. 2022, MedCLIP), paired or not. `pairs`: with its own text alone (InfoNCE;
-        Radford et al. 2021, CLIP)."""
+        """`semantic`: an image matches every text of the batch in proportion to the similarity of
+        their findings (Wang et al. 2022, MedCLIP). `pairs`: an image matches only its own text
+        (InfoNCE; Radford et al. 2021, CLIP)."""
         matching_weight: float = 1.0
-        """Of that loss; 0 leaves it out."""
+        """Weight of the matching loss; 0 disables it."""
         target_temperature: float = 0.2
-        """`semantic`: likenesses, cosines of findings in [0, 1], are divided by it before the
-        softmax. MedCLIP's 1 asks nearly the same of every pair."""
+        """`semantic`: the similarities, cosines of findings in [0, 1], are divided by it before
+        the softmax. MedCLIP's value of 1 makes all targets nearly equal."""
         label_weight: float = 1.0
-        """Of the loss of the findings' head, summed over findings and divided by 10; 0 leaves it
-        out."""
-
+        """Weight of the loss of the findings head, summed over findings and divided by 10; 0
+        disables it."""
         code_weight: float = 0.0
-        """Of the loss of the corpus's own codes (`fields.codes`), each heading alone and with its
-        sides and places, summed and divided by 10; studies without codes have no part in it."""
+        """Weight of the loss on the corpus's codes (`fields.codes`), each heading alone and with
+        its qualifiers, summed and divided by 10; studies without codes are not counted."""
         mixup: float = 0.0
-        """Alpha of mixup (Zhang et al. 2018): images of a batch are blended in pairs, and what is
-        asked of them with them; 0 blends nothing."""
+        """Alpha of mixup (Zhang et al. 2018), applied to the images and targets of a batch; 0
+        disables it."""
 
         def __post_init__(self) -> None:
             weights = ("matching_weight", "label_weight", "code_weight")
@@ -76,15 +75,15 @@ class ImageTextContrastive(BaseTask):
     generates = False
 
     def extra(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """What the losses are about.
+        """Targets of the losses.
 
-        `findings` (B, F) float32: what the labeller reads in each text; doubted ones count.
-        `codes` (B, K) int64: ids of what the study is coded with, 0 where there are no more.
+        `findings` (B, F) float32: 1 for findings that the labeller affirms or suspects in the text.
+        `codes` (B, K) int64: ids of the study's codes, padded with 0.
         """
-        known = vocabulary_of(self.config.vocabulary)
-        found = {
+        vocabulary = get_vocabulary(self.config.vocabulary)
+        targets = {
             "findings": torch.stack(
-                [findings_of(reference_of(s["turns"]), known) for s in samples]
+                [findings_of(reference_text(s["turns"]), vocabulary) for s in samples]
             ),
         }
         if self.config.code_weight:
@@ -95,95 +94,97 @@ class ImageTextContrastive(BaseTask):
                 )
                 for s in samples
             ]
-            found["codes"] = pad_sequence(ids, batch_first=True)
-        return found
+            targets["codes"] = pad_sequence(ids, batch_first=True)
+        return targets
 
-    def count(self, batch: Batch) -> int:
-        """Rows."""
+    def count_targets(self, batch: Batch) -> int:
+        """Number of rows."""
         return sum(bool(name) for name in batch["sample_id"])
 
     def loss(self, model: Any, batch: Batch) -> Output:
-        """Summed over rows; those without an image bring their text alone."""
-        batch, blend = self._blended(batch, model.training)
+        """Summed over rows; rows without an image only contribute their text to the others."""
+        batch, blend = self._mix_images(batch, model.training)
         pair = model(batch)
         rows = torch.zeros(len(batch["sample_id"]), device=pair.text.device)
         if len(pair.rows) and "findings" in batch["extra"]:
             rows = rows.index_add(0, pair.rows, self._row_loss(pair, batch["extra"], blend))
-        # A batch without an image still touches every parameter, as other processes' steps do.
+        # Parameters get a gradient even without images, as in the other processes.
         unused = pair.text.sum() + pair.findings.sum() + pair.codes.sum()
         unused = unused + pair.image.sum() + pair.scale
         loss = rows.sum() + 0 * unused
-        counted = torch.tensor([int(bool(n)) for n in batch["sample_id"]], device=rows.device)
-        return Output(loss=loss, row_loss=rows.detach(), num_targets=counted)
+        targets = torch.tensor([int(bool(n)) for n in batch["sample_id"]], device=rows.device)
+        return Output(loss=loss, row_loss=rows.detach(), num_targets=targets)
 
     def _row_loss(self, pair: Pair, extra: dict[str, Tensor], blend: Blend | None) -> Tensor:
-        """(R,) of each row with an image."""
+        """(R,) loss of each row with an image."""
         config, truth = self.config, extra["findings"].to(pair.text)
         loss = torch.zeros(len(pair.rows), device=pair.text.device)
         if config.matching_weight:
-            loss = loss + config.matching_weight * self.matching(pair, truth, blend)
+            loss = loss + config.matching_weight * self.matching_loss(pair, truth, blend)
         if config.label_weight:
-            wanted = _mixed(truth[pair.rows], blend)
-            each = _two_way(pair.findings, wanted, reduction="none")
-            loss = loss + config.label_weight / 10 * each.sum(dim=1)
+            target = _mix(truth[pair.rows], blend)
+            losses = _binary_cross_entropy(pair.findings, target, reduction="none")
+            loss = loss + config.label_weight / 10 * losses.sum(dim=1)
         if config.code_weight and "codes" in extra:
             ids = extra["codes"].to(pair.code_ids)[pair.rows]
-            there = (ids.unsqueeze(-1) == pair.code_ids).any(dim=1).float()
-            # A blended image counts as far as its parts were coded, and is asked for those alone.
-            coded = _mixed((ids > 0).any(dim=1).float(), blend)
-            wanted = _mixed(there, blend) / coded.clamp(min=1e-6).unsqueeze(1)
-            each = _two_way(pair.codes, wanted, reduction="none", pos_weight=pair.code_weight)
-            loss = loss + config.code_weight / 10 * coded * each.sum(dim=1)
+            present = (ids.unsqueeze(-1) == pair.code_ids).any(dim=1).float()
+            # A mixed image counts in proportion to its coded parts, with only their targets.
+            coded = _mix((ids > 0).any(dim=1).float(), blend)
+            target = _mix(present, blend) / coded.clamp(min=1e-6).unsqueeze(1)
+            losses = _binary_cross_entropy(
+                pair.codes, target, reduction="none", pos_weight=pair.code_weight
+            )
+            loss = loss + config.code_weight / 10 * coded * losses.sum(dim=1)
         return loss
 
-    def _blended(self, batch: Batch, training: bool) -> tuple[Batch, Blend | None]:
-        """The batch with images blended in pairs, and how; as it was where rows are no images."""
+    def _mix_images(self, batch: Batch, training: bool) -> tuple[Batch, Blend | None]:
+        """Apply mixup in training, unless some row does not have exactly one image."""
         pixels = batch["media_inputs"].get("pixel_values")
         if pixels is None or not (training and self.config.mixup):
             return batch, None
         if 0 in images_per_row(batch) or len(pixels) != len(batch["input_ids"]):
             return batch, None
-        share = float(torch.distributions.Beta(self.config.mixup, self.config.mixup).sample())
-        other = torch.randperm(len(pixels)).to(pixels.device)
-        mixed = pixels * share + pixels[other] * (1 - share)
-        return {**batch, "media_inputs": {"pixel_values": mixed}}, Blend(share, other)
+        weight = float(torch.distributions.Beta(self.config.mixup, self.config.mixup).sample())
+        partner = torch.randperm(len(pixels)).to(pixels.device)
+        mixed = pixels * weight + pixels[partner] * (1 - weight)
+        return {**batch, "media_inputs": {"pixel_values": mixed}}, Blend(weight, partner)
 
-    def matching(self, pair: Pair, truth: Tensor, blend: Blend | None = None) -> Tensor:
-        """(R,) of each row with an image: mean of the loss from images to texts and back.
+    def matching_loss(self, pair: Pair, truth: Tensor, blend: Blend | None = None) -> Tensor:
+        """Matching loss (R,) of each row with an image: mean of image-to-text and text-to-image.
 
         Args:
-            pair: Vectors of both sides.
+            pair: Embeddings of images and texts.
             truth: (B, F) findings of the texts, 0 or 1.
-            blend: How images were blended.
+            blend: Mixup of the images, if any.
         """
         logits = pair.scale * (pair.image @ pair.text.T).float()  # (R, B)
-        own = torch.zeros_like(logits)
-        own[torch.arange(len(pair.rows)), pair.rows] = 1
+        paired = torch.zeros_like(logits)
+        paired[torch.arange(len(pair.rows)), pair.rows] = 1
         if self.config.matching == "pairs":
-            there = _mixed(own, blend)
-            back = there.T / there.T.sum(dim=1, keepdim=True).clamp(min=1e-6)
+            text_target = _mix(paired, blend)
+            image_target = text_target.T / text_target.T.sum(dim=1, keepdim=True).clamp(min=1e-6)
         else:
-            length = functional.normalize(truth, dim=-1)
-            alike = _mixed((length[pair.rows] @ length.T).float().maximum(own), blend)
-            there = (alike / self.config.target_temperature).softmax(dim=1)
-            back = (alike.T / self.config.target_temperature).softmax(dim=1)
-        to_text = -(there * logits.log_softmax(dim=1)).sum(dim=1)
-        to_image = -(back * logits.T.log_softmax(dim=1)).sum(dim=1)
+            unit = functional.normalize(truth, dim=-1)
+            similarity = _mix((unit[pair.rows] @ unit.T).float().maximum(paired), blend)
+            text_target = (similarity / self.config.target_temperature).softmax(dim=1)
+            image_target = (similarity.T / self.config.target_temperature).softmax(dim=1)
+        to_text = -(text_target * logits.log_softmax(dim=1)).sum(dim=1)
+        to_image = -(image_target * logits.T.log_softmax(dim=1)).sum(dim=1)
         return (to_text + to_image[pair.rows]) / 2
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
-        """Nothing but the loss, which the runner takes; `xraygpt.probe` measures the encoder."""
+        """No scores: the runner reports the loss, and `xraygpt.probe` measures the encoder."""
         return []
 
 
-def _mixed(rows: Tensor, blend: Blend | None) -> Tensor:
-    """(R, …) of each image -> the same of the blended ones."""
+def _mix(rows: Tensor, blend: Blend | None) -> Tensor:
+    """Apply mixup to values (R, …) of each image."""
     if blend is None:
         return rows
-    return rows * blend.share + rows[blend.other] * (1 - blend.share)
+    return rows * blend.weight + rows[blend.partner] * (1 - blend.weight)
 
 
 def findings_of(text: str, vocabulary: Vocabulary) -> Tensor:
-    """(F,) float32, 1 for each finding the vocabulary reads in a text, affirmed or doubted."""
-    found = vocabulary.positive(text)
-    return torch.tensor([float(name in found) for name in vocabulary.findings])
+    """(F,) float32, 1 for each finding that the vocabulary affirms or suspects in a text."""
+    positive = vocabulary.positive(text)
+    return torch.tensor([float(name in positive) for name in vocabulary.findings])

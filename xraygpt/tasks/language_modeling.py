@@ -1,4 +1,4 @@
-"""Text alone: make the language model that the small presets freeze."""
+"""Language modelling on text only, to train the language models that the small presets freeze."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xraygpt.tasks.base import BaseTask, Prediction
 
 @registry.register_task("language_modeling")
 class LanguageModeling(BaseTask):
-    """Predict every token of every text; images are not read."""
+    """Predicts every token of every text; images are not read."""
 
     @dataclass(kw_only=True)
     class Config(BaseTask.Config):
@@ -22,5 +22,5 @@ class LanguageModeling(BaseTask):
     generates = False
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
-        """Nothing but the loss, which the runner takes."""
+        """No scores: the runner reports the loss."""
         return []

@@ -1,4 +1,4 @@
-"""What an answer holds beside text, or in its place, and how a file of predictions keeps it."""
+"""Answers and predictions with their boxes, masks, numbers and probabilities."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from PIL import Image
 from xraygpt.common.errors import DataError
 
 
-class FoundBox(TypedDict):
-    """One box on a picture."""
+class LabelledBox(TypedDict):
+    """A box on an image, predicted or ground truth."""
 
     label: str
-    box: list[float]  # x0, y0, x1, y1 in [0, 1] of the original picture
-    image: NotRequired[int]  # which of the sample's media, from 0
+    box: list[float]  # x0, y0, x1, y1 in [0, 1] of the original image
+    image: NotRequired[int]  # index among the sample's media
     score: NotRequired[float]  # in [0, 1]
 
 
 class Payload(TypedDict, total=False):
-    """What a line of predictions holds beside text; a key is there where a task gives it."""
+    """What a prediction contains in addition to text; only the keys that the task fills."""
 
-    boxes: list[FoundBox]
-    mask: str  # file of classes, 0 is background; relative to the file of predictions
+    boxes: list[LabelledBox]
+    mask: str  # file of classes, 0 is background; relative to the prediction file
     numbers: dict[str, float]  # by name with its unit: {"EDV_ml": 142.0}
     probabilities: dict[str, float]  # in [0, 1]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says of one sample.
+    """A model's answer for one sample.
 
     Attributes:
-        text: In words; what people read, and what text scores are taken of.
-        payload: What there is beside it, but the mask.
-        mask: Classes, 0 is background: (H, W) or (D, H, W) uint8. Whoever keeps the answer writes
-            it to a file and names that in the payload.
+        text: For readers and text metrics.
+        payload: Everything else except the mask.
+        mask: Classes, 0 is background: (H, W) or (D, H, W) uint8. It is written to a file whose
+            name goes into the stored payload.
     """
 
     text: str = ""
@@ -62,10 +62,10 @@ class Prediction:
     meta: dict[str, Any] = field(default_factory=dict)
     payload: Payload = field(default_factory=Payload)
     folder: Path | None = field(default=None, compare=False, repr=False)
-    """Where the file of predictions lies; not part of a line."""
+    """Folder of the prediction file; not part of the line."""
 
     def as_row(self) -> dict[str, object]:
-        """The line as a dict; an empty payload is left out."""
+        """The line as a dict, without an empty payload."""
         row = asdict(self)
         del row["folder"]
         if not row["payload"]:
@@ -73,46 +73,45 @@ class Prediction:
         return row
 
     def mask(self) -> np.ndarray | None:
-        """The classes that were predicted, (H, W) or (D, H, W) uint8; None without a mask.
+        """The predicted classes, (H, W) or (D, H, W) uint8; None without a mask.
 
         Raises:
-            DataError: The file is gone or damaged.
+            DataError: The file is missing or damaged.
         """
         name = self.payload.get("mask")
         return None if name is None else read_mask((self.folder or Path()) / name)
 
 
-def answers_of(said: Sequence[Answer | str]) -> list[Answer]:
-    """Answers of a task that may give plain texts."""
-    answers = [Answer(one) if isinstance(one, str) else one for one in said]
+def as_answers(outputs: Sequence[Answer | str]) -> list[Answer]:
+    """Convert plain strings to answers, and numpy or torch numbers in payloads to Python's."""
+    answers = [Answer(output) if isinstance(output, str) else output for output in outputs]
     return [
-        replace(a, payload=cast(Payload, _plain(a.payload))) if a.payload else a for a in answers
+        replace(a, payload=cast(Payload, _to_json(a.payload))) if a.payload else a for a in answers
     ]
 
 
-def _plain(value: object) -> object:
-    """Numbers of numpy and torch as Python's own, as JSON takes them."""
+def _to_json(value: object) -> object:
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: _to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    own = getattr(value, "tolist", None)  # arrays, their scalars, tensors
-    return value if own is None else own()
+        return [_to_json(item) for item in value]
+    to_list = getattr(value, "tolist", None)  # arrays, numpy scalars, tensors
+    return value if to_list is None else to_list()
 
 
-def keep_mask(answer: Answer, folder: Path, name: str, salt: str = "") -> Payload:
-    """The payload of an answer, whose mask is written beside the predictions.
+def save_mask(answer: Answer, folder: Path, name: str, salt: str = "") -> Payload:
+    """Write an answer's mask, if any, to a file and return the payload that names it.
 
     Args:
         answer: With or without a mask.
-        folder: Of the file of predictions.
-        name: Of the sample.
-        salt: What tells answers to the same sample apart, such as another study's image.
+        folder: Folder of the prediction file.
+        name: Sample id.
+        salt: Distinguishes answers for the same sample, e.g. with another study's image.
     """
     if answer.mask is None:
         return answer.payload
-    plain = re.sub(r"[^\w.-]+", "_", name)[:80]
-    file = f"masks/{plain}-{hashlib.sha256(f'{name} {salt}'.encode()).hexdigest()[:12]}"
+    safe_name = re.sub(r"[^\w.-]+", "_", name)[:80]
+    file = f"masks/{safe_name}-{hashlib.sha256(f'{name} {salt}'.encode()).hexdigest()[:12]}"
     (folder / "masks").mkdir(parents=True, exist_ok=True)
     array = np.asarray(answer.mask, dtype=np.uint8)
     if array.ndim == 2:
@@ -125,10 +124,10 @@ def keep_mask(answer: Answer, folder: Path, name: str, salt: str = "") -> Payloa
 
 
 def read_mask(path: Path | str) -> np.ndarray:
-    """Classes of a mask file: a grey PNG, or an array of whole numbers.
+    """Read the classes, uint8, of a mask file: a grey PNG or an integer array (.npy).
 
     Raises:
-        DataError: It is gone, damaged or something else.
+        DataError: The file is missing, damaged or no mask.
     """
     path = Path(path)
     try:
@@ -141,14 +140,14 @@ def read_mask(path: Path | str) -> np.ndarray:
         raise DataError(f"{path}: the mask cannot be read ({error})") from None
     if array.ndim not in (2, 3) or not np.issubdtype(array.dtype, np.integer):
         raise DataError(
-            f"{path}: a mask is grey, with a whole number for each class; this is "
+            f"{path}: a mask must be grey with one integer per class; this file is "
             f"{array.dtype} {array.shape}"
         )
     return array.astype(np.uint8)
 
 
-def in_words(prediction: Prediction) -> str:
-    """A prediction for people: its text, else what its payload holds."""
+def prediction_text(prediction: Prediction) -> str:
+    """The text of a prediction, or a text summary of its payload."""
     if prediction.prediction:
         return prediction.prediction
     payload = prediction.payload

@@ -1,4 +1,4 @@
-"""Image -> report, and the first stage's image -> short texts: same loss, same scores."""
+"""Report generation, and training on short texts in the first stage."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from xraygpt.common.config import Choice
 from xraygpt.common.registry import VOCABULARIES, registry
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch
 from xraygpt.metrics.coco import coco_scores
-from xraygpt.metrics.drawn import drawn_scores
+from xraygpt.metrics.phantom_reports import phantom_report_scores
 from xraygpt.metrics.protocols import R2Gen
 from xraygpt.metrics.reports import report_scores
 from xraygpt.metrics.statistics import Score
 from xraygpt.models.base import BaseModel
 from xraygpt.tasks import plan
 from xraygpt.tasks.base import BaseTask, Comparison, Prediction
-from xraygpt.tasks.clinical import Clinical, ClinicalMetrics
-from xraygpt.vocabulary import vocabulary_of
+from xraygpt.tasks.clinical import ClinicalMetrics, ClinicalScorer
+from xraygpt.vocabulary import get_vocabulary
 
 
 @registry.register_task("report_generation")
 class ReportGeneration(BaseTask):
-    """Write the report; scored by overlap of words and by the findings it names."""
+    """Writes the report; scored by text overlap and by the findings it names."""
 
     @dataclass(kw_only=True)
     class Config(BaseTask.Config):
@@ -32,83 +32,89 @@ class ReportGeneration(BaseTask):
         vocabulary: Annotated[str, Choice(VOCABULARIES)] = DEFAULT_VOCABULARY
         """Reads findings in reports and codes."""
         protocol: Literal["r2gen"] | None = None
-        """How the COCO scores cut texts into words. `r2gen`: as published for IU X-ray, rare words
-        of the training reports unknown, at most 60 words; null: the same words, all and uncut."""
+        """Tokenization for the COCO scores. `r2gen`: as published for IU X-ray, with words that
+        are rare in the training reports unknown and at most 60 words; null: all words, uncut."""
         plan: plan.Plan | None = None
-        """First ask the model about each finding, then let it write up what it holds likely; for
-        models trained with `findings_in_prompt`. null asks for the report alone."""
+        """Decide on findings first and pass them to the model in the prompt; for models trained
+        with `findings_in_prompt`. null asks for the report directly."""
         meteor: bool = False
-        """Take METEOR too; it starts a Java program for every condition."""
+        """Compute METEOR, which starts a Java program for every condition."""
         clinical: ClinicalMetrics = field(default_factory=ClinicalMetrics)
         """Weights of BERTScore, CheXbert, RadGraph, RadCliQ and GREEN."""
 
     config: Config
 
-    def predict(self, model: BaseModel, prompts: Batch) -> list[str]:
-        """One answer per row; where no question of the user's own is asked, after the plan."""
-        self.asked, bonus = [], None
-        if self.config.plan is not None:
-            prompts, bonus = plan.with_plan(model, prompts, self.config.plan)
-            self.asked = prompts["question"]
-        return model.generate(prompts, self.config.generate, bonus)
-
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.words = R2Gen(None, None)
-        self.clinical = Clinical(config.clinical)
+        self.protocol = R2Gen(None, None)
+        self.clinical = ClinicalScorer(config.clinical)
+
+    def predict(self, model: BaseModel, prompts: Batch) -> list[str]:
+        """One report per row, after the plan if there is one."""
+        self.rewritten_prompts, bonus = [], None
+        if self.config.plan is not None:
+            prompts, bonus = plan.add_plan(model, prompts, self.config.plan)
+            self.rewritten_prompts = prompts["question"]
+        return model.generate(prompts, self.config.generate, bonus)
 
     def fit(self, training: Callable[[], Sequence[str]]) -> None:
-        """The protocol's vocabulary."""
+        """Collect the protocol's word list from the training reports."""
         if self.config.protocol == "r2gen":
-            self.words = R2Gen.fit(training())
+            self.protocol = R2Gen.fit(training())
 
-    def fitted(self) -> dict[str, Any]:
-        """The words of the protocol."""
-        return {"words": self.words.as_row()}
+    def fitted_state(self) -> dict[str, Any]:
+        """The protocol's word list."""
+        return {"words": self.protocol.as_row()}
 
-    def load_state(self, fitted: dict[str, Any]) -> None:
-        """The words of the protocol, as `fitted` gave them."""
-        self.words = R2Gen.from_row(fitted["words"])
+    def load_fitted_state(self, state: dict[str, Any]) -> None:
+        """Restore the protocol's word list."""
+        self.protocol = R2Gen.from_row(state["words"])
 
     def go_offline(self) -> None:
-        """No judge is asked."""
+        """Disable the judge of GREEN."""
         settings = replace(self.config.clinical, judge_url=None, judge_model=None)
-        self.clinical = Clinical(settings)
+        self.clinical = ClinicalScorer(settings)
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
-        """BLEU, ROUGE, COCO's, findings against the text and the coding; phantoms also as drawn."""
-        said, studies = [p.prediction for p in predictions], [p.study_id for p in predictions]
+        """BLEU, ROUGE, COCO and clinical scores, findings by text and by codes.
+
+        Predictions for phantoms are also compared with the findings that were drawn.
+        """
+        texts, references = [p.prediction for p in predictions], [p.reference for p in predictions]
+        studies = [p.study_id for p in predictions]
         scores = report_scores(
-            said,
-            [p.reference for p in predictions],
+            texts,
+            references,
             [p.meta.get("codes") for p in predictions],
             studies,
-            vocabulary_of(self.config.vocabulary),
+            get_vocabulary(self.config.vocabulary),
         )
-        coco, self.left_out = coco_scores(
-            said,
-            [p.reference for p in predictions],
-            self.words,
-            studies,
-            meteor=self.config.meteor,
+        coco, coco_left_out = coco_scores(
+            texts, references, self.protocol, studies, meteor=self.config.meteor
         )
-        clinical, without = self.clinical.score(said, [p.reference for p in predictions], studies)
+        clinical, clinical_left_out = self.clinical.score(texts, references, studies)
         scores += coco + clinical
-        self.left_out |= without
+        self.left_out = coco_left_out | clinical_left_out
         if all(str(p.meta.get("source", "")).startswith("SYNTHETIC") for p in predictions):
-            scores += drawn_scores(said, [p.meta["labels"] for p in predictions], studies)
+            labels = [p.meta["labels"] for p in predictions]
+            scores += phantom_report_scores(texts, labels, studies)
         return scores
 
     def compare(self, prediction: Prediction) -> Comparison:
-        """Findings that both texts affirm or suspect, and those only one of them does."""
-        known = vocabulary_of(self.config.vocabulary)
-        said, true = (known.positive(t) for t in (prediction.prediction, prediction.reference))
-        return Comparison(sorted(said & true), sorted(true - said), sorted(said - true))
+        """Findings that both texts affirm or suspect, and those that only one of them does."""
+        vocabulary = get_vocabulary(self.config.vocabulary)
+        predicted = vocabulary.positive(prediction.prediction)
+        reference = vocabulary.positive(prediction.reference)
+        return Comparison(
+            sorted(predicted & reference),
+            sorted(reference - predicted),
+            sorted(predicted - reference),
+        )
 
 
 @registry.register_task("image_text_pretrain")
 class ImageTextPretrain(ReportGeneration):
-    """Learn to read images from many short texts; evaluation takes the loss and decodes nothing."""
+    """The first stage: trains on many short texts; evaluation computes only the loss."""
 
     @dataclass(kw_only=True)
     class Config(ReportGeneration.Config):

@@ -1,4 +1,4 @@
-"""Question and image -> answer."""
+"""Visual question answering."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xraygpt.tasks.base import BaseTask, Comparison, Prediction
 
 @registry.register_task("vqa")
 class Vqa(BaseTask):
-    """Answer questions; accuracy after normalising both answers, closed and open apart."""
+    """Answers questions; scored by accuracy after normalisation, closed and open separately."""
 
     @dataclass(kw_only=True)
     class Config(BaseTask.Config):
@@ -23,8 +23,8 @@ class Vqa(BaseTask):
         generate: Generation = field(default_factory=lambda: Generation(max_new_tokens=24))
         """How answers are decoded in evaluation."""
         answer_type: str = "answer_type"
-        """Field of the record that says CLOSED or OPEN; name it in `fields.keep`. Without it a
-        question is closed if its answer is yes or no."""
+        """Record field that is CLOSED or OPEN; list it in `fields.keep`. Without it a question is
+        closed if its answer is yes or no."""
 
     config: Config
 

@@ -1,4 +1,4 @@
-"""Questions answered by probability: how likely the model holds yes, ranked against the truth."""
+"""Yes/no questions answered by probability: P(yes) scored against the references."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from xraygpt.metrics.probabilities import probability_scores
 from xraygpt.metrics.statistics import Score
 from xraygpt.metrics.vqa import normalise
 from xraygpt.models.base import BaseModel
-from xraygpt.prompting.content import without_marks
-from xraygpt.tasks import plan
+from xraygpt.prompting.content import strip_marks
+from xraygpt.tasks import questions
 from xraygpt.tasks.base import Answer, BaseTask, Comparison, Prediction
 
 
@@ -24,8 +24,8 @@ from xraygpt.tasks.base import Answer, BaseTask, Comparison, Prediction
 class YesNo(BaseTask):
     """AUROC, average precision, Brier score and F1 of each question from P(yes).
 
-    Nothing is decoded: the two answers are weighed against each other. An answer is written as
-    ``yes 0.873`` or ``no 0.214``, the number being the probability of yes.
+    Nothing is decoded: the likelihoods of the two answers are compared. Answers have the form
+    ``yes 0.873`` or ``no 0.214``, where the number is P(yes).
     """
 
     @dataclass(kw_only=True)
@@ -33,12 +33,12 @@ class YesNo(BaseTask):
         """Settings of yes/no questions."""
 
         yes: str = "yes."
-        """How the model was trained to affirm."""
+        """The affirmative answer used in training."""
         no: str = "no."
-        """How it was trained to deny."""
+        """The negative answer used in training."""
         min_positives: int = 8
-        """A question needs so many studies with the answer yes to be scored, and as many as one
-        with no."""
+        """Minimum number of studies with the answer yes, and of studies with the answer no, for a
+        question to be scored."""
 
         def __post_init__(self) -> None:
             with Checks(self) as check:
@@ -46,78 +46,81 @@ class YesNo(BaseTask):
                 check.refuse(same, "no", f"is the same answer as yes ({self.yes!r})", "yes")
 
     config: Config
-    whole_studies = True
+    shuffle_per_image = True
 
     def predict(self, model: BaseModel, prompts: Batch) -> list[Answer]:
-        """P(yes) of each row, by the likelihood of either answer with its end."""
-        found = plan.yes_probability(model, prompts, self.config.yes, self.config.no)
+        """P(yes) of each row from the likelihoods of the two answers."""
+        probabilities = questions.yes_probability(model, prompts, self.config.yes, self.config.no)
         return [
             Answer(f"{'yes' if p >= 0.5 else 'no'} {p:.6f}", {"probabilities": {"yes": p}})
-            for p in found.tolist()
+            for p in probabilities.tolist()
         ]
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
-        """Scores of each question that enough studies affirm, and their means.
+        """Scores of each question with enough positive and negative studies, and their means.
 
         Raises:
-            InputError: An answer is no probability: the file is of another task.
+            InputError: An answer contains no probability because another task made it.
         """
-        names = sorted({_asked(p) for p in predictions})
-        column = {name: i for i, name in enumerate(names)}
-        row: dict[str, int] = {}
+        names = sorted({_question_name(p) for p in predictions})
+        columns = {name: i for i, name in enumerate(names)}
+        rows: dict[str, int] = {}
         for p in predictions:
-            row.setdefault(_sample(p), len(row))
-        said = np.zeros((len(row), len(names)))
-        truth = np.full((len(row), len(names)), np.nan)
-        studies = [""] * len(row)
+            rows.setdefault(_base_sample_id(p), len(rows))
+        probabilities = np.zeros((len(rows), len(names)))
+        truth = np.full((len(rows), len(names)), np.nan)
+        studies = [""] * len(rows)
         for p in predictions:
-            at = row[_sample(p)], column[_asked(p)]
-            said[at] = _probability(p)
-            truth[at] = self._truth(p.reference)
-            studies[at[0]] = p.study_id
-        open_ = int(sum(np.isnan(self._truth(p.reference)) for p in predictions))
-        self.left_out = (
-            {"questions": f"{open_} have a reference that is neither yes nor no"} if open_ else {}
-        )
+            row, column = rows[_base_sample_id(p)], columns[_question_name(p)]
+            probabilities[row, column] = _parse_probability(p)
+            truth[row, column] = self._parse_reference(p.reference)
+            studies[row] = p.study_id
+        undecided = int(sum(np.isnan(self._parse_reference(p.reference)) for p in predictions))
+        self.left_out = {}
+        if undecided:
+            reason = f"{undecided} have a reference that is neither yes nor no"
+            self.left_out["questions"] = reason
         return probability_scores(
-            said, truth, names, min_positives=self.config.min_positives, groups=studies
+            probabilities, truth, names, min_positives=self.config.min_positives, groups=studies
         )
 
-    def _truth(self, reference: str) -> float:
-        """1 or 0 by how a reference begins; NaN if it is neither answer."""
-        words = normalise(reference)
+    def _parse_reference(self, reference: str) -> float:
+        """1 or 0 by the first words of a reference; NaN if it is neither answer."""
+        text = normalise(reference)
         for value, answer in ((1.0, self.config.yes), (0.0, self.config.no)):
-            known = normalise(answer)
-            if words == known or words.startswith(f"{known} "):
+            expected = normalise(answer)
+            if text == expected or text.startswith(f"{expected} "):
                 return value
         return float("nan")
 
     def compare(self, prediction: Prediction) -> Comparison:
         """Whether the likelier answer is right."""
-        said = 1.0 if prediction.prediction.split(" ")[0] == "yes" else 0.0
-        right = said == self._truth(prediction.reference)
-        name = [_asked(prediction)]
-        return Comparison(agreed=name) if right else Comparison(missed=name)
+        predicted = 1.0 if prediction.prediction.split(" ")[0] == "yes" else 0.0
+        name = [_question_name(prediction)]
+        if predicted == self._parse_reference(prediction.reference):
+            return Comparison(agreed=name)
+        return Comparison(missed=name)
 
 
-def _asked(prediction: Prediction) -> str:
-    """What a question is about: the heading, or its words."""
-    words = without_marks(prediction.prompt)
+def _question_name(prediction: Prediction) -> str:
+    """The finding or code that a question is about; the question's text for other wordings."""
+    text = strip_marks(prediction.prompt)
     for opening in ("Is this coded: ", "Is there "):
-        words = words.removeprefix(opening)
-    return words.removesuffix("?")
+        text = text.removeprefix(opening)
+    return text.removesuffix("?")
 
 
-def _sample(prediction: Prediction) -> str:
-    name = _asked(prediction)
+def _base_sample_id(prediction: Prediction) -> str:
+    """The sample id without the question that it ends in."""
+    name = _question_name(prediction)
     return prediction.sample_id.removesuffix(f"/{name}").removesuffix(f"/{name.replace(' ', '_')}")
 
 
-def _probability(prediction: Prediction) -> float:
-    words = prediction.prediction.split(" ")
-    plain = {"yes": 1.0, "no": 0.0}  # what a control takes from the training answers
+def _parse_probability(prediction: Prediction) -> float:
+    parts = prediction.prediction.split(" ")
+    plain = {"yes": 1.0, "no": 0.0}  # controls use training answers, which have no number
     try:
-        return float(words[1]) if len(words) > 1 else plain[normalise(words[0])]
+        return float(parts[1]) if len(parts) > 1 else plain[normalise(parts[0])]
     except (KeyError, ValueError):
         raise InputError(
             f"{prediction.sample_id}: '{prediction.prediction[:40]}' is no answer of the task "

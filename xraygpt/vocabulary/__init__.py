@@ -1,6 +1,6 @@
-"""What can be found in a study: names of findings, how texts and codes name them, questions."""
+"""Names of findings, their mapping from reports and codes, and questions about them."""
 
 from xraygpt.vocabulary import chest_xray
-from xraygpt.vocabulary.base import Vocabulary, vocabulary_of
+from xraygpt.vocabulary.base import Vocabulary, get_vocabulary
 
-__all__ = ["Vocabulary", "chest_xray", "vocabulary_of"]
+__all__ = ["Vocabulary", "chest_xray", "get_vocabulary"]

@@ -1,4 +1,4 @@
-"""What a vocabulary of findings offers to corpora, tasks and probes."""
+"""Interface of vocabularies of findings."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Status = Literal["positive", "negative", "uncertain"]
 
 
 class Vocabulary(Plugin):
-    """The findings of one kind of study, and the languages they are told in.
+    """The findings of one kind of study, and how reports, codes and questions express them.
 
     Attributes:
         findings: Names of all findings, ``pleural_effusion``.
-        no_finding: The finding that says that there is none; "" if there is no such name.
-        other_finding: The finding for what has no name; "" if there is no such name.
-        normal: What a study with nothing to find is called in words.
+        no_finding: The finding that means the absence of findings; "" if there is none.
+        other_finding: The finding for everything without a name; "" if there is none.
+        normal: Text for a study without findings.
     """
 
     @dataclass(kw_only=True)
@@ -37,16 +37,16 @@ class Vocabulary(Plugin):
         self.config = config or self.Config()
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickled as its name."""
-        return vocabulary_of, (VOCABULARIES.name_of(type(self)),)
+        """Pickle the registered name."""
+        return get_vocabulary, (VOCABULARIES.name_of(type(self)),)
 
     @property
-    def nameable(self) -> list[str]:
-        """Findings that can be asked about: all but the two that stand for none and for others."""
+    def askable_findings(self) -> list[str]:
+        """Findings that can be asked about: all but `no_finding` and `other_finding`."""
         return [n for n in self.findings if n not in (self.no_finding, self.other_finding)]
 
     def label(self, text: str) -> Mapping[str, Status]:
-        """Findings that a report names, and whether it affirms, denies or doubts them."""
+        """Status of each finding that a report mentions: affirmed, denied or uncertain."""
         raise NotImplementedError
 
     def positive(self, text: str) -> set[str]:
@@ -58,28 +58,28 @@ class Vocabulary(Plugin):
         return f"Is there {self.in_words(finding)}?"
 
     def in_words(self, finding: str) -> str:
-        """A finding's name as people write it: ``pleural effusion``."""
+        """A finding's name as written in text: ``pleural effusion``."""
         return finding.replace("_", " ")
 
     def is_coded(self, codes: Iterable[str]) -> bool:
-        """Whether anybody coded the study."""
+        """Whether the study has been coded."""
         return any(code.strip() for code in codes)
 
     def findings_of(self, codes: Iterable[str]) -> set[str]:
-        """What human codes (``heading/place/side/degree``) mean, in names of findings."""
+        """The findings that human codes (``heading/place/side/degree``) stand for."""
         raise NotImplementedError
 
     def coded_findings(self, codes: Iterable[str]) -> set[str]:
-        """As `findings_of`, without what has no name; codes that are names already stay."""
+        """Same as `findings_of`, without `other_finding`; codes may also be names of findings."""
         return {f for f in self.findings_of(codes) if f and f != self.other_finding}
 
     def codes_of_report(self, text: str) -> tuple[str, ...]:
-        """What a report says, written as a person would code it."""
+        """A report's findings in the form of human codes."""
         return tuple(sorted(self.in_words(name) for name in self.positive(text)))
 
 
 @cache
-def vocabulary_of(name: str) -> Vocabulary:
-    """The vocabulary registered as `name`; `KeyError` with the nearest names if there is none."""
-    made: Vocabulary = VOCABULARIES.get(name).Config().build()
-    return made
+def get_vocabulary(name: str) -> Vocabulary:
+    """The vocabulary registered as `name`; `KeyError` with similar names if there is none."""
+    vocabulary: Vocabulary = VOCABULARIES.get(name).Config().build()
+    return vocabulary

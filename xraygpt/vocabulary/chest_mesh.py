@@ -1,8 +1,8 @@
-"""Findings that the human coders of the Indiana University collection recorded.
+"""Findings from the human codes of the Indiana University collection.
 
 A code is a heading with qualifiers after slashes, for example ``Opacity/lung/base/right`` or
-``Lung/hypoinflation``. The coders wrote down what a report says, so the findings derived here are
-the truth against which :mod:`xraygpt.vocabulary.chest_labeller` is measured.
+``Lung/hypoinflation``. The codes describe the reports, so the findings derived here are the ground
+truth for evaluating :mod:`xraygpt.vocabulary.chest_labeller`.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ _IN_LUNG = (
 )
 _VERTEBRAE = r"(?:thoracic vertebrae|lumbar vertebrae|cervical vertebrae|vertebrae|spine)"
 
-#: One pattern per finding, searched in the lower-cased code. Decisions of definition:
+#: One pattern per finding, searched in the lower-cased code. Definitions:
 #:
-#: * ``lung_opacity`` is any increased density of the lung, whatever the word: opacity, infiltrate,
+#: * ``lung_opacity`` is any increased density of the lung, under any name: opacity, infiltrate,
 #:   airspace disease, consolidation, density, interstitial markings. Pneumonia and atelectasis are
 #:   diagnoses and do not imply it, nor do markings crowded by a shallow breath. A rounded opacity
-#:   is a ``lung_lesion`` as well. Ribs and clavicles tell where an opacity projects, so they stay;
-#:   sternum, vertebrae, mediastinum and soft tissues do not.
+#:   is also a ``lung_lesion``. Ribs and clavicles describe the projection of an opacity and are
+#:   included; sternum, vertebrae, mediastinum and soft tissues are not.
 #: * ``edema`` includes congestion and heart failure, as in CheXpert.
 #: * ``cardiomegaly`` includes the borderline degree and enlarged chambers.
-#: * ``calcinosis`` includes atherosclerosis, which a radiograph shows by its calcium alone.
+#: * ``calcinosis`` includes atherosclerosis, of which a radiograph shows only the calcium.
 #: * ``calcified_granuloma`` is any sign of healed granulomatous disease.
 #: * ``fracture`` includes deformities of ribs, clavicles, vertebrae and shoulders, healed or not.
 #: * ``emphysema`` includes chronic obstructive disease and bullae, ``scar`` includes fibrosis.
-#: * A blunted costophrenic angle is neither an effusion nor a thickened pleura but a finding.
-#: * ``support_devices`` holds everything man-made, so ``catheter`` and ``surgical_hardware`` too.
+#: * A blunted costophrenic angle is its own finding, neither an effusion nor a thickened pleura.
+#: * ``support_devices`` is everything man-made, including ``catheter`` and ``surgical_hardware``.
 _CODES: Mapping[str, str] = {
     "enlarged_cardiomediastinum": r"^mediastinum/.*(?:prominent|enlarged)"
     r"|^cardiac shadow/.*prominent|^mass/mediastinum|^(?!calcinosis|surgical).*/paratracheal",
@@ -79,8 +79,8 @@ MESH_RULES: Mapping[str, re.Pattern[str]] = MappingProxyType(
     {finding: re.compile(pattern) for finding, pattern in _CODES.items()}
 )
 
-#: Codes that say nothing abnormal about the patient: normality, image quality, devices.
-_INNOCENT = re.compile(
+#: Codes without an abnormality of the patient: normality, image quality, devices.
+_NOT_ABNORMAL = re.compile(
     r"^normal|^no indexing|^technical quality|^catheters, indwelling|^tube, inserted"
     r"|^(?:implanted )?medical device|^stents|^surgical instruments|^sutures|^spinal fusion"
     r"|^breast implants|^contrast media|^nipple shadow"
@@ -88,38 +88,37 @@ _INNOCENT = re.compile(
 
 
 def is_coded(codes: Iterable[str]) -> bool:
-    """Tell whether a person coded the report at all.
+    """Whether a person coded the report.
 
     Args:
         codes: Codes of one report.
 
     Returns:
-        False for a report without codes or marked only "No Indexing".
+        False for a report without codes or with only "No Indexing".
     """
     return any(code.strip().lower() != "no indexing" for code in codes)
 
 
 def findings_of(codes: Iterable[str]) -> frozenset[str]:
-    """Translate the codes of one report into findings.
+    """Convert the codes of one report to findings.
 
     Args:
         codes: Codes such as ``"Cardiomegaly/mild"``.
 
     Returns:
-        The findings present; ``other_finding`` stands for abnormal codes that have no finding of
-        their own, ``no_finding`` for codes none of which names anything abnormal.
+        The findings present; ``other_finding`` stands for abnormal codes without a finding, and
+        ``no_finding`` means that no code is abnormal.
     """
     lowered = [code.strip().lower() for code in codes]
-    found = {
-        finding
-        for finding, pattern in MESH_RULES.items()
-        if any(pattern.search(code) for code in lowered)
-    }
-    if any(
-        not _INNOCENT.search(code) and not any(p.search(code) for p in MESH_RULES.values())
-        for code in lowered
-    ):
-        found.add("other_finding")
-    if lowered and is_coded(lowered) and all(_INNOCENT.search(code) for code in lowered):
-        found.add("no_finding")
-    return frozenset(found)
+    by_code = {code: _matching_findings(code) for code in lowered}
+    abnormal = [code for code in lowered if not _NOT_ABNORMAL.search(code)]
+    findings = {finding for matches in by_code.values() for finding in matches}
+    if any(not by_code[code] for code in abnormal):
+        findings.add("other_finding")
+    if not abnormal and is_coded(lowered):
+        findings.add("no_finding")
+    return frozenset(findings)
+
+
+def _matching_findings(code: str) -> list[str]:
+    return [finding for finding, pattern in MESH_RULES.items() if pattern.search(code)]

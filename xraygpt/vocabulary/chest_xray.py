@@ -1,4 +1,4 @@
-"""Findings of chest X-rays: the rule-based labeller's names, and MeSH as OpenI was coded."""
+"""Vocabulary of chest X-rays: the rule-based labeller's findings, and MeSH codes as in OpenI."""
 
 from __future__ import annotations
 
@@ -25,55 +25,60 @@ class ChestXray(Vocabulary):
     other_finding = "other_finding"
 
     def label(self, text: str) -> Mapping[str, Status]:
-        """By rules, see `metrics.findings`."""
+        """Label a report with the rules of `chest_labeller`."""
         return label(text)
 
     def is_coded(self, codes: Iterable[str]) -> bool:
-        """Whether the indexers gave any code; "normal" is one, "No Indexing" is none."""
+        """Whether the study has any code; "normal" is one, "No Indexing" is not."""
         return chest_mesh.is_coded(codes)
 
     def findings_of(self, codes: Iterable[str]) -> set[str]:
-        """By MeSH headings, see `metrics.mesh`."""
+        """Convert MeSH headings to findings with the patterns of `chest_mesh`."""
         return set(chest_mesh.findings_of(codes))
 
     def coded_findings(self, codes: Iterable[str]) -> set[str]:
-        """What codes mean in the labeller's names; what it has no name for is left out.
+        """The labeller's findings for codes; codes without such a finding are left out.
 
-        Codes that it wrote itself (`codes_of_report`) are these names already.
+        Codes may be MeSH headings or output of `codes_of_report`.
         """
-        own, rest = set(), []
+        named, mesh_codes = set(), []
         for code in codes:
             name = code.split("/")[0].strip().replace(" ", "_")
-            if name in FINDINGS:  # the labeller writes small letters, people do not
-                own.add(name)
+            if name in FINDINGS:  # lower case, unlike human codes
+                named.add(name)
             else:
-                rest.append(code)
-        found = set(chest_mesh.findings_of(rest)) & set(FINDINGS) - {"other_finding"}
-        return own | found - {"no_finding"} if own else found
+                mesh_codes.append(code)
+        coded = set(chest_mesh.findings_of(mesh_codes)) & set(FINDINGS) - {"other_finding"}
+        return named | coded - {"no_finding"} if named else coded
 
     def codes_of_report(self, text: str) -> tuple[str, ...]:
-        """What the rule-based labeller reads in a report, written as a person would code it.
+        """The findings that the rule-based labeller reads in a report, in the form of human codes.
 
         Args:
             text: Findings and impression.
 
         Returns:
-            ``("pleural effusion/left",)`` with every side named, ``("normal",)`` if there is
-            nothing to find, and nothing at all for a text that does not speak of a chest. Doubted
-            findings count.
+            ``("pleural effusion/left",)`` with every side named, ``("normal",)`` if there are no
+            findings, and nothing for a text that is not about a chest. Uncertain findings count.
         """
         return _codes_of_report(text)
 
 
 @lru_cache(maxsize=65536)
 def _codes_of_report(text: str) -> tuple[str, ...]:
-    held = [name for name, status in label(text).items() if status != "negative"]
-    placed: dict[str, set[str]] = {}
+    names = [name for name, status in label(text).items() if status != "negative"]
+    sides = _sides_by_finding(text)
+    return tuple("/".join([_heading(name), *sorted(sides.get(name, ()))]) for name in names)
+
+
+def _heading(finding: str) -> str:
+    return "normal" if finding == "no_finding" else finding.replace("_", " ")
+
+
+def _sides_by_finding(text: str) -> dict[str, set[str]]:
+    sides: dict[str, set[str]] = {}
     for mention in mentions(text):
-        past = mention.historical and mention.finding not in LASTING_FINDINGS
-        if mention.status != "negative" and mention.laterality and not past:
-            placed.setdefault(mention.finding, set()).add(mention.laterality)
-    return tuple(
-        "/".join(["normal" if name == "no_finding" else spaced, *sorted(placed.get(name, ()))])
-        for name, spaced in ((name, name.replace("_", " ")) for name in held)
-    )
+        is_past = mention.historical and mention.finding not in LASTING_FINDINGS
+        if mention.status != "negative" and mention.laterality and not is_past:
+            sides.setdefault(mention.finding, set()).add(mention.laterality)
+    return sides

@@ -1,4 +1,4 @@
-"""Ids of OpenI studies, and which of them belong to the published protocol's val and test split."""
+"""Ids of OpenI studies, and the published val and test splits."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ _OPENI_STUDY = re.compile(r"^CXR(\d+)$")
 
 
 def openi_study(name: str) -> str | None:
-    """``CXR1004`` from an OpenI study id or image file name; None if it is neither."""
+    """``CXR1004`` from an OpenI study id or image file name; None for any other name."""
     if "CXR" not in name and "IM-" not in name:
-        return None  # most names of other corpora, told sooner
-    found = _OPENI_STUDY.match(name) or _OPENI_IMAGE.match(name)
-    return f"CXR{int(found[1])}" if found else None
+        return None  # fast path for most names of other corpora
+    match = _OPENI_STUDY.match(name) or _OPENI_IMAGE.match(name)
+    return f"CXR{int(match[1])}" if match else None
 
 
 def is_published_test(study_id: str) -> bool:
-    """Whether `study_id` (or an OpenI image name) is of IU X-ray's published test split."""
+    """Whether a study id or OpenI image name belongs to IU X-ray's published test split."""
     return (openi_study(study_id) or "") in published_test_studies()
 
 
 @cache
 def published_test_studies() -> frozenset[str]:
-    """The 590 study ids of the split published with R2Gen, as ``CXR<number>``."""
+    """The 590 test studies of the split published with R2Gen, as ``CXR<number>``."""
     text = resources.files("xraygpt").joinpath("data/iu_xray_test_studies.txt").read_text()
     return frozenset(text.split())
 
 
 @cache
 def published_val_studies() -> frozenset[str]:
-    """The 294 study ids of the same protocol's val split."""
+    """The 294 val studies of the split published with R2Gen, as ``CXR<number>``."""
     text = resources.files("xraygpt").joinpath("data/iu_xray_val_studies.txt").read_text()
     return frozenset(text.split())

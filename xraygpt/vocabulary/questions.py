@@ -1,8 +1,7 @@
-"""What a study can be asked, and the answers its coding gives.
+"""Questions about a study's codes, and the answers that the codes imply.
 
-Human codes such as ``Pulmonary Atelectasis/base/left`` are short and nearly all of their words
-depend on the image: a Q-Former that starts at random learns from them what a whole report would
-hide.
+Human codes such as ``Pulmonary Atelectasis/base/left`` are short and depend almost entirely on the
+image. A randomly initialised Q-Former learns from them what is too sparse in a whole report.
 """
 
 from __future__ import annotations
@@ -14,55 +13,56 @@ from dataclasses import replace
 from typing import Literal
 
 from xraygpt.common.keyed_random import keyed_random
-from xraygpt.prompting.content import MARK, MediaPart, Part, Turn, parts_of
+from xraygpt.prompting.content import MARK_PATTERN, MediaPart, Part, Turn, parse_parts
 from xraygpt.vocabulary import Vocabulary
 
-MARK_AFTER = re.compile(f" {MARK.pattern}")
+SPACED_MARK_PATTERN = re.compile(f" {MARK_PATTERN.pattern}")
 LIST_QUESTION = "List the coded findings."
-NORMAL = "normal"  # the code of a study with nothing to find
+NORMAL = "normal"  # the code of a study without findings
 BOTH = "bilateral"
 SIDES = frozenset({"left", "right", BOTH})
-NOT_CODED = frozenset({"no indexing"})  # the indexers gave no code: neither normal nor abnormal
+NOT_CODED = frozenset({"no indexing"})  # not coded at all: neither normal nor abnormal
+DROPOUT = 0.1  # probability of leaving out a code, since no list of codes is complete
 
 
-def pair(question: str, answer: str) -> tuple[Turn, Turn]:
-    """One question and its answer."""
+def qa_turns(question: str, answer: str) -> tuple[Turn, Turn]:
+    """A question and its answer as turns."""
     return Turn(role="user", text=question), Turn(role="assistant", text=answer)
 
 
 def headings(codes: Iterable[str]) -> set[str]:
-    """What is coded, without place, side and degree: ``{"pulmonary atelectasis"}``."""
-    found = {code.split("/")[0].strip().lower() for code in codes}
-    return {h for h in found if h} - NOT_CODED
+    """Headings of the codes, without place, side and degree: ``{"pulmonary atelectasis"}``."""
+    names = {code.split("/")[0].strip().lower() for code in codes}
+    return {name for name in names if name} - NOT_CODED
 
 
 def is_coded(codes: Iterable[str]) -> bool:
-    """Whether the indexers gave any code; "normal" is one, "No Indexing" is none."""
+    """Whether there is any code; "normal" is one, "No Indexing" is not."""
     return bool(headings(codes))
 
 
-def code_list(marks: str, codes: Iterable[str]) -> tuple[Turn, Turn]:
-    """Ask for all codes; they are answered in alphabetical order, ``none`` if nothing was coded."""
-    return pair(f"{marks} {LIST_QUESTION}", f"{'; '.join(spoken(codes)) or 'none'}.")
+def code_list_turns(marks: str, codes: Iterable[str]) -> tuple[Turn, Turn]:
+    """A question about all codes, answered in alphabetical order; ``none`` if there are none."""
+    return qa_turns(f"{marks} {LIST_QUESTION}", f"{'; '.join(codes_in_words(codes)) or 'none'}.")
 
 
-def spoken(codes: Iterable[str]) -> list[str]:
-    """Codes in words, in alphabetical order: ``["pulmonary atelectasis, base, left"]``."""
-    words = {", ".join(p.strip() for p in c.lower().split("/")) for c in codes}
-    return sorted(w for w in words if w and w not in NOT_CODED)
+def codes_in_words(codes: Iterable[str]) -> list[str]:
+    """Codes as text, in alphabetical order: ``["pulmonary atelectasis, base, left"]``."""
+    texts = {", ".join(p.strip() for p in c.lower().split("/")) for c in codes}
+    return sorted(t for t in texts if t and t not in NOT_CODED)
 
 
-def sides(codes: Iterable[str]) -> dict[str, str]:
-    """Headings coded with a side: ``{"pneumothorax": "left", "opacity": "left and right"}``.
+def coded_sides(codes: Iterable[str]) -> dict[str, str]:
+    """Sides by heading: ``{"pneumothorax": "left", "opacity": "left and right"}``.
 
-    A finding coded as bilateral, or once on either side, is left and right.
+    A finding coded as bilateral, or once on each side, is "left and right".
     """
-    found: dict[str, set[str]] = {}
+    sides: dict[str, set[str]] = {}
     for code in codes:
-        heading, *places = (part.strip().lower() for part in code.split("/"))
-        for side in SIDES.intersection(places):
-            found.setdefault(heading, set()).update(SIDES - {side} if side == BOTH else {side})
-    return {heading: " and ".join(sorted(named)) for heading, named in found.items()}
+        heading, *qualifiers = (part.strip().lower() for part in code.split("/"))
+        for side in SIDES.intersection(qualifiers):
+            sides.setdefault(heading, set()).update(SIDES - {side} if side == BOTH else {side})
+    return {heading: " and ".join(sorted(names)) for heading, names in sides.items()}
 
 
 def code_question(heading: str) -> str:
@@ -71,26 +71,25 @@ def code_question(heading: str) -> str:
 
 
 class CodeQuestions:
-    """Yes/no questions about headings, drawn anew for each epoch, one turn each.
+    """Yes/no questions about headings, sampled anew for each epoch, one turn each.
 
-    Each is about something that is there in half of the draws, as long as anything is left: drawn
-    evenly, nearly all answers would be no, whatever the image.
+    Half of the questions are about something that is present, as far as possible. With uniform
+    sampling nearly all answers would be no, whatever the image.
 
     Args:
         marks: ``<image>`` for each image.
-        codes: The study's codes.
-        vocabulary: Headings that may be asked about.
-        count: Questions in one sample, each about another heading.
-        with_sides: Answer "yes, left." where a side is coded, instead of "yes.".
-        findings: Ask about the findings of this vocabulary, which `vocabulary` then names, instead
-            of coded headings.
+        codes: Codes of the study.
+        askable_names: Headings or findings that may be asked about.
+        count: Number of questions in one sample, each about another heading.
+        with_sides: Answer "yes, left." instead of "yes." if a side is coded.
+        findings: Ask about the findings of this vocabulary instead of coded headings.
     """
 
     def __init__(
         self,
         marks: str,
         codes: Iterable[str],
-        vocabulary: list[str],
+        askable_names: list[str],
         count: int = 1,
         *,
         with_sides: bool = False,
@@ -98,142 +97,146 @@ class CodeQuestions:
     ) -> None:
         codes = list(codes)
         self.present = findings.coded_findings(codes) if findings else headings(codes)
-        self.ask = findings.question if findings else code_question
-        self.marks, self.vocabulary = marks, vocabulary
-        self.count, self.sides = count, sides(codes) if with_sides else {}
+        self.question = findings.question if findings else code_question
+        self.marks, self.askable_names = marks, askable_names
+        self.count, self.sides = count, coded_sides(codes) if with_sides else {}
 
-    def __call__(self, draw: str) -> list[Turn]:
-        """The questions and answers of one draw."""
+    def __call__(self, rng_key: str) -> list[Turn]:
+        """The questions and answers for one RNG key."""
         turns: list[Turn] = []
-        for i, heading in enumerate(self._asked(keyed_random(draw, "code"))):
+        for i, name in enumerate(self._sample_names(keyed_random(rng_key, "code"))):
             marks = f"{self.marks} " if i == 0 else ""
-            answer = ["yes" if heading in self.present else "no", self.sides.get(heading, "")]
-            said = ", ".join(filter(None, answer))
-            turns += pair(f"{marks}{self.ask(heading)}", f"{said}.")
+            answer = "yes" if name in self.present else "no"
+            if side := self.sides.get(name, ""):
+                answer += f", {side}"
+            turns += qa_turns(f"{marks}{self.question(name)}", f"{answer}.")
         return turns
 
-    def _asked(self, rng: random.Random) -> list[str]:
-        here = sorted(self.present.intersection(self.vocabulary))
-        absent = [h for h in self.vocabulary if h not in self.present]
-        rng.shuffle(here)
+    def _sample_names(self, rng: random.Random) -> list[str]:
+        present = sorted(self.present.intersection(self.askable_names))
+        absent = [name for name in self.askable_names if name not in self.present]
+        rng.shuffle(present)
         rng.shuffle(absent)
-        asked: list[str] = []
-        while len(asked) < self.count and (here or absent):
-            from_here = bool(here) and (rng.random() < 0.5 or not absent)
-            asked.append(here.pop() if from_here else absent.pop())
-        return asked or [NORMAL]
+        names: list[str] = []
+        while len(names) < self.count and (present or absent):
+            use_present = bool(present) and (rng.random() < 0.5 or not absent)
+            names.append(present.pop() if use_present else absent.pop())
+        return names or [NORMAL]
 
 
 class PromptFindings:
-    """A question with what is to be found told, anew for each epoch.
+    """A report request with the study's findings in the prompt, sampled anew for each epoch.
 
-    So learns a model to write up what it, or somebody else, has found (`run.task.plan`). In a share
-    of the draws nothing is told, so that it can do without; a tenth is left out of the others, for
-    no list is complete.
+    This teaches a model to write up findings from itself or somebody else (`run.task.plan`). In
+    some epochs the prompt has no findings, so that the model also works without them; in the others
+    each finding is left out with probability `DROPOUT`.
 
     Args:
         turns: The question and the report.
-        codes: The study's codes.
-        alone: Share of draws with nothing told.
-        where: ``image`` tells the codes beside the image, in an order that is drawn; ``question``
-            tells the vocabulary's names of them in a question of its own.
-        vocabulary: Of the names.
+        codes: Codes of the study.
+        without: Fraction of epochs without findings.
+        location: ``image`` puts the codes next to the image, in random order; ``question`` puts
+            the names of their findings into the question.
+        vocabulary: Source of those names.
     """
-
-    left_out = 0.1
 
     def __init__(
         self,
         turns: Sequence[Turn],
         codes: Iterable[str],
-        alone: float,
-        where: Literal["image", "question"] = "image",
+        without: float,
+        location: Literal["image", "question"] = "image",
         *,
         vocabulary: Vocabulary,
     ) -> None:
         codes = list(codes)
-        self.turns, self.alone, self.where = list(turns), alone, where
+        self.turns, self.without, self.location = list(turns), without, location
         self.vocabulary = vocabulary
-        self.words = spoken(codes) if where == "image" else sorted(vocabulary.coded_findings(codes))
+        self.findings = (
+            codes_in_words(codes)
+            if location == "image"
+            else sorted(vocabulary.coded_findings(codes))
+        )
 
-    def __call__(self, draw: str) -> list[Turn]:
-        """The turns of one draw."""
-        rng = keyed_random(draw, "findings")
-        if rng.random() < self.alone:
+    def __call__(self, rng_key: str) -> list[Turn]:
+        """The turns for one RNG key."""
+        rng = keyed_random(rng_key, "findings")
+        if rng.random() < self.without:
             return list(self.turns)
-        words = [w for w in self.words if rng.random() >= self.left_out]
-        if self.where == "question":
-            marks = " ".join(MARK.findall(self.turns[0]["text"]))
-            return [
-                Turn(role="user", text=seen_question(marks, words, self.vocabulary)),
-                *self.turns[1:],
-            ]
-        rng.shuffle(words)
-        return with_findings(self.turns, words)
+        findings = [f for f in self.findings if rng.random() >= DROPOUT]
+        if self.location == "question":
+            marks = " ".join(MARK_PATTERN.findall(self.turns[0]["text"]))
+            question = question_with_findings(marks, findings, self.vocabulary)
+            return [Turn(role="user", text=question), *self.turns[1:]]
+        rng.shuffle(findings)
+        return add_caption(self.turns, findings)
 
 
-def seen_question(marks: str, names: Iterable[str], vocabulary: Vocabulary) -> str:
-    """Ask for a report with what was found in the question."""
-    words = [vocabulary.in_words(n) for n in sorted(set(names) - {vocabulary.no_finding})]
-    return f"{marks} Write the report. Seen: {', '.join(words) or 'nothing abnormal'}."
+def question_with_findings(marks: str, names: Iterable[str], vocabulary: Vocabulary) -> str:
+    """A report request that lists findings."""
+    texts = [vocabulary.in_words(n) for n in sorted(set(names) - {vocabulary.no_finding})]
+    return f"{marks} Write the report. Seen: {', '.join(texts) or 'nothing abnormal'}."
 
 
-def with_findings(turns: Sequence[Turn], words: Sequence[str]) -> list[Turn]:
-    """Turns that tell findings beside the last image of the first question.
+def add_caption(turns: Sequence[Turn], findings: Sequence[str]) -> list[Turn]:
+    """Add findings as a caption to the last image of the first turn.
 
-    Their text has them as ``<findings>…</findings>``, where a tokenizer learns them.
+    The turn's text contains them as ``<findings>…</findings>``, so that tokenizers learn their
+    words.
     """
-    marks = list(MARK.finditer(turns[0]["text"])) if turns else []
-    if not marks or not words:
+    marks = list(MARK_PATTERN.finditer(turns[0]["text"])) if turns else []
+    if not marks or not findings:
         return list(turns)
-    caption = "; ".join(w.replace("<", "") for w in words)
-    text, last = turns[0]["text"], marks[-1]
-    before, after = text[: last.start()], text[last.end() :]
-    (part,) = parts_of(last[0])
+    caption = "; ".join(f.replace("<", "") for f in findings)
+    text, mark = turns[0]["text"], marks[-1]
+    before, after = text[: mark.start()], text[mark.end() :]
+    (part,) = parse_parts(mark[0])
     assert isinstance(part, MediaPart)
     return [
         Turn(
             role=turns[0]["role"],
-            text=f"{before}{last[0]}<findings>{caption}</findings>{after}",
-            content=[*parts_of(before), replace(part, caption=caption), *parts_of(after)],
+            text=f"{before}{mark[0]}<findings>{caption}</findings>{after}",
+            content=[*parse_parts(before), replace(part, caption=caption), *parse_parts(after)],
         ),
         *turns[1:],
     ]
 
 
 class CodesAsImage:
-    """Turns in which a study's codes stand where its first image would, anew for each epoch.
+    """Turns with a study's codes in place of its images, sampled anew for each epoch.
 
-    A language model that has read such text writes what stands at that place; the Q-Former, trained
-    afterwards with this LLM frozen, then has only to say it. Order is drawn, a tenth of the codes
-    is left out, and in a tenth of the draws all are: the list is neither complete nor needed.
+    A language model trained on such text writes reports from the content at that position. The
+    Q-Former, trained afterwards with this LLM frozen, then only has to produce that content. Codes
+    are in random order, each is left out with probability `DROPOUT`, and so is the whole list,
+    because the LLM must not depend on a complete list.
 
     Args:
-        turns: The turns, or what draws them.
-        codes: The study's codes.
+        turns: The turns, or a function of an RNG key that samples them.
+        codes: Codes of the study.
     """
-
-    left_out = 0.1
 
     def __init__(
         self, turns: Sequence[Turn] | Callable[[str], Sequence[Turn]], codes: Iterable[str]
     ) -> None:
-        self.turns, self.words = turns, [w.replace("<", "") for w in spoken(codes)]
+        self.turns, self.codes = turns, [c.replace("<", "") for c in codes_in_words(codes)]
 
-    def __call__(self, draw: str) -> list[Turn]:
-        """The turns of one draw."""
-        rng = keyed_random(draw, "told")
-        all_left_out = rng.random() < self.left_out
-        words = [w for w in self.words if rng.random() >= self.left_out and not all_left_out]
-        rng.shuffle(words)
-        turns = self.turns(draw) if callable(self.turns) else self.turns
-        caption = "; ".join(words)
-        first = next((i for i, t in enumerate(turns) if MARK.search(t["text"])), None)
-        told = [Turn(role=t["role"], text=t["text"]) for t in turns]
+    def __call__(self, rng_key: str) -> list[Turn]:
+        """The turns for one RNG key."""
+        caption = self._sample_caption(rng_key)
+        turns = self.turns(rng_key) if callable(self.turns) else self.turns
+        first = next((i for i, t in enumerate(turns) if MARK_PATTERN.search(t["text"])), None)
+        new_turns = [Turn(role=t["role"], text=t["text"]) for t in turns]
         if first is not None:
-            before, _, after = MARK.split(told[first]["text"], maxsplit=1)
-            after = MARK_AFTER.sub("", after)
+            before, _, after = MARK_PATTERN.split(turns[first]["text"], maxsplit=1)
+            after = SPACED_MARK_PATTERN.sub("", after)
             content: list[Part] = [before, MediaPart(caption=caption, shown=False), after]
             text = f"{before}<image>{caption}</image>{after}"
-            told[first] = Turn(role=told[first]["role"], text=text, content=content)
-        return told
+            new_turns[first] = Turn(role=turns[first]["role"], text=text, content=content)
+        return new_turns
+
+    def _sample_caption(self, rng_key: str) -> str:
+        rng = keyed_random(rng_key, "told")
+        leave_out_all = rng.random() < DROPOUT
+        codes = [c for c in self.codes if rng.random() >= DROPOUT and not leave_out_all]
+        rng.shuffle(codes)
+        return "; ".join(codes)

@@ -1,4 +1,4 @@
-"""The small LLM: it learns its tokenizer, becomes a transformers folder, knows its own weights."""
+"""The small LLM: training, its tokenizer, and loading it as a transformers folder."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def train(tmp_path: Path, corpus: Path, steps: int, *options: str):
 
 
 @pytest.mark.slow
-def test_it_learns_and_is_loaded_as_any_llm(tmp_path, toy):
+def test_it_learns_and_loads_as_an_llm(tmp_path, toy):
     runner, scores = train(tmp_path, toy, 60)
     assert scores["val/loss"] < 1.0
     assert "val/image_gap" not in scores  # images are not read
@@ -57,7 +57,7 @@ def test_it_learns_and_is_loaded_as_any_llm(tmp_path, toy):
 
 
 @pytest.mark.slow
-def test_dropout_acts_in_training_alone_and_stays_out_of_the_saved_llm(tmp_path, toy):
+def test_dropout_acts_in_training_only_and_is_not_saved(tmp_path, toy):
     runner, _ = train(tmp_path, toy, 2, "model.dropout=0.5")
     model = runner.model.eval()
     batch = next(runner._batches())
@@ -72,8 +72,8 @@ def test_dropout_acts_in_training_alone_and_stays_out_of_the_saved_llm(tmp_path,
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_its_own_tokenizer(tmp_path, toy):
-    """The corpus has changed since: the tokenizer that the weights know comes with them."""
+def test_a_resumed_run_keeps_its_tokenizer(tmp_path, toy):
+    """Even if the corpus has changed since."""
     train(tmp_path, toy, 2)
     before = find_checkpoint(tmp_path / "lm") / "llm" / "tokenizer.json"
     vocabulary = json.loads(before.read_text())["model"]["vocab"]
@@ -87,15 +87,15 @@ def test_a_run_goes_on_with_its_own_tokenizer(tmp_path, toy):
         saved_tokenizer(after.parent.parent)
 
 
-def test_the_tokenizer_spells_anything():
+def test_the_tokenizer_encodes_any_text():
     tokenizer = new_tokenizer(["Clear lungs."] * 5, 280)
     text = "Ödem 12.5 cm — \u80ba \U0001fac1"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert len(tokenizer) <= 280
 
 
-def share_that_repeats_the_told_twin(steps: int, **settings: float) -> float:
-    """Two tokens in the same places, as left and right; the last of 24 repeats the one told."""
+def twin_accuracy(steps: int, **settings: float) -> float:
+    """Accuracy of repeating one of two tokens with the same contexts, such as left and right."""
     size = SmallLLM(vocab_size=260, hidden=64, layers=2, heads=2, **settings)
     llm = new_llm(size, new_tokenizer([], 260), seed=0)
     optimizer = torch.optim.AdamW(llm.parameters(), 3e-3)
@@ -117,12 +117,12 @@ def share_that_repeats_the_told_twin(steps: int, **settings: float) -> float:
         optimizer.step()
     ids, twin = batch(256)
     with torch.no_grad():
-        said = llm(input_ids=ids).logits[:, -2].argmax(-1)
-    return float((said == twin).float().mean())
+        predicted = llm(input_ids=ids).logits[:, -2].argmax(-1)
+    return float((predicted == twin).float().mean())
 
 
 @pytest.mark.slow
-def test_it_soon_repeats_which_of_two_twins_it_was_told():
-    assert share_that_repeats_the_told_twin(60) > 0.95
-    small = {"init_std": 0.02, "embedding_std": 0.02}  # what transformers would draw
-    assert share_that_repeats_the_told_twin(60, **small) < 0.75
+def test_the_initialisation_helps_to_repeat_one_of_two_twins():
+    assert twin_accuracy(60) > 0.95
+    small = {"init_std": 0.02, "embedding_std": 0.02}  # transformers' default
+    assert twin_accuracy(60, **small) < 0.75

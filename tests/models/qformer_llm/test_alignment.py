@@ -96,9 +96,9 @@ def test_plain_contrast_is_the_loss_of_the_paper():
     wanted = sum(
         functional.cross_entropy(side, own, label_smoothing=0.1) for side in (logits, logits.T)
     )
-    said = task(matching="pairs").contrast(found, torch.zeros(5, len(FINDINGS))).mean()
+    said = task(matching="pairs").contrast_loss(found, torch.zeros(5, len(FINDINGS))).mean()
     assert float(said) == pytest.approx(float(wanted) / 2, abs=1e-6)
-    even = task().matched(found)
+    even = task().matching_loss(found)
     assert even.tolist() == pytest.approx([math.log(2)] * 5)
 
 

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import save_file
 
 from tests.conftest import write_toy_corpus
-from xraygpt.common.distributed import refuse_scattered
+from xraygpt.common.distributed import require_one_device_type
 from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.datasets.base import Sample
 from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.records import RecordsBuilder
-from xraygpt.media.base import of_tensor
+from xraygpt.media.base import media_from_tensor
 from xraygpt.models.base import Generation
 from xraygpt.models.llm.decoding import Decoder
 from xraygpt.models.llm.small_llm import LoraSettings, SmallLLM
@@ -46,7 +46,7 @@ def sample(name: str, images: list[torch.Tensor], answer: str, question: str = "
     return Sample(
         sample_id=name,
         study_id=name,
-        media=[of_tensor(image) for image in images],
+        media=[media_from_tensor(image) for image in images],
         turns=[
             Turn(role="user", text=f"{marks} {question}".strip()),
             Turn(role="assistant", text=answer),
@@ -139,7 +139,7 @@ def test_guided_decoding_is_its_formula():
         if ids[-1] == model.renderer.tokenizer.eos_token_id:
             break
     decoder = Decoder(model.llm, model.renderer)
-    decoder._text = list  # ids: a random model says no readable bytes
+    decoder._decode = list  # ids: a random model says no readable bytes
     mask, how = asked["attention_mask"], {"max_new_tokens": 12}
     assert decoder(seen, mask, Generation(**how, guidance=g), plain) == [ids]
     assert decoder(seen, mask, Generation(**how), plain) != [ids]
@@ -150,7 +150,7 @@ def test_guidance_needs_an_average_image():
     asked = collator(model).prompts([sample("s", [picture(1)], "x")])
     with pytest.raises(InputError, match="average training image"):
         model.generate(asked, Generation(guidance=1.0))
-    with pytest.raises(ValueError, match="without beams"):
+    with pytest.raises(ValueError, match="beam search"):
         Generation(guidance=1.0, num_beams=2)
 
 
@@ -205,9 +205,9 @@ def test_an_encoder_that_stays_on_the_cpu_does_and_gives_features_where_images_a
     assert {p.device.type for p in model.vision.parameters()} == {"cpu"}
     assert model.device.type == "meta" and model.qformer.query_tokens.is_meta
     assert torch.equal(model.encode(images), before)
-    refuse_scattered(model, 1)
+    require_one_device_type(model, 1)
     with pytest.raises(InputError, match="lie on cpu and meta"):
-        refuse_scattered(model, 2)
+        require_one_device_type(model, 2)
     with pytest.raises(ValueError, match="vit_on_cpu: needs freeze_vit: true"):
         XrayGPT.Config(vit_on_cpu=True, freeze_vit=False)
 

@@ -1,4 +1,4 @@
-"""What an encoder learns of codes, of blended images, and with finer features beside the last."""
+"""Training an encoder on codes and mixed images, and features of several scales."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CODES = {"left": ["Opacity/lung/left"], "right": ["Opacity/lung/right"], "none":
 
 @pytest.fixture
 def coded(tmp_path):
-    """The toy corpus, its studies coded but for every tenth."""
+    """The toy corpus with codes, except for every tenth study."""
     folder = write_toy_corpus(tmp_path / "coded", count=96)
     path = folder / "corpus.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -31,15 +31,15 @@ def coded(tmp_path):
     return folder
 
 
-def test_parts_of_codes():
+def test_code_parts():
     codes = ["Opacity/lung/base/bilateral/mild", "normal", "No Indexing", " "]
     opacity = {"opacity"} | {f"opacity/{p}" for p in ("lung", "base", "left", "right", "mild")}
     assert code_parts(codes) == opacity | {"normal"}
     assert code_id("opacity") != code_id("opacity/left") > 0
-    names, share = frequent_codes([codes, ["normal"], ["normal"], []], 2)
-    assert names == ["normal"] and share.tolist() == [1.0]
-    names, share = frequent_codes([codes, ["normal"]], 1)
-    assert share[names.index("opacity")] == 0.5
+    names, frequency = frequent_codes([codes, ["normal"], ["normal"], []], 2)
+    assert names == ["normal"] and frequency.tolist() == [1.0]
+    names, frequency = frequent_codes([codes, ["normal"]], 1)
+    assert frequency[names.index("opacity")] == 0.5
     assert frequent_codes([], 1)[0] == []
 
 
@@ -51,63 +51,61 @@ def test_codes_are_learned_with_their_sides(tmp_path, coded):
     model = runner.model.eval()
     val = runner.splits["val"]
     samples = [val[i] for i in range(len(val))]
-    found = model(runner.collate(samples))
-    left, right = (
-        found.code_ids.tolist().index(code_id(f"opacity/{s}")) for s in ("left", "right")
-    )
-    said = (found.codes[:, left] > found.codes[:, right]).tolist()
-    sided = [
-        (s, w)
-        for s, w in zip(samples, said, strict=True)
+    pair = model(runner.collate(samples))
+    left, right = (pair.code_ids.tolist().index(code_id(f"opacity/{s}")) for s in ("left", "right"))
+    predicted_left = (pair.codes[:, left] > pair.codes[:, right]).tolist()
+    with_opacity = [
+        (s, is_left)
+        for s, is_left in zip(samples, predicted_left, strict=True)
         if "opacity" in str(s["meta"]["codes"]).lower()
     ]
-    right_ones = np.mean([("left" in str(s["meta"]["codes"])) == w for s, w in sided])
-    assert len(sided) > 10 and right_ones > 0.9
+    correct = [("left" in str(s["meta"]["codes"])) == is_left for s, is_left in with_opacity]
+    assert len(with_opacity) > 10 and np.mean(correct) > 0.9
 
 
-def test_studies_nobody_coded_have_no_part_in_the_loss_of_codes(tmp_path, coded):
+def test_studies_without_codes_do_not_contribute_to_the_code_loss(tmp_path, coded):
     options = ["run.task.code_weight=1", "run.task.matching_weight=0", "run.task.label_weight=0"]
     runner, _ = trained(tmp_path, coded, 1, "pairs", *options)
     train = runner.splits["train"].parts[0]
     samples = [train[i] for i in range(12)]
     batch = runner.collate(samples)
     loss = runner.task.loss(runner.model.eval(), batch).row_loss
-    bare = [not s["meta"]["codes"] for s in samples]
-    assert any(bare) and [v == 0 for v in loss.tolist()] == bare
+    uncoded = [not s["meta"]["codes"] for s in samples]
+    assert any(uncoded) and [v == 0 for v in loss.tolist()] == uncoded
 
 
-def test_blended_images_are_asked_for_both_texts():
+def test_mixed_images_have_both_texts_as_targets():
     p, truth = pair(4), torch.eye(len(FINDINGS))[[1, 1, 2, 3]]
     other = torch.tensor([1, 2, 3, 0])
     for kind in ("pairs", "semantic"):
-        plain = task(matching=kind).matching(p, truth)
-        whole = task(matching=kind).matching(p, truth, Blend(1.0, other))
-        torch.testing.assert_close(whole, plain)
+        plain = task(matching=kind).matching_loss(p, truth)
+        unmixed = task(matching=kind).matching_loss(p, truth, Blend(1.0, other))
+        torch.testing.assert_close(unmixed, plain)
     own = torch.eye(4)
     there = own * 0.7 + own[other] * 0.3
     logits = p.scale * p.image @ p.text.T
-    wanted = functional.cross_entropy(logits, there, reduction="none")
+    expected = functional.cross_entropy(logits, there, reduction="none")
     back = there.T / there.T.sum(dim=1, keepdim=True)
-    wanted = (wanted + functional.cross_entropy(logits.T, back, reduction="none")) / 2
-    said = task(matching="pairs").matching(p, truth, Blend(0.7, other))
-    torch.testing.assert_close(said, wanted)
+    expected = (expected + functional.cross_entropy(logits.T, back, reduction="none")) / 2
+    loss = task(matching="pairs").matching_loss(p, truth, Blend(0.7, other))
+    torch.testing.assert_close(loss, expected)
 
 
-def test_images_are_blended_in_training_alone(tmp_path, coded):
+def test_images_are_mixed_in_training_only(tmp_path, coded):
     runner, _ = trained(tmp_path, coded, 1, "semantic", "run.task.mixup=5.0")
     train = runner.splits["train"].parts[0]
     batch = runner.collate([train[i] for i in range(8)])
     pixels = batch["media_inputs"]["pixel_values"].clone()
-    same, none = runner.task._blended(batch, training=False)
+    same, none = runner.task._mix_images(batch, training=False)
     assert none is None and same is batch
-    mixed, blend = runner.task._blended(batch, training=True)
-    wanted = pixels * blend.share + pixels[blend.other] * (1 - blend.share)
-    torch.testing.assert_close(mixed["media_inputs"]["pixel_values"], wanted)
-    assert torch.equal(batch["media_inputs"]["pixel_values"], pixels)  # the batch itself is kept
+    mixed, blend = runner.task._mix_images(batch, training=True)
+    expected = pixels * blend.weight + pixels[blend.partner] * (1 - blend.weight)
+    torch.testing.assert_close(mixed["media_inputs"]["pixel_values"], expected)
+    assert torch.equal(batch["media_inputs"]["pixel_values"], pixels)  # the batch is unchanged
 
 
 @pytest.mark.slow
-def test_finer_features_stand_beside_the_last():
+def test_finer_features_are_appended_to_the_last():
     plain = build_vision("efficientnet_lite0", 96, None).freeze()
     both = build_vision("efficientnet_lite0+mid", 96, None).freeze()
     assert (both.width, both.num_tokens) == (432, plain.num_tokens)
@@ -120,26 +118,26 @@ def test_finer_features_stand_beside_the_last():
     torch.testing.assert_close(tokens[:, 0, 320:], corner, rtol=1e-4, atol=1e-4)
 
 
-def test_ids_survive_a_batch_that_begins_with_an_uncoded_study(tmp_path, coded):
+def test_code_ids_of_a_batch_that_starts_with_an_uncoded_study(tmp_path, coded):
     runner, _ = trained(tmp_path, coded, 1, "pairs", "run.task.code_weight=1")
     train = runner.splits["train"].parts[0]
     samples = sorted((train[i] for i in range(24)), key=lambda s: bool(s["meta"]["codes"]))
     assert not samples[0]["meta"]["codes"]
     ids = runner.task.extra(samples)["codes"]
-    known = {code_id(p) for s in samples for p in code_parts(s["meta"]["codes"])}
-    assert ids.dtype == torch.int64 and set(ids[ids > 0].tolist()) == known
+    expected = {code_id(p) for s in samples for p in code_parts(s["meta"]["codes"])}
+    assert ids.dtype == torch.int64 and set(ids[ids > 0].tolist()) == expected
 
 
-def test_the_uncoded_half_of_a_blend_asks_for_nothing(tmp_path, coded):
+def test_an_uncoded_image_of_a_mix_has_no_code_targets(tmp_path, coded):
     options = ["run.task.code_weight=1", "run.task.matching_weight=0", "run.task.label_weight=0"]
     runner, _ = trained(tmp_path, coded, 1, "pairs", *options)
     train = runner.splits["train"].parts[0]
     samples = [train[i] for i in range(24)]
-    bare = next(s for s in samples if not s["meta"]["codes"])
-    known = next(s for s in samples if "Opacity/lung/left" in s["meta"]["codes"])
-    batch = runner.collate([known, bare])
-    found = runner.model.eval()(batch)
+    uncoded = next(s for s in samples if not s["meta"]["codes"])
+    left = next(s for s in samples if "Opacity/lung/left" in s["meta"]["codes"])
+    batch = runner.collate([left, uncoded])
+    pair = runner.model.eval()(batch)
     blend = Blend(0.7, torch.tensor([1, 0]))
-    mixed = runner.task._row_loss(found, batch["extra"], blend)
-    alone = runner.task._row_loss(found, batch["extra"], None)
-    torch.testing.assert_close(mixed[0], 0.7 * alone[0])  # the same targets, counted by its share
+    mixed = runner.task._row_loss(pair, batch["extra"], blend)
+    alone = runner.task._row_loss(pair, batch["extra"], None)
+    torch.testing.assert_close(mixed[0], 0.7 * alone[0])  # weighted by its share of the mix

@@ -1,4 +1,4 @@
-"""The head on frozen features: what was fitted, in the coders' words, of its encoder alone."""
+"""The finding head: fitting, loading, its plans, and the check of its encoder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from xraygpt.jobs import probe as job
 from xraygpt.models.vision.base import pooled
 from xraygpt.models.vision.finding_head import FindingHead, load_head
 from xraygpt.tasks import plan as planning
-from xraygpt.vocabulary import vocabulary_of
+from xraygpt.vocabulary import get_vocabulary
 from xraygpt.vocabulary.chest_labeller import FINDINGS
 
-CHEST = vocabulary_of("chest_xray")
+CHEST = get_vocabulary("chest_xray")
 
 CODES = {
     "left": ["Opacity/lung/left", "Cardiomegaly/mild"],
@@ -38,7 +38,7 @@ run: {task: {name: report_generation, plan: {by: head%s}}, output_dir: %s, split
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Toy studies whose coding says on which side the bright square lies."""
+    """Toy studies whose codes give the side of the bright square."""
     folder = write_toy_corpus(tmp_path_factory.mktemp("head") / "corpus", count=60)
     path = folder / "corpus.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -61,7 +61,7 @@ def experiment_of(corpus, head=None, plan=""):
 
 @pytest.fixture(scope="module")
 def head(corpus, tmp_path_factory, request):
-    """What the command writes, and the splits it was fitted on and measured on."""
+    """A head fitted by the command."""
     path = tmp_path_factory.mktemp("file") / "head.safetensors"
     patch = pytest.MonkeyPatch()
     request.addfinalizer(patch.undo)
@@ -73,27 +73,27 @@ def head(corpus, tmp_path_factory, request):
     return path
 
 
-def test_it_says_what_was_fitted(corpus, head):
-    place = make_accelerator("cpu")
+def test_probabilities_are_those_of_the_fit(corpus, head):
+    accelerator = make_accelerator("cpu")
     experiment = experiment_of(corpus, head)
-    encoder, train, val = job.splits_of(experiment, "tiny", place)
+    encoder, train, val = job.load_splits(experiment, "tiny", accelerator)
     model = build_evaluator(experiment).model
-    fitted = job.fit(train.features, train.truth[:, [FINDINGS.index("lung_opacity")]], 1.0)
+    fitted = job.fit(train.features, train.labels[:, [FINDINGS.index("lung_opacity")]], 1.0)
     data = build_evaluator(experiment).data
     features = torch.stack([data[i]["media"][0].data for i in range(len(data))])
-    said = model.finding_head(features, [1] * len(features))
-    column = said[:, model.finding_head.names.index("lung_opacity")]
+    probabilities = model.finding_head(features, [1] * len(features))
+    column = probabilities[:, model.finding_head.names.index("lung_opacity")]
     np.testing.assert_allclose(column, fitted(pooled(features).numpy())[:, 0], atol=1e-4)
     assert encoder.digest() == model.finding_head.encoder
-    truth = val.truth[:, FINDINGS.index("lung_opacity")]
-    assert column[truth == 1].mean() > column[truth == 0].mean() + 0.2  # and it is to be seen
-    # Named as often on val as in training: that is where the threshold lies.
-    share = train.truth[:, FINDINGS.index("lung_opacity")].mean()
-    least = model.finding_head.threshold[model.finding_head.names.index("lung_opacity")]
-    assert (column >= least).float().mean() == pytest.approx(share, abs=0.15)
+    truth = val.labels[:, FINDINGS.index("lung_opacity")]
+    assert column[truth == 1].mean() > column[truth == 0].mean() + 0.2
+    # The threshold makes the finding as frequent on val as in training.
+    frequency = train.labels[:, FINDINGS.index("lung_opacity")].mean()
+    threshold = model.finding_head.threshold[model.finding_head.names.index("lung_opacity")]
+    assert (column >= threshold).float().mean() == pytest.approx(frequency, abs=0.15)
 
 
-def test_a_study_of_several_images_is_their_mean():
+def test_images_of_a_study_are_averaged():
     torch.manual_seed(0)
     weight, features = torch.randn(2, 8), torch.randn(3, 5, 4)
     head = FindingHead(
@@ -104,57 +104,61 @@ def test_a_study_of_several_images_is_their_mean():
     torch.testing.assert_close(head(features, [1, 2])[1], (weight @ mean).sigmoid())
 
 
-def test_findings_are_said_by_the_likeliest_code_that_means_them():
+def test_findings_are_worded_by_their_most_likely_code():
     names = ["lung_opacity", "lung_lesion", "fracture", "edema"]
     codes = ["opacity/lung/left", "opacity/lung/right/round", "cardiomegaly"]
     head = FindingHead(
         names, codes, weight=torch.zeros(7, 2), bias=torch.zeros(7),
         threshold=torch.full((4,), 0.5), encoder="x",
     )  # fmt: skip
-    least = dict.fromkeys(names, 0.5)
+    thresholds = dict.fromkeys(names, 0.5)
 
-    def words(*said):
-        return planning.in_words(head, CHEST, torch.tensor([said]), least)[0]
+    def words(*probabilities):
+        return planning.describe_head_findings(
+            head, CHEST, torch.tensor([probabilities]), thresholds
+        )[0]
 
     assert words(0.6, 0.1, 0.1, 0.4, 0.3, 0.2, 0.9) == ["opacity, lung, left"]
-    # A round opacity is a lesion as well: one code says both.
+    # A round opacity is also a lesion: one code covers both.
     assert words(0.6, 0.6, 0.1, 0.4, 0.1, 0.2, 0.9) == ["opacity, lung, right, round"]
-    assert words(0.1, 0.1, 0.7, 0.5, 0.0, 0.0, 0.0) == ["edema", "fracture"]  # by their names
-    assert planning.in_words(head, CHEST, torch.full((1, 7), 0.9), {"edema": 0.5}) == [["edema"]]
+    assert words(0.1, 0.1, 0.7, 0.5, 0.0, 0.0, 0.0) == ["edema", "fracture"]  # without a code
+    assert planning.describe_head_findings(
+        head, CHEST, torch.full((1, 7), 0.9), {"edema": 0.5}
+    ) == [["edema"]]
 
 
-def test_the_plan_tells_what_the_head_holds(corpus, head, monkeypatch):
+def test_the_plan_passes_the_heads_findings_to_the_llm(corpus, head, monkeypatch):
     evaluator = build_evaluator(experiment_of(corpus, head))
-    model, said = evaluator.model, []
+    model, questions = evaluator.model, []
     monkeypatch.setattr(
-        model, "generate", lambda batch, how, bonus=None: said.extend(batch["question"])
+        model, "generate", lambda batch, generation, bonus=None: questions.extend(batch["question"])
     )
     samples = [evaluator.data[i] for i in range(len(evaluator.data))]
     evaluator.task.predict(model, evaluator.collate.prompts(samples))
     codes = [s["meta"]["codes"] for s in samples]
-    opaque = ["opacity, lung, left" in text for text in said]
-    wanted = [c == CODES["left"] for c in codes]
-    agreed = sum(a == b for a, b in zip(opaque, wanted, strict=True))
-    assert agreed > len(samples) * 0.7 and any(opaque)
-    assert all(t.startswith("(found: ") and t.endswith("show?") for t in said), said[:3]
-    # The same of pixels as of stored features, and in a chat as in evaluation.
+    planned = ["opacity, lung, left" in text for text in questions]
+    expected = [c == CODES["left"] for c in codes]
+    agreed = sum(a == b for a, b in zip(planned, expected, strict=True))
+    assert agreed > len(samples) * 0.7 and any(planned)
+    assert all(q.startswith("(found: ") and q.endswith("show?") for q in questions), questions[:3]
+    # Pixels and stored features, chat and evaluation give the same plan.
     parts = build_chat(experiment_of(corpus, head), "cpu")
     image = parts.read_media(evaluator.data.records[0].media[0].path)
-    planned = parts.plan([image], "What does it show?")
-    assert f"(found: {planned.caption}) {planned.question}" == said[0]
+    plan = parts.plan([image], "What does it show?")
+    assert f"(found: {plan.caption}) {plan.question}" == questions[0]
 
 
-def test_the_plan_can_ask_for_less(corpus, head):
+def test_a_plan_can_be_restricted_to_some_findings(corpus, head):
     evaluator = build_evaluator(experiment_of(corpus, head, ", findings: [hypoinflation]"))
     prompts = evaluator.collate.prompts([evaluator.data[i] for i in range(9)])
-    held = planning.held_likely(evaluator.model, prompts, evaluator.task.config.plan)
-    assert {w for words in held for w in words} <= {"lung, hypoinflation", "normal"}
-    all_of_it = build_evaluator(experiment_of(corpus, head, ", threshold: 0.0"))
-    held = planning.held_likely(evaluator.model, prompts, all_of_it.task.config.plan)
-    assert held[0] == ["cardiomegaly, mild", "lung, hypoinflation", "opacity, lung, left"]
+    findings = planning.predict_findings(evaluator.model, prompts, evaluator.task.config.plan)
+    assert {w for words in findings for w in words} <= {"lung, hypoinflation", "normal"}
+    unrestricted = build_evaluator(experiment_of(corpus, head, ", threshold: 0.0"))
+    findings = planning.predict_findings(evaluator.model, prompts, unrestricted.task.config.plan)
+    assert findings[0] == ["cardiomegaly, mild", "lung, hypoinflation", "opacity, lung, left"]
 
 
-def test_mistakes_are_named(corpus, head, tmp_path):
+def test_errors(corpus, head, tmp_path):
     evaluator = build_evaluator(experiment_of(corpus))
     with pytest.raises(InputError, match=r"set model\.finding_head"):
         evaluator.task.predict(evaluator.model, evaluator.collate.prompts([evaluator.data[0]]))
@@ -163,7 +167,7 @@ def test_mistakes_are_named(corpus, head, tmp_path):
     with pytest.raises(WeightsError, match="cannot be read"):
         load_head(tmp_path / "none", "0")
     save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(WeightsError, match="none that `xraygpt"):
+    with pytest.raises(WeightsError, match="not written by `xraygpt"):
         load_head(tmp_path / "other.safetensors", "0")
     (tmp_path / "torn").write_bytes(head.read_bytes()[:90])
     with pytest.raises(WeightsError, match="cannot be read"):

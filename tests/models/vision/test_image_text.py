@@ -1,4 +1,4 @@
-"""An encoder made of pairs: losses are what papers say, what it learns is in the image."""
+"""Training an encoder on pairs: losses as published, results, and use in other models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from xraygpt.models.vision.encoders import build_vision
 from xraygpt.models.vision.image_text import Pair
 from xraygpt.processors.image import ImageSpec
 from xraygpt.tasks.contrastive import ImageTextContrastive, findings_of
-from xraygpt.vocabulary import vocabulary_of
+from xraygpt.vocabulary import get_vocabulary
 from xraygpt.vocabulary.chest_labeller import FINDINGS
 
 YAML = """
@@ -89,73 +89,73 @@ def task(**settings) -> ImageTextContrastive:
     return ImageTextContrastive(ImageTextContrastive.Config(**settings))
 
 
-def test_pairs_is_the_loss_of_clip():
+def test_pairs_is_clips_loss():
     p = pair()
     logits = p.scale * p.image @ p.text.T
     own = torch.arange(5)
     clip = (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
-    said = task(matching="pairs").matching(p, torch.zeros(5, len(FINDINGS))).mean()
-    assert said == pytest.approx(float(clip), abs=1e-6)
+    loss = task(matching="pairs").matching_loss(p, torch.zeros(5, len(FINDINGS))).mean()
+    assert loss == pytest.approx(float(clip), abs=1e-6)
 
 
-def test_semantic_targets_are_likenesses_of_findings():
+def test_semantic_targets_are_similarities_of_findings():
     p = pair(4)
     truth = torch.zeros(4, len(FINDINGS))
-    truth[:2, 1] = 1  # two of one finding, two of others
+    truth[:2, 1] = 1  # two rows share a finding, two have others
     truth[2, 2] = truth[3, 3] = 1
     logits = p.scale * p.image @ p.text.T
     target = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
-    wanted = 0.0
+    expected = 0.0
     for side in (logits, logits.T):
-        wanted += -(target.div(0.5).softmax(1) * side.log_softmax(1)).sum(1)
-    said = task(target_temperature=0.5).matching(p, truth)
-    torch.testing.assert_close(said, wanted / 2)
-    # Where all findings differ and the temperature is low, it is CLIP's loss again.
-    apart = torch.eye(len(FINDINGS))[:4]
-    hard = task(target_temperature=1e-3).matching(p, apart)
-    torch.testing.assert_close(hard, task(matching="pairs").matching(p, apart))
+        expected += -(target.div(0.5).softmax(1) * side.log_softmax(1)).sum(1)
+    loss = task(target_temperature=0.5).matching_loss(p, truth)
+    torch.testing.assert_close(loss, expected / 2)
+    # If all findings differ and the temperature is low, it equals CLIP's loss.
+    distinct = torch.eye(len(FINDINGS))[:4]
+    hard = task(target_temperature=1e-3).matching_loss(p, distinct)
+    torch.testing.assert_close(hard, task(matching="pairs").matching_loss(p, distinct))
 
 
 def test_findings_are_the_labellers():
-    found = findings_of(
-        "Cardiomegaly. Possible left effusion. No pneumothorax.", vocabulary_of("chest_xray")
+    values = findings_of(
+        "Cardiomegaly. Possible left effusion. No pneumothorax.", get_vocabulary("chest_xray")
     )
-    there = {name for name, value in zip(FINDINGS, found, strict=True) if value}
-    assert there == {"cardiomegaly", "pleural_effusion"}
+    present = {name for name, value in zip(FINDINGS, values, strict=True) if value}
+    assert present == {"cardiomegaly", "pleural_effusion"}
 
 
 @pytest.mark.slow
-def test_what_it_learns_is_in_the_image(run):
+def test_it_learns_from_the_image(run):
     _, _, _, scores = run
-    assert scores["val/image_gap"] > 0.3  # another study's image fits the text worse
+    assert scores["val/image_gap"] > 0.3  # another study's image matches the text less
 
 
 @pytest.mark.slow
-def test_texts_alone_and_several_images_go_into_one_batch(run):
+def test_a_batch_may_mix_rows_without_and_with_several_images(run):
     _, _, runner, _ = run
     samples = [runner.splits["train"][i] for i in range(4)]
-    alone = {**samples[1], "media": [], "turns": [dict(t) for t in samples[1]["turns"]]}
-    for turn in alone["turns"]:
+    text_only = {**samples[1], "media": [], "turns": [dict(t) for t in samples[1]["turns"]]}
+    for turn in text_only["turns"]:
         turn["text"] = turn["text"].replace("<image>", "")
     twice = {**samples[2], "media": samples[2]["media"] * 2}
     twice["turns"] = [dict(t) for t in samples[2]["turns"]]
     twice["turns"][0]["text"] = "<image> " + twice["turns"][0]["text"]
     model = runner.model.eval()
-    batch = runner.collate([samples[0], alone, twice, samples[3]])
-    found = model(batch)
-    assert found.rows.tolist() == [0, 2, 3] and found.text.shape == (4, 16)
+    batch = runner.collate([samples[0], text_only, twice, samples[3]])
+    pair = model(batch)
+    assert pair.rows.tolist() == [0, 2, 3] and pair.text.shape == (4, 16)
     single = model(runner.collate([samples[2], samples[0]]))
-    torch.testing.assert_close(found.image[1], single.image[0])  # the same image twice is itself
+    torch.testing.assert_close(pair.image[1], single.image[0])  # an image repeated is unchanged
     output = runner.task.loss(model, batch)
     assert output.row_loss[1] == 0 and output.num_targets.tolist() == [1, 1, 1, 1]
-    nothing = runner.task.loss(model.train(), runner.collate([alone]))
-    nothing.loss.backward()
-    assert float(nothing.loss) == 0 and model.image_proj.weight.grad is not None
+    empty = runner.task.loss(model.train(), runner.collate([text_only]))
+    empty.loss.backward()
+    assert float(empty.loss) == 0 and model.image_proj.weight.grad is not None
     model.zero_grad()
 
 
 @pytest.mark.slow
-def test_kept_blocks_are_not_touched(tmp_path, toy):
+def test_frozen_blocks_are_unchanged(tmp_path, toy):
     options = ["model.vit_model=timm/vit_tiny_patch16_224", "model.image_size=32"]
     runner, _ = trained(tmp_path, toy, 2, "pairs", *options, "model.train_from=11")
     again, _ = trained(tmp_path, toy, 1, "pairs", *options, "model.train_from=11")
@@ -164,8 +164,8 @@ def test_kept_blocks_are_not_touched(tmp_path, toy):
         again.model.vision.net.state_dict().values(),
         strict=True,
     ):
-        kept = not name.startswith(("blocks.11", "norm"))
-        if kept and name not in ("cls_token", "pos_embed"):
+        frozen = not name.startswith(("blocks.11", "norm"))
+        if frozen and name not in ("cls_token", "pos_embed"):
             assert torch.equal(one, two), name
     with pytest.raises(InputError, match="this encoder has no blocks"):
         trained(tmp_path, toy, 1, "pairs", "model.train_from=1")
@@ -178,7 +178,7 @@ def evaluation(base: Path, corpus: Path, vit_model: str) -> Evaluation:
 
 
 @pytest.mark.slow
-def test_the_encoder_is_used_frozen_by_another_model(run):
+def test_the_encoder_can_be_used_by_another_model(run):
     base, corpus, runner, _ = run
     name = f"run/{base / 'encoder'}"
     own = build_vision(name, None, None).freeze()
@@ -186,10 +186,10 @@ def test_the_encoder_is_used_frozen_by_another_model(run):
     torch.testing.assert_close(own.encode(pixels), runner.model.eval().vision.encode(pixels))
     both = build_vision(name + "+base", None, None)
     assert encoders.has_weights("tiny") and not encoders.has_weights("timm/resnet18")
-    began = build_vision("tiny", None, None)
-    assert both.width == own.width + began.width and both.num_tokens == own.num_tokens
+    initial = build_vision("tiny", None, None)
+    assert both.width == own.width + initial.width and both.num_tokens == own.num_tokens
     torch.testing.assert_close(
-        both.encode(pixels), torch.cat([own.encode(pixels), began.encode(pixels)], dim=-1)
+        both.encode(pixels), torch.cat([own.encode(pixels), initial.encode(pixels)], dim=-1)
     )
     from xraygpt.experiment import build_evaluator
 
@@ -198,12 +198,13 @@ def test_the_encoder_is_used_frozen_by_another_model(run):
 
 
 @pytest.mark.slow
-def test_a_model_refuses_features_of_an_encoder_trained_anew(run, tmp_path, toy):
+def test_a_model_refuses_features_of_a_retrained_encoder(run, tmp_path, toy):
     base, _, _, _ = run
-    mine = tmp_path / "encoder"
-    shutil.copytree(base / "encoder", mine)
+    encoder = tmp_path / "encoder"
+    shutil.copytree(base / "encoder", encoder)
     model = (
-        f"model: {{arch: xraygpt, model_type: tiny, prompt_template: xraygpt, vit_model: run/{mine}"
+        "model: {arch: xraygpt, model_type: tiny, prompt_template: xraygpt, "
+        f"vit_model: run/{encoder}"
     )
     rest = (
         f"datasets: {{toy: {{builder: records, storage: {toy}}}}}\nrun: {{task: report_generation, "
@@ -214,37 +215,37 @@ def test_a_model_refuses_features_of_an_encoder_trained_anew(run, tmp_path, toy)
     ours = f"{model}, ckpt: {tmp_path / 'out'}}}\n{rest}max_steps: 1, device: cpu}}"
     yaml.write_text(ours)
     build_runner(load(Training, yaml))  # the same encoder
-    trained(tmp_path, toy, 1)  # trained anew into the same folder
+    trained(tmp_path, toy, 1)  # retrain into the same folder
     with pytest.raises(WeightsError, match="features of another encoder"):
         build_runner(load(Training, yaml))
 
 
 @pytest.mark.slow
-def test_one_image_in_a_batch_is_normalised_as_in_evaluation(run):
+def test_a_single_image_is_normalised_as_in_evaluation(run):
     _, _, runner, _ = run
     model = runner.model
     rows = torch.randn(1, model.norm.num_features)
-    one = model.train()._normed(rows)
-    torch.testing.assert_close(one, model.eval()._normed(rows))
-    torch.testing.assert_close(one, torch.nn.BatchNorm1d.forward(model.norm, rows))
+    normalised = model.train()._normalise(rows)
+    torch.testing.assert_close(normalised, model.eval()._normalise(rows))
+    torch.testing.assert_close(normalised, torch.nn.BatchNorm1d.forward(model.norm, rows))
 
 
 @pytest.mark.slow
-def test_the_probe_finds_what_was_learned_and_nothing_in_others_images(run):
+def test_the_probe_needs_the_right_images(run):
     base, corpus, _, _ = run
     experiment = evaluation(base, corpus, "tiny")
     name = f"run/{base / 'encoder'}"
-    place = make_accelerator("cpu")
-    encoder, known, val = probe.splits_of(experiment, name, place)
+    accelerator = make_accelerator("cpu")
+    encoder, known, val = probe.load_splits(experiment, name, accelerator)
     score = probe.probe(known, val, strength=1.0)[0]
     assert score.name == "AUROC/no_finding" and score.low > 0.9
-    spec = ImageSpec(**vars(encoder.wants), tokens_per_image=1)
+    spec = ImageSpec(**vars(encoder.input_spec), tokens_per_image=1)
     data = experiment.datasets["toy"].build(image_spec=spec).build("val", "eval")
-    wrong = probe._split(encoder, name, shuffled(data, seed=0), place)
+    wrong = probe._load_split(encoder, name, shuffled(data, seed=0), accelerator)
     assert probe.probe(known, wrong, strength=1.0)[0].value < 0.6
 
 
-def test_probe_scores_features_that_hold_the_answer_and_those_that_do_not():
+def test_probe_scores_of_informative_and_random_features():
     rng = np.random.default_rng(0)
     truth = np.zeros((400, len(FINDINGS)))
     truth[:, 1] = rng.random(400) < 0.3
@@ -255,23 +256,23 @@ def test_probe_scores_features_that_hold_the_answer_and_those_that_do_not():
     def split(features, rows):
         return probe.Split(features[rows], truth[rows], studies[rows])
 
-    one, two = slice(0, 250), slice(250, 400)
-    score = probe.probe(split(good, one), split(good, two), strength=1.0)[0]
+    train, val = slice(0, 250), slice(250, 400)
+    score = probe.probe(split(good, train), split(good, val), strength=1.0)[0]
     assert score.name == f"AUROC/{FINDINGS[1]}" and score.low > 0.8
     nothing = rng.normal(size=(400, 6))
-    chance = probe.probe(split(nothing, one), split(nothing, two), strength=1.0)[0]
+    chance = probe.probe(split(nothing, train), split(nothing, val), strength=1.0)[0]
     assert chance.low < 0.5 < chance.high
     table = probe.as_markdown({"a": [score], "b": [chance]}, {FINDINGS[1]: 45})
-    assert f"| {FINDINGS[1]} | 45 |" in table and "| b | less the first |" in table
+    assert f"| {FINDINGS[1]} | 45 |" in table and "| b | minus the first |" in table
 
 
 @pytest.mark.slow
-def test_mistakes_are_named(run, tmp_path, toy):
+def test_errors(run, tmp_path, toy):
     base, _, _, _ = run
     with pytest.raises(ConfigError, match="nothing to learn"):
         options = ["run.task.matching_weight=0", "run.task.label_weight=0"]
         trained(tmp_path, toy, 1, "pairs", *options)
-    with pytest.raises(InputError, match="brings its weights; leave it out"):
+    with pytest.raises(InputError, match="has its own weights; remove this key"):
         build_vision(f"run/{base / 'encoder'}", None, base / "encoder")
     with pytest.raises(WeightsError, match="no usable checkpoint"):
         build_vision(f"run/{tmp_path}", None, None)
@@ -285,15 +286,15 @@ def test_mistakes_are_named(run, tmp_path, toy):
         probe.probe(rows, rows)
 
 
-def test_the_training_processor_turns_and_changes_grey_by_its_draw():
+def test_the_training_processor_rotates_and_changes_grey_levels_by_its_key():
     from xraygpt.processors.image import XrayImageTrain
 
     spec = ImageSpec(image_size=32, mean=(0.5,), std=(0.5,), tokens_per_image=1)
     config = XrayImageTrain.Config(min_scale=1.0, degrees=15, grey_change=0.3)
     processor = XrayImageTrain(config, image_spec=spec)
     picture = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
-    one, again, other = processor(picture, "a"), processor(picture, "a"), processor(picture, "b")
-    assert torch.equal(one, again) and not torch.equal(one, other)
-    assert one.abs().max() <= 1 and not processor.deterministic
+    first, same, other = processor(picture, "a"), processor(picture, "a"), processor(picture, "b")
+    assert torch.equal(first, same) and not torch.equal(first, other)
+    assert first.abs().max() <= 1 and not processor.deterministic
     plain = XrayImageTrain(XrayImageTrain.Config(min_scale=1.0), image_spec=spec)
-    assert plain.deterministic and not math.isclose(float((plain(picture) - one).abs().max()), 0)
+    assert plain.deterministic and not math.isclose(float((plain(picture) - first).abs().max()), 0)

@@ -1,4 +1,4 @@
-"""What people have in a weight file's place: each is named, and nothing in it is run."""
+"""Files that are no usable weights: each is reported, and no code in them is run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from xraygpt.models.weights.files import read_state_dict
 STATE = {"a.weight": torch.arange(600.0), "b": torch.ones(2, 3)}
 
 
-class Harm:
-    """Would make a folder when unpickled."""
+class Malicious:
+    """Creates a folder when unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -63,26 +63,29 @@ BAD = {
     "tensor.pth": (lambda p: saved(p, torch.ones(3)), "no named tensors but a Tensor"),
     "nothing.pth": (lambda p: saved(p, {"epoch": 3}), "no named tensors but a dict"),
     "model_is_none.pth": (lambda p: saved(p, {"model": None, "epoch": 3}), "no named tensors"),
-    "code.pth": (lambda p: saved(p, {"model": Harm(p.parent / "harm")}), "run code"),
-    "code_old.pth": (lambda p: saved(p, Harm(p.parent / "harm"), old=True), "run code"),
-    "raw_pickle.pth": (lambda p: pickle.dumps(Harm(p.parent / "harm")), "run code|no weight file"),
+    "code.pth": (lambda p: saved(p, {"model": Malicious(p.parent / "folder")}), "run code"),
+    "code_old.pth": (lambda p: saved(p, Malicious(p.parent / "folder"), old=True), "run code"),
+    "raw_pickle.pth": (
+        lambda p: pickle.dumps(Malicious(p.parent / "folder")),
+        "run code|no weight file",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_weight_file_is_named_and_not_run(tmp_path, name):
+def test_unusable_files_are_reported_and_not_run(tmp_path, name):
     make, message = BAD[name]
     path = tmp_path / name
     path.write_bytes(make(path))
-    with pytest.raises(WeightsError, match=message) as caught:
+    with pytest.raises(WeightsError, match=message) as error:
         read_state_dict(path)
-    assert name in str(caught.value)
-    assert not (tmp_path / "harm").exists()
+    assert name in str(error.value)
+    assert not (tmp_path / "folder").exists()
 
 
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": s}])
-def test_the_usual_nestings_are_read(tmp_path, wrap, old):
+def test_usual_nestings_are_read(tmp_path, wrap, old):
     saved(tmp_path / "x.pth", wrap(STATE), old=old)
     read = read_state_dict(tmp_path / "x.pth")
     assert all(torch.equal(read[k], STATE[k]) for k in STATE) and len(read) == len(STATE)

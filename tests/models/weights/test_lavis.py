@@ -1,4 +1,4 @@
-"""Files in the layout of LAVIS, MiniGPT-4 and XrayGPT: nothing is lost, nothing slips in."""
+"""Files of LAVIS, MiniGPT-4 and XrayGPT: all keys are accounted for."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEXT_SIDE = {
 
 
 def tiny(seed: int = 0, **settings) -> XrayGPT:
-    """A real ViT and a Q-Former with and without cross-attention, a few pixels wide."""
+    """A small ViT and a Q-Former of layers with and without cross-attention."""
     settings = {
         "vit_model": "timm/vit_tiny_patch16_224",
         "image_size": 32,
@@ -51,7 +51,7 @@ def tiny(seed: int = 0, **settings) -> XrayGPT:
 
 
 def old_names(model: XrayGPT) -> dict[str, torch.Tensor]:
-    """The model's weights as XrayGPT would call them."""
+    """The model's weights under XrayGPT's original names."""
     rules = (
         (r"vision\.net\.(.+)", r"visual_encoder.\1"),
         (r"proj\.(.+)", r"llama_proj.\1"),
@@ -71,7 +71,7 @@ def old_names(model: XrayGPT) -> dict[str, torch.Tensor]:
 
 
 def save(path: Path, state: dict[str, torch.Tensor], **more) -> Path:
-    """As their trainers save: a pickle with everything else in it, of the old kind."""
+    """Save like the original trainers: an old-format pickle with optimizer and configuration."""
     content = {"model": state, "optimizer": {}, "config": {"run": {}}, "epoch": 3, **more}
     torch.save(content, path, _use_new_zipfile_serialization=False)
     return path
@@ -93,7 +93,7 @@ def theirs() -> XrayGPT:
 
 
 @pytest.mark.slow
-def test_a_whole_checkpoint_is_the_same_model(theirs, tmp_path, caplog):
+def test_a_full_checkpoint_gives_the_same_model(theirs, tmp_path, caplog):
     caplog.set_level("INFO")
     state = {f"module.{k}": v for k, v in (old_names(theirs) | TEXT_SIDE).items()}
     ours = tiny(seed=2)
@@ -105,10 +105,10 @@ def test_a_whole_checkpoint_is_the_same_model(theirs, tmp_path, caplog):
 
 
 @pytest.mark.slow
-def test_the_layers_of_the_lineage_make_the_same_model(theirs, tmp_path):
+def test_the_separate_files_give_the_same_model(theirs, tmp_path):
     names = old_names(theirs)
-    bare = {k.removeprefix("visual_encoder."): v for k, v in part(names, "visual_enc").items()}
-    torch.save(bare, tmp_path / "vit.pth")
+    vit = {k.removeprefix("visual_encoder."): v for k, v in part(names, "visual_enc").items()}
+    torch.save(vit, tmp_path / "vit.pth")
     blip2 = part(names, "Qformer", "query_tokens", "ln_vision") | TEXT_SIDE
     inv = {"llama_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
     ours = tiny(
@@ -117,7 +117,7 @@ def test_the_layers_of_the_lineage_make_the_same_model(theirs, tmp_path):
         vit_ckpt=tmp_path / "vit.pth",
         ckpt=tmp_path / "xraygpt.pth",
     )
-    ours = XrayGPT(ours.config).eval()  # `tiny` draws every weight anew, those of the ViT too
+    ours = XrayGPT(ours.config).eval()  # `tiny` randomises all weights
     save(tmp_path / "xraygpt.pth", part(names, "llama_proj") | inv)
     _, fresh = load_weights(ours, tmp_path / "xraygpt.pth")
     assert torch.equal(tokens(ours), tokens(theirs))
@@ -129,9 +129,9 @@ WRONG = {
         lambda s: s.pop("Qformer.bert.encoder.layer.2.crossattention.self.key.bias"),
         "missing",
     ),
-    "an unknown one": (
+    "an unknown tensor": (
         lambda s: s.update({"Qformer.bert.pooler.weight": torch.ones(1)}),
-        "none of this",
+        "unknown in files of LAVIS",
     ),
     "another width": (
         lambda s: s.update({"ln_vision.weight": torch.ones(1408)}),
@@ -145,7 +145,7 @@ WRONG = {
         lambda s: s.update({"llama_proj.weight": torch.ones(32, 5632)}),
         "Llama 2",
     ),
-    "a bare projection": (
+    "only a projection": (
         lambda s: [s.pop(k) for k in [*s] if not k.startswith("llama_proj")],
         "no Q-Former.*q_former_model",
     ),
@@ -157,10 +157,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_does_not_fit_is_refused_with_both_sides(theirs, tmp_path, name):
-    harm, message = WRONG[name]
+def test_unsuitable_files_are_rejected(theirs, tmp_path, name):
+    change, message = WRONG[name]
     state = old_names(theirs)
-    harm(state)
+    change(state)
     ours = tiny(seed=2)
     before = tokens(ours)
     with pytest.raises(WeightsError, match=message):
@@ -168,17 +168,17 @@ def test_what_does_not_fit_is_refused_with_both_sides(theirs, tmp_path, name):
     assert torch.equal(tokens(ours), before)
 
 
-def test_eva_loses_what_blip2_cuts_off():
+def test_the_last_block_of_eva_is_dropped_as_in_blip2():
     names = ["cls_token", "blocks.38.norm1.weight", "blocks.39.norm1.weight", "norm.bias"]
-    account = convert_state({n: torch.ones(1) for n in [*names, "head.weight"]}, Path("eva.pth"))
-    assert sorted(account.state) == ["vision.net.blocks.38.norm1.weight", "vision.net.cls_token"]
-    assert account.dropped == {
+    converted = convert_state({n: torch.ones(1) for n in [*names, "head.weight"]}, Path("eva.pth"))
+    assert sorted(converted.state) == ["vision.net.blocks.38.norm1.weight", "vision.net.cls_token"]
+    assert converted.dropped == {
         "the encoder's last block, norm and head": [*names[2:], "head.weight"]
     }
 
 
 def blip2_of_width(width: int, tmp_path: Path) -> tuple[XrayGPT, Path]:
-    """A Q-Former's file made with an encoder of `width`, and the model it came from."""
+    """A Q-Former's file for an encoder of `width`, and the model it is from."""
     model = tiny(seed=1, vit_model="precomputed", vit_width=width, image_size=None)
     state = part(old_names(model), "Qformer", "query_tokens", "ln_vision")
     return model, save(tmp_path / "blip2.pth", state)
@@ -189,7 +189,7 @@ def wider(tmp_path: Path, **qformer) -> XrayGPT:
     return tiny(q_former_model=tmp_path / "blip2.pth", qformer=sizes)
 
 
-def test_another_width_names_two_ways_out(tmp_path):
+def test_the_error_for_another_width_suggests_two_fixes(tmp_path):
     blip2_of_width(96, tmp_path)
     with pytest.raises(WeightsError, match=r"width 96, and .* gives 192") as error:
         wider(tmp_path)
@@ -197,7 +197,7 @@ def test_another_width_names_two_ways_out(tmp_path):
     assert "new_cross_attention: true" in str(error.value)
 
 
-def test_an_adapter_keeps_all_of_the_qformer(tmp_path):
+def test_an_adapter_keeps_the_whole_qformer(tmp_path):
     sizes = QFormerConfig(layers=LAYERS, hidden=64, adapter=96)
     model, file = blip2_of_width(96, tmp_path)
     config = XrayGPT.Config(
@@ -221,12 +221,15 @@ def test_new_cross_attention_keeps_the_rest(tmp_path):
         q_former_model=file, llm=model.config.llm,
     )  # fmt: skip
     own, theirs = XrayGPT(config).qformer.state_dict(), model.qformer.state_dict()
-    anew = {n for n, t in theirs.items() if not torch.equal(own[n].flatten(), t.flatten())}
-    reading = [
+    reset = {n for n, t in theirs.items() if not torch.equal(own[n].flatten(), t.flatten())}
+    cross_attention = [
         f"layer.{i}.crossattention.attention.{k}.weight" for i in (0, 2) for k in ("key", "value")
     ]
-    expected = {f"qformer.encoder.{n}" for n in reading} | {"ln_vision.weight", "ln_vision.bias"}
-    assert anew == expected
+    expected = {f"qformer.encoder.{n}" for n in cross_attention} | {
+        "ln_vision.weight",
+        "ln_vision.bias",
+    }
+    assert reset == expected
     with pytest.raises(ValueError, match="at random"):
         XrayGPT.Config(
             freeze_qformer=True, qformer=QFormerConfig(layers=LAYERS, new_cross_attention=True)

@@ -1,1 +1,1 @@
-"""Language models: loading, adapters, the loss on answers, decoding."""
+"""Language models: loading, LoRA, the loss on answers, decoding."""

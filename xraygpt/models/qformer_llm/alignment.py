@@ -25,7 +25,7 @@ from xraygpt.common.checks import Checks
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
 from xraygpt.models import param_groups
-from xraygpt.models.base import BaseModel, Texts, renderer_of
+from xraygpt.models.base import BaseModel, TextSource, build_renderer
 from xraygpt.models.llm.small_llm import check_tokenizer, new_tokenizer
 from xraygpt.models.media_tokens import images_per_row
 from xraygpt.models.qformer_llm import import_weights, qformer
@@ -92,7 +92,7 @@ class QFormerAlignment(BaseModel):
     context_len = 512  # positions of the Q-Former's words
 
     def __init__(
-        self, config: Config, *, texts: Texts = list, assets: Path | None = None, **_: Any
+        self, config: Config, *, texts: TextSource = list, assets: Path | None = None, **_: Any
     ) -> None:
         super().__init__(config)
         self.tokenizer = saved_tokenizer(assets) or new_tokenizer(texts(), config.vocab_size)
@@ -112,7 +112,7 @@ class QFormerAlignment(BaseModel):
             self.match_head = nn.Linear(width, 1)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
         self.media_collator = QueryCollator(1)
-        self.renderer = renderer_of(config, self.tokenizer, assets=assets)
+        self.renderer = build_renderer(config, self.tokenizer, assets=assets)
 
     def no_weight_decay(self) -> tuple[str, ...]:
         """The Q-Former's queries."""
@@ -126,7 +126,7 @@ class QFormerAlignment(BaseModel):
     @property
     def image_spec(self) -> ImageSpec:  # type: ignore[override]
         """What the encoder wants."""
-        return ImageSpec(**vars(self.vision.wants), tokens_per_image=1)
+        return ImageSpec(**vars(self.vision.input_spec), tokens_per_image=1)
 
     def forward(self, batch: Batch, return_logits: bool = False) -> Any:
         """An `Aligned`: similarities of all pairs, how well own and hard wrong pairs fit.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from xraygpt.common.errors import WeightsError
-from xraygpt.common.publishing import publish_folder, writing
+from xraygpt.common.publishing import publish_folder, report_write_errors
 from xraygpt.models.capabilities import ExportSettings
 from xraygpt.models.llm.small_llm import merge_lora_weights
 from xraygpt.models.qformer_llm import export_names
@@ -42,7 +42,7 @@ def to_pth(model: Composition, out: Path, how: ExportSettings) -> str:
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     try:
-        with writing(out):
+        with report_write_errors(out):
             torch.save({"model": {n: t.contiguous() for n, t in state.items()}}, aside)
         aside.replace(out)
     finally:

@@ -23,7 +23,7 @@ from xraygpt.common.errors import WeightsError
 from xraygpt.models.qformer_llm.parts import Composition
 from xraygpt.models.qformer_llm.qformer import QFormer, sizes
 from xraygpt.models.vision.published import is_eva
-from xraygpt.models.weights.lavis import OWN
+from xraygpt.models.weights.lavis import OWN_PREFIX
 from xraygpt.models.weights.rules import Rule, apply_rules
 from xraygpt.processors.image import XrayImage
 from xraygpt.prompting.content import Turn
@@ -44,7 +44,7 @@ TO_PTH = (
     ),
     Rule(_LAYER, r"Qformer.bert.\1.self.\2"),
     Rule(r"qformer\.qformer\.(.+)", r"Qformer.bert.\1"),
-    Rule(r"(average_.+)", rf"{OWN}\1"),  # the original passes over keys it does not know
+    Rule(r"(average_.+)", rf"{OWN_PREFIX}\1"),  # the original passes over keys it does not know
 )
 _BLOCK = r"vision\.net\.blocks\.(\d+)\."
 TO_BLIP2 = (
@@ -179,14 +179,14 @@ def embedding_name(model: Composition) -> str:
 def blip2_config(model: Composition, state: dict[str, Tensor], image_id: int) -> Blip2Config:
     """The configuration `state` belongs to."""
     net: Any = model.vision.net  # type: ignore[union-attr]
-    wants = model.vision.wants  # type: ignore[union-attr]
+    input_spec = model.vision.input_spec  # type: ignore[union-attr]
     block = net.blocks[0]
     vision = Blip2VisionConfig(
         hidden_size=net.embed_dim,
         intermediate_size=block.mlp.fc1.out_features,
         num_hidden_layers=len(net.blocks),
         num_attention_heads=block.attn.num_heads,
-        image_size=wants.image_size,
+        image_size=input_spec.image_size,
         patch_size=net.patch_embed.patch_size[0],
         hidden_act="gelu",
         layer_norm_eps=VISION_EPS,
@@ -244,8 +244,8 @@ def eps_effect(model: Composition) -> float:
     LAVIS has 1e-5 after the encoder and 1e-6 within it, transformers one for both. The change is
     half the difference over the variance of a token, which is measured on a grey image with noise.
     """
-    wants = model.vision.wants  # type: ignore[union-attr]
-    shape = (1, wants.channels, wants.image_size, wants.image_size)
+    input_spec = model.vision.input_spec  # type: ignore[union-attr]
+    shape = (1, input_spec.channels, input_spec.image_size, input_spec.image_size)
     pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     variance = model.encode(pixels).var(dim=-1, unbiased=False).min()
     return float((1e-5 - VISION_EPS) / 2 / variance)
@@ -260,7 +260,7 @@ def prompt_text(model: Composition, question: str, image_token: str) -> tuple[st
     turns = [Turn(role="user", text=f"<image> {question}")]
     count = model.config.num_query_token
     ids = model.renderer.render(turns, [Run(count)])["input_ids"]
-    pieces = model.renderer.written(turns).split("<image>")
+    pieces = model.renderer.render_text(turns).split("<image>")
     opening = model.tokenizer.bos_token if model.renderer.opens_with_bos else ""
     return opening + (image_token * count).join(pieces), ids
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from xraygpt.common.errors import WeightsError
 from xraygpt.models.llm.small_llm import check_tokenizer
 from xraygpt.models.qformer_llm.parts import Composition
-from xraygpt.models.vision import encoders, own
+from xraygpt.models.vision import encoders, run_encoder
 from xraygpt.models.vision.base import VisionEncoder
 from xraygpt.models.weights import lavis
 from xraygpt.models.weights.files import read_weights
@@ -55,7 +55,8 @@ def run_digest(config: SeesImages, encoder: VisionEncoder | None) -> dict[str, s
     """What tells the frozen encoder of a run from that of a later one in the same folder."""
     if encoder is None or not getattr(config, "freeze_vit", True):
         return {}
-    return {"vision": encoder.digest()} if config.vit_model.startswith(own.PREFIX) else {}
+    trained_here = config.vit_model.startswith(run_encoder.RUN_PREFIX)
+    return {"vision": encoder.digest()} if trained_here else {}
 
 
 def check_encoder(folder: Path, own: dict[str, str]) -> None:

@@ -89,9 +89,9 @@ class InstructXrayGPT(XrayGPT):
         def __post_init__(self) -> None:
             length = self.max_question_len
             with Checks(self) as check:
-                check.also(super().__post_init__)
+                check.include(super().__post_init__)
                 wrong = not 1 <= length <= 512
-                check.refuse(wrong, "max_question_len", f"must lie in 1..512, got {length}")
+                check.refuse(wrong, "max_question_len", f"must be in 1..512, got {length}")
 
     config: Config
     reads_question = True
@@ -116,8 +116,8 @@ class InstructXrayGPT(XrayGPT):
             llm = self.config.llama_model
             return language.new_tokenizer([], 260) if llm is None else llm_files.load_tokenizer(llm)
         try:
-            return AutoTokenizer.from_pretrained(folder, **llm_files.LOCAL)
-        except llm_files.BROKEN as error:
+            return AutoTokenizer.from_pretrained(folder, **llm_files.LOCAL_ONLY)
+        except llm_files.LOAD_ERRORS as error:
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise WeightsError(
                 f"model.qformer_tokenizer: {folder} holds no tokenizer: {why}"

@@ -27,7 +27,7 @@ from xraygpt.common.checks import Checks
 from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
-from xraygpt.models.base import renderer_of
+from xraygpt.models.base import build_renderer
 from xraygpt.models.capabilities import ExportSettings
 from xraygpt.models.causal import CausalModel
 from xraygpt.models.llm import llm_files
@@ -143,7 +143,7 @@ class XrayGPT(CausalModel):
             torch.manual_seed(config.seed)
             self._build(config)
         self.media_collator = QueryCollator(config.num_query_token)
-        self.renderer = renderer_of(config, self.tokenizer, assets=assets)
+        self.renderer = build_renderer(config, self.tokenizer, assets=assets)
         if not hasattr(self.qformer, "qformer"):  # a plug-in's own
             self.unsupported = {
                 "maps": "what stands in its Q-Former's place has no cross-attention"
@@ -166,7 +166,7 @@ class XrayGPT(CausalModel):
                         "read from it: set model.vit_ckpt",
                         config.vit_model,
                     )
-        self.finding_head = finding_head.head_of(config.finding_head, self.vision)
+        self.finding_head = finding_head.load_configured_head(config.finding_head, self.vision)
         self.qformer = self.make_qformer(width, patches)
         if config.q_former_model is not None and config.ckpt is None:
             import_weights.take_qformer(self, config.q_former_model)
@@ -240,8 +240,8 @@ class XrayGPT(CausalModel):
         count = self.config.num_query_token
         if self.vision is None:
             return ImageSpec(image_size=224, mean=(0.5,), std=(0.5,), tokens_per_image=count)
-        wants = vars(self.vision.wants)
-        return ImageSpec(**wants, tokens_per_image=count)
+        input_spec = vars(self.vision.input_spec)
+        return ImageSpec(**input_spec, tokens_per_image=count)
 
     def train(self, mode: bool = True) -> Self:
         """As torch's, except that frozen parts stay in evaluation mode: no dropout in them."""
@@ -278,7 +278,7 @@ class XrayGPT(CausalModel):
 
     def merge_lora(self) -> None:
         """LoRA becomes part of the LLM's weights, where these are plain and in one place."""
-        llm_files.pack_for_answers(self.llm, True)
+        llm_files.set_4bit_cpu_kernel(self.llm, True)
         if self.config.lora is not None and self.config.llm_device_map is None:
             language.merge_lora_weights(self.llm)
 
@@ -376,7 +376,7 @@ class XrayGPT(CausalModel):
         if key is not None and whole and not self.reads_question:
             self.stores_queries = True
             self.qformer.eval()
-            key = f"{key} queries {vision.digest_of(self.qformer)}"
+            key = f"{key} queries {vision.weights_digest(self.qformer)}"
         return key
 
     def feature_key(self) -> str | None:
@@ -488,8 +488,8 @@ class XrayGPT(CausalModel):
     def _dummy(self, like: Tensor) -> dict[str, Tensor]:
         """One black image, or one empty feature, for a training batch without any."""
         if self.vision is not None and not self.config.freeze_vit:
-            wants = self.vision.wants
-            shape = (1, wants.channels, wants.image_size, wants.image_size)
+            input_spec = self.vision.input_spec
+            shape = (1, input_spec.channels, input_spec.image_size, input_spec.image_size)
             return {"pixel_values": torch.zeros(shape, device=like.device)}
         width = self.config.vit_width or self.vision.width  # type: ignore[union-attr]
         length = self.vision.num_tokens if self.vision is not None else 1

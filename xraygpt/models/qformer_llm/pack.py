@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from xraygpt.common.checkpoint import find_checkpoint, is_run_like, seal
+from xraygpt.common.checkpoint import find_checkpoint, is_run_or_checkpoint, write_manifest
 from xraygpt.models.llm import llm_files
 from xraygpt.models.qformer_llm import import_weights
 from xraygpt.models.qformer_llm.parts import Composition
-from xraygpt.models.vision import own
+from xraygpt.models.vision import run_encoder
 from xraygpt.models.weights.files import WEIGHTS, read_weights, save_half
 from xraygpt.version import __version__
 
@@ -59,11 +59,11 @@ def _pack_encoder(config: Any, folder: Path, out: Path) -> tuple[Any, Any]:
     Returns:
         The configuration as it is while `folder` is filled, and as it is when `out` is there.
     """
-    if not config.vit_model.startswith(own.PREFIX):
+    if not config.vit_model.startswith(run_encoder.RUN_PREFIX):
         return config, config
-    name = config.vit_model.removeprefix(own.PREFIX)
-    beside = own.BESIDE if name.endswith(own.BESIDE) else ""
-    source = find_checkpoint(Path(name.removesuffix(own.BESIDE)))
+    name = config.vit_model.removeprefix(run_encoder.RUN_PREFIX)
+    beside = run_encoder.BASE_SUFFIX if name.endswith(run_encoder.BASE_SUFFIX) else ""
+    source = find_checkpoint(Path(name.removesuffix(run_encoder.BASE_SUFFIX)))
     _, state = read_weights(source)
     target = folder / ENCODER
     target.mkdir()
@@ -71,24 +71,24 @@ def _pack_encoder(config: Any, folder: Path, out: Path) -> tuple[Any, Any]:
     trained = yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8"))["model"]
     kept = {key: trained.get(key) for key in ("arch", "vit_model", "vit_ckpt", "image_size")}
     (target / "config.yaml").write_text(yaml.safe_dump({"model": kept}), encoding="utf-8")
-    seal(target, packed=source.name, xraygpt=__version__)
+    write_manifest(target, packed=source.name, xraygpt=__version__)
     return (
-        replace(config, vit_model=f"{own.PREFIX}{target}{beside}"),
-        replace(config, vit_model=f"{own.PREFIX}{out / ENCODER}{beside}"),
+        replace(config, vit_model=f"{run_encoder.RUN_PREFIX}{target}{beside}"),
+        replace(config, vit_model=f"{run_encoder.RUN_PREFIX}{out / ENCODER}{beside}"),
     )
 
 
 def _pack_llm(inside: Any, outside: Any, folder: Path, out: Path) -> tuple[Any, Any]:
     """Write the LLM of a run; configurations as `_pack_encoder` gives them."""
     source = inside.llama_model
-    if source is None or not is_run_like(Path(source)):
+    if source is None or not is_run_or_checkpoint(Path(source)):
         return inside, outside
     loaded, tokenizer = llm_files.load_llm(source, "float32")
     llm: Any = loaded
     llm.config._name_or_path = ""  # a path of this machine
     llm.half().save_pretrained(folder / LLM)
     tokenizer.save_pretrained(folder / LLM)
-    seal(folder / LLM, packed=find_checkpoint(Path(source)).name, xraygpt=__version__)
+    write_manifest(folder / LLM, packed=find_checkpoint(Path(source)).name, xraygpt=__version__)
     return (
         replace(inside, llama_model=str(folder / LLM)),
         replace(outside, llama_model=str(out / LLM)),

@@ -46,7 +46,7 @@ class QFormerConfig:
     def __post_init__(self) -> None:
         with Checks(self) as check:
             check.at_least(1, "adapter")
-            check.share_below_one("dropout", "patch_dropout")
+            check.fraction_below_one("dropout", "patch_dropout")
             multiple = f"must be a multiple of 64, the width of a head; got {self.hidden}"
             check.refuse(self.hidden % 64, "hidden", multiple)
             both = self.adapter is not None and self.new_cross_attention

@@ -1,1 +1,1 @@
-"""Vision encoders and what is trained on top of their features."""
+"""Vision encoders, and the models trained on top of their features."""

@@ -1,7 +1,7 @@
-"""The one interface of vision encoders: pixels -> patch tokens.
+"""The interface of vision encoders: pixels -> patch tokens.
 
 Notation: N images, L tokens of one image, D the encoder's width, h w its grid of patches.
-`encoders.py` builds them by name.
+`encoders.py` builds encoders by name.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch.nn.functional import adaptive_max_pool2d
 from xraygpt.processors.image import InputSpec
 
 
-class Scales(nn.Module):
-    """A CNN whose places hold, beside its last features, the greatest of the finer ones in them.
+class MultiScale(nn.Module):
+    """A CNN's last features, concatenated with max-pooled features of finer strides.
 
     Args:
-        inner: Gives features of several strides, the finest first.
+        inner: Network that returns features of several strides, the finest first.
     """
 
     def __init__(self, inner: nn.Module) -> None:
@@ -28,41 +28,41 @@ class Scales(nn.Module):
         self.inner = inner
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, D, h, w), h and w of the last stride, D the sum of all widths."""
+        """(N, C, H, W) -> (N, D, h, w): the last stride's grid, the sum of all widths."""
         *finer, last = self.inner(pixels)
-        small = [adaptive_max_pool2d(each, last.shape[-2:]) for each in finer]
-        return torch.cat([last, *small], dim=1)
+        pooled_features = [adaptive_max_pool2d(features, last.shape[-2:]) for features in finer]
+        return torch.cat([last, *pooled_features], dim=1)
 
 
 class VisionEncoder(nn.Module):
-    """A network that makes patch tokens of images.
+    """A network that computes patch tokens of images.
 
     Attributes:
-        wants: Size, normalisation, colour and shape of its input.
+        input_spec: Size, normalisation, channels and fit of its input.
         width: D.
-        num_tokens: L of one image of `wants.image_size`.
-        has_position: Whether its tokens know where they lie; a CNN's do not.
+        num_tokens: L of an image of `input_spec.image_size`.
+        has_position: Whether tokens encode their position; a CNN's do not.
     """
 
-    def __init__(self, net: nn.Module, wants: InputSpec, *, has_position: bool) -> None:
+    def __init__(self, net: nn.Module, input_spec: InputSpec, *, has_position: bool) -> None:
         super().__init__()
-        self.net, self.wants, self.has_position = net, wants, has_position
+        self.net, self.input_spec, self.has_position = net, input_spec, has_position
         self.num_tokens, self.width = self._token_shape()
         self._frozen = False
 
     @property
     def image_size(self) -> int:
-        """Pixels, square."""
-        return self.wants.image_size
+        """Side of the square input in pixels."""
+        return self.input_spec.image_size
 
     @torch.no_grad()
     def _token_shape(self) -> tuple[int, int]:
-        """(L, D), found without computing: a pass of shapes alone, on the meta device."""
+        """(L, D), from a forward pass on the meta device."""
         self.eval()
-        size = self.wants.image_size
+        size = self.input_spec.image_size
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         shapes = {name: t.to("meta") for name, t in tensors.items()}
-        pixels = torch.zeros(1, self.wants.channels, size, size, device="meta")
+        pixels = torch.zeros(1, self.input_spec.channels, size, size, device="meta")
         probe = torch.func.functional_call(self, shapes, (pixels,))
         return probe.shape[1], probe.shape[2]
 
@@ -73,7 +73,7 @@ class VisionEncoder(nn.Module):
     def encode(self, pixel_values: Tensor) -> Tensor:
         """(N, C, H, W) normalised -> (N, L, D)."""
         if not self.has_position and not pixel_values.is_cuda:  # a CNN
-            # Convolutions on a CPU are faster when colours lie beside each other.
+            # Convolutions on the CPU are faster with channels last.
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         out = self.net(pixel_values)
         features: Tensor = getattr(out, "last_hidden_state", out)  # transformers' models
@@ -86,26 +86,25 @@ class VisionEncoder(nn.Module):
         return features
 
     def freeze(self) -> Self:
-        """No gradient, no dropout, no running statistics: now and whatever `train()` says."""
+        """Disable gradients, and keep evaluation mode even if `train()` is called."""
         self._frozen = True
         self.requires_grad_(False)
         return self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """As torch's, except that a frozen encoder stays in evaluation mode."""
+        """Set the mode, unless the encoder is frozen and stays in evaluation mode."""
         return super().train(mode and not getattr(self, "_frozen", False))
 
     def digest(self) -> str:
-        """See `digest_of`."""
-        return digest_of(self)
+        """See `weights_digest`."""
+        return weights_digest(self)
 
     def __str__(self) -> str:
-        """One line for logs and documents."""
-        return f"{self.num_tokens} tokens of {self.width}; {self.wants}"
+        return f"{self.num_tokens} tokens of {self.width}; {self.input_spec}"
 
 
-def digest_of(part: nn.Module) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of all weights."""
+def weights_digest(part: nn.Module) -> str:
+    """SHA-256 of names, shapes, dtypes and bytes of all weights."""
     sha = hashlib.sha256()
     for name, tensor in sorted(part.state_dict().items()):
         sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -115,8 +114,8 @@ def digest_of(part: nn.Module) -> str:
 
 
 def pooled(tokens: Tensor) -> Tensor:
-    """(N, L, D) patch tokens -> (N, 2 D): their mean, and the greatest of each feature.
+    """(N, L, D) patch tokens -> (N, 2 D): mean and maximum of each feature.
 
-    What is everywhere stands in the first, what is in one place in the second.
+    The mean represents diffuse findings, the maximum local ones.
     """
     return torch.cat([tokens.mean(dim=1), tokens.amax(dim=1)], dim=1)

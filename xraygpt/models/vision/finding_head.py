@@ -1,9 +1,8 @@
-"""A linear head on frozen features: how likely each finding is in an image.
+"""A linear classifier of findings on frozen features.
 
-`python -m xraygpt.probe … --save FILE` fits it, `model.finding_head: FILE` takes it, and a plan
-(`run.task.plan: {by: head}`) asks it before the LLM writes. What the features say of a finding then
-need not pass the few tokens of a Q-Former. A classifier's findings in the question of a report
-model are the idea of PromptMRG (Jin et al. 2024, AAAI).
+`python -m xraygpt.probe … --save FILE` fits it, `model.finding_head: FILE` loads it, and a plan
+(`run.task.plan: {by: head}`) passes its findings to the LLM in the prompt, as in PromptMRG (Jin et
+al. 2024, AAAI). This bypasses the few image tokens of a Q-Former.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ _KIND = "xraygpt finding head"
 
 
 class FindingHead(nn.Module):
-    """Logistic regressions on the mean and the greatest of each feature: of findings, and of codes.
+    """Logistic regressions of findings and codes on the mean and maximum of each feature.
 
-    Findings are what is decided; codes are how it is said, with side and place.
+    Findings determine what the plan contains, codes how it is worded, with side and location.
 
     Attributes:
         names: F findings of a vocabulary.
-        codes: K codes as people wrote them, ``pulmonary atelectasis/base/left``.
-        encoder: Digest of the encoder whose features it reads (`VisionEncoder.digest`).
+        codes: K codes as in the corpus, ``pulmonary atelectasis/base/left``.
+        encoder: Digest of the encoder whose features it was fitted on (`VisionEncoder.digest`).
         weight: (F + K, 2 D) float32.
         bias: (F + K,) float32.
-        threshold: (F,) float32, the P from which on a finding counts as there, in [0, 1].
+        threshold: (F,) float32, probability from which a finding counts as present, in [0, 1].
     """
 
     weight: Tensor
@@ -59,27 +58,27 @@ class FindingHead(nn.Module):
 
     @torch.no_grad()
     def forward(self, features: Tensor, images: Sequence[int]) -> Tensor:
-        """(N, L, D) patch tokens of all images -> (B, F + K) float32 probabilities of each study.
+        """(N, L, D) patch tokens of all images -> (B, F + K) float32 probabilities per study.
 
         Args:
-            features: Of the studies' images, one study after the other.
-            images: B numbers of images; they add up to N, and each is at least 1.
+            features: Features of the images, ordered by study.
+            images: Number of images of each of the B studies, at least 1.
         """
-        each = pooled(features.float())
-        mean = torch.stack([part.mean(dim=0) for part in each.split(list(images))])
+        image_features = pooled(features.float())
+        mean = torch.stack([part.mean(dim=0) for part in image_features.split(list(images))])
         return (mean @ self.weight.T + self.bias).sigmoid()
 
     def digest(self) -> str:
-        """SHA-256 over names, codes and all numbers."""
+        """SHA-256 of names, codes and all numbers."""
         sha = hashlib.sha256(json.dumps([self.names, self.codes, self.encoder]).encode())
         for tensor in (self.weight, self.bias, self.threshold):
             sha.update(tensor.cpu().contiguous().numpy().tobytes())
         return sha.hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write the file, at once or not at all."""
+        """Write the file atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.part")
+        temporary = path.with_name(f"{path.name}.part")
         about = {
             "kind": _KIND,
             "findings": json.dumps(self.names),
@@ -87,38 +86,39 @@ class FindingHead(nn.Module):
             "encoder": self.encoder,
         }
         tensors = {"weight": self.weight, "bias": self.bias, "threshold": self.threshold}
-        save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, aside, metadata=about)
-        aside.replace(path)
+        save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, temporary, metadata=about)
+        temporary.replace(path)
 
 
-def head_of(path: Path | None, encoder: VisionEncoder | None) -> FindingHead | None:
-    """The head of a configuration, if it names one.
+def load_configured_head(path: Path | None, encoder: VisionEncoder | None) -> FindingHead | None:
+    """Load the head named in a configuration; None if `path` is None.
 
     Raises:
-        WeightsError: As `load_head`; or there is no encoder that it could have been fitted on.
+        WeightsError: As `load_head`, or the model has no encoder.
     """
     if path is None:
         return None
     if encoder is None:
-        raise WeightsError("model.finding_head reads an encoder's features, not pre-computed ones")
+        raise WeightsError("model.finding_head needs an encoder; features are precomputed here")
     return load_head(path, encoder.digest())
 
 
 def load_head(path: Path, encoder: str) -> FindingHead:
-    """A head that `FindingHead.save` wrote.
+    """Load a head written by `FindingHead.save`.
 
     Args:
         path: The file.
-        encoder: Digest of the encoder whose features it is to read.
+        encoder: Digest of the encoder that computes the head's input.
 
     Raises:
-        WeightsError: Absent, damaged, no such file, or fitted on another encoder's features.
+        WeightsError: The file is missing, damaged, of another kind, or fitted on features of
+            another encoder.
     """
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
             if about.get("kind") != _KIND:
-                raise ValueError("it is none that `xraygpt.probe --save` wrote")
+                raise ValueError("it was not written by `xraygpt.probe --save`")
             names, codes = json.loads(about["findings"]), json.loads(about["codes"])
             tensors = {n: file.get_tensor(n) for n in ("weight", "bias", "threshold")}
     except (OSError, SafetensorError, KeyError, ValueError) as error:
@@ -126,6 +126,6 @@ def load_head(path: Path, encoder: str) -> FindingHead:
     if about.get("encoder") != encoder:
         raise WeightsError(
             f"model.finding_head: {path} was fitted on features of another encoder than "
-            "model.vit_model names now: run `python -m xraygpt.probe … --save` anew"
+            "model.vit_model: run `python -m xraygpt.probe … --save` again"
         )
     return FindingHead(names, codes, **tensors, encoder=about["encoder"])

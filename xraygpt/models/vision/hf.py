@@ -1,4 +1,4 @@
-"""Vision models of transformers (RAD-DINO, SigLIP, DINOv2 …) behind the one interface."""
+"""Vision models of transformers (RAD-DINO, SigLIP, DINOv2 …) as vision encoders."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
-from xraygpt.models.llm.llm_files import BROKEN, LOCAL
+from xraygpt.models.llm.llm_files import LOAD_ERRORS, LOCAL_ONLY
 from xraygpt.models.vision.base import VisionEncoder
 from xraygpt.models.vision.encoders import BaseEncoder
-from xraygpt.models.weights.files import refuse_other_files, weight_files
+from xraygpt.models.weights.files import check_weight_file, weight_files
 from xraygpt.processors.image import Fit, InputSpec, Interpolation
 
 log = logging.getLogger(__name__)
@@ -29,111 +29,144 @@ _REVISION = re.compile(r"[0-9a-f]{40}")
 
 @registry.register_encoder("hf/<folder>", "hf/<owner>/<name>@<revision>")
 class TransformersEncoder(BaseEncoder):
-    """A folder with a vision model of transformers, or one in the hub's cache."""
+    """A vision model of transformers, in a folder or in the hub's cache."""
 
     has_weights = True
     takes_file = False
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
-        """See `transformers_encoder`."""
+        """Load the model; see `transformers_encoder`."""
         return transformers_encoder(self.rest, image_size)
 
 
 def transformers_encoder(source: str, image_size: int | None) -> VisionEncoder:
-    """A vision model of transformers, in a folder or in the hub's cache; nothing is fetched.
+    """Load a vision model of transformers from a folder or the hub's cache, without downloading.
+
+    Args:
+        source: A folder, or ``<owner>/<name>@<revision>``.
+        image_size: Pixels; None uses the size of the model's preprocessor.
 
     Raises:
-        WeightsError: It is absent or does not load.
+        WeightsError: The model is missing or cannot be loaded.
     """
-    from transformers import AutoModel
-
-    name, _, revision = source.partition("@")
-    options: dict[str, Any] = dict(LOCAL)
-    local = Path(name).is_dir()
-    if not local and not _REVISION.fullmatch(revision):
-        raise WeightsError(
-            f"model.vit_model: hf/{source}: there is no folder {name}. `python -m xraygpt.download "
-            "--list` names what it can fetch (rad-dino goes to weights/rad-dino, owner/name to "
-            "weights/name); set vit_model to hf/<that folder>. A model in the hub's own cache is "
-            "named with its revision: hf/<owner>/<name>@<40 digits of the commit>"
-        )
-    try:
-        if not local:  # the hub's cache, and nothing but it
-            name = snapshot_download(name, revision=revision, local_files_only=True)
-        for file in weight_files(Path(name)):
-            refuse_other_files(file)
-        loaded: Any = AutoModel.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, **options
-        )
-        settings = _preprocessor(name, options)
-    except WeightsError as error:
-        raise WeightsError(f"model.vit_model: {error}") from None
-    except BROKEN as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        hub = source.partition("@")[0]
-        way = (
-            ""
-            if local
-            else (
-                f"; `python -m xraygpt.download {hub}` fetches it into weights/{hub.split('/')[-1]}"
-            )
-        )
-        raise WeightsError(f"model.vit_model: hf/{source} does not load: {why}{way}") from None
-    net, account = loaded
-    net = getattr(net, "vision_model", net)  # of a pair with a text encoder
-    gone = [n for n in account["missing_keys"] if not n.startswith(("pooler.", "head."))]
-    if gone:
-        raise WeightsError(f"model.vit_model: hf/{source} lacks weights: {', '.join(gone[:5])}")
-    wants = _wanted(settings, image_size, getattr(net.config, "image_size", 224))
+    net, settings = _load_network(source)
+    native_size = getattr(net.config, "image_size", None)
+    input_spec = _input_spec(settings, image_size, native_size or 224)
     has_position = any("position_embedding" in n for n, _ in net.named_parameters())
-    resized = "interpolate_pos_encoding" in inspect.signature(net.forward).parameters
-    if resized and wants.image_size != getattr(net.config, "image_size", wants.image_size):
+    resizable = "interpolate_pos_encoding" in inspect.signature(net.forward).parameters
+    if resizable and native_size is not None and input_spec.image_size != native_size:
         net = _Resized(net)
     try:
-        return VisionEncoder(net, wants, has_position=has_position)
+        return VisionEncoder(net, input_spec, has_position=has_position)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         why = str(error).strip().splitlines()[0]
         raise WeightsError(f"model.vit_model: hf/{source} is no vision encoder: {why}") from None
 
 
+def _load_network(source: str) -> tuple[Any, Mapping[str, Any]]:
+    """The vision network and the settings of its image preprocessor.
+
+    Raises:
+        WeightsError: The model is missing, damaged or incomplete.
+    """
+    from transformers import AutoModel
+
+    name, _, revision = source.partition("@")
+    is_folder = Path(name).is_dir()
+    if not is_folder and not _REVISION.fullmatch(revision):
+        raise WeightsError(
+            f"model.vit_model: hf/{source}: there is no folder {name}. `python -m xraygpt.download "
+            "--list` lists available downloads (rad-dino is saved in weights/rad-dino, owner/name "
+            "in weights/name); set vit_model to hf/<that folder>. A model in the hub's cache must "
+            "be named with its revision: hf/<owner>/<name>@<40 digits of the commit>"
+        )
+    try:
+        folder = name if is_folder else _cached_snapshot(name, revision)
+        for file in weight_files(Path(folder)):
+            check_weight_file(file)
+        loaded: Any = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, **LOCAL_ONLY
+        )
+        settings = _preprocessor_settings(folder)
+    except WeightsError as error:
+        raise WeightsError(f"model.vit_model: {error}") from None
+    except LOAD_ERRORS as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        target = f"weights/{name.split('/')[-1]}"
+        hint = "" if is_folder else f"; `python -m xraygpt.download {name}` saves it in {target}"
+        raise WeightsError(f"model.vit_model: hf/{source} does not load: {why}{hint}") from None
+    net, info = loaded
+    missing = [n for n in info["missing_keys"] if not n.startswith(("pooler.", "head."))]
+    if missing:
+        raise WeightsError(f"model.vit_model: hf/{source} lacks weights: {', '.join(missing[:5])}")
+    return getattr(net, "vision_model", net), settings  # without its text encoder, if it has one
+
+
+def _cached_snapshot(name: str, revision: str) -> str:
+    folder: str = snapshot_download(name, revision=revision, local_files_only=True)
+    return folder
+
+
 class _Resized(nn.Module):
-    """A vision model of transformers that is asked to stretch its positions."""
+    """Makes a vision model of transformers interpolate its position embeddings."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, pixel_values: Tensor) -> Any:
-        """(N, C, H, W) -> what the model gives."""
+        """(N, C, H, W) -> the model's output."""
         return self.net(pixel_values, interpolate_pos_encoding=True)
 
 
-def _preprocessor(name: str, options: dict[str, Any]) -> Mapping[str, Any]:
-    """`preprocessor_config.json` of a model."""
+def _preprocessor_settings(folder: str) -> Mapping[str, Any]:
+    """Content of a model's `preprocessor_config.json`."""
     from transformers import BaseImageProcessor
 
-    settings: Mapping[str, Any] = BaseImageProcessor.get_image_processor_dict(name, **options)[0]
+    settings: Mapping[str, Any]
+    settings, _ = BaseImageProcessor.get_image_processor_dict(folder, **LOCAL_ONLY)
     return settings
 
 
-def _wanted(settings: Mapping[str, Any], image_size: int | None, own: Any) -> InputSpec:
-    """What `preprocessor_config.json` asks for."""
+def _input_spec(settings: Mapping[str, Any], image_size: int | None, native_size: Any) -> InputSpec:
+    """Translate a model's `preprocessor_config.json`.
+
+    Args:
+        settings: Content of the file.
+        image_size: Size in pixels that replaces the file's.
+        native_size: Size of the network, used if the file has none.
+    """
     crop = settings.get("do_center_crop") and settings.get("crop_size")
-    size = crop or settings.get("size") or own
+    fit: Fit = "crop" if crop else "squash"
+    mean, std = _normalisation(settings)
+    size = _preprocessor_size(settings, crop, native_size)
+    return InputSpec(
+        image_size=int(image_size or size or native_size),
+        mean=mean,
+        std=std,
+        fit=fit,
+        interpolation=_interpolation(settings),
+    )
+
+
+def _preprocessor_size(settings: Mapping[str, Any], crop: Any, default: Any) -> Any:
+    size = crop or settings.get("size") or default
     if isinstance(size, Mapping):
         size = size.get("height") or size.get("shortest_edge")
     if crop and (settings.get("size") or {}).get("shortest_edge", size) != size:
-        log.warning("its pictures were cut closer than the middle square; ours are not")
-    fit: Fit = "crop" if crop else "squash"
+        log.warning("its preprocessor crops to less than the central square; ours does not")
+    return size
+
+
+def _interpolation(settings: Mapping[str, Any]) -> Interpolation:
     resample = settings.get("resample", 3)
     if resample not in (2, 3):
-        log.warning("resampling %s of its preprocessor is not ours; bicubic is taken", resample)
-    mode: Interpolation = "bilinear" if resample == 2 else "bicubic"
-    plain = settings.get("do_normalize") is False
-    return InputSpec(
-        image_size=int(image_size or size or own),
-        mean=(0.0,) if plain else tuple(settings.get("image_mean") or IMAGENET[0]),
-        std=(1.0,) if plain else tuple(settings.get("image_std") or IMAGENET[1]),
-        fit=fit,
-        interpolation=mode,
-    )
+        log.warning("its preprocessor's resampling %s is not supported: using bicubic", resample)
+    return "bilinear" if resample == 2 else "bicubic"
+
+
+def _normalisation(settings: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if settings.get("do_normalize") is False:
+        return (0.0,), (1.0,)
+    mean, std = settings.get("image_mean"), settings.get("image_std")
+    return tuple(mean or IMAGENET[0]), tuple(std or IMAGENET[1])

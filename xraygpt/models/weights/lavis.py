@@ -1,8 +1,8 @@
-"""Weight files of LAVIS, MiniGPT-4 and XrayGPT: their names -> ours, every key accounted for.
+"""Renames the keys of weight files of LAVIS, MiniGPT-4 and XrayGPT.
 
-The files come in layers: `eva_vit_g.pth` (the vision encoder, bare names), BLIP-2's Q-Former
-(`blip2_pretrained_*.pth`), and the projection that XrayGPT and MiniGPT-4 trained, in a dictionary
-``{"model": …}``. The originals load each with `strict=False` and drop the answer.
+A model consists of several files: `eva_vit_g.pth` (the vision encoder, without prefixes), BLIP-2's
+Q-Former (`blip2_pretrained_*.pth`), and the projection trained by XrayGPT or MiniGPT-4, in a
+dictionary ``{"model": …}``. The originals load each with `strict=False` and ignore the result.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from xraygpt.common.errors import WeightsError
 from xraygpt.models.weights.files import is_converted
-from xraygpt.models.weights.rules import Account, Rule, apply_rules
+from xraygpt.models.weights.rules import ConvertedState, Rule, apply_rules
 
-OWN = "xraygpt."  # before keys of ours that the originals pass over
+OWN_PREFIX = "xraygpt."  # of keys that only this project has; the originals ignore them
 _VISION_STEMS = ("cls_token", "pos_embed", "patch_embed.", "blocks.")
-# transformers keeps BLIP-2 under names of its own (Salesforce/blip2-*, instructblip-*).
+# Names in transformers' BLIP-2 and InstructBLIP (Salesforce/blip2-*, instructblip-*).
 _HF_STEMS = ("vision_model.embeddings.", "qformer.encoder.", "language_projection.")
-_LLAMA_2_WIDTH = 5632  # four tokens of 1408 in a row: MiniGPT-4 for Llama 2 has no Q-Former
+_LLAMA_2_WIDTH = 5632  # four patches of 1408: MiniGPT-4 for Llama 2 has no Q-Former
 
 _TEXT, _STAGE_1 = "the Q-Former's text side", "heads of BLIP-2's first stage"
 _CONSTANT, _OTHER, _LLM = "constants", "projection to another LLM", "the LLM"
@@ -44,7 +44,7 @@ _LAVIS = (
     Rule(r"Qformer\.cls\..+|(?:vision_proj|text_proj|itm_head)\..+|temp", None, _STAGE_1),
     Rule(r"(?:t5|opt)_proj\..+", None, _OTHER),
     Rule(r"Qformer\.bert\.embeddings\.position_ids", None, _CONSTANT),
-    Rule(re.escape(OWN) + r"(average_.+)", r"\1"),
+    Rule(re.escape(OWN_PREFIX) + r"(average_.+)", r"\1"),
     Rule(r"(?:llama|llm)_model\..*rotary_emb\.inv_freq", None, _CONSTANT),
 )
 _HF_LAYER = r"qformer\.(encoder\.layer\.\d+\."
@@ -76,8 +76,8 @@ _HF = (
     Rule(r"qformer\.embeddings\.position_ids", None, _CONSTANT),
     Rule(r"(?:embeddings|itm_head|vision_projection|text_projection)\..+", None, _STAGE_1),
 )
-# A Q-Former that reads queries alone has no text side; one that reads the question has it all.
-_QUERIES_ALONE = (
+# For a Q-Former without text input, and one that also reads the question.
+_QUERIES_ONLY = (
     Rule(r"Qformer\.bert\.embeddings\.LayerNorm\.(.+)", r"qformer.qformer.layernorm.\1"),
     Rule(_LAYER + r"(?:intermediate|output)\..+", None, _TEXT),
     Rule(_WORDS, None, _TEXT),
@@ -96,15 +96,15 @@ _WITH_TEXT = (
     Rule(_HF_LAYER + r"(?:intermediate|output)\..+)", r"qformer.qformer.\1"),
     Rule(r"qformer\.layernorm\.(.+)", r"qformer.qformer.embeddings.layernorm.\1"),
 )
-# Of a folder that `python -m xraygpt.convert` made: our names, the text side kept if there is one.
+# For folders written by `python -m xraygpt.convert`: our names, possibly with the text side.
 _CONVERTED = (Rule(r"((?:qformer|vision|proj|average_).+)", r"\1"),)
-_CONVERTED_QUERIES_ALONE = (
+_CONVERTED_QUERIES_ONLY = (
     Rule(r"qformer\.qformer\.embeddings\.layernorm\.(.+)", r"qformer.qformer.layernorm.\1"),
     Rule(r"qformer\.qformer\.embeddings\..+", None, _TEXT),
     Rule(r"qformer\.qformer\.encoder\.layer\.\d+\.(?:intermediate|output)\..+", None, _TEXT),
     *_CONVERTED,
 )
-# Of a file that holds the encoder alone. It has 40 blocks; BLIP-2 takes what the 39th gives.
+# For files of the encoder only. It has 40 blocks; BLIP-2 uses the output of the 39th.
 _VISION = (
     Rule(
         r"blocks\.39\..+|(?:fc_)?norm\..+|head\..+", None, "the encoder's last block, norm and head"
@@ -114,59 +114,72 @@ _VISION = (
 
 
 def is_foreign(state: Mapping[str, Tensor], source: Path) -> bool:
-    """Whether the keys are another project's, or were converted from another project's file."""
+    """Whether weights are another project's, or were converted from them."""
     return is_lavis(state) or is_converted(source)
 
 
 def is_lavis(state: Mapping[str, Tensor]) -> bool:
-    """Whether a file's keys are those of LAVIS and its children, or of transformers' BLIP-2."""
-    marks = ("Qformer.", "llama_proj.", "visual_encoder.", *_VISION_STEMS[2:], *_HF_STEMS)
-    return any(name.removeprefix("module.").startswith(marks) for name in state)
+    """Whether keys are those of a LAVIS-family model, or of transformers' BLIP-2."""
+    prefixes = ("Qformer.", "llama_proj.", "visual_encoder.", *_VISION_STEMS[2:], *_HF_STEMS)
+    return any(name.removeprefix("module.").startswith(prefixes) for name in state)
 
 
-def convert_state(state: Mapping[str, Tensor], source: Path, *, text: bool = False) -> Account:
-    """Our names for the tensors of a file of the lineage; the log gets the account.
+def convert_state(
+    state: Mapping[str, Tensor], source: Path, *, text: bool = False
+) -> ConvertedState:
+    """Rename the tensors of a LAVIS-family file and log the numbers of keys.
 
     Args:
         state: Tensors of an `eva_vit_g.pth`, `blip2_pretrained_*.pth`, of the `model` in a
             checkpoint of XrayGPT, MiniGPT-4 or LAVIS, or of transformers' BLIP-2 or InstructBLIP.
-        source: Named in messages.
-        text: Whether the Q-Former they are for reads the question too.
+        source: The file, for messages.
+        text: Whether the target Q-Former also reads the question.
 
     Raises:
         WeightsError: A key is unknown, or the file belongs to a model without a Q-Former.
     """
     names = [name.removeprefix("module.") for name in state]
-    rules: tuple[Rule, ...] = (*(_WITH_TEXT if text else _QUERIES_ALONE), *_LAVIS)
-    if is_converted(source):
-        rules = _CONVERTED if text else _CONVERTED_QUERIES_ALONE
+    converted = is_converted(source)
+    from_transformers = not converted and any(name.startswith(_HF_STEMS) for name in names)
+    qformer_rules = _WITH_TEXT if text else _QUERIES_ONLY
+    rules: tuple[Rule, ...] = (*qformer_rules, *_LAVIS)
+    if converted:
+        rules = _CONVERTED if text else _CONVERTED_QUERIES_ONLY
+    elif from_transformers:
+        rules = (*qformer_rules, *_HF)
     elif any(name.startswith(_VISION_STEMS) for name in names):
         rules = _VISION
-    theirs = not is_converted(source) and any(name.startswith(_HF_STEMS) for name in names)
-    if theirs:
-        rules = (*(_WITH_TEXT if text else _QUERIES_ALONE), *_HF)
-    account = apply_rules(rules, state)
-    if theirs:
-        _split_bias(account, source)
-    projection = account.state.get("proj.weight")
-    if projection is not None and projection.dim() == 2 and projection.shape[1] == _LLAMA_2_WIDTH:
-        raise WeightsError(
-            f"{source}: its projection takes {_LLAMA_2_WIDTH} numbers, four image tokens in a row: "
-            "this is MiniGPT-4 for Llama 2, which has no Q-Former and is another model"
-        )
-    account.close(source, "this lineage")
-    return account
+    renamed = apply_rules(rules, state)
+    if from_transformers:
+        _split_bias(renamed, source)
+    _check_projection(renamed, source)
+    renamed.check_and_log(source, "LAVIS-family models")
+    return renamed
 
 
-def _split_bias(account: Account, source: Path) -> None:
-    """One bias of query, key and value -> two: EVA-CLIP-g has none for the key.
+def _check_projection(renamed: ConvertedState, source: Path) -> None:
+    """Reject MiniGPT-4 for Llama 2.
 
     Raises:
-        WeightsError: It has one.
+        WeightsError: The projection has the width of that model.
     """
-    for name in [n for n in account.state if n.endswith(".attn.qkv.bias")]:
-        query, key, value = account.state.pop(name).chunk(3)
+    projection = renamed.state.get("proj.weight")
+    if projection is not None and projection.dim() == 2 and projection.shape[1] == _LLAMA_2_WIDTH:
+        raise WeightsError(
+            f"{source}: its projection has an input width of {_LLAMA_2_WIDTH}, four image tokens: "
+            "this is MiniGPT-4 for Llama 2, which has no Q-Former and is another model"
+        )
+
+
+def _split_bias(renamed: ConvertedState, source: Path) -> None:
+    """Split the bias of query, key and value; EVA-CLIP-g has none for the key.
+
+    Raises:
+        WeightsError: The bias of the key is not 0.
+    """
+    for name in [n for n in renamed.state if n.endswith(".attn.qkv.bias")]:
+        query, key, value = renamed.state.pop(name).chunk(3)
         if key.any():
             raise WeightsError(f"{source}: {name} has a bias for the key, so this is no EVA-CLIP-g")
         stem = name.removesuffix("qkv.bias")
-        account.state |= {f"{stem}q_bias": query.clone(), f"{stem}v_bias": value.clone()}
+        renamed.state |= {f"{stem}q_bias": query.clone(), f"{stem}v_bias": value.clone()}

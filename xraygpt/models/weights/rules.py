@@ -1,4 +1,4 @@
-"""Weights under other names: rules, what became of each key, and loading that leaves none out."""
+"""Renames weights by rules and loads them strictly, so that every key is accounted for."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rule:
-    """What becomes of keys that a pattern matches as a whole.
+    """How keys that fully match a pattern are renamed.
 
     Attributes:
-        pattern: Regular expression over the key.
-        to: Its name here, with the pattern's groups; None leaves it out.
-        why: Said of keys that are left out.
+        pattern: Regular expression.
+        to: New name, a template with the pattern's groups; None drops the key.
+        why: Reason for dropping the key.
     """
 
     pattern: str
@@ -31,19 +31,19 @@ class Rule:
     why: str = ""
 
     def __str__(self) -> str:
-        """As it stands in a manifest."""
+        """The rule as written in a manifest."""
         return f"{self.pattern} -> {self.to if self.to is not None else f'left out: {self.why}'}"
 
 
 @dataclass
-class Account:
-    """What became of each key of a file.
+class ConvertedState:
+    """Result of renaming the keys of a file.
 
     Attributes:
-        state: Tensors under our names.
-        dropped: Reason -> keys left out for it.
+        state: Tensors under their new names.
+        dropped: Reason -> dropped keys.
         unknown: Keys that no rule matches.
-        applied: Rule, written out -> keys it matched.
+        applied: Rule as text -> number of keys it matched.
     """
 
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -52,46 +52,50 @@ class Account:
     applied: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
-        """One line: how many were taken, dropped and why."""
-        parts = [f"{len(self.state)} taken"]
+        """Numbers of used and dropped keys, with reasons, in one line."""
+        parts = [f"{len(self.state)} used"]
         parts += [f"{len(keys)} left out ({why})" for why, keys in self.dropped.items()]
         return ", ".join(parts)
 
-    def close(self, source: Path, kind: str) -> None:
-        """Write the account into the log.
+    def check_and_log(self, source: Path, kind: str) -> None:
+        """Write the numbers of keys to the log.
+
+        Args:
+            source: The file, for messages.
+            kind: Name of the models with such files, for messages.
 
         Raises:
-            WeightsError: It holds unknown keys.
+            WeightsError: There are unknown keys.
         """
         if self.unknown:
             some = ", ".join(self.unknown[:5])
             raise WeightsError(
-                f"{source}: {len(self.unknown)} keys are none of {kind}'s: {some}"
+                f"{source}: {len(self.unknown)} keys are unknown in files of {kind}: {some}"
                 f"{', …' if len(self.unknown) > 5 else ''}"
             )
         log.info("%s: %s", source, self)
 
 
-def apply_rules(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> Account:
-    """What the first rule that matches makes of each key; the prefix `module.` is taken off."""
-    account = Account()
+def apply_rules(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> ConvertedState:
+    """Apply the first matching rule to each key, after removing the prefix `module.`."""
+    converted = ConvertedState()
     for name, tensor in state.items():
         for rule in rules:
             match = re.fullmatch(rule.pattern, name.removeprefix("module."))
             if match is None:
                 continue
-            account.applied[str(rule)] += 1
+            converted.applied[str(rule)] += 1
             if rule.to is None:
-                account.dropped.setdefault(rule.why, []).append(name)
+                converted.dropped.setdefault(rule.why, []).append(name)
                 break
             target = match.expand(rule.to)
-            if target in account.state:
-                account.unknown.append(f"{name} (a second {target})")
-            account.state[target] = tensor
+            if target in converted.state:
+                converted.unknown.append(f"{name} (a second {target})")
+            converted.state[target] = tensor
             break
         else:
-            account.unknown.append(name)
-    return account
+            converted.unknown.append(name)
+    return converted
 
 
 def load_exactly(
@@ -102,47 +106,54 @@ def load_exactly(
     required: set[str],
     fresh: tuple[str, ...] = (),
 ) -> list[str]:
-    """Copy `state` into `model`; every key on both sides is accounted for.
+    """Copy `state` into `model` after checking all keys on both sides.
 
     Args:
-        model: Parameters and buffers with the names of `state`.
-        state: What was saved.
-        source: Named in messages.
-        required: Names that `state` must hold, but for the fresh ones.
-        fresh: Parts of names that `state` may lack because they begin anew, such as LoRA.
+        model: Module with the parameters and buffers named in `state`.
+        state: Saved tensors.
+        source: The file, for messages.
+        required: Names that `state` must have, except those that match `fresh`.
+        fresh: Parts of names that `state` may lack because they are newly initialised (LoRA).
 
     Returns:
-        Names that were left as they are because they are fresh.
+        Required names that `state` lacks and the model keeps.
 
     Raises:
-        WeightsError: A key is unknown, missing, or of another shape.
+        WeightsError: A key is unknown or missing, or a tensor has another shape.
     """
-    own = model.state_dict()
-    wrong = [
-        f"{name}: {tuple(t.shape)} in the file, {tuple(own[name].shape)} in the model"
-        for name, t in state.items()
-        if name in own and own[name].shape != t.shape
-    ]
-    unknown = sorted(set(state) - set(own))
+    current = model.state_dict()
+    mismatched = _shape_mismatches(state, current)
+    unknown = sorted(set(state) - set(current))
     absent = sorted(required - set(state))
     missing = [name for name in absent if not any(part in name for part in fresh)]
-    if wrong or unknown or missing:
-        lines = wrong[:5] + [f"unknown {n}" for n in unknown[:5]]
-        lines += [f"missing {n}" for n in missing[:5]]
-        more = len(wrong) + len(unknown) + len(missing) - len(lines)
-        tail = f"; and {more} more" if more > 0 else ""
-        lora = (
-            " It holds LoRA weights: set model.lora.r."
-            if any("lora_" in n for n in unknown)
-            else ""
-        )
-        raise WeightsError(
-            f"{source} was saved from another model: {'; '.join(lines)}{tail}.{lora} "
-            "Use the configuration it was trained with (config.yaml beside it)"
-        )
-    # Weights of a model without memory (meta) are put in place, not copied: the file stays mapped.
-    empty = any(t.is_meta for t in own.values())
-    if empty:
-        state = {name: t.to(own[name].dtype) for name, t in state.items()}
-    model.load_state_dict(state, strict=False, assign=empty)
+    if mismatched or unknown or missing:
+        raise WeightsError(_mismatch_message(source, mismatched, unknown, missing))
+    # Tensors of a model on the meta device are assigned, not copied: the file stays mapped.
+    on_meta = any(t.is_meta for t in current.values())
+    if on_meta:
+        state = {name: t.to(current[name].dtype) for name, t in state.items()}
+    model.load_state_dict(state, strict=False, assign=on_meta)
     return absent
+
+
+def _shape_mismatches(state: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> list[str]:
+    return [
+        f"{name}: {tuple(t.shape)} in the file, {tuple(current[name].shape)} in the model"
+        for name, t in state.items()
+        if name in current and current[name].shape != t.shape
+    ]
+
+
+def _mismatch_message(
+    source: Path, mismatched: list[str], unknown: list[str], missing: list[str]
+) -> str:
+    lines = mismatched[:5] + [f"unknown {n}" for n in unknown[:5]]
+    lines += [f"missing {n}" for n in missing[:5]]
+    more = len(mismatched) + len(unknown) + len(missing) - len(lines)
+    tail = f"; and {more} more" if more > 0 else ""
+    has_lora = any("lora_" in n for n in unknown)
+    hint = " It has LoRA weights: set model.lora.r." if has_lora else ""
+    return (
+        f"{source} was saved from another model: {'; '.join(lines)}{tail}.{hint} "
+        "Use the configuration it was trained with (config.yaml in the same folder)"
+    )

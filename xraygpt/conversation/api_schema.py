@@ -1,0 +1,92 @@
+"""Requests, limits and errors of the OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiLimits:
+    """Limits on a request."""
+
+    max_image_bytes: int = 32 * 2**20
+    """Size of one image, after base64 decoding."""
+    max_images: int = 8
+    """Images in one conversation."""
+    max_body_bytes: int = 96 * 2**20
+    """Size of one request."""
+    max_waiting: int = 32
+    """Requests waiting for the model; further ones get status 429."""
+    max_new_tokens: int = 1024
+    """Upper limit of `max_tokens`."""
+
+
+class ApiError(Exception):
+    """An error that is returned in OpenAI's format."""
+
+    def __init__(self, status: int, message: str, code: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class ImageUrl(_Schema):
+    """An image as a data URI."""
+
+    url: str
+
+
+class TextPart(_Schema):
+    """Text in a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(_Schema):
+    """An image in a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class Message(_Schema):
+    """One message of the conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+
+    def text(self) -> str:
+        """All text of the message."""
+        if isinstance(self.content, str):
+            return self.content
+        return " ".join(p.text for p in self.content if isinstance(p, TextPart))
+
+    def image_urls(self) -> list[str]:
+        """Data URIs of its images."""
+        if isinstance(self.content, str):
+            return []
+        return [p.image_url.url for p in self.content if isinstance(p, ImagePart)]
+
+
+class ChatRequest(_Schema):
+    """The supported fields of OpenAI's request; others are ignored."""
+
+    model: str = ""
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = None
+    n: int = Field(1, ge=1, le=1)
+    stream: bool = False

@@ -1,0 +1,194 @@
+"""Requests of the endpoint as conversations.
+
+The endpoint is stateless for its clients: each request carries the full conversation. The most
+recent conversations are stored with their caches, so that a follow-up computes only its own tokens.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from xraygpt.common.errors import InputError, without_path
+from xraygpt.conversation.answer import Answer
+from xraygpt.conversation.api_schema import ApiError, ApiLimits, ChatRequest, Message
+from xraygpt.conversation.chat import ChatEngine, Conversation
+from xraygpt.media.base import Media
+from xraygpt.models.base import Generation
+from xraygpt.prompting.content import strip_marks
+from xraygpt.tasks.plan import PlannedQuestion
+
+MAX_STORED = 8
+"""Conversations whose caches are kept for a follow-up."""
+
+
+@dataclass
+class Service:
+    """A model with the settings of its endpoint.
+
+    Attributes:
+        engine: The chat model.
+        read_media: Reads an image file as in training.
+        name: Model name, for `/v1/models`.
+        generation: Decoding settings for what a request does not set.
+        limits: Limits on a request.
+        key: Bearer token that requests must send; empty requires none.
+        facts: Additional values for `/health`.
+        plan: Adds the model's findings to a report question, given its images. Called when a
+            conversation starts with images and either one of the model's own prompts or no text.
+            None adds nothing.
+    """
+
+    engine: ChatEngine
+    read_media: Callable[[Path], Media]
+    name: str
+    generation: Generation
+    limits: ApiLimits
+    key: str
+    facts: dict[str, Any]
+    plan: Callable[[Sequence[Media], str], PlannedQuestion] | None = None
+
+    def __post_init__(self) -> None:
+        self._stored: OrderedDict[str, Conversation] = OrderedDict()
+        self._lock = threading.Lock()
+        self.waiting = 0
+
+    def start_answer(
+        self, request: ChatRequest, generation: Generation
+    ) -> tuple[Conversation, Answer]:
+        """Start answering the last message of a request.
+
+        Raises:
+            ApiError: The messages are not a valid conversation, or do not fit in the context.
+        """
+        conversation, planned = self.conversation(request.messages)
+        try:
+            return conversation, conversation.ask(
+                planned.question, generation, caption=planned.caption, bonus=planned.bonus
+            )
+        except InputError as error:
+            raise ApiError(400, str(error), "context_length_exceeded", "messages") from None
+
+    def conversation(self, messages: list[Message]) -> tuple[Conversation, PlannedQuestion]:
+        """The conversation before the last message, and the last message's question.
+
+        Raises:
+            ApiError: The messages are not a valid conversation, or an image cannot be read.
+        """
+        *previous, last = messages
+        if last.role != "user":
+            raise _invalid_messages("the last message must have the role user")
+        if sum(len(m.image_urls()) for m in messages) > self.limits.max_images:
+            message = f"more than {self.limits.max_images} images"
+            raise ApiError(400, message, "too_many_images", "messages")
+        key = _key(previous)
+        with self._lock:
+            stored = self._stored.pop(key, None)
+        conversation = stored or self._rebuild(previous)
+        return conversation, self._add_question(conversation, last)
+
+    def _add_question(self, conversation: Conversation, message: Message) -> PlannedQuestion:
+        """Add a message's images; its question, planned if it asks for a first report."""
+        images = [self._read_image(url) for url in message.image_urls()]
+        for image in images:
+            conversation.add_image(image)
+        text = message.text()
+        prompts = [" ".join(strip_marks(p).split()) for p in self.engine.renderer.prompts]
+        is_first = bool(images) and not conversation.history
+        if self.plan is None or not is_first or " ".join(text.split()) not in ("", *prompts):
+            return PlannedQuestion(text)
+        return self.plan(images, text or (prompts[0] if prompts else ""))
+
+    def store(self, messages: list[Message], answer: str, conversation: Conversation) -> None:
+        """Store a conversation for a follow-up request."""
+        reply = Message(role="assistant", content=answer)
+        with self._lock:
+            self._stored[_key([*messages, reply])] = conversation
+            while len(self._stored) > MAX_STORED:
+                self._stored.popitem(last=False)
+
+    def _rebuild(self, messages: list[Message]) -> Conversation:
+        system = " ".join(m.text() for m in messages if m.role in ("system", "developer"))
+        conversation = self.engine.start(system)
+        question: PlannedQuestion | None = None
+        for message in messages:
+            if message.role == "user":
+                if question is not None:
+                    raise _invalid_messages("two user messages in a row")
+                question = self._add_question(conversation, message)
+            elif message.role == "assistant":
+                if question is None:
+                    raise _invalid_messages("an assistant message without a user message before it")
+                conversation.restore(question.question, message.text(), question.caption)
+                question = None
+        if question is not None:
+            raise _invalid_messages("two user messages in a row")
+        return conversation
+
+    def _read_image(self, url: str) -> Media:
+        head, _, data = url.partition(",")
+        if not head.startswith("data:") or not head.endswith(";base64"):
+            raise ApiError(
+                400,
+                "image_url must be a data URI (data:image/png;base64,…); URLs are not fetched",
+                "invalid_image_url",
+                "messages",
+            )
+        if len(data) * 3 // 4 > self.limits.max_image_bytes:
+            raise ApiError(400, "the image is too large", "image_too_large", "messages")
+        try:
+            content = base64.b64decode(data, validate=True)
+        except (binascii.Error, ValueError):
+            message = "the image is not valid base64"
+            raise ApiError(400, message, "invalid_image", "messages") from None
+        with tempfile.TemporaryDirectory(prefix="xraygpt-") as folder:
+            path = Path(folder) / "image"
+            path.write_bytes(content)
+            try:
+                return self.read_media(path)
+            except InputError as error:
+                message = without_path(error, path)
+                raise ApiError(400, message, "invalid_image", "messages") from None
+
+    def generation_for(self, request: ChatRequest) -> Generation:
+        """Decoding settings of a request; it samples only with a temperature above 0.
+
+        Raises:
+            ApiError: The request asks for more tokens than the limit.
+        """
+        default = self.generation
+        max_tokens = request.max_completion_tokens or request.max_tokens or default.max_new_tokens
+        if max_tokens > self.limits.max_new_tokens:
+            raise ApiError(
+                400, f"max_tokens is at most {self.limits.max_new_tokens}", "invalid_value",
+                "max_tokens",
+            )  # fmt: skip
+        generation = replace(default, max_new_tokens=max_tokens)
+        if request.temperature:
+            generation = replace(
+                generation, do_sample=True, num_beams=1, temperature=request.temperature,
+                top_p=request.top_p or 1.0,
+            )  # fmt: skip
+        elif request.temperature == 0:
+            generation = replace(
+                generation, do_sample=False, temperature=1.0, top_p=1.0, candidates=1, references=0
+            )
+        return generation if request.seed is None else replace(generation, seed=request.seed)
+
+
+def _invalid_messages(message: str) -> ApiError:
+    return ApiError(400, message, "invalid_value", "messages")
+
+
+def _key(messages: list[Message]) -> str:
+    content = [[m.role, m.text(), m.image_urls()] for m in messages]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

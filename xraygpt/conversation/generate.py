@@ -1,0 +1,116 @@
+"""Running a conversation's prompt through the model, with its key-value cache."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from xraygpt.conversation.answer import Answer, AnswerStreamer, CancelCriteria, FinishReason
+from xraygpt.conversation.engine import EncodedMedium, Engine
+from xraygpt.conversation.history import QuestionAnswer, join_questions
+from xraygpt.conversation.prefix_cache import PrefixCache
+from xraygpt.models.base import Generation
+from xraygpt.prompting.renderer import Rendered
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question with what is needed to answer it.
+
+    Attributes:
+        pair: The question; its answer is filled in later.
+        rendered: The prompt.
+        media: All media in the prompt.
+        generation: Decoding settings.
+        answer: Receives the text.
+        previous: Older questions and answers, including those dropped from the prompt.
+        num_new_media: Media that come with this question.
+    """
+
+    pair: QuestionAnswer
+    rendered: Rendered
+    media: Sequence[EncodedMedium]
+    generation: Generation
+    answer: Answer
+    previous: list[QuestionAnswer]
+    num_new_media: int
+
+    @property
+    def prompt_pairs(self) -> list[QuestionAnswer]:
+        """The pairs that are in the prompt, this one last."""
+        return [*self.previous[self.pair.first_in_context :], self.pair]
+
+
+def generate_answer(
+    engine: Engine, request: Request, cache: PrefixCache, cancel: threading.Event
+) -> tuple[str, list[int], FinishReason]:
+    """Answer a question, reusing and extending the cache.
+
+    Args:
+        engine: The model; the caller holds its lock.
+        request: What to answer.
+        cache: Of the conversation.
+        cancel: Stops the generation once it is set.
+
+    Returns:
+        The answer's text, its ids with the end of turn, and why it ended.
+    """
+    generation, rendered, media = request.generation, request.rendered, request.media
+    question = join_questions(request.prompt_pairs)
+    embeds, positions, average = engine.embed(rendered, media, question)
+    token_keys = engine.token_keys(rendered, media)
+    # Several beams or candidates cannot share a cache of one row, and are not streamed.
+    single = max(generation.num_beams, generation.candidates) <= 1
+    if single:
+        cache.crop_to_prefix(token_keys)
+        request.answer.cached_tokens = len(cache)
+    streamer = AnswerStreamer(engine.decoder, request.answer)
+    rows = engine.decoder.generate_ids(
+        embeds,
+        torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
+        generation,
+        average() if generation.guidance else None,
+        positions=positions,
+        past_key_values=cache.kv if single else None,
+        streamer=streamer if single else None,
+        stop=CancelCriteria(cancel),
+    )
+    candidates = [engine.decoder.finalize(row, cancel.is_set()) for row in rows]
+    texts = [text for text, _, _ in candidates]
+    best = engine.decoder.select_candidate(
+        texts, request.pair.bonus, references=generation.references
+    )
+    text, ids, reason = candidates[best]
+    streamer.send(text)
+    if single:
+        cache.record([*token_keys, *ids])
+    return text, ids, reason
+
+
+def prefill_media(
+    engine: Engine, rendered: Rendered, media: Sequence[EncodedMedium], cache: PrefixCache
+) -> None:
+    """Run a prompt up to its last medium through the model.
+
+    Args:
+        engine: The model; the caller holds its lock.
+        rendered: The prompt, with at least one medium.
+        media: All media in the prompt.
+        cache: Extended to the end of the last medium.
+    """
+    last = rendered["runs"][-1]
+    end = last.start + last.length
+    embeds, positions, _ = engine.embed(rendered, media, "")
+    token_keys = engine.token_keys(rendered, media)[:end]
+    cache.crop_to_prefix(token_keys)
+    new = slice(len(cache), end)
+    if embeds[:, new].shape[1]:
+        position_ids = {} if positions is None else {"position_ids": positions[..., new]}
+        engine.chats.llm(
+            inputs_embeds=embeds[:, new], past_key_values=cache.kv, use_cache=True,
+            logits_to_keep=1, **position_ids,
+        )  # fmt: skip
+        cache.record(token_keys)

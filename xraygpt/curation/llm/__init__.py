@@ -1,0 +1,1 @@
+"""Rewriting reports with a language model: prompts, endpoint, limits, ledger, calls, batches."""

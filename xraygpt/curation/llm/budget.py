@@ -1,0 +1,128 @@
+"""Token and cost limits over all runs on a folder."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+from xraygpt.curation.llm.ledger import Ledger
+from xraygpt.curation.llm.limits import Limits
+from xraygpt.curation.llm.prices import Price
+from xraygpt.curation.llm.stopping import StopSignal
+
+
+class BudgetExceeded(Exception):
+    """The next call could exceed --max-usd or --max-tokens."""
+
+
+class Budget:
+    """Keeps total usage within the limits; calls in progress count with their maximum usage.
+
+    Input tokens are estimated from characters. If there is a limit, the first call runs alone with
+    twice its estimate reserved. Later calls reserve 1.1 times the largest ratio of reported to
+    estimated tokens so far. Output tokens are limited by the request itself.
+
+    Args:
+        ledger: Has the usage so far and records that of each call.
+        limits: Maximum tokens and cost.
+        price: None: cost is not counted.
+        batch: Whether the batch discount applies.
+    """
+
+    def __init__(self, ledger: Ledger, limits: Limits, price: Price | None, batch: bool) -> None:
+        self.ledger, self.limits, self.price, self.batch = ledger, limits, price, batch
+        usage = ledger.total_usage()
+        self.tokens, self.cost = usage.tokens, usage.cost
+        self._input_factor, self._is_calibrated = 2.0, False
+        self._reserved_tokens, self._reserved_cost, self._reserved_calls = 0, 0.0, 0
+        self._call_finished = asyncio.Event()
+
+    def cost_of(self, tokens_in: int, tokens_out: int) -> float:
+        """Compute the cost of a call; 0 without a price."""
+        return self.price.cost(tokens_in, tokens_out, self.batch) if self.price else 0.0
+
+    def exceeded_message(self) -> str:
+        """Describe what is used up and what to do."""
+        limits = self.limits
+        used = []
+        if limits.max_tokens is not None:
+            used.append(f"{self.tokens:,} of --max-tokens {limits.max_tokens:,}")
+        if limits.max_cost is not None:
+            used.append(f"{self.cost:.2f} of --max-usd {limits.max_cost:.2f}")
+        return (
+            f"the next call could exceed the budget ({', '.join(used)} used over all runs on this "
+            "folder): raise the limit to continue"
+        )
+
+    def calibrate(self, token_ratio: float) -> None:
+        """Set the largest ratio of reported to estimated input tokens so far; 0: none yet."""
+        if token_ratio:
+            self._input_factor, self._is_calibrated = 1.1 * token_ratio, True
+
+    def max_usage(self, estimated_in: int, output_tokens: int) -> tuple[int, int]:
+        """Return the maximum input and output tokens of a call."""
+        return math.ceil(self._input_factor * estimated_in), output_tokens
+
+    def fits(self, tokens_in: int, tokens_out: int) -> bool:
+        """Return whether a call fits in addition to those in progress."""
+        tokens = self.tokens + self._reserved_tokens + tokens_in + tokens_out
+        cost = self.cost + self._reserved_cost + self.cost_of(tokens_in, tokens_out)
+        limits = self.limits
+        return (limits.max_tokens is None or tokens <= limits.max_tokens) and (
+            limits.max_cost is None or cost <= limits.max_cost
+        )
+
+    def reserve(self, tokens_in: int, tokens_out: int) -> None:
+        """Count a call as in progress."""
+        self._reserved_tokens += tokens_in + tokens_out
+        self._reserved_cost += self.cost_of(tokens_in, tokens_out)
+        self._reserved_calls += 1
+
+    def release(self, tokens_in: int, tokens_out: int) -> None:
+        """Remove the reservation of a finished call."""
+        self._reserved_tokens -= tokens_in + tokens_out
+        self._reserved_cost -= self.cost_of(tokens_in, tokens_out)
+        self._reserved_calls -= 1
+        self._call_finished.set()
+
+    async def acquire(
+        self, stop: StopSignal, estimated_in: int, output_tokens: int
+    ) -> tuple[int, int]:
+        """Reserve the maximum usage of a call, once calls in progress leave enough.
+
+        Returns:
+            The reserved input and output tokens.
+
+        Raises:
+            BudgetExceeded: No call is in progress and the rest is not enough.
+            RunStopped: The run is stopping.
+        """
+        limited = self.limits.max_tokens is not None or self.limits.max_cost is not None
+        while True:
+            usage = self.max_usage(estimated_in, output_tokens)
+            must_run_alone = limited and not self._is_calibrated
+            if self.fits(*usage) and not (must_run_alone and self._reserved_calls):
+                self.reserve(*usage)
+                return usage
+            if not self._reserved_calls:
+                raise BudgetExceeded
+            self._call_finished.clear()
+            await stop.wait_for(self._call_finished.wait())
+
+    def charge(self, tokens_in: int, tokens_out: int) -> None:
+        """Count the usage of a call."""
+        cost = self.cost_of(tokens_in, tokens_out)
+        self.tokens += tokens_in + tokens_out
+        self.cost += cost
+        if tokens_in or tokens_out:
+            self.ledger.add_usage(tokens_in, tokens_out, cost)
+
+    def charge_wasted(self, tokens_in: int, tokens_out: int) -> None:
+        """Count the usage of a call that gave no answer.
+
+        Raises:
+            BudgetExceeded: The rest is not enough for a retry.
+        """
+        self.charge(tokens_in, tokens_out)
+        if not self.fits(0, 0):
+            raise BudgetExceeded

@@ -1,0 +1,145 @@
+"""The endpoint of a language model: address, key and decoding parameters."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from xraygpt.common.addresses import is_loopback_host
+from xraygpt.common.errors import InputError
+
+if TYPE_CHECKING:
+    import openai
+
+LOCAL_URL, OPENAI_URL = "http://127.0.0.1:8000/v1", "https://api.openai.com/v1"
+PROVIDERS = ("rules", "local", "openai", "azure")
+_NOT_INSTALLED = (
+    "the package openai is not installed; in the clone: .venv/bin/pip install -e '.[curate]'"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """A language model behind an OpenAI-compatible address.
+
+    Keys are read only from the environment, when the SDK client is created: `OPENAI_API_KEY` for
+    ``openai``, `AZURE_OPENAI_API_KEY` or `AZURE_OPENAI_AD_TOKEN` for ``azure``, and optionally
+    `XRAYGPT_API_KEY` for ``local``.
+    """
+
+    provider: str = "local"
+    """``local`` (vLLM, Ollama, llama.cpp and others), ``openai`` or ``azure``."""
+    model: str = ""
+    """Name of the model at the endpoint; for Azure the name of the deployment."""
+    base_url: str = ""
+    """Address; empty: the provider's."""
+    temperature: float | None = 0.0
+    """0 to 2; None omits the parameter, which some models require."""
+    seed: int | None = None
+    """Sent if set; few endpoints honour it."""
+
+    def address(self) -> str:
+        """Return the URL that texts are sent to.
+
+        Raises:
+            InputError: It is not an http(s) URL, or Azure's is not set.
+        """
+        url = self.base_url or self._default_url()
+        try:
+            parts = urlsplit(url)
+            _ = parts.port  # raises ValueError for an invalid port
+            (parts.hostname or "").encode("idna")
+        except ValueError:
+            raise InputError(f"--base-url {url}: not a valid URL") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError(f"--base-url {url}: expected http://host:port/v1 or https://…")
+        if parts.username or parts.password:
+            raise InputError(
+                "--base-url contains a user name or password; keys are read only from the "
+                "environment"
+            )
+        return url
+
+    def _default_url(self) -> str:
+        if self.provider == "azure":
+            url = os.environ.get("AZURE_OPENAI_ENDPOINT", "")
+            if not url:
+                raise InputError("--provider azure: set AZURE_OPENAI_ENDPOINT, or pass --base-url")
+            return url
+        if self.provider == "openai":
+            return os.environ.get("OPENAI_BASE_URL", "") or OPENAI_URL
+        return LOCAL_URL
+
+    def decoding(self, output_tokens: int) -> dict[str, Any]:
+        """Return the decoding parameters of a call; its answer depends on them."""
+        limit = "max_tokens" if self.provider == "local" else "max_completion_tokens"
+        parameters: dict[str, Any] = {
+            "temperature": self.temperature,
+            "seed": self.seed,
+            limit: output_tokens,
+        }
+        return {name: value for name, value in parameters.items() if value is not None}
+
+    def create_sdk_client(self, timeout: float) -> openai.AsyncOpenAI:
+        """Create the SDK client, without retries, redirects or logged request texts.
+
+        Args:
+            timeout: Seconds per call.
+
+        Raises:
+            InputError: The SDK is not installed or a key is not set.
+        """
+        try:
+            import openai
+        except ImportError:
+            raise InputError(_NOT_INSTALLED) from None
+        silence_sdk_logs()
+        loopback = is_loopback(self.address())
+        options: dict[str, Any] = {
+            "max_retries": 0,
+            "timeout": timeout,
+            # A proxy set in the environment would send "local" texts to another host.
+            "http_client": openai.DefaultAsyncHttpxClient(
+                follow_redirects=False, trust_env=not loopback, timeout=timeout,
+                # Plain http has no certificates to check, and loading them is slow.
+                verify=not self.address().startswith("http://"),
+            ),
+        }  # fmt: skip
+        if self.provider == "azure":
+            return openai.AsyncAzureOpenAI(**{**options, **self._azure_options()})
+        variable = "OPENAI_API_KEY" if self.provider == "openai" else "XRAYGPT_API_KEY"
+        key = os.environ.get(variable) or ("" if self.provider == "openai" else "none")
+        if not key:
+            raise InputError(f"--provider openai: set {variable} in the environment")
+        return openai.AsyncOpenAI(**options, api_key=key, base_url=self.address())
+
+    def _azure_options(self) -> dict[str, str]:
+        key = os.environ.get("AZURE_OPENAI_API_KEY", "")
+        token = os.environ.get("AZURE_OPENAI_AD_TOKEN", "")
+        version = os.environ.get("AZURE_OPENAI_API_VERSION") or os.environ.get("OPENAI_API_VERSION")
+        if not (key or token) or not version:
+            raise InputError(
+                "--provider azure: set AZURE_OPENAI_API_KEY (or AZURE_OPENAI_AD_TOKEN) and "
+                "AZURE_OPENAI_API_VERSION in the environment"
+            )
+        options = {
+            "api_version": version,
+            "azure_endpoint": self.address(),
+            "api_key": key,
+            "azure_ad_token": token,
+        }
+        return {name: value for name, value in options.items() if value}
+
+
+def silence_sdk_logs() -> None:
+    """Keep report text out of logs: at low levels the SDK and its HTTP library log requests."""
+    for name in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def is_loopback(url: str) -> bool:
+    """Return whether a URL points to this machine."""
+    return is_loopback_host(urlsplit(url).hostname or "")

@@ -1,0 +1,141 @@
+"""What a failed call means: a retry, a final reply, or the end of the run.
+
+No message here contains text from the endpoint, which may quote report text.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from xraygpt.common.errors import XrayGPTError
+from xraygpt.curation.llm.completions import Reply
+from xraygpt.curation.llm.endpoint import Endpoint
+from xraygpt.curation.llm.limits import parse_retry_after
+
+if TYPE_CHECKING:
+    import openai
+
+ERROR_CODE = re.compile(r"^[a-z][a-z_]{2,40}$")
+_RETRIED = frozenset({408, 409, 425, 429}) | frozenset(range(500, 600))
+_MAX_UNREACHABLE = 4  # failed connections, without an accepted request before
+_MAX_MALFORMED = 10  # requests rejected as malformed, without an accepted one before
+_REDIRECTED = "it redirects to another address; pass that one as --base-url"
+_FATAL = {
+    401: "the key is wrong or has no access to this model",
+    403: "the key is wrong or has no access to this model",
+    404: "no such address or model ({model})",
+    429: "the quota is used up",
+    **dict.fromkeys((301, 302, 303, 307, 308), _REDIRECTED),
+}
+_REMEDIES = {
+    "temperature": "the model does not accept a temperature: use --temperature none",
+    "seed": "the endpoint does not accept a seed: omit --model-seed",
+    "response_format": "the endpoint or model does not support structured outputs (JSON schema)",
+    "max_tokens": "the endpoint expects max_completion_tokens: use --provider openai, --base-url",
+    "max_completion_tokens": "the endpoint expects max_tokens: use --provider local, --base-url",
+    "model": "the endpoint has no such --model",
+}
+
+
+class EndpointError(XrayGPTError):
+    """The endpoint cannot be used; the run stops and all answers so far are saved.
+
+    Attributes:
+        status: HTTP status, or 0.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why one call gave no result.
+
+    Attributes:
+        reason: For messages.
+        retry_after: Seconds the endpoint asked to wait.
+        maybe_processed: Whether the endpoint may have processed (and charged) the request.
+        final: The reply, if no retry can change it.
+    """
+
+    reason: str = ""
+    retry_after: float | None = None
+    maybe_processed: bool = False
+    final: Reply | None = None
+
+
+@dataclass(frozen=True)
+class HttpError:
+    """The parts of an HTTP error that cannot contain report text."""
+
+    status: int
+    code: str
+    parameter: str
+    retry_after: float | None
+
+    @staticmethod
+    def from_sdk(error: openai.APIStatusError) -> HttpError:
+        """Extract them from the SDK's exception."""
+        code = str(error.code or "")
+        return HttpError(
+            int(error.status_code),
+            code if ERROR_CODE.match(code) else "",
+            error.param if isinstance(error.param, str) else "",
+            parse_retry_after({k.lower(): v for k, v in error.response.headers.items()}),
+        )
+
+
+class FailureClassifier:
+    """Decides what failures mean, given what the endpoint did earlier in this run."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self._accepted = self._malformed = self._unreachable = 0
+
+    def record_accepted(self) -> None:
+        """Count a request that gave a result."""
+        self._accepted += 1
+
+    def unreachable(self) -> Failure:
+        """Classify a connection that was refused.
+
+        Raises:
+            EndpointError: No request was accepted in this run.
+        """
+        self._unreachable += 1
+        if not self._accepted and self._unreachable >= _MAX_UNREACHABLE:
+            self.stop("no server is listening there; start it, or correct the address")
+        return Failure("no connection")
+
+    def http_error(self, error: HttpError) -> Failure:
+        """Classify an HTTP error.
+
+        Raises:
+            EndpointError: No later call can succeed.
+        """
+        reason = f"HTTP {error.status}" + (f" ({error.code})" if error.code else "")
+        if error.status in _RETRIED and error.code != "insufficient_quota":
+            return Failure(reason, retry_after=error.retry_after)
+        if error.status in _FATAL:
+            remedy = _FATAL[error.status].format(model=self.endpoint.model)
+            self.stop(f"{reason}: {remedy}", error.status)
+        if error.code in ("content_filter", "content_policy_violation"):
+            return Failure(final=Reply("refused", reason=f"{reason}: content filter"))
+        if error.parameter in _REMEDIES:
+            self.stop(f"{reason}: {_REMEDIES[error.parameter]}", error.status)
+        self._malformed += 1
+        if not self._accepted and self._malformed >= _MAX_MALFORMED:
+            self.stop(f"{reason} for each of the first {_MAX_MALFORMED} requests", error.status)
+        return Failure(final=Reply("failed", reason=reason))
+
+    def stop(self, reason: str, status: int = 0) -> NoReturn:
+        """End the run.
+
+        Raises:
+            EndpointError: Always.
+        """
+        raise EndpointError(f"{self.endpoint.address()}: {reason}", status) from None

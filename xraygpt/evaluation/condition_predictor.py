@@ -1,0 +1,163 @@
+"""Predictions of one condition, streamed to disk; the same image and question is answered once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xraygpt.common import distributed
+from xraygpt.common.logging import progress
+from xraygpt.datasets import controls
+from xraygpt.datasets.base import Sample, StudyDataset, reference_text
+from xraygpt.datasets.collate import Collator
+from xraygpt.evaluation import prediction_file
+from xraygpt.models.base import BaseModel
+from xraygpt.tasks.base import BaseTask, Prediction
+from xraygpt.tasks.payload import Payload, as_answers, save_mask
+
+AnswerKey = tuple[Any, ...]  # the images and the question
+
+
+@dataclass
+class _StoredAnswer:
+    text: str
+    payload: Payload
+    rewritten_prompt: str | None = None
+
+
+class ConditionPredictor:
+    """Answers the samples of conditions.
+
+    Args:
+        task: Decodes answers.
+        model: The model to measure.
+        collate: Makes prompts.
+        device: Where batches go.
+        folder: Folder of the prediction files.
+        identity: First line of each file.
+        batch_size: Rows decoded at once.
+        seed: Stored with the predictions.
+    """
+
+    def __init__(
+        self,
+        task: BaseTask,
+        model: BaseModel,
+        collate: Collator,
+        *,
+        device: torch.device,
+        folder: Path,
+        identity: dict[str, Any],
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.task, self.model, self.collate, self.device = task, model, collate, device
+        self.folder, self.identity = folder, identity
+        self.batch_size, self.seed = batch_size, seed
+        self._answers: dict[AnswerKey, _StoredAnswer] = {}
+
+    def predict(
+        self,
+        condition: str,
+        data: StudyDataset,
+        indices: Sequence[int] | None = None,
+        shard: tuple[int, int] | None = None,
+    ) -> list[Prediction]:
+        """Answer the samples of a condition that have no stored answer; returns all answers.
+
+        Args:
+            condition: Name of the condition.
+            data: Its samples.
+            indices: Samples to answer; None means all.
+            shard: Shard (k, n) whose file is written; None writes the file of all answers, with
+                those of finished shards.
+        """
+        path = prediction_file.path_for(self.folder, f"predictions_{condition}", shard)
+        done = prediction_file.resume(path, self.identity)
+        if shard is None:
+            done = prediction_file.read_shards(path) | done
+        todo = [
+            i
+            for i in (range(len(data)) if indices is None else indices)
+            if data.records[i].sample_id not in done
+        ]
+        self._reuse(data, done)
+        with path.open("a", encoding="utf-8") as file:
+            starts = range(0, len(todo), self.batch_size)
+            for start in progress(starts, f"answers, {condition}", unit="batch"):
+                for prediction in self._answer(data, todo[start : start + self.batch_size]):
+                    done[prediction.sample_id] = prediction
+                    file.write(json.dumps(prediction.as_row()) + "\n")
+                file.flush()
+        predictions = [done[r.sample_id] for r in data.records if r.sample_id in done]
+        prediction_file.write(path, self.identity, predictions)  # in the order of the samples
+        return predictions
+
+    def unique_samples(self, conditions: dict[str, StudyDataset]) -> list[tuple[str, int]]:
+        """Condition and index of the first sample with each image and question."""
+        first: dict[AnswerKey, tuple[str, int]] = {}
+        for name, data in conditions.items():
+            for i, record in enumerate(data.records):
+                sample = {"turns": data.get_turns(i), "rng_key": data.get_rng_key(record)}
+                first.setdefault(_key(data, i, self._question(sample)), (name, i))
+        return list(first.values())
+
+    def _reuse(self, data: StudyDataset, done: dict[str, Prediction]) -> None:
+        """Remember stored answers for other samples with the same image and question."""
+        for i, record in enumerate(data.records):
+            if record.sample_id in done:
+                prediction = done[record.sample_id]
+                answer = _StoredAnswer(
+                    prediction.prediction, prediction.payload, prediction.meta.get("asked")
+                )
+                self._answers.setdefault(_key(data, i, prediction.prompt), answer)
+
+    def _answer(self, data: StudyDataset, indices: Sequence[int]) -> Iterator[Prediction]:
+        samples = [(i, s) for i, s in ((i, data[i]) for i in indices) if s is not None]
+        keys = {i: _key(data, i, self._question(s)) for i, s in samples}
+        new: dict[AnswerKey, Sample] = {}
+        for i, sample in samples:
+            if keys[i] not in self._answers:
+                new.setdefault(keys[i], sample)
+        if new:
+            self._decode(new)
+        for i, sample in samples:
+            answer = self._answers[keys[i]]
+            meta = {k: v for k, v in sample["meta"].items() if k != "sections"}
+            if answer.rewritten_prompt is not None:
+                meta["asked"] = answer.rewritten_prompt
+            yield Prediction(
+                sample_id=sample["sample_id"],
+                study_id=sample["study_id"],
+                prompt=self._question(sample),
+                prediction=answer.text,
+                payload=answer.payload,
+                folder=self.folder,
+                reference=reference_text(sample["turns"]),
+                seed=self.seed,
+                meta=meta,
+            )
+
+    def _decode(self, samples: dict[AnswerKey, Sample]) -> None:
+        prompts = self.collate.prompts(list(samples.values()))
+        batch = distributed.to_device(prompts, self.device)
+        answers = as_answers(self.task.predict(self.model, batch))
+        rewritten: Sequence[str | None] = self.task.rewritten_prompts or [None] * len(answers)
+        for (key, sample), answer, prompt in zip(samples.items(), answers, rewritten, strict=True):
+            payload = save_mask(answer, self.folder, sample["sample_id"], repr(key))
+            self._answers[key] = _StoredAnswer(answer.text, payload, prompt)
+
+    def _question(self, sample: Any) -> str:
+        return "\n".join(t["text"] for t in self.collate.question(sample))
+
+
+def _key(data: StudyDataset, index: int, question: str) -> AnswerKey:
+    images: tuple[Any, ...] = data.records[index].media
+    if controls.is_blank(data):
+        images = controls.black_key(data, images)
+    return (*images, question)

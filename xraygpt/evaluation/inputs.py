@@ -1,0 +1,136 @@
+"""Inputs of a prediction: an image, a folder or a table, as records without answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from xraygpt.common.errors import DataError
+from xraygpt.datasets.base import Record
+from xraygpt.datasets.media_paths import RecordError, parse_media_ref
+from xraygpt.datasets.tables import read_table
+from xraygpt.media.base import MediaRef
+from xraygpt.prompting.content import IMAGE, Turn
+
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".dcm", ".dicom"})
+TABLE_SUFFIXES = frozenset({".csv", ".jsonl"})
+
+
+def find_inputs(path: Path, question: str = "") -> list[Record]:
+    """Find the inputs that a command line names.
+
+    Args:
+        path: An image; a folder, searched recursively; or a table (CSV, JSONL) with a column
+            `image`, or `images` of a study as in training, and optionally `id`, `study`, `view`
+            and `question`. Paths in a table are relative to it.
+        question: For images without their own question; empty means the model's prompt.
+
+    Raises:
+        DataError: The path does not exist, or there is no image.
+    """
+    if not path.exists():
+        raise DataError(f"--input {path}: no such file or folder")
+    if path.is_dir():
+        records = _folder_records(path, question)
+    elif path.suffix.lower() in TABLE_SUFFIXES:
+        records = [_row_record(path, number, row, question) for number, row in read_table(path)]
+    else:
+        records = [_build_record(path.name, [MediaRef(path)], question=question)]
+    if not records:
+        raise DataError(f"--input {path}: contains no PNG, JPEG or DICOM file")
+    _require_unique_ids(records)
+    return records
+
+
+def _folder_records(folder: Path, question: str) -> list[Record]:
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
+    images = [f for f in files if _may_be_image(f)]
+    if len(files) > len(images):
+        log.info("%s: ignoring %d files that are no images", folder, len(files) - len(images))
+    return [
+        _build_record(str(f.relative_to(folder)), [MediaRef(f)], question=question) for f in images
+    ]
+
+
+def _may_be_image(file: Path) -> bool:
+    """Check the suffix; a file without one is an image if it has the signature of DICOM."""
+    if file.suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    # Hospitals name DICOM files by UID, so the "suffix" may be a number.
+    if file.suffix and not file.suffix[1:].isdigit():
+        return False
+    try:
+        with file.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return True  # it will be reported with those that cannot be read
+
+
+def _row_record(table: Path, number: int, row: dict[str, Any], question: str) -> Record:
+    """Record of a table row with one image in `image`, or a study in `images`."""
+    where = f"{table}, record {number}"
+    if not {"image", "path", "images"} & set(row):
+        columns = ", ".join(map(str, row))
+        raise DataError(f"{where}: no column 'image' (there are: {columns})")
+    # A row without an image is reported with those that cannot be read.
+    items = _row_items(row) or [{"path": f"record {number} (no image named)"}]
+    view = str(row.get("view") or "")
+    try:
+        media = [
+            parse_media_ref(item, lambda path: table.parent / str(path), view) for item in items
+        ]
+    except RecordError as error:
+        raise DataError(f"{where}: {error}") from None
+    first = items[0].get("path") if isinstance(items[0], dict) else ""
+    return _build_record(
+        str(row.get("id") or first),
+        media,
+        study=str(row.get("study") or ""),
+        question=str(row.get("question") or question),
+    )
+
+
+def _row_items(row: dict[str, Any]) -> list[Any]:
+    """Descriptions of a row's images; a plain string is a path."""
+    value = row.get("images") or row.get("image") or row.get("path")
+    items = value if isinstance(value, list) else [value]
+    return [{"path": item} if isinstance(item, str) else item for item in items if item]
+
+
+def _build_record(
+    name: str, media: Sequence[MediaRef], *, study: str = "", question: str = ""
+) -> Record:
+    marks = " ".join([IMAGE] * len(media))
+    turn = Turn(role="user", text=f"{marks} {question}".strip())
+    paths = [ref.file for ref in media]
+    versions = [_file_version(ref.path) for ref in media]
+    selections = [ref.selection for ref in media]
+    single = len(media) == 1
+    meta: dict[str, Any] = {
+        "path": paths[0] if single else paths,
+        "file": versions[0] if single else versions,
+    }
+    if any(selections):
+        meta["part"] = selections[0] if single else selections
+    return Record(name, study or name, tuple(media), (turn,), meta)
+
+
+def _file_version(path: Path) -> str:
+    """A string that changes when the file does."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return "absent"
+    return f"{stat.st_size} bytes, {stat.st_mtime_ns} ns"
+
+
+def _require_unique_ids(records: Sequence[Record]) -> None:
+    seen: set[str] = set()
+    for record in records:
+        if record.sample_id in seen:
+            raise DataError(f"two inputs are called {record.sample_id}; give each its own `id`")
+        seen.add(record.sample_id)

@@ -1,0 +1,91 @@
+"""Losses of an evaluation per character of the references, which tokenizers do not affect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from xraygpt.common import distributed
+from xraygpt.common.logging import progress
+from xraygpt.datasets.base import StudyDataset, reference_text
+from xraygpt.datasets.collate import Collator
+from xraygpt.evaluation.conditions import BLANK, MIRRORED, SHUFFLED, TRUE
+from xraygpt.metrics.statistics import ratio_score
+from xraygpt.models.base import BaseModel
+from xraygpt.tasks.base import BaseTask
+
+
+@torch.no_grad()
+def sample_losses(
+    task: BaseTask,
+    model: BaseModel,
+    collate: Collator,
+    data: StudyDataset,
+    *,
+    device: torch.device,
+    batch_size: int,
+    label: str,
+) -> np.ndarray:
+    """(n, 3) float64 per sample: loss in nats, target tokens, characters of the reference.
+
+    Args:
+        task: Computes the loss.
+        model: The model to measure.
+        collate: Makes batches.
+        data: Samples of one condition.
+        device: Where batches go.
+        batch_size: Rows per batch.
+        label: Condition, for the progress bar.
+    """
+    rows: list[list[float]] = []
+    starts = range(0, len(data), batch_size)
+    for start in progress(starts, f"loss, {label}", unit="batch"):
+        indices = range(start, min(start + batch_size, len(data)))
+        samples = [s for s in (data[i] for i in indices) if s is not None]
+        batch: Any = distributed.to_device(collate(samples), device)
+        output = task.loss(model, batch)
+        for i, sample in enumerate(samples):
+            characters = len(reference_text(sample["turns"]))
+            rows.append([float(output.row_loss[i]), float(output.num_targets[i]), characters])
+    return np.array(rows)
+
+
+def loss_rows(losses: Mapping[str, np.ndarray], studies: Sequence[str]) -> list[dict[str, Any]]:
+    """Loss per character of each condition, and paired differences from the true images.
+
+    Args:
+        losses: Result of `sample_losses` by condition; shuffled seeds are averaged.
+        studies: Study of each sample; intervals resample studies.
+    """
+    true = losses[TRUE]
+    groups = {TRUE: [true]}
+    groups[SHUFFLED] = [v for k, v in losses.items() if k.startswith(SHUFFLED)]
+    for name in (BLANK, MIRRORED):
+        groups[name] = [losses[name]] if name in losses else []
+    rows = []
+    for name, seeds in groups.items():
+        if not seeds:
+            continue
+        mean = np.mean([v[:, 0] for v in seeds], axis=0)
+        rows.append(_per_character(f"loss_{name}", mean, true[:, 2], studies))
+        if name != TRUE:
+            difference = mean - true[:, 0]
+            rows.append(_per_character(f"loss_{name}_minus_true", difference, true[:, 2], studies))
+    return rows
+
+
+def _per_character(
+    name: str, loss: np.ndarray, characters: np.ndarray, studies: Sequence[str]
+) -> dict[str, Any]:
+    """Sum of the losses over the sum of the characters, with its interval."""
+    score = ratio_score(
+        name,
+        np.stack([loss, characters], axis=1),
+        lambda c: float(c[0] / max(c[1], 1)),
+        "nats per reference character",
+        studies,
+    )
+    return score.as_row()

@@ -1,0 +1,42 @@
+"""The `llm` section of a model's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from xraygpt.common.checks import Checks
+from xraygpt.models.llm.llm_files import Attention, Bits, Dtype
+from xraygpt.models.llm.small_llm import LoraSettings, SmallLLM
+
+
+@dataclass(kw_only=True)
+class LLMConfig:
+    """The language model that reads image tokens."""
+
+    source: str | None = None
+    """A transformers folder, a `.gguf` file, `package:<name>`, or a run of the task
+    `language_modeling`; null: a random model of size `size`, for tests."""
+    size: SmallLLM = field(default_factory=SmallLLM)
+    """Size of the random LLM; no effect with `source`."""
+    dtype: Dtype = "auto"
+    """Of the LLM's weights; `auto`: bfloat16 with CUDA, float32 without."""
+    bits: Bits | None = None
+    """Quantize the frozen LLM to 8 or 4 bits with bitsandbytes; null: off."""
+    device_map: str | None = None
+    """`auto` spreads the LLM's layers over all GPUs, then CPU memory; null: one device."""
+    attention: Attention | None = None
+    """Attention kernels; null: `sdpa` if the model supports it."""
+    low_resource: bool = False
+    """XrayGPT's name for `bits: 8`."""
+    lora: LoraSettings | None = None
+    """Low-rank adapters; null: none."""
+    freeze: bool = True
+    """Train no weight of the LLM but LoRA's."""
+    grad_checkpoint: bool = False
+    """Recompute activations in the backward pass, to save memory."""
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            why = "quantized weights cannot be trained"
+            check.needs("freeze", "bits", "low_resource", why=why)
+            check.needs("freeze", "lora", why="an LLM is trained either by LoRA or in full")

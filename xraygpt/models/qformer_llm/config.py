@@ -1,0 +1,26 @@
+"""The sections of the configuration that belong to the Q-Former family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from xraygpt.common.checks import Checks
+from xraygpt.models.qformer_llm.qformer import QFormerConfig
+
+
+@dataclass(kw_only=True)
+class BridgeConfig(QFormerConfig):
+    """The Q-Former between a vision encoder and an LLM."""
+
+    init_from: Path | None = None
+    """Take the Q-Former of this run with another LLM, or of this BLIP-2 file; the projection is
+    new. No effect with a `ckpt` that contains a Q-Former."""
+    freeze: bool = False
+
+    def __post_init__(self) -> None:
+        with Checks(self) as check:
+            check.include(super().__post_init__)
+            random = self.freeze and self.new_cross_attention
+            why = "would leave qformer.new_cross_attention at random"
+            check.refuse(random, "freeze", why, "new_cross_attention")

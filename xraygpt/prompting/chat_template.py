@@ -1,0 +1,89 @@
+"""Rendering of conversations with the tokenizer's own chat template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from xraygpt.common.errors import InputError
+from xraygpt.prompting.content import IMAGE, VIDEO, MediaPart, Part, Turn, turn_parts
+from xraygpt.prompting.templates import Piece, merge_text
+
+if TYPE_CHECKING:
+    from xraygpt.prompting.tokenizer import Tokenizer
+
+
+class ChatTemplate:
+    """The tokenizer's chat template, with the interface of `Template`.
+
+    Args:
+        tokenizer: Has a chat template.
+        media_marks: See `PromptRenderer`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, media_marks: Mapping[str, str]) -> None:
+        self.tokenizer, self.media_marks = tokenizer, media_marks
+
+    def build_pieces(self, turns: Sequence[Turn], end: str) -> list[Piece]:
+        """Format `turns`; `end` is not used, since the template ends answers itself.
+
+        Raises:
+            InputError: The template changes earlier turns when a turn is added.
+        """
+        pieces, rendered = [], ""
+        for i, turn in enumerate(turns):
+            if turn["role"] != "assistant":
+                continue
+            with_question = self._apply(turns[:i], add_generation_prompt=True)
+            with_answer = self._apply(turns[: i + 1], add_generation_prompt=False)
+            if not (with_question.startswith(rendered) and with_answer.startswith(with_question)):
+                raise InputError(
+                    "the tokenizer's chat template changes earlier turns; choose another template"
+                )
+            answer = with_answer[len(with_question) :].rstrip()
+            pieces += [
+                Piece(self._split_marks(with_question[len(rendered) :])),
+                Piece((answer,), is_target=True),
+            ]
+            rendered = with_answer.rstrip()
+        if turns and turns[-1]["role"] == "user":
+            with_question = self._apply(turns, add_generation_prompt=True)
+            pieces.append(Piece(self._split_marks(with_question[len(rendered) :])))
+        return pieces
+
+    def _apply(self, turns: Sequence[Turn], *, add_generation_prompt: bool) -> str:
+        messages = [{"role": t["role"], "content": self._content(turn_parts(t))} for t in turns]
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+
+    def _content(self, parts: list[Part]) -> str | list[dict[str, str]]:
+        """Parts in transformers' format, or as one string for a text-only template."""
+        if not self.media_marks:
+            return "".join(_mark_text(p) if isinstance(p, MediaPart) else p for p in parts)
+        items: list[dict[str, str]] = []
+        for part in parts:
+            if isinstance(part, MediaPart) and part.shown:
+                items.append({"type": "video" if part.mark == VIDEO else "image"})
+            text = part if isinstance(part, str) else part.caption
+            if text.strip():  # templates put their own white space between parts
+                items.append({"type": "text", "text": text.strip()})
+        return items
+
+    def _split_marks(self, text: str) -> tuple[Part, ...]:
+        """Split the template's output at its media marks."""
+        kinds = {mark: kind for kind, mark in self.media_marks.items()}
+        kinds = kinds or {IMAGE: "image", VIDEO: "video"}
+        pieces = re.split(f"({'|'.join(map(re.escape, kinds))})", text)
+        return merge_text(
+            MediaPart("<video>" if kinds[piece] == "video" else "<image>") if i % 2 else piece
+            for i, piece in enumerate(pieces)
+        )
+
+
+def _mark_text(part: MediaPart) -> str:
+    """A medium as text, for a text-only template."""
+    if not part.shown:
+        return part.caption
+    return f"{part.mark}; {part.caption}" if part.caption else part.mark

@@ -1,0 +1,138 @@
+"""Named prompt templates: the text that a conversation format puts around turns and media."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from xraygpt.common.errors import InputError
+from xraygpt.common.registry import did_you_mean
+from xraygpt.prompting.content import Part, Turn, turn_parts
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A section of a conversation that is entirely prompt or entirely answer."""
+
+    parts: tuple[Part, ...]
+    is_target: bool = False
+
+    @property
+    def text(self) -> str:
+        """The text with the marks of media."""
+        return "".join(p if isinstance(p, str) else p.mark for p in self.parts)
+
+
+def merge_text(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """Join neighbouring texts and remove empty ones."""
+    merged: list[Part] = []
+    for part in parts:
+        if isinstance(part, str) and merged and isinstance(merged[-1], str):
+            merged[-1] += part
+        elif part != "":
+            merged.append(part)
+    return tuple(merged)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """Text format of a conversation.
+
+    Attributes:
+        turn: Text around a question and before its answer, with one ``{}``.
+        image: Text around an image, with one ``{}``.
+        end: Ends every answer; the tokenizer's end-of-sequence token if empty.
+        system: Begins a conversation without a system turn.
+        joined: Tokenise all text between two images as one string, including earlier answers, as
+            XrayGPT's chat does. Otherwise each turn and each answer is tokenised separately.
+    """
+
+    turn: str
+    image: str = "{}"
+    end: str = ""
+    system: str = ""
+    joined: bool = False
+
+    def build_pieces(self, turns: Sequence[Turn], end: str) -> list[Piece]:
+        """Format `turns`; every answer is followed by `end`, which is part of the target."""
+        before, between = self.turn.split("{}")
+        pieces = self._system_pieces(turns)
+        opening = before
+        for turn in turns:
+            if turn["role"] == "user":
+                question = [p for part in turn_parts(turn) for p in self._wrap(part)]
+                pieces.append(Piece(merge_text([opening, *question, between])))
+            elif turn["role"] == "assistant":
+                pieces.append(Piece((f"{turn['text']}{end}",), is_target=True))
+                # "###Patient: a ###Doctor: b###" is followed by "Patient:", not "###Patient:".
+                opening = before.removeprefix(end) if end else before
+        return _join_pieces(pieces) if self.joined else pieces
+
+    def _system_pieces(self, turns: Sequence[Turn]) -> list[Piece]:
+        system_turn = next((t for t in turns if t["role"] == "system"), None)
+        parts = (self.system,) if system_turn is None else merge_text(turn_parts(system_turn))
+        return [Piece(parts)] if any(parts) else []
+
+    def _wrap(self, part: Part) -> tuple[Part, ...]:
+        """Put the template's image text and the caption around a medium."""
+        if isinstance(part, str):
+            return (part,)
+        before, after = self.image.split("{}")
+        if not part.shown:
+            return before, part.caption, after
+        caption = f"; {part.caption}" if part.caption else ""
+        return before, replace(part, caption=""), caption, after
+
+
+def _join_pieces(pieces: Sequence[Piece]) -> list[Piece]:
+    """Join everything before a final answer into one piece, with a space before each answer."""
+    prompt = pieces[:-1] if pieces and pieces[-1].is_target else pieces
+    parts = [part for p in prompt for part in ((" ", *p.parts) if p.is_target else p.parts)]
+    return [Piece(merge_text(parts)), *pieces[len(prompt) :]]
+
+
+_XRAYGPT = Template(turn="###Patient: {} ###Doctor: ", image="<Img>{}</Img>", end="###")
+TEMPLATES = {
+    "none": Template(turn="{}"),
+    "xraygpt": _XRAYGPT,
+    # XrayGPT's two prompt formats, with identical token ids: its second training stage, and its
+    # demo, whose format was never used in training.
+    "legacy_train": _XRAYGPT,
+    "legacy_chat": Template(
+        turn="Patient: {}###Doctor:",
+        image="<Img>{}</Img>",
+        end="###",
+        system="You are an experienced Doctor, give the following medical scan: "
+        "<Img>ImageContent</Img>. You will be able to see the medical scan once I provide it to "
+        "you. Please answer my questions.###",
+        joined=True,
+    ),
+    "vicuna_v1": Template(
+        turn="USER: {} ASSISTANT:",
+        system="A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions. ",
+    ),
+}
+CHAT_TEMPLATE = "chat_template"  # the tokenizer's own, see `chat_template.py`
+
+
+def find_template(name: str) -> Template | None:
+    """Look up a template by name, or build one from a text with a single ``{}``.
+
+    Returns:
+        The template; None for the tokenizer's own.
+
+    Raises:
+        InputError: `name` is neither a known name nor a text with exactly one ``{}``.
+    """
+    if name == CHAT_TEMPLATE:
+        return None
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    if name.count("{}") == 1:
+        return Template(turn=name, image=TEMPLATES["xraygpt"].image)
+    hint = did_you_mean(name, [*TEMPLATES, CHAT_TEMPLATE])
+    raise InputError(
+        f"model.prompt_template: '{name}' does not contain {{}} exactly once and is not the name "
+        f"of a template{hint}"
+    )

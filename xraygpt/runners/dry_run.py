@@ -1,0 +1,44 @@
+"""A rehearsal of a training step: shapes, loss and memory, without changing any weight."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xraygpt.common import memory
+from xraygpt.datasets.mixture import longest_rows
+
+if TYPE_CHECKING:
+    from xraygpt.runners.train_loop import Runner
+
+
+def dry_run(runner: Runner) -> dict[str, float]:
+    """One forward and backward pass on the longest rows; only features are written to disk.
+
+    Returns:
+        `rows`, `tokens` and `targets` of the batch, its `loss` in nats per target token, the
+        run's `steps`, `trained_parameters`, and `peak_gib`: the most memory training will take on
+        the GPU, or without one in the whole process, in units of 2**30 bytes.
+    """
+    runner.cache_features()
+    runner.wrapped.train()
+    train = runner.splits["train"]
+    longest = longest_rows(train, runner.config.batch_size_train)
+    batch = runner.to_device(runner.collate([train[i] for i in longest]))
+    memory.reset_peak(runner.device)
+    with runner.autocast():
+        output = runner.task.loss(runner.wrapped, batch)
+    runner.stepper.backward(output.loss)
+    rows, width = batch["input_ids"].shape
+    trained = sum(p.numel() for _, p in runner.model.trainable_parameters())
+    # What the first optimizer step will allocate on top.
+    later = runner.stepper.bytes_to_come() + (4 * trained if runner.average else 0)
+    targets = int(output.num_targets.sum())
+    return {
+        "rows": rows,
+        "tokens": width,
+        "targets": targets,
+        "loss": float(output.loss.detach()) / max(targets, 1),
+        "steps": runner.max_steps,
+        "trained_parameters": trained,
+        "peak_gib": round((memory.peak_bytes(runner.device) + later) / 2**30, 2),
+    }

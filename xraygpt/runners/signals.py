@@ -1,0 +1,66 @@
+"""SIGTERM and Ctrl-C during training: finish the step, save, stop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from xraygpt.common.errors import Stopped
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignals:
+    """Remembers the first SIGTERM or SIGINT instead of dying from it.
+
+    Attributes:
+        received: Number of the signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        """Install the handlers inside the block; a second signal then has its usual effect."""
+
+        def remember(number: int, _: Any) -> None:
+            self.received = number
+            signal.signal(number, previous[number])
+
+        previous: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
+        for number in previous:
+            with contextlib.suppress(ValueError):  # only the main thread may install handlers
+                signal.signal(number, remember)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                with contextlib.suppress(ValueError):
+                    signal.signal(number, handler)
+
+    def stop(self, step: int, run_folder: Path) -> None:
+        """End the run after everything is saved.
+
+        Raises:
+            Stopped: Always, with exit code 128 + signal number.
+        """
+        number = signal.SIGTERM if self.received is None else self.received
+        stopped = Stopped(
+            f"stopped by {signal.Signals(number).name} at step {step}; saved. Resume with "
+            f"--options run.resume_ckpt_path={run_folder}"
+        )
+        stopped.exit_code = 128 + number
+        try:
+            raise stopped
+        finally:
+            del stopped  # its traceback would keep the data loader and its workers alive
+
+
+def ignore_in_worker(_: int) -> None:
+    """Make a data-loader worker ignore signals sent to the process group; the main one saves."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,84 @@
+"""Validation loss during training, with the true images and with other studies' images."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from accelerate import Accelerator
+
+from xraygpt.common import distributed
+from xraygpt.common.errors import TrainingError
+from xraygpt.datasets import controls
+from xraygpt.datasets.collate import Collator
+from xraygpt.datasets.mixture import Mixture
+from xraygpt.models.base import BaseModel
+from xraygpt.runners.settings import RunSettings
+from xraygpt.tasks.base import BaseTask
+
+
+class Validator:
+    """Measures the loss of a model on held-out samples.
+
+    Args:
+        config: Batch size, number of samples, precision.
+        accelerator: The processes samples are distributed over.
+        model: Not wrapped for distributed training.
+        task: Defines the loss.
+        collate: Makes batches.
+    """
+
+    def __init__(
+        self,
+        config: RunSettings,
+        accelerator: Accelerator,
+        model: BaseModel,
+        task: BaseTask,
+        collate: Collator,
+    ) -> None:
+        self.config, self.accelerator = config, accelerator
+        self.model, self.task, self.collate = model, task, collate
+
+    @torch.no_grad()
+    def losses(self, data: Mixture) -> dict[str, float]:
+        """The loss, the loss with shuffled images, and their difference, in nats per token.
+
+        Returns:
+            `val/loss`; for tasks with images also `val/loss_shuffled` and `val/image_gap`, which
+            is about 0 for a model that ignores the image.
+        """
+        self.model.eval()
+        values = {"val/loss": self.mean_loss(data)}
+        if self.task.uses_images:
+            shuffled = Mixture([controls.shuffled(part, seed=0) for part in data.parts])
+            values["val/loss_shuffled"] = self.mean_loss(shuffled)
+            values["val/image_gap"] = values["val/loss_shuffled"] - values["val/loss"]
+        return values
+
+    @torch.no_grad()
+    def mean_loss(self, data: Mixture) -> float:
+        """Nats per target token; every sample is used once, distributed over the processes.
+
+        Raises:
+            TrainingError: No sample is left that has a target token.
+        """
+        world, rank = int(self.accelerator.num_processes), self.accelerator.process_index
+        size = self.config.batch_size_eval
+        indices = list(range(len(data)))[: self.config.eval_samples]
+        mine = indices[rank::world]
+        sums = [0.0, 0.0]
+        # Every process runs the same number of batches, some with a stand-in whose loss is not
+        # counted: a sharded LLM is gathered by all processes together.
+        for i in range(0, math.ceil(len(indices) / world), size):
+            chosen = mine[i : i + size]
+            batch = self.collate([data[j] for j in chosen or indices[:1]])
+            batch = distributed.to_device(batch, self.accelerator.device)
+            with distributed.autocast(self.accelerator.device, self.config.amp):
+                output = self.task.loss(self.model, batch)
+            if chosen:
+                sums[0] += float(output.loss)
+                sums[1] += float(output.num_targets.sum())
+        loss, count = distributed.sum_over_processes(self.accelerator, sums)
+        if count == 0:
+            raise TrainingError("val has no target token: every sample of it was skipped")
+        return loss / count
