@@ -48,7 +48,7 @@ def blip2_of(model: Any) -> Blip2ForConditionalGeneration:
         vision_config={"num_hidden_layers": 1},
         qformer_config=qformer.config.to_dict(),
         text_config=model.llm.config.to_dict(),
-        num_query_tokens=model.config.num_query_token,
+        num_query_tokens=model.config.qformer.num_queries,
         image_token_index=model.llm.config.vocab_size - 1,  # of no text; `ids` refuses one with it
     )
     with torch.device("meta"):

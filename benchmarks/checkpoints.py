@@ -79,7 +79,9 @@ def main() -> None:
                 model.load_state_dict(torch.load(path, weights_only=True)["model"])
 
             once = {
-                "save": timed(lambda run=ours, write=write: checkpoint.save_checkpoint(run, 1, write)),
+                "save": timed(
+                    lambda run=ours, write=write: checkpoint.save_checkpoint(run, 1, write)
+                ),
                 "save all": timed(whole),
                 "load": timed(again),
                 "load all": timed(whole_again),

@@ -1,8 +1,8 @@
-"""Curation with a language model against a serial loop of the same calls, and how limits hold.
+"""Compare concurrent curation with a serial loop of the same calls, and check the rate limits.
 
 python benchmarks/curation.py
 
-The fake endpoint runs in a process of its own and answers after 200 ms. Both sides send the same
+The fake endpoint runs in a separate process and answers after 200 ms. Both sides send the same
 requests through the same SDK; concurrent calls also check each answer and write the ledger.
 """
 
@@ -36,9 +36,9 @@ TASK, PROMPT = TASKS["summarise"], load_prompt("summarise")
 SIDES = ("left", "right", "bilateral")
 
 
-def items(endpoint: Endpoint, count: int) -> list[Item]:
-    """Made-up reports, each another."""
-    made = []
+def build_items(endpoint: Endpoint, count: int) -> list[Item]:
+    """Build items from made-up reports; each is different."""
+    items = []
     for number in range(count):
         sections = {
             "findings": f"The heart is enlarged. There is a {SIDES[number % 3]} pleural effusion. "
@@ -46,84 +46,93 @@ def items(endpoint: Endpoint, count: int) -> list[Item]:
             "impression": "Cardiomegaly and effusion.",
         }
         key = item_key(endpoint, TASK, PROMPT, f"r{number}", sections)
-        made.append(Item(key, f"r{number}", sections, " ".join(sections.values())))
-    return made
+        items.append(Item(key, f"r{number}", sections, " ".join(sections.values())))
+    return items
 
 
-def serial(endpoint: Endpoint, rows: list[Item]) -> float:
-    """Seconds a row of one call after the other."""
+def time_serial(endpoint: Endpoint, items: list[Item]) -> float:
+    """Return seconds per row of a serial loop."""
     client = openai.OpenAI(base_url=endpoint.base_url, api_key="none")
-    begun = time.perf_counter()
-    for item in rows:
+    start = time.perf_counter()
+    for item in items:
         client.chat.completions.create(**request_body(endpoint, TASK, build_messages(item, PROMPT)))
-    return (time.perf_counter() - begun) / len(rows)
+    return (time.perf_counter() - start) / len(items)
 
 
-def concurrent(endpoint: Endpoint, rows: list[Item], limits: Limits) -> float:
-    """Seconds per row of concurrent calls, with a new ledger."""
+def time_concurrent(endpoint: Endpoint, items: list[Item], limits: Limits) -> float:
+    """Return seconds per row of concurrent calls, with a new ledger."""
     with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder)) as ledger:
-        ledger.prepare([(item.key, item.source_id) for item in rows], PROMPT.repair_sha256)
+        ledger.prepare([(item.key, item.source_id) for item in items], PROMPT.repair_sha256)
         settings = RewriteSettings(endpoint=endpoint, task=TASK, prompt=PROMPT, limits=limits)
         context = RunContext(ledger, settings)
-        begun = time.perf_counter()
-        run_calls(context, rows)
-        taken = (time.perf_counter() - begun) / len(rows)
-        assert context.states["done"] == len(rows), context.states
-    return taken
+        start = time.perf_counter()
+        run_calls(context, items)
+        seconds = (time.perf_counter() - start) / len(items)
+        assert context.states["done"] == len(items), context.states
+    return seconds
 
 
-def stats(endpoint: Endpoint) -> dict:
-    """What the endpoint saw."""
-    with urllib.request.urlopen(endpoint.base_url.replace("/v1", "/stats")) as answer:
-        return json.load(answer)
+def read_stats(endpoint: Endpoint) -> dict:
+    """Return the counts of the fake endpoint."""
+    with urllib.request.urlopen(endpoint.base_url.replace("/v1", "/stats")) as response:
+        return json.load(response)
 
 
-def most_in_a_minute(times: list[float], sizes: list[int]) -> int:
-    """Largest sum of `sizes` in any 60 seconds of `times`."""
-    best = total = first = 0
-    for last, at in enumerate(times):
+def max_in_a_minute(times: list[float], sizes: list[int]) -> int:
+    """Return the largest sum of `sizes` within 60 seconds of `times`."""
+    largest = total = first = 0
+    for last, now in enumerate(times):
         total += sizes[last]
-        while at - times[first] >= 60:
+        while now - times[first] >= 60:
             total -= sizes[first]
             first += 1
-        best = max(best, total)
-    return best
+        largest = max(largest, total)
+    return largest
+
+
+def measure_limit(endpoint: Endpoint, name: str, rpm: int) -> None:
+    """Send more rows than a limit allows and print the largest use within a minute.
+
+    Args:
+        endpoint: The fake endpoint.
+        name: ``rpm`` or ``tpm``.
+        rpm: Requests per minute; for ``tpm``, the tokens of as many requests.
+    """
+    before = read_stats(endpoint)
+    tokens_per_request = sum(before["tokens"]) // len(before["tokens"])
+    limit = rpm * (tokens_per_request if name == "tpm" else 1)
+    items = build_items(endpoint, round(rpm * 1.25))
+    time_concurrent(endpoint, items, Limits(concurrency=64, **{name: limit}))
+    after = read_stats(endpoint)
+    times = after["times"][len(before["times"]) :]
+    tokens = after["tokens"][len(before["tokens"]) :]
+    used = max_in_a_minute(times, tokens if name == "tpm" else [1] * len(times))
+    print(f"--{name} {limit}: at most {used} in any minute, {used / limit:.1%} of the limit")
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=3000)
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--rpm", type=int, default=3000)
-    given = parser.parse_args()
+    args = parser.parse_args()
     logging.getLogger("httpx2").setLevel(logging.ERROR)
     command = [sys.executable, REPO / "tools" / "fake_endpoint.py", "--port", "0"]
     server = subprocess.Popen([*command, "--latency", "0.2"], stdout=subprocess.PIPE, text=True)
     try:
         url = server.stdout.readline().strip()
         endpoint = Endpoint(model="fake", base_url=url)
-        rows = items(endpoint, given.rows)
-        concurrent(endpoint, rows[:64], Limits(concurrency=given.concurrency))  # warm up
-        alone = serial(endpoint, rows[:150])
-        ours = concurrent(endpoint, rows, Limits(concurrency=given.concurrency))
+        items = build_items(endpoint, args.rows)
+        time_concurrent(endpoint, items[:64], Limits(concurrency=args.concurrency))  # warm up
+        serial = time_serial(endpoint, items[:150])
+        concurrent = time_concurrent(endpoint, items, Limits(concurrency=args.concurrency))
         print(
-            f"a serial loop: {1 / alone:.2f} rows/s; ours at concurrency {given.concurrency}: "
-            f"{1 / ours:.1f} rows/s, {alone / ours:.1f} times as many"
+            f"serial loop: {1 / serial:.2f} rows/s; concurrency {args.concurrency}: "
+            f"{1 / concurrent:.1f} rows/s, {serial / concurrent:.1f} times as many"
         )
         for name in ("rpm", "tpm"):
-            before = stats(endpoint)
-            size = sum(before["tokens"]) // len(before["tokens"])
-            limit = given.rpm * (size if name == "tpm" else 1)
-            many = items(endpoint, round(given.rpm * 1.25))
-            concurrent(endpoint, many, Limits(concurrency=64, **{name: limit}))
-            seen = stats(endpoint)
-            times = seen["times"][len(before["times"]) :]
-            tokens = seen["tokens"][len(before["tokens"]) :]
-            most = most_in_a_minute(times, tokens if name == "tpm" else [1] * len(times))
-            print(
-                f"--{name} {limit}: at most {most} in any minute, {most / limit:.1%} of the limit"
-            )
+            measure_limit(endpoint, name, args.rpm)
     finally:
         server.terminate()
 

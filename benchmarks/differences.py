@@ -151,9 +151,9 @@ def cases(bench: Bench) -> dict[str, Callable[[], dict[str, float]]]:
     def queries() -> dict[str, float]:
         model.qformer.requires_grad_(False)
         before = bench.result(batch, saving=False)
-        model.stores_queries = True
+        model.caches_queries = True
         after = bench.result(bench.with_features(torch.float32), saving=False)
-        model.stores_queries = False
+        model.caches_queries = False
         model.qformer.requires_grad_(True)
         return apart(before, after)
 

@@ -92,7 +92,7 @@ class Ours:
                 media=[media_from_tensor(image)],
                 turns=[Turn(role="user", text=IMAGE), Turn(role="assistant", text=text)],
                 meta={},
-                draw=str(i),
+                rng_key=str(i),
             )
             for i, (image, text) in enumerate(zip(self.images, texts, strict=True))
         ]

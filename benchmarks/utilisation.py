@@ -76,7 +76,7 @@ class Bench:
 
     def __init__(self, shape: Shape, stage: int, batch_size: int, device: torch.device) -> None:
         torch.manual_seed(0)
-        config = XrayGPT.Config(
+        config = XrayGPT.Config.from_keys(
             vit_model="precomputed",
             vit_width=shape.width,
             num_query_token=shape.queries,
@@ -94,7 +94,7 @@ class Bench:
         self.model.average_tokens = torch.zeros(shape.queries, shape.llm["hidden_size"])
         if stage == 2:
             add_lora(self.model.llm, LoraSettings(r=16, target=["q_proj", "v_proj"]))
-        self.model.stores_queries = stage == 2  # a frozen Q-Former's tokens lie in the cache
+        self.model.caches_queries = stage == 2  # a frozen Q-Former's tokens lie in the cache
         self.model.to(device).train()
         self.device, self.shape, self.stage = device, shape, stage
         self.batches = [self._batch(batch_size, seed) for seed in range(4)]
@@ -114,7 +114,7 @@ class Bench:
         labels = ids.masked_fill(~there, IGNORE_INDEX)
         labels[:, :head] = IGNORE_INDEX
         size = (count, self.shape.patches, self.shape.width)
-        if self.model.stores_queries:
+        if self.model.caches_queries:
             size = (count, self.shape.queries, self.shape.qformer.hidden)
         batch: Any = {
             "input_ids": ids.to(self.device),
@@ -141,7 +141,7 @@ class Bench:
                 continue  # looked up, not multiplied
             seen = images if not name.startswith("llm.") else tokens
             seen = answers if "lm_head" in name else seen
-            if name.startswith("qformer.") and self.model.stores_queries:
+            if name.startswith("qformer.") and self.model.caches_queries:
                 continue
             each = 6 if parameter.requires_grad else 4
             total += float(each) * parameter.numel() * seen

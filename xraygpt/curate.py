@@ -1,20 +1,21 @@
-"""Raw reports and pictures -> a training folder: python -m xraygpt.curate openi ….
+"""Turn raw reports and pictures into a training folder: python -m xraygpt.curate openi ….
 
     openi         --reports ecgen-radiology (or the .tgz)   --images NLMCXR_png
-    openi_kaggle  --reports FOLDER (the pair of CSV files)  --images FOLDER/images_normalized
+    openi_kaggle  --reports FOLDER (with both CSV files)    --images FOLDER/images_normalized
     roco          --reports captions.txt (or a .csv)        --images images
     mimic         --reports mimic-cxr-reports               --images mimic-cxr-jpg
     own           --reports table.csv (docs/data.md)        --images FOLDER
 
-By itself it works by rules: no key, no network, no text leaves this machine. Priors, masks and
-views go, findings stay; a report whose findings, sides or numbers would change is held back and
-named. --provider local, openai or azure has a language model rewrite; docs/curation.md.
+The default is rules: no key, no network, no text leaves this machine. Priors, masks and view
+descriptions are removed, findings are kept; a report whose findings, sides or numbers would change
+is held back and listed. With --provider local, openai or azure a language model rewrites the
+reports; see docs/curation.md.
 
-Single steps: filter (reports that pass, as JSON lines), images (their pictures), audit (a page of
-random rows, source beside result, for a person to mark).
+Single steps: filter (selected reports, as JSON lines), images (their pictures), audit (a page of
+random rows with source and result side by side, for manual marking).
 
-Ends with 0: every report was decided on. 3: the folder is written, but a file could not be read, a
-picture is missing, or the model gave no usable answer to some; held_back.csv names them. 1: the
+Exit codes: 0: every report was decided on. 3: the folder is written, but a file could not be read,
+a picture is missing, or the model gave no usable answer to some; held_back.csv lists them. 1: the
 endpoint or the budget stopped it. 2: a mistake in the command or the data. 130, 143: interrupted.
 """
 
@@ -24,76 +25,78 @@ import argparse
 import math
 import sys
 import traceback
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xraygpt.common.checks import SettingsError
 from xraygpt.common.cli import run_main
 from xraygpt.common.errors import InputError, XrayGPTError
-from xraygpt.curation.folder import HELD_BACK, TROUBLE
+from xraygpt.curation.files import write_left_out, write_reports
+from xraygpt.curation.folder import FAILURE_STAGES, HELD_BACK_FILE
 from xraygpt.curation.llm.endpoint import PROVIDERS, Endpoint
 from xraygpt.curation.llm.prices import load_price
 from xraygpt.curation.llm.privacy import check_privacy
-from xraygpt.curation.select import (
-    Filters,
-    corpus_named,
-    select_pictures,
-    select_reports,
-    write_left_out,
-    write_reports,
-)
+from xraygpt.curation.pictures import select_pictures
+from xraygpt.curation.select import Filters, Selection, get_corpus, select_reports
 from xraygpt.curation.sources import CORPORA
 
+if TYPE_CHECKING:
+    from xraygpt.curation.llm.settings import RewriteSettings
+    from xraygpt.curation.pipeline import CurationResult
 
-class SomeLeft(XrayGPTError):
-    """The folder is written; some reports a file or an endpoint failed."""
+
+class SomeReportsFailed(XrayGPTError):
+    """The output is written, but a file or an endpoint failed for some reports."""
 
     exit_code = 3
 
 
-class Fault(XrayGPTError):
-    """A fault of this program, told without what it was working on."""
+class InternalError(XrayGPTError):
+    """A bug, reported without the message of its exception, which may contain report text."""
 
 
 def main() -> None:
-    """Read the command line and do the step it names.
+    """Run the step given on the command line.
 
     Raises:
-        Fault: Anything unforeseen. A trace might show report text, so only its place is said.
+        InternalError: For any unexpected exception; names only its type and location.
     """
-    given = _parser().parse_args()
-    place = ""
+    args = _build_parser().parse_args()
+    location = ""
     try:
-        given.run(given)
+        args.run(args)
         return
     except (XrayGPTError, OSError, KeyboardInterrupt):
         raise
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        ours = [f for f in frames if "xraygpt" in f.filename] or list(frames)
-        place = f"{type(error).__name__} at {Path(ours[-1].filename).name}:{ours[-1].lineno}"
-    raise Fault(
-        f"a fault of xraygpt, please report it: {place}. Its message is not shown, as it might "
-        "hold report text; what was answered is kept"
+        ours = [frame for frame in frames if "xraygpt" in frame.filename] or list(frames)
+        file = Path(ours[-1].filename).name
+        location = f"{type(error).__name__} at {file}:{ours[-1].lineno}"
+    # Raised outside the handler, so that the exception is not shown as its context.
+    raise InternalError(
+        f"a bug in xraygpt, please report it: {location}. The message of the exception is not "
+        "shown because it may contain report text; answers so far are saved"
     )
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Names a default where there is one to name."""
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, except empty ones."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        nothing = action.default in (None, False, "", [])
-        return action.help if nothing else super()._get_help_string(action)
+        is_empty = action.default in (None, False, "", [])
+        return action.help if is_empty else super()._get_help_string(action)
 
 
-class _Step(argparse.ArgumentParser):
-    """A step's arguments: options in full, help with their defaults."""
+class _StepParser(argparse.ArgumentParser):
+    """Parser of one step; options cannot be abbreviated."""
 
-    def __init__(self, **told: Any) -> None:
-        super().__init__(**told, formatter_class=_Help, allow_abbrev=False)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs, formatter_class=_HelpFormatter, allow_abbrev=False)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m xraygpt.curate",
         description=__doc__,
@@ -102,58 +105,63 @@ def _parser() -> argparse.ArgumentParser:
     steps = parser.add_subparsers(
         required=True,
         metavar="CORPUS or STEP",
-        parser_class=_Step,
+        parser_class=_StepParser,
     )
     for name in CORPORA:
-        step = steps.add_parser(name, help=f"{name} into a training folder")
-        step.set_defaults(run=_curate, corpus=name)
+        step = steps.add_parser(name, help=f"turn {name} into a training folder")
+        step.set_defaults(run=_run_curate, corpus=name)
         _add_source(step, out="the training folder")
         _add_filters(step)
         _add_model(step)
-    step = steps.add_parser("filter", help="reports that pass the filters, as JSON lines")
-    step.set_defaults(run=_filter)
+    step = steps.add_parser("filter", help="write the selected reports as JSON lines")
+    step.set_defaults(run=_run_filter)
     step.add_argument("corpus", choices=CORPORA)
-    _add_source(step, images=False, out="the file, ending in .jsonl")
+    _add_source(step, images=False, out="the output file, ending in .jsonl")
     _add_filters(step)
-    step = steps.add_parser("images", help="pictures of reports that pass, checked, in one folder")
-    step.set_defaults(run=_images)
+    step = steps.add_parser("images", help="check the pictures of selected reports, in one folder")
+    step.set_defaults(run=_run_images)
     step.add_argument("corpus", choices=CORPORA)
-    _add_source(step, out="the folder")
+    _add_source(step, out="the output folder")
     _add_filters(step)
-    step = steps.add_parser("audit", help="random rows, source beside result, for a person")
-    step.set_defaults(run=_audit)
+    step = steps.add_parser("audit", help="show random rows, source and result side by side")
+    step.set_defaults(run=_run_audit)
     step.add_argument("corpus", choices=CORPORA)
-    _add_source(step, images=False, out="the training folder to look into")
-    step.add_argument("--rows", type=int, default=30)
-    step.add_argument("--seed", type=int, default=0)
+    _add_source(step, images=False, out="the training folder to audit")
+    step.add_argument("--rows", type=int, default=30, help="number of rows")
+    step.add_argument("--seed", type=int, default=0, help="seed of the random choice")
     step.add_argument("--marks", type=Path, help="a marked audit.csv: print how many rows are good")
     return parser
 
 
 def _add_source(step: argparse.ArgumentParser, *, out: str, images: bool = True) -> None:
     add = step.add_argument
-    add("--reports", type=Path, required=True, help="as downloaded, or filter's .jsonl")
+    add("--reports", type=Path, required=True, help="as downloaded, or the .jsonl of filter")
     if images:
         add("--images", type=Path, required=True, help="folder of the pictures")
-        add("--copy", action="store_true", help="copy pictures, do not link them")
+        add("--copy", action="store_true", help="copy pictures instead of hard-linking them")
     add("--out", type=Path, required=True, help=out)
 
 
 def _add_filters(step: argparse.ArgumentParser) -> None:
     default = Filters()
-    step.add_argument(
-        "--min-findings-words", type=int, default=default.min_findings_words, help="fewest"
-    )
-    step.add_argument(
-        "--min-impression-words", type=int, default=default.min_impression_words, help="fewest"
-    )
-    step.add_argument("--views", choices=("frontal", "all"), default=default.views, help="which")
-    step.add_argument(
-        "--modality", default=argparse.SUPPRESS, help="of captions: xray (ROCO's own), ct, …, any"
-    )
-    step.add_argument(
-        "--region", choices=("chest", "any"), default=default.region, help="of captions"
-    )
+    add = step.add_argument
+    add(
+        "--min-findings-words", type=int, default=default.min_findings_words,
+        help="minimum number of words of the findings",
+    )  # fmt: skip
+    add(
+        "--min-impression-words", type=int, default=default.min_impression_words,
+        help="minimum number of words of the impression",
+    )  # fmt: skip
+    add("--views", choices=("frontal", "all"), default=default.views, help="views to select")
+    add(
+        "--modality", default=argparse.SUPPRESS,
+        help="for captions: xray (default for ROCO), ct, …, any",
+    )  # fmt: skip
+    add(
+        "--region", choices=("chest", "any"), default=default.region,
+        help="for captions: body region to select",
+    )  # fmt: skip
 
 
 def _add_model(step: argparse.ArgumentParser) -> None:
@@ -165,30 +173,31 @@ def _add_model(step: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--provider", choices=PROVIDERS, default="rules", help="rules needs no model")
     add("--task", choices=tuple(TASKS), default="summarise", help="what to write")
-    add("--model", default="", help="as the endpoint calls it; Azure: the deployment")
-    add("--base-url", default="", help="local: http://127.0.0.1:8000/v1 unless said otherwise")
+    add("--model", default="", help="name at the endpoint; for Azure, the deployment")
+    add("--base-url", default="", help="for local, http://127.0.0.1:8000/v1 if not given")
     add("--prompt", type=Path, help="a file like those in prompts/curation/")
     add("--temperature", type=_temperature, default=default.temperature, help="0 to 2, or none")
-    add("--model-seed", type=int, dest="model_seed", help="sent along; few endpoints honour it")
-    add("--concurrency", type=int, default=Limits().concurrency, help="most calls at once")
-    add("--rpm", type=float, help="most requests a minute")
-    add("--tpm", type=float, help="most tokens a minute")
-    add("--timeout", type=float, default=RetryPolicy().timeout, help="seconds for one call")
+    add("--model-seed", type=int, help="sent to the endpoint; few use it")
+    add("--concurrency", type=int, default=Limits().concurrency, help="maximum concurrent calls")
+    add("--rpm", type=float, help="maximum requests per minute")
+    add("--tpm", type=float, help="maximum tokens per minute")
+    add("--timeout", type=float, default=RetryPolicy().timeout, help="seconds per call")
     add(
-        "--attempts",
-        type=int,
-        default=RetryPolicy().max_attempts,
-        help="most calls for one answer when the endpoint errs",
-    )
-    add("--prices", type=Path, help="YAML: model: {input: …, output: …} for a million tokens")
-    add("--max-usd", type=float, help="stop before the folder has cost more (needs --prices)")
-    add("--max-tokens", type=int, help="stop before the folder has taken more")
-    add("--dry-run", action="store_true", help="count tokens, time and money; send nothing")
-    add("--sample", type=int, default=200, help="rows that --dry-run counts")
-    add("--batch", action="store_true", help="by the Batch API: slower, often cheaper")
-    add("--poll-seconds", type=float, default=60.0, help="between two looks at a batch")
-    add("--again", nargs="+", choices=("refused", "invalid"), default=[], help="ask these anew")
-    add("--partial", action="store_true", help="write the folder of what is there")
+        "--attempts", type=int, default=RetryPolicy().max_attempts,
+        help="maximum calls for one answer if the endpoint fails",
+    )  # fmt: skip
+    add("--prices", type=Path, help="YAML: model: {input: …, output: …} per million tokens")
+    add("--max-usd", type=float, help="stop before the folder costs more (needs --prices)")
+    add("--max-tokens", type=int, help="stop before the folder uses more")
+    add("--dry-run", action="store_true", help="estimate tokens, time and cost; send nothing")
+    add("--sample", type=int, default=200, help="number of rows --dry-run estimates")
+    add("--batch", action="store_true", help="use the Batch API: slower, often cheaper")
+    add("--poll-seconds", type=float, default=60.0, help="time between checks of a batch")
+    add(
+        "--again", nargs="+", choices=("refused", "invalid"), default=[],
+        help="request rows with these results again",
+    )  # fmt: skip
+    add("--partial", action="store_true", help="write the folder with the answers so far")
     add(
         "--zero-retention-agreement", default="", metavar="REFERENCE",
         help="your written agreement, for credentialed data on another host",
@@ -202,173 +211,188 @@ def _temperature(text: str) -> float | None:
     return value
 
 
-def _filters(given: argparse.Namespace) -> Filters:
+def _filters_from(args: argparse.Namespace) -> Filters:
     try:
         return Filters(
-            min_findings_words=given.min_findings_words,
-            min_impression_words=given.min_impression_words,
-            views=given.views,
-            modality=getattr(given, "modality", ""),
-            region=given.region,
+            min_findings_words=args.min_findings_words,
+            min_impression_words=args.min_impression_words,
+            views=args.views,
+            modality=getattr(args, "modality", ""),
+            region=args.region,
         )
     except SettingsError as error:
         raise InputError(error.as_options()) from None
 
 
-def _curate(given: argparse.Namespace) -> None:
+def _run_curate(args: argparse.Namespace) -> None:
     from xraygpt.curation.pipeline import curate
 
-    filters = _filters(given)
-    how = None if given.provider == "rules" else _rewriting(given)
-    if how is None:
-        _refuse_model_options(given)
-    if given.out.exists() and not given.out.is_dir():
-        raise InputError(f"--out {given.out} is a file; name a folder")
-    if given.dry_run:
-        _dry_run(given, filters, how)
+    filters = _filters_from(args)
+    settings = None
+    if args.provider == "rules":
+        _refuse_model_options(args)
+    else:
+        settings = _rewrite_settings_from(args)
+    if args.out.exists() and not args.out.is_dir():
+        raise InputError(f"--out {args.out} is a file; name a folder")
+    if settings is not None and args.dry_run:
+        _dry_run(args, filters, settings)
         return
-    made = curate(
-        given.corpus, given.reports, given.images, given.out, filters, rewriting=how,
-        copy=given.copy,
+    result = curate(
+        args.corpus, args.reports, args.images, args.out, filters, settings=settings,
+        copy=args.copy,
     )  # fmt: skip
-    manifest, rate = made.manifest, made.manifest["acceptance"]
-    left_out = manifest["left_out"]
+    _print_result(result, args.out)
+    if settings is not None:
+        cost = f", {result.usage.cost:.2f} by the price file" if settings.price else ""
+        print_line(
+            f"{result.calls} calls in this run; over all runs {result.usage.tokens_in:,} tokens "
+            f"read and {result.usage.tokens_out:,} written{cost}"
+        )
+    left_out = result.manifest["left_out"]
+    failures = [f"{left_out[stage]} {stage}" for stage in FAILURE_STAGES if left_out.get(stage)]
+    if failures:
+        raise SomeReportsFailed(f"{', '.join(failures)}: see {args.out / HELD_BACK_FILE}")
+
+
+def _print_result(result: CurationResult, out: Path) -> None:
+    manifest, rate = result.manifest, result.manifest["acceptance"]
     steps = " > ".join(f"{count} {name}" for name, count in manifest["left_after"].items())
-    say(
+    left_out = ", ".join(f"{count} {stage}" for stage, count in manifest["left_out"].items())
+    print_line(
         f"{steps} > {manifest['accepted']} accepted ({rate['rate']:.1%}, {rate['low']:.1%} to "
         f"{rate['high']:.1%})"
     )
-    say("left out: " + (", ".join(f"{n} {s}" for s, n in left_out.items()) or "nothing"))
-    say(
-        f"{given.out}: {manifest['pictures']} pictures, "
+    print_line(f"left out: {left_out or 'nothing'}")
+    print_line(
+        f"{out}: {manifest['pictures']} pictures, "
         f"{manifest['pictures_of_published_test_split']} of the published test split"
     )
-    if how is not None:
-        money = f", {made.usage.cost:.2f} by the price file" if how.price else ""
-        say(
-            f"{made.calls} calls now; over all runs {made.usage.tokens_in:,} tokens read and "
-            f"{made.usage.tokens_out:,} written{money}"
-        )
-    trouble = {stage: left_out[stage] for stage in TROUBLE if left_out.get(stage)}
-    if trouble:
-        named = ", ".join(f"{count} {stage}" for stage, count in trouble.items())
-        raise SomeLeft(f"{named}: see {given.out / HELD_BACK}")
 
 
-def _refuse_model_options(given: argparse.Namespace) -> None:
-    """Options of a language model without one are a mistake, not to be passed over."""
-    plain = argparse.ArgumentParser()
-    _add_model(plain)
-    default = vars(plain.parse_args([]))
-    idle = [name for name, value in default.items() if getattr(given, name) != value]
-    if idle:
-        named = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
-        raise InputError(f"{named} is for a language model: name one with --provider")
+def _refuse_model_options(args: argparse.Namespace) -> None:
+    """Refuse options of a language model if there is none."""
+    parser = argparse.ArgumentParser()
+    _add_model(parser)
+    defaults = vars(parser.parse_args([]))
+    unused = [name for name, value in defaults.items() if getattr(args, name) != value]
+    if unused:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise InputError(f"{options} is for a language model: name one with --provider")
 
 
-def say(line: str) -> None:
-    """A line on stdout."""
+def print_line(line: str) -> None:
+    """Write a line to stdout."""
     sys.stdout.write(f"{line}\n")
 
 
-def _rewriting(given: argparse.Namespace) -> Any:
+def _rewrite_settings_from(args: argparse.Namespace) -> RewriteSettings:
     from xraygpt.curation.llm.limits import Limits, RetryPolicy
     from xraygpt.curation.llm.prompts import load_prompt
     from xraygpt.curation.llm.settings import RewriteSettings
     from xraygpt.curation.llm.tasks import TASKS
 
-    if not given.model:
-        raise InputError(f"--provider {given.provider} needs --model, as the endpoint calls it")
-    if given.max_usd is not None and given.prices is None:
-        raise InputError("--max-usd needs --prices, a file with the price of the model")
-    low = {
-        "--concurrency": given.concurrency,
-        "--attempts": given.attempts,
-        "--sample": given.sample,
-    }
-    for name, value in low.items():
-        if value < 1:
-            raise InputError(f"{name} must be at least 1")
-    for name in ("rpm", "tpm", "timeout", "max_usd", "max_tokens", "poll_seconds"):
-        value = getattr(given, name)
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(f"--{name.replace('_', '-')} must be above 0 and finite")
-    limits = Limits(
-        concurrency=given.concurrency, rpm=given.rpm, tpm=given.tpm,
-        max_tokens=given.max_tokens, max_cost=given.max_usd,
-    )  # fmt: skip
+    _check_model_options(args)
     return RewriteSettings(
         endpoint=Endpoint(
-            provider=given.provider, model=given.model, base_url=given.base_url,
-            temperature=given.temperature, seed=given.model_seed,
+            provider=args.provider, model=args.model, base_url=args.base_url,
+            temperature=args.temperature, seed=args.model_seed,
         ),
-        task=TASKS[given.task],
-        prompt=load_prompt(given.task, given.prompt),
-        limits=limits,
-        retry_policy=RetryPolicy(max_attempts=given.attempts, timeout=given.timeout),
-        price=load_price(given.prices, given.model) if given.prices else None,
-        agreement=given.zero_retention_agreement,
-        batch=given.batch,
-        poll_seconds=given.poll_seconds,
-        retry_states=tuple(given.again),
-        partial=given.partial,
+        task=TASKS[args.task],
+        prompt=load_prompt(args.task, args.prompt),
+        limits=Limits(
+            concurrency=args.concurrency, rpm=args.rpm, tpm=args.tpm,
+            max_tokens=args.max_tokens, max_cost=args.max_usd,
+        ),
+        retry_policy=RetryPolicy(max_attempts=args.attempts, timeout=args.timeout),
+        price=load_price(args.prices, args.model) if args.prices else None,
+        agreement=args.zero_retention_agreement,
+        batch=args.batch,
+        poll_seconds=args.poll_seconds,
+        retry_states=tuple(args.again),
+        partial=args.partial,
     )  # fmt: skip
 
 
-def _dry_run(given: argparse.Namespace, filters: Filters, how: Any) -> None:
+def _check_model_options(args: argparse.Namespace) -> None:
+    if not args.model:
+        raise InputError(f"--provider {args.provider} needs --model, its name at the endpoint")
+    if args.max_usd is not None and args.prices is None:
+        raise InputError("--max-usd needs --prices, a file with the price of the model")
+    for name in ("concurrency", "attempts", "sample"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name} must be at least 1")
+    for name in ("rpm", "tpm", "timeout", "max_usd", "max_tokens", "poll_seconds"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"--{name.replace('_', '-')} must be above 0 and finite")
+
+
+def _dry_run(args: argparse.Namespace, filters: Filters, settings: RewriteSettings) -> None:
     from xraygpt.curation.llm.cost import estimate_run
-    from xraygpt.curation.pipeline import items_of
+    from xraygpt.curation.pipeline import build_items
 
-    decision = check_privacy(corpus_named(given.corpus), how.endpoint, how.agreement, how.batch)
-    selection = select_reports(given.corpus, given.reports, filters)
-    select_pictures(selection, given.images, filters)
-    items = [item for item, _ in items_of(selection, how)]
-    say(str(estimate_run(items, how, given.out, given.sample)))
-    say(f"  privacy  would be {decision}")
+    corpus = get_corpus(args.corpus)
+    privacy = check_privacy(corpus, settings.endpoint, settings.agreement, settings.batch)
+    selection = select_reports(args.corpus, args.reports, filters)
+    select_pictures(selection, args.images, filters)
+    items = [item for item, _ in build_items(selection, settings)]
+    print_line(str(estimate_run(items, settings, args.out, args.sample)))
+    print_line(f"  privacy  would be {privacy}")
 
 
-def _filter(given: argparse.Namespace) -> None:
-    if given.out.suffix != ".jsonl":
-        raise InputError(f"--out {given.out}: the file's name must end in .jsonl")
-    selection = select_reports(given.corpus, given.reports, _filters(given))
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    write_reports(selection, given.out)
-    left_out = given.out.with_suffix(".left_out.csv")
+def _run_filter(args: argparse.Namespace) -> None:
+    if args.out.suffix != ".jsonl":
+        raise InputError(f"--out {args.out}: the file name must end in .jsonl")
+    selection = select_reports(args.corpus, args.reports, _filters_from(args))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_reports(selection.reports, args.corpus, args.out)
+    left_out = args.out.with_suffix(".left_out.csv")
     write_left_out(selection.left_out, left_out)
-    say(" > ".join(f"{count} {name}" for name, count in selection.steps))
-    say(f"{given.out}: {len(selection.reports)} reports; {left_out} names the others")
-    unread = sum(row.stage == "unreadable" for row in selection.left_out)
-    if unread:
-        raise SomeLeft(f"{unread} unreadable: see {left_out}")
+    _print_steps(selection)
+    print_line(f"{args.out}: {len(selection.reports)} reports; {left_out} lists the others")
+    unreadable = sum(row.stage == "unreadable" for row in selection.left_out)
+    if unreadable:
+        raise SomeReportsFailed(f"{unreadable} unreadable: see {left_out}")
 
 
-def _images(given: argparse.Namespace) -> None:
-    from xraygpt.curation.folder import bring_pictures
+def _run_images(args: argparse.Namespace) -> None:
+    from xraygpt.curation.folder import link_pictures
 
-    selection = select_reports(given.corpus, given.reports, _filters(given))
-    select_pictures(selection, given.images, _filters(given))
-    pictures = [p for found in selection.pictures.values() for p in found]
-    bring_pictures(pictures, given.out / "image", given.copy)
-    write_left_out(selection.left_out, given.out / HELD_BACK)
-    say(" > ".join(f"{count} {name}" for name, count in selection.steps))
-    say(f"{given.out / 'image'}: {len(pictures)} pictures; {HELD_BACK} names what is left out")
-    trouble = sum(row.stage in TROUBLE for row in selection.left_out)
-    if trouble:
-        raise SomeLeft(f"{trouble} unreadable or without a picture: see {given.out / HELD_BACK}")
+    filters = _filters_from(args)
+    selection = select_reports(args.corpus, args.reports, filters)
+    select_pictures(selection, args.images, filters)
+    pictures = selection.all_pictures()
+    link_pictures(pictures, args.out / "image", args.copy)
+    held_back = args.out / HELD_BACK_FILE
+    write_left_out(selection.left_out, held_back)
+    _print_steps(selection)
+    print_line(
+        f"{args.out / 'image'}: {len(pictures)} pictures; {HELD_BACK_FILE} lists what is left out"
+    )
+    stages = Counter(row.stage for row in selection.left_out)
+    failures = sum(stages[stage] for stage in FAILURE_STAGES)
+    if failures:
+        raise SomeReportsFailed(f"{failures} unreadable or without a picture: see {held_back}")
 
 
-def _audit(given: argparse.Namespace) -> None:
-    from xraygpt.curation.audit import audit, read_marks
+def _print_steps(selection: Selection) -> None:
+    print_line(" > ".join(f"{count} {name}" for name, count in selection.steps))
 
-    if given.rows < 1:
+
+def _run_audit(args: argparse.Namespace) -> None:
+    from xraygpt.curation.audit import summarise_marks, write_audit
+
+    if args.rows < 1:
         raise InputError("--rows must be at least 1")
-    if given.marks:
-        inside = given.out / given.marks.name  # as the page and `audit` leave it
-        say(read_marks(given.marks if given.marks.exists() else inside))
+    if args.marks:
+        # A bare name is first looked up in the working directory, then in the audited folder.
+        in_folder = args.out / args.marks.name
+        print_line(summarise_marks(args.marks if args.marks.exists() else in_folder))
         return
-    everything = Filters(min_findings_words=0, min_impression_words=0, modality="any")
-    selection = select_reports(given.corpus, given.reports, everything)
-    say(audit(selection, given.out, given.rows, given.seed))
+    no_filter = Filters(min_findings_words=0, min_impression_words=0, modality="any")
+    selection = select_reports(args.corpus, args.reports, no_filter)
+    print_line(write_audit(selection, args.out, args.rows, args.seed))
 
 
 if __name__ == "__main__":

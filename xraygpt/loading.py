@@ -29,6 +29,7 @@ from xraygpt.common.config import from_tree, load
 from xraygpt.common.config_reading import PRESETS
 from xraygpt.common.distributed import to_device
 from xraygpt.common.errors import InputError
+from xraygpt.common.model_keys import with_replaced
 from xraygpt.common.registry import MODELS, did_you_mean
 from xraygpt.conversation import ChatEngine, Conversation
 from xraygpt.datasets.base import Sample, read_media
@@ -254,8 +255,7 @@ def _load_folder(folder: Path) -> Evaluation:
     if is_bundle:  # its parts are inside it, even if it was moved
         original = str(tree["model"]["ckpt"])
         for key in ("vit_model", "llama_model", "finding_head"):
-            if isinstance(model.get(key), str):
-                model[key] = model[key].replace(original, str(source), 1)
+            model = with_replaced(model, key, original, str(source))
     for module in tree.get("imports") or []:
         importlib.import_module(module)
     datasets = dict(list((tree.get("datasets") or {}).items())[:1])

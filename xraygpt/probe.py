@@ -50,11 +50,12 @@ def main() -> None:
         raise InputError("--save stores the head of one encoder: pass a single --vit-model")
     # Torch takes seconds to import; help and argument errors do not wait for it.
     from xraygpt.common.config import load
+    from xraygpt.common.model_keys import config_value
     from xraygpt.experiment import Evaluation
     from xraygpt.jobs.probe import run_probe
 
     experiment = load(Evaluation, args.cfg_path, args.options)
-    names = args.vit_model or [getattr(experiment.model, "vit_model", "")]
+    names = args.vit_model or [config_value(experiment.model, "vit_model") or ""]
     if not names[0]:
         raise InputError("this YAML's model has no vision encoder: pass --vit-model")
     table = run_probe(

@@ -19,6 +19,7 @@ from xraygpt.common.checkpoint import write_text_atomic
 from xraygpt.common.cli import run_main
 from xraygpt.common.config import load, to_yaml
 from xraygpt.common.errors import TrainingError
+from xraygpt.common.model_keys import config_value
 
 if TYPE_CHECKING:
     from xraygpt.experiment import Experiment
@@ -158,7 +159,7 @@ def _marker(experiment: Any) -> Path:
 
 def _key(experiment: Experiment, previous: str) -> str:
     """Hash of everything that determines a step's result: settings, prompts, previous steps."""
-    path = getattr(experiment.model, "prompt_path", None)
+    path = config_value(experiment.model, "prompt_path")
     prompts = path.read_text(encoding="utf-8") if path is not None else ""
     parts = [to_yaml(experiment), prompts, previous]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

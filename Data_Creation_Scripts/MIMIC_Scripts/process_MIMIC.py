@@ -1,4 +1,4 @@
-"""MIMIC-CXR into a training folder: `python -m xraygpt.curate mimic` under the name its users know.
+"""XrayGPT's script name for `python -m xraygpt.curate mimic`.
 
 python Data_Creation_Scripts/MIMIC_Scripts/process_MIMIC.py --reports … --images … --out …
 """
@@ -9,7 +9,7 @@ import sys
 
 
 def main() -> None:
-    """Put step and corpus before the arguments and curate."""
+    """Run `xraygpt.curate` for this corpus."""
     from xraygpt.curate import main as curate
 
     sys.argv[1:1] = ["mimic"]

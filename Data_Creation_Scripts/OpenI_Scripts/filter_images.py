@@ -1,4 +1,4 @@
-"""OpenI: pictures of the reports that pass: `python -m xraygpt.curate images openi`.
+"""XrayGPT's script name for `python -m xraygpt.curate images openi`.
 
 python Data_Creation_Scripts/OpenI_Scripts/filter_images.py --reports … --images … --out …
 python Data_Creation_Scripts/OpenI_Scripts/filter_images.py --kaggle --reports … --images … --out …
@@ -10,12 +10,13 @@ import sys
 
 
 def main() -> None:
-    """Put step and corpus before the arguments and curate."""
+    """Run `xraygpt.curate` for this step and corpus."""
     from xraygpt.curate import main as curate
 
-    tables = "--kaggle" in sys.argv
-    rest = [a for a in sys.argv[1:] if a != "--kaggle"]
-    sys.argv = [sys.argv[0], "images", "openi_kaggle" if tables else "openi", *rest]
+    is_kaggle = "--kaggle" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--kaggle"]
+    corpus = "openi_kaggle" if is_kaggle else "openi"
+    sys.argv = [sys.argv[0], "images", corpus, *arguments]
     curate()
 
 

@@ -1,7 +1,7 @@
-"""OpenI: the reports that pass the filters: `python -m xraygpt.curate filter openi`.
+"""XrayGPT's script name for `python -m xraygpt.curate filter openi`.
 
-python Data_Creation_Scripts/OpenI_Scripts/filter_openI.py --reports … --out kept.jsonl
-python Data_Creation_Scripts/OpenI_Scripts/filter_openI.py --kaggle --reports … --out kept.jsonl
+python Data_Creation_Scripts/OpenI_Scripts/filter_openI.py --reports … --out selected.jsonl
+python Data_Creation_Scripts/OpenI_Scripts/filter_openI.py --kaggle --reports … --out selected.jsonl
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import sys
 
 
 def main() -> None:
-    """Put step and corpus before the arguments and curate."""
+    """Run `xraygpt.curate` for this step and corpus."""
     from xraygpt.curate import main as curate
 
-    tables = "--kaggle" in sys.argv
-    rest = [a for a in sys.argv[1:] if a != "--kaggle"]
-    sys.argv = [sys.argv[0], "filter", "openi_kaggle" if tables else "openi", *rest]
+    is_kaggle = "--kaggle" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--kaggle"]
+    corpus = "openi_kaggle" if is_kaggle else "openi"
+    sys.argv = [sys.argv[0], "filter", corpus, *arguments]
     curate()
 
 

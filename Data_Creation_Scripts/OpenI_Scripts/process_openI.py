@@ -1,4 +1,4 @@
-"""OpenI into a training folder: `python -m xraygpt.curate openi` under the name its users know.
+"""XrayGPT's script name for `python -m xraygpt.curate openi`.
 
 python Data_Creation_Scripts/OpenI_Scripts/process_openI.py --reports … --images … --out …
 python Data_Creation_Scripts/OpenI_Scripts/process_openI.py --kaggle --reports … --images … --out …
@@ -10,12 +10,13 @@ import sys
 
 
 def main() -> None:
-    """Put step and corpus before the arguments and curate."""
+    """Run `xraygpt.curate` for this corpus."""
     from xraygpt.curate import main as curate
 
-    tables = "--kaggle" in sys.argv
-    rest = [a for a in sys.argv[1:] if a != "--kaggle"]
-    sys.argv = [sys.argv[0], "openi_kaggle" if tables else "openi", *rest]
+    is_kaggle = "--kaggle" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--kaggle"]
+    corpus = "openi_kaggle" if is_kaggle else "openi"
+    sys.argv = [sys.argv[0], corpus, *arguments]
     curate()
 
 

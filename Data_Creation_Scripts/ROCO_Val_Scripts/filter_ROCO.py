@@ -1,6 +1,6 @@
-"""ROCO: the reports that pass the filters: `python -m xraygpt.curate filter roco`.
+"""XrayGPT's script name for `python -m xraygpt.curate filter roco`.
 
-python Data_Creation_Scripts/ROCO_Val_Scripts/filter_ROCO.py --reports … --out kept.jsonl
+python Data_Creation_Scripts/ROCO_Val_Scripts/filter_ROCO.py --reports … --out selected.jsonl
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sys
 
 
 def main() -> None:
-    """Put step and corpus before the arguments and curate."""
+    """Run `xraygpt.curate` for this step and corpus."""
     from xraygpt.curate import main as curate
 
     sys.argv[1:1] = ["filter", "roco"]

@@ -1,4 +1,4 @@
-"""ROCO: pictures of the reports that pass: `python -m xraygpt.curate images roco`.
+"""XrayGPT's script name for `python -m xraygpt.curate images roco`.
 
 python Data_Creation_Scripts/ROCO_Val_Scripts/filter_images.py --reports … --images … --out …
 """
@@ -9,7 +9,7 @@ import sys
 
 
 def main() -> None:
-    """Put step and corpus before the arguments and curate."""
+    """Run `xraygpt.curate` for this step and corpus."""
     from xraygpt.curate import main as curate
 
     sys.argv[1:1] = ["images", "roco"]

@@ -1,4 +1,4 @@
-"""ROCO into a training folder: `python -m xraygpt.curate roco` under the name its users know.
+"""XrayGPT's script name for `python -m xraygpt.curate roco`.
 
 python Data_Creation_Scripts/ROCO_Val_Scripts/process_ROCO.py --reports … --images … --out …
 """
@@ -9,7 +9,7 @@ import sys
 
 
 def main() -> None:
-    """Put step and corpus before the arguments and curate."""
+    """Run `xraygpt.curate` for this corpus."""
     from xraygpt.curate import main as curate
 
     sys.argv[1:1] = ["roco"]

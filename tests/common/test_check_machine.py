@@ -48,8 +48,8 @@ def test_make_reports_a_missing_python(tmp_path):
     (tmp_path / "Makefile").write_text((REPO / "Makefile").read_text())
     for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt", "pyproject.toml"):
         (tmp_path / name).write_text("")
-    done = subprocess.run(
+    result = subprocess.run(
         ["make", "install", "PYTHON=python9"], cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.returncode == 2
-    assert "python9 not found; install Python 3.11 or newer" in done.stderr
+    assert result.returncode == 2
+    assert "python9 not found; install Python 3.11 or newer" in result.stderr

@@ -46,15 +46,15 @@ def test_precedence(tmp_path):
     path = write(tmp_path, GOOD + "  batch_size_train: 7\n")
     config = load(Training, path, ["run.init_lr=0.5", "model.num_query_token=9"])
     assert config.run.batch_size_eval == 32  # dataclass default
-    assert config.model.image_size == 32  # preset over default
+    assert config.model.vision.image_size == 32  # preset over default
     assert config.run.batch_size_train == 7  # user over default
-    assert config.model.num_query_token == 9  # option over preset (4)
+    assert config.model.qformer.num_queries == 9  # option over preset (4)
     assert config.run.init_lr == 0.5
 
 
 def test_an_option_changes_the_preset(tmp_path):
     config = load(Training, write(tmp_path, GOOD), ["model.model_type=nano"])
-    assert config.model.vit_model == "efficientnet_lite0"
+    assert config.model.vision.encoder == "efficientnet_lite0"
 
 
 def test_seven_mistakes_are_seven_lines(tmp_path):
@@ -245,8 +245,8 @@ def test_an_original_training_yaml_loads(tmp_path, stage, caplog):
     config = load(Training, write(tmp_path, original_yaml(stage)))
     assert config.run.iters_per_epoch == 5000
     assert config.run.init_lr == 1e-4
-    assert config.model.num_query_token == 32
-    assert config.model.prompt_template == (
+    assert config.model.qformer.num_queries == 32
+    assert config.model.text.prompt_template == (
         "none" if stage == "mimic" else "###Patient: {} ###Doctor: "
     )
     warnings = [r.message for r in caplog.records if "no longer mean anything" in r.message]
@@ -280,7 +280,7 @@ datasets:
 run:
   task: image_text_pretrain
 """
-    assert load(Evaluation, write(tmp_path, text)).model.low_resource is True
+    assert load(Evaluation, write(tmp_path, text)).model.llm.low_resource is True
 
 
 def test_every_yaml_of_the_project_loads(monkeypatch):

@@ -40,10 +40,9 @@ def build_tiny(kind: type[XrayGPT] = XrayGPT, **settings) -> XrayGPT:
         "qformer": QFormerConfig(layers=1, hidden=64), "prompt_template": "xraygpt",
         "llm": SmallLLM(vocab_size=260, hidden=32, layers=2, heads=2, init_std=0.4),
     }  # fmt: skip
-    model = kind(kind.Config(**{**config, **settings}))
-    if (
-        "llama_model" not in settings
-    ):  # random weights: restrict it to letters, and let the image matter
+    model = kind(kind.Config.from_keys(**{**config, **settings}))
+    if "llama_model" not in settings:
+        # Random weights: restrict the output to letters, and make it depend on the image.
         letters = {model.tokenizer(c)["input_ids"][-1] for c in "abcdefghijklmnopqrstuvwxyz"}
         others = sorted(set(range(len(model.tokenizer))) - letters)
         model.llm.generation_config.suppress_tokens = others

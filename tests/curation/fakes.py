@@ -21,7 +21,7 @@ from xraygpt.curation.llm.limits import CircuitBreaker, Limits, RetryPolicy
 from xraygpt.curation.llm.prompts import load_prompt
 from xraygpt.curation.llm.settings import RewriteSettings
 from xraygpt.curation.llm.tasks import TASKS
-from xraygpt.curation.pipeline import Curated, curate
+from xraygpt.curation.pipeline import CurationResult, curate
 from xraygpt.curation.select import Filters
 
 _spec = importlib.util.spec_from_file_location("fake_endpoint", REPO / "tools" / "fake_endpoint.py")
@@ -118,10 +118,10 @@ def rewrite_settings(url: str, task: str = "summarise", **changes: Any) -> Rewri
     return RewriteSettings(**{**settings, **changes})
 
 
-def run(corpus: Path, out: Path, settings: RewriteSettings | None) -> Curated:
+def run(corpus: Path, out: Path, settings: RewriteSettings | None) -> CurationResult:
     """Curate the made-up corpus."""
     reports, images = corpus / "ecgen-radiology", corpus / "png"
-    return curate("openi", reports, images, out, Filters(), rewriting=settings)
+    return curate("openi", reports, images, out, Filters(), settings=settings)
 
 
 def captions(out: Path) -> dict[str, str]:

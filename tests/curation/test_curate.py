@@ -14,7 +14,7 @@ from tests.conftest import REPO
 from tests.curation.fakes import rewrite_settings, run, serving, write_corpus
 from xraygpt import curate as command
 from xraygpt.common.errors import InputError
-from xraygpt.curation.audit import label_difference, read_marks, word_difference
+from xraygpt.curation.audit import label_difference, summarise_marks, word_difference
 from xraygpt.curation.llm.prompts import PROMPT_FOLDER
 
 COUNT = 30
@@ -34,13 +34,13 @@ def sources(corpus: Path) -> tuple[object, ...]:
     return ("openi", "--reports", corpus / "ecgen-radiology", "--images", corpus / "png")
 
 
-def test_the_command_refuses_before_it_reads_or_sends_anything(tmp_path, monkeypatch):
-    for more in ((), ("--dry-run",)):
+def test_private_reports_are_refused_before_anything_is_read_or_sent(tmp_path, monkeypatch):
+    for options in ((), ("--dry-run",)):
         with pytest.raises(InputError, match=r"may not be sent to api\.example\.org"):
             curate(
                 monkeypatch, "mimic", "--reports", tmp_path, "--images", tmp_path, "--out",
                 tmp_path / "out", "--provider", "openai", "--model", "m", "--base-url",
-                "https://api.example.org/v1", *more,
+                "https://api.example.org/v1", *options,
             )  # fmt: skip
     assert not (tmp_path / "out").exists()
 
@@ -71,7 +71,7 @@ def test_dry_run_sends_nothing_and_estimates_well(corpus, tmp_path, monkeypatch,
     assert "0 rows to process" in capsys.readouterr().out
 
 
-def test_mistakes_on_the_command_line_are_said_before_work(corpus, tmp_path, monkeypatch):
+def test_mistakes_on_the_command_line_are_reported_before_any_work(corpus, tmp_path, monkeypatch):
     base = (*sources(corpus), "--out", tmp_path / "out")
     local = (*base, "--provider", "local")
     vqa_prompt = PROMPT_FOLDER / "vqa.v1.md"
@@ -115,7 +115,7 @@ def test_differences_of_words_and_findings():
     labels = label_difference("Left effusion. No pneumothorax.", "Right effusion. Fracture.")
     assert ("pleural effusion, left", "lost") in labels
     assert ("pleural effusion, right", "new") in labels
-    assert not any("pneumothorax" in label for label, _ in labels)  # denied: may go unsaid
+    assert not any("pneumothorax" in label for label, _ in labels)  # denied findings may be omitted
 
 
 def test_audit_shows_the_same_rows_for_a_seed_and_counts_marks(
@@ -140,16 +140,16 @@ def test_audit_shows_the_same_rows_for_a_seed_and_counts_marks(
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    assert read_marks(tmp_path / "marks.csv").startswith("8 of 9 marked rows are good: 88.9%")
+    assert summarise_marks(tmp_path / "marks.csv").startswith("8 of 9 marked rows are good: 88.9%")
     rows[3]["mark"] = "fine"
     with (tmp_path / "marks.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     with pytest.raises(InputError, match="line 5: the mark is neither good nor bad"):
-        read_marks(tmp_path / "marks.csv")
+        summarise_marks(tmp_path / "marks.csv")
     (tmp_path / "marks.csv").replace(out / "audit.csv")
-    with pytest.raises(InputError, match="holds marks; move it away"):
+    with pytest.raises(InputError, match="contains marks; move it away"):
         curate(monkeypatch, *audit)
     capsys.readouterr()
 
@@ -168,43 +168,43 @@ def test_a_report_cannot_put_code_on_the_audit_page(tmp_path, monkeypatch):
     assert "&lt;script&gt;alert" in page
 
 
-def test_an_unforeseen_fault_is_told_without_its_message(corpus, tmp_path, monkeypatch):
+def test_an_unexpected_exception_is_reported_without_its_message(corpus, tmp_path, monkeypatch):
     from xraygpt.curation import pipeline
 
-    def broken(*_, **__):
+    def failing(*_, **__):
         raise RuntimeError("quokka report text")
 
-    monkeypatch.setattr(pipeline, "clean", broken)
-    with pytest.raises(command.Fault, match=r"RuntimeError at pipeline\.py:") as caught:
+    monkeypatch.setattr(pipeline, "clean", failing)
+    with pytest.raises(command.InternalError, match=r"RuntimeError at pipeline\.py:") as caught:
         curate(monkeypatch, *sources(corpus), "--out", tmp_path / "out")
     assert "quokka" not in str(caught.value)
     assert caught.value.__context__ is None
 
 
-def test_reports_of_one_corpus_do_not_pass_for_another(corpus, tmp_path, monkeypatch):
-    kept = tmp_path / "kept.jsonl"
+def test_reports_of_another_corpus_are_refused(corpus, tmp_path, monkeypatch):
+    selected = tmp_path / "selected.jsonl"
     reports = corpus / "ecgen-radiology"
-    curate(monkeypatch, "filter", "openi", "--reports", reports, "--out", kept)
-    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
-    with pytest.raises(InputError, match="holds reports of openi, not of mimic"):
-        curate(monkeypatch, "filter", "mimic", "--reports", kept, "--out", tmp_path / "x.jsonl")
+    curate(monkeypatch, "filter", "openi", "--reports", reports, "--out", selected)
+    assert stat.S_IMODE(selected.stat().st_mode) == 0o600
+    with pytest.raises(InputError, match="contains reports of openi, not of mimic"):
+        curate(monkeypatch, "filter", "mimic", "--reports", selected, "--out", tmp_path / "x.jsonl")
 
 
-def test_another_task_wants_another_folder(corpus, tmp_path):
+def test_another_task_needs_another_folder(corpus, tmp_path):
     with serving() as (url, _):
         run(corpus, tmp_path, rewrite_settings(url))
-        with pytest.raises(InputError, match="holds the task summarise, not vqa"):
+        with pytest.raises(InputError, match="contains the task summarise, not vqa"):
             run(corpus, tmp_path, rewrite_settings(url, "vqa"))
 
 
-def test_no_cell_is_a_formula(tmp_path, monkeypatch):
+def test_formulas_in_reports_are_escaped_in_tables(tmp_path, monkeypatch):
     folder = tmp_path / "raw"
     (folder / "images").mkdir(parents=True)
     Image.new("L", (8, 8)).save(folder / "images" / "a.jpg")
     captions = folder / "captions.txt"
     captions.write_text('a\t=HYPERLINK("http://x","Chest x-ray with effusion")\n=cmd\tX-ray.\n')
     roco = ("roco", "--reports", captions)
-    with pytest.raises(command.SomeLeft):
+    with pytest.raises(command.SomeReportsFailed):
         curate(monkeypatch, *roco, "--images", folder / "images", "--out", tmp_path / "out")
     curate(monkeypatch, "audit", *roco, "--out", tmp_path / "out")
     for name in ("held_back.csv", "audit.csv"):

@@ -1,4 +1,4 @@
-"""From raw files to a folder that trains, with every report counted."""
+"""From raw files to a folder that can be trained on, with every report counted."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from tests.conftest import REPO
 from tests.curation.fakes import rewrite_settings, serving
 from tests.curation.test_sources import XML
 from xraygpt.common.errors import DataError, InputError
-from xraygpt.curation.checks import problems, wilson
+from xraygpt.curation.checks import rejection_reasons, wilson_interval
 from xraygpt.curation.pipeline import Filters, curate
 from xraygpt.datasets.caption_folder import CaptionFolder
 from xraygpt.experiment import NO_IMAGES
 from xraygpt.vocabulary.openi import published_test_studies
 
-TEST = min(int(s[3:]) for s in published_test_studies())
+TEST_STUDY = min(int(s[3:]) for s in published_test_studies())
 FINDINGS = "The heart is large. The lungs are clear. No pleural effusion is seen. No pneumothorax."
 CANARY = "zebra canary words"
 
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """Four studies: good, of the test split, too short, and one whose finding would get lost."""
+    """Four studies: good, of the test split, too short, and one that would lose a finding."""
     reports, images = tmp_path / "ecgen-radiology", tmp_path / "png"
     reports.mkdir()
     images.mkdir()
     texts = {
         90001: (f"Stable cardiomegaly compared to the prior exam. {FINDINGS}", "Large heart."),
-        TEST: (FINDINGS, "Large heart."),
+        TEST_STUDY: (FINDINGS, "Large heart."),
         90003: ("The heart is large.", "Large."),
         90004: (
             f"{FINDINGS} Compared to the prior exam, interval {CANARY} comparison with old films "
@@ -52,13 +52,13 @@ def raw(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def made(raw: Path, **settings) -> dict:
-    filters = Filters(**settings)
-    return curate("openi", raw / "ecgen-radiology", raw / "png", raw / "out", filters).manifest
+def run_curation(raw: Path) -> dict:
+    result = curate("openi", raw / "ecgen-radiology", raw / "png", raw / "out", Filters())
+    return result.manifest
 
 
 def test_every_report_is_counted_and_the_folder_loads(raw):
-    manifest = made(raw)
+    manifest = run_curation(raw)
     assert list(manifest["left_after"].values()) == [4, 4, 3, 3, 3]
     assert manifest["left_out"] == {"check": 1, "filter": 1, "picture": 3, "unreadable": 1}
     assert manifest["accepted"] == 2
@@ -69,11 +69,11 @@ def test_every_report_is_counted_and_the_folder_loads(raw):
     config = CaptionFolder.Config(storage=raw / "out")
     builder = config.build(image_spec=NO_IMAGES)
     splits = {s: [r.study_id for r in builder.build(s, "eval").records] for s in ("train", "test")}
-    assert splits == {"train": ["CXR90001"], "test": [f"CXR{TEST}"]}
+    assert splits == {"train": ["CXR90001"], "test": [f"CXR{TEST_STUDY}"]}
 
 
-def test_what_is_held_back_is_named_without_its_text(raw):
-    made(raw)
+def test_held_back_reports_are_listed_without_their_text(raw):
+    run_curation(raw)
     text = (raw / "out" / "held_back.csv").read_text()
     rows = list(csv.DictReader(text.splitlines()))
     by_stage = {r["stage"]: r for r in rows}
@@ -86,35 +86,35 @@ def test_what_is_held_back_is_named_without_its_text(raw):
 
 
 @pytest.mark.slow
-def test_the_command_says_what_became_of_them_and_no_text(raw):
+def test_the_command_prints_counts_and_no_report_text(raw):
     command = [
         sys.executable, "-m", "xraygpt.curate", "openi", "--reports", raw / "ecgen-radiology",
         "--images", raw / "png", "--out", raw / "out",
     ]  # fmt: skip
-    done = subprocess.run(list(map(str, command)), cwd=REPO, capture_output=True, text=True)
-    assert done.returncode == 3, done.stderr  # one report and some pictures could not be read
-    assert "1 unreadable" in done.stderr
-    assert "2 accepted" in done.stdout
-    assert CANARY not in done.stdout + done.stderr
-    again = subprocess.run(list(map(str, command)), cwd=REPO, capture_output=True, text=True)
-    assert again.returncode == 2
-    assert "holds a curated corpus already" in again.stderr
+    first = subprocess.run(list(map(str, command)), cwd=REPO, capture_output=True, text=True)
+    assert first.returncode == 3, first.stderr  # one report and some pictures could not be read
+    assert "1 unreadable" in first.stderr
+    assert "2 accepted" in first.stdout
+    assert CANARY not in first.stdout + first.stderr
+    second = subprocess.run(list(map(str, command)), cwd=REPO, capture_output=True, text=True)
+    assert second.returncode == 2
+    assert "already contains a curated corpus" in second.stderr
 
 
-def test_mistakes_are_named(raw):
+def test_mistakes_are_reported(raw):
     with pytest.raises(DataError, match="no folder"):
         curate("openi", raw / "ecgen-radiology", raw / "nowhere", raw / "out", Filters())
     (raw / "other").mkdir()
     Image.new("L", (8, 8)).save(raw / "other" / "CXR5_1_IM-0001-4001.png")
     with pytest.raises(DataError, match=r"nothing to train on(.|\n)*is absent"):
         curate("openi", raw / "ecgen-radiology", raw / "other", raw / "out", Filters())
-    made(raw)
-    with pytest.raises(InputError, match="holds a curated corpus"):
-        made(raw)
+    run_curation(raw)
+    with pytest.raises(InputError, match="contains a curated corpus"):
+        run_curation(raw)
 
 
 @pytest.mark.parametrize(
-    ("source", "result", "why"),
+    ("source", "result", "expected"),
     [
         ("Large left effusion. Lungs clear.", "Lungs clear.", "no longer affirmed"),
         ("No effusion. Lungs clear.", "Effusion. Lungs clear.", "newly affirmed"),
@@ -130,14 +130,14 @@ def test_mistakes_are_named(raw):
         ("Lungs clear.", "Lungs clear and clear and clear.", "times as many words"),
     ],
 )
-def test_each_check_catches_its_fault(source: str, result: str, why: str):
-    assert any(why in reason for reason in problems(source, result))
-    assert problems(source, source) == [] or "XXXX" in source
+def test_each_check_detects_its_fault(source: str, result: str, expected: str):
+    assert any(expected in reason for reason in rejection_reasons(source, result))
+    assert rejection_reasons(source, source) == [] or "XXXX" in source
 
 
-def test_wilson_against_a_published_value():
+def test_wilson_interval_has_a_published_value():
     """Newcombe 1998, table I: 81 of 263."""
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
 
 
 @pytest.mark.slow
@@ -145,16 +145,16 @@ def test_wilson_against_a_published_value():
 def test_real_openi_from_kaggle(real_data, tmp_path):
     images = real_data / "iu_xray" / "images"
     raw = real_data / "openi_kaggle"
-    made = curate("openi_kaggle", raw, images, tmp_path / "out", Filters()).manifest
-    assert list(made["left_after"].values()) == [3851, 3331, 3320, 3312, 2590]
-    assert made["acceptance"]["low"] > 0.95
-    assert made["pictures"] > 2500
-    assert made["pictures_of_published_test_split"] == 0  # their images are not in this copy
+    manifest = curate("openi_kaggle", raw, images, tmp_path / "out", Filters()).manifest
+    assert list(manifest["left_after"].values()) == [3851, 3331, 3320, 3312, 2590]
+    assert manifest["acceptance"]["low"] > 0.95
+    assert manifest["pictures"] > 2500
+    assert manifest["pictures_of_published_test_split"] == 0  # their images are not in this copy
 
 
 @pytest.mark.parametrize("step", ["filter", "images", "process"])
 @pytest.mark.parametrize(
-    ("folder", "corpus", "more", "expected"),
+    ("folder", "corpus", "options", "expected"),
     [
         ("OpenI_Scripts", "openI", [], "OpenI reports"),
         ("OpenI_Scripts", "openI", ["--kaggle"], "indiana_projections.csv"),
@@ -162,35 +162,35 @@ def test_real_openi_from_kaggle(real_data, tmp_path):
         ("MIMIC_Scripts", "MIMIC", [], "MIMIC-CXR reports"),
     ],
 )
-def test_the_scripts_reach_their_step_and_corpus(
-    monkeypatch, tmp_path, step: str, folder: str, corpus: str, more: list[str], expected: str
+def test_the_scripts_run_their_step_for_their_corpus(
+    monkeypatch, tmp_path, step: str, folder: str, corpus: str, options: list[str], expected: str
 ):
     name = "filter_images" if step == "images" else f"{step}_{corpus}"
     path = REPO / "Data_Creation_Scripts" / folder / f"{name}.py"
-    asked = [*more, "--reports", tmp_path, "--out", tmp_path / "out"]
+    arguments = [*options, "--reports", tmp_path, "--out", tmp_path / "out"]
     if step == "filter":
         with pytest.raises(InputError, match=r"must end in \.jsonl"):
-            monkeypatch.setattr(sys, "argv", [str(path), *map(str, asked)])
+            monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
             runpy.run_path(str(path))["main"]()
-        asked[-1] = tmp_path / "out.jsonl"
+        arguments[-1] = tmp_path / "out.jsonl"
     else:
-        asked += ["--images", tmp_path]
-    monkeypatch.setattr(sys, "argv", [str(path), *map(str, asked)])
+        arguments += ["--images", tmp_path]
+    monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
     with pytest.raises(DataError, match=expected):
         runpy.run_path(str(path))["main"]()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by", ["rules", "model"])
-def test_the_folder_trains_with_the_published_recipe_and_never_on_the_test_split(
-    raw, tmp_path, by: str
+@pytest.mark.parametrize("method", ["rules", "model"])
+def test_the_folder_trains_with_the_published_recipe_without_the_test_split(
+    raw, tmp_path, method: str
 ):
-    """train_configs/xraygpt_openi_finetune.yaml with no step between; only weights, steps and
-    device are others. CXR90001 is the one study of train, the other is of the published test."""
+    """train_configs/xraygpt_openi_finetune.yaml reads the folder; only weights, steps and device
+    differ. CXR90001 is the only training study, the other is in the published test split."""
     with serving() as (url, _):
-        how = rewrite_settings(url) if by == "model" else None
+        settings = rewrite_settings(url) if method == "model" else None
         out = tmp_path / "data" / "openi"
-        curate("openi", raw / "ecgen-radiology", raw / "png", out, Filters(), rewriting=how)
+        curate("openi", raw / "ecgen-radiology", raw / "png", out, Filters(), settings=settings)
     options = (
         "model.model_type=tiny model.image_size=224 model.llama_model=null model.ckpt=null "
         f"run.iters_per_epoch=2 run.warmup_steps=0 run.device=cpu run.output_dir={tmp_path / 'run'}"
@@ -206,16 +206,16 @@ def test_the_folder_trains_with_the_published_recipe_and_never_on_the_test_split
     assert done.returncode == 0, done.stderr[-2000:]
     assert "samples: 1 train, 0 val" in done.stderr
     rows = json.loads((out / "filter_cap.json").read_text())["annotations"]
-    assert {row["study"] for row in rows} == {"CXR90001", f"CXR{TEST}"}
+    assert {row["study"] for row in rows} == {"CXR90001", f"CXR{TEST_STUDY}"}
 
 
-def test_a_folder_left_half_written_is_gone_on_with_and_links_are_followed(raw, monkeypatch):
+def test_an_unfinished_folder_is_completed_and_symlinks_are_followed(raw, monkeypatch):
     from xraygpt.curation import folder
 
-    real = raw / "store"
-    (raw / "png").rename(real)
+    store = raw / "store"
+    (raw / "png").rename(store)
     (raw / "png").mkdir()
-    for path in real.iterdir():
+    for path in store.iterdir():
         (raw / "png" / path.name).symlink_to(Path("..") / "store" / path.name)
 
     class KilledError(BaseException):
@@ -225,24 +225,24 @@ def test_a_folder_left_half_written_is_gone_on_with_and_links_are_followed(raw, 
         raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "_manifest", killed)
+        patch.setattr(folder, "_build_manifest", killed)
         with pytest.raises(KilledError):
-            made(raw)
-    assert made(raw)["accepted"] == 2
+            run_curation(raw)
+    assert run_curation(raw)["accepted"] == 2
     for path in (raw / "out" / "image").iterdir():
         assert path.is_file() and not path.is_symlink()
-    with pytest.raises(InputError, match="holds a curated corpus"):
-        made(raw)
+    with pytest.raises(InputError, match="contains a curated corpus"):
+        run_curation(raw)
 
 
-def test_when_nothing_is_left_every_report_is_named_all_the_same(raw):
+def test_every_report_is_listed_even_if_none_has_a_text(raw):
     with serving() as (url, fake):
         fake.fault = lambda *_: "refusal"
         out = raw / "out"
         with pytest.raises(DataError, match="refused, such as: the model refused") as caught:
             curate(
                 "openi", raw / "ecgen-radiology", raw / "png", out, Filters(),
-                rewriting=rewrite_settings(url),
+                settings=rewrite_settings(url),
             )  # fmt: skip
     assert caught.value.exit_code == 1
     assert (out / "held_back.csv").read_text().count("the model refused") == 3

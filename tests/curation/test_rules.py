@@ -1,13 +1,13 @@
-"""Priors and masks go, findings stay."""
+"""Priors and masks are removed, findings are kept."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.curation.test_sources import openi  # noqa: F401  (a fixture)
-from xraygpt.curation.checks import problems
-from xraygpt.curation.grammar import broken
-from xraygpt.curation.rules import COMPARISON, MASK, clean, resolve
+from xraygpt.curation.checks import rejection_reasons
+from xraygpt.curation.grammar import is_broken
+from xraygpt.curation.rules import COMPARISON, MASK, clean, resolve_masks
 from xraygpt.vocabulary.chest_labeller import label
 from xraygpt.vocabulary.openi import is_published_test
 
@@ -50,11 +50,11 @@ from xraygpt.vocabulary.openi import is_published_test
         ("Critical result notification documented.", ""),
     ],
 )
-def test_one_sentence(text: str, expected: str):
+def test_priors_masks_and_views_are_removed(text: str, expected: str):
     assert clean([text]).text == expected
 
 
-def test_a_history_beside_the_word_exam_is_no_comparison():
+def test_a_history_near_the_word_exam_is_not_a_comparison():
     assert not COMPARISON.search("Prior granulomatous disease. Exam without abnormality.")
     assert COMPARISON.search("As on the prior chest exam.")
 
@@ -81,11 +81,11 @@ def test_a_history_beside_the_word_exam_is_no_comparison():
         ("Lumbar spine: no fracture. Hip: normal. Lumbar spine: no fracture.",) * 2,
     ],
 )
-def test_what_is_left_is_a_sentence_of_today(text: str, expected: str):
+def test_the_rest_is_a_sentence_about_the_current_study(text: str, expected: str):
     assert clean([text]).text == expected
 
 
-def test_captions_of_figures_keep_what_is_stable():
+def test_captions_of_figures_keep_the_word_stable():
     assert clean(["X-ray of a stable shoulder."], priors=True).text == "X-ray of a stable shoulder."
 
 
@@ -94,37 +94,39 @@ def test_captions_of_figures_keep_what_is_stable():
     ["Opacities are represent emphysema.", "Slightly increased, in.", "Change.", "Heart size.",
      "Pulmonary and mediastinum are normal.", "Calcified hilar.", "In the the there is."],
 )  # fmt: skip
-def test_broken_sentences_are_seen(text: str):
-    assert broken(text)
-    assert not broken("The heart is large and the lungs are clear.")
+def test_broken_sentences_are_detected(text: str):
+    assert is_broken(text)
+    assert not is_broken("The heart is large and the lungs are clear.")
 
 
-def test_what_was_done_is_counted():
-    done = clean(["Stable cardiomegaly. Unchanged from the prior study.", "Stable cardiomegaly."])
-    assert done.removed == {"prior study": 1, "said twice": 1}
-    assert done.changed == 1
+def test_changes_are_counted():
+    cleaned = clean(
+        ["Stable cardiomegaly. Unchanged from the prior study.", "Stable cardiomegaly."]
+    )
+    assert cleaned.removed == {"prior study": 1, "said twice": 1}
+    assert cleaned.changed == 1
 
 
 @pytest.mark.slow
-def test_on_all_of_openi_findings_stay_and_masks_go(openi):  # noqa: F811
-    """Outside the published test split; reports with both sections."""
-    asked = agreed = masked = compared = reports = accepted = 0
+def test_findings_are_kept_and_masks_removed_in_all_of_openi(openi):  # noqa: F811
+    """Reports with both sections, without the published test split."""
+    findings = agreed = masked = comparing = reports = accepted = 0
     for report in openi:
         sections = [report.sections.get(s, "") for s in ("findings", "impression")]
         if is_published_test(report.source_id) or not all(sections):
             continue
         result = clean(sections).text
         reports += 1
-        if problems(resolve(" ".join(sections)), result):
+        if rejection_reasons(resolve_masks(" ".join(sections)), result):
             continue  # held back
         accepted += 1
         before, after = label(" ".join(sections)), label(result)
-        asked += len(before)
+        findings += len(before)
         agreed += sum(after.get(name) == status for name, status in before.items())
         masked += bool(MASK.search(result))
-        compared += bool(COMPARISON.search(result))
+        comparing += bool(COMPARISON.search(result))
     assert reports > 2500
     assert accepted / reports > 0.95
-    assert agreed / asked >= 0.99
+    assert agreed / findings >= 0.99
     assert masked == 0
-    assert compared == 0
+    assert comparing == 0

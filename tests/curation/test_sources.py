@@ -1,4 +1,4 @@
-"""Raw layouts of OpenI, ROCO and MIMIC-CXR; what cannot be read is named by file and row."""
+"""Readers for OpenI, ROCO and MIMIC-CXR; unreadable files and rows are reported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ XML = """<eCitation><uId id="CXR{0}"/><MedlineCitation><Abstract>
 <parentImage id="CXR{0}_1_IM-0001-3001"/><parentImage id="CXR{0}_1_IM-0001-4001"/></eCitation>"""
 
 
-def test_openi_xml_in_the_order_of_ids_with_images(tmp_path: Path):
+def test_openi_xml_is_read_in_the_order_of_ids_with_images(tmp_path: Path):
     for number in (10, 9):
         (tmp_path / f"{number}.xml").write_text(XML.format(number))
     rows = list(read_openi_xml(tmp_path))
@@ -39,11 +39,11 @@ def test_openi_xml_in_the_order_of_ids_with_images(tmp_path: Path):
     assert rows[0].images[1] == ImageName("CXR9_1_IM-0001-4001")
     with tarfile.open(tmp_path / "reports.tgz", "w:gz") as archive:
         archive.add(tmp_path / "9.xml", "ecgen-radiology/9.xml")
-    (packed,) = read_openi_xml(tmp_path / "reports.tgz")
-    assert (packed.source_id, packed.sections) == (rows[0].source_id, rows[0].sections)
+    (archived,) = read_openi_xml(tmp_path / "reports.tgz")
+    assert (archived.source_id, archived.sections) == (rows[0].source_id, rows[0].sections)
 
 
-def test_broken_xml_is_a_problem_and_the_rest_goes_on(tmp_path: Path):
+def test_broken_xml_is_reported_and_the_rest_is_read(tmp_path: Path):
     (tmp_path / "1.xml").write_text(XML.format(1)[:200])
     (tmp_path / "2.xml").write_text("<a/>")
     (tmp_path / "3.xml").write_text(XML.format(3))
@@ -51,14 +51,14 @@ def test_broken_xml_is_a_problem_and_the_rest_goes_on(tmp_path: Path):
     rows = list(read_openi_xml(tmp_path))
     problems = [r for r in rows if isinstance(r, Problem)]
     assert [Path(p.where).name for p in problems] == ["1.xml", "2.xml", "4.xml"]
-    assert [p.why.split(":")[0] for p in problems] == [
+    assert [p.reason.split(":")[0] for p in problems] == [
         "no XML", "no <uId id=…>", "larger than 1000000 bytes",
     ]  # fmt: skip
-    assert not any("heart" in p.why for p in problems)  # no report text in a message
+    assert not any("heart" in p.reason for p in problems)  # no report text in a message
     assert sum(isinstance(r, SourceReport) for r in rows) == 1
 
 
-def kaggle(folder: Path, reports: str | bytes) -> Path:
+def write_kaggle(folder: Path, reports: str | bytes) -> Path:
     images = "uid,filename,projection\n7,7_IM-0001-4001.dcm.png,Frontal\n"
     images += "7,7_IM-0001-3001.dcm.png,Lateral\n"
     (folder / "indiana_projections.csv").write_text(images)
@@ -67,9 +67,11 @@ def kaggle(folder: Path, reports: str | bytes) -> Path:
     return folder
 
 
-def test_the_kaggle_pair(tmp_path: Path):
+def test_both_kaggle_tables(tmp_path: Path):
     rows = list(
-        read_openi_csv(kaggle(tmp_path, 'uid,findings,impression\n7,"Clear, normal.",None.\n'))
+        read_openi_csv(
+            write_kaggle(tmp_path, 'uid,findings,impression\n7,"Clear, normal.",None.\n')
+        )
     )
     assert rows[0].source_id == "CXR7"
     assert rows[0].sections == {"findings": "Clear, normal.", "impression": "None."}
@@ -77,32 +79,35 @@ def test_the_kaggle_pair(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("text", "where", "why"),
+    ("text", "where", "reason"),
     [
         ("uid,findings,impression\n7,a\n8,b,c\n", "line 2", "2 columns, 3 in the header"),
         ('uid,findings,impression\n7,a,b\n8,"c"d,e\n', "line 3", "broken quoting"),
         ("uid,findings,impression\nx,a,b\n", "line 2", "uid is no number"),
     ],
 )
-def test_a_broken_row_is_named(tmp_path: Path, text: str, where: str, why: str):
-    problems = [r for r in read_openi_csv(kaggle(tmp_path, text)) if isinstance(r, Problem)]
+def test_a_broken_row_is_reported(tmp_path: Path, text: str, where: str, reason: str):
+    rows = read_openi_csv(write_kaggle(tmp_path, text))
+    problems = [row for row in rows if isinstance(row, Problem)]
     assert len(problems) == 1
     assert problems[0].where.endswith(where)
-    assert problems[0].why.startswith(why)
+    assert problems[0].reason.startswith(reason)
 
 
-def test_a_missing_column_stops_at_once_and_latin_1_is_read(tmp_path: Path):
+def test_a_missing_column_is_an_error_and_latin_1_is_read(tmp_path: Path):
     with pytest.raises(DataError, match="lacks the column impression: its first line must"):
-        list(read_openi_csv(kaggle(tmp_path, "uid,findings\n7,a\n")))
+        list(read_openi_csv(write_kaggle(tmp_path, "uid,findings\n7,a\n")))
     rows = list(
-        read_openi_csv(kaggle(tmp_path, "uid,findings,impression\n7,café,b\n".encode("latin-1")))
+        read_openi_csv(
+            write_kaggle(tmp_path, "uid,findings,impression\n7,café,b\n".encode("latin-1"))
+        )
     )
     assert rows[0].sections["findings"] == "café"
     with pytest.raises(DataError, match="cannot read"):
         list(read_openi_csv(tmp_path / "absent"))
 
 
-def test_roco_in_both_shapes(tmp_path: Path):
+def test_roco_in_both_formats(tmp_path: Path):
     (tmp_path / "captions.txt").write_text("ROCO_1\t A large heart.\nROCO_2 no tab\n")
     first, problem = read_roco(tmp_path)
     assert (first.source_id, first.sections["findings"]) == ("ROCO_1", "A large heart.")
@@ -136,12 +141,12 @@ def test_mimic_sections_and_patients(tmp_path: Path):
         "  FINAL REPORT\n NOTE TO FILE: PA\n\n The heart is large.\n"
     )
     (folder / "s50414269.txt").write_text("\n \n")
-    one, two, three = read_mimic(tmp_path)
-    assert one.sections["findings"] == "The heart is large. Note: the lungs are clear."
-    assert one.sections["impression"] == "Large heart."
-    assert (one.source_id, one.patient_id) == ("s50414267", "p10000032")
-    assert two.sections == {"last_paragraph": "The heart is large."}
-    assert isinstance(three, Problem)
+    first, second, third = read_mimic(tmp_path)
+    assert first.sections["findings"] == "The heart is large. Note: the lungs are clear."
+    assert first.sections["impression"] == "Large heart."
+    assert (first.source_id, first.patient_id) == ("s50414267", "p10000032")
+    assert second.sections == {"last_paragraph": "The heart is large."}
+    assert isinstance(third, Problem)
 
 
 @pytest.fixture(scope="session")
@@ -154,16 +159,16 @@ def openi() -> list[SourceReport]:
     return list(read_openi_xml(Path(str(archive.locate()))))
 
 
-def test_all_of_openi_is_read_and_the_published_filter_keeps_what_it_kept(openi):
-    """3,398 of 3,955 by words between blanks, as counted before; XrayGPT states 3,403."""
+def test_all_of_openi_is_read_and_filtered_by_word_counts(openi):
+    """3,398 of 3,955 by words separated by white space; XrayGPT states 3,403."""
     assert len(openi) == 3955
     assert all(isinstance(r, SourceReport) for r in openi)
-    kept = [
+    selected = [
         r for r in openi
         if len(r.sections.get("findings", "").split()) >= 10
         and len(r.sections.get("impression", "").split()) >= 2
     ]  # fmt: skip
-    assert len(kept) == 3398
+    assert len(selected) == 3398
 
 
 @pytest.mark.data
@@ -191,18 +196,18 @@ def test_real_tables(real_data):
         ("RECOMMENDATION(S)", None),
     ],
 )
-def test_headings_of_mimic_open_the_sections_its_official_splitter_says(heading, section):
-    found = mimic_sections(f" {heading}: \n The lungs are clear.\n")
-    said = {k: v for k, v in found.items() if k != "last_paragraph"}
-    assert said == ({section: "The lungs are clear."} if section else {})
+def test_mimic_headings_start_the_sections_of_the_official_splitter(heading, section):
+    sections = mimic_sections(f" {heading}: \n The lungs are clear.\n")
+    sections.pop("last_paragraph", None)
+    assert sections == ({section: "The lungs are clear."} if section else {})
 
 
-def test_of_two_sections_the_last_that_says_something_counts():
+def test_the_last_section_with_text_is_used():
     text = " FINDINGS: First.\n IMPRESSION: Large.\n FINDINGS: Second.\n IMPRESSION:\n"
     assert mimic_sections(text) == {"findings": "Second.", "impression": "Large."}
 
 
-def test_one_bad_byte_changes_no_other_row(tmp_path: Path):
+def test_an_invalid_byte_does_not_change_other_rows(tmp_path: Path):
     path = tmp_path / "captions.txt"
     path.write_bytes(b"a\tX-ray shows\x85 a nodule.\n" + "b\tX-ray, 3 × 4 cm.\n".encode())
     first, second = read_roco(path)
@@ -210,7 +215,7 @@ def test_one_bad_byte_changes_no_other_row(tmp_path: Path):
     assert second.sections["findings"] == "X-ray, 3 × 4 cm."
 
 
-def test_archives_cut_short_and_unknown_encodings(tmp_path: Path):
+def test_truncated_archives_and_unknown_encodings(tmp_path: Path):
     (tmp_path / "1.xml").write_text(XML.format(1))
     (tmp_path / "2.xml").write_text(f'<?xml version="1.0" encoding="foo"?>{XML.format(2)}')
     rows = list(read_openi_xml(tmp_path))
@@ -219,14 +224,14 @@ def test_archives_cut_short_and_unknown_encodings(tmp_path: Path):
     with tarfile.open(tmp_path / "all.tgz", "w:gz") as archive:
         for i in range(50):
             archive.add(tmp_path / "1.xml", f"{i}.xml")
-    whole = (tmp_path / "all.tgz").read_bytes()
-    for part in (len(whole) // 2, 10):
-        (tmp_path / "cut.tgz").write_bytes(whole[:part])
-        with pytest.raises(DataError, match=r"no whole \.tgz archive"):
-            list(read_openi_xml(tmp_path / "cut.tgz"))
+    data = (tmp_path / "all.tgz").read_bytes()
+    for size in (len(data) // 2, 10):
+        (tmp_path / "truncated.tgz").write_bytes(data[:size])
+        with pytest.raises(DataError, match=r"not a complete \.tgz archive"):
+            list(read_openi_xml(tmp_path / "truncated.tgz"))
 
 
-def test_a_csv_without_a_header_shows_no_report(tmp_path: Path):
+def test_the_error_about_a_missing_header_quotes_no_report(tmp_path: Path):
     (tmp_path / "indiana_projections.csv").write_text("uid,filename,projection\n")
     (tmp_path / "indiana_reports.csv").write_text("1,The quokka is enlarged,Large quokka\n")
     with pytest.raises(DataError, match="its first line must name the columns") as caught:

@@ -62,7 +62,7 @@ def test_another_qformer_has_another_store():
             with torch.no_grad():
                 next(model.qformer.parameters()).add_(0.1)
         keys.append(model.start_caching_queries())
-        assert model.stores_queries and model.encode_frozen(torch.zeros(1, 3, 32, 32)).shape[1] == 4
+        assert model.caches_queries and model.encode_frozen(torch.zeros(1, 3, 32, 32)).shape[1] == 4
     assert keys[0] != keys[1] and keys[0].startswith(keys[1].split(" queries ")[0])
 
 
@@ -72,12 +72,12 @@ def test_tokens_of_a_trained_or_instructed_qformer_are_not_stored():
     models = [
         tiny(),
         tiny(freeze_qformer=True, qformer=QFormerConfig(**sizes, adapter=24)),
-        InstructXrayGPT(InstructXrayGPT.Config(**instruct)),
+        InstructXrayGPT(InstructXrayGPT.Config.from_keys(**instruct)),
     ]
     for model in models:
-        assert model.start_caching_queries() == model.feature_key() and not model.stores_queries
+        assert model.start_caching_queries() == model.feature_key() and not model.caches_queries
     trained = tiny(freeze_qformer=True, freeze_vit=False)
-    assert trained.start_caching_queries() is None and not trained.stores_queries
+    assert trained.start_caching_queries() is None and not trained.caches_queries
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def test_a_qformer_without_cross_attention_has_no_maps():
         def make_qformer(self, width, patches):
             return nn.Linear(width, self.config.qformer.hidden)
 
-    config = XrayGPT.Config(vit_model="tiny", image_size=32, num_query_token=4)
+    config = XrayGPT.Config.from_keys(vit_model="tiny", image_size=32, num_query_token=4)
     assert supports(XrayGPT(config), AttentionMaps)
     with pytest.raises(InputError, match="has no cross-attention"):
         require(Pooled(config), AttentionMaps)

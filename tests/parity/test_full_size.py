@@ -15,7 +15,7 @@ from tests.conftest import REPO
 from tests.parity.reference import lavis_modules, old_bert
 from xraygpt.models.llm import small_llm as language
 from xraygpt.models.llm.small_llm import SmallLLM
-from xraygpt.models.qformer_llm import import_weights
+from xraygpt.models.qformer_llm import build, import_weights
 from xraygpt.models.qformer_llm.model import XrayGPT
 from xraygpt.models.qformer_llm.qformer import QFormer, QFormerConfig
 from xraygpt.models.vision import published
@@ -43,7 +43,7 @@ def test_the_qformer_has_every_parameter_of_blip2s():
     config.cross_attention_freq, config.query_length = 2, 32
     with torch.device("meta"):
         original = bert.BertLMHeadModel(config=config)
-        ours = QFormer(QFormerConfig(), vision_width=1408, num_patches=None, num_query_token=32)
+        ours = QFormer(QFormerConfig(), vision_width=1408, num_patches=None)
     state = {f"Qformer.{k}": v for k, v in original.state_dict().items()}
     state["query_tokens"] = torch.empty(1, 32, 768, device="meta")
     state |= {f"ln_vision.{k}": torch.empty(1408, device="meta") for k in ("weight", "bias")}
@@ -114,7 +114,7 @@ def test_pretrain_vicuna_takes_the_three_published_files(monkeypatch, caplog, tm
     monkeypatch.setattr(state, "read_weights", lambda path: (path, files[path.name]))
     monkeypatch.setattr(published, "read_state_dict", lambda path: files[path.name])
     monkeypatch.setattr(language, "digest", lambda llm: "")
-    monkeypatch.setattr(XrayGPT, "_match_embeddings", lambda self: None)
+    monkeypatch.setattr(build, "init_projection", lambda proj, llm: None)
     preset = REPO / "xraygpt" / "configs" / "models" / "xraygpt" / "pretrain_vicuna.yaml"
     settings = OmegaConf.to_container(OmegaConf.load(preset))["model"] | {
         "llm": SmallLLM(vocab_size=260, hidden=4096, layers=1, heads=32), "llama_model": None,
@@ -123,7 +123,7 @@ def test_pretrain_vicuna_takes_the_three_published_files(monkeypatch, caplog, tm
     }  # fmt: skip
     settings["qformer"] = QFormerConfig(**settings.get("qformer", {}))
     with torch.device("meta"):
-        model = XrayGPT(XrayGPT.Config(**settings))
+        model = XrayGPT(XrayGPT.Config.from_keys(**settings))
     _, fresh = state.load_weights(model, tmp_path / "xraygpt.pth")
     assert fresh == []
     assert round(count(model.vision) / 1e6, 1) == 985.9

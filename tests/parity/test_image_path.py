@@ -99,7 +99,7 @@ def ours(original, tmp_path) -> XrayGPT:
     torch.save(eva, tmp_path / "eva_vit_g.pth")
     torch.save({"model": blip2}, tmp_path / "blip2_pretrained.pth")
     torch.save({"model": last, "epoch": 3}, tmp_path / "xraygpt.pth")
-    config = XrayGPT.Config(
+    config = XrayGPT.Config.from_keys(
         vit_model="eva_tiny",
         vit_ckpt=tmp_path / "eva_vit_g.pth",
         num_query_token=QUERIES,

@@ -51,8 +51,8 @@ class Ours(nn.Module):
         finally:
             timm.layers.set_fused_attn(bool(before))
         self.qformer = QFormer(
-            QFormerConfig(layers=z.layers, hidden=z.hidden), vision_width=z.width,
-            num_patches=None, num_query_token=z.queries,
+            QFormerConfig(layers=z.layers, hidden=z.hidden, num_queries=z.queries),
+            vision_width=z.width, num_patches=None,
         )  # fmt: skip
         self.qformer.qformer.set_attn_implementation("eager")
         self.proj = nn.Linear(z.hidden, z.llm)

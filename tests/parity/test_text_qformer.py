@@ -41,8 +41,8 @@ def test_queries_question_and_padded_image_are_read_alike(original, tmp_path, dt
     state = {k: v for k, v in original.state_dict().items() if not k.startswith("Qformer.cls")}
     account = convert_state(state, tmp_path / "instruct_blip.pth", text=True)
     ours = TextQFormer(
-        QFormerConfig(layers=LAYERS, hidden=HIDDEN), vocabulary=WORDS, vision_width=WIDTH,
-        num_patches=None, num_query_token=QUERIES,
+        QFormerConfig(layers=LAYERS, hidden=HIDDEN, num_queries=QUERIES), vocab_size=WORDS,
+        vision_width=WIDTH, num_patches=None,
     ).eval()  # fmt: skip
     found = {k.removeprefix("qformer."): v for k, v in account.state.items()}
     load_exactly(ours, found, tmp_path, required=set(ours.state_dict()))

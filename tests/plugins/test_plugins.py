@@ -182,7 +182,8 @@ def test_it_learns_and_resumes_bit_exactly(base, trained, tmp_path, family, monk
     step = half._step
 
     def step_with_signal(batches):
-        half._signal = signal.SIGTERM if half.step + 1 == STEPS[family] // 2 else None
+        stops = half.step + 1 == STEPS[family] // 2
+        half.signals.received = signal.SIGTERM if stops else None
         return step(batches)
 
     monkeypatch.setattr(half, "_step", step_with_signal)

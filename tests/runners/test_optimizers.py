@@ -264,7 +264,11 @@ def test_the_toys_hidden_matrices(tmp_path, toy):
     ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_hidden_matrices_of_each_model(arch, settings, inside, outside):
-    model = registry.get_model_class(arch).Config(**settings).build(texts=lambda: ["Clear lungs."])
+    model = (
+        registry.get_model_class(arch)
+        .Config.from_keys(**settings)
+        .build(texts=lambda: ["Clear lungs."])
+    )
     named = dict(model.trainable_parameters())
     assert inside | outside <= named.keys()
     hidden = {id(w) for w in model.hidden_matrices()}

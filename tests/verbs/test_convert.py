@@ -244,8 +244,12 @@ def test_lora_is_merged_or_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("option", "to", "message"),
     [
-        ("model.vit_model=tiny", "transformers", "this run's encoder is tiny"),
-        ("model.vit_model=timm/vit_tiny_patch16_224", "transformers", "holds the EVA-CLIP-g tower"),
+        ("model.vit_model=tiny", "transformers", "its encoder is tiny"),
+        (
+            "model.vit_model=timm/vit_tiny_patch16_224",
+            "transformers",
+            "is for EVA-CLIP-g, not timm",
+        ),
         ("model.qformer.adapter=96", "pth", "an adapter between"),
     ],
 )

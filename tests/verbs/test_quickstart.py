@@ -161,7 +161,7 @@ def test_mini_continues_with_the_q_former_of_nano(fake_commands, capsys):
     assert fake_commands.ran == [*mini, "mini.yaml"]
     assert "eval_configs/quickstart_mini.yaml --input" in capsys.readouterr().out
     model = quickstart.steps("mini")[3].load().model
-    assert model.q_former_model == quickstart.steps("nano")[1].load().run.output_dir
+    assert model.qformer.init_from == quickstart.steps("nano")[1].load().run.output_dir
 
 
 @pytest.mark.slow
@@ -206,5 +206,5 @@ def test_its_commands_run_on_a_few_phantoms(tmp_path):
     assert result.returncode == 0, result.stderr[-2000:]
     (page,) = tmp_path.glob("evaluate/*/report.html")
     text = page.read_text(encoding="utf-8")
-    assert "SYNTHETIC drawings" in text and "drawn macro F1" in text
+    assert "The images are SYNTHETIC" in text and "drawn macro F1" in text
     assert text.count("<polyline") >= 6  # losses of the three runs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from types import TracebackType
 from typing import Any
 
@@ -95,11 +96,18 @@ class Checks:
                 others = tuple(renamed.get(o, o) for o in problem.others)
                 self.problems.append(replace(problem, field=field, others=others))
 
-    def needs(self, flag: str, *fields: str, why: str) -> None:
-        """Any of `fields` that is set (not None, not false) requires ``flag: true``."""
+    def needs(self, flag: str, *fields: str, why: str, key: str | None = None) -> None:
+        """Any of `fields` that is set (not None, not false) requires ``flag: true``.
+
+        Args:
+            flag: A boolean field.
+            fields: The fields that require it.
+            why: Appended to the message.
+            key: Name of the flag in the message, if not `flag`.
+        """
         for field in fields:
-            missing = getattr(self.config, field) and not getattr(self.config, flag)
-            self.refuse(missing, field, f"needs {flag}: true; {why}", flag)
+            missing = self._value(field) and not self._value(flag)
+            self.refuse(missing, field, f"needs {key or flag}: true; {why}", flag)
 
     def at_least(self, low: float, *fields: str) -> None:
         """Require finite numbers of at least `low`; None is valid."""
@@ -117,11 +125,14 @@ class Checks:
         """Require numbers in [0, 1); None is valid."""
         self._check_values(fields, lambda v: 0 <= v < 1, "must be in [0, 1)")
 
+    def _value(self, field: str) -> Any:
+        return attrgetter(field)(self.config)
+
     def _check_values(
         self, fields: Sequence[str], is_valid: Callable[[Any], bool], rule: str
     ) -> None:
         for field in fields:
-            value = getattr(self.config, field)
+            value = self._value(field)
             finite = " and finite" if value == math.inf else ""
             wrong = value is not None and not is_valid(value)
             self.refuse(wrong, field, f"{rule}{finite}, got {value}")

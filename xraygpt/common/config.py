@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
+from xraygpt.common import model_keys
 from xraygpt.common.checks import SettingsError
 from xraygpt.common.config_reading import (
     INVALID,
@@ -27,7 +28,7 @@ from xraygpt.common.config_reading import (
 )
 from xraygpt.common.errors import ConfigError
 from xraygpt.common.legacy import modernise
-from xraygpt.common.registry import BUILDERS, Registry, did_you_mean
+from xraygpt.common.registry import BUILDERS, MODELS, Registry, did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def load(schema: type, path: str | Path, options: Iterable[str] = ()) -> Any:
     lines: dict[str, int] = {}
 
     def report(where: str, problem: str) -> None:
+        where = _as_given(where, lines)
         line = next((lines[k] for k in _ancestors(where) if k in lines), 1)
         source = f"line {line}" if line else "--options"
         message = ": ".join(filter(None, (source, where, problem)))
@@ -125,6 +127,8 @@ def _parse(schema: Any, node: Any, where: str, report: Report, label: str | None
         schema = _take_plugin_schema(schema, values, where, report, label)
         if schema is INVALID:
             return INVALID
+    if getattr(schema, "kind", None) is MODELS:
+        values = model_keys.nest(schema, values)
     return _construct(schema, _check_fields(schema, values, where, report), where, report)
 
 
@@ -152,9 +156,11 @@ def _check_fields(schema: Any, values: dict, where: str, report: Report) -> dict
     """Checked values of a dataclass's fields; `INVALID` for those with a problem."""
     fields = {f.name: f for f in dataclasses.fields(schema)}
     hints = get_type_hints(schema, include_extras=True)
+    is_model = getattr(schema, "kind", None) is MODELS
+    known = [*fields, *(model_keys.flat_keys(schema) if is_model else ())]
     for key in values:
         if key not in fields:
-            report(join(where, key), f"unknown key{did_you_mean(key, fields)}")
+            report(join(where, key), f"unknown key{did_you_mean(key, known)}")
     parsed: dict[str, Any] = {}
     for name, field in fields.items():
         path = join(where, name)
@@ -192,7 +198,8 @@ def _construct(schema: Any, parsed: dict[str, Any], where: str, report: Report) 
 
 def _report_problems(error: SettingsError, invalid: set[str], where: str, report: Report) -> None:
     for problem in error.problems:
-        if invalid.isdisjoint((problem.field.split(".")[0], *problem.others)):
+        involved = {name.split(".")[0] for name in (problem.field, *problem.others)}
+        if invalid.isdisjoint(involved):
             report(join(where, problem.field), problem.message)
 
 
@@ -287,6 +294,15 @@ def _contains_invalid(value: Any) -> bool:
     if isinstance(value, list):
         return any(_contains_invalid(v) for v in value)
     return value is INVALID
+
+
+def _as_given(where: str, lines: Mapping[str, int]) -> str:
+    """The spelling of a path that the user wrote, if it has several."""
+    given = (where, *model_keys.other_spellings(where))
+    for path in given:
+        if any(line == path or line.startswith(f"{path}.") for line in lines):
+            return path
+    return where
 
 
 def _ancestors(where: str) -> list[str]:

@@ -16,6 +16,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from xraygpt.common import model_keys
 from xraygpt.common.errors import ConfigError, InputError
 from xraygpt.common.registry import MODELS, Plugin, did_you_mean
 
@@ -122,8 +123,10 @@ def merge_layers(
         merged, overrides = user, OmegaConf.create({})
     _import_plugins(_select(merged, "imports"), report)
     fields = list(_plugin_fields(schema, merged, ""))
-    merged = OmegaConf.merge(_expand_names(user, fields), _expand_names(overrides, fields))
-    merged = OmegaConf.merge(_presets(merged, report), merged)
+    user, overrides = _expand_names(user, fields), _expand_names(overrides, fields)
+    presets = _presets(OmegaConf.merge(user, overrides), report)
+    layers = [_flatten_model_keys(layer, merged, report) for layer in (presets, user, overrides)]
+    merged = OmegaConf.merge(*layers)
     tree: dict[str, Any] = _to_plain(merged, "", report)
     return tree
 
@@ -159,6 +162,17 @@ def _expand_names(config: Any, fields: list[tuple[str, str]]) -> Any:
         if isinstance(value, str):
             OmegaConf.update(config, path, {key: value}, merge=False)
     return config
+
+
+def _flatten_model_keys(layer: Any, merged: Any, report: Report) -> Any:
+    """A layer with the flat spelling of all model keys; see `model_keys`."""
+    arch = _select(merged, "model.arch")
+    if arch not in list(MODELS):
+        return layer
+    flattened, twice = model_keys.flatten(MODELS.get(arch).Config, layer)
+    for flat in twice:
+        report(f"model.{flat}", f"also given as model.{model_keys.MODEL_KEYS[flat]}; keep one")
+    return flattened
 
 
 def _select(config: Any, key: str) -> Any:

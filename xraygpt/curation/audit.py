@@ -1,13 +1,15 @@
-"""Random rows of a curated folder, source beside result, for a person to mark."""
+"""Audit of a curated folder: random rows, source and result side by side, for manual marking."""
 
 from __future__ import annotations
 
 import csv
 import difflib
+import functools
 import io
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,135 +17,212 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from xraygpt.common.errors import DataError, InputError
-from xraygpt.curation.checks import wilson
-from xraygpt.curation.folder import CAPTIONS, MANIFEST, TURNS
+from xraygpt.curation.checks import wilson_interval
+from xraygpt.curation.files import escape_formula, write_private
+from xraygpt.curation.folder import CAPTIONS_FILE, MANIFEST_FILE, TURNS_FILE
 from xraygpt.curation.llm.items import encode_picture
-from xraygpt.curation.select import Selection, as_cell, write_private
+from xraygpt.curation.select import Selection
+from xraygpt.curation.sources import SourceReport
 from xraygpt.vocabulary.chest_labeller import mentions
 
-PAGE, TABLE = "audit.html", "audit.csv"
-_SIDE = 300  # pixels of a picture on the page
-Piece = tuple[str, str]  # ("both" or "only", words)
+PAGE_FILE, TABLE_FILE = "audit.html", "audit.csv"
+_PICTURE_SIDE = 300  # pixels, on the page
+_STATUS_PREFIXES = {"positive": "", "negative": "no ", "uncertain": "perhaps "}
+Piece = tuple[str, str]
+"""``both`` or ``only``, and the words."""
 
 
-def audit(selection: Selection, out: Path, rows: int, seed: int) -> str:
-    """Write `audit.html` and `audit.csv` into a curated folder; both hold report text.
+@dataclass(frozen=True)
+class _CuratedText:
+    """A text of a curated folder.
+
+    Attributes:
+        study: source_id of its report.
+        text: The text, or all turns of a conversation.
+        statements: What affirms or denies findings: the text, or the answers of a conversation.
+        picture: Path of its first picture.
+    """
+
+    study: str
+    text: str
+    statements: str
+    picture: Path
+
+
+@dataclass(frozen=True)
+class _AuditRow:
+    """A text next to its source, as shown on the page and in the table."""
+
+    name: str
+    report: SourceReport
+    source: str
+    result: _CuratedText
+
+    @functools.cached_property
+    def labels(self) -> list[tuple[str, str]]:
+        return label_difference(self.source, self.result.statements)
+
+    def for_page(self) -> dict[str, Any]:
+        """Values for the page's template."""
+        source, result = word_difference(self.source, self.result.text)
+        path = self.result.picture
+        return {
+            "item": self.name,
+            "where": self.report.where,
+            "source": source,
+            "result": result,
+            "labels": self.labels,
+            "picture": encode_picture(path, _PICTURE_SIDE) if path.exists() else "",
+        }
+
+    def for_table(self) -> list[str]:
+        """Cells for the table: item, source, result, lost and new findings, mark, comment."""
+        lost, new = (
+            "; ".join(label for label, kind in self.labels if kind == wanted)
+            for wanted in ("lost", "new")
+        )
+        cells = (self.name, self.source, self.result.text, lost, new)
+        return [*map(escape_formula, cells), "", ""]
+
+
+def write_audit(selection: Selection, out: Path, max_rows: int, seed: int) -> str:
+    """Write `audit.html` and `audit.csv` into a curated folder; both contain report text.
 
     Args:
-        selection: Its corpus, read again with every filter open.
+        selection: All reports of the corpus, without filters.
         out: The folder.
-        rows: Most rows to draw.
-        seed: Of the draw.
+        max_rows: Maximum number of rows.
+        seed: Seed of the random choice.
 
     Returns:
-        A line that says where they are.
+        A summary for the user.
 
     Raises:
-        DataError: The folder holds no curated corpus, or one of other reports.
+        DataError: The folder contains no curated corpus, or texts of other reports.
+        InputError: The folder contains a table with marks.
     """
-    _check_unmarked(out / TABLE)
-    reports = {report.source_id: report for report in selection.reports}
-    results = _results(out)
-    unknown = [name for name, row in results.items() if row["study"] not in reports]
-    if unknown:
-        raise DataError(
-            f"{out} has {len(unknown)} texts of reports that --reports does not hold "
-            f"({unknown[0]} …); name the reports it was made of"
-        )
-    names = random.Random(seed).sample(sorted(results), min(rows, len(results)))
-    shown, table = [], []
-    for name in names:
-        row = results[name]
-        report = reports[row["study"]]
-        source, result = selection.text(report), row["text"]
-        labels = label_difference(source, row["said"])
-        before, after = word_difference(source, result)
-        path = row["picture"]
-        shown.append({
-            "item": name, "where": report.where, "source": before, "result": after,
-            "labels": labels, "picture": encode_picture(path, _SIDE) if path.exists() else "",
-        })  # fmt: skip
-        changed = {kind: [n for n, k in labels if k == kind] for kind in ("lost", "new")}
-        lost, new = ("; ".join(changed[k]) for k in ("lost", "new"))
-        table.append([*map(as_cell, (name, source, result, lost, new)), "", ""])
-    facts = _facts(out)
-    template = (resources.files("xraygpt") / "data" / PAGE.replace(".", "_page.")).read_text(
-        "utf-8"
-    )
-    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
-    html = page.render(
-        corpus=selection.corpus.name, rows=shown, seed=seed, facts=facts,
-        pictures=any(row["picture"] for row in shown),
-    )  # fmt: skip
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["item", "source", "result", "lost", "new", "mark", "comment"])
-    writer.writerows(table)
-    for file, content in ((PAGE, html), (TABLE, text.getvalue())):
-        write_private(out / file, content)
-    changed_rows = sum(bool(row[3] or row[4]) for row in table)
+    _check_unmarked(out / TABLE_FILE)
+    texts = _read_texts(out)
+    rows = _sample_rows(selection, texts, out, max_rows, seed)
+    page = _render_page(rows, selection.corpus.name, seed, _describe_manifest(out))
+    table = [row.for_table() for row in rows]
+    write_private(out / PAGE_FILE, page)
+    write_private(out / TABLE_FILE, _format_table(table))
+    changed = sum(bool(row[3] or row[4]) for row in table)
     return (
-        f"{out / PAGE} and {TABLE}: {len(shown)} of {len(results)} texts, {changed_rows} with a "
-        "finding lost or new. Mark each good or bad, then --marks audit.csv"
+        f"{out / PAGE_FILE} and {TABLE_FILE}: {len(rows)} of {len(texts)} texts, {changed} with a "
+        "lost or new finding. Mark each good or bad, then run with --marks audit.csv"
     )
 
 
 def _check_unmarked(path: Path) -> None:
-    """Refuse to write over a person's work.
+    """Refuse to overwrite a table with marks.
 
     Raises:
-        InputError: The table holds marks.
+        InputError: It has marks.
     """
     if not path.is_file():
         return
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         if any((row.get("mark") or "").strip() for row in csv.DictReader(file)):
-            raise InputError(f"{path} holds marks; move it away, or count it with --marks {path}")
+            raise InputError(f"{path} contains marks; move it away, or count them: --marks {path}")
 
 
-def _results(out: Path) -> dict[str, dict[str, Any]]:
-    """Name -> study, text and picture of each text of a folder; pictures of one text count once."""
-    found: dict[str, dict[str, Any]] = {}
+def _sample_rows(
+    selection: Selection, texts: Mapping[str, _CuratedText], out: Path, max_rows: int, seed: int
+) -> list[_AuditRow]:
+    reports = {report.source_id: report for report in selection.reports}
+    unknown = [name for name, text in texts.items() if text.study not in reports]
+    if unknown:
+        raise DataError(
+            f"{out} has {len(unknown)} texts whose reports are not in --reports ({unknown[0]} …); "
+            "pass the reports it was made from"
+        )
+    names = random.Random(seed).sample(sorted(texts), min(max_rows, len(texts)))
+    rows = []
+    for name in names:
+        report = reports[texts[name].study]
+        rows.append(_AuditRow(name, report, selection.text(report), texts[name]))
+    return rows
+
+
+def _render_page(rows: Sequence[_AuditRow], corpus: str, seed: int, facts: str) -> str:
+    template = resources.files("xraygpt") / "data" / "audit_page.html"
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    values = [row.for_page() for row in rows]
+    return environment.from_string(template.read_text("utf-8")).render(
+        corpus=corpus,
+        rows=values,
+        seed=seed,
+        facts=facts,
+        pictures=any(row["picture"] for row in values),
+    )
+
+
+def _format_table(rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["item", "source", "result", "lost", "new", "mark", "comment"])
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _read_texts(out: Path) -> dict[str, _CuratedText]:
+    """Read the texts of a folder by name; pictures that share a text count once.
+
+    Raises:
+        DataError: It is not a curated folder.
+    """
     try:
-        if (out / TURNS).exists():
-            for line in (out / TURNS).read_text(encoding="utf-8").split("\n")[:-1]:
-                row = json.loads(line)
-                turns = [t["text"] for t in row["turns"]]
-                text = "\n".join(turns)
-                path = out / "image" / row["images"][0]["path"]
-                said = " ".join(t["text"] for t in row["turns"] if t["role"] == "assistant")
-                found.setdefault(row["study"], _result(row, text, said, path))
-            return found
-        rows = json.loads((out / CAPTIONS).read_text(encoding="utf-8"))["annotations"]
+        if (out / TURNS_FILE).exists():
+            return _read_conversations(out)
+        rows = json.loads((out / CAPTIONS_FILE).read_text(encoding="utf-8"))["annotations"]
     except OSError as error:
-        raise DataError(f"{out} holds no curated corpus: {error.strerror} ({CAPTIONS})") from None
+        raise DataError(
+            f"{out} contains no curated corpus: {error.strerror} ({CAPTIONS_FILE})"
+        ) from None
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"{out}: {CAPTIONS} or {TURNS} is not as curation writes it") from None
-    files = {p.stem: p for p in (out / "image").iterdir()}
-    told: set[tuple[str, str]] = set()
+        raise DataError(
+            f"{out}: {CAPTIONS_FILE} or {TURNS_FILE} is not in the form that curation writes"
+        ) from None
+    return _index_captions(rows, out / "image")
+
+
+def _read_conversations(out: Path) -> dict[str, _CuratedText]:
+    texts: dict[str, _CuratedText] = {}
+    for line in (out / TURNS_FILE).read_text(encoding="utf-8").split("\n")[:-1]:
+        row = json.loads(line)
+        text = "\n".join(turn["text"] for turn in row["turns"])
+        answers = " ".join(turn["text"] for turn in row["turns"] if turn["role"] == "assistant")
+        picture = out / "image" / row["images"][0]["path"]
+        texts.setdefault(row["study"], _CuratedText(row["study"], text, answers, picture))
+    return texts
+
+
+def _index_captions(rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, _CuratedText]:
+    texts: dict[str, _CuratedText] = {}
+    files = {path.stem: path for path in folder.iterdir()}
+    seen: set[tuple[str, str]] = set()
     for row in rows:
-        if (row["study"], row["caption"]) in told:
+        study, caption, image = row["study"], row["caption"], row["image_id"]
+        if (study, caption) in seen:
             continue
-        told.add((row["study"], row["caption"]))
-        name = row["study"] if row["study"] not in found else f"{row['study']}/{row['image_id']}"
-        path = files.get(row["image_id"], out / "image" / row["image_id"])
-        found[name] = _result(row, row["caption"], row["caption"], path)
-    return found
+        seen.add((study, caption))
+        name = study if study not in texts else f"{study}/{image}"
+        texts[name] = _CuratedText(study, caption, caption, files.get(image, folder / image))
+    return texts
 
 
-def _result(row: dict[str, Any], text: str, said: str, picture: Path) -> dict[str, Any]:
-    """A text, and what of it affirms or denies: questions do neither."""
-    return {"study": row["study"], "text": text, "said": said, "picture": picture}
-
-
-def _facts(out: Path) -> str:
-    """How the folder was made, for people."""
+def _describe_manifest(out: Path) -> str:
+    """Describe how the folder was made."""
     try:
-        made = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        by = made["provider"] if made["provider"] == "rules" else f"{made['task']}, {made['model']}"
-        rate = made["acceptance"]
+        manifest = json.loads((out / MANIFEST_FILE).read_text(encoding="utf-8"))
+        method = manifest["provider"]
+        if method != "rules":
+            method = f"{manifest['task']}, {manifest['model']}"
+        rate = manifest["acceptance"]
         return (
-            f"Made {made['date']} by {by}; {made['accepted']:,} texts accepted "
+            f"Made {manifest['date']} by {method}; {manifest['accepted']:,} texts accepted "
             f"({rate['rate']:.1%}, 95 % interval {rate['low']:.1%} to {rate['high']:.1%})"
         )
     except (OSError, ValueError, KeyError):
@@ -151,45 +230,60 @@ def _facts(out: Path) -> str:
 
 
 def word_difference(source: str, result: str) -> tuple[list[Piece], list[Piece]]:
-    """Words of both texts, marked ``only`` where the other has not got them."""
-    before, after = source.split(), result.split()
-    plain = [[w.strip(".,;:").lower() for w in words] for words in (before, after)]
+    """Split both texts into pieces, marked ``only`` if the other text lacks them, else ``both``."""
+    source_words, result_words = source.split(), result.split()
+    plain = [
+        [word.strip(".,;:").lower() for word in words] for words in (source_words, result_words)
+    ]
     matcher = difflib.SequenceMatcher(None, plain[0], plain[1], autojunk=False)
-    left: list[Piece] = []
-    right: list[Piece] = []
-    for kind, a, b, c, d in matcher.get_opcodes():
-        said = "both" if kind == "equal" else "only"
-        if b > a:
-            left.append((said, " ".join(before[a:b])))
-        if d > c:
-            right.append((said, " ".join(after[c:d])))
-    return left, right
+    source_pieces: list[Piece] = []
+    result_pieces: list[Piece] = []
+    for operation, start, end, result_start, result_end in matcher.get_opcodes():
+        kind = "both" if operation == "equal" else "only"
+        if end > start:
+            source_pieces.append((kind, " ".join(source_words[start:end])))
+        if result_end > result_start:
+            result_pieces.append((kind, " ".join(result_words[result_start:result_end])))
+    return source_pieces, result_pieces
 
 
 def label_difference(source: str, result: str) -> list[tuple[str, str]]:
-    """Findings of both texts with ``kept``, ``lost`` or ``new``; what is denied may go unsaid."""
+    """Mark the findings of both texts ``kept``, ``lost`` or ``new``; lost denials are omitted."""
     before, after = _labels(source), _labels(result)
-    found = [(label, "kept") for label in sorted(before & after)]
+    kept = [(label, "kept") for label in sorted(before & after)]
     lost = [(label, "lost") for label in sorted(before - after) if not label.startswith("no ")]
-    return [*found, *lost, *((label, "new") for label in sorted(after - before))]
+    return [*kept, *lost, *((label, "new") for label in sorted(after - before))]
 
 
 def _labels(text: str) -> set[str]:
-    words = {"positive": "", "negative": "no ", "uncertain": "perhaps "}
-    found = set()
+    labels = set()
     for mention in mentions(text):
-        side = f", {mention.laterality}" if mention.laterality else ""
-        side = "" if mention.status == "negative" else side
-        found.add(f"{words[mention.status]}{mention.finding.replace('_', ' ')}{side}")
-    return found
+        has_side = mention.laterality and mention.status != "negative"
+        side = f", {mention.laterality}" if has_side else ""
+        prefix = _STATUS_PREFIXES[mention.status]
+        labels.add(f"{prefix}{mention.finding.replace('_', ' ')}{side}")
+    return labels
 
 
-def read_marks(path: Path) -> str:
-    """Share of good rows in a marked table, with its interval.
+def summarise_marks(path: Path) -> str:
+    """Summarise a marked table: the share of good rows with its interval.
 
     Raises:
-        InputError: The file is absent, lacks a column, or has no mark or another word as one.
+        InputError: The file or a column is missing, no row is marked, or a mark is invalid.
     """
+    marks = _read_marks(path)
+    marked = [mark for mark in marks if mark]
+    if not marked:
+        raise InputError(f"{path}: no row is marked good or bad")
+    good = marked.count("good")
+    low, high = wilson_interval(good, len(marked))
+    return (
+        f"{good} of {len(marked)} marked rows are good: {good / len(marked):.1%} "
+        f"(95 % interval {low:.1%} to {high:.1%}); {len(marks) - len(marked)} not marked"
+    )
+
+
+def _read_marks(path: Path) -> list[str]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
@@ -197,16 +291,8 @@ def read_marks(path: Path) -> str:
         raise InputError(f"cannot read the marks {path}: {error}") from None
     if rows and not {"item", "mark"} <= set(rows[0]):
         raise InputError(f"{path} lacks the column item or mark; it has {', '.join(rows[0])}")
-    marks: Sequence[str] = [(row["mark"] or "").strip().lower() for row in rows]
+    marks = [(row["mark"] or "").strip().lower() for row in rows]
     for number, mark in enumerate(marks, 2):
         if mark not in ("", "good", "bad"):
             raise InputError(f"{path}, line {number}: the mark is neither good nor bad")
-    marked = [mark for mark in marks if mark]
-    if not marked:
-        raise InputError(f"{path}: no row is marked good or bad")
-    good = marked.count("good")
-    low, high = wilson(good, len(marked))
-    return (
-        f"{good} of {len(marked)} marked rows are good: {good / len(marked):.1%} "
-        f"(95 % interval {low:.1%} to {high:.1%}); {len(marks) - len(marked)} not marked"
-    )
+    return marks

@@ -1,4 +1,4 @@
-"""The training folder: pictures, captions or turns, what was held back, and the manifest."""
+"""The training folder: pictures, captions or conversations, held-back items, and the manifest."""
 
 from __future__ import annotations
 
@@ -15,210 +15,253 @@ from typing import Any
 
 from xraygpt.common.checkpoint import file_sha256, write_text_atomic
 from xraygpt.common.errors import DataError, InputError
-from xraygpt.curation.checks import reasons_counted, wilson
+from xraygpt.curation.checks import count_reasons, wilson_interval
+from xraygpt.curation.files import LeftOut, write_left_out
 from xraygpt.curation.llm.ledger import LEDGER_FILE
-from xraygpt.curation.select import Filters, LeftOut, Picture, Selection, write_left_out
+from xraygpt.curation.select import Filters, Picture, Selection
 from xraygpt.curation.sources import SourceReport
 from xraygpt.version import __version__
 from xraygpt.vocabulary.openi import is_published_test
 
-CAPTIONS, TURNS = "filter_cap.json", "vqa.jsonl"
-MANIFEST, HELD_BACK = "manifest.json", "held_back.csv"
-UNFINISHED = ".unfinished"  # stands while the folder is being written
-TROUBLE = ("unreadable", "picture", "no_picture", "refused", "invalid", "failed", "todo")
-"""Stages of what a file or an endpoint failed, which the exit code speaks of."""
+CAPTIONS_FILE, TURNS_FILE = "filter_cap.json", "vqa.jsonl"
+MANIFEST_FILE, HELD_BACK_FILE = "manifest.json", "held_back.csv"
+UNFINISHED_MARKER = ".unfinished"
+"""Exists while the folder is being written."""
+FAILURE_STAGES = (
+    "unreadable", "picture", "no_picture", "refused", "invalid", "failed", "todo",
+)  # fmt: skip
+"""Stages of `LeftOut` caused by a file or an endpoint; they change the exit code."""
 
 
 class NothingLeft(DataError):
-    """No report came to the end; `held_back.csv` says why."""
+    """No report has a usable text; `held_back.csv` lists the reasons."""
 
     exit_code = 1
 
 
 @dataclass
-class Texts:
-    """What rewriting made of a selection.
+class RewrittenTexts:
+    """The rewritten texts of a selection.
 
     Attributes:
-        by_item: source_id, or source_id/picture name -> text, or turns of question and answer.
-        left_out: What has no text.
-        facts: For the manifest.
-        asked: Items that were rewritten or tried.
+        by_item: `item_name` -> text, or turns with question and answer.
+        left_out: Items without a text.
+        facts: How the texts were made, for the manifest.
+        attempted: Number of items to rewrite.
     """
 
     by_item: dict[str, Any] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
-    asked: int = 0
+    attempted: int = 0
+
+
+@dataclass(frozen=True)
+class _TrainingRow:
+    """A picture with its text, or with turns of question and answer."""
+
+    report: SourceReport
+    picture: Picture
+    text: Any
 
 
 def item_name(report: SourceReport, picture: Picture | None) -> str:
-    """Name of an item: of the report, or of one of its pictures."""
+    """Return the name of a report to rewrite, or of one of its pictures."""
     return report.source_id if picture is None else f"{report.source_id}/{picture.path.name}"
 
 
-def check_free(out: Path, corpus: str, task: str) -> None:
-    """Refuse a folder that holds something this run would not go on with.
+def check_output_folder(out: Path, corpus: str, task: str) -> None:
+    """Check that a folder is free, or contains an earlier run that can be continued.
 
     Args:
         out: The folder.
-        corpus: Name of the corpus of this run.
-        task: Name of the task of a language model, whose ledger makes the run go on with what is
-            there; empty for rules.
+        corpus: Name of the corpus.
+        task: Name of the language model's task; empty for rules, which cannot be continued.
 
     Raises:
-        InputError: It does.
+        InputError: It contains a different curated corpus.
     """
-    made = [name for name in (CAPTIONS, TURNS) if (out / name).exists()]
-    if not made or (out / UNFINISHED).exists():
+    is_curated = any((out / name).exists() for name in (CAPTIONS_FILE, TURNS_FILE))
+    if not is_curated or (out / UNFINISHED_MARKER).exists():
         return
     if not task or not (out / LEDGER_FILE).exists():
-        raise InputError(f"{out} holds a curated corpus already; name another folder")
+        raise InputError(f"{out} already contains a curated corpus; name another folder")
     try:
-        there = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((out / MANIFEST_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        there = {}
-    for name, wanted in (("corpus", corpus), ("task", task)):
-        found = there.get(name, wanted)
-        if found != wanted:
-            raise InputError(f"{out} holds the {name} {found}, not {wanted}; name another folder")
+        manifest = {}
+    for name, expected in (("corpus", corpus), ("task", task)):
+        value = manifest.get(name, expected)
+        if value != expected:
+            raise InputError(
+                f"{out} contains the {name} {value}, not {expected}; name another folder"
+            )
 
 
 def write_folder(
-    out: Path, selection: Selection, texts: Texts, filters: Filters, raw: Path, copy: bool
+    out: Path, selection: Selection, texts: RewrittenTexts, filters: Filters, raw: Path, copy: bool
 ) -> dict[str, Any]:
-    """Write everything, each file whole; the manifest last.
+    """Write the training folder, each file atomically and the manifest last.
+
+    Args:
+        out: The folder.
+        selection: The selected reports with their pictures.
+        texts: Their rewritten texts.
+        filters: The filters of the selection, for the manifest.
+        raw: The raw corpus; its hash is written to the manifest.
+        copy: Copy pictures instead of hard-linking them.
 
     Returns:
         The manifest.
 
     Raises:
-        DataError: There is nothing to train on.
+        NothingLeft: There is no text to train on.
     """
-    rows = [
-        (report, picture, texts.by_item[name])
+    rows = _training_rows(selection, texts)
+    out.mkdir(parents=True, exist_ok=True)
+    left_out = [*selection.left_out, *texts.left_out]
+    write_left_out(left_out, out / HELD_BACK_FILE)
+    if not rows:
+        raise NothingLeft(
+            f"nothing to train on: of {selection.steps[0][1]} reports {selection.steps[-1][1]} "
+            "passed the filters and have a picture, but none has a usable text"
+            f"{_most_common_reasons(left_out)}\n{out / HELD_BACK_FILE} lists them"
+        )
+    (out / UNFINISHED_MARKER).touch()
+    names = link_pictures([row.picture for row in rows], out / "image", copy)
+    annotations = _write_annotations(out, rows, names)
+    manifest = _build_manifest(selection, texts, filters, raw, annotations, left_out)
+    manifest["pictures_sha256"] = _combined_hash([row.picture.sha256 for row in rows])
+    write_text_atomic(out / MANIFEST_FILE, json.dumps(manifest, indent=1))
+    (out / UNFINISHED_MARKER).unlink()
+    return manifest
+
+
+def _training_rows(selection: Selection, texts: RewrittenTexts) -> list[_TrainingRow]:
+    return [
+        _TrainingRow(report, picture, texts.by_item[name])
         for report in selection.reports
         for picture in selection.pictures.get(report.source_id, [])
         for name in (item_name(report, None), item_name(report, picture))
         if name in texts.by_item
     ]
-    out.mkdir(parents=True, exist_ok=True)
-    left_out = [*selection.left_out, *texts.left_out]
-    write_left_out(left_out, out / HELD_BACK)
-    if not rows:
-        raise NothingLeft(
-            f"nothing to train on: of {selection.steps[0][1]} reports {selection.steps[-1][1]} "
-            f"passed the filters and have a picture, none a usable text{_commonest(left_out)}\n"
-            f"{out / HELD_BACK} names them"
-        )
-    (out / UNFINISHED).touch()
-    names = bring_pictures([picture for _, picture, _ in rows], out / "image", copy)
-    if isinstance(rows[0][2], str):
-        annotations = [_caption(r, names[p.path], p.view, text) for r, p, text in rows]
-        write_text_atomic(out / CAPTIONS, json.dumps({"annotations": annotations}, indent=1))
-    else:
-        annotations = [_turns(r, names[p.path], p.view, turns) for r, p, turns in rows]
-        lines = [json.dumps(row, ensure_ascii=False) for row in annotations]
-        write_text_atomic(out / TURNS, "".join(f"{line}\n" for line in lines))
-    manifest = _manifest(selection, texts, filters, raw, annotations, left_out)
-    manifest["pictures_sha256"] = _joint([p.sha256 for _, p, _ in rows])
-    write_text_atomic(out / MANIFEST, json.dumps(manifest, indent=1))
-    (out / UNFINISHED).unlink()
-    return manifest
 
 
-def _commonest(left_out: Sequence[LeftOut]) -> str:
-    """The commonest reasons, each with an example."""
+def _most_common_reasons(left_out: Sequence[LeftOut]) -> str:
+    """Format the most common stages, each with an example."""
     examples = {row.stage: row.reason for row in left_out}
-    counted = Counter(row.stage for row in left_out).most_common(4)
-    return "".join(f"\n  {count} {stage}, such as: {examples[stage]}" for stage, count in counted)
+    counts = Counter(row.stage for row in left_out).most_common(4)
+    return "".join(f"\n  {count} {stage}, such as: {examples[stage]}" for stage, count in counts)
 
 
-def _joint(hashes: Sequence[str]) -> str:
+def _combined_hash(hashes: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(sorted(set(hashes))).encode()).hexdigest()
 
 
-def bring_pictures(pictures: Sequence[Picture], folder: Path, copy: bool) -> dict[Path, str]:
-    """Link or copy pictures; their names in the folder."""
+def link_pictures(pictures: Sequence[Picture], folder: Path, copy: bool) -> dict[Path, str]:
+    """Hard-link pictures into a folder, or copy them.
+
+    Args:
+        pictures: The pictures; repeated ones are linked once.
+        folder: Created if needed.
+        copy: Copy even if a hard link is possible.
+
+    Returns:
+        Path of each picture -> its name in the folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    names = names_of(pictures)
+    names = picture_names(pictures)
     for picture in {p.path: p for p in pictures}.values():
         target = folder / names[picture.path]
         if target.exists() and file_sha256(target) == picture.sha256:
             continue
-        aside = folder / f".{target.name}.part"
-        aside.unlink(missing_ok=True)
+        partial = folder / f".{target.name}.part"
+        partial.unlink(missing_ok=True)
         try:
             if copy:
                 raise OSError
-            os.link(picture.path.resolve(), aside)  # not a link to a link, which may lead nowhere
-        except OSError:  # another disk, or one without hard links
-            shutil.copyfile(picture.path, aside)
-        aside.replace(target)
+            os.link(picture.path.resolve(), partial)  # resolved: a link to a symlink may break
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(picture.path, partial)
+        partial.replace(target)
     return names
 
 
-def names_of(pictures: Sequence[Picture]) -> dict[Path, str]:
-    """Name of each picture in the folder.
+def picture_names(pictures: Sequence[Picture]) -> dict[Path, str]:
+    """Choose the name of each picture in the folder.
 
     Raises:
-        DataError: Two would have the same.
+        DataError: Two pictures would get the same name.
     """
     names: dict[Path, str] = {}
-    taken: set[str] = set()
+    used: set[str] = set()
     for path in dict.fromkeys(picture.path for picture in pictures):
         name = path.name
-        if name in taken:  # patients' folders often hold files of the same names
+        if name in used:  # file names often repeat between patients' folders
             name = f"{path.parent.name}_{name}"
-        if name in taken:
+        if name in used:
             raise DataError(f"two pictures would both be called {name}: {path} is the second")
-        taken.add(name)
+        used.add(name)
         names[path] = name
     return names
 
 
-def _caption(report: SourceReport, name: str, view: str, text: str) -> dict[str, Any]:
-    row = {"image_id": Path(name).stem, "caption": text, "study": report.source_id}
-    if report.patient_id:
-        row["patient"] = report.patient_id
-    return row | _known(report, view)
+def _write_annotations(
+    out: Path, rows: Sequence[_TrainingRow], names: Mapping[Path, str]
+) -> list[dict[str, Any]]:
+    """Write captions or conversations, and return them."""
+    if isinstance(rows[0].text, str):
+        annotations = [_caption(row, names[row.picture.path]) for row in rows]
+        write_text_atomic(out / CAPTIONS_FILE, json.dumps({"annotations": annotations}, indent=1))
+    else:
+        annotations = [_conversation(row, names[row.picture.path]) for row in rows]
+        lines = [json.dumps(annotation, ensure_ascii=False) for annotation in annotations]
+        write_text_atomic(out / TURNS_FILE, "".join(f"{line}\n" for line in lines))
+    return annotations
 
 
-def _turns(report: SourceReport, name: str, view: str, turns: list[Any]) -> dict[str, Any]:
-    said = [
+def _caption(row: _TrainingRow, name: str) -> dict[str, Any]:
+    caption = {"image_id": Path(name).stem, "caption": row.text, "study": row.report.source_id}
+    return caption | _patient(row) | _view(row) | _split(row)
+
+
+def _conversation(row: _TrainingRow, name: str) -> dict[str, Any]:
+    turns = [
         {"role": role, "text": turn[key]}
-        for turn in turns
+        for turn in row.text
         for role, key in (("user", "question"), ("assistant", "answer"))
     ]
-    row: dict[str, Any] = {"id": Path(name).stem, "study": report.source_id}
-    if report.patient_id:
-        row["patient"] = report.patient_id
-    known = _known(report, view)
-    picture = {"path": name, "view": known.pop("view", "")}
-    return row | known | {"images": [picture], "turns": said}
+    conversation = {"id": Path(name).stem, "study": row.report.source_id}
+    image = {"path": name, "view": row.picture.view}
+    return conversation | _patient(row) | _split(row) | {"images": [image], "turns": turns}
 
 
-def _known(report: SourceReport, view: str) -> dict[str, str]:
-    known = {"view": view} if view else {}
-    if is_published_test(report.source_id):
-        known["split"] = "test"
-    return known
+def _patient(row: _TrainingRow) -> dict[str, str]:
+    return {"patient": row.report.patient_id} if row.report.patient_id else {}
 
 
-def _manifest(
+def _view(row: _TrainingRow) -> dict[str, str]:
+    return {"view": row.picture.view} if row.picture.view else {}
+
+
+def _split(row: _TrainingRow) -> dict[str, str]:
+    return {"split": "test"} if is_published_test(row.report.source_id) else {}
+
+
+def _build_manifest(
     selection: Selection,
-    texts: Texts,
+    texts: RewrittenTexts,
     filters: Filters,
     raw: Path,
     annotations: Sequence[Mapping[str, Any]],
     left_out: Sequence[LeftOut],
 ) -> dict[str, Any]:
-    """Counts, hashes of the input, settings; no report text, no path of this machine."""
+    """Collect counts, input hashes and settings, without report text or paths of this machine."""
     stages = Counter(row.stage for row in left_out)
     accepted = len(texts.by_item)
     judged = accepted + sum(stages[s] for s in ("check", "refused", "invalid"))
-    low, high = wilson(accepted, judged) if judged else (0.0, 0.0)
-    of_checks = [r.reason.split("; ") for r in left_out if r.stage in ("check", "invalid")]
+    low, high = wilson_interval(accepted, judged) if judged else (0.0, 0.0)
+    rejections = [r.reason.split("; ") for r in left_out if r.stage in ("check", "invalid")]
     return {
         "corpus": selection.corpus.name,
         "licence": selection.corpus.licence,
@@ -226,12 +269,12 @@ def _manifest(
         **texts.facts,
         "xraygpt": __version__,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "inputs": {raw.name: file_sha256(raw)} if raw.is_file() else _tables(raw),
+        "inputs": {raw.name: file_sha256(raw)} if raw.is_file() else _hash_tables(raw),
         "reports_sha256": selection.sources_sha256,
         "filters": asdict(filters),
         "left_after": dict(selection.steps),
         "left_out": dict(sorted(stages.items())),
-        "held_back_for": reasons_counted(of_checks),
+        "held_back_for": count_reasons(rejections),
         "accepted": accepted,
         "acceptance": {"rate": accepted / max(judged, 1), "low": low, "high": high},
         "pictures": len(annotations),
@@ -239,5 +282,5 @@ def _manifest(
     }
 
 
-def _tables(raw: Path) -> dict[str, str]:
-    return {p.name: file_sha256(p) for p in sorted(raw.glob("*.csv"))}
+def _hash_tables(folder: Path) -> dict[str, str]:
+    return {path.name: file_sha256(path) for path in sorted(folder.glob("*.csv"))}

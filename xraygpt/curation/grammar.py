@@ -1,4 +1,4 @@
-"""Whether a sentence still is one, after words were taken out of it."""
+"""Detection of sentences that removing words has made ungrammatical."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _BE = r"(?:is|are|was|were)"
 _FAULTS = re.compile(
     "|".join(
         (
-            # It ends in the air: "the fibrosis appears slightly increased, in."
+            # It ends too early: "the fibrosis appears slightly increased, in."
             r"\b(?:in|of|from|to|by|with|at|on|for|over|versus|than|as|since|the|a|an|be|has|have|"
             r"is|are|was|were|and|or|which|that|not|significantly|slightly|mildly|moderately|most|"
             r"recommend|status|post|dr|there|due|appears?|represents?|on a)[,;]?\.?$",
-            # A noun or verb is gone: "lungs have in the", "opacities are represent", "in the the".
+            # A noun or verb is lost: "lungs have in the", "opacities are represent", "in the the".
             rf"\b{_BE} (?:represents?|{_BE}|has|have|there|since|from)\b",
             r"\b(?:has|have) (?:in|of|from|since|at|on|with|and|but|over|significantly\.)(?!\w)",
             rf"\b(?:the|a|an) (?:in|of|{_BE}|has|have|and|or|the|there|from|with|at|to|"
@@ -33,8 +33,8 @@ _FAULTS = re.compile(
     ),
     re.IGNORECASE,
 )
-# One of these makes a statement of words that name no finding.
-_SAYS = re.compile(
+# Without one of these, words that name no finding make no statement.
+_STATEMENT = re.compile(
     rf"\b(?:{_BE}|has|have|had|seen|noted|appears?|remains?|demonstrates?|shows?|identified|present|"
     r"visuali[sz]ed|clear|normal|intact|unremarkable|within|no|not|without|negative|free|evidence|"
     r"midline|stable|limits|obscures?|reveals?|suggests?|projects?|overlies|terminates?|tip|post|"
@@ -43,13 +43,13 @@ _SAYS = re.compile(
 )
 
 
-def broken(text: str) -> bool:
-    """Whether words are missing: it ends in a preposition, two verbs meet, or it says nothing.
+def is_broken(text: str) -> bool:
+    """Whether words are missing: it ends in a preposition, two verbs meet, or it states nothing.
 
-    Only for sentences something was taken out of; radiologists' own telegram style is left alone.
+    Only for sentences that words were removed from; radiologists write in note form themselves.
     """
     body = text.strip().rstrip(". ")
     if not body or _FAULTS.search(body):
         return True
-    bare = not _SAYS.search(body) or " " not in body
-    return bare and not mentions(text)
+    states_nothing = not _STATEMENT.search(body) or " " not in body
+    return states_nothing and not mentions(text)

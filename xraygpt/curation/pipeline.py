@@ -1,7 +1,7 @@
-"""A raw corpus -> the training folder, by rules or with a language model.
+"""From a raw corpus to the training folder, by rules or with a language model.
 
-Every report is counted somewhere: unreadable, left out by a named filter, without a picture, held
-back by a check, refused, failed, or accepted.
+Every report is counted: unreadable, left out by a named filter, without a picture, held back by a
+check, refused, failed, or accepted.
 """
 
 from __future__ import annotations
@@ -9,37 +9,39 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from xraygpt.common.errors import InputError, XrayGPTError
 from xraygpt.common.logging import progress
-from xraygpt.curation.checks import problems
-from xraygpt.curation.folder import Texts, check_free, item_name, names_of, write_folder
+from xraygpt.curation.checks import rejection_reasons
+from xraygpt.curation.files import LeftOut
+from xraygpt.curation.folder import (
+    RewrittenTexts,
+    check_output_folder,
+    item_name,
+    picture_names,
+    write_folder,
+)
 from xraygpt.curation.llm.calls import run_calls
 from xraygpt.curation.llm.items import Item, item_key
 from xraygpt.curation.llm.ledger import Ledger
-from xraygpt.curation.llm.ledger_rows import DONE, FINAL, Row, Usage
+from xraygpt.curation.llm.ledger_rows import DONE, FAILED, FINAL, Row, Usage
 from xraygpt.curation.llm.privacy import check_privacy
 from xraygpt.curation.llm.run_context import RunContext
 from xraygpt.curation.llm.settings import RewriteSettings
 from xraygpt.curation.llm.stopping import RunResult
-from xraygpt.curation.rules import clean, resolve
-from xraygpt.curation.select import (
-    Filters,
-    LeftOut,
-    Selection,
-    corpus_named,
-    select_pictures,
-    select_reports,
-)
+from xraygpt.curation.pictures import select_pictures
+from xraygpt.curation.rules import clean, resolve_masks
+from xraygpt.curation.select import Filters, Selection, get_corpus, select_reports
 
 log = logging.getLogger(__name__)
 
 
 class Unfinished(XrayGPTError):
-    """The run stopped before each row had its final state; what was answered is kept."""
+    """The run stopped before every row had its final state; answers so far are saved."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -47,13 +49,13 @@ class Unfinished(XrayGPTError):
 
 
 @dataclass(frozen=True)
-class Curated:
-    """What a run made.
+class CurationResult:
+    """The result of a run.
 
     Attributes:
-        manifest: As written.
-        usage: Over all runs on the folder; nothing for rules.
-        calls: Sent in this run.
+        manifest: The manifest as written.
+        usage: Usage of the language model over all runs on the folder.
+        calls: Number of calls in this run.
     """
 
     manifest: dict[str, Any]
@@ -68,79 +70,100 @@ def curate(
     out: Path,
     filters: Filters,
     *,
-    rewriting: RewriteSettings | None = None,
+    settings: RewriteSettings | None = None,
     copy: bool = False,
-) -> Curated:
+) -> CurationResult:
     """Make the training folder of a corpus.
 
     Args:
         corpus_name: A key of `CORPORA`.
-        raw: Its reports, as downloaded, or as the filter wrote them (`.jsonl`).
+        raw: Its reports as downloaded, or a `.jsonl` of `files.write_reports`.
         images: Folder of its pictures.
-        out: Gets the training folder, and the ledger of a language model; goes on with what is
-            there.
-        filters: Which reports and pictures.
-        rewriting: None for rules.
-        copy: Copy pictures instead of linking them.
+        out: Gets the training folder, and the ledger of a language model; an earlier run in it is
+            continued.
+        filters: Which reports and pictures to select.
+        settings: The language model; None for rules.
+        copy: Copy pictures instead of hard-linking them.
 
     Raises:
-        InputError: The folder is taken, or the texts may not be sent to that endpoint.
-        DataError: Nothing was accepted, or the corpus is not there.
-        Unfinished: A language model was stopped on its way.
+        InputError: The folder contains another corpus, or the texts may not be sent to the
+            endpoint.
+        DataError: The corpus is missing, or no text was accepted.
+        Unfinished: The language model's run was stopped.
     """
-    how = rewriting
-    decision = check_privacy(
-        corpus_named(corpus_name), how.endpoint if how else None, how.agreement if how else "",
-        bool(how and how.batch),
-    )  # fmt: skip
-    if how is not None:
+    privacy = _privacy_decision(corpus_name, settings)
+    if settings is not None:
         # Report a missing key before any work.
-        how.endpoint.create_sdk_client(how.retry_policy.timeout)
-    check_free(out, corpus_name, how.task.name if how else "")
+        settings.endpoint.create_sdk_client(settings.retry_policy.timeout)
+    check_output_folder(out, corpus_name, settings.task.name if settings else "")
     selection = select_reports(corpus_name, raw, filters)
-    if how is None:
+    usage, calls = Usage(), 0
+    if settings is None:
         select_pictures(selection, images, filters)
-        texts = by_rules(selection)
-        texts.facts["privacy"] = decision
-        return Curated(write_folder(out, selection, texts, filters, raw, copy))
-    with Ledger(out) as ledger:
-        known = ledger.pictures()
-        select_pictures(selection, images, filters, known)
-        ledger.add_pictures(known)
-        names_of([p for found in selection.pictures.values() for p in found])
-        result, texts = by_model(selection, how, ledger)
-        usage = ledger.total_usage()
-    texts.facts["privacy"] = decision
-    left = sum(row.stage == "todo" for row in texts.left_out)
-    if left and not how.partial:
-        done = texts.asked - sum(row.stage in ("todo", "failed") for row in texts.left_out)
-        why = (result.stop_reason or "not finished").rstrip(".")
-        raise Unfinished(
-            f"{why}. {done} of {texts.asked} have an answer, kept in {ledger.path}; the same "
-            "command goes on, --partial writes the folder of these",
-            result.exit_code or 1,
-        )
+        texts = rewrite_by_rules(selection)
+    else:
+        with Ledger(out) as ledger:
+            _select_pictures(selection, images, filters, ledger)
+            result, texts = rewrite_by_model(selection, settings, ledger)
+            usage, calls = ledger.total_usage(), result.calls
+        if not settings.partial:
+            _check_finished(texts, result, ledger)
+    texts.facts["privacy"] = privacy
     manifest = write_folder(out, selection, texts, filters, raw, copy)
-    return Curated(manifest, usage, result.calls)
+    return CurationResult(manifest, usage, calls)
 
 
-def by_rules(selection: Selection) -> Texts:
+def _privacy_decision(corpus_name: str, settings: RewriteSettings | None) -> str:
+    corpus = get_corpus(corpus_name)
+    if settings is None:
+        return check_privacy(corpus, None, "", False)
+    return check_privacy(corpus, settings.endpoint, settings.agreement, settings.batch)
+
+
+def _select_pictures(selection: Selection, images: Path, filters: Filters, ledger: Ledger) -> None:
+    """Select pictures; the ledger saves which files have been read."""
+    known = ledger.pictures()
+    select_pictures(selection, images, filters, known)
+    ledger.add_pictures(known)
+    picture_names(selection.all_pictures())  # report repeated names before any call
+
+
+def _check_finished(texts: RewrittenTexts, result: RunResult, ledger: Ledger) -> None:
+    """Check that every row has its final state.
+
+    Raises:
+        Unfinished: Some have not.
+    """
+    stages = Counter(row.stage for row in texts.left_out)
+    if not stages["todo"]:
+        return
+    answered = texts.attempted - stages["todo"] - stages["failed"]
+    reason = (result.stop_reason or "not finished").rstrip(".")
+    raise Unfinished(
+        f"{reason}. {answered} of {texts.attempted} have an answer, saved in {ledger.path}; run "
+        "the same command again to continue, or with --partial to write the folder of these",
+        result.exit_code or 1,
+    )
+
+
+def rewrite_by_rules(selection: Selection) -> RewrittenTexts:
     """Rewrite by `rules.clean`; a text that fails a check is held back."""
-    texts = Texts()
+    texts = RewrittenTexts(attempted=len(selection.reports))
     removed: Counter[str] = Counter()
     changed = 0
     for report in progress(selection.reports, desc="curating", unit="report"):
-        captions = not selection.corpus.has_sections
-        done = clean([report.sections[name] for name in selection.sections()], priors=captions)
-        removed.update(done.removed)
-        changed += done.changed
-        texts.asked += 1
-        why = problems(resolve(selection.text(report)), done.text, priors=captions)
-        if why:
-            out = LeftOut(report.source_id, report.where, "check", "; ".join(why))
-            texts.left_out.append(out)
+        keep_priors = not selection.corpus.has_sections
+        sections = [report.sections[name] for name in selection.sections()]
+        cleaned = clean(sections, priors=keep_priors)
+        removed.update(cleaned.removed)
+        changed += cleaned.changed
+        source = resolve_masks(selection.text(report))
+        reasons = rejection_reasons(source, cleaned.text, priors=keep_priors)
+        if reasons:
+            left_out = LeftOut(report.source_id, report.where, "check", "; ".join(reasons))
+            texts.left_out.append(left_out)
         else:
-            texts.by_item[item_name(report, None)] = done.text
+            texts.by_item[item_name(report, None)] = cleaned.text
     texts.facts = {
         "provider": "rules",
         "sentences_removed": dict(removed),
@@ -149,78 +172,91 @@ def by_rules(selection: Selection) -> Texts:
     return texts
 
 
-def items_of(selection: Selection, how: RewriteSettings) -> list[tuple[Item, str]]:
-    """What is asked about, with the place of each source."""
-    found = []
+def build_items(selection: Selection, settings: RewriteSettings) -> list[tuple[Item, str]]:
+    """Build the items to rewrite, each with the location of its report."""
+    items = []
     for report in selection.reports:
-        sections = {name: resolve(report.sections[name]) for name in selection.sections()}
-        for picture in selection.pictures[report.source_id] if how.task.uses_picture else [None]:
+        sections = {name: resolve_masks(report.sections[name]) for name in selection.sections()}
+        pictures = selection.pictures[report.source_id] if settings.task.uses_picture else [None]
+        for picture in pictures:
             name = item_name(report, picture)
             sha256 = picture.sha256 if picture else ""
-            key = item_key(how.endpoint, how.task, how.prompt, name, sections, sha256)
+            key = item_key(
+                settings.endpoint, settings.task, settings.prompt, name, sections, sha256
+            )
             path = picture.path if picture else None
             item = Item(key, name, sections, " ".join(sections.values()), path)
-            found.append((item, report.where))
-    return found
+            items.append((item, report.where))
+    return items
 
 
-def by_model(selection: Selection, how: RewriteSettings, ledger: Ledger) -> tuple[RunResult, Texts]:
-    """Rewrite by a language model; what the ledger knows is not asked again."""
-    placed = items_of(selection, how)
-    items = [item for item, _ in placed]
-    if items:
-        how.prompt.check_templates(items[0].sections)
-    wanted = [(item.key, item.source_id) for item in items]
-    left = set(ledger.prepare(wanted, how.prompt.repair_sha256, how.retry_states))
-    if len(left) < len(items):
-        log.info("%d of %d answered before", len(items) - len(left), len(items))
-    todo = [item for item in items if item.key in left]
-    result = RunResult()
-    if not how.batch and ledger.open_batches():
-        raise InputError(
-            f"{ledger.path} has batches at the endpoint whose answers are paid for and not in yet: "
-            "add --batch to collect them"
-        )
-    if todo or how.batch:
-        context = RunContext(ledger, how)
-        if how.batch:
-            from xraygpt.curation.llm.batch import run_batches
-
-            result = run_batches(context, todo)
-        else:
-            result = run_calls(context, todo)
+def rewrite_by_model(
+    selection: Selection, settings: RewriteSettings, ledger: Ledger
+) -> tuple[RunResult, RewrittenTexts]:
+    """Rewrite with a language model; answers in the ledger are not requested again."""
+    located_items = build_items(selection, settings)
+    items = [item for item, _ in located_items]
+    result = _request_answers(items, settings, ledger)
     rows = ledger.rows([item.key for item in items])
-    texts = Texts(asked=len(items))
-    for item, where in placed:
+    facts = _model_facts(settings, [rows[item.key] for item in items])
+    texts = RewrittenTexts(attempted=len(items), facts=facts)
+    for item, where in located_items:
         row = rows[item.key]
         if row.state == DONE:
-            texts.by_item[item.source_id] = _payload(row)
+            texts.by_item[item.source_id] = _answer_value(row)
         else:
-            stage = row.state if row.state in (*FINAL, "failed") else "todo"
-            texts.left_out.append(LeftOut(item.source_id, where, stage, row.reason or "not asked"))
-    texts.facts = _facts(how, [rows[item.key] for item in items])
+            stage = row.state if row.state in (*FINAL, FAILED) else "todo"
+            left_out = LeftOut(item.source_id, where, stage, row.reason or "not asked")
+            texts.left_out.append(left_out)
     return result, texts
 
 
-def _payload(row: Row) -> Any:
-    """Text or turns of an accepted answer."""
+def _request_answers(items: Sequence[Item], settings: RewriteSettings, ledger: Ledger) -> RunResult:
+    """Request the answers that the ledger lacks.
+
+    Raises:
+        InputError: The prompt cannot be rendered, or batches have not been collected.
+    """
+    if items:
+        settings.prompt.check_templates(items[0].sections)
+    ledger_rows = [(item.key, item.source_id) for item in items]
+    remaining = set(
+        ledger.prepare(ledger_rows, settings.prompt.repair_sha256, settings.retry_states)
+    )
+    if len(remaining) < len(items):
+        log.info("%d of %d were answered before", len(items) - len(remaining), len(items))
+    todo = [item for item in items if item.key in remaining]
+    if settings.batch:
+        from xraygpt.curation.llm.batch import run_batches
+
+        return run_batches(RunContext(ledger, settings), todo)
+    if ledger.open_batches():
+        raise InputError(
+            f"{ledger.path} has batches at the endpoint whose answers are paid for but not "
+            "collected: add --batch to collect them"
+        )
+    return run_calls(RunContext(ledger, settings), todo) if todo else RunResult()
+
+
+def _answer_value(row: Row) -> Any:
+    """Return the text or turns of an accepted answer."""
     (value,) = json.loads(row.answer or "{}").values()
     return value
 
 
-def _facts(how: RewriteSettings, rows: list[Row]) -> dict[str, Any]:
-    done = [row for row in rows if row.state == DONE]
+def _model_facts(settings: RewriteSettings, rows: Sequence[Row]) -> dict[str, Any]:
+    endpoint, prompt = settings.endpoint, settings.prompt
     return {
-        "provider": how.endpoint.provider,
-        "model": how.endpoint.model,
-        "decoding": how.endpoint.decoding(how.task.output_tokens),
-        "task": how.task.name,
+        "provider": endpoint.provider,
+        "model": endpoint.model,
+        "decoding": endpoint.decoding(settings.task.output_tokens),
+        "task": settings.task.name,
         "prompt": {
-            "version": how.prompt.version,
-            "sha256": how.prompt.sha256,
-            "repair_sha256": how.prompt.repair_sha256,
+            "version": prompt.version,
+            "sha256": prompt.sha256,
+            "repair_sha256": prompt.repair_sha256,
         },
-        "accepted_after_repair": sum(bool(row.repair) for row in done),
+        "accepted_after_repair": sum(bool(row.repair) for row in rows if row.state == DONE),
         "tokens": {
             "read": sum(row.tokens_in for row in rows),
             "written": sum(row.tokens_out for row in rows),

@@ -1,8 +1,8 @@
-"""Report text without priors, masks and views, by rules alone: nothing is rephrased.
+"""Removal of priors, masks and view descriptions from report text by rules; nothing is rephrased.
 
-The recipe is XrayGPT's (Thawkar et al. 2023) but for its last step, the fluent rewriting. What a
-sentence says of today stays, what it says of an earlier study goes: "stable cardiomegaly compared
-to the prior exam" becomes "cardiomegaly".
+These are the steps of XrayGPT (Thawkar et al. 2023) except the last, the fluent rewriting. What a
+sentence states about the current study is kept and what it states about earlier studies is removed:
+"stable cardiomegaly compared to the prior exam" becomes "cardiomegaly".
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from xraygpt.curation.grammar import broken
+from xraygpt.curation.grammar import is_broken
 from xraygpt.processors.text import ReportText, split_sentences
 from xraygpt.vocabulary.chest_labeller import mentions
 
@@ -21,8 +21,8 @@ _STUDY = (
 _EARLIER = (
     r"(?:prior|previous|preceding|earlier|last|most recent|recent|comparison|old|older|remote)"
 )
-# Clauses that speak of an earlier study and of nothing else.
-_CLAUSES = [
+# Clauses that are only about an earlier study.
+_PRIOR_CLAUSES = [
     re.compile(p, re.IGNORECASE)
     for p in (
         r",?\s*(?:\(?(?:as|when|which is|is)\s+)?compared?\s+(?:to|with)\b[^.;,]*",
@@ -42,8 +42,8 @@ _CLAUSES = [
         r",?\s*(?:since|from) (?:the )?(?:prior|previous|last)s?\b(?:[^.;,]*| *$)",
     )
 ]
-# Words that compare; the rest of the sentence stands without them.
-_WORDS = re.compile(
+# Comparing words; the rest of the sentence remains valid without them.
+_COMPARING_WORDS = re.compile(
     r"(?:,? ?\b(?:which|that) (?:is|are|remains?|appears?) (?:stabl[ey]|unchanged)\b,?)|"
     r"\b(?:(?:grossly|essentially|relatively|largely|overall|otherwise) (?=stable|unchanged))?"
     r"(?:stabl[ey]|unchanged|persistent(?:ly)?|(?:mild |slight |moderate |marked )?interval(?: "
@@ -51,7 +51,7 @@ _WORDS = re.compile(
     r"(?:once )?again|improv(?:ed|ing)|worsen(?:ed|ing)|redemonstrat(?:ed|ion of))\b[ ,]*",
     re.IGNORECASE,
 )
-# "Heart size is stable": after the word is gone nothing is said any more.
+# "Heart size is stable": nothing is stated once the word is removed.
 _EMPTY_END = re.compile(
     r"\s*\b(?:is|are|was|were|has|have|remains?|appears?|appearance|and|or|but|also|been|"
     r"also (?:is|are))\s*$",
@@ -63,13 +63,13 @@ _RELATIVE_END = re.compile(
     re.IGNORECASE,
 )
 _CONNECTIVE_END = re.compile(r"[ ,]*\b(?:and|or|but|also|with|which|that)\s*$", re.IGNORECASE)
-# "No change in the nodule" says that there is one.
+# "No change in the nodule" states that there is one.
 _NO_CHANGE_IN = re.compile(
     r"^(?:there (?:has been|is|was) )?no (?:significant |acute |definite |gross )*(?:interval )?"
     r"change in (?:the )?(?:(?:appearance|size|position|configuration) of (?:the )?)?",
     re.IGNORECASE,
 )
-# What a finished text must not hold; `checks.py` refuses it.
+# Must not occur in a finished text; `checks.py` rejects it.
 COMPARISON = re.compile(
     r"\b(?:compar(?:ed|ison|able)|unchanged|interval|previously|redemonstrat\w*|new(?:ly)?|"
     r"improv(?:ed|ing|ement)|worsen(?:ed|ing)|again (?:seen|noted|shown|demonstrated|identified)|"
@@ -88,57 +88,57 @@ COMPARISON = re.compile(
 MASK = re.compile(r"\bX{3,}\b|_{3,}|XXXX")
 _NUMBERED = re.compile(r"^\(?\d{1,2}[.)]\s+")
 _DANGLING = re.compile(r"\b(is|are|was|were|appears?) (?:and|or|but|to|,)\s+", re.IGNORECASE)
-# "4XXXX" was "4th rib", "dual-XXXX" perhaps "dual-lead"; "x-XXXX" is left to the text processor.
-_GLUED = re.compile(
+# "4XXXX" was "4th rib", "dual-XXXX" perhaps "dual-lead"; the text processor handles "x-XXXX".
+_PARTLY_MASKED = re.compile(
     r"(?!x-X{4,}\b)(?:\w+-)*[A-Za-z0-9]*(?:X{4,}|_{3,})[A-Za-z0-9]*(?:-[A-Za-z0-9]*)*",
     re.IGNORECASE,
 )
-_M = r"(?:X{4,}|_{3,})"
-# What a mask stood for where the words around it leave no choice, and list members without a noun.
-_RESOLVED = [
-    (re.compile(pattern, re.IGNORECASE), plain)
-    for pattern, plain in (
+_MASKED = r"(?:X{4,}|_{3,})"
+# Masks whose words are certain from their context, and list members that are only a mask.
+_RESTORABLE = [
+    (re.compile(pattern, re.IGNORECASE), replacement)
+    for pattern, replacement in (
         (r"\bXXXX-A-XXXX\b", "Port-A-Cath"),
-        (rf"\b(lymph) {_M}", r"\1 nodes"),
-        (rf"\b((?:left|right) costophrenic) {_M}", r"\1 angle"),
-        (rf"\b(costophrenic) {_M}(?= blunting)", r"\1 angle"),
-        (rf"\b(costophrenic) {_M}", r"\1 angles"),
+        (rf"\b(lymph) {_MASKED}", r"\1 nodes"),
+        (rf"\b((?:left|right) costophrenic) {_MASKED}", r"\1 angle"),
+        (rf"\b(costophrenic) {_MASKED}(?= blunting)", r"\1 angle"),
+        (rf"\b(costophrenic) {_MASKED}", r"\1 angles"),
         (
-            rf"\b(sternotomy) {_M}(?= (?:are|and|intact|is|noted|seen|again|in)\b|[.,;])",
+            rf"\b(sternotomy) {_MASKED}(?= (?:are|and|intact|is|noted|seen|again|in)\b|[.,;])",
             r"\1 wires",
         ),
-        (rf"\b(bowel) {_M}(?= pattern)", r"\1 gas"),
-        (rf"\b(superior) {_M} {_M}(?= *[.,;]|$)", r"\1 vena cava"),
-        (rf"{_M} (?=representing\b)", "possibly "),
-        (rf"\bthe pulmonary {_M} and mediastinum are\b", "the mediastinum is"),
-        (rf",? (?:the )?pulmonary {_M},? and\b", " and"),
-        (rf"(?<!,) and (?:the )?pulmonary {_M} (?:are|appear)\b", " is"),
+        (rf"\b(bowel) {_MASKED}(?= pattern)", r"\1 gas"),
+        (rf"\b(superior) {_MASKED} {_MASKED}(?= *[.,;]|$)", r"\1 vena cava"),
+        (rf"{_MASKED} (?=representing\b)", "possibly "),
+        (rf"\bthe pulmonary {_MASKED} and mediastinum are\b", "the mediastinum is"),
+        (rf",? (?:the )?pulmonary {_MASKED},? and\b", " and"),
+        (rf"(?<!,) and (?:the )?pulmonary {_MASKED} (?:are|appear)\b", " is"),
         (r"\b(a)n interval (?=[^aeiou])", r"\1 "),
-        (rf"\bthe pulmonary {_M} and\b", "the"),
+        (rf"\bthe pulmonary {_MASKED} and\b", "the"),
     )
 ]
 # "Unchanged since ___", "as compared to ___": the date of an earlier study was masked.
 _MASKED_PRIOR = re.compile(
     rf",?\s*\b(?:(?:as )?compared (?:to|with)|since|from|as of|than|dated)\s+(?:the |a |prior |"
-    rf"previous |study |exam |film |of |on |dated )*{_M}(?:\s+at \d[\d:]*)?[^.;,]*",
+    rf"previous |study |exam |film |of |on |dated )*{_MASKED}(?:\s+at \d[\d:]*)?[^.;,]*",
     re.IGNORECASE,
 )
-_BETWEEN = re.compile(rf"{_M} (?:at|of|in|from|to|by|with|for) {_M}")
-# "No abnormality as compared to the prior study" says nothing of today.
+_TWO_MASKS = re.compile(rf"{_MASKED} (?:at|of|in|from|to|by|with|for) {_MASKED}")
+# "No abnormality as compared to the prior study" states nothing about the current study.
 _NOTHING_NEW = re.compile(
-    rf"^no (?:{_M} |new |acute |interval |significant )*(?:abnormalit\w+|findings?|process|disease)"
-    r"[^.;]*\b(?:compar|since|prior|previous|interval)",
+    rf"^no (?:{_MASKED} |new |acute |interval |significant )*"
+    r"(?:abnormalit\w+|findings?|process|disease)[^.;]*\b(?:compar|since|prior|previous|interval)",
     re.IGNORECASE,
 )
-_DOCTOR = re.compile(rf"\b(dr)\.\s+(?={_M}|[A-Z])", re.IGNORECASE)
-_CALLED = re.compile(
+_DOCTOR = re.compile(rf"\b(dr)\.\s+(?={_MASKED}|[A-Z])", re.IGNORECASE)
+_COMMUNICATION = re.compile(
     r"\b(?:notification|notified|paged|communicated|telephone[d]?|discussed (?:with|by)|relayed|"
     r"primordial|dictated|dr)\b",
     re.IGNORECASE,
 )
-_TAG = re.compile(r"<\s*/?\s*br\s*/?\s*>", re.IGNORECASE)
-_RUN_ON = re.compile(r"(?<=[a-z])\.(?=[A-Z][a-z])")  # "effusion.The heart"
-_VIEWS = re.compile(
+_LINE_BREAK = re.compile(r"<\s*/?\s*br\s*/?\s*>", re.IGNORECASE)
+_MISSING_SPACE = re.compile(r"(?<=[a-z])\.(?=[A-Z][a-z])")  # "effusion.The heart"
+_VIEW_DESCRIPTION = re.compile(
     r"^(?:(?:single|two|2|three|3|portable|upright|erect|supine|frontal|lateral|pa|ap|"
     r"posteroanterior|anteroposterior|and|,|/|&|semi-?erect|ap/pa|chest|the)[ .]*)*"
     r"(?:views?|radiographs?|projections?|images?|films?|x-?rays?)\b"
@@ -146,17 +146,17 @@ _VIEWS = re.compile(
     r"available|for|review|interpretation|presented|in|and|lateral|frontal|pa|ap|two|with|2))*$",
     re.IGNORECASE,
 )
-_CLEAN = ReportText(ReportText.Config(masks="remove"))
+_REMOVE_MASKS = ReportText(ReportText.Config(masks="remove"))
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A text and what was done to it.
+    """A cleaned text and counts of the changes.
 
     Attributes:
         text: The result; may be empty.
-        removed: Reason -> sentences that went whole.
-        changed: Sentences that lost words.
+        removed: Reason -> number of sentences removed.
+        changed: Number of sentences that lost words.
     """
 
     text: str
@@ -164,103 +164,117 @@ class Cleaned:
     changed: int
 
 
-def resolve(text: str) -> str:
-    """A text with the masks resolved whose words leave no choice, without tags and run-on stops.
+def resolve_masks(text: str) -> str:
+    """Restore masks that are certain from their context; remove tags, separate joined sentences.
 
-    "Lymph XXXX" are nodes, "sternotomy XXXX" wires. What a mask leaves open stays masked, but for
-    "XXXX representing", which becomes "possibly representing": without its word it would affirm.
+    "Lymph XXXX" becomes "lymph nodes", "sternotomy XXXX" "sternotomy wires". Other masks are kept,
+    except that "XXXX representing" becomes "possibly representing": without the mask it would
+    affirm the finding.
     """
-    for pattern, plain in _RESOLVED:
-        text = pattern.sub(plain, text)
-    text = _RUN_ON.sub(". ", _TAG.sub(" ", _DOCTOR.sub(r"\1 ", text)))
+    for pattern, replacement in _RESTORABLE:
+        text = pattern.sub(replacement, text)
+    text = _MISSING_SPACE.sub(". ", _LINE_BREAK.sub(" ", _DOCTOR.sub(r"\1 ", text)))
     return " ".join(text.split())
 
 
 def clean(sections: list[str], priors: bool = False) -> Cleaned:
-    """Findings and impression as one text.
+    """Clean sections and join them.
 
     Args:
-        sections: Texts in the order they are to stand in.
-        priors: Leave comparisons: "stable" in a figure's caption is most often a finding.
+        sections: Texts in order.
+        priors: Keep comparisons: "stable" in a figure caption is usually a finding.
     """
     removed: dict[str, int] = {}
-    kept: list[str] = []
+    sentences: list[str] = []
     seen: set[str] = set()
-    changed, last = 0, ""
+    changed, previous = 0, ""
     for section in sections:
-        before = frozenset(seen)  # within a section "no change" may follow two headings
-        for raw in split_sentences(resolve(section)):
-            sentence, why = _sentence(raw, priors)
+        seen_before = frozenset(seen)  # within a section "no change" may follow two headings
+        for raw in split_sentences(resolve_masks(section)):
+            sentence, reason = _clean_sentence(raw, priors)
             key = re.sub(r"\W+", " ", sentence).strip().lower()
-            if not why and (key in before or key == last):
-                why = "said twice"
-            if why:
-                removed[why] = removed.get(why, 0) + 1
+            if not reason and (key in seen_before or key == previous):
+                reason = "said twice"
+            if reason:
+                removed[reason] = removed.get(reason, 0) + 1
                 continue
             changed += sentence != raw
             seen.add(key)
-            last = key
-            kept.append(sentence)
-    return Cleaned(" ".join(kept), removed, changed)
+            previous = key
+            sentences.append(sentence)
+    return Cleaned(" ".join(sentences), removed, changed)
 
 
-def _unwanted(raw: str) -> str:
-    if _VIEWS.match(raw.rstrip(". ")):
-        return "view"
-    return "communication" if _CALLED.search(raw) and not mentions(raw) else ""
-
-
-def _sentence(raw: str, priors: bool) -> tuple[str, str]:
-    """A sentence without priors and masks, or why it goes."""
-    unwanted = _unwanted(raw)
-    if unwanted:
-        return "", unwanted
+def _clean_sentence(raw: str, priors: bool) -> tuple[str, str]:
+    """Return a sentence without priors and masks, or an empty one and why it is removed."""
+    reason = _no_finding_reason(raw)
+    if reason:
+        return "", reason
     raw = _NUMBERED.sub("", raw)
     if priors:
-        text = _tidy(_CLEAN(_GLUED.sub("XXXX", raw)))
-        return (text, "") if re.search(r"[A-Za-z]{2}", text) else ("", "nothing left beside masks")
+        text = _tidy(_REMOVE_MASKS(_PARTLY_MASKED.sub("XXXX", raw)))
+        return (text, "") if _has_word(text) else ("", "nothing left beside masks")
     if _NOTHING_NEW.search(raw):
         return "", "prior study"
-    text = _CLEAN(_GLUED.sub("XXXX", _BETWEEN.sub("XXXX", _MASKED_PRIOR.sub("", raw))))
+    text = _TWO_MASKS.sub("XXXX", _MASKED_PRIOR.sub("", raw))
+    text = _REMOVE_MASKS(_PARTLY_MASKED.sub("XXXX", text))
     text = text[:1].upper() + text[1:]
-    if not re.search(r"[A-Za-z]{2}", text):
+    if not _has_word(text):
         return "", "nothing left beside masks"
-    text, why = _without_priors(text)
-    if not why and text != _tidy(raw) and broken(text):
+    text, reason = _without_priors(text)
+    if not reason and text != _tidy(raw) and is_broken(text):
         return "", "broken by what was taken out"
-    return text, why
+    return text, reason
+
+
+def _no_finding_reason(raw: str) -> str:
+    """Why a sentence is not about findings; empty if it is."""
+    if _VIEW_DESCRIPTION.match(raw.rstrip(". ")):
+        return "view"
+    return "communication" if _COMMUNICATION.search(raw) and not mentions(raw) else ""
+
+
+def _has_word(text: str) -> bool:
+    return re.search(r"[A-Za-z]{2}", text) is not None
 
 
 def _without_priors(text: str) -> tuple[str, str]:
-    """A sentence without what it says of earlier studies, or why it goes."""
-    plain = _NO_CHANGE_IN.sub("", text)
-    for clause in _CLAUSES:
-        plain = clause.sub("", plain)
-    plain = _WORDS.sub("", plain)
-    if plain == text:
+    """Return a sentence without statements about earlier studies, or why it is removed."""
+    shorter = _NO_CHANGE_IN.sub("", text)
+    for clause in _PRIOR_CLAUSES:
+        shorter = clause.sub("", shorter)
+    shorter = _COMPARING_WORDS.sub("", shorter)
+    if shorter == text:
         return (_tidy(text), "") if not COMPARISON.search(text) else ("", "prior study")
-    plain = _RELATIVE_END.sub("", _tidy(plain).rstrip(". "))
-    plain = _DANGLING.sub(r"\1 ", _REMAINS.sub("is", plain))
-    plain = _tidy(_CONNECTIVE_END.sub("", _tidy(plain).rstrip(". ")))
-    says = _says_something(plain)
-    if says and not COMPARISON.search(plain):
-        return plain, ""
-    present = {(m.finding, m.laterality) for m in mentions(text) if m.status == "positive"}
-    bare = _tidy(_EMPTY_END.sub("", plain.rstrip(". ")))
-    if present and not COMPARISON.search(bare):
-        still = {(m.finding, m.laterality) for m in mentions(bare) if m.status == "positive"}
-        if still == present:
-            return bare, ""
+    shorter = _complete_sentence(shorter)
+    if _states_something(shorter) and not COMPARISON.search(shorter):
+        return shorter, ""
+    # "The cardiomegaly is": without the verb, the finding is still affirmed.
+    shorter = _tidy(_EMPTY_END.sub("", shorter.rstrip(". ")))
+    affirmed = _affirmed_findings(text)
+    if affirmed and not COMPARISON.search(shorter) and _affirmed_findings(shorter) == affirmed:
+        return shorter, ""
     return "", "prior study"
 
 
-def _says_something(text: str) -> bool:
+def _complete_sentence(text: str) -> str:
+    """Remove what words that were removed leave behind: relative pronouns and connectives."""
+    text = _RELATIVE_END.sub("", _tidy(text).rstrip(". "))
+    text = _DANGLING.sub(r"\1 ", _REMAINS.sub("is", text))
+    return _tidy(_CONNECTIVE_END.sub("", _tidy(text).rstrip(". ")))
+
+
+def _affirmed_findings(text: str) -> set[tuple[str, str | None]]:
+    return {(m.finding, m.laterality) for m in mentions(text) if m.status == "positive"}
+
+
+def _states_something(text: str) -> bool:
     body = text.rstrip(". ")
     return len(re.findall(r"[A-Za-z]{2,}", body)) > 1 and not _EMPTY_END.search(body)
 
 
 def _tidy(text: str) -> str:
-    """White space, stray commas, a capital at the start and a stop at the end."""
+    """Correct white space, stray commas, the initial capital and the full stop."""
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r"\s+([.,;:)])", r"\1", text)
     text = re.sub(r"([,;:])(?:\s*[,;:])+", r"\1", text)

@@ -1,8 +1,8 @@
-"""The raw layouts people download -> one `SourceReport` a study, or a `Problem` with its place.
+"""Readers for raw corpora as downloaded; each yields one `SourceReport` per study.
 
-OpenI as XML (a folder or the `.tgz`), OpenI as Kaggle's CSV pair, ROCO's captions, MIMIC-CXR's text
-files, and a table of one's own. Nothing here drops a report in silence: what cannot be read is a
-`Problem`.
+OpenI as XML (a folder or the `.tgz`), OpenI as Kaggle's two CSV files, ROCO captions, MIMIC-CXR
+text files, and a user's own table. What cannot be read is yielded as a `Problem` with its location,
+never dropped silently.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from xml.etree import ElementTree
 
 from xraygpt.common.errors import DataError
 
-MAX_XML = 1_000_000  # bytes; the largest of the 3,955 has 13,000
+MAX_XML = 1_000_000
+"""Maximum size of a report in bytes; the largest of OpenI's 3,955 has 13,000."""
 KAGGLE_REPORTS, KAGGLE_IMAGES = "indiana_reports.csv", "indiana_projections.csv"
 
 
 @dataclass(frozen=True)
 class ImageName:
-    """An image of a study, as the corpus calls it.
+    """Name of an image in the corpus.
 
     Attributes:
-        name: File name, with its ending if the corpus says one.
-        view: As the corpus spells it; empty if it does not.
+        name: File name, with its extension if the corpus gives one.
+        view: As spelled in the corpus; empty if unknown.
     """
 
     name: str
@@ -41,14 +42,14 @@ class ImageName:
 
 @dataclass(frozen=True)
 class SourceReport:
-    """One report as it was found.
+    """A report as read from the corpus.
 
     Attributes:
         source_id: Unique in the corpus.
-        where: File, and row if it has one, for messages.
-        sections: Lower-case heading -> text, without empty ones.
-        images: Of the study.
-        patient_id: If the corpus says one.
+        where: File, and line if it has one, for messages.
+        sections: Lower-case heading -> text, without empty sections.
+        images: Images of the study.
+        patient_id: Empty if unknown.
     """
 
     source_id: str
@@ -60,42 +61,45 @@ class SourceReport:
 
 @dataclass(frozen=True)
 class Problem:
-    """What could not be read: its place and why. Never holds report text."""
+    """Location of something unreadable and the reason; never contains report text."""
 
     where: str
-    why: str
+    reason: str
 
 
 Rows = Iterator[SourceReport | Problem]
 
 
 def read_openi_xml(path: Path) -> Rows:
-    """Reports of `ecgen-radiology/*.xml`, or of the archive they come in, in the order of ids.
+    """Read the reports of `ecgen-radiology/*.xml`, or of their archive, in the order of their ids.
 
     Args:
         path: The folder, one XML file, or a `.tgz`.
 
     Raises:
-        DataError: Neither is there.
+        DataError: There are no reports.
     """
     files: list[tuple[str, Callable[[], bytes]]] = []
     if path.is_file() and path.suffix != ".xml":
-        files = [(name, lambda data=data: data) for name, data in _members(path)]  # type: ignore[misc]
+        files = [
+            (name, lambda data=data: data)  # type: ignore[misc]
+            for name, data in _read_archive(path)
+        ]
     else:
-        found = [path] if path.is_file() else sorted(path.rglob("*.xml"))
+        paths = [path] if path.is_file() else sorted(path.rglob("*.xml"))
         root = path.parent if path.is_file() else path
-        files = [(str(f.relative_to(root)), f.read_bytes) for f in found]
+        files = [(str(p.relative_to(root)), p.read_bytes) for p in paths]
     if not files:
-        raise DataError(f"no OpenI reports at {path}: expected *.xml, or the .tgz they come in")
-    for where, read in sorted(files, key=lambda f: _number(f[0])):
-        yield _openi(where, read)
+        raise DataError(f"no OpenI reports at {path}: expected *.xml, or their .tgz archive")
+    for where, read in sorted(files, key=lambda file: _numeric_order(file[0])):
+        yield _parse_openi(where, read)
 
 
-def _members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """XML files of an archive.
+def _read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of the XML files of an archive.
 
     Raises:
-        DataError: It is none, or ends too early.
+        DataError: It is not an archive, or it is truncated.
     """
     try:
         with tarfile.open(path) as archive:
@@ -104,23 +108,23 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
                 if content is not None:
                     yield member.name, content.read(MAX_XML + 1)
     except (tarfile.TarError, EOFError, zlib.error, OSError):
-        raise DataError(f"{path} is no whole .tgz archive; download it again") from None
+        raise DataError(f"{path} is not a complete .tgz archive; download it again") from None
 
 
-def _number(name: str) -> tuple[int, str]:
+def _numeric_order(name: str) -> tuple[int, str]:
     stem = Path(name).stem
     return (int(stem), "") if stem.isdigit() else (0, stem)
 
 
-def _openi(where: str, read: Callable[[], bytes]) -> SourceReport | Problem:
+def _parse_openi(where: str, read: Callable[[], bytes]) -> SourceReport | Problem:
     try:
         data = read()
         if len(data) > MAX_XML:
             return Problem(where, f"larger than {MAX_XML} bytes: no report")
         root = ElementTree.fromstring(data)
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-        why = str(error) if isinstance(error, ElementTree.ParseError) else type(error).__name__
-        return Problem(where, f"no XML: {why}")
+        reason = str(error) if isinstance(error, ElementTree.ParseError) else type(error).__name__
+        return Problem(where, f"no XML: {reason}")
     uid = root.find("uId")
     name = uid.get("id") if uid is not None else None
     if not name:
@@ -129,29 +133,29 @@ def _openi(where: str, read: Callable[[], bytes]) -> SourceReport | Problem:
     for node in root.iter("AbstractText"):
         parts[str(node.get("Label", "")).lower()].append(node.text or "")
     images = tuple(ImageName(i.get("id", "")) for i in root.iter("parentImage") if i.get("id"))
-    return SourceReport(name, where, _joined(parts), images)
+    return SourceReport(name, where, _join_sections(parts), images)
 
 
 def read_openi_csv(folder: Path) -> Rows:
-    """Reports of Kaggle's pair of CSV files, with their images and views.
+    """Read the reports of Kaggle's two CSV files, with their images and views.
 
     Args:
-        folder: Holds both files.
+        folder: Contains both files.
 
     Raises:
-        DataError: One is absent, or lacks a column.
+        DataError: A file or a column is missing.
     """
     if folder.is_file():
-        raise DataError(f"{folder} is one file: name the folder that holds both tables")
+        raise DataError(f"{folder} is a file; name the folder that contains both tables")
     images: dict[str, list[ImageName]] = defaultdict(list)
     problems: list[Problem] = []
-    for _, row in _table(folder / KAGGLE_IMAGES, ("uid", "filename", "projection")):
+    for _, row in _read_table(folder / KAGGLE_IMAGES, ("uid", "filename", "projection")):
         if isinstance(row, Problem):
             problems.append(row)
         else:
             images[row["uid"]].append(ImageName(row["filename"], row["projection"]))
     yield from problems
-    for where, row in _table(folder / KAGGLE_REPORTS, ("uid", "findings", "impression")):
+    for where, row in _read_table(folder / KAGGLE_REPORTS, ("uid", "findings", "impression")):
         if isinstance(row, Problem):
             yield row
         elif not row["uid"].isdigit():
@@ -162,27 +166,28 @@ def read_openi_csv(folder: Path) -> Rows:
             }
             parts["comparison"] = [row.get("comparison", "")]
             uid = row["uid"]
-            yield SourceReport(f"CXR{uid}", where, _joined(parts), tuple(images[uid]))
+            yield SourceReport(f"CXR{uid}", where, _join_sections(parts), tuple(images[uid]))
 
 
 def read_roco(path: Path) -> Rows:
-    """Captions of ROCO: `captions.txt` (id, tab, caption), or a CSV with id, name and caption.
+    """Read ROCO's captions as section `findings`.
 
-    The caption stands as section `findings`.
+    Args:
+        path: `captions.txt` (id, tab, caption), its folder, or a CSV with id, name and caption.
 
     Raises:
-        DataError: The file is absent, or a column is.
+        DataError: The file or a column is missing.
     """
     file = path / "captions.txt" if path.is_dir() else path
     if file.suffix == ".csv":
-        for where, row in _table(file, ("id", "name", "caption")):
+        for where, row in _read_table(file, ("id", "name", "caption")):
             if isinstance(row, Problem):
                 yield row
             else:
-                sections = _joined({"findings": [row["caption"]]})
+                sections = _join_sections({"findings": [row["caption"]]})
                 yield SourceReport(row["id"], where, sections, (ImageName(row["name"]),))
         return
-    for number, line in enumerate(_text(file).split("\n"), 1):
+    for number, line in enumerate(_read_text(file).split("\n"), 1):
         name, tab, caption = line.partition("\t")
         where = f"{file.name}, line {number}"
         if not line.strip():
@@ -191,27 +196,26 @@ def read_roco(path: Path) -> Rows:
             yield Problem(where, "no tab between id and caption")
             continue
         name = name.strip()
-        yield SourceReport(
-            name, where, _joined({"findings": [caption]}), (ImageName(f"{name}.jpg"),)
-        )
+        sections = _join_sections({"findings": [caption]})
+        yield SourceReport(name, where, sections, (ImageName(f"{name}.jpg"),))
 
 
 def read_own(path: Path) -> Rows:
-    """Reports of a table of one's own, as docs/data.md describes it: a row a picture.
+    """Read a user's own table with one row per picture, as described in docs/data.md.
 
-    Columns `image`, `study`, `findings`, `impression`, and if there are any `view` and `patient`;
-    the texts of a study are those of its first row.
+    Columns: `image`, `study`, `findings`, `impression`, optionally `view` and `patient`. The texts
+    of a study are those of its first row.
 
     Args:
-        path: The CSV, or the folder that holds it as `table.csv`.
+        path: The CSV, or the folder that contains it as `table.csv`.
 
     Raises:
-        DataError: The file is absent or lacks a column.
+        DataError: The file or a column is missing.
     """
     file = path / "table.csv" if path.is_dir() else path
     studies: dict[str, tuple[str, dict[str, str]]] = {}
     images: dict[str, list[ImageName]] = defaultdict(list)
-    for where, row in _table(file, ("image", "study", "findings", "impression")):
+    for where, row in _read_table(file, ("image", "study", "findings", "impression")):
         if isinstance(row, Problem):
             yield row
         elif not row["study"] or not row["image"]:
@@ -222,12 +226,12 @@ def read_own(path: Path) -> Rows:
     for study, (where, row) in studies.items():
         parts = {name: [row[name]] for name in ("findings", "impression")}
         patient = row.get("patient", "")
-        yield SourceReport(study, where, _joined(parts), tuple(images[study]), patient)
+        yield SourceReport(study, where, _join_sections(parts), tuple(images[study]), patient)
 
 
-# Headings of MIMIC-CXR -> the section they open, as its official splitter reads them (MIT-LCP,
-# mimic-cxr, section_parser). A heading that is none of these is searched for the words below.
-_MIMIC = {
+# Headings of MIMIC-CXR -> their section, as in its official splitter (MIT-LCP, mimic-cxr,
+# section_parser). Other headings are searched for the words below.
+_MIMIC_HEADINGS = {
     "indication": "indication", "reason for exam": "indication", "history": "indication",
     "reason for examination": "indication", "clinical indication": "indication",
     "clinical information": "indication", "patient history": "indication", "pfi": "indication",
@@ -239,7 +243,7 @@ _MIMIC_WORDS = {
     "impression": "impression", "findings": "findings", "history": "indication",
     "comparison": "comparison",
 }  # fmt: skip
-# A heading that names the study is followed by what it shows.
+# Headings that name the study are followed by its findings.
 _MIMIC_STUDY = re.compile(
     r"chest|portable|pa and lat|lateral and pa|ap and lateral|lateral and ap|frontal and|two views|"
     r"(?:frontal|pa|ap|one|lateral) view|bone window|frontal (?:semi-)?upright|ribs"
@@ -249,19 +253,17 @@ _PARAGRAPH = re.compile(r"\n[ \t]*\n")
 
 
 def read_mimic(root: Path) -> Rows:
-    """Reports of MIMIC-CXR: `files/p1x/p1xxxxxxx/sxxxxxxxx.txt`.
+    """Read the reports of MIMIC-CXR: `files/p1x/p1xxxxxxx/sxxxxxxxx.txt`.
 
-    The pictures of MIMIC-CXR-JPG lie in folders of the same names (`s…/`), wherever they are.
-    Sections are found by their headings at the start of a line. A report without `FINDINGS` and
-    `IMPRESSION` keeps its last paragraph as `last_paragraph`, as the corpus' own splitter does.
+    The pictures of MIMIC-CXR-JPG are in folders with the names of the reports (`s…/`).
 
     Raises:
-        DataError: No report is there.
+        DataError: There are no reports.
     """
-    found = sorted(root.glob("files/p1?/p*/s*.txt")) or sorted(root.rglob("p*/s*.txt"))
-    if not found:
+    files = sorted(root.glob("files/p1?/p*/s*.txt")) or sorted(root.rglob("p*/s*.txt"))
+    if not files:
         raise DataError(f"no MIMIC-CXR reports in {root}: expected files/p1x/p…/s….txt")
-    for file in found:
+    for file in files:
         where = str(file.relative_to(root))
         try:
             text = _decode(file.read_bytes())
@@ -276,15 +278,17 @@ def read_mimic(root: Path) -> Rows:
 
 
 def mimic_sections(text: str) -> dict[str, str]:
-    """Text of each section of one report; of two with one name the last that says something.
+    """Split a MIMIC-CXR report into sections by the headings at the start of a line.
 
-    The official splitter's table of a few dozen studies with hand-set offsets is not used.
+    Of two sections with one name the last that has text is returned. A report with neither findings
+    nor impression gets its last paragraph as `last_paragraph`, as in the official splitter. The
+    splitter's table of a few dozen studies with manually set offsets is not used.
     """
     sections: dict[str, str] = {}
     headings = list(_HEADING.finditer(text))
-    ends = [h.start() for h in headings[1:]] + [len(text)]
+    ends = [heading.start() for heading in headings[1:]] + [len(text)]
     for heading, end in zip(headings, ends, strict=False):
-        name = _mimic_name(heading[1])
+        name = _mimic_section(heading[1])
         content = " ".join(text[heading.end() : end].split())
         if name and content:
             sections[name] = content
@@ -296,28 +300,28 @@ def mimic_sections(text: str) -> dict[str, str]:
     return sections
 
 
-def _mimic_name(heading: str) -> str:
-    """The section a heading opens; empty for one that is not read."""
-    said = " ".join(heading.lower().split())
-    if said in _MIMIC:
-        return _MIMIC[said]
-    for word, name in _MIMIC_WORDS.items():
-        if word in said:
-            return name
-    if _MIMIC_STUDY.search(said):
+def _mimic_section(heading: str) -> str:
+    """Return the section a heading starts; empty for sections that are not used."""
+    heading = " ".join(heading.lower().split())
+    if heading in _MIMIC_HEADINGS:
+        return _MIMIC_HEADINGS[heading]
+    for word, section in _MIMIC_WORDS.items():
+        if word in heading:
+            return section
+    if _MIMIC_STUDY.search(heading):
         return "findings"
-    near = difflib.get_close_matches(said, _MIMIC_WORDS, n=1, cutoff=0.8)  # "IMPRESSON"
-    return _MIMIC_WORDS[near[0]] if near else ""
+    similar = difflib.get_close_matches(heading, _MIMIC_WORDS, n=1, cutoff=0.8)  # "IMPRESSON"
+    return _MIMIC_WORDS[similar[0]] if similar else ""
 
 
-def _joined(parts: dict[str, list[str]]) -> dict[str, str]:
-    """Sections with text, white space collapsed; one that stands twice is joined."""
+def _join_sections(parts: dict[str, list[str]]) -> dict[str, str]:
+    """Join the parts of each section and collapse white space; empty sections are dropped."""
     joined = {name: " ".join(" ".join(texts).split()) for name, texts in parts.items()}
     return {name: text for name, text in joined.items() if name and text}
 
 
 def _decode(data: bytes) -> str:
-    """UTF-8, line by line: a line that is none is Windows-1252, or Latin-1 as a last resort."""
+    """Decode line by line: as UTF-8, else Windows-1252, else Latin-1."""
     return "\n".join(map(_decode_line, data.removeprefix(b"\xef\xbb\xbf").split(b"\n")))
 
 
@@ -330,30 +334,23 @@ def _decode_line(line: bytes) -> str:
     return line.decode("latin-1")
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return _decode(path.read_bytes())
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _table(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str] | Problem]]:
-    """Rows of a CSV with a header, each with its place.
+def _read_table(
+    path: Path, required: tuple[str, ...]
+) -> Iterator[tuple[str, dict[str, str] | Problem]]:
+    """Yield location and content of the rows of a CSV with a header.
 
     Raises:
-        DataError: The file is absent or lacks a column.
+        DataError: The file or a column is missing.
     """
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-    except csv.Error as error:
-        raise DataError(f"{path}: the header is no CSV: {error}") from None
-    missing = [name for name in needed if name not in header]
-    if missing:
-        # What it has is not said: without a header that is a report.
-        raise DataError(
-            f"{path} lacks the column {', '.join(missing)}: its first line must name the columns"
-        )
+    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
+    header = _read_header(path, reader, required)
     while True:
         where = f"{path.name}, line {reader.line_num + 1}"
         try:
@@ -371,16 +368,31 @@ def _table(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[str, dict[str,
         yield where, {name: value.strip() for name, value in zip(header, row, strict=True)}
 
 
+def _read_header(path: Path, reader: Iterator[list[str]], required: tuple[str, ...]) -> list[str]:
+    try:
+        header = [name.strip() for name in next(reader, [])]
+    except csv.Error as error:
+        raise DataError(f"{path}: the header is not valid CSV: {error}") from None
+    missing = [name for name in required if name not in header]
+    if missing:
+        # The message does not quote the first line: without a header it is a report.
+        raise DataError(
+            f"{path} lacks the column {', '.join(missing)}: its first line must name the columns"
+        )
+    return header
+
+
 @dataclass(frozen=True)
 class Corpus:
     """A raw corpus: how it is read and what its licence allows.
 
     Attributes:
-        name: As on the command line.
-        read: Folder or file -> rows.
+        name: Name on the command line.
+        read: Reads a folder or file.
         licence: ``open`` or ``credentialed``.
-        has_sections: Whether a report has findings and impression apart; a caption has not.
-        modality: Which pictures are kept unless the user says another; see `select.MODALITIES`.
+        has_sections: Whether reports have findings and impression; False for captions.
+        modality: Modality of the pictures to select unless the user names one; see
+            `select.MODALITIES`.
     """
 
     name: str
@@ -395,6 +407,6 @@ CORPORA = {
     "openi_kaggle": Corpus("openi_kaggle", read_openi_csv, "open"),
     "roco": Corpus("roco", read_roco, "open", has_sections=False, modality="xray"),
     "mimic": Corpus("mimic", read_mimic, "credentialed"),
-    # Patients' reports, or CheXpert Plus, PadChest, VinDr-CXR brought into this shape.
+    # A user's reports, or CheXpert Plus, PadChest or VinDr-CXR in the form of such a table.
     "own": Corpus("own", read_own, "credentialed"),
 }

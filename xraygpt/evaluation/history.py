@@ -11,6 +11,7 @@ import yaml
 
 from xraygpt.common import checkpoint
 from xraygpt.common.errors import WeightsError
+from xraygpt.common.model_keys import read_key
 
 SYNTHETIC_BUILDER = "synthetic_cxr"
 SYNTHETIC_ONLY_WARNING = (
@@ -41,7 +42,7 @@ def _runs(model: Mapping[str, Any], visited: tuple[Path, ...] = ()) -> list[Path
     """Runs, each after those of its own parts."""
     runs: list[Path] = []
     for key in ("q_former_model", "llama_model", "ckpt"):
-        run = _find_run(model.get(key))
+        run = _find_run(read_key(model, key))
         if run is not None and run not in visited:  # a run may start from its own folder
             runs += [*_runs(_read_config(run).get("model") or {}, (*visited, run)), run]
     return runs
@@ -49,11 +50,11 @@ def _runs(model: Mapping[str, Any], visited: tuple[Path, ...] = ()) -> list[Path
 
 def _builders(model: Mapping[str, Any], visited: tuple[Path, ...] = ()) -> set[str]:
     """Dataset builders of the images that the model was trained on."""
-    builders = {_UNKNOWN} if model.get("vit_ckpt") else set()
+    builders = {_UNKNOWN} if read_key(model, "vit_ckpt") else set()
     for key in ("q_former_model", "ckpt"):  # the LLM is trained without images
-        if not model.get(key):
+        if not read_key(model, key):
             continue
-        run = _find_run(model[key])
+        run = _find_run(read_key(model, key))
         config = _read_config(run) if run is not None else {}
         datasets = config.get("datasets") or {"": {}}
         builders |= {str((d or {}).get("builder") or _UNKNOWN) for d in datasets.values()}

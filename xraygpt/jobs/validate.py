@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from xraygpt.common.errors import DataError, InputError
 from xraygpt.common.logging import progress
+from xraygpt.common.model_keys import config_value
 from xraygpt.datasets.base import Record, reference_text
 from xraygpt.datasets.builder import BaseBuilder
 from xraygpt.experiment import NO_IMAGES, Experiment
@@ -37,7 +38,7 @@ def check(experiment: Experiment, sheet: Path | None) -> list[str]:
     """
     problems: list[str] = []
     tokenizer = _load_tokenizer(experiment.model, problems)
-    limit = getattr(experiment.model, "max_txt_len", None)
+    limit = config_value(experiment.model, "max_txt_len")
     pictures: list[tuple[str, np.ndarray]] = []
     seen: set[MediaRef] = set()  # several datasets may read the same images
     for label, config in experiment.datasets.items():
@@ -70,7 +71,7 @@ def _print_sizes(label: str, by_split: Mapping[str | None, Sequence[Record]]) ->
 
 
 def _load_tokenizer(model: Any, problems: list[str]) -> Any:
-    source = getattr(model, "llama_model", None)
+    source = config_value(model, "llama_model")
     if source is None:
         return None
     try:

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from xraygpt.common.checks import Checks
+from xraygpt.common.config import from_tree, to_tree
 from xraygpt.common.registry import MODELS, Plugin, Registry
 from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import MediaCollator
@@ -126,6 +127,16 @@ class BaseModel(nn.Module, Plugin):
         ckpt: Path | None = None
         """Initial weights: a run folder, a checkpoint folder, or `<run folder>/best`."""
 
+        @classmethod
+        def from_keys(cls, **keys: Any) -> Self:
+            """A checked Config from the keys of a YAML, e.g. ``from_keys(vit_model="tiny")``.
+
+            Raises:
+                ConfigError: Lists all unknown keys and bad values.
+            """
+            config: Self = from_tree(cls, to_tree(keys), "model")
+            return config
+
     renderer: PromptRenderer = NO_TEXT
     media_collator: MediaCollator | None = None
     image_spec: ImageSpec
@@ -175,10 +186,7 @@ class BaseModel(nn.Module, Plugin):
         return next(self.parameters()).device
 
     def merge_lora(self) -> None:
-        """Merge adapters for faster inference; the model is neither trained nor saved after this.
-
-        Does nothing by default.
-        """
+        """Merge adapters for faster inference, after which the model is not trained or saved."""
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Names and values of the parameters that require gradients."""

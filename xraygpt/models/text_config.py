@@ -12,7 +12,7 @@ from xraygpt.common.checks import Checks
 class TextConfig:
     """How conversations are written as text."""
 
-    template: str = "none"
+    prompt_template: str = "none"
     """`xraygpt`, `vicuna_v1`, `legacy_train`, `legacy_chat`, `chat_template` (the tokenizer's),
     a text with one `{}`, or `none`: no text around the image and the answer, as in XrayGPT's first
     stage."""
@@ -20,9 +20,9 @@ class TextConfig:
     """Prompts, one per line; one is chosen at random for each sample that has none of its own."""
     end_sym: str | None = None
     """Ends every answer; null: the template's."""
-    max_len: int | None = 160
+    max_txt_len: int | None = 160
     """Most tokens of an answer including its end; longer answers are truncated. null: no limit."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
-            check.at_least(2, "max_len")
+            check.at_least(2, "max_txt_len")

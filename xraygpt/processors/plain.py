@@ -28,5 +28,5 @@ class PlainPixels(BaseProcessor):
         return channels_first(pixels).contiguous()
 
     def geometry(self, height: int, width: int, rng_key: str = "") -> Geometry:
-        """The identity."""
+        """The identity: no point moves."""
         return Geometry()

@@ -71,7 +71,7 @@ class Identity(BaseProcessor):
         """This processor has no settings."""
 
     def __call__(self, item: str, rng_key: str = "") -> str:
-        """Return `item`."""
+        """Return `item` unchanged."""
         return item
 
 
@@ -84,9 +84,9 @@ class BlipCaption(Identity):
         """Settings of XrayGPT, accepted without effect."""
 
         prompt: str = ""
-        """No effect."""
+        """Has no effect."""
         max_words: int = 50
-        """No effect."""
+        """Has no effect."""
 
     def __init__(self, config: Any, **runtime: Any) -> None:
         super().__init__(config, **runtime)

@@ -44,7 +44,7 @@ def compile_layers(layers: nn.ModuleList, device: torch.device) -> None:
 
 
 def uncompile_layers(layers: nn.ModuleList) -> None:
-    """Undo `compile_layers`."""
+    """Make compiled layers run eagerly again."""
     for layer in layers:
         layer._compiled_call_impl = None
 

@@ -73,7 +73,7 @@ class AdamW(BaseOptimizer):
     config: Config
 
     def make(self, groups: list[TorchGroup], model: BaseModel) -> torch.optim.Optimizer:
-        """Build `torch.optim.AdamW`."""
+        """Build `torch.optim.AdamW` over the groups."""
         betas = (self.config.beta1, self.beta2)
         return torch.optim.AdamW(groups, betas=betas, eps=self.config.eps)
 

@@ -97,4 +97,4 @@ def _line(name: str, microseconds: float, steps: int, whole: float, width: int) 
 
 class _NoProfiler:
     def step(self) -> None:
-        """Does nothing."""
+        pass

@@ -110,7 +110,7 @@ def _findings_by_head(model: Any, prompts: Batch, plan: Plan) -> list[list[str]]
         )
     if not prompts["media_inputs"]:
         return [[] for _ in prompts["input_ids"]]
-    images = images_per_row(prompts, model.config.num_query_token)
+    images = images_per_row(prompts, model.config.qformer.num_queries)
     thresholds = {
         name: plan.thresholds.get(name, default if plan.threshold is None else plan.threshold)
         for name, default in zip(head.names, head.threshold.tolist(), strict=True)

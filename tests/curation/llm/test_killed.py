@@ -46,15 +46,15 @@ POINTS = {  # a function, and the number of the call before which the process is
         f"{LEDGER},finish,60",  # before an answer is saved
         f"{LEDGER},save_draft,2",  # before a rejected first answer is saved
         f"{LEDGER},add_usage,100",
-        f"{FOLDER},bring_pictures,1",  # all answers saved, the folder unfinished
-        f"{FOLDER},_manifest,1",
+        f"{FOLDER},link_pictures,1",  # all answers saved, the folder unfinished
+        f"{FOLDER},_build_manifest,1",
     ],
     "batch": [
         f"{LEDGER},add_batch,1",
         f"{LEDGER},update_batch,1",
         f"{LEDGER},update_batch,2",
         f"{LEDGER},finish,60",
-        f"{FOLDER},_manifest,1",
+        f"{FOLDER},_build_manifest,1",
     ],
 }
 

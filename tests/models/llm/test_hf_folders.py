@@ -48,7 +48,7 @@ def transformers_model(config: type, model: type) -> torch.nn.Module:
 
 
 def our_model(kind: type[XrayGPT], **settings) -> XrayGPT:
-    config = kind.Config(
+    config = kind.Config.from_keys(
         vit_model="eva_tiny", num_query_token=8, qformer=QFormerConfig(layers=4, hidden=64),
         llm=SmallLLM(vocab_size=VOCABULARY_SIZE, hidden=32, layers=1, heads=2), **settings,
     )  # fmt: skip

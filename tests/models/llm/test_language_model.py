@@ -52,7 +52,7 @@ def test_it_learns_and_loads_as_an_llm(tmp_path, toy):
     with torch.no_grad():
         assert torch.equal(llm(ids).logits, runner.model.eval().llm(ids).logits)
     assert tokenizer.decode(tokenizer("Clear lungs.")["input_ids"]) == "Clear lungs."
-    config = XrayGPT.Config(vit_model="tiny", llama_model=str(tmp_path / "lm" / "best"))
+    config = XrayGPT.Config.from_keys(vit_model="tiny", llama_model=str(tmp_path / "lm" / "best"))
     assert XrayGPT(config).proj.out_features == 32
 
 

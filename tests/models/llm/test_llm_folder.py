@@ -239,7 +239,7 @@ def test_missing_flash_attention_is_reported(folder):
 
 def test_a_device_map_keeps_the_llms_device_and_dtype(folder):
     model = XrayGPT(
-        XrayGPT.Config(
+        XrayGPT.Config.from_keys(
             vit_model="tiny",
             llama_model=str(folder),
             llm_device_map="auto",
@@ -252,4 +252,4 @@ def test_a_device_map_keeps_the_llms_device_and_dtype(folder):
     assert model.proj.weight.dtype == torch.float64
     assert before.dtype == torch.float32
     with pytest.raises(ValueError, match="cannot be trained"):
-        XrayGPT.Config(llm_bits=8, freeze_llm=False)
+        XrayGPT.Config.from_keys(llm_bits=8, freeze_llm=False)

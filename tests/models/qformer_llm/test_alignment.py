@@ -12,7 +12,7 @@ from tests.conftest import write_toy_corpus
 from xraygpt.common.config import load
 from xraygpt.common.errors import ConfigError, WeightsError
 from xraygpt.experiment import Training, build_runner
-from xraygpt.models.qformer_llm.alignment import Aligned, _drawn
+from xraygpt.models.qformer_llm.alignment import Aligned, _sample_negatives
 from xraygpt.tasks.alignment import QFormerAlignmentTask
 from xraygpt.vocabulary.chest_labeller import FINDINGS
 
@@ -108,12 +108,12 @@ def test_wrong_partners_are_alike_but_never_right():
     same[0, 1] = same[1, 0] = True  # two of the same findings
     logits = torch.zeros(6, 6)
     logits[0, 3] = 4.0
-    drawn = torch.stack([_drawn(logits, same, own) for _ in range(300)])
+    drawn = torch.stack([_sample_negatives(logits, same, own) for _ in range(300)])
     assert not (drawn == torch.arange(6)).any()
     assert not (drawn[:, 0] == 1).any() and not (drawn[:, 1] == 0).any()
     assert (drawn[:, 0] == 3).float().mean() > 0.8  # the most alike, as a rule
     everything = torch.ones(6, 6, dtype=torch.bool)  # all of one finding: any other row
-    again = torch.stack([_drawn(logits, everything, own) for _ in range(50)])
+    again = torch.stack([_sample_negatives(logits, everything, own) for _ in range(50)])
     assert not (again == torch.arange(6)).any()
 
 

@@ -57,7 +57,8 @@ def test_the_question_decides_what_is_read_of_the_image():
     assert left["question"] == ["Left?"]
     with torch.no_grad():
         tokens = [
-            model.image_tokens(**b["media_inputs"], **model.reading(b)) for b in (left, right, left)
+            model.image_tokens(**b["media_inputs"], **model.qformer_text(b))
+            for b in (left, right, left)
         ]
     assert torch.equal(tokens[0], tokens[2])
     assert (tokens[0] - tokens[1]).abs().max() > 1e-2
@@ -72,7 +73,7 @@ def test_a_bert_tokenizer_is_the_qformers_own(tmp_path):
     BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
     model = asking(qformer_tokenizer=tmp_path, max_question_len=5)
     batch = collator(model)([sample("s", [picture(1)], "x", "What is what is what?")])
-    assert model.reading(batch)["text_ids"].tolist() == [[2, 6, 8, 6, 3]]
+    assert model.qformer_text(batch)["text_ids"].tolist() == [[2, 6, 8, 6, 3]]
     assert model.qformer.qformer.embeddings.word_embeddings.num_embeddings == 9
     with pytest.raises(WeightsError, match="there is no folder"):
         asking(qformer_tokenizer=tmp_path / "absent")

@@ -34,7 +34,7 @@ def tiny(**settings: object) -> XrayGPT:
         "llm": SmallLLM(vocab_size=260, hidden=32, layers=2, heads=2),
         "prompt_template": "xraygpt",
     }
-    return XrayGPT(XrayGPT.Config(**(base | settings)))
+    return XrayGPT(XrayGPT.Config.from_keys(**(base | settings)))
 
 
 def collator(model: XrayGPT) -> Collator:
@@ -206,10 +206,10 @@ def test_an_encoder_that_stays_on_the_cpu_does_and_gives_features_where_images_a
     assert model.device.type == "meta" and model.qformer.query_tokens.is_meta
     assert torch.equal(model.encode(images), before)
     require_one_device_type(model, 1)
-    with pytest.raises(InputError, match="lie on cpu and meta"):
+    with pytest.raises(InputError, match="are on cpu and meta"):
         require_one_device_type(model, 2)
     with pytest.raises(ValueError, match="vit_on_cpu: needs freeze_vit: true"):
-        XrayGPT.Config(vit_on_cpu=True, freeze_vit=False)
+        XrayGPT.Config.from_keys(vit_on_cpu=True, freeze_vit=False)
 
 
 def test_a_folded_adapter_answers_as_before_and_is_gone():

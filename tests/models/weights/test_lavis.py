@@ -43,7 +43,7 @@ def tiny(seed: int = 0, **settings) -> XrayGPT:
         **settings,
     }
     torch.manual_seed(seed)
-    model = XrayGPT(XrayGPT.Config(seed=seed, **settings)).eval()
+    model = XrayGPT(XrayGPT.Config.from_keys(seed=seed, **settings)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.2)
@@ -135,7 +135,7 @@ WRONG = {
     ),
     "another width": (
         lambda s: s.update({"ln_vision.weight": torch.ones(1408)}),
-        r"width 1408, and .* gives 192",
+        r"width 1408, but .* gives 192",
     ),
     "another LLM": (
         lambda s: s.update({"llama_proj.weight": torch.ones(5120, 64)}),
@@ -191,7 +191,7 @@ def wider(tmp_path: Path, **qformer) -> XrayGPT:
 
 def test_the_error_for_another_width_suggests_two_fixes(tmp_path):
     blip2_of_width(96, tmp_path)
-    with pytest.raises(WeightsError, match=r"width 96, and .* gives 192") as error:
+    with pytest.raises(WeightsError, match=r"width 96, but .* gives 192") as error:
         wider(tmp_path)
     assert "adapter: 96" in str(error.value)
     assert "new_cross_attention: true" in str(error.value)
@@ -200,7 +200,7 @@ def test_the_error_for_another_width_suggests_two_fixes(tmp_path):
 def test_an_adapter_keeps_the_whole_qformer(tmp_path):
     sizes = QFormerConfig(layers=LAYERS, hidden=64, adapter=96)
     model, file = blip2_of_width(96, tmp_path)
-    config = XrayGPT.Config(
+    config = XrayGPT.Config.from_keys(
         vit_model="timm/vit_tiny_patch16_224", image_size=32, num_query_token=4, qformer=sizes,
         q_former_model=file, freeze_qformer=True, llm=model.config.llm,
     )  # fmt: skip
@@ -215,7 +215,7 @@ def test_an_adapter_keeps_the_whole_qformer(tmp_path):
 
 def test_new_cross_attention_keeps_the_rest(tmp_path):
     model, file = blip2_of_width(96, tmp_path)
-    config = XrayGPT.Config(
+    config = XrayGPT.Config.from_keys(
         vit_model="timm/vit_tiny_patch16_224", image_size=32, num_query_token=4,
         qformer=QFormerConfig(layers=LAYERS, hidden=64, new_cross_attention=True),
         q_former_model=file, llm=model.config.llm,
@@ -231,6 +231,6 @@ def test_new_cross_attention_keeps_the_rest(tmp_path):
     }
     assert reset == expected
     with pytest.raises(ValueError, match="at random"):
-        XrayGPT.Config(
+        XrayGPT.Config.from_keys(
             freeze_qformer=True, qformer=QFormerConfig(layers=LAYERS, new_cross_attention=True)
         )

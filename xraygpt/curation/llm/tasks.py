@@ -100,11 +100,11 @@ def _location(path: tuple[int | str, ...], schema: dict[str, Any]) -> str:
 
 
 def _check_summary(source: str, answer: Summary) -> list[str]:
-    return checks.problems(source, answer.summary)
+    return checks.rejection_reasons(source, answer.summary)
 
 
 def _check_description(source: str, answer: Description) -> list[str]:
-    return checks.problems(source, answer.description, max_ratio=12.0)
+    return checks.rejection_reasons(source, answer.description, max_ratio=12.0)
 
 
 def _check_conversation(source: str, answer: Conversation) -> list[str]:
@@ -119,8 +119,8 @@ def _check_conversation(source: str, answer: Conversation) -> list[str]:
     questions = [" ".join(t.question.lower().split()) for t in turns]
     if len(set(questions)) < len(questions):
         reasons.append("a question asked twice")
-    reasons += checks.problems(source, " ".join(t.question for t in turns), findings=False)
-    reasons += checks.problems(source, " ".join(t.answer for t in turns), complete=False)
+    reasons += checks.rejection_reasons(source, " ".join(t.question for t in turns), findings=False)
+    reasons += checks.rejection_reasons(source, " ".join(t.answer for t in turns), complete=False)
     return list(dict.fromkeys(reasons))
 
 

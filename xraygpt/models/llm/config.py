@@ -38,5 +38,6 @@ class LLMConfig:
     def __post_init__(self) -> None:
         with Checks(self) as check:
             why = "quantized weights cannot be trained"
-            check.needs("freeze", "bits", "low_resource", why=why)
-            check.needs("freeze", "lora", why="an LLM is trained either by LoRA or in full")
+            check.needs("freeze", "bits", "low_resource", why=why, key="freeze_llm")
+            why = "an LLM is trained either by LoRA or in full"
+            check.needs("freeze", "lora", why=why, key="freeze_llm")

@@ -22,7 +22,7 @@ class LoraSettings:
     """Low-rank adapters in the LLM (Hu et al. 2021), implemented by peft."""
 
     r: int = 8
-    """Rank."""
+    """Rank of the update."""
     alpha: int = 16
     """The update is scaled by alpha / r."""
     dropout: float = 0.0

@@ -1,4 +1,4 @@
-"""An `xraygpt` model written as other projects keep theirs: files, folders, cards."""
+"""Exports an `xraygpt` model: XrayGPT's `.pth`, or a transformers BLIP-2 folder with its card."""
 
 from __future__ import annotations
 
@@ -28,54 +28,54 @@ SHARD = "4GB"
 NOTICE = "Research use only. Not a medical device: never for diagnosis or treatment."
 
 
-def to_pth(model: Composition, out: Path, how: ExportSettings) -> str:
-    """A run's weights as the lineage keeps them: one pickle, ``{"model": {...}}``."""
-    _merge(model, how)
-    state = export_names.pth_state(model, with_vision=how.with_vision)
-    more = ""
-    if how.merge_lora or not model.config.freeze_llm:  # the .pth has no place for an LLM
+def to_pth(model: Composition, out: Path, settings: ExportSettings) -> str:
+    """Write a run's weights as XrayGPT and MiniGPT-4 store them: a pickle, ``{"model": {…}}``."""
+    _merge_lora(model, settings)
+    state = export_names.pth_state(model, with_vision=settings.with_vision)
+    llm_note = ""
+    if settings.merge_lora or not model.config.llm.freeze:  # the .pth cannot contain an LLM
         folder = out.with_name(f"{out.stem}-llm")
         publish_folder(
             folder, lambda f: write_llm(model.llm, model.tokenizer, f), {"converted": []}
         )
-        more = f"; its LLM, which was trained, is in {folder}"
+        llm_note = f"; the LLM, which was trained, is in {folder}"
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f"{out.name}.tmp-{os.getpid()}")
+    temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     try:
         with report_write_errors(out):
-            torch.save({"model": {n: t.contiguous() for n, t in state.items()}}, aside)
-        aside.replace(out)
+            torch.save({"model": {n: t.contiguous() for n, t in state.items()}}, temporary)
+        temporary.replace(out)
     finally:
-        aside.unlink(missing_ok=True)
-    return f"{out}: {len(state)} tensors under the names of XrayGPT and MiniGPT-4{more}"
+        temporary.unlink(missing_ok=True)
+    return f"{out}: {len(state)} tensors under the names of XrayGPT and MiniGPT-4{llm_note}"
 
 
-def to_transformers(model: Composition, out: Path, how: ExportSettings) -> str:
-    """A run as a folder that `Blip2ForConditionalGeneration.from_pretrained` opens."""
-    _merge(model, how)
+def to_transformers(model: Composition, out: Path, settings: ExportSettings) -> str:
+    """Write a folder that `Blip2ForConditionalGeneration.from_pretrained` loads."""
+    _merge_lora(model, settings)
     state = export_names.blip2_state(model)
-    if how.dtype:
-        dtype = getattr(torch, how.dtype)
+    if settings.dtype:
+        dtype = getattr(torch, settings.dtype)
         state = {n: t.to(dtype) for n, t in state.items()}
     effect = export_names.eps_effect(model)
     (log.warning if effect > 1e-4 else log.info)(
-        "transformers has one layer-norm eps where BLIP-2 has two: features change by up to %.1e",
+        "transformers has one layer-norm eps and BLIP-2 two: features change by up to %.1e",
         effect,
     )
     image_id, origin = export_names.image_token_id(model, state)
-    log.info("images take %s", origin)
+    log.info("image token: %s", origin)
     config = export_names.blip2_config(model, state, image_id)
-    processor: Any = export_names.blip2_processor(model, _picture_processor(how), image_id)
+    processor: Any = export_names.blip2_processor(model, _image_processor(settings), image_id)
     token = processor.image_token.content
     question = (model.renderer.prompts or ["Describe the findings of this chest X-ray."])[0]
     text, ids = export_names.prompt_text(model, question, token)
-    found = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    same = found == export_names.with_image_id(ids, image_id)
+    retokenized = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    same = retokenized == export_names.with_image_id(ids, image_id)
     if not same:
         log.warning(
-            "the tokenizer splits the prompt's text into other tokens than training did (%d, %d): "
+            "the tokenizer splits the prompt into other tokens than in training (%d, %d): "
             "pass the ids of prompt.json to generate()",
-            len(found),
+            len(retokenized),
             len(ids),
         )
 
@@ -91,31 +91,32 @@ def to_transformers(model: Composition, out: Path, how: ExportSettings) -> str:
             "image_token_id": image_id,
         }
         (folder / "prompt.json").write_text(json.dumps(prompt, indent=1), encoding="utf-8")
-        (folder / "README.md").write_text(_card(model, how.license, token, same), encoding="utf-8")
+        (folder / "README.md").write_text(
+            _card(model, settings.license, token, same), encoding="utf-8"
+        )
 
     publish_folder(out, write, {"exported": __version__, "image_token": origin})
-    return f"{out}: opens with Blip2ForConditionalGeneration.from_pretrained; {origin}"
+    return f"{out}: load with Blip2ForConditionalGeneration.from_pretrained; {origin}"
 
 
-def _merge(model: Composition, how: ExportSettings) -> None:
-    if how.merge_lora:
+def _merge_lora(model: Composition, settings: ExportSettings) -> None:
+    if settings.merge_lora:
         merge_lora_weights(model.llm)
 
 
-def _picture_processor(how: ExportSettings) -> XrayImage:
-    if not isinstance(how.processor, XrayImage):
-        raise WeightsError(
-            f"the run's vis_processor is {type(how.processor).__name__}, which transformers has not"
-        )
-    return how.processor
+def _image_processor(settings: ExportSettings) -> XrayImage:
+    if not isinstance(settings.processor, XrayImage):
+        name = type(settings.processor).__name__
+        raise WeightsError(f"transformers has nothing like the run's vis_processor, {name}")
+    return settings.processor
 
 
 def _card(model: Composition, licence: str, token: str, same: bool) -> str:
-    """README.md of an exported model: front matter for the hub, an example, the notice."""
-    llm = (model.config.llama_model or "a small one of our own").rstrip("/").split("/")[-1]
-    count = model.config.num_query_token
-    tiny = model.config.vit_model == "eva_tiny"
-    encoder = "eva_tiny (for tests, it sees nothing)" if tiny else "EVA-CLIP-g"
+    """Write README.md of an exported model: hub metadata, an example, the notice."""
+    llm = (model.config.llm.source or "a small random LLM").rstrip("/").split("/")[-1]
+    count = model.config.qformer.num_queries
+    tiny = model.config.vision.encoder == "eva_tiny"
+    encoder = "eva_tiny (random, for tests)" if tiny else "EVA-CLIP-g"
     stops = model.renderer.stop_strings
     ids = (
         "prompt = json.load(open(f'{folder}/prompt.json'))"
@@ -133,9 +134,9 @@ tags: [medical, radiology, blip-2, xraygpt]
 
 **{NOTICE}**
 
-{encoder}, a Q-Former of {count} queries, a linear layer, and {llm}. The licence above is this
-model's; those of its parts and of the data it was trained on hold too. Guidance and votes, which
-xraygpt offers in decoding, are not part of the export.
+{encoder}, a Q-Former with {count} queries, a linear projection, and {llm}. The licence above is
+this model's; the licences of its parts and training data also apply. Guidance and candidate
+selection, which xraygpt offers in decoding, are not part of the export.
 
 ```python
 import json
@@ -157,13 +158,13 @@ out = model.generate(
 print(processor.tokenizer.decode(out[0], skip_special_tokens=True))
 ```
 
-Another question goes into `prompt["text"]`, in which `{token}` stands {count} times for the image;
-tokenise it with `add_special_tokens=False`. Pictures are to be shown bones bright.
+To ask another question, replace it in `prompt["text"]`, where `{token}` is repeated {count} times
+for the image, and tokenize with `add_special_tokens=False`. Bones must be bright in the images.
 """
 
 
 def write_llm(llm: Any, tokenizer: Any, folder: Path) -> None:
-    """An LLM and its tokenizer as a transformers folder."""
+    """Write an LLM and its tokenizer as a transformers folder."""
     llm.config.quantization_config = None  # of the GGUF it was read from
     llm.config._name_or_path = ""  # a path of this machine
     del llm.config.quantization_config
@@ -172,12 +173,12 @@ def write_llm(llm: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def save_sharded(state: Mapping[str, Tensor], folder: Path) -> None:
-    """Tensors as safetensors, in files of at most `SHARD`."""
+    """Write tensors as safetensors files of at most `SHARD`."""
     from huggingface_hub import save_torch_state_dict
 
-    whole = {n: t.detach().cpu().contiguous() for n, t in state.items()}
+    tensors = {n: t.detach().cpu().contiguous() for n, t in state.items()}
     save_torch_state_dict(
-        whole, folder, max_shard_size=SHARD, metadata={"format": "pt"}, filename_pattern=_PATTERN
+        tensors, folder, max_shard_size=SHARD, metadata={"format": "pt"}, filename_pattern=_PATTERN
     )
 
 

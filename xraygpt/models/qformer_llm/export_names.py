@@ -1,6 +1,6 @@
-"""Our weights under other projects' names: the lineage's `.pth`, and transformers' BLIP-2.
+"""Renames our weights for other projects: XrayGPT's `.pth`, and BLIP-2 of transformers.
 
-Both ways lose nothing or are refused with the reason. Notation: Q queries, D the encoder's width.
+A model that cannot be represented completely is refused. Notation: Q queries, D encoder width.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import (
 
 from xraygpt.common.errors import WeightsError
 from xraygpt.models.qformer_llm.parts import Composition
-from xraygpt.models.qformer_llm.qformer import QFormer, sizes
+from xraygpt.models.qformer_llm.qformer import QFormer, network_sizes
 from xraygpt.models.vision.published import is_eva
 from xraygpt.models.weights.lavis import OWN_PREFIX
 from xraygpt.models.weights.rules import Rule, apply_rules
@@ -30,7 +30,7 @@ from xraygpt.prompting.content import Turn
 from xraygpt.prompting.renderer import IMAGE_TOKEN_ID, Run
 
 IMAGE_TOKEN = "<image>"
-VISION_EPS = 1e-6  # of EVA's blocks; LAVIS's ln_vision has 1e-5, transformers one for both
+VISION_EPS = 1e-6  # of EVA's blocks; LAVIS's ln_vision has 1e-5, transformers one value for both
 _RESERVED = re.compile(r"reserved|unused|extra_id", re.IGNORECASE)
 
 _LAYER = r"qformer\.qformer\.(encoder\.layer\.\d+\.(?:cross)?attention)\.attention\.(.+)"
@@ -44,7 +44,7 @@ TO_PTH = (
     ),
     Rule(_LAYER, r"Qformer.bert.\1.self.\2"),
     Rule(r"qformer\.qformer\.(.+)", r"Qformer.bert.\1"),
-    Rule(r"(average_.+)", rf"{OWN_PREFIX}\1"),  # the original passes over keys it does not know
+    Rule(r"(average_.+)", rf"{OWN_PREFIX}\1"),  # the original code ignores unknown keys
 )
 _BLOCK = r"vision\.net\.blocks\.(\d+)\."
 TO_BLIP2 = (
@@ -63,15 +63,15 @@ TO_BLIP2 = (
     Rule(_BLOCK + r"attn\.proj\.(.+)", r"vision_model.encoder.layers.\1.self_attn.projection.\2"),
     Rule(_BLOCK + r"mlp\.(.+)", r"vision_model.encoder.layers.\1.mlp.\2"),
     Rule(r"llm\.(.+)", r"language_model.\1"),
-    Rule(r"average_.+", None, "the average image, for our guidance alone"),
+    Rule(r"average_.+", None, "the average image, used only by our guidance"),
 )
 
 
-def refuse_odd_parts(model: Composition, kind: str) -> None:
-    """What has no place elsewhere.
+def check_exportable(model: Composition, kind: str) -> None:
+    """Check that a model has no part that `kind` cannot represent.
 
     Raises:
-        WeightsError: The model has such a part; says which.
+        WeightsError: It has; the message lists the parts.
     """
     reasons = []
     if not isinstance(model.qformer, QFormer):
@@ -80,60 +80,62 @@ def refuse_odd_parts(model: Composition, kind: str) -> None:
         reasons.append("it has an adapter between encoder and Q-Former")
     elif model.qformer.patch_position is not None:
         reasons.append(
-            f"this run's encoder is {model.config.vit_model}, to whose tokens the Q-Former adds "
-            "positions; EVA-CLIP-g's have theirs"
+            f"its encoder is {model.config.vision.encoder}, to whose tokens the Q-Former adds "
+            "positions, as it does not for EVA-CLIP-g"
         )
-    if model.config.llm_bits or model.config.low_resource:
+    if model.config.llm.bits or model.config.llm.low_resource:
         reasons.append(
-            "its LLM's weights are packed: --options model.llm_bits=null model.low_resource=false"
+            "its LLM is quantized: --options model.llm_bits=null model.low_resource=false"
         )
     elif any("lora_" in name for name, _ in model.llm.named_parameters()):
         reasons.append("its LLM has LoRA adapters; --merge-lora adds them to the weights")
     if reasons:
-        raise WeightsError(f"{kind} has no place for this model: {'; '.join(reasons)}")
+        raise WeightsError(f"{kind} cannot represent this model: {'; '.join(reasons)}")
 
 
 def pth_state(model: Composition, *, with_vision: bool) -> dict[str, Tensor]:
-    """The model's weights as Composition, MiniGPT-4 and LAVIS name them.
+    """Rename the weights for XrayGPT, MiniGPT-4 and LAVIS.
 
     Args:
-        model: Query-only or text-conditioned.
-        with_vision: The encoder too; the originals keep it in a file of its own.
+        model: With or without a text-conditioned Q-Former.
+        with_vision: Include the encoder, which the originals store in a separate file.
 
     Raises:
-        WeightsError: A part has no place there.
+        WeightsError: A part cannot be represented.
     """
-    refuse_odd_parts(model, "the original layout")
-    trained = not model.config.freeze_vit or any(n.startswith("vision.") for n in model.loaded_keys)
+    check_exportable(model, "the original layout")
+    trained = not model.config.vision.freeze or any(
+        n.startswith("vision.") for n in model.loaded_keys
+    )
     if trained and not with_vision:
-        raise WeightsError("its encoder was trained, so it has to go along: --with-vision")
-    if with_vision and not is_eva(model.config.vit_model):
+        raise WeightsError("its encoder was trained, so it must be included: --with-vision")
+    if with_vision and not is_eva(model.config.vision.encoder):
         raise WeightsError(
-            f"the original layout holds EVA-CLIP-g, not {model.config.vit_model}; leave out "
+            f"the original layout is for EVA-CLIP-g, not {model.config.vision.encoder}; omit "
             "--with-vision"
         )
     prefixes = ("proj.", "qformer.", "average_") + (("vision.",) if with_vision else ())
     own = {n: t.detach().cpu() for n, t in model.state_dict().items() if n.startswith(prefixes)}
     account = apply_rules(TO_PTH, own)
     assert not account.unknown, account.unknown
-    if getattr(model.qformer, "reads_text", False):  # LAVIS calls InstructBLIP's projection so
+    if getattr(model.qformer, "reads_text", False):  # LAVIS's name in InstructBLIP
         return {n.replace("llama_proj.", "llm_proj."): t for n, t in account.state.items()}
     return account.state
 
 
 def blip2_state(model: Composition) -> dict[str, Tensor]:
-    """The model's weights, LLM included, as `Blip2ForConditionalGeneration` saves them.
+    """Rename the weights, LLM included, for `Blip2ForConditionalGeneration`.
 
     Raises:
-        WeightsError: A part has no place there.
+        WeightsError: A part cannot be represented.
     """
-    refuse_odd_parts(model, "transformers' BLIP-2")
+    check_exportable(model, "transformers' BLIP-2")
     if getattr(model.qformer, "reads_text", False):
-        raise WeightsError("transformers' BLIP-2 has no place for a Q-Former that reads questions")
-    if not is_eva(model.config.vit_model):
+        raise WeightsError("transformers' BLIP-2 cannot represent a Q-Former that reads questions")
+    if not is_eva(model.config.vision.encoder):
         raise WeightsError(
-            f"transformers' BLIP-2 holds the EVA-CLIP-g tower, not {model.config.vit_model}: "
-            "such a model opens here alone"
+            f"transformers' BLIP-2 is for EVA-CLIP-g, not {model.config.vision.encoder}, so this "
+            "model can only be loaded by xraygpt"
         )
     account = apply_rules(TO_BLIP2, {n: t.detach() for n, t in model.state_dict().items()})
     assert not account.unknown, account.unknown
@@ -148,10 +150,10 @@ def blip2_state(model: Composition) -> dict[str, Tensor]:
 
 
 def image_token_id(model: Composition, state: dict[str, Tensor]) -> tuple[int, str]:
-    """An id for images that no text takes; the embedding in `state` grows where there is none.
+    """Find a token id for images that no text uses; extends the embedding in `state` if needed.
 
     Returns:
-        The id, and in words where it comes from.
+        The id, and a description of its origin.
     """
     tokenizer = model.tokenizer
     for token, number in sorted(tokenizer.get_added_vocab().items(), key=lambda t: t[1]):
@@ -160,24 +162,24 @@ def image_token_id(model: Composition, state: dict[str, Tensor]) -> tuple[int, s
     name = embedding_name(model)
     rows, taken = len(state[name]), len(tokenizer)
     if taken < rows:
-        return taken, f"id {taken}, of the {rows - taken} rows no token takes"
+        return taken, f"id {taken}, one of {rows - taken} unused embedding rows"
     head = model.llm.get_output_embeddings()
     heads = [f"language_model.{n}.weight" for n, m in model.llm.named_modules() if m is head]
     for key in (name, *heads):
-        if key in state:  # zeros: its logit is 0, below any that is likely
+        if key in state:  # zeros: its logit is 0, below those of likely tokens
             state[key] = torch.cat([state[key], torch.zeros_like(state[key][:1])])
     return taken, f"id {taken}, for which the embedding grew from {rows} to {rows + 1} rows"
 
 
 def embedding_name(model: Composition) -> str:
-    """The LLM's token embedding in an exported state."""
+    """Key of the LLM's token embedding in an exported state."""
     embedding = model.llm.get_input_embeddings()
-    found = next(n for n, m in model.llm.named_modules() if m is embedding)
-    return f"language_model.{found}.weight"
+    name = next(n for n, m in model.llm.named_modules() if m is embedding)
+    return f"language_model.{name}.weight"
 
 
 def blip2_config(model: Composition, state: dict[str, Tensor], image_id: int) -> Blip2Config:
-    """The configuration `state` belongs to."""
+    """Build the configuration of an exported `state`."""
     net: Any = model.vision.net  # type: ignore[union-attr]
     input_spec = model.vision.input_spec  # type: ignore[union-attr]
     block = net.blocks[0]
@@ -197,9 +199,9 @@ def blip2_config(model: Composition, state: dict[str, Tensor], image_id: int) ->
     text.pop("_name_or_path", None)  # a path of this machine
     config = Blip2Config(
         vision_config=vision,
-        qformer_config=Blip2QFormerConfig(**sizes(model.config.qformer, net.embed_dim)),
+        qformer_config=Blip2QFormerConfig(**network_sizes(model.config.qformer, net.embed_dim)),
         text_config=text,
-        num_query_tokens=model.config.num_query_token,
+        num_query_tokens=model.config.qformer.num_queries,
         image_token_index=image_id,
         architectures=["Blip2ForConditionalGeneration"],
     )
@@ -209,15 +211,15 @@ def blip2_config(model: Composition, state: dict[str, Tensor], image_id: int) ->
 
 
 def blip2_processor(model: Composition, vis: XrayImage, image_id: int) -> Blip2Processor:
-    """Images as the run's processor makes them, and texts in which `<image>` takes `image_id`.
+    """Build a processor with the run's image preprocessing, and `<image>` as token `image_id`.
 
     Raises:
-        WeightsError: The run's pictures were fitted in a way that processor does not know.
+        WeightsError: The preprocessing cannot be represented.
     """
     if vis.fit != "squash" or vis.grey or vis.channels != 3:
         raise WeightsError(
-            f"the run's vis_processor makes pictures square by fit: {vis.fit}; transformers' "
-            "BLIP-2 processor only squashes them"
+            f"the run's vis_processor has fit: {vis.fit}; the BLIP-2 processor of transformers "
+            "only supports squash"
         )
     images = BlipImageProcessor(
         size={"height": vis.size, "width": vis.size},
@@ -226,23 +228,25 @@ def blip2_processor(model: Composition, vis: XrayImage, image_id: int) -> Blip2P
         image_std=vis.std.flatten().tolist(),
     )
     tokenizer = model.tokenizer
-    named = {number: token for token, number in tokenizer.get_added_vocab().items()}.get(image_id)
-    if named is None:
+    image_token = {number: token for token, number in tokenizer.get_added_vocab().items()}.get(
+        image_id
+    )
+    if image_token is None:
         token = AddedToken(IMAGE_TOKEN, normalized=False, special=True)
         tokenizer.add_tokens([token], special_tokens=True)
         if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != image_id:
             raise WeightsError(f"the tokenizer did not give {IMAGE_TOKEN} the id {image_id}")
-    # A processor that counts the queries would put them before the text; ours lie within it.
-    tokenizer.image_token = AddedToken(named or IMAGE_TOKEN, normalized=False, special=True)
+    # With num_query_tokens the processor would put the image first; ours is inside the text.
+    tokenizer.image_token = AddedToken(image_token or IMAGE_TOKEN, normalized=False, special=True)
     return Blip2Processor(images, tokenizer, num_query_tokens=None)
 
 
 @torch.no_grad()
 def eps_effect(model: Composition) -> float:
-    """Greatest relative change of normalised features by transformers' one layer-norm eps.
+    """Estimate the largest relative change of features from transformers' single layer-norm eps.
 
-    LAVIS has 1e-5 after the encoder and 1e-6 within it, transformers one for both. The change is
-    half the difference over the variance of a token, which is measured on a grey image with noise.
+    LAVIS uses 1e-5 after the encoder and 1e-6 inside it. The change is half the difference divided
+    by the variance of a token, which is measured on an image of noise.
     """
     input_spec = model.vision.input_spec  # type: ignore[union-attr]
     shape = (1, input_spec.channels, input_spec.image_size, input_spec.image_size)
@@ -252,13 +256,13 @@ def eps_effect(model: Composition) -> float:
 
 
 def prompt_text(model: Composition, question: str, image_token: str) -> tuple[str, list[int]]:
-    """A question about one image as text for the exported processor, and the ids it must give.
+    """A question about one image as text for the exported processor, and the expected ids.
 
-    Ids are those of our renderer with `IMAGE_TOKEN_ID` still in the image's places. The text is
-    to be tokenised without special tokens: those it needs are in it.
+    The ids are those of our renderer, with `IMAGE_TOKEN_ID` as placeholder. The text includes its
+    special tokens, so it must be tokenized with `add_special_tokens=False`.
     """
     turns = [Turn(role="user", text=f"<image> {question}")]
-    count = model.config.num_query_token
+    count = model.config.qformer.num_queries
     ids = model.renderer.render(turns, [Run(count)])["input_ids"]
     pieces = model.renderer.render_text(turns).split("<image>")
     opening = model.tokenizer.bos_token if model.renderer.opens_with_bos else ""
@@ -266,5 +270,5 @@ def prompt_text(model: Composition, question: str, image_token: str) -> tuple[st
 
 
 def with_image_id(ids: list[int], image_id: int) -> list[int]:
-    """`ids` with `image_id` in the image's places."""
+    """Replace the placeholders in `ids` by `image_id`."""
     return [image_id if i == IMAGE_TOKEN_ID else i for i in ids]

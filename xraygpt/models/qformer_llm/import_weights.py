@@ -1,133 +1,88 @@
-"""Parts of other runs and of other projects put into an `xraygpt` model."""
+"""Loads weights of other runs and of other projects into a Q-Former model."""
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from pathlib import Path
-from typing import Protocol
 
 from torch import Tensor
 
 from xraygpt.common.errors import WeightsError
 from xraygpt.models.llm.small_llm import check_tokenizer
+from xraygpt.models.qformer_llm.assets import check_encoder, encoder_digest, read_parts
 from xraygpt.models.qformer_llm.parts import Composition
-from xraygpt.models.vision import encoders, run_encoder
-from xraygpt.models.vision.base import VisionEncoder
+from xraygpt.models.vision import encoders
 from xraygpt.models.weights import lavis
 from xraygpt.models.weights.files import read_weights
 from xraygpt.models.weights.rules import load_exactly
 
 log = logging.getLogger(__name__)
 
-# What BLIP-2 has not: its encoder has its Q-Former's width, and its tokens know their places.
+# Missing in BLIP-2, whose Q-Former has its encoder's width and whose patch tokens have positions.
 ADDED = ("qformer.adapter.", "qformer.patch_position")
-_WORDS = re.compile(r"(?:word|position)_embeddings\.|\.(?:intermediate|output)\.")
-_QUERIES = re.compile(r"attention\.output\.")  # of words and queries alike
-PARTS = "parts.json"  # what a checkpoint's weights belong to
+_TEXT = re.compile(r"(?:word|position)_embeddings\.|\.(?:intermediate|output)\.")
+_SHARED = re.compile(r"attention\.output\.")  # matches _TEXT, but queries use it, too
 
 
-class SeesImages(Protocol):
-    """Configurations that name a vision encoder."""
-
-    vit_model: str
-    vit_ckpt: Path | None
-    image_size: int | None
-
-
-def vision_of(config: SeesImages) -> VisionEncoder:
-    """The encoder of a configuration; what is wrong with its file names the key.
+def load_qformer(model: Composition, path: Path) -> None:
+    """Initialize the Q-Former from another model's run, or from a BLIP-2 file.
 
     Raises:
-        WeightsError: The file is absent or does not fit.
-    """
-    try:
-        return encoders.build_vision(config.vit_model, config.image_size, config.vit_ckpt)
-    except WeightsError as error:
-        text = str(error)
-        raise WeightsError(
-            text if text.startswith("model.") else f"model.vit_ckpt: {text}"
-        ) from None
-
-
-def run_digest(config: SeesImages, encoder: VisionEncoder | None) -> dict[str, str]:
-    """What tells the frozen encoder of a run from that of a later one in the same folder."""
-    if encoder is None or not getattr(config, "freeze_vit", True):
-        return {}
-    trained_here = config.vit_model.startswith(run_encoder.RUN_PREFIX)
-    return {"vision": encoder.digest()} if trained_here else {}
-
-
-def check_encoder(folder: Path, own: dict[str, str]) -> None:
-    """Refuse weights trained on features of a run's encoder that was trained anew since.
-
-    Args:
-        folder: Of the weights.
-        own: `run_digest` of the model that is to take them.
-
-    Raises:
-        WeightsError: It is another encoder.
-    """
-    described = folder / PARTS
-    if not own or not described.is_file():
-        return
-    if json.loads(described.read_text(encoding="utf-8")).get("vision") != own["vision"]:
-        raise WeightsError(
-            f"{folder} was trained on features of another encoder than model.vit_model names now: "
-            "train this model anew, or name the encoder's old run or checkpoint"
-        )
-
-
-def take_qformer(model: Composition, path: Path) -> None:
-    """Begin with the Q-Former of another model's run, or of a file of BLIP-2.
-
-    Raises:
-        WeightsError: It is of another shape, or read another encoder's features.
+        WeightsError: It has another shape, or was trained on another encoder's features.
     """
     source, state = read_weights(path)
-    added: tuple[str, ...] = ()
+    may_lack: tuple[str, ...] = ()
     if lavis.is_foreign(state, source):
         state = lavis.convert_state(state, source, text=_reads_text(model)).state
-        added = tuple(name.removeprefix("qformer.") for name in ADDED)
-    described, encoder = source.parent / PARTS, model.config.vit_model
-    if described.is_file():
-        encoder = json.loads(described.read_text(encoding="utf-8"))["vit_model"]
-    if encoder != model.config.vit_model:
-        raise WeightsError(
-            f"model.q_former_model: the Q-Former of {source} reads features of {encoder}, "
-            f"not of model.vit_model ({model.config.vit_model})"
-        )
-    if model.vision is not None:
-        check_encoder(source.parent, run_digest(model.config, model.vision))
+        may_lack = tuple(name.removeprefix("qformer.") for name in ADDED)
+    parts = read_parts(source.parent)
+    _check_source_encoder(model, source, parts)
     prefix = "qformer."
-    found = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-    if not found:
+    weights = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    if not weights:
         raise WeightsError(f"model.q_former_model: {source} holds no Q-Former")
-    own = model.qformer.state_dict()
     if not _reads_text(model):
-        found = queries_alone(found)
-    elif described.is_file():  # a warm-up's words are those of its own tokenizer
-        check_tokenizer(source.parent, getattr(model, "reader", model.tokenizer))
-    fresh = _unread(model, found, source)
-    kept = {n: t for n, t in found.items() if n not in fresh}
-    absent = load_exactly(model.qformer, kept, source, required=set(own) - fresh, fresh=added)
-    _warn_fresh({*fresh, *absent}, source)
+        weights = remove_text_weights(weights)
+    elif parts is not None:  # its word embeddings belong to its tokenizer
+        check_tokenizer(source.parent, getattr(model, "question_tokenizer", model.tokenizer))
+    reset = _resized_keys(model, weights, source)
+    kept = {n: t for n, t in weights.items() if n not in reset}
+    required = set(model.qformer.state_dict()) - reset
+    absent = load_exactly(model.qformer, kept, source, required=required, fresh=may_lack)
+    _warn_random({*reset, *absent}, source)
 
 
-def queries_alone(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a Q-Former that reads texts too, as one that reads images alone names them."""
+def _check_source_encoder(model: Composition, source: Path, parts: dict[str, str] | None) -> None:
+    """Check that a Q-Former was trained on the features of this model's encoder.
+
+    Raises:
+        WeightsError: It was trained on another encoder.
+    """
+    vision = model.config.vision
+    encoder = vision.encoder if parts is None else parts["vit_model"]
+    if encoder != vision.encoder:
+        raise WeightsError(
+            f"model.q_former_model: the Q-Former of {source} reads features of {encoder}, not of "
+            f"model.vit_model ({vision.encoder})"
+        )
+    digest = encoder_digest(vision.encoder, model.vision, frozen=vision.freeze)
+    check_encoder(source.parent, digest)
+
+
+def remove_text_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Reduce a Q-Former that also reads text to one that reads images only."""
     if not any("word_embeddings" in name for name in state):
         return state
-    kept = {n: t for n, t in state.items() if _QUERIES.search(n) or not _WORDS.search(n)}
+    kept = {n: t for n, t in state.items() if _SHARED.search(n) or not _TEXT.search(n)}
     return {n.replace(".embeddings.layernorm.", ".layernorm."): t for n, t in kept.items()}
 
 
-def _warn_fresh(names: set[str], source: Path) -> None:
+def _warn_random(names: set[str], source: Path) -> None:
     if names:
         some = ", ".join(sorted(names)[:3])
         log.warning(
-            "%s: %d weights that it has not, or of another width, begin at random and need "
+            "%s lacks %d weights or has them in another width; they start at random and need "
             "training: %s%s", source, len(names), some, ", …" if len(names) > 3 else "",
         )  # fmt: skip
 
@@ -136,70 +91,88 @@ def _reads_text(model: Composition) -> bool:
     return bool(getattr(model.qformer, "reads_text", False))
 
 
-def _unread(model: Composition, found: dict[str, Tensor], source: Path) -> set[str]:
-    """Weights that read an encoder of another width, if the configuration lets them begin anew.
+def _resized_keys(model: Composition, weights: dict[str, Tensor], source: Path) -> set[str]:
+    """Keys that have another shape because the encoder's width differs, if that is allowed.
 
     Raises:
-        WeightsError: It does not.
+        WeightsError: The widths differ and `qformer.new_cross_attention` is not set.
     """
     own = model.qformer.state_dict()
-    theirs, width = found.get("ln_vision.weight"), own.get("ln_vision.weight")
-    if theirs is None or width is None or theirs.shape == width.shape:
+    theirs, ours = weights.get("ln_vision.weight"), own.get("ln_vision.weight")
+    if theirs is None or ours is None or theirs.shape == ours.shape:
         return set()
     if not model.config.qformer.new_cross_attention:
         raise WeightsError(
-            f"{source}: its Q-Former reads features of width {len(theirs)}, and "
-            f"{model.config.vit_model} gives {len(width)}. Two ways out, both of which need "
-            f"training: model.qformer.adapter: {len(theirs)} puts a linear layer between them; "
-            "model.qformer.new_cross_attention: true begins the layers that read the image anew"
+            f"{source}: its Q-Former reads features of width {len(theirs)}, but "
+            f"{model.config.vision.encoder} gives {len(ours)}. There are two ways out, both of "
+            f"which need training: model.qformer.adapter: {len(theirs)} puts a linear layer "
+            "between them; model.qformer.new_cross_attention: true reinitializes the layers that "
+            "read the image"
         )
-    return {n for n, t in own.items() if n in found and found[n].shape != t.shape}
+    return {n for n, t in own.items() if n in weights and weights[n].shape != t.shape}
 
 
-def foreign_state(
+def convert_foreign_state(
     model: Composition, state: dict[str, Tensor], source: Path
 ) -> tuple[dict[str, Tensor], set[str]] | None:
-    """Weights of Composition, MiniGPT-4 or LAVIS under the names of `model`.
+    """Convert weights of XrayGPT, MiniGPT-4 or LAVIS to the names of `model`.
 
     Returns:
-        Tensors of whole parts, and the names they must hold; None if the file is ours.
+        Tensors of complete parts, and the keys they must have; None if the file is ours.
 
     Raises:
-        WeightsError: A part that nothing else brings is absent, or does not fit.
+        WeightsError: A part is missing that no other file provides, or a part does not fit.
     """
     if not lavis.is_foreign(state, source):
         return None
-    account = lavis.convert_state(state, source, text=_reads_text(model))
-    if model.vision is None:  # pre-computed features: the encoder ran elsewhere
-        account.state = {n: t for n, t in account.state.items() if not n.startswith("vision.")}
-    parts = {name.split(".")[0] for name in account.state}
+    converted = lavis.convert_state(state, source, text=_reads_text(model)).state
+    if model.vision is None:  # pre-computed features need no encoder
+        converted = {n: t for n, t in converted.items() if not n.startswith("vision.")}
+    parts = {name.split(".")[0] for name in converted}
+    _provide_missing_parts(model, parts, source)
+    weights = {n.removeprefix("qformer."): t for n, t in converted.items()}
+    reset = {f"qformer.{n}" for n in _resized_keys(model, weights, source)}
+    converted = {n: t for n, t in converted.items() if n not in reset}
+    _check_projection(model, converted, source)
+    required = {n for n in model.state_dict() if n.split(".")[0] in parts}
+    absent = {n for n in required - set(converted) if n.startswith(ADDED)}
+    _warn_random(reset | absent, source)
+    return converted, required - reset - absent
+
+
+def _provide_missing_parts(model: Composition, parts: set[str], source: Path) -> None:
+    """Load the Q-Former from its own file if `source` has none; check that the encoder has one.
+
+    Raises:
+        WeightsError: Neither `source` nor the configuration provides the Q-Former or the encoder.
+    """
+    config = model.config
     if "qformer" not in parts:
-        if model.config.q_former_model is None:
+        if config.qformer.init_from is None:
             raise WeightsError(
-                f"{source} holds no Q-Former, as is usual in its lineage; set "
+                f"{source} holds no Q-Former, as is usual for XrayGPT and MiniGPT-4; set "
                 "model.q_former_model to the BLIP-2 file it was trained with"
             )
-        take_qformer(model, model.config.q_former_model)
-    given = model.config.vit_ckpt or encoders.has_weights(model.config.vit_model)
-    if "vision" not in parts and model.vision is not None and not given:
+        load_qformer(model, config.qformer.init_from)
+    has_encoder = config.vision.ckpt or encoders.has_weights(config.vision.encoder)
+    if "vision" not in parts and model.vision is not None and not has_encoder:
         raise WeightsError(
-            f"{source} holds no vision encoder, so {model.config.vit_model} would stay random; "
-            "set model.vit_ckpt to its file (eva_vit_g.pth)"
+            f"{source} holds no vision encoder, so {config.vision.encoder} would stay random; set "
+            "model.vit_ckpt to its file (eva_vit_g.pth)"
         )
-    found = {n.removeprefix("qformer."): t for n, t in account.state.items()}
-    fresh = {f"qformer.{n}" for n in _unread(model, found, source)}
-    for name in fresh:
-        del account.state[name]
-    if "proj" not in parts:
-        log.warning("%s holds no projection to the LLM: it begins at random", source)
-    projection = account.state.get("proj.weight")
-    width = model.proj.out_features
-    if projection is not None and len(projection) != width:
+
+
+def _check_projection(model: Composition, state: dict[str, Tensor], source: Path) -> None:
+    """Check the projection's width; warn if there is none.
+
+    Raises:
+        WeightsError: It belongs to an LLM of another width.
+    """
+    projection = state.get("proj.weight")
+    if projection is None:
+        log.warning("%s has no projection to the LLM: it starts at random", source)
+    elif len(projection) != model.proj.out_features:
         raise WeightsError(
             f"{source}: its projection is for an LLM of width {len(projection)}, but "
-            f"model.llama_model has {width} (Vicuna 7B: 4096, 13B: 5120)"
+            f"model.llama_model has {model.proj.out_features} (Vicuna 7B: 4096, 13B: 5120)"
         )
-    required = {n for n in model.state_dict() if n.split(".")[0] in parts}
-    absent = {n for n in required - set(account.state) if n.startswith(ADDED)}
-    _warn_fresh(fresh | absent, source)
-    return account.state, required - fresh - absent

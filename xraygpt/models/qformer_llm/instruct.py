@@ -1,4 +1,4 @@
-"""`xraygpt` whose Q-Former reads the question too, as InstructBLIP does (Dai et al. 2023).
+"""`xraygpt` whose Q-Former also reads the question, as in InstructBLIP (Dai et al. 2023).
 
 Notation as in `qformer.py`; T tokens of a question.
 """
@@ -18,30 +18,32 @@ from xraygpt.common.checks import Checks
 from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
-from xraygpt.models.llm import llm_files
-from xraygpt.models.llm import small_llm as language
+from xraygpt.models.llm import llm_files, small_llm
 from xraygpt.models.media_tokens import images_per_row
 from xraygpt.models.qformer_llm.model import XrayGPT
-from xraygpt.models.qformer_llm.qformer import QFormer, QFormerConfig, sizes
+from xraygpt.models.qformer_llm.qformer import QFormer, QFormerConfig, network_sizes
+
+log = logging.getLogger(__name__)
 
 
 class TextQFormer(QFormer):
     """Patch tokens and a question -> query tokens.
 
     Args:
-        vocabulary: Entries of the question's tokenizer.
+        config: Its size.
+        vocab_size: Entries of the question's tokenizer.
         sizes: As `QFormer`'s.
     """
 
     reads_text = True
 
-    def __init__(self, config: QFormerConfig, *, vocabulary: int, **sizes: Any) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, config: QFormerConfig, *, vocab_size: int, **sizes: Any) -> None:
+        self._vocab_size = vocab_size
         super().__init__(config, **sizes)
 
     def make_network(self, config: QFormerConfig, vision_width: int) -> nn.Module:
-        """Transformers' network that queries and words go through."""
-        settings = sizes(config, vision_width) | {"vocab_size": self._vocabulary}
+        """Build the transformer of queries and words."""
+        settings = network_sizes(config, vision_width) | {"vocab_size": self._vocab_size}
         return InstructBlipQFormerModel(InstructBlipQFormerConfig(**settings))
 
     def read(
@@ -52,24 +54,21 @@ class TextQFormer(QFormer):
         text_ids: Tensor | None = None,
         text_mask: Tensor | None = None,
     ) -> Tensor:
-        """(N, Q, K) queries, (N, L, D) tokens, (N, T) ids of questions and their mask -> (N, Q, K).
+        """(N, Q, K) queries, (N, L, D) tokens, (N, T) question ids and their mask -> (N, Q, K).
 
-        Without a question the queries read the image alone.
+        Without a question, the queries read the image alone.
         """
-        both = None
+        attention_mask = None
         if text_mask is not None:
-            both = torch.cat([text_mask.new_ones(queries.shape[:2]), text_mask], dim=1)
+            attention_mask = torch.cat([text_mask.new_ones(queries.shape[:2]), text_mask], dim=1)
         out: Tensor = self.qformer(
             input_ids=text_ids,
-            attention_mask=both,
+            attention_mask=attention_mask,
             query_embeds=queries,
             encoder_hidden_states=patches,
             encoder_attention_mask=mask,
         ).last_hidden_state
         return out[:, : queries.shape[1]]
-
-
-log = logging.getLogger(__name__)
 
 
 @registry.register_model("xraygpt_instruct", "instruct_blip")
@@ -78,43 +77,44 @@ class InstructXrayGPT(XrayGPT):
 
     @dataclass(kw_only=True)
     class Config(XrayGPT.Config):
-        """Settings of `xraygpt`, and of the question's way into the Q-Former."""
+        """Settings of `xraygpt`, and how the Q-Former reads the question."""
 
         qformer_tokenizer: Path | None = None
-        """Folder of the tokenizer that the Q-Former knows (InstructBLIP's: `qformer_tokenizer/`);
-        null takes the LLM's, for a Q-Former from scratch."""
+        """Folder of the Q-Former's own tokenizer (InstructBLIP: `qformer_tokenizer/`); null: the
+        LLM's, for a Q-Former trained from scratch."""
         max_question_len: int = 128
-        """Most tokens of a question that the Q-Former reads; the rest is cut off."""
+        """Tokens of a question that the Q-Former reads, 1 to 512; the rest is cut off."""
 
         def __post_init__(self) -> None:
             length = self.max_question_len
             with Checks(self) as check:
                 check.include(super().__post_init__)
                 wrong = not 1 <= length <= 512
-                check.refuse(wrong, "max_question_len", f"must be in 1..512, got {length}")
+                check.refuse(wrong, "max_question_len", f"must lie in 1..512, got {length}")
 
     config: Config
     reads_question = True
 
     def make_qformer(self, width: int, patches: int | None) -> nn.Module:
-        """A Q-Former that reads the question too."""
-        self.reader = self._question_tokenizer()
+        """Build a Q-Former that also reads the question."""
+        self.question_tokenizer = self._load_question_tokenizer()
         return TextQFormer(
             self.config.qformer,
-            vocabulary=len(self.reader),
+            vocab_size=len(self.question_tokenizer),
             vision_width=width,
             num_patches=patches,
-            num_query_token=self.config.num_query_token,
         )
 
-    def _question_tokenizer(self) -> Any:
+    def _load_question_tokenizer(self) -> Any:
         folder = self.config.qformer_tokenizer
         if folder is not None and not folder.is_dir():
             raise WeightsError(f"model.qformer_tokenizer: there is no folder {folder}")
         if folder is None:
-            log.info("model.qformer_tokenizer is not set: the Q-Former reads the LLM's tokens")
-            llm = self.config.llama_model
-            return language.new_tokenizer([], 260) if llm is None else llm_files.load_tokenizer(llm)
+            log.info("model.qformer_tokenizer is not set: the Q-Former uses the LLM's tokenizer")
+            llm = self.config.llm.source
+            return (
+                small_llm.new_tokenizer([], 260) if llm is None else llm_files.load_tokenizer(llm)
+            )
         try:
             return AutoTokenizer.from_pretrained(folder, **llm_files.LOCAL_ONLY)
         except llm_files.LOAD_ERRORS as error:
@@ -123,19 +123,20 @@ class InstructXrayGPT(XrayGPT):
                 f"model.qformer_tokenizer: {folder} holds no tokenizer: {why}"
             ) from None
 
-    def reading(self, batch: Batch) -> dict[str, Tensor]:
-        """(N, T) ids and mask of the question each image of the batch belongs to."""
+    def qformer_text(self, batch: Batch) -> dict[str, Tensor]:
+        """(N, T) ids and mask of the question that belongs to each image of the batch."""
         ids = batch["input_ids"]
-        images = torch.tensor(images_per_row(batch, self.config.num_query_token))
+        images = torch.tensor(images_per_row(batch, self.config.qformer.num_queries))
+        tokenizer, max_length = self.question_tokenizer, self.config.max_question_len
         encoded = [
-            self.reader(q, truncation=True, max_length=self.config.max_question_len)["input_ids"]
-            or [self.reader.eos_token_id or 0]
-            for q in batch["question"]
+            tokenizer(question, truncation=True, max_length=max_length)["input_ids"]
+            or [tokenizer.eos_token_id or 0]
+            for question in batch["question"]
         ]
         width = max(map(len, encoded))
         text = torch.zeros(len(encoded), width, dtype=torch.long)
         mask = torch.zeros_like(text)
         for row, tokens in enumerate(encoded):
             text[row, : len(tokens)], mask[row, : len(tokens)] = torch.tensor(tokens), 1
-        each = torch.arange(len(encoded)).repeat_interleave(images)
-        return {"text_ids": text[each].to(ids.device), "text_mask": mask[each].to(ids.device)}
+        rows = torch.arange(len(encoded)).repeat_interleave(images)
+        return {"text_ids": text[rows].to(ids.device), "text_mask": mask[rows].to(ids.device)}

@@ -1,4 +1,4 @@
-"""The parts of an `xraygpt` model, for what reads or writes them one by one."""
+"""The parts of an `xraygpt` model, as code that loads, packs or exports them sees them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xraygpt.prompting.renderer import PromptRenderer
 
 
 class Composition(Protocol):
-    """Vision encoder, Q-Former, linear layer, language model."""
+    """Vision encoder, Q-Former, projection, LLM."""
 
     config: Any
     vision: VisionEncoder | None

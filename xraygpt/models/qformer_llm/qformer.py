@@ -1,9 +1,9 @@
 """The Q-Former: learned queries read an image's patch tokens and become a fixed number of tokens.
 
-transformers' `Blip2QFormerModel`, query only, is used as it stands; around it lie what BLIP-2 puts
-there (`ln_vision`, the query tokens) and, for encoders whose tokens do not know where they lie, a
-learned position. Notation: N images, L patch tokens, D vision width, Q queries, K the Q-Former's
-width.
+The transformer is `Blip2QFormerModel` of transformers, with queries only. Added around it, as in
+BLIP-2: a layer norm of the patch tokens and the learned queries; and a position embedding for
+encoders whose patch tokens have none. Notation: N images, L patch tokens, D vision width, Q
+queries, K the Q-Former's width.
 """
 
 from __future__ import annotations
@@ -23,34 +23,35 @@ from xraygpt.common.errors import InputError
 class QFormerConfig:
     """Size of the Q-Former; the defaults are BLIP-2's."""
 
+    num_queries: int = 32
+    """Tokens one image becomes."""
     layers: int = 12
-    """Transformer layers."""
     hidden: int = 768
-    """Width K; heads are 64 wide."""
+    """Width K; attention heads are 64 wide."""
     cross_attention_every: int = 2
-    """Every how many layers the queries read the image."""
+    """Every n-th layer reads the image."""
     dropout: float = 0.1
-    """Of attention and of hidden states, in [0, 1)."""
+    """Of attention and hidden states, in [0, 1)."""
 
     patch_dropout: float = 0.0
     """Share of patch tokens hidden from the queries in each training pass, in [0, 1): augmentation
-    that works on stored features."""
+    that works with cached features."""
 
     adapter: int | None = None
-    """Width of a trained linear layer between encoder and Q-Former; null puts none. 1408 lets a
-    Q-Former of BLIP-2 read another encoder; it is trained even with `freeze_qformer`."""
+    """Width of a trained linear layer between encoder and Q-Former; null: none. With 1408, BLIP-2's
+    Q-Former can read another encoder. It is trained even if the Q-Former is frozen."""
     new_cross_attention: bool = False
-    """Begin the layers that read the image anew where those of `q_former_model` are of another
-    width; the other way to read another encoder with a Q-Former of BLIP-2."""
+    """Reinitialize the cross-attention if the loaded Q-Former read an encoder of another width; the
+    other way to use BLIP-2's Q-Former with another encoder."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
-            check.at_least(1, "adapter")
+            check.at_least(1, "num_queries", "adapter")
             check.fraction_below_one("dropout", "patch_dropout")
             multiple = f"must be a multiple of 64, the width of a head; got {self.hidden}"
             check.refuse(self.hidden % 64, "hidden", multiple)
             both = self.adapter is not None and self.new_cross_attention
-            why = "and new_cross_attention are two ways; choose one"
+            why = "and new_cross_attention are alternatives; choose one"
             check.refuse(both, "adapter", why, "new_cross_attention")
 
 
@@ -60,25 +61,19 @@ class QFormer(nn.Module):
     Args:
         config: Its size.
         vision_width: D.
-        num_patches: L, if the patch tokens need a learned position; None if they know theirs.
-        num_query_token: Q.
+        num_patches: L, if the patch tokens need a position embedding; None if they have one.
     """
 
     def __init__(
-        self,
-        config: QFormerConfig,
-        *,
-        vision_width: int,
-        num_patches: int | None,
-        num_query_token: int,
+        self, config: QFormerConfig, *, vision_width: int, num_patches: int | None
     ) -> None:
         super().__init__()
         self.adapter: nn.Linear | None = None
         if config.adapter is not None:
             self.adapter = nn.Linear(vision_width, config.adapter)
             vision_width = config.adapter
-        self.ln_vision = nn.LayerNorm(vision_width, eps=1e-5)  # LAVIS's eps; 1e-6 elsewhere
-        self.query_tokens = nn.Parameter(torch.zeros(1, num_query_token, config.hidden))
+        self.ln_vision = nn.LayerNorm(vision_width, eps=1e-5)  # LAVIS's eps here; 1e-6 elsewhere
+        self.query_tokens = nn.Parameter(torch.zeros(1, config.num_queries, config.hidden))
         nn.init.normal_(self.query_tokens, std=0.02)
         self.patch_dropout = config.patch_dropout
         self.patch_position = None
@@ -87,13 +82,16 @@ class QFormer(nn.Module):
         self.qformer = self.make_network(config, vision_width)
 
     def make_network(self, config: QFormerConfig, vision_width: int) -> nn.Module:
-        """Transformers' network that the queries go through."""
-        return Blip2QFormerModel(Blip2QFormerConfig(**sizes(config, vision_width)))
+        """Build the transformer of the queries."""
+        return Blip2QFormerModel(Blip2QFormerConfig(**network_sizes(config, vision_width)))
 
     def forward(self, patches: Tensor, mask: Tensor | None = None, **text: Tensor) -> Tensor:
-        """(N, L, D) patch tokens, (N, L) 1 on those that are there -> (N, Q, K).
+        """(N, L, D) patch tokens and their (N, L) mask, 1 for valid -> (N, Q, K) query tokens.
 
-        `text` goes to `read`.
+        `text` is passed to `read`.
+
+        Raises:
+            InputError: The number of patch tokens differs from training.
         """
         patches = patches.to(self.ln_vision.weight.dtype)
         if self.adapter is not None:
@@ -103,25 +101,25 @@ class QFormer(nn.Module):
             if patches.shape[1] != self.patch_position.shape[1]:
                 raise InputError(
                     f"{patches.shape[1]} patch tokens, but the Q-Former was made for "
-                    f"{self.patch_position.shape[1]}; set model.image_size as it was in training"
+                    f"{self.patch_position.shape[1]}; set model.image_size as in training"
                 )
             patches = patches + self.patch_position
         if self.training and self.patch_dropout:
-            kept = torch.rand(patches.shape[:2], device=patches.device) >= self.patch_dropout
-            kept[:, 0] |= ~kept.any(dim=1)  # never all of them
-            mask = kept.long() if mask is None else mask * kept
+            visible = torch.rand(patches.shape[:2], device=patches.device) >= self.patch_dropout
+            visible[:, 0] |= ~visible.any(dim=1)  # at least one patch stays visible
+            mask = visible.long() if mask is None else mask * visible
         queries = self.query_tokens.expand(len(patches), -1, -1)
         return self.read(queries, patches, mask, **text)
 
     def read(self, queries: Tensor, patches: Tensor, mask: Tensor | None) -> Tensor:
-        """(N, Q, K) queries and (N, L, D) normalised tokens -> (N, Q, K)."""
+        """(N, Q, K) queries and (N, L, D) normalized patch tokens -> (N, Q, K)."""
         out: Tensor = self.qformer(
             query_embeds=queries, encoder_hidden_states=patches, encoder_attention_mask=mask
         ).last_hidden_state
         return out
 
 
-def sizes(config: QFormerConfig, vision_width: int) -> dict[str, Any]:
+def network_sizes(config: QFormerConfig, vision_width: int) -> dict[str, Any]:
     """Arguments of transformers' Q-Former configurations."""
     return {
         "hidden_size": config.hidden,
@@ -136,15 +134,17 @@ def sizes(config: QFormerConfig, vision_width: int) -> dict[str, Any]:
 
 
 def sin_cos_2d(num_patches: int, width: int) -> Tensor:
-    """(1, L, D) sine and cosine of row and column of a square grid, in [-1, 1].
+    """Sine–cosine position embedding of a square grid, (1, L, D), in [-1, 1].
 
-    The 2-D form of the encoding of Vaswani et al. 2017. It is as large as the normalised tokens it
-    is added to: a small random position, as vision transformers use before their first norm, would
-    take the Q-Former thousands of steps to notice.
+    The 2-D form of Vaswani et al. 2017. Its magnitude matches the normalized tokens it is added to:
+    with the usual small random embedding, the Q-Former needs thousands of steps to notice it.
+
+    Raises:
+        InputError: L is not a square number.
     """
     side = round(num_patches**0.5)
     if side * side != num_patches:
-        raise InputError(f"model.vit_model: its {num_patches} patch tokens are no square grid")
+        raise InputError(f"model.vit_model: its {num_patches} patch tokens are not a square grid")
     quarter = max(width // 4, 1)
     frequency = 1.0 / 100 ** (torch.arange(quarter) / quarter)
     angle = torch.arange(side)[:, None] * frequency  # (side, D/4)

@@ -67,7 +67,7 @@ class VisionEncoder(nn.Module):
         return probe.shape[1], probe.shape[2]
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """As `encode`."""
+        """Same as `encode`."""
         return self.encode(pixel_values)
 
     def encode(self, pixel_values: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class VisionEncoder(nn.Module):
         return super().train(mode and not getattr(self, "_frozen", False))
 
     def digest(self) -> str:
-        """See `weights_digest`."""
+        """SHA-256 of all weights; see `weights_digest`."""
         return weights_digest(self)
 
     def __str__(self) -> str:

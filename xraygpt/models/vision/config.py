@@ -42,4 +42,4 @@ class VisionConfig(EncoderConfig):
                 "vit_model: precomputed and vit_width go together",
                 *("encoder", "width"),
             )
-            check.needs("freeze", "on_cpu", why="for frozen encoders")
+            check.needs("freeze", "on_cpu", why="for frozen encoders", key="freeze_vit")

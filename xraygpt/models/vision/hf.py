@@ -64,11 +64,7 @@ def transformers_encoder(source: str, image_size: int | None) -> VisionEncoder:
 
 
 def _load_network(source: str) -> tuple[Any, Mapping[str, Any]]:
-    """The vision network and the settings of its image preprocessor.
-
-    Raises:
-        WeightsError: The model is missing, damaged or incomplete.
-    """
+    """The vision network and the settings of its image preprocessor."""
     from transformers import AutoModel
 
     name, _, revision = source.partition("@")
@@ -129,13 +125,7 @@ def _preprocessor_settings(folder: str) -> Mapping[str, Any]:
 
 
 def _input_spec(settings: Mapping[str, Any], image_size: int | None, native_size: Any) -> InputSpec:
-    """Translate a model's `preprocessor_config.json`.
-
-    Args:
-        settings: Content of the file.
-        image_size: Size in pixels that replaces the file's.
-        native_size: Size of the network, used if the file has none.
-    """
+    """Translate `preprocessor_config.json`; `native_size` is used if it has no size."""
     crop = settings.get("do_center_crop") and settings.get("crop_size")
     fit: Fit = "crop" if crop else "squash"
     mean, std = _normalisation(settings)

@@ -236,7 +236,7 @@ class ImageText(BaseModel):
         return functional.normalize(self.text_proj(mean).float(), dim=-1)
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """All weights."""
+        """All weights and buffers."""
         return dict(self.state_dict())
 
     def check_assets(self, folder: Path) -> None:

@@ -225,7 +225,7 @@ class MedClipSwin(BaseEncoder):
     key_prefixes = ("vision_model.model.encoder.layers.",)
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
-        """Timm's Swin-T."""
+        """Timm's Swin-T without classifier."""
         input_spec = _medclip(image_size)
         return create_timm_encoder(
             "swin_tiny_patch4_window7_224", {}, input_spec, weights, self.convert_file
@@ -254,7 +254,7 @@ class MedClipResNet50(BaseEncoder):
     key_prefixes = ("vision_model.model.layer1.",)
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
-        """Timm's ResNet-50."""
+        """Timm's ResNet-50 without pooling."""
         return create_timm_encoder("resnet50", {}, _medclip(image_size), weights, self.convert_file)
 
     def convert_file(self, path: Path) -> ConvertedState:
@@ -274,7 +274,7 @@ class BiomedClip(BaseEncoder):
     key_prefixes = ("visual.trunk.",)
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
-        """Timm's ViT-B/16."""
+        """Timm's ViT-B/16 without classifier."""
         input_spec = InputSpec(image_size=image_size or 224, mean=CLIP[0], std=CLIP[1], fit="crop")
         return create_timm_encoder(
             "vit_base_patch16_224", {}, input_spec, weights, self.convert_file

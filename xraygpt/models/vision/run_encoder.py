@@ -79,11 +79,7 @@ def trained_encoder(name: str, image_size: int | None) -> VisionEncoder:
 
 
 def _read_model_config(folder: Path, name: str) -> dict[str, Any]:
-    """The section `model` of a run's configuration.
-
-    Raises:
-        WeightsError: There is no configuration, or the run trained no encoder.
-    """
+    """The section `model` of a run's configuration."""
     path = folder / "config.yaml"
     if not path.is_file():
         raise WeightsError(f"model.vit_model: {folder} has no config.yaml")

@@ -28,17 +28,10 @@ def create_timm_encoder(
     weights: Path | None,
     convert: Converter,
 ) -> VisionEncoder:
-    """Create timm's network `name` with converted weights; random without a file.
+    """Create timm's network `name` with the `weights` read by `convert`; random without a file.
 
     If possible, it is created on the meta device, so that a file that does not fit is rejected
     first and one that fits is not copied.
-
-    Args:
-        name: timm's name.
-        options: Further arguments of `timm.create_model`.
-        input_spec: Size, normalisation, channels and fit of its input.
-        weights: Weight file or folder, or None.
-        convert: Reads `weights` under timm's names.
     """
     settings: dict[str, Any] = {"num_classes": 0, "global_pool": "", **options}
     native: Any = timm.get_pretrained_cfg(name)
@@ -96,14 +89,7 @@ def fit_position(net: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def rule_converter(rules: tuple[Rule, ...], kind: str) -> Converter:
-    """A function that converts weight files by rules.
-
-    It also accepts files with this project's names, from conversion or training.
-
-    Args:
-        rules: Rules from the file's names to timm's.
-        kind: Name of the models with such files, for messages.
-    """
+    """A function that reads weight files of `kind` by rules, or files with this project's names."""
 
     def convert(path: Path) -> ConvertedState:
         state = read_state_dict(path)

@@ -158,11 +158,7 @@ def convert_state(
 
 
 def _check_projection(renamed: ConvertedState, source: Path) -> None:
-    """Reject MiniGPT-4 for Llama 2.
-
-    Raises:
-        WeightsError: The projection has the width of that model.
-    """
+    """Reject MiniGPT-4 for Llama 2."""
     projection = renamed.state.get("proj.weight")
     if projection is not None and projection.dim() == 2 and projection.shape[1] == _LLAMA_2_WIDTH:
         raise WeightsError(

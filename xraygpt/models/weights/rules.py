@@ -60,10 +60,6 @@ class ConvertedState:
     def check_and_log(self, source: Path, kind: str) -> None:
         """Write the numbers of keys to the log.
 
-        Args:
-            source: The file, for messages.
-            kind: Name of the models with such files, for messages.
-
         Raises:
             WeightsError: There are unknown keys.
         """

@@ -1,0 +1,105 @@
+"""Builds the vision encoder and the LLM of a Q-Former model from its configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xraygpt.common.errors import WeightsError
+from xraygpt.models.llm import llm_files, small_llm
+from xraygpt.models.llm.config import LLMConfig
+from xraygpt.models.vision import encoders
+from xraygpt.models.vision.base import VisionEncoder
+from xraygpt.models.vision.config import EncoderConfig, VisionConfig
+
+log = logging.getLogger(__name__)
+
+
+def build_encoder(config: EncoderConfig) -> VisionEncoder:
+    """Build an encoder and load its weights.
+
+    Raises:
+        WeightsError: The file is missing or does not fit; the message names the YAML key.
+    """
+    try:
+        return encoders.build_vision(config.encoder, config.image_size, config.ckpt)
+    except WeightsError as error:
+        text = str(error)
+        raise WeightsError(
+            text if text.startswith("model.") else f"model.vit_ckpt: {text}"
+        ) from None
+
+
+def build_vision(config: VisionConfig, model_ckpt: Path | None) -> VisionEncoder | None:
+    """Build the encoder, frozen if configured so; None for pre-computed features.
+
+    Args:
+        config: The encoder and how it is used.
+        model_ckpt: The whole model's checkpoint, which may contain the encoder's weights.
+    """
+    if config.width is not None:
+        return None
+    encoder = build_encoder(config)
+    if config.freeze:
+        encoder.freeze()
+        if not (config.ckpt or model_ckpt or encoders.has_weights(config.encoder)):
+            log.warning(
+                "the vision encoder %s is frozen with random weights, so the model cannot read "
+                "images: set model.vit_ckpt",
+                config.encoder,
+            )
+    return encoder
+
+
+def build_llm(config: LLMConfig, seed: int) -> tuple[Any, Any]:
+    """Load the LLM and its tokenizer, or create a small random LLM if there is no source.
+
+    Args:
+        config: The `llm` section.
+        seed: For the weights of a random LLM.
+    """
+    if config.source is None:
+        tokenizer = small_llm.new_tokenizer([], 260)
+        return small_llm.new_llm(config.size, tokenizer, seed), tokenizer
+    dtype = config.dtype
+    if dtype == "auto" and not config.freeze:
+        dtype = "float32"  # AdamW's small updates vanish in bfloat16 weights
+    return llm_files.load_llm(
+        config.source,
+        dtype,
+        bits=config.bits or (8 if config.low_resource else None),
+        device_map=config.device_map,
+        attention=config.attention,
+    )
+
+
+@torch.no_grad()
+def init_projection(proj: nn.Linear, llm: Any) -> None:
+    """Initialize the projection so that image tokens are as large as the LLM's embeddings.
+
+    Larger ones dominate the residual stream and shrink gradients through its norms, so that a
+    Q-Former from scratch learns many times more slowly.
+    """
+    embedding = llm.get_input_embeddings().weight.float()
+    size = float(embedding.pow(2).mean().sqrt())
+    nn.init.normal_(proj.weight, std=size / proj.in_features**0.5)
+    nn.init.zeros_(proj.bias)
+
+
+def encode(vision: VisionEncoder, config: VisionConfig, pixel_values: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, L, D) float32, in the configured precision and on its device."""
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.precision)
+    device = pixel_values.device
+    if config.on_cpu:
+        pixel_values = pixel_values.cpu()
+    use_half = half is not None and pixel_values.is_cuda
+    with (
+        torch.no_grad() if config.freeze else contextlib.nullcontext(),
+        torch.autocast("cuda", half) if use_half else contextlib.nullcontext(),
+    ):
+        return vision.encode(pixel_values).float().to(device)
