@@ -363,3 +363,11 @@ def test_every_control_has_a_colour_on_the_page():
     page = (REPO / "xraygpt" / "data" / "result_page.html").read_text()
     for condition in ("true", *CONTROLS):
         assert page.count(f"--{condition}:") == 2  # on light and on dark
+
+
+@pytest.mark.slow
+def test_a_task_without_answers_is_evaluated_by_its_loss(reading, tmp_path):
+    result = evaluator_of(reading, tmp_path, "run.task={name: image_text_pretrain}").run()
+    assert result["scores"] == [] and loss(result, "loss_shuffled_minus_true")["low"] > 0.05
+    page = (next((tmp_path / "results").iterdir()) / "report.html").read_text()
+    assert "loss_shuffled_minus_true" in page or "nats" in page

@@ -429,12 +429,12 @@ def test_it_chats_and_a_turn_computes_only_new_tokens(base, trained, tmp_path, f
     second = conversation.ask("Sure?", generation)
     answer = second.text()
     assert second.cached_tokens >= first.prompt_tokens - 2
-    anew = parts.engine.start()
+    restored = parts.engine.start()
     for media in sample["media"]:
-        anew.add_image(media)
-    anew.restore(QUESTION, conversation.history[0].answer)
-    anew.history[0].answer_ids = conversation.history[0].answer_ids
-    assert anew.ask("Sure?", generation).text() == answer
+        restored.add_image(media)
+    restored.restore(QUESTION, conversation.history[0].answer)
+    restored.history[0].answer_ids = conversation.history[0].answer_ids
+    assert restored.ask("Sure?", generation).text() == answer
 
 
 def test_the_endpoint_serves_a_stock_model(base, trained, tmp_path):
@@ -489,12 +489,12 @@ def test_tiling_may_depend_on_the_number_of_images(base, trained, tmp_path):
     runs = later.answer_context().rendered["runs"]
     assert [run.length for run in runs] == [1, 1]
     assert second_answer.cached_tokens <= runs[0].start
-    anew = parts.engine.start()
-    anew.add_image(first)
-    anew.restore(QUESTION, first_answer)
-    anew.history[0].answer_ids = later.history[0].answer_ids
-    anew.add_image(second)
-    assert anew.ask("And this?", generation).text() == text
+    restored = parts.engine.start()
+    restored.add_image(first)
+    restored.restore(QUESTION, first_answer)
+    restored.history[0].answer_ids = later.history[0].answer_ids
+    restored.add_image(second)
+    assert restored.ask("And this?", generation).text() == text
 
 
 def test_the_demo_drafts_with_a_model_without_maps(base, trained, tmp_path):

@@ -1,1 +1,1 @@
-"""From raw reports to training texts: sources, rules, filters, checks. Needs no network."""
+"""From raw reports to training texts: readers, filters, rules and checks; needs no network."""

@@ -77,10 +77,8 @@ class _AuditRow:
 
     def for_table(self) -> list[str]:
         """Cells for the table: item, source, result, lost and new findings, mark, comment."""
-        lost, new = (
-            "; ".join(label for label, kind in self.labels if kind == wanted)
-            for wanted in ("lost", "new")
-        )
+        lost = "; ".join(label for label, kind in self.labels if kind == "lost")
+        new = "; ".join(label for label, kind in self.labels if kind == "new")
         cells = (self.name, self.source, self.result.text, lost, new)
         return [*map(escape_formula, cells), "", ""]
 

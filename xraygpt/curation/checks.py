@@ -61,7 +61,8 @@ def _changed_findings(source: str, result: str, complete: bool) -> list[str]:
     reasons = []
     for status, word in _STATUSES.items():
         findings_before, findings_after = (
-            {m.finding for m in found if m.status == status} for found in (before, after)
+            {m.finding for m in text_mentions if m.status == status}
+            for text_mentions in (before, after)
         )
         lost, new = findings_before - findings_after, findings_after - findings_before
         # Denied findings may be omitted; new denials or doubts are made up.
@@ -91,10 +92,10 @@ def _changed_sides(
     return reasons + ([f"side no longer said: {', '.join(sorted(lost))}"] if lost else [])
 
 
-def _sides(found: Sequence[Mention], status: str) -> dict[str, set[str | None]]:
+def _sides(text_mentions: Sequence[Mention], status: str) -> dict[str, set[str | None]]:
     """Return finding -> its sides, among mentions with a status."""
     sides: dict[str, set[str | None]] = {}
-    for mention in found:
+    for mention in text_mentions:
         if mention.status == status:
             sides.setdefault(mention.finding, set()).add(mention.laterality)
     return sides

@@ -55,9 +55,8 @@ def select_pictures(
             selection.left_out.append(LeftOut(report.source_id, where, "picture", reason))
         else:
             selection.pictures.setdefault(report.source_id, []).append(Picture(path, view, sha256))
-    reason = "no frontal picture in the folder"
-    if filters.views == "all":
-        reason = "no picture in the folder"
+    kind = "frontal picture" if filters.views == "frontal" else "picture"
+    reason = f"no {kind} in the folder"
     remaining = []
     for report in selection.reports:
         if report.source_id in selection.pictures:

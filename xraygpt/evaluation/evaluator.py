@@ -138,7 +138,7 @@ class Evaluator(Plugin):
                 name: self.predictor.predict(name, data) for name, data in conditions.items()
             }
             predictions |= self._predictions_from_training(predictions[TRUE])
-        scores, left_out = scoring.score_rows(self.task, predictions)
+        scores, left_out = scoring.score_rows(self.task, predictions) if predictions else ([], {})
         result = {
             "signature": self.signature,
             "identity": self.identity,

@@ -208,7 +208,7 @@ def test_an_encoder_that_stays_on_the_cpu_does_and_gives_features_where_images_a
     require_one_device_type(model, 1)
     with pytest.raises(InputError, match="are on cpu and meta"):
         require_one_device_type(model, 2)
-    with pytest.raises(ValueError, match="vit_on_cpu: needs freeze_vit: true"):
+    with pytest.raises(ValueError, match="on_cpu: needs freeze_vit: true"):
         XrayGPT.Config.from_keys(vit_on_cpu=True, freeze_vit=False)
 
 

@@ -359,7 +359,7 @@ def test_encoders_are_detected_by_their_keys():
 def test_the_documented_table_of_encoders_is_complete():
     """docs/weights.md: all encoders except those for tests, and whether they have weights."""
     page = (REPO / "docs" / "weights.md").read_text()
-    section = page.split("## What an encoder wants of images")[1].split("## ")[0]
+    section = page.split("## Image input of the encoders")[1].split("## ")[0]
     rows = re.findall(r"^\| `(.+?)` \|.*\| (its own|`vit_ckpt`) \|$", section, re.M)
     documented = {name: weights == "its own" for name, weights in rows}
     omitted = {

@@ -236,13 +236,13 @@ def test_the_probe_needs_the_right_images(run):
     experiment = evaluation(base, corpus, "tiny")
     name = f"run/{base / 'encoder'}"
     accelerator = make_accelerator("cpu")
-    encoder, known, val = probe.load_splits(experiment, name, accelerator)
-    score = probe.probe(known, val, strength=1.0)[0]
+    encoder, train, val = probe.load_splits(experiment, name, accelerator)
+    score = probe.probe(train, val, strength=1.0)[0]
     assert score.name == "AUROC/no_finding" and score.low > 0.9
     spec = ImageSpec(**vars(encoder.input_spec), tokens_per_image=1)
     data = experiment.datasets["toy"].build(image_spec=spec).build("val", "eval")
     wrong = probe._load_split(encoder, name, shuffled(data, seed=0), accelerator)
-    assert probe.probe(known, wrong, strength=1.0)[0].value < 0.6
+    assert probe.probe(train, wrong, strength=1.0)[0].value < 0.6
 
 
 def test_probe_scores_of_informative_and_random_features():
