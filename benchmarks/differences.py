@@ -1,12 +1,12 @@
-"""What each saving changes: greatest difference of losses and gradients, with it and without.
+"""Numerical effect of each optimisation: differences of loss and gradients with and without it.
 
     python benchmarks/differences.py [--batch 4]
 
-The model is `mini` with LoRA and a trained Q-Former on reports of IU X-ray's train split
+The model is `mini` with LoRA and a trained Q-Former, on reports of IU X-ray's train split
 (XRAYGPT_DATA), in float32 without dropout. The reference encodes pixels, pads rows to the longest
-and computes all logits. Each saving is then put on alone. A gradient's difference is the norm of
-the difference of all that is trained, in parts of the norm. What `draft` does to a JPEG is said in
-parts of the range of grey.
+and computes all logits. Each optimisation is then enabled alone. The difference of gradients is the
+norm of the difference over all trained weights, relative to the norm of the reference gradient. The
+effect of `draft` on a JPEG is relative to the range of its processed values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from images import SPEC, films
+from images import SPEC, write_pictures
 from torch import Tensor
 from training import ROOT
 
@@ -46,12 +46,12 @@ Result = tuple[float, dict[str, Tensor]]
 
 
 class Bench:
-    """A model, a batch, and its loss and gradients."""
+    """A model and a batch, and their loss and gradients."""
 
     def __init__(self, batch_size: int) -> None:
         experiment = load(Training, ROOT / "benchmarks" / "training.yaml", OPTIONS)
         self.model: Any = build_model(experiment, 0).train()
-        with torch.no_grad():  # LoRA begins at zero: let it count
+        with torch.no_grad():  # LoRA is initialised at zero and would have no effect
             for name, parameter in self.model.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(std=0.02)
@@ -64,22 +64,23 @@ class Bench:
         samples = [data[i] for i in order[:batch_size]]
         self.batch: Batch = collate(samples)
 
-    def result(self, batch: Batch, *, saving: bool) -> Result:
-        """Mean loss of an answer's token, and the gradient of all that is trained.
+    def loss_and_gradients(self, batch: Batch, *, optimised: bool) -> Result:
+        """Mean loss per target token, and the gradients of all trained weights.
 
         Args:
-            batch: Images and rows.
-            saving: Whether rows are packed and logits taken at answers alone.
+            batch: A training batch.
+            optimised: Pack rows and compute logits at target tokens only.
         """
-        output = self.model(batch, return_logits=not saving)
+        output = self.model(batch, return_logits=not optimised)
         loss = output.loss / output.num_targets.sum()
         loss.backward()
-        found = {n: p.grad for n, p in self.model.trainable_parameters() if p.grad is not None}
+        trained = self.model.trainable_parameters()
+        gradients = {n: p.grad for n, p in trained if p.grad is not None}
         self.model.zero_grad(set_to_none=True)
-        return float(loss.detach()), found
+        return float(loss.detach()), gradients
 
     def with_features(self, dtype: torch.dtype) -> Batch:
-        """The batch as the feature cache gives it."""
+        """The batch with features as the cache provides them."""
         pixels = self.batch["media_inputs"]["pixel_values"]
         features = self.model.encode_frozen(pixels).to(dtype).float()
         return {**self.batch, "media_inputs": {"features": features}}
@@ -87,7 +88,7 @@ class Bench:
 
 @contextmanager
 def eager(model: Any) -> Iterator[None]:
-    """Attention in plain operations."""
+    """Compute attention without fused kernels."""
     before = model.llm.config._attn_implementation
     model.llm.set_attn_implementation("eager")
     try:
@@ -98,7 +99,7 @@ def eager(model: Any) -> Iterator[None]:
 
 @contextmanager
 def recomputed(model: Any) -> Iterator[None]:
-    """Gradient checkpointing."""
+    """Enable gradient checkpointing."""
     model.llm.gradient_checkpointing_enable({"use_reentrant": False})
     model.llm.train()
     try:
@@ -109,7 +110,7 @@ def recomputed(model: Any) -> Iterator[None]:
 
 @contextmanager
 def compiled(model: Any) -> Iterator[None]:
-    """The LLM's layers compiled."""
+    """Compile the LLM's layers."""
     compiling.compile_layers(model.decoder_layers(), torch.device("cpu"))
     try:
         yield
@@ -119,83 +120,94 @@ def compiled(model: Any) -> Iterator[None]:
 
 @contextmanager
 def unpacked() -> Iterator[None]:
-    """Answers' logits alone, rows as they are padded."""
-    whole = answer_loss.plan_packing
+    """Disable packing, so that only the restriction of logits to targets remains."""
+    original = answer_loss.plan_packing
     answer_loss.plan_packing = lambda mask, *_: SimpleNamespace(shape=tuple(mask.shape))  # type: ignore
     try:
         yield
     finally:
-        answer_loss.plan_packing = whole
+        answer_loss.plan_packing = original
 
 
-def apart(one: Result, other: Result) -> dict[str, float]:
-    """Differences of loss and of gradients."""
-    if one[1].keys() != other[1].keys():
-        raise InputError(f"no gradient for {sorted(one[1].keys() ^ other[1].keys())[:3]}")
-    before, after = (torch.cat([r[1][n].flatten() for n in sorted(r[1])]) for r in (one, other))
+def difference(reference: Result, result: Result) -> dict[str, float]:
+    """Absolute difference of losses and relative difference of gradients.
+
+    Raises:
+        InputError: One of the results has a gradient that the other lacks.
+    """
+    (loss, gradients), (other_loss, other_gradients) = reference, result
+    if gradients.keys() != other_gradients.keys():
+        unmatched = sorted(gradients.keys() ^ other_gradients.keys())
+        raise InputError(f"only one side has a gradient for {unmatched[:3]}")
+    before = torch.cat([gradients[name].flatten() for name in sorted(gradients)])
+    after = torch.cat([other_gradients[name].flatten() for name in sorted(other_gradients)])
     return {
-        "loss": abs(one[0] - other[0]),
+        "loss": abs(loss - other_loss),
         "gradient": float((before - after).norm() / before.norm()),
     }
 
 
 def cases(bench: Bench) -> dict[str, Callable[[], dict[str, float]]]:
-    """Each saving, on alone against the reference."""
+    """A function for each optimisation that compares it, enabled alone, with the reference."""
     model, batch = bench.model, bench.batch
-    reference = bench.result(batch, saving=False)
+    reference = bench.loss_and_gradients(batch, optimised=False)
 
-    def against(batch: Batch = batch, saving: bool = False, within: Any = None) -> dict[str, float]:
-        with within or nullcontext():
-            return apart(reference, bench.result(batch, saving=saving))
+    def compare(
+        batch: Batch = batch, optimised: bool = False, context: Any = None
+    ) -> dict[str, float]:
+        with context or nullcontext():
+            result = bench.loss_and_gradients(batch, optimised=optimised)
+        return difference(reference, result)
 
-    def queries() -> dict[str, float]:
+    def compare_cached_queries() -> dict[str, float]:
         model.qformer.requires_grad_(False)
-        before = bench.result(batch, saving=False)
+        before = bench.loss_and_gradients(batch, optimised=False)
         model.caches_queries = True
-        after = bench.result(bench.with_features(torch.float32), saving=False)
+        cached = bench.with_features(torch.float32)
+        after = bench.loss_and_gradients(cached, optimised=False)
         model.caches_queries = False
         model.qformer.requires_grad_(True)
-        return apart(before, after)
+        return difference(before, after)
 
     return {
-        "rows packed, answers' logits alone": lambda: against(saving=True),
-        "answers' logits alone": lambda: against(saving=True, within=unpacked()),
-        "stored features": lambda: against(bench.with_features(torch.float32)),
-        "stored features in float16": lambda: against(bench.with_features(torch.float16)),
-        "stored query tokens (Q-Former frozen)": queries,
-        "gradient checkpointing": lambda: against(within=recomputed(model)),
-        "fused attention, against eager": lambda: against(within=eager(model)),
-        "layers compiled": lambda: against(within=compiled(model)),
-        "bfloat16 (amp: bf16)": lambda: against(within=torch.autocast("cpu", torch.bfloat16)),
+        "rows packed, answers' logits alone": lambda: compare(optimised=True),
+        "answers' logits alone": lambda: compare(optimised=True, context=unpacked()),
+        "stored features": lambda: compare(bench.with_features(torch.float32)),
+        "stored features in float16": lambda: compare(bench.with_features(torch.float16)),
+        "stored query tokens (Q-Former frozen)": compare_cached_queries,
+        "gradient checkpointing": lambda: compare(context=recomputed(model)),
+        "fused attention, against eager": lambda: compare(context=eager(model)),
+        "layers compiled": lambda: compare(context=compiled(model)),
+        "bfloat16 (amp: bf16)": lambda: compare(context=torch.autocast("cpu", torch.bfloat16)),
     }
 
 
-def draft() -> float:
-    """Mean difference of a SYNTHETIC film's tensor read whole and read by `draft`, in its range."""
+def draft_difference() -> float:
+    """Mean difference between a JPEG read in full and with `draft`, relative to the value range."""
     with tempfile.TemporaryDirectory() as folder:
-        film = MediaRef(films(Path(folder))["JPEG"])
-        whole, less = (
-            read_media(film, "", XrayImage.Config(draft=d).build(image_spec=SPEC))
-            for d in (False, True)
+        picture = MediaRef(write_pictures(Path(folder))["JPEG"])
+        full, draft = (
+            read_media(picture, "", XrayImage.Config(draft=draft).build(image_spec=SPEC)).data
+            for draft in (False, True)
         )
-    return float((whole - less).abs().mean() / (whole.max() - whole.min()))
+    return float((full - draft).abs().mean() / (full.max() - full.min()))
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--out", type=Path, help="JSON file")
-    given = parser.parse_args()
-    bench = Bench(given.batch)
+    args = parser.parse_args()
+    bench = Bench(args.batch)
     rows = {}
-    print("| saving | loss | gradient |\n|---|---|---|")
+    print("| optimisation | loss | gradient |\n|---|---|---|")
     for name, measure in cases(bench).items():
         rows[name] = row = measure()
         print(f"| {name} | {row['loss']:.1e} | {row['gradient']:.1e} |", flush=True)
-    print(f"| JPEG of 2,000 × 2,400 read by `draft`, mean of pixels | {draft():.1e} | |")
-    if given.out:
-        given.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    print(f"| JPEG of 2,000 × 2,400 read with `draft`, mean of pixels | {draft_difference():.1e} | |")
+    if args.out:
+        args.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How well the rule-based finding labeller agrees with the human coding of the IU X-ray reports.
+"""Agreement of the rule-based finding labeller with the human coding of the IU X-ray reports.
 
     python benchmarks/labeller_vs_coding.py [--split val] [--uncertain positive]
 
-Prints a Markdown table. The rules were written on the splits train and extra alone. The folder of
-the corpora comes from XRAYGPT_DATA, or is ../shared/data beside the repository.
+Prints a Markdown table. The rules were written using only the splits train and extra. The folder of
+the corpora is XRAYGPT_DATA, or by default ../shared/data next to the repository.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ def read_reports(folder: Path, splits: set[str]) -> tuple[list[tuple[str, list[s
     """Read text and codes of the coded reports, one per study.
 
     Args:
-        folder: The corpora; holds ``iu_xray``.
+        folder: Folder of the corpora, which contains ``iu_xray``.
         splits: Names of splits to read.
 
     Returns:
-        The reports, the number of rows (images) they stand for, and the number of rows that were
-        left out because nobody coded them.
+        The reports, the number of their rows (images), and the number of rows that were left out
+        because they are not coded.
     """
-    held_out = set((folder / "iu_xray" / "test_split_studies.txt").read_text("utf-8").split())
+    test_studies = set((folder / "iu_xray" / "test_split_studies.txt").read_text("utf-8").split())
     studies: dict[str, tuple[str, list[str]]] = {}
     rows = uncoded = 0
     with (folder / "iu_xray" / "reports.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
             row: dict[str, Any] = json.loads(line)
-            if row["split"] not in splits or row["study"] in held_out:
+            if row["split"] not in splits or row["study"] in test_studies:
                 continue
             if not is_coded(row["mesh_major"]):
                 uncoded += 1
@@ -53,19 +53,19 @@ def read_reports(folder: Path, splits: set[str]) -> tuple[list[tuple[str, list[s
 
 
 def evaluate(
-    labels: list[dict[str, Status]], truth: list[frozenset[str]], policy: UncertainPolicy
+    labels: list[dict[str, Status]], references: list[frozenset[str]], policy: UncertainPolicy
 ) -> dict[str, Any]:
-    """Score all findings, and all but ``no_finding``."""
+    """Scores over all findings ("all") and without ``no_finding`` ("abnormal")."""
     return {
         name: labelled_finding_scores(
-            labels, truth, uncertain=policy, findings=findings, min_support=MIN_SUPPORT
+            labels, references, uncertain=policy, findings=findings, min_support=MIN_SUPPORT
         )
         for name, findings in (("all", FINDINGS), ("abnormal", ABNORMAL))
     }
 
 
 def table(result: dict[str, Any]) -> str:
-    """Format the scores as Markdown, rare findings marked."""
+    """Format the scores as Markdown; * marks findings left out of the averages."""
     lines = [
         "| finding | support | predicted | precision | recall | F1 |",
         "|---|--:|--:|--:|--:|--:|",
@@ -93,28 +93,28 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     """Label the reports and print the agreement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--split", default="val", help="one or more of train,val,extra")
+    parser.add_argument("--split", default="val", help="train, val, extra, or several with commas")
     parser.add_argument(
-        "--uncertain", choices=["positive", "negative", "ignore"], help="one policy (default: two)"
+        "--uncertain", choices=["positive", "negative", "ignore"], help="how to count uncertain mentions; default: positive and negative"
     )
-    parser.add_argument("--json", action="store_true", help="numbers instead of tables")
-    options = parser.parse_args()
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    args = parser.parse_args()
 
     folder = Path(os.environ.get("XRAYGPT_DATA", ROOT.parent / "shared" / "data"))
-    reports, rows, uncoded = read_reports(folder, set(options.split.split(",")))
+    reports, rows, uncoded = read_reports(folder, set(args.split.split(",")))
     start = time.perf_counter()
     labels = [label(text) for text, _ in reports]
     seconds = time.perf_counter() - start
-    truth = [findings_of(codes) for _, codes in reports]
+    references = [findings_of(codes) for _, codes in reports]
     policies: tuple[UncertainPolicy, ...] = ("positive", "negative")
-    if options.uncertain:
-        policies = (options.uncertain,)
-    results = {policy: evaluate(labels, truth, policy) for policy in policies}
-    if options.json:
+    if args.uncertain:
+        policies = (args.uncertain,)
+    results = {policy: evaluate(labels, references, policy) for policy in policies}
+    if args.json:
         print(json.dumps({"reports": len(reports), "rows": rows, **results}))
         return
     print(
-        f"Split {options.split}: n = {len(reports)} reports ({rows} rows; {uncoded} uncoded rows "
+        f"Split {args.split}: n = {len(reports)} reports ({rows} rows; {uncoded} uncoded rows "
         f"left out), {len(reports) / seconds:.0f} reports/s.\n"
         f"Averages over the findings with at least {MIN_SUPPORT} positives; * marks the others."
     )

@@ -1,11 +1,11 @@
-"""Memory of a training step by preset, batch size and precision, as `train.py --dry-run` foretells.
+"""Memory of a training step by preset, batch size and precision, as `train.py --dry-run` estimates.
 
     python benchmarks/memory.py [--presets nano mini] [--batches 4 16 32]
 
-Reports are IU X-ray's train split (XRAYGPT_DATA), the longest first; encoder frozen and stored, the
-linear layer alone trained, and once more with the Q-Former and LoRA. `--check` trains two steps of
-each as well and prints what was held in truth. On a GPU it is the tensors' memory, else the whole
-process's.
+The reports are those of IU X-ray's train split (XRAYGPT_DATA), the longest first. The encoder is
+frozen and its features are stored; trained is either only the linear layer, or also the Q-Former and
+LoRA. `--check` also trains two steps and prints the actual peak: of the tensors on a GPU, otherwise of
+the whole process.
 """
 
 from __future__ import annotations
@@ -30,60 +30,60 @@ TRAINED = {
 
 
 def run(options: list[str]) -> str:
-    """Standard output of train.py."""
+    """Run train.py and return its standard output."""
     command = [sys.executable, "train.py", *CONFIG, *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    return done.stdout
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(result.stderr[-3000:])
+    return result.stdout
 
 
-def row(preset: str, batch: int, dtype: str, trained: str, check: bool) -> dict[str, Any]:
-    """One line of the table."""
+def measure(preset: str, batch: int, dtype: str, trained: str, check: bool) -> dict[str, Any]:
+    """One row of the table."""
     options = [f"model.model_type={preset}", f"model.llm_dtype={dtype}", *TRAINED[trained]]
     options += [
         f"run.batch_size_train={batch}",
         f"run.amp={'bf16' if dtype != 'float32' else 'false'}",
     ]
-    told = json.loads(run(["--dry-run", "--options", *options]).splitlines()[-1])
-    found = {"preset": preset, "batch": batch, "dtype": dtype, "trained": trained}
-    found |= {"tokens": told["tokens"], "GiB": told["peak_gib"]}
+    estimate = json.loads(run(["--dry-run", "--options", *options]).splitlines()[-1])
+    row = {"preset": preset, "batch": batch, "dtype": dtype, "trained": trained}
+    row |= {"tokens": estimate["tokens"], "GiB": estimate["peak_gib"]}
     if check:
         with tempfile.TemporaryDirectory() as folder:
             steps = ["run.max_epoch=null", "run.max_steps=2", "run.eval_every=0"]
-            where = [f"run.output_dir={folder}", "run.log_every=1", "run.save_every=0"]
-            run(["--options", *options, *steps, *where])
+            output = [f"run.output_dir={folder}", "run.log_every=1", "run.save_every=0"]
+            run(["--options", *options, *steps, *output])
             (log,) = Path(folder).glob("*/metrics.jsonl")
             lines = [json.loads(line) for line in log.read_text().splitlines()]
-            found["taken"] = max(x.get("train/peak_gib", 0.0) for x in lines)
-    return found
+            row["taken"] = max(line.get("train/peak_gib", 0.0) for line in lines)
+    return row
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--presets", nargs="+", default=["mini"])
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 16, 32])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--check", action="store_true", help="train two steps as well")
+    parser.add_argument("--check", action="store_true", help="also train two steps")
     parser.add_argument("--out", type=Path, help="JSON file")
-    given = parser.parse_args()
+    args = parser.parse_args()
     rows = []
     print("| preset | trained | precision | rows | longest, tokens | GiB |\n" + "|---" * 6 + "|")
-    for preset in given.presets:
+    for preset in args.presets:
         for trained in TRAINED:
-            for dtype in given.dtypes:
-                for batch in given.batches:
-                    one = row(preset, batch, dtype, trained, given.check)
-                    rows.append(one)
-                    held = f" (taken {one['taken']:.2f})" if given.check else ""
+            for dtype in args.dtypes:
+                for batch in args.batches:
+                    row = measure(preset, batch, dtype, trained, args.check)
+                    rows.append(row)
+                    actual = f" (actual {row['taken']:.2f})" if args.check else ""
                     print(
-                        f"| {preset} | {trained} | {dtype} | {batch} | {one['tokens']} "
-                        f"| {one['GiB']:.2f}{held} |",
+                        f"| {preset} | {trained} | {dtype} | {batch} | {row['tokens']} "
+                        f"| {row['GiB']:.2f}{actual} |",
                         flush=True,
                     )
-    if given.out:
-        given.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    if args.out:
+        args.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draw the gallery of docs/phantom.md and say how fast phantoms are drawn.
+"""Draw the gallery of docs/phantom.md and measure how fast phantoms are drawn.
 
 python benchmarks/phantom_gallery.py --out docs/img/phantoms.png
 """
@@ -17,7 +17,7 @@ from xraygpt.phantom.findings import Finding
 from xraygpt.phantom.render import Study, render
 
 TILE, COLUMNS = 256, 6
-SHOWN: tuple[tuple[str, tuple[Finding, ...]], ...] = (
+EXAMPLES: tuple[tuple[str, tuple[Finding, ...]], ...] = (
     ("frontal", ()),
     ("frontal", ()),
     ("frontal", (Finding("cardiomegaly", degree="mild"),)),
@@ -49,20 +49,20 @@ SHOWN: tuple[tuple[str, tuple[Finding, ...]], ...] = (
 
 
 def gallery() -> Image.Image:
-    """24 phantoms with what they show."""
-    sheet = Image.new("L", (COLUMNS * TILE, len(SHOWN) // COLUMNS * (TILE + 18)))
+    """Draw 24 phantoms with captions."""
+    sheet = Image.new("L", (COLUMNS * TILE, len(EXAMPLES) // COLUMNS * (TILE + 18)))
     draw = ImageDraw.Draw(sheet)
-    for i, (view, findings) in enumerate(SHOWN):
+    for i, (view, findings) in enumerate(EXAMPLES):
         picture = render(Study(f"gallery-{i}", findings, 2), view, TILE)  # type: ignore[arg-type]
         x, y = i % COLUMNS * TILE, i // COLUMNS * (TILE + 18)
         sheet.paste(Image.fromarray(picture.pixels), (x, y))
-        words = [" ".join([*filter(None, (f.side, f.zone, f.name))]) for f in findings]
-        draw.text((x + 4, y + TILE + 2), f"SYNTHETIC {view}: {', '.join(words) or 'normal'}", 230)
+        names = [" ".join([*filter(None, (f.side, f.zone, f.name))]) for f in findings]
+        draw.text((x + 4, y + TILE + 2), f"SYNTHETIC {view}: {', '.join(names) or 'normal'}", 230)
     return sheet
 
 
 def images_per_second(size: int = 224, count: int = 60) -> float:
-    """Frontal phantoms drawn in one process."""
+    """Frontal phantoms drawn per second in one process."""
     recipe = Recipe(size=size)
     studies = [recipe.build_study(n)[0] for n in range(count)]
     render(studies[0], "frontal", size)
@@ -73,14 +73,14 @@ def images_per_second(size: int = 224, count: int = 60) -> float:
 
 
 def main() -> None:
-    """Draw, save, measure."""
+    """Draw and save the gallery, and measure the speed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/img/phantoms.png"))
-    given = parser.parse_args()
-    given.out.parent.mkdir(parents=True, exist_ok=True)
+    args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     sheet = gallery()
-    sheet.save(given.out, optimize=True)
-    print(f"{given.out}: {np.asarray(sheet).shape}")
+    sheet.save(args.out, optimize=True)
+    print(f"{args.out}: {np.asarray(sheet).shape}")
     print(f"{images_per_second():.1f} images per second at 224 px in one process")
 
 

@@ -1,11 +1,11 @@
-"""Memory and start of a training on a small and on a large corpus.
+"""Memory and start-up time of training on a small and on a large corpus.
 
     python benchmarks/scale.py [--records 1000 50000] [--rounds 5]
 
-Each corpus is generated: reports of phantom sentences, 64 images that all records share. A `tiny`
-model is trained for some steps, in a process of its own; said are the seconds before the first
-step, and the memory that no file stands for (anonymous, after the last step) of the training
-process. Sizes take turns; said are medians, the least and the most.
+Each corpus is generated: reports made of a few sentences, and 64 images that all records share. A
+`tiny` model is trained for some steps in a separate process. Printed are the time before the first
+step and the anonymous memory (not backed by a file) after the last step: median, minimum and maximum
+over the rounds, in which the sizes take turns.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ run:
 """
 RUN = """
 import json, sys, time
-began = time.perf_counter()
+start = time.perf_counter()
 from pathlib import Path
 from xraygpt.common.config import load
 from xraygpt.experiment import Training, build_runner
 imported = time.perf_counter()
 runner = build_runner(load(Training, sys.argv[1]))
-step, first = runner._step, []
-def stepping(batches):
-    first.append(time.perf_counter())
+step, step_times = runner._step, []
+def timed_step(batches):
+    step_times.append(time.perf_counter())
     return step(batches)
-runner._step = stepping
+runner._step = timed_step
 runner.train()
 lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
 kib = int(next(x for x in lines if x.startswith("Anonymous:")).split()[1])
-print(json.dumps({"start": first[0] - imported, "import": imported - began, "MiB": kib / 1024}))
+print(json.dumps({"start": step_times[0] - imported, "import": imported - start, "MiB": kib / 1024}))
 """
 SENTENCES = (
     "The heart is normal in size.",
@@ -71,16 +71,16 @@ SENTENCES = (
 )
 
 
-def write(folder: Path, records: int) -> Path:
-    """A corpus and the YAML that trains on it."""
+def write_corpus(folder: Path, records: int) -> Path:
+    """Write a corpus and a YAML that trains on it; returns the YAML."""
     (folder / "images").mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (64, 32, 32), dtype=np.uint8)
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(folder / "images" / f"{i}.png")
-    draw = random.Random(0)
+    rng = random.Random(0)
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
         for i in range(records):
-            text = " ".join(draw.choices(SENTENCES, k=draw.randint(3, 10)))
+            text = " ".join(rng.choices(SENTENCES, k=rng.randint(3, 10)))
             row = {"id": f"r{i}", "study": f"s{i}", "image": f"images/{i % 64}.png"}
             row |= {"findings": text, "split": "val" if i % 100 == 99 else "train"}
             file.write(json.dumps(row) + "\n")
@@ -89,39 +89,39 @@ def write(folder: Path, records: int) -> Path:
     return config
 
 
-def measured(records: int) -> dict[str, float]:
-    """Of one training in a process of its own."""
-    with tempfile.TemporaryDirectory() as name:
-        config = write(Path(name), records)
-        done = subprocess.run(
+def measure(records: int) -> dict[str, float]:
+    """Times in seconds and memory of one training in a separate process."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = write_corpus(Path(folder), records)
+        result = subprocess.run(
             [sys.executable, "-c", RUN, str(config)], capture_output=True, text=True, cwd=ROOT
         )
-        if done.returncode:
-            raise SystemExit(done.stderr)
-        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        return found
+        if result.returncode:
+            raise SystemExit(result.stderr)
+        values: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
+        return values
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, nargs="+", default=[1000, 50000])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="JSON file")
-    given = parser.parse_args()
-    runs: dict[int, list[dict[str, float]]] = {records: [] for records in given.records}
-    for _ in range(given.rounds):
-        for records, found in runs.items():
-            found.append(measured(records))
-    for records, found in runs.items():
-        start = sorted(row["start"] for row in found)
-        held = sorted(row["MiB"] for row in found)
+    args = parser.parse_args()
+    runs: dict[int, list[dict[str, float]]] = {records: [] for records in args.records}
+    for _ in range(args.rounds):
+        for records, rows in runs.items():
+            rows.append(measure(records))
+    for records, rows in runs.items():
+        start = sorted(row["start"] for row in rows)
+        mib = sorted(row["MiB"] for row in rows)
         print(
             f"{records} records: {statistics.median(start):.1f} s to the first step "
-            f"({start[0]:.1f}–{start[-1]:.1f}), {held[0]:.0f}–{held[-1]:.0f} MiB"
+            f"({start[0]:.1f}–{start[-1]:.1f}), {mib[0]:.0f}–{mib[-1]:.0f} MiB"
         )
-    if given.out:
-        given.out.write_text(json.dumps(runs, indent=1), encoding="utf-8")
+    if args.out:
+        args.out.write_text(json.dumps(runs, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

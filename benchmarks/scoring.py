@@ -1,9 +1,9 @@
-"""How long scoring takes: all offline metrics over 3,000 predictions.
+"""Time to compute all offline metrics over 3,000 predictions.
 
     python benchmarks/scoring.py [--count 3000]
 
-Texts are findings of the Indiana training split, answered by those of other studies; the corpus is
-found by XRAYGPT_DATA. Prints seconds of each family and of the whole.
+The references are findings sections of IU X-ray's training splits (XRAYGPT_DATA), and the predictions
+are those of other studies. Prints the seconds of each family of metrics and their sum.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from xraygpt.metrics.reports import report_scores
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def texts(count: int) -> list[str]:
-    """Reports, as many as are asked for."""
+def read_findings(count: int) -> list[str]:
+    """Findings sections of `count` reports, repeated if there are fewer."""
     folder = Path(os.environ.get("XRAYGPT_DATA", ROOT.parent / "shared" / "data"))
     file = folder / "iu_xray" / "reports.jsonl"
     rows = [json.loads(line) for line in file.open(encoding="utf-8")]
-    found = [r["findings"] for r in rows if r["split"] in ("train", "extra") and r["findings"]]
-    return [found[i % len(found)] for i in range(count)]
+    findings = [r["findings"] for r in rows if r["split"] in ("train", "extra") and r["findings"]]
+    return [findings[i % len(findings)] for i in range(count)]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=3000)
     count = parser.parse_args().count
-    references = texts(count)
-    said = references[:]
-    random.Random(0).shuffle(said)
+    references = read_findings(count)
+    predictions = references[:]
+    random.Random(0).shuffle(predictions)
     studies = [f"s{i}" for i in range(count)]
-    words = R2Gen.learn(references)
-    began = time.perf_counter()
-    coco_scores(said, references, words, studies, meteor=True)
+    protocol = R2Gen.fit(references)
+    start = time.perf_counter()
+    coco_scores(predictions, references, protocol, studies, meteor=True)
     middle = time.perf_counter()
-    report_scores(said, references, [None] * count, studies)
+    report_scores(predictions, references, [None] * count, studies)
     end = time.perf_counter()
     print(
-        f"{count} predictions: COCO's scores and METEOR {middle - began:.1f} s, words and findings "
-        f"{end - middle:.1f} s, all {end - began:.1f} s"
+        f"{count} predictions: COCO scores and METEOR {middle - start:.1f} s, other text and finding scores "
+        f"{end - middle:.1f} s, all {end - start:.1f} s"
     )
 
 

@@ -52,46 +52,51 @@ def profiler(folder: Path | None) -> Iterator[Any]:
 
 
 def table(seen: torch.profiler.profile) -> str:
-    """Phases and the costliest operators, in milliseconds a step and shares."""
+    """Phases and the most expensive operators, in milliseconds per step and shares."""
     every = list(seen.key_averages())
-    # Of a GPU, marks come again as events of its own, and kernels beside what launched them.
+    # With a GPU, marks appear again as GPU events, and kernels next to what launched them.
     host = torch.autograd.DeviceType.CPU
-    events = [e for e in every if e.device_type == host]
+    events = [event for event in every if event.device_type == host]
+    steps = sum(e.count for e in events if e.key.startswith("ProfilerStep")) or 1
+    return "\n".join([*_phase_lines(events, steps), "", *_operator_lines(events, steps)]) + "\n"
+
+
+def _phase_lines(events: list[Any], steps: int) -> list[str]:
     phases = {e.key: e for e in events if e.key.startswith("step/")}
-    whole_steps = [e for e in events if e.key.startswith("ProfilerStep")]
-    steps = sum(e.count for e in whole_steps) or 1
-    whole = sum(e.cpu_time_total for e in whole_steps)
+    total = sum(e.cpu_time_total for e in events if e.key.startswith("ProfilerStep"))
     lines = [
-        f"{steps} steps, {whole / steps / 1e3:.1f} ms each",
+        f"{steps} steps, {total / steps / 1e3:.1f} ms each",
         "",
         f"{'phase':<12}{'ms a step':>12}{'share':>8}",
     ]
     for name in PHASES:
         if f"step/{name}" in phases:
-            lines.append(_line(name, phases[f"step/{name}"].cpu_time_total, steps, whole, 12))
-    rest = whole - sum(e.cpu_time_total for e in phases.values())
-    lines += [_line("rest", rest, steps, whole, 12), ""]
-    cuda = any(_own(e, True) for e in events)
+            lines.append(_line(name, phases[f"step/{name}"].cpu_time_total, steps, total, 12))
+    rest = total - sum(e.cpu_time_total for e in phases.values())
+    return [*lines, _line("rest", rest, steps, total, 12)]
+
+
+def _operator_lines(events: list[Any], steps: int) -> list[str]:
+    cuda = any(_self_time(e, True) for e in events)
     marks = ("step/", "ProfilerStep")
-    operators = [e for e in events if not e.key.startswith(marks) and _own(e, cuda) > 0]
-    operators.sort(key=lambda e: _own(e, cuda), reverse=True)
-    busy = sum(_own(e, cuda) for e in operators)
-    where = "GPU" if cuda else "CPU"
-    title = f"operator, its own {where} time"
-    lines.append(f"{title:<52}{'ms a step':>12}{'share':>8}{'calls':>8}{'GFLOP':>10}")
+    operators = [e for e in events if not e.key.startswith(marks) and _self_time(e, cuda) > 0]
+    operators.sort(key=lambda e: _self_time(e, cuda), reverse=True)
+    busy = sum(_self_time(e, cuda) for e in operators)
+    title = f"operator, its own {'GPU' if cuda else 'CPU'} time"
+    lines = [f"{title:<52}{'ms a step':>12}{'share':>8}{'calls':>8}{'GFLOP':>10}"]
     for e in operators[:OPERATORS]:
-        line = _line(e.key[:50], _own(e, cuda), steps, busy, 52)
+        line = _line(e.key[:50], _self_time(e, cuda), steps, busy, 52)
         gflop = f"{e.flops / steps / 1e9:10.2f}" if e.flops else f"{'':>10}"
         lines.append(f"{line}{e.count / steps:8.0f}{gflop}")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def _own(event: Any, cuda: bool) -> float:
+def _self_time(event: Any, cuda: bool) -> float:
     return float(event.self_device_time_total if cuda else event.self_cpu_time_total)
 
 
-def _line(name: str, microseconds: float, steps: int, whole: float, width: int) -> str:
-    share = microseconds / whole if whole else 0.0
+def _line(name: str, microseconds: float, steps: int, total: float, width: int) -> str:
+    share = microseconds / total if total else 0.0
     return f"{name:<{width}}{microseconds / steps / 1e3:>12.1f}{share:>8.1%}"
 
 

@@ -38,6 +38,24 @@ def shard_frozen(model: nn.Module, layers: nn.ModuleList, device: torch.device, 
         return 0
     adapters = {p for n, p in layers.named_parameters() if "lora_" in n}
     frozen = [p for p in layers.parameters() if p not in adapters]
+    _check_shardable(model, frozen)
+    # A separate process group keeps gathers in the backward pass apart from DDP's reductions.
+    group: Any = distributed.new_group()
+    mesh = DeviceMesh.from_group(group, device.type)
+    for layer in layers:
+        # Always resharded, because saving happens on one process alone and must not gather.
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=adapters)
+    shared = [n for n, p in model.named_parameters() if isinstance(p, DTensor)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, shared)
+    return sum(p.numel() for p in layers.parameters() if isinstance(p, DTensor))
+
+
+def _check_shardable(model: nn.Module, frozen: list[nn.Parameter]) -> None:
+    """Check the parameters to be sharded; see `shard_frozen`.
+
+    Raises:
+        InputError: They cannot be sharded.
+    """
     if any(p.requires_grad for p in frozen):
         raise InputError(
             "run.shard_llm shards a frozen LLM, and this one is trained: set model.freeze_llm: "
@@ -54,12 +72,3 @@ def shard_frozen(model: nn.Module, layers: nn.ModuleList, device: torch.device, 
         )
     if not all(p.is_floating_point() for p in frozen):
         raise InputError("run.shard_llm cannot be combined with quantized weights (model.llm_bits)")
-    # A separate process group keeps gathers in the backward pass apart from DDP's reductions.
-    group: Any = distributed.new_group()
-    mesh = DeviceMesh.from_group(group, device.type)
-    for layer in layers:
-        # Always resharded, because saving happens on one process alone and must not gather.
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=adapters)
-    shared = [n for n, p in model.named_parameters() if isinstance(p, DTensor)]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, shared)
-    return sum(p.numel() for p in layers.parameters() if isinstance(p, DTensor))

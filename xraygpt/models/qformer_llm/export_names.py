@@ -104,16 +104,7 @@ def pth_state(model: Composition, *, with_vision: bool) -> dict[str, Tensor]:
         WeightsError: A part cannot be represented.
     """
     check_exportable(model, "the original layout")
-    trained = not model.config.vision.freeze or any(
-        n.startswith("vision.") for n in model.loaded_keys
-    )
-    if trained and not with_vision:
-        raise WeightsError("its encoder was trained, so it must be included: --with-vision")
-    if with_vision and not is_eva(model.config.vision.encoder):
-        raise WeightsError(
-            f"the original layout is for EVA-CLIP-g, not {model.config.vision.encoder}; omit "
-            "--with-vision"
-        )
+    _check_vision(model, with_vision)
     prefixes = ("proj.", "qformer.", "average_") + (("vision.",) if with_vision else ())
     own = {n: t.detach().cpu() for n, t in model.state_dict().items() if n.startswith(prefixes)}
     account = apply_rules(TO_PTH, own)
@@ -121,6 +112,22 @@ def pth_state(model: Composition, *, with_vision: bool) -> dict[str, Tensor]:
     if getattr(model.qformer, "reads_text", False):  # LAVIS's name in InstructBLIP
         return {n.replace("llama_proj.", "llm_proj."): t for n, t in account.state.items()}
     return account.state
+
+
+def _check_vision(model: Composition, with_vision: bool) -> None:
+    """Check whether the encoder has to be, and can be, part of the file.
+
+    Raises:
+        WeightsError: It was trained and is omitted, or it is another encoder than EVA-CLIP-g.
+    """
+    loaded = any(name.startswith("vision.") for name in model.loaded_keys)
+    if (loaded or not model.config.vision.freeze) and not with_vision:
+        raise WeightsError("its encoder was trained, so it must be included: --with-vision")
+    if with_vision and not is_eva(model.config.vision.encoder):
+        raise WeightsError(
+            f"the original layout is for EVA-CLIP-g, not {model.config.vision.encoder}; omit "
+            "--with-vision"
+        )
 
 
 def blip2_state(model: Composition) -> dict[str, Tensor]:

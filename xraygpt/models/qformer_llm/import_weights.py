@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
@@ -127,17 +128,21 @@ def convert_foreign_state(
         return None
     converted = lavis.convert_state(state, source, text=_reads_text(model)).state
     if model.vision is None:  # pre-computed features need no encoder
-        converted = {n: t for n, t in converted.items() if not n.startswith("vision.")}
+        converted = _without(converted, lambda name: name.startswith("vision."))
     parts = {name.split(".")[0] for name in converted}
     _provide_missing_parts(model, parts, source)
     weights = {n.removeprefix("qformer."): t for n, t in converted.items()}
     reset = {f"qformer.{n}" for n in _resized_keys(model, weights, source)}
-    converted = {n: t for n, t in converted.items() if n not in reset}
+    converted = _without(converted, reset.__contains__)
     _check_projection(model, converted, source)
     required = {n for n in model.state_dict() if n.split(".")[0] in parts}
     absent = {n for n in required - set(converted) if n.startswith(ADDED)}
     _warn_random(reset | absent, source)
     return converted, required - reset - absent
+
+
+def _without(state: dict[str, Tensor], drop: Callable[[str], bool]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if not drop(name)}
 
 
 def _provide_missing_parts(model: Composition, parts: set[str], source: Path) -> None:
