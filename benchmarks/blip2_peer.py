@@ -49,7 +49,8 @@ def blip2_of(model: Any) -> Blip2ForConditionalGeneration:
         qformer_config=qformer.config.to_dict(),
         text_config=model.llm.config.to_dict(),
         num_query_tokens=model.config.qformer.num_queries,
-        image_token_index=model.llm.config.vocab_size - 1,  # `inputs_of` checks that no text uses it
+        image_token_index=model.llm.config.vocab_size
+        - 1,  # `inputs_of` checks that no text uses it
     )
     with torch.device("meta"):
         peer = Blip2ForConditionalGeneration(config)

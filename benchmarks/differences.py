@@ -205,7 +205,9 @@ def main() -> None:
     for name, measure in cases(bench).items():
         rows[name] = row = measure()
         print(f"| {name} | {row['loss']:.1e} | {row['gradient']:.1e} |", flush=True)
-    print(f"| JPEG of 2,000 × 2,400 read with `draft`, mean of pixels | {draft_difference():.1e} | |")
+    print(
+        f"| JPEG of 2,000 × 2,400 read with `draft`, mean of pixels | {draft_difference():.1e} | |"
+    )
     if args.out:
         args.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 

@@ -95,7 +95,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--split", default="val", help="train, val, extra, or several with commas")
     parser.add_argument(
-        "--uncertain", choices=["positive", "negative", "ignore"], help="how to count uncertain mentions; default: positive and negative"
+        "--uncertain",
+        choices=["positive", "negative", "ignore"],
+        help="how to count uncertain mentions; default: positive and negative",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     args = parser.parse_args()

@@ -110,14 +110,18 @@ def print_results(name: str, cases: list[Case], which: int) -> None:
           f"own is larger in {(own > control).mean():.0%}")  # fmt: skip
     with_other = [case for case in cases if case.other_maps]
     naming = np.array([concentration(case.maps[which], case.lesion) for case in with_other])
-    other_sentence = np.array([concentration(case.other_maps[which], case.lesion) for case in with_other])
+    other_sentence = np.array(
+        [concentration(case.other_maps[which], case.lesion) for case in with_other]
+    )
     larger = f"own is larger in {(naming > other_sentence).mean():.0%}"
     print(f"   map of another sentence of the same report (n = {len(with_other)}) "
           f"{interval(other_sentence)}; difference {interval(naming - other_sentence)}; {larger}")  # fmt: skip
     by_finding: dict[str, list[float]] = defaultdict(list)
     for case, value in zip(cases, own, strict=True):
         by_finding[case.finding].append(value)
-    print("   " + ", ".join(f"{k} {np.mean(v):.1f} ({len(v)})" for k, v in sorted(by_finding.items())))
+    print(
+        "   " + ", ".join(f"{k} {np.mean(v):.1f} ({len(v)})" for k, v in sorted(by_finding.items()))
+    )
 
 
 def main() -> None:

@@ -1,18 +1,18 @@
-"""Samples a second in training, against the path the lineage's authors wrote.
+"""Samples per second in training, against the training of the original XrayGPT.
 
     python benchmarks/training.py --case llm
     python benchmarks/training.py --case encoder
     python benchmarks/training.py --case qformer
 
-The other side is theirs, re-created from our own parts with every saving switched off: the vision
-encoder and the Q-Former run in every step, rows are padded to the longest, and logits of the whole
-vocabulary are computed everywhere. A third side is transformers' own BLIP-2 with the same weights.
-All sides take the same batches in turn, in one process, in float32; their losses are compared.
-Epoch one is our side with encoding, later epochs without, and those once more in bfloat16 (for CPUs
-that have it), with compiled layers (`run.compile`; BLIP-2's as well), and with both. The bound is
-what the counted operations of both sides would allow. Reports are IU X-ray's train split
-(XRAYGPT_DATA); weights of encoder and Q-Former are random, SmolLM2's are its own. Peak memory is
-that of one process for each side (--memory).
+The original is re-created from our own parts with all optimisations off: the vision encoder and the
+Q-Former run in every step, rows are padded to the longest, and logits of the full vocabulary are
+computed at all tokens. A third side is transformers' own BLIP-2 with the same weights. All sides
+process the same batches in turn, in one process, in float32; their losses are compared. Our side is
+measured with encoding (epoch one) and without (later epochs); the latter also in bfloat16 (for CPUs
+that support it), with compiled layers (`run.compile`, also for BLIP-2), and with both. The bound is
+the ratio of the counted operations. Reports are from IU X-ray's train split (XRAYGPT_DATA); encoder
+and Q-Former have random weights, SmolLM2 its published ones. Peak memory is measured in one process
+per side (--memory).
 """
 
 from __future__ import annotations
@@ -63,12 +63,17 @@ NAMES = {
     "both": "later epochs in bfloat16, compiled",
 }
 IN_BFLOAT16, COMPILED = ("bf16", "both"), ("blip2_compiled", "compiled", "both")
-HELD = {"theirs": "before", "blip2": "BLIP-2", "later": "ours", "compiled": "ours compiled"}
+MEMORY_LABELS = {
+    "theirs": "original",
+    "blip2": "BLIP-2",
+    "later": "ours",
+    "compiled": "ours compiled",
+}
 
 
 @dataclass
 class Side:
-    """What one side took."""
+    """Measurements of one side."""
 
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -76,7 +81,7 @@ class Side:
 
 
 class Bench:
-    """A model, its batches, and a step of either side."""
+    """A model, its batches, and a training step of each side."""
 
     def __init__(self, case: str, batch_size: int, batches: int) -> None:
         experiment = load(Training, ROOT / "benchmarks" / "training.yaml", CASES[case])
@@ -90,48 +95,50 @@ class Bench:
         rows = [order[i * batch_size : (i + 1) * batch_size] for i in range(batches)]
         self.batches = [collate([data[i] for i in row]) for row in rows]
         self.model.start_caching_queries()
-        self.stored = [
+        self.features = [
             {"features": self.model.encode_frozen(b["media_inputs"]["pixel_values"])}
             for b in self.batches
         ]
-        self.model.llm.config.use_cache = False  # or BLIP-2 would keep keys and values in training
+        self.model.llm.config.use_cache = (
+            False  # otherwise BLIP-2 caches keys and values in training
+        )
         self.blip2 = blip2_of(self.model)
         self.trained = [p for _, p in self.model.trainable_parameters()]
         self.sides = list(SIDES)
         try:
             compiling.compile_layers(self.model.decoder_layers(), torch.device("cpu"))
-        except InputError as error:  # no compiler here
+        except InputError as error:  # no compiler on this machine
             log.warning("%s: not measured", error)
             self.sides = [s for s in SIDES if s not in COMPILED]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=0.0)  # equal weights in every step
+        self.optimizer = torch.optim.AdamW(self.trained, lr=0.0)  # weights stay the same
 
     def loss(self, side: str, number: int) -> Tensor:
-        """Mean loss per target token of one batch."""
+        """Mean loss per target token of batch `number`."""
         batch = self.batches[number]
         if side in ("later", "bf16", "compiled", "both"):
-            batch = {**batch, "media_inputs": self.stored[number]}
+            batch = {**batch, "media_inputs": self.features[number]}
         if side == "theirs":
-            return self._theirs(batch)
+            return self._original_loss(batch)
         if side.startswith("blip2"):
             return self.blip2(**inputs_of(self.blip2, batch), labels=batch["labels"]).loss
         with torch.autocast("cpu", torch.bfloat16, enabled=side in IN_BFLOAT16):
             output = self.model(batch)
         return output.loss / output.num_targets.sum()
 
-    def _theirs(self, batch: Batch) -> Tensor:
-        out = self.model.llm(
+    def _original_loss(self, batch: Batch) -> Tensor:
+        output = self.model.llm(
             inputs_embeds=self.model.embed(batch),
             attention_mask=batch["attention_mask"],
             use_cache=False,
         )
-        logits = out.logits[:, :-1].float()
+        logits = output.logits[:, :-1].float()
         targets = batch["labels"][:, 1:]
         return functional.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX
         )
 
     def step(self, side: str, number: int) -> float:
-        """Forward, backward, update."""
+        """Forward pass, backward pass and update; returns the loss."""
         with nullcontext() if side in COMPILED else compiling.uncompiled():
             loss = self.loss(side, number)
             loss.backward()
@@ -140,117 +147,126 @@ class Bench:
         return float(loss.detach())
 
 
-def measured(bench: Bench, rounds: int) -> dict[str, Side]:
-    """All sides in turn over all batches."""
+def measure(bench: Bench, rounds: int) -> dict[str, Side]:
+    """Run all sides in turn over all batches."""
     sides = {name: Side() for name in bench.sides}
-    for name, side in sides.items():  # warm up, and count
+    for name, side in sides.items():  # warm up and count operations
         counter = FlopCounterMode(display=False)
         with nullcontext() if name in COMPILED else counter:
             for number in range(len(bench.batches)):
                 bench.step(name, number)
-        # A compiled layer is no operation that could be counted, and does the same products.
-        same = "blip2" if name.startswith("blip2") else "later"
-        side.flops = sides[same].flops if name in COMPILED else float(counter.get_total_flops())
+        # Operations of compiled layers cannot be counted, but are the same as without compilation.
+        uncompiled = "blip2" if name.startswith("blip2") else "later"
+        side.flops = (
+            sides[uncompiled].flops if name in COMPILED else float(counter.get_total_flops())
+        )
     for _ in range(rounds):
         for number in range(len(bench.batches)):
             for name, side in sides.items():
-                began = time.perf_counter()
+                start = time.perf_counter()
                 side.losses.append(bench.step(name, number))
-                side.seconds.append(time.perf_counter() - began)
+                side.seconds.append(time.perf_counter() - start)
     return sides
 
 
-def peak(case: str, batch_size: int, batches: int, sides: Iterable[str]) -> dict[str, float]:
-    """GiB of a process that takes one side alone."""
-    found = {}
-    for side in HELD.keys() & set(sides):
+def measure_memory(
+    case: str, batch_size: int, batches: int, sides: Iterable[str]
+) -> dict[str, float]:
+    """Peak memory in GiB of a process that runs only one side, by side."""
+    peaks = {}
+    for side in MEMORY_LABELS.keys() & set(sides):
         command = [sys.executable, __file__, "--case", case, "--memory", side]
         command += ["--batch", str(batch_size), "--batches", str(batches)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found[side] = float(done.stdout.split()[-1])
-    return found
+        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        peaks[side] = float(result.stdout.split()[-1])
+    return peaks
 
 
 def main() -> None:
-    """Measure, print, write JSON."""
+    """Run the benchmark, print the results and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", choices=CASES, default="llm")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--batches", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", choices=HELD, help="that side alone, its peak")
+    parser.add_argument(
+        "--memory", choices=MEMORY_LABELS, help="run only this side and print its peak memory"
+    )
     parser.add_argument("--out", type=Path, help="JSON file")
-    given = parser.parse_args()
-    bench = Bench(given.case, given.batch, given.batches)
-    if given.memory:
+    args = parser.parse_args()
+    bench = Bench(args.case, args.batch, args.batches)
+    if args.memory:
         memory.release_freed_memory()
-        memory.reset_peak(torch.device("cpu"))  # what loading took
-        for number in range(given.batches):
-            bench.step(given.memory, number)
+        memory.reset_peak(torch.device("cpu"))  # exclude the peak of loading
+        for number in range(args.batches):
+            bench.step(args.memory, number)
         print(memory.peak_bytes(torch.device("cpu")) / 2**30)
         return
-    sides = measured(bench, given.rounds)
-    held = peak(given.case, given.batch, given.batches, sides)
-    row = summary(given.case, given.batch, sides, held)
-    print(text_of(row))
-    if given.out:
-        given.out.write_text(json.dumps(row, indent=1), encoding="utf-8")
+    sides = measure(bench, args.rounds)
+    peaks = measure_memory(args.case, args.batch, args.batches, sides)
+    row = summarize(args.case, args.batch, sides, peaks)
+    print(to_text(row))
+    if args.out:
+        args.out.write_text(json.dumps(row, indent=1), encoding="utf-8")
 
 
-def summary(
-    case: str, batch: int, sides: dict[str, Side], memory: dict[str, float]
+def summarize(
+    case: str, batch: int, sides: dict[str, Side], peaks: dict[str, float]
 ) -> dict[str, Any]:
-    """Ratios of the medians, what counting allows, and how far the losses are apart."""
+    """Speed-ups with their bounds, seconds per step, memory, and differences of losses."""
     theirs, blip2 = sides["theirs"], sides["blip2"]
-    row: dict[str, Any] = {"case": case, "batch": batch, "GiB": memory}
+    row: dict[str, Any] = {"case": case, "batch": batch, "GiB": peaks}
     for name in NAMES.keys() & sides.keys():
         ours = sides[name]
-        each = [a / b for a, b in zip(theirs.seconds, ours.seconds, strict=True)]
-        quarter = statistics.quantiles(each, n=4)
+        ratios = [a / b for a, b in zip(theirs.seconds, ours.seconds, strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4)
         peer = sides["blip2_compiled"] if name in COMPILED else blip2
         row[name] = {
-            "times": statistics.median(each),
-            "quartiles": [quarter[0], quarter[2]],
+            "times": statistics.median(ratios),
+            "quartiles": [low, high],
             "bound": theirs.flops / ours.flops,
             "seconds": statistics.median(ours.seconds),
             "against_blip2": statistics.median(peer.seconds) / statistics.median(ours.seconds),
-            "loss_apart": apart(theirs, ours),
+            "loss_apart": max_loss_difference(theirs, ours),
         }
     row["theirs_seconds"] = statistics.median(theirs.seconds)
     row["blip2"] = {
         "seconds": statistics.median(blip2.seconds),
         "bound": blip2.flops / sides["later"].flops,
-        "loss_apart": apart(theirs, blip2),
+        "loss_apart": max_loss_difference(theirs, blip2),
     }
     return row
 
 
-def apart(one: Side, other: Side) -> float:
-    """The greatest difference of losses of the same batches."""
-    return max(abs(a - b) for a, b in zip(one.losses, other.losses, strict=True))
+def max_loss_difference(side: Side, other: Side) -> float:
+    """Largest difference between the losses of the same batches."""
+    return max(abs(a - b) for a, b in zip(side.losses, other.losses, strict=True))
 
 
-def text_of(row: dict[str, Any]) -> str:
-    """For people."""
-    lines = [f"{row['case']}, batch {row['batch']}: {row['theirs_seconds']:.2f} s a step before"]
+def to_text(row: dict[str, Any]) -> str:
+    """The results as text."""
+    lines = [
+        f"{row['case']}, batch {row['batch']}: {row['theirs_seconds']:.2f} s per step of the original"
+    ]
     lines.append(
-        f"transformers' BLIP-2: {row['blip2']['seconds']:.2f} s; losses at most "
-        f"{row['blip2']['loss_apart']:.1e} apart"
+        f"transformers' BLIP-2: {row['blip2']['seconds']:.2f} s; losses differ by "
+        f"at most {row['blip2']['loss_apart']:.1e}"
     )
     for name, label in NAMES.items():
         if name not in row:
             continue
-        one = row[name]
-        low, high = one["quartiles"]
+        result = row[name]
+        low, high = result["quartiles"]
         lines.append(
-            f"{label}: {one['seconds']:.2f} s, {one['times']:.2f} times ({low:.2f}–{high:.2f}), "
-            f"{one['against_blip2']:.2f} times as fast as BLIP-2"
-            f"{' compiled' if name in COMPILED else ''}; "
-            f"counted operations allow {one['bound']:.2f}, so {one['times'] / one['bound']:.0%} of "
-            f"it; losses at most {one['loss_apart']:.1e} apart"
+            f"{label}: {result['seconds']:.2f} s, {result['times']:.2f} times as fast "
+            f"({low:.2f}–{high:.2f}), {result['against_blip2']:.2f} times as fast as BLIP-2"
+            f"{' compiled' if name in COMPILED else ''}; the bound by counted operations is "
+            f"{result['bound']:.2f}, of which {result['times'] / result['bound']:.0%} is reached; "
+            f"losses differ by at most {result['loss_apart']:.1e}"
         )
-    held = [f"{label} {row['GiB'][s]:.2f}" for s, label in HELD.items() if s in row["GiB"]]
-    lines.append(f"peak memory, GiB: {', '.join(held)}")
+    gib = row["GiB"]
+    peaks = [f"{label} {gib[side]:.2f}" for side, label in MEMORY_LABELS.items() if side in gib]
+    lines.append(f"peak memory, GiB: {', '.join(peaks)}")
     return "\n".join(lines)
 
 

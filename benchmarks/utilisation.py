@@ -1,14 +1,14 @@
-"""Tokens a second in training, and the share of the hardware's operations that they use.
+"""Tokens per second in training, and the fraction of the hardware's peak operations used.
 
     python benchmarks/utilisation.py [--shape tiny|mini|vicuna] [--batch 16] [--steps 10]
 
-Weights are random, features come as the cache gives them, rows have random lengths. Stage 1 trains
-Q-Former and linear layer on short texts, stage 2 the linear layer and LoRA on reports. Counted are
-4 operations for each frozen parameter and token of the LLM and 6 for each trained one (Chowdhery
-et al. 2022, less the weight gradient of what is frozen), the output layer at answer tokens alone,
-nothing for attention, padding and recomputation. They are divided by what `--peak` says in
-TFLOP/s; without it, by the datasheet of a known card, dense in bfloat16; elsewhere by what a large
-product of matrices reaches on the same device in the same run.
+Weights are random, features are as the cache provides them, and rows have random lengths. Stage 1
+trains Q-Former and linear layer on short texts, stage 2 linear layer and LoRA on reports. Per token of
+the LLM, 4 operations are counted for each frozen parameter and 6 for each trained one (Chowdhery et
+al. 2022, without the weight gradient of frozen parts); the output layer counts at answer tokens only;
+attention, padding and recomputation do not count. The sum is divided by `--peak` in TFLOP/s; without
+it, by the datasheet of a known card, dense in bfloat16; on other devices, by the speed of a large
+matrix product measured in the same run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from xraygpt.models.qformer_llm.model import XrayGPT
 from xraygpt.models.qformer_llm.qformer import QFormerConfig
 from xraygpt.prompting.renderer import IGNORE_INDEX, IMAGE_TOKEN_ID
 
-# TFLOP/s, dense; the first whose name occurs in the device's.
+# TFLOP/s, dense in bfloat16; the first name that occurs in the device's name applies.
 CARDS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "L40S": 362}
 
 
@@ -46,7 +46,11 @@ class Shape:
     qformer: QFormerConfig
     width: int  # of the features
     patches: int
-    queries: int
+
+    @property
+    def queries(self) -> int:
+        """Tokens of one image."""
+        return self.qformer.num_queries
 
 
 LLAMA = {"max_position_embeddings": 2048, "tie_word_embeddings": False}
@@ -54,47 +58,46 @@ SHAPES = {
     "tiny": Shape(
         {**LLAMA, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
          "num_attention_heads": 2, "vocab_size": 1000},
-        QFormerConfig(layers=1, hidden=64), 64, 16, 4,
+        QFormerConfig(num_queries=4, layers=1, hidden=64), 64, 16,
     ),
     "mini": Shape(
         {**LLAMA, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
          "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152},
-        QFormerConfig(layers=4, hidden=384, cross_attention_every=1), 320, 64, 16,
+        QFormerConfig(num_queries=16, layers=4, hidden=384, cross_attention_every=1), 320, 64,
     ),
     "vicuna": Shape(
         {**LLAMA, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
          "num_attention_heads": 32, "vocab_size": 32000},
-        QFormerConfig(), 1408, 257, 32,
+        QFormerConfig(num_queries=32), 1408, 257,
     ),
 }  # fmt: skip
-STAGES = {1: (20, 60), 2: (80, 200)}  # tokens of an answer, least and most
-PROMPT = 12  # tokens before the answer, but the image's
+STAGES = {1: (20, 60), 2: (80, 200)}  # minimum and maximum tokens of an answer
+PROMPT = 12  # tokens before the answer, without the image's
 
 
 class Bench:
-    """A model of random weights in one of its stages, and its steps."""
+    """A model with random weights in one training stage, with batches and an optimizer."""
 
     def __init__(self, shape: Shape, stage: int, batch_size: int, device: torch.device) -> None:
         torch.manual_seed(0)
         config = XrayGPT.Config.from_keys(
             vit_model="precomputed",
             vit_width=shape.width,
-            num_query_token=shape.queries,
             qformer=shape.qformer,
             freeze_qformer=stage == 2,
         )
         self.model: Any = XrayGPT(config)
         with torch.device(device):
-            before = torch.get_default_dtype()
+            default = torch.get_default_dtype()
             torch.set_default_dtype(torch.bfloat16)
             llm = LlamaForCausalLM(LlamaConfig(**shape.llm))
-            torch.set_default_dtype(before)
+            torch.set_default_dtype(default)
         self.model.llm = llm.requires_grad_(False)
         self.model.proj = nn.Linear(shape.qformer.hidden, shape.llm["hidden_size"])
         self.model.average_tokens = torch.zeros(shape.queries, shape.llm["hidden_size"])
         if stage == 2:
             add_lora(self.model.llm, LoraSettings(r=16, target=["q_proj", "v_proj"]))
-        self.model.caches_queries = stage == 2  # a frozen Q-Former's tokens lie in the cache
+        self.model.caches_queries = stage == 2  # tokens of a frozen Q-Former are cached
         self.model.to(device).train()
         self.device, self.shape, self.stage = device, shape, stage
         self.batches = [self._batch(batch_size, seed) for seed in range(4)]
@@ -102,36 +105,35 @@ class Bench:
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5)
 
     def _batch(self, count: int, seed: int) -> Batch:
-        draw = torch.Generator().manual_seed(seed)
-        least, most = STAGES[self.stage]
-        lengths = torch.randint(least, most + 1, (count,), generator=draw)
+        generator = torch.Generator().manual_seed(seed)
+        shortest, longest = STAGES[self.stage]
+        lengths = torch.randint(shortest, longest + 1, (count,), generator=generator)
         head = self.shape.queries + PROMPT
-        ids = torch.randint(
-            10, self.shape.llm["vocab_size"], (count, head + int(lengths.max())), generator=draw
-        )
+        size = (count, head + int(lengths.max()))
+        ids = torch.randint(10, self.shape.llm["vocab_size"], size, generator=generator)
         ids[:, 2 : 2 + self.shape.queries] = IMAGE_TOKEN_ID
-        there = torch.arange(ids.shape[1])[None] < (head + lengths)[:, None]
-        labels = ids.masked_fill(~there, IGNORE_INDEX)
+        mask = torch.arange(ids.shape[1])[None] < (head + lengths)[:, None]
+        labels = ids.masked_fill(~mask, IGNORE_INDEX)
         labels[:, :head] = IGNORE_INDEX
-        size = (count, self.shape.patches, self.shape.width)
+        size: tuple[int, ...] = (count, self.shape.patches, self.shape.width)
         if self.model.caches_queries:
             size = (count, self.shape.queries, self.shape.qformer.hidden)
         batch: Any = {
             "input_ids": ids.to(self.device),
             "labels": labels.to(self.device),
-            "attention_mask": there.long().to(self.device),
+            "attention_mask": mask.long().to(self.device),
             "runs": [MediaRun(row, "image", 2, self.shape.queries) for row in range(count)],
             "sample_id": [str(row) for row in range(count)],
-            "media_inputs": {"features": torch.randn(size, generator=draw).to(self.device)},
+            "media_inputs": {"features": torch.randn(size, generator=generator).to(self.device)},
         }
         return batch
 
     def tokens(self, batch: Batch) -> int:
-        """That are there, images' included."""
+        """Number of tokens without padding, including image tokens."""
         return int(batch["attention_mask"].sum())
 
     def flops(self, batch: Batch) -> float:
-        """Of a step, as counted in the note at the top."""
+        """Operations of a step, as described at the top of this file."""
         tokens = self.tokens(batch)
         answers = int((batch["labels"] != IGNORE_INDEX).sum())
         images = len(batch["input_ids"]) * self.shape.queries
@@ -139,16 +141,16 @@ class Bench:
         for name, parameter in self.model.named_parameters():
             if "embed_tokens" in name:
                 continue  # looked up, not multiplied
-            seen = images if not name.startswith("llm.") else tokens
-            seen = answers if "lm_head" in name else seen
             if name.startswith("qformer.") and self.model.caches_queries:
                 continue
-            each = 6 if parameter.requires_grad else 4
-            total += float(each) * parameter.numel() * seen
+            count = tokens if name.startswith("llm.") else images
+            count = answers if "lm_head" in name else count
+            operations = 6 if parameter.requires_grad else 4
+            total += float(operations) * parameter.numel() * count
         return total
 
     def step(self, batch: Batch) -> None:
-        """Forward, backward, update, in bfloat16."""
+        """Forward pass, backward pass and update in bfloat16."""
         with torch.autocast(self.device.type, torch.bfloat16):
             output = self.model(batch)
         (output.loss / output.num_targets.sum()).backward()
@@ -156,33 +158,33 @@ class Bench:
         self.optimizer.zero_grad(set_to_none=True)
 
     def wait(self) -> None:
-        """For the GPU."""
+        """Wait until the GPU has finished."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
 
-def peak_of(device: torch.device, given: float | None) -> tuple[float, str]:
-    """Operations a second, and where they come from."""
-    if given is not None:
-        return given * 1e12, "as given"
+def peak_flops(device: torch.device, tflops: float | None) -> tuple[float, str]:
+    """Peak operations per second of a device, and the source of the number."""
+    if tflops is not None:
+        return tflops * 1e12, "--peak"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        for card, tflops in CARDS.items():
+        for card, dense in CARDS.items():
             if card in name:
-                return tflops * 1e12, f"datasheet of {card}"
+                return dense * 1e12, f"datasheet of {card}"
     size = 4096 if device.type == "cuda" else 1536
-    one = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    taken = []
+    matrix = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    seconds = []
     for _ in range(6):
-        began = time.perf_counter()
-        product = one @ one
+        start = time.perf_counter()
+        product = matrix @ matrix
         float(product[0, 0])
-        taken.append(time.perf_counter() - began)
-    return 2 * size**3 / min(taken), f"product of {size} × {size} matrices"
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds), f"product of {size} × {size} matrices"
 
 
-def measured(bench: Bench, steps: int, peak: float) -> dict[str, float]:
-    """Of one stage."""
+def measure(bench: Bench, steps: int, peak: float) -> dict[str, float]:
+    """Speed, utilisation and memory of one stage."""
     memory.reset_peak(bench.device)
     for batch in bench.batches[:2]:
         bench.step(batch)
@@ -190,10 +192,10 @@ def measured(bench: Bench, steps: int, peak: float) -> dict[str, float]:
     for number in range(steps):
         batch = bench.batches[number % len(bench.batches)]
         bench.wait()
-        began = time.perf_counter()
+        start = time.perf_counter()
         bench.step(batch)
         bench.wait()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
         tokens.append(bench.tokens(batch) / seconds[-1])
         flops.append(bench.flops(batch) / seconds[-1])
     return {
@@ -205,7 +207,7 @@ def measured(bench: Bench, steps: int, peak: float) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--batch", type=int, default=16)
@@ -213,20 +215,22 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--peak", type=float, help="TFLOP/s of the device in bfloat16")
     parser.add_argument("--out", type=Path, help="JSON file")
-    given = parser.parse_args()
-    device = torch.device(given.device)
-    peak, source = peak_of(device, given.peak)
-    print(f"{given.shape} on {device}: {peak / 1e12:.2f} TFLOP/s ({source})")
-    rows: dict[str, Any] = {"shape": given.shape, "batch": given.batch, "peak": peak}
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    peak, source = peak_flops(device, args.peak)
+    print(f"{args.shape} on {device}: {peak / 1e12:.2f} TFLOP/s ({source})")
+    rows: dict[str, Any] = {"shape": args.shape, "batch": args.batch, "peak": peak}
     for stage in STAGES:
-        row = measured(Bench(SHAPES[given.shape], stage, given.batch, device), given.steps, peak)
+        bench = Bench(SHAPES[args.shape], stage, args.batch, device)
+        row = measure(bench, args.steps, peak)
         rows[f"stage {stage}"] = row
         print(
-            f"stage {stage}: {row['tokens_a_second']:.0f} tokens a second, {row['seconds']:.3f} s "
-            f"a step, {row['utilisation']:.0%} of the operations; peak {row['GiB']:.1f} GiB"
+            f"stage {stage}: {row['tokens_a_second']:.0f} tokens per second, "
+            f"{row['seconds']:.3f} s per step, {row['utilisation']:.0%} of the peak operations; "
+            f"{row['GiB']:.1f} GiB"
         )
-    if given.out:
-        given.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    if args.out:
+        args.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

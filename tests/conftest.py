@@ -34,7 +34,7 @@ def real_data() -> Path:
 LONGEST = (
     "test_page", "test_real_run", "test_killed", "test_box", "test_users", "test_train_loop",
     "test_zero", "test_compiling", "test_quickstart", "test_dry_run", "test_curation_page",
-    "test_table", "test_lineage_benchmark", "test_own_data", "test_coco", "test_yes_no",
+    "test_table", "test_lavis_benchmark", "test_own_data", "test_coco", "test_yes_no",
 )  # fmt: skip
 
 

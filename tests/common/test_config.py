@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.conftest import REPO
 from xraygpt.common.cli import run_main
 from xraygpt.common.config import load, to_yaml
 from xraygpt.common.errors import ConfigError, InputError
+from xraygpt.common.model_keys import MODEL_KEYS
 from xraygpt.experiment import Evaluation, Training
 
 GOOD = """
@@ -338,3 +340,28 @@ def test_agreement_is_read_from_its_old_place(tmp_path, caplog):
     assert task.plan.agreement == 0.12 and "run.task.plan.agreement now" in caplog.text
     both = load(Evaluation, file, ["run.task.plan.agreement=0.5"]).run.task
     assert both.plan.agreement == 0.5
+
+
+def test_the_table_of_model_keys_is_the_one_in_the_docs():
+    page = (REPO / "docs" / "weights.md").read_text().split("## Model keys")[1].split("\n## ")[0]
+    assert dict(re.findall(r"^\| `(\S+)` \| `(\S+)` \|$", page, re.M)) == MODEL_KEYS
+
+
+def test_both_spellings_of_model_keys_override_each_other(tmp_path):
+    nested = GOOD.replace("datasets:", "  vision: {encoder: eva_tiny}\ndatasets:")
+    config = load(Training, write(tmp_path, nested), ["model.num_query_token=9"])
+    assert (config.model.vision.encoder, config.model.qformer.num_queries) == ("eva_tiny", 9)
+    config = load(Training, write(tmp_path, nested), ["model.vit_model=tiny"])
+    assert config.model.vision.encoder == "tiny"
+    (message,) = problems(tmp_path, nested, "model.vision.image_size=none")
+    assert message.startswith("--options: model.vision.image_size: ")
+    twice = nested.replace("  vision", "  vit_model: tiny\n  vision")
+    assert "also given as model.vision.encoder; keep one" in problems(tmp_path, twice)[0]
+    assert "did you mean 'vit_model'" in problems(tmp_path, GOOD, "model.vit_modle=tiny")[0]
+
+
+def test_a_configuration_is_read_back_as_it_was_saved(tmp_path):
+    config = load(Training, write(tmp_path, GOOD), ["model.vit_model=eva_tiny"])
+    path = tmp_path / "saved.yaml"
+    path.write_text(to_yaml(config))
+    assert load(Training, path) == config

@@ -37,8 +37,8 @@ class YesNo(BaseTask):
         no: str = "no."
         """The negative answer used in training."""
         min_positives: int = 8
-        """Minimum number of studies with the answer yes, and of studies with the answer no, for a
-        question to be scored."""
+        """Minimum number of samples with the answer yes for a question to be scored; one with the
+        answer no suffices."""
 
         def __post_init__(self) -> None:
             with Checks(self) as check:

@@ -48,7 +48,7 @@ class XrayGPT(CausalModel):
 
     @dataclass(kw_only=True)
     class Config(CausalModel.Config):
-        """Its parts. YAML may also use the flat keys of LAVIS (`common.legacy.MODEL_KEYS`)."""
+        """Its parts. YAML may also use the flat keys of LAVIS (`common.model_keys.MODEL_KEYS`)."""
 
         vision: VisionConfig = field(default_factory=VisionConfig)
         qformer: BridgeConfig = field(default_factory=BridgeConfig)

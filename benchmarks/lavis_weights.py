@@ -1,13 +1,13 @@
-"""Samples a second in training against a checkout of the original XrayGPT, run as it stands.
+"""Samples per second in training against a checkout of the original XrayGPT, run unchanged.
 
-    python benchmarks/lineage.py --checkout ~/XrayGPT --python ~/envs/xraygpt/bin/python
+    python benchmarks/lavis_weights.py --checkout ~/XrayGPT --python ~/envs/xraygpt/bin/python
 
-The original wants an environment of its own and its weights where its YAML says. Both models are
-loaded in a process each, and take the same images (random) and the reports of IU X-ray's train
-split (XRAYGPT_DATA) in turn; ours once from pixels and once from stored features, as from the
-second epoch on. On a GPU theirs computes in float16, as it is written, ours in bfloat16. Losses
-show whether both learn the same; each draws its own prompt. `--cfg-path` is our YAML of the same
-model, `--their-cfg` theirs.
+The original needs its own environment, and its weights at the paths in its YAML. The two models run in
+separate processes and process the same random images with reports of IU X-ray's train split
+(XRAYGPT_DATA) in turn; ours from pixels, and from stored features as in later epochs. On a GPU the
+original computes in float16, as written by its authors, and ours in bfloat16. The mean losses show
+whether both compute the same; each samples its own prompts. `--cfg-path` is our YAML of the same
+model, `--their-cfg` that of the original.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ from xraygpt.media.base import media_from_tensor
 from xraygpt.prompting.renderer import IMAGE, Turn
 
 ROOT = Path(__file__).resolve().parents[1]
-NAME = "train_configs/xraygpt_openi_finetune.yaml"
-# Theirs: told the number of a batch, it takes a step and says how long that was.
-THEIRS = """
+YAML = "train_configs/xraygpt_openi_finetune.yaml"
+# Runs in the original's environment: reads batch numbers, takes a step for each, and prints its
+# seconds and loss.
+ORIGINAL_SCRIPT = """
 import argparse, json, sys, time
 sys.path.insert(0, sys.argv[1])
 import torch, xraygpt
 if not str(xraygpt.__file__).startswith(sys.argv[1]):
-    sys.exit(f"the package found is {xraygpt.__file__}, not the checkout's")
+    sys.exit(f"xraygpt is imported from {xraygpt.__file__}, not the checkout's")
 from xraygpt.common.config import Config
 from xraygpt.common.registry import registry
 from xraygpt.models import *
@@ -54,18 +55,18 @@ optimizer = torch.optim.AdamW(trained, lr=0.0)
 images = torch.load(job["images"]).to(job["device"])
 print("READY", flush=True)
 for line in sys.stdin:
-    began = time.perf_counter()
+    start = time.perf_counter()
     loss = model({"image": images, "caption": job["texts"][int(line)]})["loss"]
     loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     value = float(loss.detach())
-    print("STEP", json.dumps([time.perf_counter() - began, value]), flush=True)
+    print("STEP", json.dumps([time.perf_counter() - start, value]), flush=True)
 """
 
 
-class Ours:
-    """Our model of the same YAML, and its steps."""
+class OurModel:
+    """Our model, its batches and its training step."""
 
     def __init__(
         self, config: Path, options: list[str], texts: list[list[str]], device: str
@@ -77,10 +78,10 @@ class Ours:
         collate = Collator(
             self.model.renderer, self.model.media_collator, max_len=self.model.context_len
         )
-        self.batches = [self._on(device, collate(self._samples(row))) for row in texts]
+        self.batches = [self._to(device, collate(self._samples(row))) for row in texts]
         pixels = self.batches[0]["media_inputs"]["pixel_values"]
         self.model.start_caching_queries()
-        self.stored = {"features": self.model.encode_frozen(pixels)}
+        self.features = {"features": self.model.encode_frozen(pixels)}
         trained = [p for _, p in self.model.trainable_parameters()]
         self.optimizer, self.device = torch.optim.AdamW(trained, lr=0.0), device
 
@@ -97,69 +98,76 @@ class Ours:
             for i, (image, text) in enumerate(zip(self.images, texts, strict=True))
         ]
 
-    def _on(self, device: str, batch: Any) -> Batch:
+    def _to(self, device: str, batch: Any) -> Batch:
         moved: Any = {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()}
         moved["media_inputs"] = {k: v.to(device) for k, v in batch["media_inputs"].items()}
         return moved
 
-    def step(self, number: int, stored: bool) -> tuple[float, float]:
-        """Seconds of forward, backward and update; the loss."""
-        began = time.perf_counter()
+    def step(self, number: int, from_features: bool) -> tuple[float, float]:
+        """Seconds of a forward pass, backward pass and update, and the loss."""
+        start = time.perf_counter()
         batch = self.batches[number]
-        if stored:
-            batch = {**batch, "media_inputs": self.stored}
-        half = "cuda" in self.device
-        with torch.autocast("cuda" if half else "cpu", torch.bfloat16, enabled=half):
+        if from_features:
+            batch = {**batch, "media_inputs": self.features}
+        on_gpu = "cuda" in self.device
+        with torch.autocast("cuda" if on_gpu else "cpu", torch.bfloat16, enabled=on_gpu):
             output = self.model(batch)
         loss = output.loss / output.num_targets.sum()
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         value = float(loss.detach())
-        return time.perf_counter() - began, value
+        return time.perf_counter() - start, value
 
 
-class Theirs:
-    """The original in a process of its own."""
+class OriginalModel:
+    """The original model in a separate process."""
 
-    def __init__(self, given: argparse.Namespace, job: Path) -> None:
-        command = [given.python, "-c", THEIRS, str(given.checkout), str(given.their_cfg), str(job)]
+    def __init__(self, args: argparse.Namespace, job: Path) -> None:
+        command = [
+            args.python,
+            "-c",
+            ORIGINAL_SCRIPT,
+            str(args.checkout),
+            str(args.their_cfg),
+            str(job),
+        ]
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=given.checkout,
+            cwd=args.checkout,
             env=environment,
         )
-        self._answer("READY")
+        self._read("READY")
 
-    def _answer(self, mark: str) -> str:
+    def _read(self, prefix: str) -> str:
         assert self.process.stdout is not None
-        for line in self.process.stdout:  # it prints other things as well
-            if line.startswith(mark):
-                return line.removeprefix(mark)
+        for line in self.process.stdout:  # it also prints other output
+            if line.startswith(prefix):
+                return line.removeprefix(prefix)
             print(line, end="", file=sys.stderr)
-        raise InputError("the original ended too soon; what it says stands above")
+        raise InputError("the original ended before it finished; its output is above")
 
     def step(self, number: int) -> tuple[float, float]:
-        """Seconds of a step; the loss."""
+        """Seconds of a training step, and the loss."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{number}\n")
         self.process.stdin.flush()
-        seconds, loss = json.loads(self._answer("STEP"))
+        seconds, loss = json.loads(self._read("STEP"))
         return seconds, loss
 
     def close(self) -> None:
-        """End the process."""
+        """Stop the process and wait for it."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(timeout=60)
 
 
-def reports(batch: int, batches: int) -> list[list[str]]:
-    """Findings of IU X-ray's train split."""
+def read_reports(batch: int, batches: int) -> list[list[str]]:
+    """Findings sections of IU X-ray's train split, in batches."""
     folder = Path(os.environ.get("XRAYGPT_DATA", "data")) / "iu_xray"
     rows = (row for _, row in read_table(folder / "reports.jsonl"))
     texts = [r["findings"] for r in rows if r.get("split") == "train" and r.get("findings")]
@@ -167,47 +175,47 @@ def reports(batch: int, batches: int) -> list[list[str]]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkout", type=Path, required=True, help="folder of the original")
-    parser.add_argument("--python", default=sys.executable, help="of its environment")
-    parser.add_argument("--cfg-path", type=Path, default=ROOT / NAME)
+    parser.add_argument("--python", default=sys.executable, help="interpreter of its environment")
+    parser.add_argument("--cfg-path", type=Path, default=ROOT / YAML)
     parser.add_argument("--their-cfg", type=Path, help="default: the same name in the checkout")
-    parser.add_argument("--options", nargs="*", default=[], help="over our YAML")
+    parser.add_argument("--options", nargs="*", default=[], help="key=value overrides of our YAML")
     parser.add_argument("--batch", type=int, default=3)
     parser.add_argument("--batches", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("output/benchmark"))
-    given = parser.parse_args()
-    given.checkout = given.checkout.expanduser().resolve()
-    given.their_cfg = (given.their_cfg or given.checkout / NAME).expanduser().resolve()
-    if not (given.checkout / "xraygpt").is_dir():
-        raise InputError(f"--checkout {given.checkout}: no folder xraygpt in it")
+    args = parser.parse_args()
+    args.checkout = args.checkout.expanduser().resolve()
+    args.their_cfg = (args.their_cfg or args.checkout / YAML).expanduser().resolve()
+    if not (args.checkout / "xraygpt").is_dir():
+        raise InputError(f"--checkout {args.checkout}: no folder xraygpt in it")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    texts = reports(given.batch, given.batches)
-    ours = Ours(given.cfg_path, given.options, texts, device)
-    given.work.mkdir(parents=True, exist_ok=True)
-    torch.save(ours.images, given.work / "images.pt")
-    images = str((given.work / "images.pt").resolve())
-    job = given.work / "job.json"
+    texts = read_reports(args.batch, args.batches)
+    ours = OurModel(args.cfg_path, args.options, texts, device)
+    args.work.mkdir(parents=True, exist_ok=True)
+    torch.save(ours.images, args.work / "images.pt")
+    images = str((args.work / "images.pt").resolve())
+    job = args.work / "job.json"
     job.write_text(json.dumps({"device": device, "images": images, "texts": texts}))
-    theirs = Theirs(given, job.resolve())
-    taken: dict[str, list[float]] = {"theirs": [], "epoch one": [], "later epochs": []}
-    losses: dict[str, list[float]] = {name: [] for name in taken}
-    for round_ in range(given.rounds + 1):  # the first warms up
-        for number in range(given.batches):
-            each = theirs.step(number), ours.step(number, False), ours.step(number, True)
+    theirs = OriginalModel(args, job.resolve())
+    times: dict[str, list[float]] = {"theirs": [], "epoch one": [], "later epochs": []}
+    losses: dict[str, list[float]] = {name: [] for name in times}
+    for round_ in range(args.rounds + 1):  # the first round warms up
+        for number in range(args.batches):
+            results = theirs.step(number), ours.step(number, False), ours.step(number, True)
             if round_:
-                for name, (seconds, loss) in zip(taken, each, strict=True):
-                    taken[name].append(seconds)
+                for name, (seconds, loss) in zip(times, results, strict=True):
+                    times[name].append(seconds)
                     losses[name].append(loss)
     theirs.close()
     print("mean loss: " + ", ".join(f"{k} {statistics.mean(v):.4f}" for k, v in losses.items()))
-    print(f"the original: {given.batch / statistics.median(taken['theirs']):.2f} samples a second")
+    print(f"the original: {args.batch / statistics.median(times['theirs']):.2f} samples per second")
     for name in ("epoch one", "later epochs"):
-        times = [a / b for a, b in zip(taken["theirs"], taken[name], strict=True)]
-        low, _, high = statistics.quantiles(times, n=4)
-        print(f"{name}: {statistics.median(times):.2f} times as fast ({low:.2f} to {high:.2f})")
+        ratios = [a / b for a, b in zip(times["theirs"], times[name], strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4)
+        print(f"{name}: {statistics.median(ratios):.2f} times as fast ({low:.2f} to {high:.2f})")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def run(tmp_path, *arguments):
     rows = [{"split": "train", "findings": f"Report {i}."} for i in range(6)]
     rows.insert(2, {"split": "test", "findings": "Never used."})
     (data / "reports.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    command = [sys.executable, str(REPO / "benchmarks" / "lineage.py")]
+    command = [sys.executable, str(REPO / "benchmarks" / "lavis_weights.py")]
     command += ["--checkout", str(tmp_path / "original"), "--their-cfg", "theirs.yaml"]
     command += ["--cfg-path", str(tmp_path / "ours.yaml"), "--batch", "2", "--batches", "2"]
     command += ["--work", str(tmp_path / "work"), *arguments]
@@ -86,4 +86,4 @@ def test_an_invalid_checkout_is_reported(tmp_path):
     assert (
         result.returncode and "not the checkout's" in result.stderr
     )  # this project is installed here
-    assert result.stderr.rstrip().endswith("what it says stands above")
+    assert result.stderr.rstrip().endswith("its output is above")
