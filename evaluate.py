@@ -14,7 +14,7 @@ def main() -> None:
         "--shard",
         type=shard,
         metavar="K/N",
-        help="only answer every N-th sample, starting with the K-th",
+        help="answer only every N-th sample, starting with the K-th",
     )
     args = parser.parse_args()
     # Torch takes seconds to import; help and argument errors do not wait for it.
@@ -31,7 +31,9 @@ def main() -> None:
     evaluator = build_evaluator(experiment)
     if args.shard:
         count = evaluator.answer_shard(*args.shard)
-        print(f"{count} answers of this shard; run without --shard to collect and score all")
+        print(
+            f"this shard has {count} answers; run without --shard to collect and score all answers"
+        )
         return
     print(as_markdown(evaluator.run()), end="")
     print(evaluator.folder / "report.html")

@@ -14,21 +14,26 @@ def main() -> None:
     parser.add_argument(
         "--input",
         type=existing_path,
-        help="image, DICOM, folder, or table (CSV, JSONL) with a column image",
+        help="image, DICOM file, folder, or table (CSV or JSONL) with the column image",
     )
     parser.add_argument("--output", type=Path, default=Path("output/predict"), help="folder")
-    parser.add_argument("--question", "--prompt", default="", help="question about every image")
+    parser.add_argument(
+        "--question", "--prompt", default="", help="question to ask about every image"
+    )
     parser.add_argument("--batch-size", type=at_least(1), default=8, help="images per batch")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
         "--workers", type=at_least(0), default=None, help="processes for reading images"
     )
     parser.add_argument(
-        "--shard", type=shard, metavar="K/N", help="only every N-th image, starting with the K-th"
+        "--shard",
+        type=shard,
+        metavar="K/N",
+        help="answer only every N-th image, starting with the K-th",
     )
     args = parser.parse_args()
     if args.input is None and not args.print_config:
-        parser.error("--input is missing: an image, a DICOM, a folder or a table")
+        parser.error("--input is missing; pass an image, a DICOM file, a folder or a table")
     # Torch takes seconds to import; help and argument errors do not wait for it.
     from xraygpt.common.config import load, to_yaml
     from xraygpt.experiment import Evaluation, build_predictor
@@ -48,14 +53,16 @@ def main() -> None:
         shard=args.shard,
     )
     if args.dry_run:
-        print(f"{len(predictor.indices)} inputs, results would go to {predictor.folder}")
+        print(f"{len(predictor.indices)} inputs; results would be written to {predictor.folder}")
         return
     predictions = predictor.run()
     if len(predictions) == 1:
         print(predictions[0].prediction)
     print("AI output, not verified. Research use only, not for diagnosis.")
     if args.shard:
-        print(f"shard done; run without --shard to collect all results in {predictor.folder}")
+        print(
+            f"this shard is done; run without --shard to collect all results in {predictor.folder}"
+        )
         return
     print(predictor.folder / "predictions.jsonl")
     print(predictor.folder / "report.html")

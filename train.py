@@ -1,4 +1,4 @@
-"""Train a model from one YAML: python train.py --cfg-path train_configs/iu_xray_stage1.yaml."""
+"""Train a model from a YAML file: python train.py --cfg-path train_configs/iu_xray_stage1.yaml."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@
 Both sides answer the same questions about the same images by greedy decoding in float32; the number
 of rows that differ is printed. In one process, one of our batches alternates with its images one by
 one. Images are encoded beforehand, so that only the Q-Former and the language model are measured.
-With `--blip2` the other side is transformers' own BLIP-2 with the same weights. It answers one image
-at a time from pixels, as it is normally used; our side then starts from pixels, too.
+With `--blip2` the other side is transformers' own BLIP-2 with the same weights. It answers one
+image at a time from pixels, as it is normally used; our side then starts from pixels, too.
 """
 
 from __future__ import annotations

@@ -63,8 +63,9 @@ def main() -> None:
     ratios = [b / a for a, b in zip(cached_seconds, uncached_seconds, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
     print(
-        f"first token of the second answer: {statistics.median(cached_seconds):.3f} s with the cache, "
-        f"{statistics.median(uncached_seconds):.3f} s without: {statistics.median(ratios):.1f} times "
+        f"first token of the second answer: {statistics.median(cached_seconds):.3f} s with the "
+        f"cache, {statistics.median(uncached_seconds):.3f} s without: "
+        f"{statistics.median(ratios):.1f} times "
         f"({low:.1f} to {high:.1f}); {differing} answers differ"
     )
     if args.out:

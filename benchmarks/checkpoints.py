@@ -2,9 +2,10 @@
 
     python benchmarks/checkpoints.py [--rounds 5]
 
-The model is `mini` with LoRA. Our checkpoint contains the trained weights in safetensors and the state
-of optimizer and random generators; it is written to a temporary folder, hashed and renamed. The other
-is one `torch.save` of all weights and the optimizer. Both are written and read in turn, in one process.
+The model is `mini` with LoRA. Our checkpoint contains the trained weights in safetensors and the
+state of optimizer and random generators; it is written to a temporary folder, hashed and renamed.
+The other is one `torch.save` of all weights and the optimizer. Both are written and read in turn,
+in one process.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 Our side is predict.py with the preset `mini`: it imports its modules, loads encoder, Q-Former and
 SmolLM2-135M, reads one picture and generates one token. The other side imports transformers, loads
-the same GGUF file and generates one token. Both run in turn, each in its own process. `import xraygpt`
-and `train.py --help` are also timed.
+the same GGUF file and generates one token. Both run in turn, each in its own process. `import
+xraygpt` and `train.py --help` are also timed.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python benchmarks/fit.py [--shape vicuna] [--batches 1 4 16 64] [--cards 24 40 80]
 
-All tensors of a step are created without content (torch's fake tensors), and the peak of their total
-size is computed: bfloat16 weights of the LLM, the longest rows of each stage of `utilisation.py`,
-features as the cache provides them, AdamW. The CUDA context (about 0.5 GB), kernel workspaces and
-memory fragmentation come on top. This is a calculation, not a measurement.
+All tensors of a step are created without content (torch's fake tensors), and the peak of their
+total size is computed: bfloat16 weights of the LLM, the longest rows of each stage of
+`utilisation.py`, features as the cache provides them, AdamW. The CUDA context (about 0.5 GB),
+kernel workspaces and memory fragmentation come on top. This is a calculation, not a measurement.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python benchmarks/images.py [--count 20] [--rounds 5]
 
 A SYNTHETIC picture of 2,000 x 2,400 pixels is written once in each format and read with the image
-processor of a 224-pixel encoder, the formats in turn, in one process. Ratios are relative to the JPEG
-decoded in full.
+processor of a 224-pixel encoder, the formats in turn, in one process. Ratios are relative to the
+JPEG decoded in full.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/lavis_weights.py --checkout ~/XrayGPT --python ~/envs/xraygpt/bin/python
 
-The original needs its own environment, and its weights at the paths in its YAML. The two models run in
-separate processes and process the same random images with reports of IU X-ray's train split
+The original needs its own environment, and its weights at the paths in its YAML. The two models run
+in separate processes and process the same random images with reports of IU X-ray's train split
 (XRAYGPT_DATA) in turn; ours from pixels, and from stored features as in later epochs. On a GPU the
 original computes in float16, as written by its authors, and ours in bfloat16. The mean losses show
 whether both compute the same; each samples its own prompts. `--cfg-path` is our YAML of the same

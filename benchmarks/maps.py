@@ -2,11 +2,11 @@
 
     python benchmarks/maps.py --cfg-path eval_configs/quickstart.yaml
 
-The map belongs to the sentence of the model's report that names the lesion. The figure is the fraction
-of the map inside the lesion, divided by the lesion's fraction of the picture area; a map without
-information has 1. There are two controls for the same lesion: the map of a randomly chosen other study,
-and the map of a sentence of the same report that does not name the lesion. The phantoms are SYNTHETIC,
-with a seed that no corpus here uses.
+The map belongs to the sentence of the model's report that names the lesion. The figure is the
+fraction of the map inside the lesion, divided by the lesion's fraction of the picture area; a map
+without information has 1. There are two controls for the same lesion: the map of a randomly chosen
+other study, and the map of a sentence of the same report that does not name the lesion. The
+phantoms are SYNTHETIC, with a seed that no corpus here uses.
 """
 
 from __future__ import annotations
@@ -113,9 +113,11 @@ def print_results(name: str, cases: list[Case], which: int) -> None:
     other_sentence = np.array(
         [concentration(case.other_maps[which], case.lesion) for case in with_other]
     )
-    larger = f"own is larger in {(naming > other_sentence).mean():.0%}"
-    print(f"   map of another sentence of the same report (n = {len(with_other)}) "
-          f"{interval(other_sentence)}; difference {interval(naming - other_sentence)}; {larger}")  # fmt: skip
+    print(
+        f"   map of another sentence of the same report (n = {len(with_other)}) "
+        f"{interval(other_sentence)}; difference {interval(naming - other_sentence)}; "
+        f"own is larger in {(naming > other_sentence).mean():.0%}"
+    )
     by_finding: dict[str, list[float]] = defaultdict(list)
     for case, value in zip(cases, own, strict=True):
         by_finding[case.finding].append(value)

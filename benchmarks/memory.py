@@ -3,9 +3,9 @@
     python benchmarks/memory.py [--presets nano mini] [--batches 4 16 32]
 
 The reports are those of IU X-ray's train split (XRAYGPT_DATA), the longest first. The encoder is
-frozen and its features are stored; trained is either only the linear layer, or also the Q-Former and
-LoRA. `--check` also trains two steps and prints the actual peak: of the tensors on a GPU, otherwise of
-the whole process.
+frozen and its features are stored; trained is either only the linear layer, or also the Q-Former
+and LoRA. `--check` also trains two steps and prints the actual peak: of the tensors on a GPU,
+otherwise of the whole process.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 Each corpus is generated: reports made of a few sentences, and 64 images that all records share. A
 `tiny` model is trained for some steps in a separate process. Printed are the time before the first
-step and the anonymous memory (not backed by a file) after the last step: median, minimum and maximum
-over the rounds, in which the sizes take turns.
+step and the anonymous memory (not backed by a file) after the last step: median, minimum and
+maximum over the rounds, in which the sizes take turns.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ def timed_step(batches):
 runner._step = timed_step
 runner.train()
 lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
-kib = int(next(x for x in lines if x.startswith("Anonymous:")).split()[1])
-print(json.dumps({"start": step_times[0] - imported, "import": imported - start, "MiB": kib / 1024}))
+kib = int(next(s for s in lines if s.startswith("Anonymous:")).split()[1])
+seconds = {"start": step_times[0] - imported, "import": imported - start}
+print(json.dumps({**seconds, "MiB": kib / 1024}))
 """
 SENTENCES = (
     "The heart is normal in size.",

@@ -2,8 +2,8 @@
 
     python benchmarks/scoring.py [--count 3000]
 
-The references are findings sections of IU X-ray's training splits (XRAYGPT_DATA), and the predictions
-are those of other studies. Prints the seconds of each family of metrics and their sum.
+The references are findings sections of IU X-ray's training splits (XRAYGPT_DATA), and the
+predictions are those of other studies. Prints the seconds of each family of metrics and their sum.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def main() -> None:
     report_scores(predictions, references, [None] * count, studies)
     end = time.perf_counter()
     print(
-        f"{count} predictions: COCO scores and METEOR {middle - start:.1f} s, other text and finding scores "
-        f"{end - middle:.1f} s, all {end - start:.1f} s"
+        f"{count} predictions: COCO scores and METEOR {middle - start:.1f} s, "
+        f"other text and finding scores {end - middle:.1f} s, all {end - start:.1f} s"
     )
 
 

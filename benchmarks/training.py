@@ -245,9 +245,8 @@ def max_loss_difference(side: Side, other: Side) -> float:
 
 def to_text(row: dict[str, Any]) -> str:
     """The results as text."""
-    lines = [
-        f"{row['case']}, batch {row['batch']}: {row['theirs_seconds']:.2f} s per step of the original"
-    ]
+    seconds = row["theirs_seconds"]
+    lines = [f"{row['case']}, batch {row['batch']}: {seconds:.2f} s per step of the original"]
     lines.append(
         f"transformers' BLIP-2: {row['blip2']['seconds']:.2f} s; losses differ by "
         f"at most {row['blip2']['loss_apart']:.1e}"

@@ -3,12 +3,12 @@
     python benchmarks/utilisation.py [--shape tiny|mini|vicuna] [--batch 16] [--steps 10]
 
 Weights are random, features are as the cache provides them, and rows have random lengths. Stage 1
-trains Q-Former and linear layer on short texts, stage 2 linear layer and LoRA on reports. Per token of
-the LLM, 4 operations are counted for each frozen parameter and 6 for each trained one (Chowdhery et
-al. 2022, without the weight gradient of frozen parts); the output layer counts at answer tokens only;
-attention, padding and recomputation do not count. The sum is divided by `--peak` in TFLOP/s; without
-it, by the datasheet of a known card, dense in bfloat16; on other devices, by the speed of a large
-matrix product measured in the same run.
+trains Q-Former and linear layer on short texts, stage 2 linear layer and LoRA on reports. Per token
+of the LLM, 4 operations are counted for each frozen parameter and 6 for each trained one (Chowdhery
+et al. 2022, without the weight gradient of frozen parts); the output layer counts at answer tokens
+only; attention, padding and recomputation do not count. The sum is divided by `--peak` in TFLOP/s;
+without it, by the datasheet of a known card, dense in bfloat16; on other devices, by the speed of a
+large matrix product measured in the same run.
 """
 
 from __future__ import annotations
@@ -109,13 +109,13 @@ class Bench:
         shortest, longest = STAGES[self.stage]
         lengths = torch.randint(shortest, longest + 1, (count,), generator=generator)
         head = self.shape.queries + PROMPT
-        size = (count, head + int(lengths.max()))
-        ids = torch.randint(10, self.shape.llm["vocab_size"], size, generator=generator)
+        ids_shape = (count, head + int(lengths.max()))
+        ids = torch.randint(10, self.shape.llm["vocab_size"], ids_shape, generator=generator)
         ids[:, 2 : 2 + self.shape.queries] = IMAGE_TOKEN_ID
         mask = torch.arange(ids.shape[1])[None] < (head + lengths)[:, None]
         labels = ids.masked_fill(~mask, IGNORE_INDEX)
         labels[:, :head] = IGNORE_INDEX
-        size: tuple[int, ...] = (count, self.shape.patches, self.shape.width)
+        size = (count, self.shape.patches, self.shape.width)
         if self.model.caches_queries:
             size = (count, self.shape.queries, self.shape.qformer.hidden)
         batch: Any = {

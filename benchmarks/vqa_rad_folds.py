@@ -2,10 +2,10 @@
 
     python benchmarks/vqa_rad_folds.py --folds 5
 
-Every question is answered by a model that was trained on neither the question nor its image. Nothing
-is selected on the held-out fold: each training runs all its epochs, and its last weights are
-evaluated. After an interruption, finished trainings are not repeated. The answers of all folds are
-scored together; intervals resample images.
+Every question is answered by a model that was trained on neither the question nor its image.
+Nothing is selected on the held-out fold: each training runs all its epochs, and its last weights
+are evaluated. After an interruption, finished trainings are not repeated. The answers of all folds
+are scored together; intervals resample images.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("output/vqa_rad_folds"))
-    parser.add_argument(
-        "--options", nargs="*", default=[], help="key=value overrides for every training"
-    )
+    parser.add_argument("--options", nargs="*", default=[], help="overrides for every training")
     args = parser.parse_args()
     answers = {
         kind: [fold_answers(args, kind, fold) for fold in range(args.folds)] for kind in KINDS

@@ -65,7 +65,7 @@ def test_mistakes_are_explained(trained):
     for picture, message in (
         (np.full((8, 8), 300.0, np.float32), "uint8 or float in"),
         (np.zeros((8, 8, 4), np.uint8), r"\(H, W\) or \(H, W, 3\)"),
-        (Image.new("I;16", (8, 8)), "white level of a picture of mode I;16 is unknown"),
+        (Image.new("I;16", (8, 8)), "white level of an image with mode I;16 is unknown"),
     ):
         with pytest.raises(InputError, match=message):
             model.ask(picture, "?")

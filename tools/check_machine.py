@@ -8,12 +8,12 @@ NEEDED_GIB = 8  # torch with its libraries, and pip's downloads
 
 
 def problems(folder):
-    """Unmet requirements, one message each with the fix."""
+    """Return the unmet requirements, one message each with the fix."""
     messages = []
     if sys.version_info < (3, 11):
         version = ".".join(map(str, sys.version_info[:3]))
         messages.append(
-            "Python 3.11 or newer is needed, {0} is {1}. Install one and pass it: "
+            "Python 3.11 or newer is needed, but {0} is {1}. Install one and pass it: "
             "make install PYTHON=python3.12".format(sys.executable, version)
         )
     try:
@@ -26,13 +26,13 @@ def problems(folder):
         )
     if not os.access(folder, os.W_OK):
         messages.append(
-            "{0} cannot be written. Copy the checkout to a writable folder".format(folder)
+            "{0} is not writable. Copy the checkout to a writable folder".format(folder)
         )
     free = shutil.disk_usage(folder).free / 2.0**30
     has_environment = os.path.isdir(os.path.join(folder, ".venv", "lib"))
     if free < NEEDED_GIB and not has_environment:
         messages.append(
-            "{0:.1f} GiB are free in {1}, about {2} are needed. Free some space, or clone to "
+            "{0:.1f} GiB are free in {1}, but about {2} are needed. Free some space, or clone to "
             "a larger disk".format(free, folder, NEEDED_GIB)
         )
     return messages

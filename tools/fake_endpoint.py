@@ -4,7 +4,7 @@ python tools/fake_endpoint.py --port 8000 --faults 0.1
 
 For tests, benchmarks and trials of xraygpt.curate; listens on loopback only. Answers and faults
 depend only on the request and its retry count (x-stainless-retry-count), so an interrupted run and
-its resumption get the same ones. GET /stats returns counts of requests and faults.
+its resumption get the same ones. GET /stats returns the numbers of requests and faults.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class FakeEndpoint:
     """Settings and state of the endpoint.
 
     Attributes:
-        latency: Seconds per answer.
+        latency: Seconds per response.
         faults: Fraction of calls that fail, 0 to 1.
         kinds: Faults to choose from.
-        hang: Seconds a hanging call lasts.
-        seed: Seed of the faults.
-        stats: Number of requests by kind, and by fault.
+        hang: Seconds that a hanging call lasts.
+        seed: Seed for the faults.
+        stats: Number of requests by kind and by fault.
         times: Monotonic time of each call.
-        tokens: Total tokens of each completion.
-        files: Uploaded and result files by id.
+        tokens: Total number of tokens in each completion.
+        files: Uploaded files and result files by id.
         batches: Batches by id.
         running: Requests in progress.
     """
@@ -118,7 +118,7 @@ def completion(request: dict[str, Any], fault: str) -> dict[str, Any]:
 
 @dataclass
 class Response:
-    """An HTTP response; without a body the connection is closed."""
+    """An HTTP response; if it has no body, the connection is closed."""
 
     status: int
     body: bytes | None
@@ -193,7 +193,7 @@ def new_batch(fake: FakeEndpoint, data: bytes) -> Response:
 
 
 def answer_line(fake: FakeEndpoint, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Answer one line of a batch; returns its result file and the row for it."""
+    """Answer one line of a batch; return the key of its result file and the row for that file."""
     request = row["body"]
     attempt = row["custom_id"].rpartition("-")[2]
     fault = fake.fault(json.dumps(request, sort_keys=True).encode(), attempt)
@@ -209,7 +209,7 @@ def answer_line(fake: FakeEndpoint, row: dict[str, Any]) -> tuple[str, dict[str,
 
 
 def poll(batch: dict[str, Any]) -> None:
-    """Update the status of a batch, which is completed at the second poll."""
+    """Update the status of a batch, which is completed on the second poll."""
     batch["polls"] += 1
     batch["status"] = "completed" if batch["polls"] > 1 else "in_progress"
 
@@ -234,7 +234,7 @@ async def route(
 
 
 def stored_object(fake: FakeEndpoint, path: str) -> Response:
-    """Handle GET of one batch or file."""
+    """Handle GET requests for one batch or file."""
     object_id = path.split("/")[3] if path.count("/") >= 3 else ""
     if object_id in fake.batches:
         batch = fake.batches[object_id]
@@ -274,7 +274,7 @@ async def serve(
 
 
 def encode_response(response: Response) -> bytes:
-    """Write status line, headers and body."""
+    """Return the status line, headers and body as bytes."""
     body = response.body or b""
     headers = response.headers
     if not any(header.startswith("content-type") for header in headers):
@@ -284,7 +284,7 @@ def encode_response(response: Response) -> bytes:
 
 
 async def run(fake: FakeEndpoint, port: int) -> None:
-    """Serve on loopback until interrupted; prints the base URL first."""
+    """Print the base URL, then serve on loopback until interrupted."""
     server = await asyncio.start_server(
         lambda r, w: serve(fake, r, w), "127.0.0.1", port, limit=2**24, backlog=512
     )
@@ -300,15 +300,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--port", type=int, default=8000, help="0: any free port")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds per answer")
+    parser.add_argument("--port", type=int, default=8000, help="port; 0 chooses any free port")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds per response")
     parser.add_argument(
         "--faults", type=float, default=0.0, help="fraction of calls that fail, 0 to 1"
     )
     parser.add_argument(
         "--kinds", nargs="+", choices=FAULTS, default=FAULTS, help="faults to inject"
     )
-    parser.add_argument("--hang", type=float, default=30.0, help="seconds a hanging call takes")
+    parser.add_argument(
+        "--hang", type=float, default=30.0, help="seconds that a hanging call lasts"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     fake = FakeEndpoint(args.latency, args.faults, tuple(args.kinds), args.hang, args.seed)
@@ -317,7 +319,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
-        sys.exit(f"port {args.port}: {error.strerror}; use --port 0 for any free port")
+        sys.exit(f"port {args.port}: {error.strerror}; pass --port 0 to use any free port")
 
 
 if __name__ == "__main__":

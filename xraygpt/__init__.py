@@ -11,7 +11,7 @@ __all__ = ["LoadedModel", "__version__", "load_model", "load_model_and_preproces
 
 
 def __getattr__(name: str) -> Any:
-    """Import names that need torch on first access."""
+    """Import the names that need torch on first access."""
     if name in __all__:
         from xraygpt import loading
 

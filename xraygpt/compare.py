@@ -1,10 +1,10 @@
-"""Paired comparison of two systems on the same samples: python -m xraygpt.compare A B.
+"""Compare two systems on the same samples: python -m xraygpt.compare A B.
 
 Reads two evaluation folders or two files of predictions. For every score of their task it prints
 both values, the difference with its 95 % bootstrap interval over studies, and the p-value of an
 approximate randomisation test (Noreen 1989): how often a difference this large occurs when the two
-systems' answers are swapped at random per study. The last column is p after Holm's correction
-(1979) over all printed lines.
+systems' answers are swapped at random for each study. The last column is the p-value after Holm's
+correction (1979) over all printed lines.
 """
 
 from __future__ import annotations

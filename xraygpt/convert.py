@@ -1,7 +1,7 @@
 """Convert weights between projects: python -m xraygpt.convert SOURCE OUT.
 
 other projects' weights -> a folder:  python -m xraygpt.convert eva_vit_g.pth weights/eva
-a run -> the original's .pth:         python -m xraygpt.convert output/my_run/best my.pth --to pth
+a run -> a .pth of XrayGPT:           python -m xraygpt.convert output/my_run/best my.pth --to pth
 a run -> plain transformers:          python -m xraygpt.convert output/my_run/best out --to transformers
 """  # noqa: E501
 
@@ -22,19 +22,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", help="file, folder, run, or package:<name> for a package's GGUF")
-    parser.add_argument("out", type=Path, help="folder to create; a file for --to pth")
+    parser.add_argument(
+        "source", help="file, folder, run, or package:<name> for the GGUF file in a package"
+    )
+    parser.add_argument("out", type=Path, help="folder to create, or file to create with --to pth")
     parser.add_argument("--to", choices=("xraygpt", "pth", "transformers"), default="xraygpt")
-    parser.add_argument("--vit-model", help="encoder of the file, if it cannot be detected")
+    parser.add_argument("--vit-model", help="encoder in the file, if it cannot be detected")
     parser.add_argument(
         "--merge-lora", action="store_true", help="merge LoRA into the LLM's weights"
     )
     parser.add_argument(
         "--with-vision", action="store_true", help="with --to pth: include the encoder"
     )
-    parser.add_argument("--license", default="other", help="for the model card, e.g. llama2")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="for --to transformers"
+        "--license", default="other", help="license named in the model card, e.g. llama2"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="with --to transformers: data type",
     )
     add_overrides(parser)
     args = parser.parse_args()
@@ -54,7 +60,7 @@ def main() -> None:
 def _require_source(source: str) -> None:
     path = Path(source).expanduser()
     if not (source.startswith("package:") or path.exists() or is_run_or_checkpoint(path)):
-        raise WeightsError(f"no weights at {source}")
+        raise WeightsError(f"there are no weights at {source}")
 
 
 if __name__ == "__main__":

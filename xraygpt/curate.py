@@ -6,17 +6,19 @@
     mimic         --reports mimic-cxr-reports               --images mimic-cxr-jpg
     own           --reports table.csv (docs/data.md)        --images FOLDER
 
-The default is rules: no key, no network, no text leaves this machine. Priors, masks and view
-descriptions are removed, findings are kept; a report whose findings, sides or numbers would change
-is held back and listed. With --provider local, openai or azure a language model rewrites the
-reports; see docs/curation.md.
+By default, reports are rewritten by rules: this needs no key and no network, and no text leaves
+this machine. Priors, masks and view descriptions are removed, and findings are kept; a report whose
+findings, sides or numbers would change is held back and listed. With --provider local, openai or
+azure, a language model rewrites the reports; see docs/curation.md.
 
-Single steps: filter (selected reports, as JSON lines), images (their pictures), audit (a page of
-random rows with source and result side by side, for manual marking).
+Single steps: filter writes the selected reports as JSON lines, images collects their pictures, and
+audit writes a page that shows the source and the result of randomly chosen rows side by side, for
+manual marking.
 
-Exit codes: 0: every report was decided on. 3: the folder is written, but a file could not be read,
-a picture is missing, or the model gave no usable answer to some; held_back.csv lists them. 1: the
-endpoint or the budget stopped it. 2: a mistake in the command or the data. 130, 143: interrupted.
+Exit codes: 0: every report was accepted or rejected. 3: the folder is written, but a file could not
+be read, a picture is missing, or the model gave no usable answer for some reports; held_back.csv
+lists them. 1: the endpoint or the budget stopped the run. 2: the command or the data contains a
+mistake. 130, 143: the run was interrupted.
 """
 
 from __future__ import annotations
@@ -47,20 +49,20 @@ if TYPE_CHECKING:
 
 
 class SomeReportsFailed(XrayGPTError):
-    """The output is written, but a file or an endpoint failed for some reports."""
+    """The output is written, but a file or an endpoint failed for some of the reports."""
 
     exit_code = 3
 
 
 class InternalError(XrayGPTError):
-    """A bug, reported without the message of its exception, which may contain report text."""
+    """A bug, reported without the message of the exception, which may contain report text."""
 
 
 def main() -> None:
     """Run the step given on the command line.
 
     Raises:
-        InternalError: For any unexpected exception; names only its type and location.
+        InternalError: An unexpected exception occurred; only its type and location are named.
     """
     args = _build_parser().parse_args()
     location = ""
@@ -77,12 +79,12 @@ def main() -> None:
     # Raised outside the handler, so that the exception is not shown as its context.
     raise InternalError(
         f"a bug in xraygpt, please report it: {location}. The message of the exception is not "
-        "shown because it may contain report text; answers so far are saved"
+        "shown because it may contain report text; all answers so far are saved"
     )
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, except empty ones."""
+    """Help formatter that shows all defaults except empty ones."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         is_empty = action.default in (None, False, "", [])
@@ -90,7 +92,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class _StepParser(argparse.ArgumentParser):
-    """Parser of one step; options cannot be abbreviated."""
+    """Parser for one step, whose options cannot be abbreviated."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs, formatter_class=_HelpFormatter, allow_abbrev=False)
@@ -118,26 +120,26 @@ def _build_parser() -> argparse.ArgumentParser:
     step.add_argument("corpus", choices=CORPORA)
     _add_source(step, images=False, out="the output file, ending in .jsonl")
     _add_filters(step)
-    step = steps.add_parser("images", help="check the pictures of selected reports, in one folder")
+    step = steps.add_parser("images", help="collect the pictures of selected reports")
     step.set_defaults(run=_run_images)
     step.add_argument("corpus", choices=CORPORA)
     _add_source(step, out="the output folder")
     _add_filters(step)
-    step = steps.add_parser("audit", help="show random rows, source and result side by side")
+    step = steps.add_parser("audit", help="show source and result of random rows")
     step.set_defaults(run=_run_audit)
     step.add_argument("corpus", choices=CORPORA)
     _add_source(step, images=False, out="the training folder to audit")
     step.add_argument("--rows", type=int, default=30, help="number of rows")
-    step.add_argument("--seed", type=int, default=0, help="seed of the random choice")
-    step.add_argument("--marks", type=Path, help="a marked audit.csv: print how many rows are good")
+    step.add_argument("--seed", type=int, default=0, help="seed for the random choice")
+    step.add_argument("--marks", type=Path, help="a marked audit.csv: count the good rows")
     return parser
 
 
 def _add_source(step: argparse.ArgumentParser, *, out: str, images: bool = True) -> None:
     add = step.add_argument
-    add("--reports", type=Path, required=True, help="as downloaded, or the .jsonl of filter")
+    add("--reports", type=Path, required=True, help="as downloaded, or a .jsonl file from filter")
     if images:
-        add("--images", type=Path, required=True, help="folder of the pictures")
+        add("--images", type=Path, required=True, help="folder that contains the pictures")
         add("--copy", action="store_true", help="copy pictures instead of hard-linking them")
     add("--out", type=Path, required=True, help=out)
 
@@ -147,11 +149,11 @@ def _add_filters(step: argparse.ArgumentParser) -> None:
     add = step.add_argument
     add(
         "--min-findings-words", type=int, default=default.min_findings_words,
-        help="minimum number of words of the findings",
+        help="minimum number of words in the findings",
     )  # fmt: skip
     add(
         "--min-impression-words", type=int, default=default.min_impression_words,
-        help="minimum number of words of the impression",
+        help="minimum number of words in the impression",
     )  # fmt: skip
     add("--views", choices=("frontal", "all"), default=default.views, help="views to select")
     add(
@@ -160,7 +162,7 @@ def _add_filters(step: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--region", choices=("chest", "any"), default=default.region,
-        help="for captions: body region to select",
+        help="for captions: the body region to select",
     )  # fmt: skip
 
 
@@ -171,28 +173,28 @@ def _add_model(step: argparse.ArgumentParser) -> None:
     default = Endpoint()
     group = step.add_argument_group("with a language model")
     add = group.add_argument
-    add("--provider", choices=PROVIDERS, default="rules", help="rules needs no model")
+    add("--provider", choices=PROVIDERS, default="rules", help="what rewrites the reports")
     add("--task", choices=tuple(TASKS), default="summarise", help="what to write")
-    add("--model", default="", help="name at the endpoint; for Azure, the deployment")
-    add("--base-url", default="", help="for local, http://127.0.0.1:8000/v1 if not given")
-    add("--prompt", type=Path, help="a file like those in prompts/curation/")
+    add("--model", default="", help="name of the model; for Azure, of the deployment")
+    add("--base-url", default="", help="default for local: http://127.0.0.1:8000/v1")
+    add("--prompt", type=Path, help="a prompt file like those in prompts/curation/")
     add("--temperature", type=_temperature, default=default.temperature, help="0 to 2, or none")
-    add("--model-seed", type=int, help="sent to the endpoint; few use it")
+    add("--model-seed", type=int, help="seed for the endpoint; few endpoints use it")
     add("--concurrency", type=int, default=Limits().concurrency, help="maximum concurrent calls")
     add("--rpm", type=float, help="maximum requests per minute")
     add("--tpm", type=float, help="maximum tokens per minute")
     add("--timeout", type=float, default=RetryPolicy().timeout, help="seconds per call")
     add(
         "--attempts", type=int, default=RetryPolicy().max_attempts,
-        help="maximum calls for one answer if the endpoint fails",
+        help="maximum number of calls for one answer if the endpoint fails",
     )  # fmt: skip
     add("--prices", type=Path, help="YAML: model: {input: …, output: …} per million tokens")
-    add("--max-usd", type=float, help="stop before the folder costs more (needs --prices)")
-    add("--max-tokens", type=int, help="stop before the folder uses more")
+    add("--max-usd", type=float, help="stop before the total cost exceeds this (needs --prices)")
+    add("--max-tokens", type=int, help="stop before the total tokens exceed this")
     add("--dry-run", action="store_true", help="estimate tokens, time and cost; send nothing")
-    add("--sample", type=int, default=200, help="number of rows --dry-run estimates")
+    add("--sample", type=int, default=200, help="number of rows that --dry-run estimates")
     add("--batch", action="store_true", help="use the Batch API: slower, often cheaper")
-    add("--poll-seconds", type=float, default=60.0, help="time between checks of a batch")
+    add("--poll-seconds", type=float, default=60.0, help="seconds between status checks")
     add(
         "--again", nargs="+", choices=("refused", "invalid"), default=[],
         help="request rows with these results again",
@@ -200,14 +202,14 @@ def _add_model(step: argparse.ArgumentParser) -> None:
     add("--partial", action="store_true", help="write the folder with the answers so far")
     add(
         "--zero-retention-agreement", default="", metavar="REFERENCE",
-        help="your written agreement, for credentialed data on another host",
+        help="reference to your written agreement, to send credentialed data to another host",
     )  # fmt: skip
 
 
 def _temperature(text: str) -> float | None:
     value = None if text.lower() == "none" else float(text)
     if value is not None and not 0 <= value <= 2:
-        raise argparse.ArgumentTypeError("0 to 2, or none")
+        raise argparse.ArgumentTypeError("expected a number from 0 to 2, or none")
     return value
 
 
@@ -263,22 +265,22 @@ def _print_result(result: CurationResult, out: Path) -> None:
         f"{steps} > {manifest['accepted']} accepted ({rate['rate']:.1%}, {rate['low']:.1%} to "
         f"{rate['high']:.1%})"
     )
-    print_line(f"left out: {left_out or 'nothing'}")
+    print_line(f"excluded: {left_out or 'nothing'}")
     print_line(
         f"{out}: {manifest['pictures']} pictures, "
-        f"{manifest['pictures_of_published_test_split']} of the published test split"
+        f"{manifest['pictures_of_published_test_split']} of them in the published test split"
     )
 
 
 def _refuse_model_options(args: argparse.Namespace) -> None:
-    """Refuse options of a language model if there is none."""
+    """Refuse options for a language model if none is used."""
     parser = argparse.ArgumentParser()
     _add_model(parser)
     defaults = vars(parser.parse_args([]))
     unused = [name for name, value in defaults.items() if getattr(args, name) != value]
     if unused:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
-        raise InputError(f"{options} is for a language model: name one with --provider")
+        raise InputError(f"{options} needs a language model: choose one with --provider")
 
 
 def print_line(line: str) -> None:
@@ -316,7 +318,7 @@ def _rewrite_settings_from(args: argparse.Namespace) -> RewriteSettings:
 
 def _check_model_options(args: argparse.Namespace) -> None:
     if not args.model:
-        raise InputError(f"--provider {args.provider} needs --model, its name at the endpoint")
+        raise InputError(f"--provider {args.provider} needs --model, the name of the model")
     if args.max_usd is not None and args.prices is None:
         raise InputError("--max-usd needs --prices, a file with the price of the model")
     for name in ("concurrency", "attempts", "sample"):
@@ -353,7 +355,7 @@ def _run_filter(args: argparse.Namespace) -> None:
     print_line(f"{args.out}: {len(selection.reports)} reports; {left_out} lists the others")
     unreadable = sum(row.stage == "unreadable" for row in selection.left_out)
     if unreadable:
-        raise SomeReportsFailed(f"{unreadable} unreadable: see {left_out}")
+        raise SomeReportsFailed(f"{unreadable} reports could not be read: see {left_out}")
 
 
 def _run_images(args: argparse.Namespace) -> None:
@@ -367,13 +369,11 @@ def _run_images(args: argparse.Namespace) -> None:
     held_back = args.out / HELD_BACK_FILE
     write_left_out(selection.left_out, held_back)
     _print_steps(selection)
-    print_line(
-        f"{args.out / 'image'}: {len(pictures)} pictures; {HELD_BACK_FILE} lists what is left out"
-    )
+    print_line(f"{args.out / 'image'}: {len(pictures)} pictures; {HELD_BACK_FILE} lists the others")
     stages = Counter(row.stage for row in selection.left_out)
     failures = sum(stages[stage] for stage in FAILURE_STAGES)
     if failures:
-        raise SomeReportsFailed(f"{failures} unreadable or without a picture: see {held_back}")
+        raise SomeReportsFailed(f"{failures} are unreadable or lack a picture: see {held_back}")
 
 
 def _print_steps(selection: Selection) -> None:

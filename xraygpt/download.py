@@ -1,7 +1,7 @@
 """Download public weights from the Hugging Face hub: python -m xraygpt.download vicuna-7b.
 
     list the named models:       python -m xraygpt.download --list
-    any other model of the hub:  python -m xraygpt.download owner/name
+    any other model on the hub:  python -m xraygpt.download owner/name
     verify downloaded files:     python -m xraygpt.download vicuna-7b --offline
 
 The first download writes the commit and every file's size and SHA-256 to weights.lock.json; later
@@ -39,8 +39,8 @@ class Weights:
 
     Attributes:
         repo: Owner and name on the hub.
-        use: The settings that use it in a YAML; ``{}`` is its folder.
-        licence: As stated by its authors.
+        use: The YAML settings that use the model; ``{}`` is replaced by its folder.
+        licence: The licence as stated by the model's authors.
         gigabytes: Approximate size of the downloaded files.
     """
 
@@ -88,9 +88,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", nargs="?", help=f"one of {', '.join(SETS)}, or owner/name")
-    parser.add_argument("--out", type=Path, default=Path("weights"), help="folder of all weights")
-    parser.add_argument("--revision", help="commit, tag or branch; default: that of the lock file")
-    parser.add_argument("--include", nargs="+", metavar="PATTERN", help="only these files")
+    parser.add_argument("--out", type=Path, default=Path("weights"), help="folder for all weights")
+    parser.add_argument(
+        "--revision", help="commit, tag or branch; default: the commit in the lock file"
+    )
+    parser.add_argument(
+        "--include", nargs="+", metavar="PATTERN", help="download only files that match"
+    )
     parser.add_argument("--offline", action="store_true", help="only verify downloaded files")
     parser.add_argument("--list", action="store_true", help="list the named models")
     args = parser.parse_args()
@@ -101,7 +105,7 @@ def main() -> None:
         return
     folder = fetch(args.name, args.out, args.revision, args.include, offline=args.offline)
     use = SETS[args.name].use.format(folder) if args.name in SETS else str(folder)
-    sys.stdout.write(f"{folder}: complete, verified against {args.out / LOCK}. {use}\n")
+    sys.stdout.write(f"{folder} is complete and matches {args.out / LOCK}. Use: {use}\n")
 
 
 def fetch(
@@ -112,20 +116,21 @@ def fetch(
     *,
     offline: bool = False,
 ) -> Path:
-    """Download a model of the hub, or verify that it is complete.
+    """Download a model from the hub, or verify that it is complete.
 
     Args:
-        name: A key of `SETS`, or owner/name.
+        name: A key in `SETS`, or owner/name.
         out: Folder for the lock file and one subfolder per model.
-        revision: Commit, tag or branch; None uses the lock file's commit, or the newest.
-        include: Patterns of file names; None selects all except copies in other formats.
-        offline: Do not download anything.
+        revision: Commit, tag or branch; None uses the commit in the lock file, or the
+            newest commit.
+        include: File name patterns; None selects all files except copies in other formats.
+        offline: Only verify; do not download anything.
 
     Returns:
         The model's folder.
 
     Raises:
-        InputError: There is no such model, or the hub refuses the request.
+        InputError: The model does not exist, or the hub refuses the request.
         WeightsError: A file differs from its entry in the lock file or on the hub.
     """
     repo, folder = _locate(name, out)
@@ -154,11 +159,11 @@ def fetch(
 
 
 def _locate(name: str, out: Path) -> tuple[str, Path]:
-    """The repository and the local folder of a model."""
+    """Return the repository and the local folder of a model."""
     repo = SETS[name].repo if name in SETS else name
     if not _REPO.fullmatch(repo):
         raise InputError(
-            f"'{name}' is not one of {', '.join(SETS)}, and not owner/name of a model on the hub"
+            f"'{name}' is neither one of {', '.join(SETS)} nor the owner/name of a model on the hub"
             f"{did_you_mean(name, SETS) if '/' not in name else ''}"
         )
     return repo, out / (name if name in SETS else repo.split("/")[1])
@@ -171,7 +176,7 @@ def _download(
     folder: Path,
     locked: dict[str, FileFacts],
 ) -> None:
-    """Download missing files, verify all of them, and fill in their SHA-256."""
+    """Download missing files, verify all files, and fill in their SHA-256 hashes."""
     missing = sum(f["size"] for n, f in files.items() if not (folder / n).is_file())
     _require_free_space(folder.parent, missing)
     total = sum(f["size"] or 0 for f in files.values()) / 1e9
@@ -192,24 +197,24 @@ def _update_lock(
 
 
 def _locked_revision(repo: str, locked: str, revision: str | None, lock: Path) -> str:
-    """The commit of the lock file.
+    """Return the commit in the lock file.
 
     Raises:
-        InputError: A different one is requested.
+        InputError: A different commit is requested.
     """
     if revision in (None, locked):
         return locked
     raise InputError(
-        f"{lock} has {repo} at {locked}, not {revision}; to change it, remove its entry from "
-        "that file"
+        f"{lock} locks {repo} to {locked}, not {revision}; to change that, remove the entry "
+        "from the file"
     )
 
 
 def _is_complete(folder: Path, locked: dict[str, Any], include: list[str] | None) -> bool:
-    """Whether all requested files are downloaded; if so, they are verified.
+    """Check whether all requested files are downloaded; if so, verify them.
 
     Raises:
-        WeightsError: A file differs from the lock file.
+        WeightsError: A file differs from its entry in the lock file.
     """
     if include is None:
         requested = locked["files"]
@@ -234,7 +239,7 @@ def _read_lock(path: Path) -> dict[str, Any]:
                 hub.require_relative(name)
                 assert facts.keys() >= {"size", "sha256"}
     except (ValueError, AttributeError, KeyError, TypeError, AssertionError) as error:
-        raise InputError(f"{path} is not a lock file of this command: {error!r}") from None
+        raise InputError(f"{path} is not a valid lock file: {error!r}") from None
     return content
 
 
@@ -247,7 +252,7 @@ def _require_unchanged(
         if entry and facts["sha256"] and facts["sha256"] != entry["sha256"]:
             raise WeightsError(
                 f"{repo}: the SHA-256 of {name} is {facts['sha256']} on the hub but "
-                f"{entry['sha256']} in the lock file: find out why it changed before using it"
+                f"{entry['sha256']} in the lock file; find out why it changed before you use it"
             )
 
 
@@ -256,8 +261,8 @@ def _require_free_space(out: Path, size: int) -> None:
     free = shutil.disk_usage(existing).free
     if size > free:
         raise InputError(
-            f"{size / 1e9:.1f} GB to download, {free / 1e9:.1f} GB free at {existing}; "
-            "choose another folder with --out"
+            f"the download needs {size / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free at "
+            f"{existing}; choose another folder with --out"
         )
 
 
@@ -267,7 +272,7 @@ def _fetch_file(
     """Verify a file in `folder`, or download it and rename it once it is verified.
 
     Raises:
-        WeightsError: It differs from its entry in `source`.
+        WeightsError: The file differs from its entry in `source`.
     """
     if (folder / file).is_file():
         _verify_file(folder / file, expected, source)
@@ -276,7 +281,7 @@ def _fetch_file(
     try:
         _verify_file(part, expected, source)
     except WeightsError:
-        part.unlink()  # resuming it could not succeed
+        part.unlink()  # resuming it cannot succeed
         raise
     part.rename(folder / file)
 
@@ -286,7 +291,7 @@ def _verify(folder: Path, files: dict[str, FileFacts]) -> None:
     if missing:
         raise WeightsError(
             f"{folder} lacks {len(missing)} of {len(files)} files: {', '.join(missing[:5])}; "
-            "download it again without --offline"
+            "repeat the command without --offline"
         )
     for name, facts in files.items():
         _verify_file(folder / name, facts, "the lock file")
@@ -296,30 +301,30 @@ def _verify_file(path: Path, expected: FileFacts, source: str) -> None:
     """Compare a file with its entry in `source`.
 
     Raises:
-        WeightsError: Its size or SHA-256 differs; the message has both.
+        WeightsError: The size or SHA-256 differs; the message states both values.
     """
     size = path.stat().st_size
     if expected["size"] is not None and size != expected["size"]:
         raise WeightsError(
-            f"{path} has {size} bytes, {expected['size']} according to {source}; delete it and "
-            "download it again"
+            f"{path} has {size} bytes instead of {expected['size']} according to {source}; "
+            "delete it and download it again"
         )
     if expected["sha256"] is None:
         if expected.get("git") not in (None, _git_hash(path)):
             raise WeightsError(
-                f"{path} differs from the file of {source}; delete it and download it again"
+                f"{path} differs from the file on {source}; delete it and download it again"
             )
         return
     sha256 = file_sha256(path)
     if sha256 != expected["sha256"]:
         raise WeightsError(
-            f"{path} is damaged or another file: its SHA-256 is {sha256}, {expected['sha256']} "
-            f"according to {source}; delete it and download it again"
+            f"{path} is damaged or a different file: its SHA-256 is {sha256} instead of "
+            f"{expected['sha256']} according to {source}; delete it and download it again"
         )
 
 
 def _git_hash(path: Path) -> str:
-    """Git's object name of a file: SHA-1 over ``blob <size>``, a zero byte and its bytes."""
+    """Return Git's object name of a file: SHA-1 of ``blob <size>``, a zero byte and its content."""
     data = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 

@@ -1,4 +1,4 @@
-"""The sections of a YAML, and building model, data and task from them."""
+"""Defines the sections of a YAML file, and builds the model, data and task from them."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ NO_IMAGES = ImageSpec(image_size=8, mean=(0.5,), std=(0.5,), tokens_per_image=0)
 
 @dataclass(kw_only=True)
 class Experiment:
-    """The sections that every YAML has."""
+    """The sections that every YAML file has."""
 
     model: BaseModel.Config
     datasets: dict[str, BaseBuilder.Config]
-    """Corpora by a label chosen by the user."""
+    """The corpora, by labels that the user chooses."""
     imports: list[str] = field(default_factory=list)
-    """Modules with further plug-ins, to import first."""
+    """Modules with further plug-ins, which are imported first."""
 
 
 @dataclass(kw_only=True)
 class Training(Experiment):
-    """A training YAML, as in train_configs."""
+    """A training configuration, such as those in train_configs."""
 
     run: BaseRunner.Config
 
@@ -70,18 +70,18 @@ class Training(Experiment):
 
 @dataclass(kw_only=True)
 class Evaluation(Experiment):
-    """An evaluation YAML, as in eval_configs."""
+    """An evaluation configuration, such as those in eval_configs."""
 
     run: Evaluator.Config
 
 
 def build_model(experiment: Experiment, seed: int, resumed: Path | None = None) -> BaseModel:
-    """The model, with the weights of `model.ckpt` if that is set.
+    """Build the model, with the weights from `model.ckpt` if that is set.
 
     Args:
-        experiment: A training or evaluation YAML.
-        seed: Seeds new weights, and the training texts from which a tokenizer is learned.
-        resumed: A checkpoint whose tokenizer and prompts are used instead of those of `model.ckpt`.
+        experiment: A training or evaluation configuration.
+        seed: Seed of new weights and of the training texts from which a tokenizer is learned.
+        resumed: A checkpoint whose tokenizer and prompts replace those of `model.ckpt`.
     """
     assets = resumed or checkpoint_assets(experiment.model.ckpt)
 
@@ -107,7 +107,7 @@ def build_model(experiment: Experiment, seed: int, resumed: Path | None = None) 
 
 
 def build_runner(experiment: Training) -> Runner:
-    """Model, data and task combined into a runner that is ready to train."""
+    """Build the model, data and task, and combine them into a runner that is ready to train."""
     run = experiment.run
     assert isinstance(run, Runner.Config)
     task = run.task.build()
@@ -115,7 +115,7 @@ def build_runner(experiment: Training) -> Runner:
     splits = _build_mixtures(experiment, model, run, task.uses_images)
     if not splits["train"].epoch_size():
         raise InputError(
-            f"nothing to train on: no sample in {' + '.join(run.train_splits)} of "
+            f"there is nothing to train on: no sample in {' + '.join(run.train_splits)} of "
             f"{', '.join(experiment.datasets)}"
         )
     sizes = ", ".join(f"{len(v)} {k}" for k, v in splits.items())
@@ -128,7 +128,7 @@ def build_runner(experiment: Training) -> Runner:
 def _build_mixtures(
     experiment: Training, model: BaseModel, run: RunSettings, uses_images: bool
 ) -> dict[str, Mixture]:
-    """Training and validation data of all corpora, as "train" and "val"."""
+    """Build the training and validation data of all corpora, under "train" and "val"."""
     sampling = [(c.weight, c.balance) for c in experiment.datasets.values()]
     corpora = [
         c.build(image_spec=model.image_spec, seed=run.seed) for c in experiment.datasets.values()
@@ -145,11 +145,11 @@ def _build_mixtures(
 
 
 def build_evaluator(experiment: Evaluation) -> Evaluator:
-    """Model, data and task combined into an evaluator."""
+    """Build the model, data and task, and combine them into an evaluator."""
     run = experiment.run
     if len(experiment.datasets) != 1:
         raise InputError(
-            f"evaluation uses one corpus, this YAML has {len(experiment.datasets)}: "
+            f"evaluation uses one corpus, but this YAML file has {len(experiment.datasets)}: "
             f"{', '.join(experiment.datasets)}"
         )
     if experiment.model.ckpt is None:
@@ -188,14 +188,14 @@ def build_predictor(
     question: str = "",
     **settings: Any,
 ) -> Predictor:
-    """A predictor with the image processor and decoding of an evaluation.
+    """Build a predictor with the image processor and decoding settings of an evaluation.
 
     Args:
-        experiment: An evaluation YAML.
-        source: Image, folder or table.
+        experiment: An evaluation configuration.
+        source: An image, a folder or a table.
         output_dir: Folder for the results.
-        question: Question about every image; empty uses the model's first prompt.
-        settings: See `Predictor`: device, batch_size, workers.
+        question: Question to ask about every image; empty uses the model's first prompt.
+        settings: Further arguments of `Predictor`, such as device, batch_size and workers.
     """
     records = find_inputs(source, question)
     model = build_model(experiment, experiment.run.seed)
@@ -222,16 +222,16 @@ def build_predictor(
 
 @dataclass(frozen=True)
 class ChatParts:
-    """Everything a chat uses of an evaluation YAML.
+    """Everything that a chat uses from an evaluation configuration.
 
     Attributes:
         engine: Generates the answers.
-        read_media: File and frame -> image, with the image processor of evaluation.
+        read_media: Reads a file, or one of its frames, with the image processor for evaluation.
         fit: How the image processor makes an image square.
-        generation: Decoding settings of the YAML.
-        facts: Describe the model and its weights, for the page and for exports.
-        plan: Images of a study and the question for its report -> the question with a plan of
-            findings; None if the YAML has no `run.task.plan`.
+        generation: Decoding settings from the configuration.
+        facts: Facts about the model and its weights, for the page and for exports.
+        plan: Adds a plan of findings to the question for a report, given the images of the study;
+            None if the configuration has no `run.task.plan`.
     """
 
     engine: ChatEngine
@@ -243,14 +243,14 @@ class ChatParts:
 
 
 def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
-    """The model of an evaluation YAML with everything a chat needs.
+    """Build the model of an evaluation configuration and everything else that a chat needs.
 
     Args:
-        experiment: Its corpus determines the image processor but is not read.
+        experiment: The configuration. Its corpus determines the image processor but is not read.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        InputError: The model cannot chat, or there is no such device.
+        InputError: The model cannot chat, or the device does not exist.
     """
     target_device = find_device(device)
     model = build_model(experiment, experiment.run.seed)
@@ -270,7 +270,7 @@ def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
     engine = ChatEngine(model.to(target_device))
 
     def add_plan(images: Sequence[Media], question: str) -> PlannedQuestion:
-        with engine.lock:  # so that no other answer or map is computed meanwhile
+        with engine.lock:  # so that no other answer or map is computed at the same time
             return plan_question(model, plan, images, question)
 
     return ChatParts(
@@ -284,12 +284,12 @@ def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
 
 
 def reference_images(experiment: Evaluation, spec: ImageSpec, max_images: int) -> Iterator[Media]:
-    """Images of the training split of the YAML's corpus; none if the corpus is not available.
+    """Yield images from the training split of the first corpus, if the corpus is available.
 
     Args:
-        experiment: An evaluation YAML; its first corpus is used.
+        experiment: An evaluation configuration.
         spec: Image spec of the model.
-        max_images: Number of images, sampled with the seed of the run.
+        max_images: Maximum number of studies, which are sampled with the seed of the run.
 
     Yields:
         The first image of each sampled study.
@@ -309,10 +309,10 @@ def reference_images(experiment: Evaluation, spec: ImageSpec, max_images: int) -
 
 
 def find_device(name: str) -> torch.device:
-    """A device by its name; ``auto`` is a GPU if there is one.
+    """Return the device with this name; ``auto`` is a GPU if there is one.
 
     Raises:
-        InputError: The name is not valid, or this machine has no such device.
+        InputError: The name is invalid, or this machine does not have the device.
     """
     count = torch.cuda.device_count()
     if name == "auto":
@@ -320,16 +320,16 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"--device {name}: one of auto, cpu, cuda, cuda:N") from None
+        raise InputError(f"--device {name}: must be auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: one of auto, cpu, cuda, cuda:N")
+        raise InputError(f"--device {name}: must be auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= count:
         raise InputError(f"--device {name}: this machine has {count} GPUs")
     return device
 
 
 def _identity(experiment: Evaluation, model: BaseModel) -> dict[str, Any]:
-    """Everything that determines the answers of a model."""
+    """Return everything that determines the answers of a model."""
     return {
         "model": configuration.to_tree(experiment.model),
         "weights": _weights_digest(experiment.model.ckpt),
@@ -341,7 +341,7 @@ def _identity(experiment: Evaluation, model: BaseModel) -> dict[str, Any]:
 
 
 def _weights_digest(ckpt: Path | None) -> str | None:
-    """SHA-256 of the weight files."""
+    """Return the SHA-256 of each weight file, or None if there is no checkpoint."""
     if ckpt is None:
         return None
     files = weight_files(weight_source(ckpt))

@@ -6,8 +6,8 @@
     print(model.report("chest.png"))
     print(model.ask("chest.png", "Is the heart enlarged?"))
 
-Answers equal those of `predict.py` for the same file, question and YAML. Research use only, not for
-diagnosis.
+The answers equal those of `predict.py` for the same file, question and YAML file. Research use
+only, not for diagnosis.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from xraygpt.tasks.payload import Answer, as_answers
 PROJECT = Path(__file__).resolve().parent.parent
 PICTURES = (str, PathLike, MediaRef, Media, Image, np.ndarray, Tensor)
 Picture = str | PathLike[str] | MediaRef | Media | Image | np.ndarray | Tensor
-"""A file, pixels ((H, W) or (H, W, 3); uint8, or float in [0, 1]), or the output of an image
-processor ((C, H, W))."""
+"""A file, pixels (shape (H, W) or (H, W, 3); uint8, or float in [0, 1]), or the output of an image
+processor (shape (C, H, W))."""
 
 
 class LoadedModel:
@@ -55,16 +55,16 @@ class LoadedModel:
 
     Attributes:
         model: The network.
-        task: Generates answers.
-        processor: Turns pictures into tensors.
-        device: Device of the model.
+        task: The task that generates answers.
+        processor: The image processor, which turns pictures into tensors.
+        device: The device of the model.
     """
 
     def __init__(
         self, model: BaseModel, task: BaseTask, processor: BaseProcessor, device: torch.device
     ) -> None:
         self.model, self.task, self.processor, self.device = model, task, processor, device
-        if not model.training:  # always the same prompt, as in evaluation
+        if not model.training:  # always use the same prompt, as in evaluation
             model.renderer.prompts = model.renderer.prompts[:1]
         self._collate = Collator(model.renderer, model.media_collator, max_len=model.context_len)
 
@@ -73,7 +73,7 @@ class LoadedModel:
 
         Args:
             images: One image, or all images of the study.
-            question: Request for the report; empty uses the model's first prompt.
+            question: Text that asks for the report; empty uses the model's first prompt.
 
         Raises:
             DataError: An image cannot be read.
@@ -92,11 +92,11 @@ class LoadedModel:
             InputError: The question is empty.
         """
         if not question.strip():
-            raise InputError("the question is empty; report() needs none")
+            raise InputError("the question is empty; ask one, or call report(), which needs none")
         return self.answer(images, question).text
 
     def answer(self, images: Picture | Sequence[Picture], question: str = "") -> Answer:
-        """As `ask`, but returns the full answer with boxes, masks or numbers if the task has them.
+        """Answer like `ask`, but return the full answer with any boxes, masks or numbers.
 
         Args:
             images: One image, or all images of the study.
@@ -107,7 +107,7 @@ class LoadedModel:
         image_marks = " ".join([IMAGE] * len(media))
         first = pictures[0] if pictures else ""
         sample = Sample(
-            # Random choices depend on the id; predict.py uses the file name, too.
+            # Random choices depend on the id; predict.py also uses the file name.
             sample_id=Path(first).name if isinstance(first, (str, PathLike)) else "",
             study_id="",
             media=media,
@@ -123,7 +123,7 @@ class LoadedModel:
         """Process a picture for the model.
 
         Args:
-            picture: A file, pixels, or a tensor that is already processed.
+            picture: A file, pixels, or a tensor that has already been processed.
 
         Raises:
             DataError: The file cannot be read.
@@ -142,10 +142,10 @@ class LoadedModel:
         return self.processor.process(Media(pixels, size=size, geometry=Geometry()))
 
     def chat(self, system: str = "") -> Conversation:
-        """Start a conversation; each turn only processes its new tokens.
+        """Start a conversation, in which each turn processes only its new tokens.
 
         Args:
-            system: System message; empty uses that of the template.
+            system: System message; empty uses the template's message.
 
         Raises:
             InputError: The model cannot chat; the message says why.
@@ -163,13 +163,13 @@ def load_model(
     """Load a model in evaluation mode.
 
     Args:
-        source: An evaluation YAML; the name of one in `eval_configs/`, such as "xraygpt_mini"; or
-            the folder of a bundle, a run or a checkpoint, with default decoding.
-        options: ``key=value`` overrides of the YAML.
+        source: An evaluation YAML file; the name of one in `eval_configs/`, such as "xraygpt_mini";
+            or the folder of a bundle, a run or a checkpoint, which uses default decoding.
+        options: ``key=value`` overrides for the YAML file.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        InputError: There is no such model, device or setting.
+        InputError: The model, device or a setting does not exist.
     """
     target_device = find_device(device)
     path, root = _find_source(Path(source))
@@ -186,19 +186,20 @@ def load_model(
 def load_model_and_preprocess(
     name: str, model_type: str | None = None, is_eval: bool = False, device: str = "cpu"
 ) -> tuple[LoadedModel, dict[str, BaseProcessor], dict[str, Any]]:
-    """Build a model by its registered name and preset, with the signature of LAVIS's function.
+    """Build a model by its registered name and preset, with the signature used by LAVIS.
 
     Args:
-        name: A value of `model.arch`.
-        model_type: One of its presets; None uses the default settings.
-        is_eval: Set evaluation mode.
+        name: A value for `model.arch`.
+        model_type: One of the model's presets; None uses the default settings.
+        is_eval: Whether to set evaluation mode.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Returns:
-        The model; its image processors by "train" and "eval"; its text processors likewise.
+        The model, its image processors and its text processors; both are dicts with the keys
+        "train" and "eval".
 
     Raises:
-        InputError: There is no such model, preset or device.
+        InputError: The model, preset or device does not exist.
     """
     target_device = find_device(device)
     try:
@@ -221,10 +222,10 @@ def load_model_and_preprocess(
 
 
 def _find_source(source: Path) -> tuple[Path, Path]:
-    """The path of a YAML or folder, and the folder that its paths are relative to.
+    """Return the path of a YAML file or folder, and the folder that its paths are relative to.
 
     Raises:
-        InputError: It does not exist.
+        InputError: There is no such YAML file or folder.
     """
     if source.exists():
         return source.resolve(), Path.cwd()
@@ -234,14 +235,14 @@ def _find_source(source: Path) -> tuple[Path, Path]:
                 return path.resolve(), root
     roots = (Path.cwd(), PROJECT)
     names = sorted({p.stem for root in roots for p in (root / "eval_configs").glob("*.yaml")})
-    raise InputError(f"no model {source}{did_you_mean(source.name, names)}")
+    raise InputError(f"there is no model {source}{did_you_mean(source.name, names)}")
 
 
 def _load_folder(folder: Path) -> Evaluation:
-    """The experiment of a bundle, a run or a checkpoint, with default decoding.
+    """Load the experiment of a bundle, a run or a checkpoint, with default decoding.
 
     Raises:
-        InputError: The folder is none of these.
+        InputError: The folder is neither a bundle nor a run nor a checkpoint.
     """
     from omegaconf import OmegaConf
 
@@ -252,7 +253,7 @@ def _load_folder(folder: Path) -> Evaluation:
     except OSError as error:
         raise InputError(f"{folder} has no config.yaml: {error.strerror}") from None
     model = {**tree["model"], "ckpt": str(source)}
-    if is_bundle:  # its parts are inside it, even if it was moved
+    if is_bundle:  # the bundle contains its parts, even if it was moved
         original = str(tree["model"]["ckpt"])
         for key in ("vit_model", "llama_model", "finding_head"):
             model = with_replaced(model, key, original, str(source))
@@ -287,7 +288,7 @@ def _preset(name: str, model_type: str) -> dict[str, Any]:
 
 
 def _pixels(picture: Image | np.ndarray) -> np.ndarray:
-    """Pixel values, (H, W) or (H, W, 3) in [0, 1].
+    """Return pixel values in [0, 1] of shape (H, W) or (H, W, 3).
 
     Raises:
         InputError: An array has the wrong shape or type.
@@ -296,7 +297,7 @@ def _pixels(picture: Image | np.ndarray) -> np.ndarray:
         mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
         if picture.mode.startswith(("I", "F")):
             raise InputError(
-                f"the white level of a picture of mode {picture.mode} is unknown: pass its file, "
+                f"the white level of an image with mode {picture.mode} is unknown: pass its file, "
                 "or an array in [0, 1]"
             )
         picture = np.asarray(picture.convert(mode))
@@ -305,7 +306,7 @@ def _pixels(picture: Image | np.ndarray) -> np.ndarray:
     is_colour = values.ndim == 3 and values.shape[-1] == 3
     if not (values.ndim == 2 or is_colour) or not (values.min() >= 0 and values.max() <= 1):
         raise InputError(
-            "a picture must be (H, W) or (H, W, 3), uint8 or float in [0, 1]; this is "
+            "an image must have shape (H, W) or (H, W, 3) and be uint8 or float in [0, 1]; got "
             f"{picture.dtype} {picture.shape}"
         )
     return values

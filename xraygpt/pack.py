@@ -1,9 +1,9 @@
 """Bundle a trained model for sharing: python -m xraygpt.pack output/my_run/best weights/my_model.
 
-All trained parts are saved in one folder with matrices in half precision: the Q-Former, projection
-and adapters, a vision encoder of a run (`encoder/`), an LLM of a run (`llm/`), and with
-`--finding-head FILE` the output of `xraygpt.probe --save`. Encoders and LLMs from packages, folders
-and files are not copied. A YAML then uses:
+All trained parts are saved in one folder with matrices in half precision: the Q-Former, the
+projection and the adapters, a vision encoder from a run (`encoder/`), an LLM from a run (`llm/`)
+and, with `--finding-head FILE`, the output of `xraygpt.probe --save`. Encoders and LLMs from
+packages, folders and files are not copied. A YAML file then uses:
 
     model: {…, vit_model: run/weights/my_model/encoder, llama_model: weights/my_model/llm, ckpt: weights/my_model}
 """  # noqa: E501
@@ -32,7 +32,7 @@ def main() -> None:
     args = parser.parse_args()
     require_new_folder(args.out)
     if not is_run_or_checkpoint(args.run):
-        find_checkpoint(args.run)  # raises an error with the reason
+        find_checkpoint(args.run)  # raises an error that gives the reason
     # Torch takes seconds to import; help and argument errors do not wait for it.
     from xraygpt.jobs.pack import pack
 

@@ -1,8 +1,8 @@
-"""Linear probe of an encoder's features: python -m xraygpt.probe --cfg-path eval_configs/x.yaml.
+"""Fit a linear probe to an encoder: python -m xraygpt.probe --cfg-path eval_configs/x.yaml.
 
 Fits one logistic regression per finding on frozen features (mean and maximum over patches) of the
-training split and reports AUROC on val with its 95 % interval over studies. Further encoders get a
-paired comparison with the first:
+training split, and reports the AUROC on val with its 95 % interval over studies. Further encoders
+are compared with the first in pairs:
 
     … --vit-model efficientnet_lite0@256 run/output/encoder run/output/encoder+base
 
@@ -29,14 +29,14 @@ def main() -> None:
         "--cfg-path",
         type=readable_file,
         required=True,
-        help="evaluation YAML; selects corpus and split",
+        help="evaluation YAML file, which selects the corpus and the split",
     )
     add("--vit-model", nargs="+", type=_encoder, help="encoders; the first is the baseline")
     add("--strength", type=above_zero, default=1e-3, help="C of the logistic regression")
     add(
-        "--min-positives", type=at_least(1), default=8, help="positives on val that a finding needs"
+        "--min-positives", type=at_least(1), default=8, help="positives in val that a finding needs"
     )
-    add("--save", type=Path, default=None, help="file for model.finding_head")
+    add("--save", type=Path, default=None, help="file to create for model.finding_head")
     add(
         "--over",
         type=above_zero,
@@ -47,7 +47,7 @@ def main() -> None:
     add_overrides(parser)
     args = parser.parse_args()
     if args.save is not None and len(args.vit_model or ()) > 1:
-        raise InputError("--save stores the head of one encoder: pass a single --vit-model")
+        raise InputError("--save stores the head of a single encoder; pass only one --vit-model")
     # Torch takes seconds to import; help and argument errors do not wait for it.
     from xraygpt.common.config import load
     from xraygpt.common.model_keys import config_value
@@ -57,7 +57,7 @@ def main() -> None:
     experiment = load(Evaluation, args.cfg_path, args.options)
     names = args.vit_model or [config_value(experiment.model, "vit_model") or ""]
     if not names[0]:
-        raise InputError("this YAML's model has no vision encoder: pass --vit-model")
+        raise InputError("the model in this YAML file has no vision encoder; pass --vit-model")
     table = run_probe(
         experiment,
         names,
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _encoder(text: str) -> str:
-    """Argument type: `efficientnet_lite0`, or with an image size `efficientnet_lite0@256`."""
+    """Check an encoder argument, such as `efficientnet_lite0` or `efficientnet_lite0@256`."""
     _, at, size = text.partition("@")
     if at and not size.isdecimal():
         raise argparse.ArgumentTypeError(f"{text}: @ must be followed by a number of pixels")

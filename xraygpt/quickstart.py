@@ -51,16 +51,16 @@ class Step:
 
     @property
     def command(self) -> list[str]:
-        """The command line; a training resumes if it was interrupted."""
+        """The command line, with which a training resumes if it was interrupted."""
         resume = ["--options", "run.resume_ckpt_path=auto"] if self.script == "train.py" else []
         path = CONFIGS / self.config
         return [sys.executable, str(CONFIGS / self.script), "--cfg-path", str(path), *resume]
 
     def load(self) -> Experiment:
-        """Its checked configuration.
+        """Load and check the configuration of this step.
 
         Raises:
-            ConfigError: Its YAML has problems.
+            ConfigError: The YAML file has problems.
         """
         # Torch takes seconds to import; help and argument errors do not wait for it.
         from xraygpt.experiment import Evaluation, Training
@@ -70,7 +70,7 @@ class Step:
 
 
 def steps(preset: str) -> list[Step]:
-    """The commands of a preset, in order; `mini` starts with the first two of `nano`."""
+    """Return the steps of a preset in order; `mini` starts with the first two of `nano`."""
     nano = preset == "nano"
     names = ("lm", "stage1", "stage2") if nano else ("lm", "stage1", *MINI)
     last = "eval_configs/quickstart.yaml" if nano else "eval_configs/quickstart_mini.yaml"
@@ -83,8 +83,8 @@ def steps(preset: str) -> list[Step]:
 def run(preset: str) -> Path:
     """Run every step that is not done yet.
 
-    A step whose configuration has changed since it was started is repeated, and so are those after
-    it; its old output is moved aside.
+    A step whose configuration has changed since it was started is repeated, and so are all later
+    steps; the old output is moved aside.
 
     Args:
         preset: "nano" or "mini".
@@ -128,16 +128,16 @@ def _run_step(step: Step, number: int, state: dict[str, Any], marker: Path) -> d
         raise TrainingError(f"stopped in step {number}; repeat the command to continue")
     if code:
         raise TrainingError(
-            f"step {number} ({step.script} {step.config}) ended with {code}; fix the problem "
-            "above and repeat the command: it continues from there"
+            f"step {number} ({step.script} {step.config}) ended with exit code {code}; fix the "
+            "problem above and repeat the command, which continues from there"
         )
     return state
 
 
 def _call(command: list[str]) -> tuple[int, str]:
-    """Exit code and output of a command; waits until it has saved even if stopped.
+    """Run a command and return its exit code and output; if stopped, wait until it has saved.
 
-    The terminal sends Ctrl-C to the command, too; SIGTERM is forwarded.
+    The terminal also sends Ctrl-C to the command; SIGTERM is forwarded to it.
     """
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
@@ -152,13 +152,13 @@ def _call(command: list[str]) -> tuple[int, str]:
 
 
 def _marker(experiment: Any) -> Path:
-    """State file next to a step's output, e.g. ``output/quickstart/lm.step.json``."""
+    """Return the state file next to a step's output, e.g. ``output/quickstart/lm.step.json``."""
     output = Path(experiment.run.output_dir)
     return output.with_name(f"{output.name}.step.json")
 
 
 def _key(experiment: Experiment, previous: str) -> str:
-    """Hash of everything that determines a step's result: settings, prompts, previous steps."""
+    """Return a hash of everything that determines a step's result, including previous steps."""
     path = config_value(experiment.model, "prompt_path")
     prompts = path.read_text(encoding="utf-8") if path is not None else ""
     parts = [to_yaml(experiment), prompts, previous]
@@ -166,7 +166,7 @@ def _key(experiment: Experiment, previous: str) -> str:
 
 
 def _load_state(marker: Path, experiment: Any, previous: str) -> dict[str, Any]:
-    """The stored state of this step; output made with other settings is moved aside."""
+    """Load the state of this step; move output that was made with other settings aside."""
     key = _key(experiment, previous)
     fresh = {"key": key, "seconds": 0.0, "peak_gib": 0.0, "result": ""}
     try:
@@ -179,7 +179,7 @@ def _load_state(marker: Path, experiment: Any, previous: str) -> dict[str, Any]:
     if output.exists():  # not made by this step, whose marker is written first
         moved = output.with_name(f"{output.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         output.rename(moved)
-        log.info("%s was made with other settings or by hand: moved to %s", output, moved)
+        log.info("%s was made with other settings or by hand; it was moved to %s", output, moved)
     write_text_atomic(marker, json.dumps(fresh))
     return fresh
 
@@ -194,7 +194,7 @@ def _print_summary(page: Path, seconds: float, peak: float, last: Step) -> None:
         lines.append(f"{name:18}" + "".join(cells))
     lines += [
         "",
-        f"{seconds / 60:.1f} minutes of computing, peak memory {peak:.1f} GiB in one process.",
+        f"{seconds / 60:.1f} minutes of computing; peak memory of one process: {peak:.1f} GiB.",
         "The phantoms are SYNTHETIC; the scores say nothing about patients. Research use only.",
         "",
         f"The page:         {page.resolve()}",

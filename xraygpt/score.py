@@ -1,6 +1,6 @@
 """Recompute the scores of stored predictions: python -m xraygpt.score output/evaluate/val-0123456789ab.
 
-Needs no model, images or GPU, and always gives the same numbers. The folder is the one printed by
+Needs no model, images or GPU, and always returns the same scores. The folder is the one printed by
 evaluate.py; its ``scores.json`` and ``scores.md`` are replaced.
 """  # noqa: E501
 
@@ -17,7 +17,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=existing_path, help="contains predictions_true.jsonl")
+    parser.add_argument(
+        "folder", type=existing_path, help="folder that contains predictions_true.jsonl"
+    )
     add_imports(parser)
     args = parser.parse_args()
     import_plugins(args.imports)

@@ -1,7 +1,8 @@
 """Serve a model as an OpenAI-compatible endpoint: python -m xraygpt.serve --cfg-path my.yaml.
 
-/v1/chat/completions (images as data URIs, streaming), /v1/models, /health. Listens on this machine
-only unless --host is given, which requires a key in XRAYGPT_SERVE_KEY. No report text is logged.
+Offers /v1/chat/completions (with images as data URIs, and streaming), /v1/models and /health.
+Listens only on this machine unless --host is given, which requires a key in XRAYGPT_SERVE_KEY. No
+report text is logged.
 Research use only, not for diagnosis.
 """
 
@@ -16,7 +17,7 @@ from xraygpt.common.errors import InputError
 
 log = logging.getLogger(__name__)
 _MISSING = (
-    "fastapi and uvicorn are not installed: in the clone, run "
+    "fastapi and uvicorn are not installed; in the clone, run "
     ".venv/bin/pip install -c constraints.txt -e '.[serve]'"
 )
 
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=at_least(0), default=8001)
     parser.add_argument(
-        "--name", default="", help="model name for clients; default: that of the YAML"
+        "--name", default="", help="model name for clients; default: the name of the YAML file"
     )
     add_device(parser)
     args = parser.parse_args()
@@ -38,8 +39,8 @@ def main() -> None:
     key = os.environ.get("XRAYGPT_SERVE_KEY", "")
     if not (is_loopback_host(args.host) or key or args.print_config):
         raise InputError(
-            f"--host {args.host} is open to others: set a key in XRAYGPT_SERVE_KEY, and use a "
-            "TLS proxy in front of it"
+            f"--host {args.host} is open to others; set a key in XRAYGPT_SERVE_KEY and put a "
+            "TLS proxy in front of the server"
         )
     # Torch takes seconds to import; help and argument errors do not wait for it.
     from xraygpt.common.config import load, to_yaml
@@ -73,7 +74,9 @@ def main() -> None:
     app = make_app(service)
     if args.dry_run:
         address = f"{args.host}:{args.port}"
-        sys.stdout.write(f"{name} on {parts.facts['device']}, would serve {address}\n")
+        sys.stdout.write(
+            f"{name} is loaded on {parts.facts['device']} and would be served on {address}\n"
+        )
         return
     log.info("%s on %s: http://%s:%d/v1", name, parts.facts["device"], args.host, args.port)
     log.info("%s", NOTICE)

@@ -21,10 +21,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the corpus")
     parser.add_argument("--studies", type=int, default=default.studies)
     parser.add_argument("--seed", type=int, default=default.seed)
-    parser.add_argument("--size", type=int, default=default.size, help="pixels")
+    parser.add_argument("--size", type=int, default=default.size, help="image size in pixels")
     parser.add_argument("--views", nargs="+", choices=VIEWS, default=list(default.views))
     parser.add_argument(
-        "--workers", type=int, default=None, help="processes; default: one per core"
+        "--workers", type=int, default=None, help="number of processes; default: one per core"
     )
     parser.add_argument("--design", choices=("balanced", "openi"), default=default.design)
     parser.add_argument("--texts", choices=("grammar", "openi"), default=default.texts)

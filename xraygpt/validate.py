@@ -16,10 +16,12 @@ def main() -> None:
     """Parse the command line, check the corpora and print the result.
 
     Raises:
-        InputError: Lists the problems found.
+        InputError: There are problems; the message lists them.
     """
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cfg-path", type=readable_file, required=True, help="a training YAML")
+    parser.add_argument(
+        "--cfg-path", type=readable_file, required=True, help="a training YAML file"
+    )
     add_overrides(parser)
     parser.add_argument("--sheet", type=Path, default=Path("output/contact_sheet.png"))
     args = parser.parse_args()

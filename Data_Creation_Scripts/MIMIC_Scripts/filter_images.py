@@ -1,4 +1,4 @@
-"""XrayGPT's script name for `python -m xraygpt.curate images mimic`.
+"""A script with XrayGPT's name that runs `python -m xraygpt.curate images mimic`.
 
 python Data_Creation_Scripts/MIMIC_Scripts/filter_images.py --reports … --images … --out …
 """

@@ -1,4 +1,4 @@
-"""XrayGPT's script name for `python -m xraygpt.curate mimic`.
+"""A script with XrayGPT's name that runs `python -m xraygpt.curate mimic`.
 
 python Data_Creation_Scripts/MIMIC_Scripts/process_MIMIC.py --reports … --images … --out …
 """

@@ -1,4 +1,4 @@
-"""XrayGPT's script name for `python -m xraygpt.curate filter openi`.
+"""A script with XrayGPT's name that runs `python -m xraygpt.curate filter openi`.
 
 python Data_Creation_Scripts/OpenI_Scripts/filter_openI.py --reports … --out selected.jsonl
 python Data_Creation_Scripts/OpenI_Scripts/filter_openI.py --kaggle --reports … --out selected.jsonl

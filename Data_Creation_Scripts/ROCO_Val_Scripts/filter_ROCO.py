@@ -1,4 +1,4 @@
-"""XrayGPT's script name for `python -m xraygpt.curate filter roco`.
+"""A script with XrayGPT's name that runs `python -m xraygpt.curate filter roco`.
 
 python Data_Creation_Scripts/ROCO_Val_Scripts/filter_ROCO.py --reports … --out selected.jsonl
 """

@@ -1,4 +1,4 @@
-"""XrayGPT's script name for `python -m xraygpt.curate roco`.
+"""A script with XrayGPT's name that runs `python -m xraygpt.curate roco`.
 
 python Data_Creation_Scripts/ROCO_Val_Scripts/process_ROCO.py --reports … --images … --out …
 """

@@ -193,14 +193,14 @@ def test_a_temperature_samples_by_seed(served):
         ({"messages": [user("x", *[picture(1)] * 9)]}, "more than 8 images"),
         ({"messages": [user("long " * 5000)]}, "the context of 512 has room"),
         ({"messages": [user("")]}, "the question is empty"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, "must have the role user"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "must have the role 'user'"),
         ({"messages": [user("a"), user("b")]}, "two user messages in a row"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "robot", "content": "quokka"}]}, "messages.0.role"),
-        ({"max_tokens": 10**6}, "max_tokens is at most 1024"),
+        ({"max_tokens": 10**6}, "max_tokens must be at most 1024"),
         ({"temperature": 9}, "temperature"),
         ({"n": 3}, "n: "),
-        ({"model": "gpt-4"}, "model 'gpt-4' not found; this server has tiny"),
+        ({"model": "gpt-4"}, "model 'gpt-4' not found; this server provides tiny"),
     ],
 )
 def test_bad_requests_get_a_message_and_no_traceback(served, change: dict, message: str):
@@ -227,7 +227,7 @@ def test_models_health_and_the_notice(served):
 def test_a_key_is_required_if_one_is_set():
     served = Served(build_service(key="sesame"))
     try:
-        with pytest.raises(openai.AuthenticationError, match="the key is wrong or missing"):
+        with pytest.raises(openai.AuthenticationError, match="the API key is wrong or missing"):
             served.client("other").models.list()
         assert [m.id for m in served.client("sesame").models.list()] == ["tiny"]
         with urllib.request.urlopen(f"{served.url}/health") as answer:

@@ -156,7 +156,7 @@ def test_a_clip_and_a_qformer_that_reads_the_question():
 
 def test_invalid_ranges_raise(engine):
     conversation = engine.start()
-    with pytest.raises(InputError, match="no question was asked"):
+    with pytest.raises(InputError, match="no question has been asked"):
         AttentionMapper(engine).maps(conversation, 0, 1)
     conversation.ask("What?", SHORT).text()
     with pytest.raises(InputError, match="no image"):

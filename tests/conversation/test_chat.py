@@ -254,7 +254,7 @@ def test_invalid_questions_raise(engine):
     conversation = engine.start()
     with pytest.raises(InputError, match="the question is empty"):
         conversation.ask("  \n")
-    with pytest.raises(InputError, match="no question was asked yet"):
+    with pytest.raises(InputError, match="no question has been asked yet"):
         conversation.regenerate()
     with pytest.raises(InputError, match="the context of 512 has room"):
         conversation.ask("very long " * 1000)
@@ -332,7 +332,7 @@ def test_many_conversations_share_the_model_and_nothing_else(engine):
 
 def test_undo_removes_a_question(engine):
     conversation = engine.start()
-    with pytest.raises(InputError, match="no question was asked yet"):
+    with pytest.raises(InputError, match="no question has been asked yet"):
         conversation.undo()
     conversation.add_image(image(1))
     first = conversation.ask("What is this?", SHORT).text()
@@ -378,7 +378,7 @@ def test_a_failure_leaves_the_conversation_unchanged(engine, monkeypatch):
     conversation = engine.start()
     conversation.add_image(image(1))
     first = conversation.ask("What is this?", SHORT).text()
-    with pytest.raises(InputError, match="has room for 0"):
+    with pytest.raises(InputError, match="has room for only 0"):
         conversation.regenerate(replace(SHORT, max_new_tokens=600))
     assert [e.answer for e in conversation.history] == [first]
 

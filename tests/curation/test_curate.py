@@ -76,8 +76,8 @@ def test_mistakes_on_the_command_line_are_reported_before_any_work(corpus, tmp_p
     local = (*base, "--provider", "local")
     vqa_prompt = PROMPT_FOLDER / "vqa.v1.md"
     for arguments, message in [
-        ((*base, "--task", "vqa"), "--task is for a language model: name one with --provider"),
-        ((*base, "--model", "m", "--max-usd", 5), "--model, --max-usd is for a language model"),
+        ((*base, "--task", "vqa"), "--task needs a language model: choose one with --provider"),
+        ((*base, "--model", "m", "--max-usd", 5), "--model, --max-usd needs a language model"),
         ((*base[:-1], REPO / "README.md"), "is a file; name a folder"),
         (local, "needs --model"),
         ((*local, "--model", "m", "--max-usd", 1), "--max-usd needs --prices"),

@@ -105,7 +105,7 @@ def test_a_repeated_study_is_listed_and_used_once(tmp_path):
     path.write_text("A\tChest X-ray one.\nA\tChest X-ray two.\n")
     selection = select_reports("roco", path, Filters())
     assert [r.sections["findings"] for r in selection.reports] == ["Chest X-ray one."]
-    assert "A stands in captions.txt, line 1 already" in selection.left_out[0].reason
+    assert "A already appears in captions.txt, line 1" in selection.left_out[0].reason
 
 
 def test_json_lines_preserve_reports(tmp_path):

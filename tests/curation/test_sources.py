@@ -52,7 +52,7 @@ def test_broken_xml_is_reported_and_the_rest_is_read(tmp_path: Path):
     problems = [r for r in rows if isinstance(r, Problem)]
     assert [Path(p.where).name for p in problems] == ["1.xml", "2.xml", "4.xml"]
     assert [p.reason.split(":")[0] for p in problems] == [
-        "no XML", "no <uId id=…>", "larger than 1000000 bytes",
+        "not valid XML", "no <uId id=…>", "larger than 1000000 bytes",
     ]  # fmt: skip
     assert not any("heart" in p.reason for p in problems)  # no report text in a message
     assert sum(isinstance(r, SourceReport) for r in rows) == 1
@@ -83,7 +83,7 @@ def test_both_kaggle_tables(tmp_path: Path):
     [
         ("uid,findings,impression\n7,a\n8,b,c\n", "line 2", "2 columns, 3 in the header"),
         ('uid,findings,impression\n7,a,b\n8,"c"d,e\n', "line 3", "broken quoting"),
-        ("uid,findings,impression\nx,a,b\n", "line 2", "uid is no number"),
+        ("uid,findings,impression\nx,a,b\n", "line 2", "the uid is not a number"),
     ],
 )
 def test_a_broken_row_is_reported(tmp_path: Path, text: str, where: str, reason: str):

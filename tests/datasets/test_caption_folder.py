@@ -48,14 +48,14 @@ def test_list_of_the_fork(tmp_path):
     ("row", "message"),
     [
         ({"image_id": "gone", "caption": "x"}, r"record 0: image not found .*gone"),
-        ({"image_id": "a", "caption": ""}, r"record 0: caption is empty or no text \(image 'a'\)"),
-        ({"image_id": "a", "caption": 3}, r"record 0: caption is empty or no text"),
+        ({"image_id": "a", "caption": ""}, r"caption is empty or not a string \(image 'a'\)"),
+        ({"image_id": "a", "caption": 3}, r"record 0: the caption is empty or not a string"),
         ({"image_id": "../../etc/passwd", "caption": "x"}, r"leaves the image folder"),
         ({"image_id": "/etc/passwd", "caption": "x"}, r"leaves the image folder"),
         ({"image_id": "link", "caption": "x"}, r"leaves the image folder"),
         ({"image_id": "zero", "caption": "x"}, r"image file is empty"),
         ({"image_id": "linked", "caption": "x"}, r"leaves the image folder"),
-        ({"caption": "x"}, r"is not a path"),
+        ({"caption": "x"}, r"is not a valid image path"),
         ("text", r"record 0: expected an object"),
     ],
 )

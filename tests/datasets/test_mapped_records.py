@@ -124,8 +124,8 @@ def test_links_out_of_the_folder_are_refused(tmp_path):
     for name, reason in (
         ("a caption instead of a path " * 20, "not found"),
         ("empty.png", "is empty"),
-        ("nul\0.png", "not a path"),
-        (None, "not a path"),
+        ("nul\0.png", "not a valid image path"),
+        (None, "not a valid image path"),
     ):
         with pytest.raises(RecordError, match=reason):
             resolve_image(root, name)

@@ -119,5 +119,5 @@ def test_nodules_are_larger_softer_and_fainter():
 def test_a_corpus_without_normal_studies_is_an_error(corpus):
     path = corpus / "corpus.jsonl"
     path.write_text(path.read_text().replace('"normal"', '"Edema"'))
-    with pytest.raises(DataError, match="coded as normal alone"):
+    with pytest.raises(DataError, match="coded only as normal"):
         build(corpus).build("train")

@@ -73,7 +73,7 @@ def test_an_image_uploaded_twice_is_added_twice(controller, tmp_path):
     assert len(b.images) == 1
     a.clear(), b.clear()
     assert images.add_uploads(b, [str(folder / "x.png")]) == [
-        "File 1 is no longer there; upload it again"
+        "File 1 no longer exists; upload it again"
     ]
 
 

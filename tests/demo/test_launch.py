@@ -24,11 +24,11 @@ def start(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["--host", "0.0.0.0"], "--host 0.0.0.0 opens the page to others: give a file of users"),
-    (["--share"], "--share opens the page to others: give a file of users with --auth"),
-    (["--device", "tpu"], "--device tpu: one of auto, cpu, cuda, cuda:N"),
+    (["--host", "0.0.0.0"], "--host 0.0.0.0 opens the page to others; give a file of users"),
+    (["--share"], "--share opens the page to others; give a file of users with --auth"),
+    (["--device", "tpu"], "--device tpu: must be auto, cpu, cuda or cuda:N"),
     (["--device", "cuda:99"], "--device cuda:99: this machine has"),
-    (["--gpu_id", "0", "--device", "cpu"], "name two devices; keep one"),
+    (["--gpu_id", "0", "--device", "cpu"], "name different devices; pass only one"),
     (["--auth", "/nowhere"], "--auth /nowhere: No such file"),
     (["--options", "model.nonsense=1"], "model.nonsense"),
 ])  # fmt: skip
@@ -49,10 +49,10 @@ def test_a_port_in_use_is_refused_before_the_model_is_loaded(monkeypatch):
 
 @pytest.mark.parametrize(("text", "mode", "message"), [
     ("anna:secret:with colon\n\nben:x\n", 0o600, None),
-    ("anna:secret\n", 0o644, "other users can read it; run chmod 600"),
+    ("anna:secret\n", 0o644, "other users can read the file; run chmod 600"),
     ("anna\n", 0o600, "line 1: expected user:password"),
     ("ok:ok\n:secret\n", 0o600, "line 2: expected user:password"),
-    ("\n", 0o600, "contains no line user:password"),
+    ("\n", 0o600, "contains no line of the form user:password"),
 ])  # fmt: skip
 def test_users(tmp_path, text, mode, message):
     file = tmp_path / "users"
@@ -73,4 +73,4 @@ def test_load_examples(tmp_path: Path, caplog: pytest.LogCaptureFixture):
         load_examples(tmp_path)
     square(tmp_path, "left")
     assert load_examples(tmp_path) == [(tmp_path / "left-5.png", "left-5")]
-    assert "left out" in caplog.text and os.sep in caplog.text
+    assert "skipping an example" in caplog.text and os.sep in caplog.text

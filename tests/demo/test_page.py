@@ -260,7 +260,7 @@ def test_bad_files_get_a_message_and_the_page_still_works(visit, tmp_path):
         visitor.page.wait_for_function(
             "(text) => document.querySelector('#xg-doubts')?.innerText.includes(text)", arg=message
         )
-        assert "You can go on" in visitor.text("#xg-doubts"), name
+        assert "You can continue" in visitor.text("#xg-doubts"), name
     visitor.screenshot("warnings")
     visitor.page.click("#xg-draft")
     visitor.until("document.querySelectorAll('#xg-words button').length > 0")
@@ -269,7 +269,7 @@ def test_bad_files_get_a_message_and_the_page_still_works(visit, tmp_path):
 def test_invalid_questions_show_a_message(visit):
     visitor = visit()
     visitor.page.click("#xg-draft")
-    assert "upload an X-ray first" in visitor.toast()
+    assert "upload an X-ray or choose an example first" in visitor.toast()
     visitor.wait()
     visitor.page.click("#xg-ask")
     assert "the question is empty" in visitor.toast()

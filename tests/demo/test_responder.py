@@ -34,9 +34,9 @@ def test_invalid_questions_raise(controller, tmp_path, question, message):
 
 def test_nothing_to_draft_regenerate_or_export(controller):
     session = controller.sessions.get("a")
-    with pytest.raises(InputError, match="upload an X-ray first"):
+    with pytest.raises(InputError, match="upload an X-ray or choose an example first"):
         list(controller.responder.draft(session, SHORT))
-    with pytest.raises(InputError, match="no question was asked"):
+    with pytest.raises(InputError, match="no question has been asked"):
         list(controller.responder.regenerate(session, SHORT))
     with pytest.raises(InputError, match="nothing to export"):
         controller.export(session, "", "", "md")
@@ -90,7 +90,7 @@ def test_dropped_questions_are_reported(controller, tmp_path):
         list(controller.responder.ask(session, f"Q{i} " * 20, SHORT))[-1].status for i in range(5)
     ]
     assert "left" in statuses[0] and "oldest" not in statuses[0]
-    assert "oldest" in statuses[-1] and "left out of the prompt" in statuses[-1]
+    assert "oldest" in statuses[-1] and "omitted from the prompt" in statuses[-1]
 
 
 def test_sampling_depends_on_its_seed_and_greedy_does_not(controller, tmp_path):
@@ -128,7 +128,7 @@ def test_a_draft_depends_only_on_its_images(controller, tmp_path):
     assert final_text(controller.responder.draft(session, SHORT)) == first
     assert len(question_answers(session)) == 1 and session.draft.index == 0
     upload(controller, session, square(tmp_path, "right"))
-    assert "made without this image: draft again" in controller.images.prefill(session)
+    assert "made without this image: make a new draft" in controller.images.prefill(session)
     list(controller.responder.draft(session, SHORT))
     assert len(session.draft.images) == 2
     controller.images.examples = draw_examples(tmp_path / "examples")

@@ -93,7 +93,7 @@ def test_clear_deletes_images_and_conversation(controller, tmp_path):
     session.clear()
     assert session.images == [] and list(session.folder.iterdir()) == []
     assert question_answers(session) == []
-    with pytest.raises(InputError, match="upload an X-ray first"):
+    with pytest.raises(InputError, match="upload an X-ray or choose an example first"):
         list(controller.responder.draft(session, SHORT))
 
 

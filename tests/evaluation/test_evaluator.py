@@ -82,7 +82,7 @@ def test_the_nearest_training_image_is_found_by_its_features(reading, tmp_path):
 @pytest.mark.slow
 def test_without_frozen_features_the_nearest_control_is_left_out(reading, tmp_path):
     result = evaluator_of(reading, tmp_path, "run.feature_cache=false").run()
-    assert "features are not stored" in result["left_out"]["control nearest"]
+    assert "features are not cached" in result["left_out"]["control nearest"]
     assert not [r for r in result["scores"] if r["condition"] == "nearest"]
 
 
@@ -119,7 +119,7 @@ def test_a_score_that_fails_in_one_condition_is_left_out_of_all(reading, tmp_pat
     monkeypatch.setattr(evaluator.task, "score", flaky)
     result = evaluator.run()
     assert {r["name"] for r in result["scores"]} == {"BLEU-1", "BLEU-2", "BLEU-3"}
-    assert "could not be computed in every condition" in result["left_out"]["ROUGE-L"]
+    assert "could not be computed for every condition" in result["left_out"]["ROUGE-L"]
 
 
 @pytest.mark.slow
@@ -252,7 +252,7 @@ def test_another_checkpoint_or_split_is_another_folder(reading, tmp_path):
 
 
 def test_an_empty_split_is_an_error(reading, tmp_path):
-    with pytest.raises(InputError, match="no sample in the split 'test'"):
+    with pytest.raises(InputError, match="the split 'test' of this corpus has no samples"):
         evaluator_of(reading, tmp_path, "run.split=test")
 
 

@@ -61,7 +61,7 @@ def test_unreadable_files_are_reported_and_the_others_answered(yaml_path, folder
     (folder / "torn.png").write_bytes((folder / "one" / "left-0.png").read_bytes()[:60])
     (folder / "text.dcm").write_text("this is no DICOM")
     predictor = predictor_of(yaml_path, folder, tmp_path / "out", workers=2, batch_size=4)
-    with pytest.raises(SomeFailed, match=r"3 of 15 could not be read, 12 are answered") as caught:
+    with pytest.raises(SomeFailed, match=r"3 of 15 inputs could not be read; 12 answers") as caught:
         predictor.run()
     assert caught.value.exit_code == 1
     for name in ("empty.png: ", "torn.png: ", "text.dcm: "):
@@ -103,7 +103,7 @@ def test_shards_together_give_the_full_result(yaml_path, folder, tmp_path, monke
             shard = predictor_of(yaml_path, folder, tmp_path / "out", shard=(k, 3))
             sharded += [p.sample_id for p in shard.run()]
         except SomeFailed as error:
-            assert "torn.png" in str(error) and "1 of 5 could" in str(error)
+            assert "torn.png" in str(error) and "1 of 5 inputs could" in str(error)
             rows = (shard.folder / f"predictions-{k}-of-3.jsonl").read_text().splitlines()[1:]
             sharded += [json.loads(row)["sample_id"] for row in rows]
         assert not (shard.folder / "report.html").exists()
@@ -169,10 +169,10 @@ def test_invalid_inputs_are_reported(folder, tmp_path):
         find_inputs(tmp_path / "none")
     table = folder / "list.csv"
     table.write_text("picture\nx.png\n")
-    with pytest.raises(DataError, match=r"record 2: no column 'image' \(there are: picture\)"):
+    with pytest.raises(DataError, match=r"record 2 has no column 'image' \(its columns: picture\)"):
         find_inputs(table)
     table.write_text("id,image\na,one/left-0.png\na,one/left-0.png\n")
-    with pytest.raises(DataError, match="two inputs are called a"):
+    with pytest.raises(DataError, match="two inputs have the id a"):
         find_inputs(table)
 
 

@@ -130,7 +130,7 @@ def test_the_least_recently_used_features_are_evicted(toy, model, caplog):
         data = cached(dataset(toy, model, vis_processor=processor), model, settings)
         assert len(data.read_media.store) == rows
     folders = [p for p in (cache_root() / "features").iterdir() if files_in(p)]
-    assert len(folders) == 2 and "making room" in caplog.text
+    assert len(folders) == 2 and "to make room" in caplog.text
     assert data.read_media.store.folder in folders
 
 
@@ -141,7 +141,7 @@ def test_a_run_does_not_evict_its_own_features(toy, model, caplog):
     other = {"train": XrayImageTrain.Config(min_scale=1.0, mean=[0.1])}
     second = cached(dataset(toy, model, vis_processor=other), model, settings)
     assert len(files_in(train.read_media.store.folder)) == 1
-    assert 0 < len(second.read_media.store) < rows and "max_gb is full" in caplog.text
+    assert 0 < len(second.read_media.store) < rows and "max_gb is reached" in caplog.text
 
 
 def test_a_complete_store_may_be_read_only(toy, model, monkeypatch):
@@ -160,7 +160,7 @@ def test_a_rank_with_one_image_more_stores_all_of_its_images(toy, model, monkeyp
     first = Accelerator(cpu=True)
     monkeypatch.setattr(Accelerator, "num_processes", 2)
     stored = use_cache(data, model, model.feature_key(), first)
-    assert len(stored.read_media.store) == 2 and "full" not in caplog.text
+    assert len(stored.read_media.store) == 2 and "max_gb" not in caplog.text
 
 
 def test_files_with_the_same_name_have_different_views(toy, model):
@@ -187,7 +187,7 @@ def test_images_beyond_the_limit_are_encoded_on_every_read(toy, model, caplog):
         path.unlink()
     data = cached(dataset(toy, model), model, settings)
     assert len(data.read_media.store) == 16  # one batch; there is no room for the second
-    assert "max_gb is full: 20 images are not stored" in caplog.text
+    assert "max_gb is reached; features of 20 images are not stored" in caplog.text
     for i, features in enumerate(expected):
         torch.testing.assert_close(data[i]["media"][0].data, features)
 
@@ -195,7 +195,7 @@ def test_images_beyond_the_limit_are_encoded_on_every_read(toy, model, caplog):
 def test_a_full_disk_is_reported_before_encoding(toy, model, monkeypatch):
     usage = shutil.disk_usage(toy)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(TrainingError, match=r"GB are needed and 0\.0 GB are free"):
+    with pytest.raises(TrainingError, match=r"GB are needed, but only 0\.0 GB are free"):
         cached(dataset(toy, model), model)
     assert not feature_files()
 
@@ -219,7 +219,7 @@ def test_workers_give_the_same_features(toy, model):
 def test_an_unwritable_cache_is_not_blamed_on_an_image(toy, model, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XRAYGPT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(TrainingError, match=r"cannot store features under .*XRAYGPT_CACHE"):
+    with pytest.raises(TrainingError, match=r"cannot store features in .*XRAYGPT_CACHE"):
         cached(dataset(toy, model, on_error="skip"), model)
 
 

@@ -56,7 +56,7 @@ REFUSED: dict[str, tuple[Dataset, str]] = {
         dataset(u8(0, 1), PhotometricInterpretation="HSV"), "unknown Photometric"
     ),
     "samples": (dataset(u8(0, 1), SamplesPerPixel=3), "3 samples per pixel, which MONOCHROME2"),
-    "bits": (dataset(u8(0, 1), BitsStored=12), r"bits stored, high bit \+ 1, allocated of \[12, 8"),
+    "bits": (dataset(u8(0, 1), BitsStored=12), r"high bit \+ 1 and bits allocated, \[12, 8"),
     "high bit": (dataset(u16(0, 1), 16, HighBit=11), r"\[16, 12, 16\]"),
     "slope 0": (dataset(u8(0, 1), RescaleSlope=0), "RescaleSlope of 0"),
     "table without descriptor": (
@@ -127,7 +127,7 @@ def test_video_is_not_supported(tmp_path: Path) -> None:
     ds = dataset(RAMP, 12)
     ds.PixelData = encapsulate([b"\0" * 8])
     ds["PixelData"].is_undefined_length = True
-    with pytest.raises(ImageError, match=r"MPEG2.*not supported; export it uncompressed"):
+    with pytest.raises(ImageError, match=r"MPEG2.*not supported; export the file uncompressed"):
         read(tmp_path, ds, uid.MPEG2MPML)
 
 

@@ -44,8 +44,8 @@ def test_rows_of_array_files(tmp_path):
     )
     assert read_media_file(MediaRef(tmp_path / "m.npy")).data.shape == (5, 4)
     for ref, message in (
-        (MediaRef(tmp_path / "m.safetensors", index=0), "name one of its tensors .*: a, b"),
-        (MediaRef(tmp_path / "m.safetensors", tensor="c"), "no tensor 'c'; it has a, b"),
+        (MediaRef(tmp_path / "m.safetensors", index=0), "set `tensor` to one of: a, b"),
+        (MediaRef(tmp_path / "m.safetensors", tensor="c"), "no tensor 'c'; it contains a, b"),
         (
             MediaRef(tmp_path / "m.npy", index=5),
             "row 5 was requested, but the file has 5",

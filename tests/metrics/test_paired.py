@@ -65,10 +65,10 @@ def test_holm():
 def test_other_samples_or_references_raise(tmp_path):
     first = write(tmp_path / "a.jsonl", REFERENCES)
     disjoint = write(tmp_path / "b.jsonl", REFERENCES, start=100)
-    with pytest.raises(InputError, match="no sample in common"):
+    with pytest.raises(InputError, match="no samples in common"):
         compare(first, disjoint)
     other = write(tmp_path / "c.jsonl", REFERENCES, [r.upper() for r in REFERENCES])
-    with pytest.raises(InputError, match="32 samples have another reference"):
+    with pytest.raises(InputError, match="32 samples have different references"):
         compare(first, other)
     (tmp_path / "d.jsonl").write_text("{}\n{not json\n")
     with pytest.raises(InputError, match="line 2"):

@@ -126,5 +126,5 @@ def test_the_command_draws_a_corpus(tmp_path, monkeypatch, capsys):
     assert "SYNTHETIC" in capsys.readouterr().out
     assert len(list((tmp_path / "out" / "images").glob("*.png"))) == 4
     monkeypatch.setattr(sys, "argv", [*command, "--texts", "openi"])
-    with pytest.raises(InputError, match="needs design: openi"):
+    with pytest.raises(InputError, match="requires design: openi"):
         synthesize.main()

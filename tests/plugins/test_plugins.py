@@ -278,7 +278,7 @@ def test_an_unusable_row_does_not_stop_the_others(base, trained, tmp_path):
         )  # fmt: skip
 
     first = predicted()
-    with pytest.raises(SomeFailed, match=r"1 of 3 could not be read.*\n  long: \d+ tokens"):
+    with pytest.raises(SomeFailed, match=r"1 of 3 inputs could not be read.*\n  long: .*has \d+ tokens"):
         first.run()
     predictions = read_rows(first.folder / "predictions.jsonl")[1:]
     assert [r["sample_id"] for r in predictions] == ["good", "second"]
@@ -337,7 +337,9 @@ def test_an_unsuitable_control_is_rejected(base, trained, tmp_path):
     experiment = evaluation(
         base, "segmenter", tmp_path / "e", trained("segmenter"), "run.controls=[nearest]"
     )
-    with pytest.raises(InputError, match="nearest makes no sense for this task; it has shuffled"):
+    with pytest.raises(
+        InputError, match="nearest is not available for this task; choose from shuffled"
+    ):
         build_evaluator(experiment)
 
 
@@ -529,7 +531,7 @@ def test_inconsistent_numbers_of_tokens_are_an_error(base, trained, tmp_path, mo
         runner.model(runner.collate([runner.splits["train"][0]]))
     broken = {**runner.splits["train"][0]}
     broken["turns"] = [{"role": "user", "text": "<video> ?"}, {"role": "assistant", "text": "!"}]
-    with pytest.raises(DataError, match="sample r0: <video> in its text stands for an embedding"):
+    with pytest.raises(DataError, match="sample r0: <video> in its text marks an embedding"):
         runner.collate([broken])
 
 

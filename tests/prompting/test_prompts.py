@@ -143,7 +143,7 @@ def test_special_tokens_in_text_are_broken_up(tokenizer):
 
 def test_image_count_mismatch_names_the_sample_and_both_counts(tokenizer):
     renderer = PromptRenderer(tokenizer, "xraygpt")
-    with pytest.raises(DataError, match=r"sample s7: 1 <image> in its text but 2 images"):
+    with pytest.raises(DataError, match=r"sample s7 has 1 <image> in its text but 2 images"):
         renderer.render([ASK, SAY], [Run(4), Run(4)], "s7")
     hidden = build_turn("user", [MediaPart(caption="large heart", shown=False), " Report?"])
     with pytest.raises(DataError, match=r"0 <image> .* but 1 images; .*remove codes_as_image"):

@@ -45,7 +45,7 @@ def test_a_compiled_run_is_the_plain_one_and_resumes_in_one_process(tmp_path, to
         for run in (plain, compiled)
     ]
     assert val[0] == pytest.approx(val[1], rel=1e-3)
-    compiled._evaluate()
+    compiled._validate()
     assert counters["stats"]["unique_graphs"] == graphs  # validation compiles nothing
 
     broken = runner_of(tmp_path, toy, *COMPILED, name="broken")
@@ -77,7 +77,7 @@ def test_what_cannot_be_compiled_is_said(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="Python's headers"):
         compile_layers(model, cpu)
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", no_compiler)
-    with pytest.raises(InputError, match=r"needs a C\+\+ compiler.* leave it off"):
+    with pytest.raises(InputError, match=r"needs a C\+\+ compiler.* turn run.compile off"):
         compile_layers(model, cpu)
     monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)

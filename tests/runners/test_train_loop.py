@@ -76,10 +76,10 @@ def test_it_learns_to_read_the_image_and_a_blind_control_does_not(tmp_path, toy)
     seeing = runner_of(tmp_path, toy, *options)
     seeing.train()
     seeing.config.eval_every = 1
-    gap = seeing._evaluate()
+    gap = seeing._validate()
     blind = runner_of(tmp_path, toy, *options, "datasets.toy.blank_images=true", name="blind")
     blind.train()
-    control = blind._evaluate()
+    control = blind._validate()
     assert gap["val/image_gap"] > 0.4, gap
     assert abs(control["val/image_gap"]) < 0.02, control
     assert gap["val/loss"] < 0.5 * control["val/loss"]
@@ -585,7 +585,7 @@ def test_a_sharded_frozen_llm_trains_as_a_whole_one(tmp_path):
 
 def test_an_llm_that_is_trained_is_not_sharded(tmp_path, toy):
     runner = runner_of(tmp_path, toy)
-    with pytest.raises(InputError, match=r"shards a frozen LLM, and this one is trained"):
+    with pytest.raises(InputError, match=r"shards a frozen LLM, but this LLM is trained"):
         layers = runner.model.decoder_layers()
         sharding.shard_frozen(runner.model, layers, torch.device("cpu"), 2)
     assert sharding.shard_frozen(runner.model, layers, torch.device("cpu"), 1) == 0
@@ -596,7 +596,7 @@ def test_another_number_of_samples_in_a_step_is_refused(tmp_path, toy):
     runner_of(tmp_path, toy).train()
     resume = f"run.resume_ckpt_path={tmp_path / 'out'}"
     with pytest.raises(
-        WeightsError, match=r"saved with 8 samples per step .* and this run has 4; make them"
+        WeightsError, match=r"saved with 8 samples per step .* but this run has 4; make them"
     ):
         runner_of(tmp_path, toy, resume, "run.batch_size_train=4").train()
     two = ("run.batch_size_train=4", "run.accum_grad_iters=2", "run.max_steps=7")

@@ -31,9 +31,9 @@ def test_a_wrong_path_only_affects_its_score(tmp_path):
 
 
 def test_incomplete_settings_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="judge_url: needs judge_model"):
+    with pytest.raises(ValueError, match="judge_url: also needs judge_model"):
         ClinicalMetrics(judge_url="http://127.0.0.1:1")
-    with pytest.raises(ValueError, match="chexbert: needs chexbert_bert"):
+    with pytest.raises(ValueError, match="chexbert: also needs chexbert_bert"):
         ClinicalMetrics(chexbert=tmp_path)
 
 

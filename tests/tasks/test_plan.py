@@ -145,7 +145,7 @@ def test_the_prompt_contains_the_predicted_findings(corpus, monkeypatch):
 
 
 def test_a_plan_of_unknown_findings_is_refused(corpus):
-    with pytest.raises(ConfigError, match="heart is none of"):
+    with pytest.raises(ConfigError, match="heart is not one of"):
         evaluator_of(corpus, "report", task="{name: report_generation, plan: {findings: [heart]}}")
 
 

@@ -140,7 +140,7 @@ def test_scores_against_scikit_learn():
 
 def test_answers_of_another_task_are_refused():
     predictions = [Prediction("a", "a", "Is this coded: scar?", "The heart is large.", "no.", 0)]
-    with pytest.raises(InputError, match="no answer of the task yes_no"):
+    with pytest.raises(InputError, match="not an answer of the task yes_no"):
         YesNo(YesNo.Config()).score(predictions)
-    with pytest.raises(ValueError, match="same answer"):
+    with pytest.raises(ValueError, match="is the same as the answer for yes"):
         YesNo.Config(yes="No", no="no.")

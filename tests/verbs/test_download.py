@@ -253,7 +253,7 @@ def test_files_selected_by_a_pattern_are_not_the_full_model(hub):
 def test_an_existing_small_file_is_verified(hub):
     (hub.out / "tiny").mkdir(parents=True)
     (hub.out / "tiny" / "config.json").write_bytes(hub.files["config.json"].replace(b"i", b"o"))
-    assert "differs from the file of the hub" in download(hub, "lab/tiny").stderr
+    assert "differs from the file on the hub" in download(hub, "lab/tiny").stderr
 
 
 @pytest.mark.parametrize("name", ["/outside.txt", "../../outside.txt", "a/../../b.txt"])
@@ -276,23 +276,23 @@ def test_a_partial_file_that_is_too_long_is_replaced(hub):
 @pytest.mark.slow
 def test_mistakes_are_explained(hub):
     for name in ("./vicuna", "lab/", "/tmp", "my models/x y"):
-        assert "not owner/name of a model" in download(hub, name).stderr
-    assert "not owner/name of a model" in download(hub, "vicuna").stderr
+        assert "nor the owner/name of a model" in download(hub, name).stderr
+    assert "nor the owner/name of a model" in download(hub, "vicuna").stderr
     assert "never downloaded" in download(hub, "lab/tiny", "--offline").stderr
     assert "has no file matching" in download(hub, "lab/tiny", "--include", "*.gguf").stderr
     download(hub, "lab/tiny")
     result = download(hub, "lab/tiny", "--revision", "d" * 40)
     assert COMMIT in result.stderr
-    assert "remove its entry" in result.stderr
+    assert "remove the entry" in result.stderr
     for status, message in (
         ((404, "RepoNotFound"), "has no lab/other"),
-        ((403, "GatedRepo"), "requires accepting an agreement"),
+        ((403, "GatedRepo"), "requires that you accept an agreement"),
     ):
         hub.status = status
         assert message in download(hub, "lab/other").stderr
     hub.status = None
     (hub.out / "weights.lock.json").write_text("[1]")
-    assert "is not a lock file" in download(hub, "lab/tiny").stderr
+    assert "is not a valid lock file" in download(hub, "lab/tiny").stderr
 
 
 def test_named_models_are_listed_without_a_network(hub):

@@ -120,7 +120,7 @@ def test_any_model_can_be_bundled(runs, tmp_path):
     assert config["ckpt"] == str(tmp_path / "out") and config["arch"] == "image_text"
     run, bundle = (read_weights(p)[1] for p in (base / "encoder", tmp_path / "out"))
     assert run.keys() == bundle.keys() and (tmp_path / "out" / "tokenizer.json").is_file()
-    with pytest.raises(InputError, match="does not support one"):
+    with pytest.raises(InputError, match="does not support a finding head"):
         job.pack(base / "encoder", tmp_path / "other", tmp_path / "head")
 
 

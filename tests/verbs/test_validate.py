@@ -45,10 +45,10 @@ def test_each_problem_is_reported(tmp_path, toy, monkeypatch):
     assert len(messages) == 5
     for part in (
         "record 1: image not found",
-        "record 2: a turn is",
+        "record 2: each turn must be",
         "study study3 is in two splits",
         "record s4:",
-        "s5.png is a single grey level",
+        "s5.png contains a single grey level",
     ):
         assert any(part in message for message in messages), part
     monkeypatch.setattr(

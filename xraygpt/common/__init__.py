@@ -1,1 +1,1 @@
-"""Shared foundations: registry, configuration, checkpoints, command lines, errors."""
+"""Shared foundations: registry, configuration, checkpoints, command-line helpers and errors."""

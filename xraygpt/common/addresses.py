@@ -1,4 +1,4 @@
-"""Recognising network addresses of this machine."""
+"""Recognises the network addresses of this machine."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import socket
 
 
 def is_loopback_host(host: str) -> bool:
-    """Whether a host is this machine: a loopback IP address or the name localhost.
+    """Check whether a host is this machine: a loopback IP address or the name localhost.
 
-    Other names are not resolved, because what they resolve to may change before the call is made.
+    Other names are not resolved, because their address may change before the call is made.
     """
     if host == "localhost":
         addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}

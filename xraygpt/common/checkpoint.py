@@ -1,7 +1,8 @@
 """Atomic checkpoints: written to a temporary folder, hashed, fsynced, then renamed.
 
-A checkpoint is ``<run>/checkpoints/step-N/`` with a MANIFEST.json (SHA-256 and size of every other
-file, written last). The loader takes the newest one that verifies and logs the ones it skipped.
+A checkpoint is ``<run>/checkpoints/step-N/`` with a MANIFEST.json, which is written last and lists
+the SHA-256 and size of every other file. The loader uses the newest checkpoint that passes
+verification and logs the ones it skipped.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ def save_checkpoint(run: Path, step: int, write: Callable[[Path], None]) -> Path
 
     Args:
         run: The run folder.
-        step: Optimizer steps done.
-        write: Called with an empty folder; writes the files into it.
+        step: Number of completed optimizer steps.
+        write: Function that writes the files into the empty folder it is given.
 
     Raises:
-        TrainingError: It cannot be written (disk full); earlier checkpoints are unaffected.
+        TrainingError: The checkpoint cannot be written, e.g. because the disk is full; earlier
+            checkpoints are unaffected.
     """
     folder = run / FOLDER
     target, temporary = folder / f"step-{step}", folder / f"step-{step}.tmp-{os.getpid()}"
@@ -47,7 +49,7 @@ def save_checkpoint(run: Path, step: int, write: Callable[[Path], None]) -> Path
         temporary.mkdir()
         write(temporary)
         write_manifest(temporary, step=step)
-        if target.exists():  # from an earlier attempt and possibly damaged; replace it
+        if target.exists():  # left by an earlier attempt and possibly damaged
             shutil.rmtree(target)
         temporary.rename(target)
         _sync(folder)
@@ -64,8 +66,8 @@ def write_manifest(folder: Path, **facts: Any) -> None:
     """Write the manifest of a finished folder and fsync all of its files.
 
     Args:
-        folder: Its files are complete. Subfolders with their own manifest are left out.
-        facts: Entries to store in addition to sizes and SHA-256.
+        folder: A folder whose files are complete. Subfolders with their own manifest are skipped.
+        facts: Entries to store in addition to the sizes and SHA-256 hashes.
     """
     files = {
         str(p.relative_to(folder)): {"sha256": file_sha256(p), "size": p.stat().st_size}
@@ -85,7 +87,7 @@ def _has_separate_manifest(subfolder: Path, folder: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Content of a folder's manifest; empty if there is none."""
+    """Return the content of a folder's manifest; empty if it has no readable manifest."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -122,7 +124,7 @@ def mark_best(run: Path, step: int, metric: str, value: float) -> None:
 
 
 def best_step(run: Path) -> int | None:
-    """The step recorded by `mark_best`, if any."""
+    """Return the step recorded by `mark_best`, or None if there is none."""
     try:
         return int(json.loads((run / FOLDER / BEST).read_text())["step"])
     except (OSError, ValueError, KeyError):
@@ -130,14 +132,15 @@ def best_step(run: Path) -> int | None:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder that `path` refers to.
+    """Return the checkpoint folder that `path` refers to.
 
     Args:
         path: A checkpoint folder; a run folder (its newest valid checkpoint); ``<run>/best``; or a
             folder of runs (the newest run with a valid checkpoint), also followed by ``/best``.
 
     Raises:
-        WeightsError: No checkpoint there verifies; the message gives the reason for each.
+        WeightsError: No checkpoint there passes verification; the message gives the reason for
+            each.
     """
     want_best = path.name == "best" and not path.exists()
     base = path.parent if want_best else path
@@ -157,30 +160,30 @@ def find_checkpoint(path: Path) -> Path:
             return candidate
     reason = f" ({'; '.join(failures)})" if failures else ""
     if not base.exists():
-        reason = f": there is no such folder (relative paths start at {Path.cwd()})"
+        reason = f": there is no such folder (relative paths are resolved from {Path.cwd()})"
     raise WeightsError(f"no usable checkpoint in {path}{reason}")
 
 
 def _candidates(run: Path, want_best: bool) -> list[Path]:
-    """Checkpoint folders of a run to try, in this order."""
+    """Return the checkpoint folders of a run in the order in which to try them."""
     best = best_step(run) if want_best else None
     steps = [best] if best is not None else sorted(_steps(run / FOLDER), reverse=True)
     return [run / FOLDER / f"step-{step}" for step in steps]
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Whether the run or folder of runs `path` has any checkpoint, valid or not."""
+    """Check whether the run or folder of runs `path` has any checkpoint, valid or not."""
     return any(_steps(run / FOLDER) for run in _runs(path))
 
 
 def is_run_or_checkpoint(path: Path) -> bool:
-    """Whether `path` is a checkpoint, a run, a folder of runs, or one of them with ``/best``."""
+    """Check whether `path` is a checkpoint, a run or a folder of runs, also with ``/best``."""
     base = path.parent if path.name == "best" and not path.exists() else path
     return (base / MANIFEST).is_file() or bool(_runs(base))
 
 
 def run_of(checkpoint: Path) -> Path:
-    """The run folder that contains a checkpoint."""
+    """Return the run folder that contains a checkpoint."""
     return checkpoint.parent.parent
 
 
@@ -188,7 +191,7 @@ def verify_manifest(checkpoint: Path, only: str | None = None) -> None:
     """Check every file, or the file `only`, against the manifest.
 
     Raises:
-        WeightsError: The manifest is absent, or a file is missing or changed.
+        WeightsError: The manifest is missing, or a file is missing or has changed.
     """
     try:
         files = json.loads((checkpoint / MANIFEST).read_text())["files"]
@@ -206,12 +209,13 @@ def _verify_file(checkpoint: Path, name: str, facts: dict[str, Any]) -> None:
     size = path.stat().st_size
     if size != facts["size"]:
         raise WeightsError(
-            f"{checkpoint}: {name} is damaged: {size} bytes, {facts['size']} in {MANIFEST}"
+            f"{checkpoint}: {name} is damaged: it has {size} bytes instead of the "
+            f"{facts['size']} in {MANIFEST}"
         )
     sha256 = file_sha256(path)
     if sha256 != facts["sha256"]:
         raise WeightsError(
-            f"{checkpoint}: {name} is damaged (its SHA-256 differs): {sha256}, "
+            f"{checkpoint}: {name} is damaged: its SHA-256 is {sha256} instead of the "
             f"{facts['sha256']} in {MANIFEST}"
         )
 
@@ -226,7 +230,7 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def _runs(base: Path) -> list[Path]:
-    """`base` if it is a run, else the runs in it, newest first (names start with a date)."""
+    """Return `base` if it is a run, else its runs, newest first (their names start with a date)."""
     if (base / FOLDER).is_dir():
         return [base]
     runs = [p.parent for p in base.glob(f"*/{FOLDER}")] if base.is_dir() else []
@@ -239,7 +243,7 @@ def _steps(folder: Path) -> list[int]:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""Validation of settings: all problems of a Config are reported together, each by its field."""
+"""Validation of settings: all problems in a Config are reported together, each by field."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Problem:
     """One invalid field.
 
     Attributes:
-        field: Its name, or a dotted path into it, such as ``thresholds.edema``.
+        field: The field's name, or a dotted path into it, such as ``thresholds.edema``.
         message: What is required and what was given, without the field's name.
-        others: Further fields whose values the check used.
+        others: Further fields whose values the check depended on.
     """
 
     field: str
@@ -31,7 +31,7 @@ class Problem:
 
 
 class SettingsError(InputError):
-    """All problems of one Config, one per line; also a `ValueError`."""
+    """All problems in one Config, one per line; also a `ValueError`."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)
@@ -41,15 +41,15 @@ class SettingsError(InputError):
         return type(self), (self.problems,)
 
     def as_options(self) -> str:
-        """The problems as messages about command-line options: ``--min-words: …``."""
+        """Return the problems as messages about command-line options: ``--min-words: …``."""
         renamed = (replace(p, field=f"--{p.field.replace('_', '-')}") for p in self.problems)
         return "\n".join(map(str, renamed))
 
 
 class Checks:
-    """Collects problems in a `with` block and raises them all at its end.
+    """Collects problems in a `with` block and raises all of them at its end.
 
-    For `__post_init__` of a dataclass::
+    For the `__post_init__` of a dataclass::
 
         with Checks(self) as check:
             check.include(super().__post_init__)
@@ -60,7 +60,7 @@ class Checks:
         config: The settings object to check.
 
     Raises:
-        SettingsError: At the end of the block, if there are problems.
+        SettingsError: There were problems; raised at the end of the block.
     """
 
     def __init__(self, config: Any) -> None:
@@ -77,12 +77,12 @@ class Checks:
             raise SettingsError(self.problems)
 
     def refuse(self, wrong: Any, field: str, message: str, *others: str) -> None:
-        """Add a problem if `wrong` is true; the other arguments are those of `Problem`."""
+        """Add a problem if `wrong` is true; the other arguments are the fields of `Problem`."""
         if wrong:
             self.problems.append(Problem(field, message, others))
 
     def include(self, rules: Callable[[], Any], **renamed: str) -> None:
-        """Add the problems of the `SettingsError` that `rules` raises, if it does.
+        """Add the problems from the `SettingsError` that `rules` raises, if any.
 
         Args:
             rules: An inherited `__post_init__`, or a function that builds another Config.
@@ -97,32 +97,32 @@ class Checks:
                 self.problems.append(replace(problem, field=field, others=others))
 
     def needs(self, flag: str, *fields: str, why: str, key: str | None = None) -> None:
-        """Any of `fields` that is set (not None, not false) requires ``flag: true``.
+        """Require ``flag: true`` for each of `fields` that is set (neither None nor false).
 
         Args:
             flag: A boolean field.
-            fields: The fields that require it.
+            fields: The fields that require the flag.
             why: Appended to the message.
-            key: Name of the flag in the message, if not `flag`.
+            key: Name of the flag in the message; None uses `flag`.
         """
         for field in fields:
             missing = self._value(field) and not self._value(flag)
             self.refuse(missing, field, f"needs {key or flag}: true; {why}", flag)
 
     def at_least(self, low: float, *fields: str) -> None:
-        """Require finite numbers of at least `low`; None is valid."""
+        """Require finite numbers of at least `low`; None is accepted."""
         self._check_values(fields, lambda v: low <= v < math.inf, f"must be at least {low}")
 
     def above(self, low: float, *fields: str) -> None:
-        """Require finite numbers above `low`; None is valid."""
+        """Require finite numbers above `low`; None is accepted."""
         self._check_values(fields, lambda v: low < v < math.inf, f"must be above {low}")
 
     def fraction(self, *fields: str) -> None:
-        """Require numbers in [0, 1]; None is valid."""
+        """Require numbers in [0, 1]; None is accepted."""
         self._check_values(fields, lambda v: 0 <= v <= 1, "must be in [0, 1]")
 
     def fraction_below_one(self, *fields: str) -> None:
-        """Require numbers in [0, 1); None is valid."""
+        """Require numbers in [0, 1); None is accepted."""
         self._check_values(fields, lambda v: 0 <= v < 1, "must be in [0, 1)")
 
     def _value(self, field: str) -> Any:

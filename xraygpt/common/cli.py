@@ -1,4 +1,4 @@
-"""Shared by all commands: arguments, logging, and short messages for user errors."""
+"""Code shared by all commands: arguments, logging, and short messages for user errors."""
 
 from __future__ import annotations
 
@@ -27,21 +27,25 @@ _OTHER_FOLDER = (
 REMEDIES = {
     errno.EROFS: _OTHER_FOLDER,
     errno.EACCES: _OTHER_FOLDER,
-    errno.ENOSPC: "; make room and repeat the command: finished results are kept",
+    errno.ENOSPC: "; free some space and repeat the command; finished results are kept",
 }
 
 
 def config_parser(doc: str | None) -> argparse.ArgumentParser:
-    """A parser with the arguments of commands that read a YAML, such as train.py."""
+    """Build a parser with the arguments of commands that read a YAML file, such as train.py."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--cfg-path", type=readable_file, required=True, metavar="YAML", help="the YAML of this run"
+        "--cfg-path",
+        type=readable_file,
+        required=True,
+        metavar="YAML",
+        help="YAML file of this run",
     )
     add_overrides(parser)
     parser.add_argument(
-        "--print-config", action="store_true", help="print the resolved YAML and exit"
+        "--print-config", action="store_true", help="print the resolved configuration and exit"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="build everything, run one batch and exit"
@@ -71,32 +75,32 @@ def _check_override(text: str) -> str:
 def add_imports(parser: argparse.ArgumentParser) -> None:
     """Add the argument `--imports`."""
     parser.add_argument(
-        "--imports", nargs="*", default=[], metavar="MODULE", help="modules with plug-ins"
+        "--imports", nargs="*", default=[], metavar="MODULE", help="modules that contain plug-ins"
     )
 
 
 def import_plugins(modules: Sequence[str]) -> None:
-    """Import the modules of `--imports`.
+    """Import the modules given with `--imports`.
 
     Raises:
-        InputError: One of them cannot be imported.
+        InputError: A module cannot be imported.
     """
     for module in modules:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise InputError(f"--imports {module}: {error}") from None
+            raise InputError(f"--imports {module}: cannot import it: {error}") from None
 
 
-# The following are argument types. They are checked before anything loads torch, so that the user
-# sees a mistake at once.
+# The following functions are argument types. They run before anything loads torch, so that the
+# user sees a mistake at once.
 
 
 def readable_file(text: str) -> Path:
-    """Argument type: the path of a readable file.
+    """Parse an argument that is the path of a readable file.
 
     Raises:
-        argparse.ArgumentTypeError: It cannot be read.
+        argparse.ArgumentTypeError: The file cannot be read.
     """
     try:
         with Path(text).open("rb"):
@@ -106,10 +110,10 @@ def readable_file(text: str) -> Path:
 
 
 def existing_path(text: str) -> Path:
-    """Argument type: the path of an existing file or folder.
+    """Parse an argument that is the path of an existing file or folder.
 
     Raises:
-        argparse.ArgumentTypeError: It does not exist.
+        argparse.ArgumentTypeError: The path does not exist.
     """
     if not Path(text).exists():
         raise argparse.ArgumentTypeError(f"{text}: no such file or folder")
@@ -117,7 +121,7 @@ def existing_path(text: str) -> Path:
 
 
 def at_least(low: int) -> Callable[[str], int]:
-    """Argument type: a whole number of at least `low`."""
+    """Return the argument type for whole numbers of at least `low`."""
 
     def parse(text: str) -> int:
         try:
@@ -132,10 +136,10 @@ def at_least(low: int) -> Callable[[str], int]:
 
 
 def above_zero(text: str) -> float:
-    """Argument type: a finite number above 0.
+    """Parse an argument that is a finite number above 0.
 
     Raises:
-        argparse.ArgumentTypeError: It is not.
+        argparse.ArgumentTypeError: `text` is not such a number.
     """
     try:
         value = float(text)
@@ -147,10 +151,10 @@ def above_zero(text: str) -> float:
 
 
 def shard(text: str) -> tuple[int, int]:
-    """Argument type: `3/16` -> (3, 16).
+    """Parse a shard argument such as `3/16` as (3, 16).
 
     Raises:
-        argparse.ArgumentTypeError: It is not K/N with 1 <= K <= N.
+        argparse.ArgumentTypeError: `text` is not K/N with 1 <= K <= N.
     """
     k, slash, n = text.partition("/")
     if not (k.isdecimal() and slash and n.isdecimal() and 1 <= int(k) <= int(n)):
@@ -159,25 +163,25 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments `--device` and, as in XrayGPT's original, `--gpu-id`."""
+    """Add the arguments `--device` and, as in the original XrayGPT, `--gpu-id`."""
     add = parser.add_argument
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--gpu-id", "--gpu_id", type=at_least(0), default=None, help="same as --device cuda:N")
 
 
 def device_from(args: argparse.Namespace) -> str:
-    """The requested device; whether this machine has it is not checked.
+    """Return the requested device, without checking that this machine has it.
 
     Raises:
-        InputError: It is not a valid device name, or the two arguments differ.
+        InputError: The device name is invalid, or the two arguments contradict each other.
     """
     gpu = args.gpu_id
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", args.device):
-        raise InputError(f"--device {args.device}: one of auto, cpu, cuda, cuda:N")
+        raise InputError(f"--device {args.device}: must be auto, cpu, cuda or cuda:N")
     if gpu is None:
         return str(args.device)
     if args.device not in ("auto", f"cuda:{gpu}"):
-        raise InputError("--gpu-id and --device name two devices; keep one")
+        raise InputError("--gpu-id and --device name different devices; pass only one of them")
     return f"cuda:{gpu}"
 
 
@@ -194,7 +198,7 @@ def run_main(main: Callable[[], Any]) -> int:
     try:
         main()
     except XrayGPTError as error:
-        # A data loader's worker wraps the message in a traceback; the last line is the message.
+        # A data loader worker wraps the message in a traceback, whose last line is the message.
         text = str(error)
         log.error("%s", text.strip().splitlines()[-1] if "Original Traceback" in text else text)
         return error.exit_code

@@ -1,7 +1,7 @@
-"""YAML -> typed, checked dataclasses; no other code handles raw dicts or defaults.
+"""Turns YAML files into typed, checked dataclasses; no other code handles raw dicts or defaults.
 
 Precedence: dataclass default < preset < user YAML < ``--options``. All problems are collected and
-reported with their line.
+reported with their line numbers.
 """
 
 from __future__ import annotations
@@ -34,23 +34,24 @@ log = logging.getLogger(__name__)
 
 
 class Choice:
-    """Metadata of an `Annotated[str, Choice(REGISTRY)]` field: must be a registered name."""
+    """Metadata in `Annotated[str, Choice(REGISTRY)]`: the value must be a registered name."""
 
     def __init__(self, names: Registry) -> None:
         self.names = names
 
 
 def load(schema: type, path: str | Path, options: Iterable[str] = ()) -> Any:
-    """Read the YAML at `path`, apply ``key.path=value`` options, return a checked `schema`.
+    """Read the YAML file at `path`, apply ``key.path=value`` options and return a checked `schema`.
 
     Args:
-        schema: A dataclass whose fields are the sections that the YAML may have.
+        schema: A dataclass whose fields are the sections that the YAML file may have.
         path: The YAML file.
-        options: Command line overrides, each ``dotted.key=value`` with a YAML value.
+        options: Command-line overrides of the form ``dotted.key=value`` with a YAML value.
 
     Raises:
         InputError: The file cannot be read.
-        ConfigError: Lists all unknown keys, bad values, missing fields and broken interpolations.
+        ConfigError: The configuration has problems; the message lists all unknown keys, bad
+            values, missing fields and broken interpolations.
     """
     path = Path(path)
     problems: list[tuple[int, str]] = []  # (line, message); line 0 is the command line
@@ -78,15 +79,15 @@ def load(schema: type, path: str | Path, options: Iterable[str] = ()) -> Any:
 
 
 def from_tree(schema: type, tree: Any, where: str) -> Any:
-    """Inverse of `to_tree`: a checked `schema` from a plain dict.
+    """Build a checked `schema` from a plain dict; the inverse of `to_tree`.
 
     Args:
         schema: A dataclass, or the base Config of a kind.
-        tree: Result of `to_tree`, possibly of an earlier version.
+        tree: Result of `to_tree`, possibly written by an earlier version.
         where: Dotted path of the section, for messages.
 
     Raises:
-        ConfigError: Lists everything that this version does not accept.
+        ConfigError: This version does not accept the tree; the message lists all reasons.
     """
     problems: list[str] = []
     config = _parse(schema, tree, where, lambda at, problem: problems.append(f"{at}: {problem}"))
@@ -96,7 +97,7 @@ def from_tree(schema: type, tree: Any, where: str) -> Any:
 
 
 def to_tree(config: Any) -> Any:
-    """The plain dict that `load` would turn into `config`, with all defaults and names explicit."""
+    """Return the plain dict that `load` would turn into `config`, with all defaults explicit."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         tree = {f.name: to_tree(getattr(config, f.name)) for f in dataclasses.fields(config)}
         plugin: Any = type(config)
@@ -110,13 +111,13 @@ def to_tree(config: Any) -> Any:
 
 
 def to_yaml(config: Any) -> str:
-    """The result of `to_tree` as YAML text."""
+    """Return the result of `to_tree` as YAML text."""
     text: str = OmegaConf.to_yaml(OmegaConf.create(to_tree(config)))
     return text
 
 
 def _parse(schema: Any, node: Any, where: str, report: Report, label: str | None = None) -> Any:
-    """One dataclass from one mapping; reports all problems, or returns `INVALID`."""
+    """Build one dataclass from one mapping; report its problems and return `INVALID` if any."""
     if node is INVALID:
         return INVALID
     if not isinstance(node, dict):
@@ -135,7 +136,7 @@ def _parse(schema: Any, node: Any, where: str, report: Report, label: str | None
 def _take_plugin_schema(
     schema: Any, values: dict, where: str, report: Report, label: str | None
 ) -> Any:
-    """The Config class of the plug-in that `values` names; removes the name from `values`."""
+    """Return the Config class of the plug-in named in `values`, and remove the name there."""
     kind = schema.kind
     name = values.pop(kind.key, label if kind is BUILDERS else None)
     if name is None:
@@ -143,7 +144,7 @@ def _take_plugin_schema(
     if name is INVALID:
         return INVALID
     if name is None:
-        report(where, f"missing '{kind.key}' (have: {', '.join(kind)})")
+        report(where, f"missing '{kind.key}' (available: {', '.join(kind)})")
         return INVALID
     try:
         return kind.get(name).Config
@@ -153,7 +154,7 @@ def _take_plugin_schema(
 
 
 def _check_fields(schema: Any, values: dict, where: str, report: Report) -> dict[str, Any]:
-    """Checked values of a dataclass's fields; `INVALID` for those with a problem."""
+    """Return the checked values of a dataclass's fields; `INVALID` for those with a problem."""
     fields = {f.name: f for f in dataclasses.fields(schema)}
     hints = get_type_hints(schema, include_extras=True)
     is_model = getattr(schema, "kind", None) is MODELS
@@ -173,10 +174,10 @@ def _check_fields(schema: Any, values: dict, where: str, report: Report) -> dict
 
 
 def _construct(schema: Any, parsed: dict[str, Any], where: str, report: Report) -> Any:
-    """The dataclass of checked fields, or `INVALID` if one is invalid or `__post_init__` raises.
+    """Build the dataclass; return `INVALID` if a field is invalid or `__post_init__` raises.
 
-    Invalid fields are replaced by their defaults, so that problems of the other fields are reported
-    in the same pass; problems that involve a replaced field are not reported.
+    Invalid fields are replaced by their defaults, so that problems with other fields are reported
+    in the same pass. Problems that involve a replaced field are not reported.
     """
     invalid = {name for name, value in parsed.items() if _contains_invalid(value)}
     replaced = {f.name: _default(f) for f in dataclasses.fields(schema) if f.name in invalid}
@@ -204,14 +205,14 @@ def _report_problems(error: SettingsError, invalid: set[str], where: str, report
 
 
 def _default(field: dataclasses.Field) -> Any:
-    """The default of a field; None if it has none."""
+    """Return the default of a field, or None if it has none."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return None if field.default is dataclasses.MISSING else field.default
 
 
 def _check_value(hint: Any, value: Any, where: str, report: Report) -> Any:
-    """`value` checked against and converted to `hint`, or `INVALID` after a report."""
+    """Convert `value` to the type `hint`; if it does not fit, report that and return `INVALID`."""
     if value is INVALID:
         return INVALID
     origin, args = get_origin(hint), get_args(hint)
@@ -231,7 +232,7 @@ def _without_none(args: tuple) -> Any:
 
 
 def _check_items(args: tuple, value: dict | list, where: str, report: Report) -> dict | list:
-    """A map to dataclasses, possibly with restricted keys, or a list of dataclasses."""
+    """Check a list of dataclasses, or a map to dataclasses, whose keys may be restricted."""
     if isinstance(value, list):
         return [_check_value(args[0], v, join(where, i), report) for i, v in enumerate(value)]
     allowed = get_args(args[0]) if get_origin(args[0]) is Literal else None
@@ -262,7 +263,7 @@ def _check_choice(args: tuple, value: Any, where: str, report: Report) -> Any:
 
 
 def _check_plain(hint: Any, value: Any, where: str, report: Report) -> Any:
-    """A value without dataclasses, validated by pydantic; a bool is not accepted as a number."""
+    """Validate a value without dataclasses with pydantic; a bool is not accepted as a number."""
     if isinstance(value, bool) and hint in (int, float):
         report(where, f"{value} is not a number")
         return INVALID
@@ -297,7 +298,7 @@ def _contains_invalid(value: Any) -> bool:
 
 
 def _as_given(where: str, lines: Mapping[str, int]) -> str:
-    """The spelling of a path that the user wrote, if it has several."""
+    """Return the spelling of a path that the user wrote, if the path has several spellings."""
     given = (where, *model_keys.other_spellings(where))
     for path in given:
         if any(line == path or line.startswith(f"{path}.") for line in lines):

@@ -1,4 +1,4 @@
-"""Reading a configuration: YAML file, presets and options merged into one plain tree.
+"""Reads a configuration: merges the YAML file, presets and options into one plain tree.
 
 Precedence: preset < user YAML < ``--options``. Options are applied before any value is read, so
 that they may change the preset.
@@ -21,16 +21,16 @@ from xraygpt.common.errors import ConfigError, InputError
 from xraygpt.common.registry import MODELS, Plugin, did_you_mean
 
 PRESETS = Path(__file__).parent.parent / "configs"
-INVALID: Any = object()  # replaces a value whose problem is already reported
+INVALID: Any = object()  # replaces a value whose problem has already been reported
 Report = Callable[[str, str], None]  # (dotted path, problem)
 
 
 def read_yaml(path: Path, lines: dict[str, int], report: Report) -> Any:
-    """Read the user's YAML.
+    """Read the user's YAML file.
 
     Args:
         path: The YAML file.
-        lines: Filled with the line number of each dotted path.
+        lines: Dict to which the line number of each dotted path is added.
         report: Called for duplicate keys.
 
     Returns:
@@ -38,7 +38,7 @@ def read_yaml(path: Path, lines: dict[str, int], report: Report) -> Any:
 
     Raises:
         InputError: The file cannot be read.
-        ConfigError: It is not valid YAML, or not a mapping.
+        ConfigError: The file is not valid YAML, or does not contain a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -63,11 +63,11 @@ def read_yaml(path: Path, lines: dict[str, int], report: Report) -> Any:
         problem = " ".join(str(error).split())[:200]
         raise ConfigError(str(path), [f"cannot be read: {problem}"]) from None
     except RecursionError:
-        raise ConfigError(str(path), ["an alias (*name) is inside the node it refers to"]) from None
+        raise ConfigError(str(path), ["an alias (*name) refers to a node around it"]) from None
 
 
 def _index_lines(node: yaml.Node, where: str, lines: dict[str, int], report: Report) -> None:
-    """Fill `lines`; report duplicate keys and keep the first value of each."""
+    """Fill `lines`, report duplicate keys and keep only the first value of each."""
     if isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):
             lines[join(where, i)] = item.start_mark.line + 1
@@ -93,17 +93,17 @@ def _index_lines(node: yaml.Node, where: str, lines: dict[str, int], report: Rep
 def merge_layers(
     schema: type, user: Any, options: list[str], lines: dict[str, int], report: Report
 ) -> dict[str, Any]:
-    """Merge preset, user YAML and options.
+    """Merge the preset, the user's YAML file and the options.
 
     Args:
         schema: The root dataclass.
         user: Result of `read_yaml`.
         options: ``key.path=value`` overrides.
-        lines: Line 0 is entered for each option.
+        lines: Line numbers by dotted path; each option is added with line 0.
         report: Called for each problem.
 
     Returns:
-        A plain dict with interpolations resolved; `INVALID` replaces values with problems.
+        A plain dict with interpolations resolved; values with problems are `INVALID`.
     """
     overrides: Any = OmegaConf.create({})
     for item in options:
@@ -132,7 +132,7 @@ def merge_layers(
 
 
 def _plugin_fields(schema: Any, config: Any, where: str) -> Iterator[tuple[str, str]]:
-    """Paths of plug-in settings in `config`, each with its naming key, e.g. `run.task`, `name`.
+    """Yield the path of each plug-in section in `config` and its naming key: `run.task`, `name`.
 
     Covers fields of `schema` and of nested dataclasses, but not maps, lists and optional fields.
     """
@@ -150,7 +150,7 @@ def _plugin_fields(schema: Any, config: Any, where: str) -> Iterator[tuple[str, 
 
 
 def is_plugin_base(schema: Any) -> bool:
-    """Whether `schema` is the base Config of a kind, to be replaced by that of a named plug-in."""
+    """Check whether `schema` is the base Config of a kind, to be replaced by a plug-in's Config."""
     is_plugin = issubclass(schema, Plugin.Config)
     return is_plugin and schema.kind is not None and schema.owner is None
 
@@ -165,18 +165,18 @@ def _expand_names(config: Any, fields: list[tuple[str, str]]) -> Any:
 
 
 def _flatten_model_keys(layer: Any, merged: Any, report: Report) -> Any:
-    """A layer with the flat spelling of all model keys; see `model_keys`."""
+    """Return a layer in which all model keys have the flat spelling; see `model_keys`."""
     arch = _select(merged, "model.arch")
     if arch not in list(MODELS):
         return layer
     flattened, twice = model_keys.flatten(MODELS.get(arch).Config, layer)
     for flat in twice:
-        report(f"model.{flat}", f"also given as model.{model_keys.MODEL_KEYS[flat]}; keep one")
+        report(f"model.{flat}", f"also given as model.{model_keys.MODEL_KEYS[flat]}; remove one")
     return flattened
 
 
 def _select(config: Any, key: str) -> Any:
-    """`OmegaConf.select` that returns None instead of raising on a broken interpolation."""
+    """Call `OmegaConf.select`, but return None instead of raising on a broken interpolation."""
     try:
         return OmegaConf.select(config, key)
     except OmegaConfBaseException:
@@ -192,7 +192,7 @@ def _import_plugins(modules: Any, report: Report) -> None:
 
 
 def _presets(config: Any, report: Report) -> Any:
-    """The preset of `model.arch` and `model.model_type`, and each builder's defaults."""
+    """Load the preset for `model.arch` and `model.model_type`, and each builder's defaults."""
     tree: Any = OmegaConf.create({})
     arch, model_type = _select(config, "model.arch"), _select(config, "model.model_type")
     if model_type is not None and arch in list(MODELS):
@@ -202,7 +202,7 @@ def _presets(config: Any, report: Report) -> Any:
             tree = OmegaConf.merge(tree, OmegaConf.load(folder / f"{model_type}.yaml"))
         else:
             hint = did_you_mean(model_type, names)
-            report("model.model_type", f"no preset '{model_type}' of {arch}{hint}")
+            report("model.model_type", f"{arch} has no preset '{model_type}'{hint}")
     datasets = _select(config, "datasets")
     for label in datasets if isinstance(datasets, DictConfig) else []:
         builder = _select(config, f"datasets.{label}.builder") or label
@@ -213,7 +213,7 @@ def _presets(config: Any, report: Report) -> Any:
 
 
 def _to_plain(node: Any, where: str, report: Report) -> Any:
-    """OmegaConf -> dicts and lists; reports each `???` and each interpolation that fails."""
+    """Convert to dicts and lists; report each `???` and each interpolation that fails."""
     if isinstance(node, (DictConfig, ListConfig)):
         if node._is_none():
             return None
@@ -240,5 +240,5 @@ def _plain_item(node: Any, key: Any, where: str, report: Report) -> Any:
 
 
 def join(where: str, key: Any) -> str:
-    """The dotted path of `key` below the dotted path `where`, which may be empty."""
+    """Return the dotted path of `key` below the dotted path `where`, which may be empty."""
     return f"{where}.{key}" if where else str(key)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 
 class XrayGPTError(Exception):
-    """Base of errors that name a user's mistake and its fix; printed without a traceback.
+    """Base class of errors that explain a user's mistake and its fix; printed without a traceback.
 
     Attributes:
-        exit_code: 1 failure, 2 configuration or input, 143 stopped by SIGTERM after saving.
+        exit_code: 1 for a failure, 2 for invalid configuration or input, 143 for a run that was
+            stopped by SIGTERM after saving.
     """
 
     exit_code = 1
@@ -37,19 +38,19 @@ class ImageError(DataError):
 
 
 class WeightsError(InputError):
-    """A checkpoint that is missing, damaged or has other shapes than the model."""
+    """A checkpoint that is missing or damaged, or whose shapes differ from the model's."""
 
 
 class TrainingError(XrayGPTError):
-    """A run that cannot continue: loss not finite, disk full while saving."""
+    """A run that cannot continue, e.g. because the loss is not finite or the disk is full."""
 
 
 class Stopped(XrayGPTError):
-    """The run was stopped by SIGTERM or SIGINT, after saving its state."""
+    """A run that was stopped by SIGTERM or SIGINT after it saved its state."""
 
     exit_code = 143
 
 
 def without_path(error: Exception, path: object, name: str = "the image") -> str:
-    """The error's message with `path` replaced by `name`, for users who did not choose the path."""
+    """Return the message with `path` replaced by `name`, for users who did not choose the path."""
     return str(error).replace(f"{path}: ", f"{name}: ").replace(str(path), name)

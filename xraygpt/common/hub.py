@@ -1,4 +1,4 @@
-"""Listing and downloading files of a model on the Hugging Face hub."""
+"""Lists and downloads the files of a model on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from xraygpt.common.errors import InputError
 
-# Not downloaded by default: copies of the weights in other formats, pictures and notebooks.
+# Not downloaded by default: copies of the weights in other formats, images and notebooks.
 _SKIPPED = (
     "*.msgpack", "*.h5", "*.onnx", "*.ot", "*.tflite", "*.ipynb", "*.png", "*.svg", "*.jpg",
     "*.csv", "example_data/*", "onnx/*", "openvino/*", ".gitattributes",
@@ -17,24 +17,24 @@ _SKIPPED = (
 _PICKLES = (".bin", ".bin.index.json", ".pt", ".pth", ".ckpt")
 
 FileFacts = dict[str, Any]
-"""`size` in bytes, `sha256`, and from the hub also `git`, the git hash; each may be None."""
+"""`size` in bytes, `sha256`, and for files on the hub also `git`, the git hash; all may be None."""
 
 
 def list_files(
     repo: str, revision: str | None, include: list[str] | None
 ) -> tuple[str, dict[str, FileFacts]]:
-    """The files of a model to download.
+    """List the files of a model to download.
 
     Args:
-        repo: Owner and name.
-        revision: Commit, tag or branch; None is the newest commit.
-        include: Patterns of file names; None selects all except copies in other formats.
+        repo: Owner and name of the repository, as in ``owner/name``.
+        revision: Commit, tag or branch; None selects the newest commit.
+        include: File name patterns; None selects all files except copies in other formats.
 
     Returns:
-        The commit, and the facts of each file by its name.
+        The commit, and a dict from file name to the facts about the file.
 
     Raises:
-        InputError: The hub cannot be reached, there is no such model, or no file is selected.
+        InputError: The hub cannot be reached, the model does not exist, or no file is selected.
     """
     from huggingface_hub import HfApi
 
@@ -62,12 +62,12 @@ def _is_selected(name: str, include: list[str] | None) -> bool:
 
 
 def matches_any(name: str, patterns: list[str]) -> bool:
-    """Whether a file name matches one of the shell patterns."""
+    """Check whether a file name matches one of the shell patterns."""
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
 def _without_duplicates(files: dict[str, FileFacts]) -> dict[str, FileFacts]:
-    """One copy of the weights: safetensors instead of pickles, and only the main model."""
+    """Keep one copy of the weights: safetensors instead of pickles, and only the main model."""
     if not any(n.endswith(".safetensors") for n in files):
         return files
     files = {n: f for n, f in files.items() if not n.endswith(_PICKLES)}
@@ -84,25 +84,25 @@ def require_relative(name: str) -> None:
     """Check that a file name stays inside its folder.
 
     Raises:
-        InputError: It does not.
+        InputError: The name points outside the folder.
     """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
-        raise InputError(f"the file name {name!r} points outside its folder: not downloaded")
+        raise InputError(f"the file name {name!r} points outside its folder and is not downloaded")
 
 
 def download_file(repo: str, commit: str, file: str, folder: Path, size: int | None) -> Path:
     """Download one file, resuming a partial download.
 
     Args:
-        repo: Owner and name.
+        repo: Owner and name of the repository, as in ``owner/name``.
         commit: The commit to download from.
-        file: The file's name in the model.
+        file: Name of the file in the repository.
         folder: The model's folder on disk.
-        size: Expected size in bytes; None if unknown.
+        size: Expected size in bytes, or None if it is unknown.
 
     Returns:
-        The path, which ends in ``.part`` because the content is not verified yet.
+        The path, which ends in ``.part`` because the content has not been verified yet.
 
     Raises:
         InputError: The file cannot be downloaded.
@@ -114,7 +114,7 @@ def download_file(repo: str, commit: str, file: str, folder: Path, size: int | N
     part = folder / f"{file}.part"
     part.parent.mkdir(parents=True, exist_ok=True)
     if size is not None and part.is_file() and part.stat().st_size > size:
-        part.unlink()  # of another version; resuming it could not succeed
+        part.unlink()  # part of another version, so resuming cannot succeed
     with hub_errors(repo, commit), part.open("ab") as content:
         http_get(
             hf_hub_url(repo, file, revision=commit),
@@ -128,7 +128,7 @@ def download_file(repo: str, commit: str, file: str, folder: Path, size: int | N
 
 
 class hub_errors:
-    """Context manager that turns errors of the hub's library into an `InputError` with a fix."""
+    """Context manager that turns errors from the hub's library into an `InputError` with a fix."""
 
     def __init__(self, repo: str, revision: str | None) -> None:
         self.name = f"{repo}{f' at {revision}' if revision else ''}"
@@ -144,18 +144,18 @@ class hub_errors:
             return
         if isinstance(error, errors.GatedRepoError):
             raise InputError(
-                f"{self.name} requires accepting an agreement: do so on its page on the hub, then "
+                f"{self.name} requires that you accept an agreement: do so on its hub page, then "
                 "run `hf auth login` (or set HF_TOKEN) and repeat this command"
             ) from None
         if isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)):
             raise InputError(
-                f"the hub has no {self.name}, or it is private: check the name, or set HF_TOKEN"
+                f"the hub has no {self.name}, or it is private: check the name or set HF_TOKEN"
             ) from None
         if isinstance(error, (OSError, RuntimeError, errors.HfHubHTTPError)) or _is_network(error):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
                 f"{self.name} could not be downloaded: {reason}. Repeat the command: partial "
-                "downloads are resumed. Behind a proxy set HTTPS_PROXY, with a mirror HF_ENDPOINT"
+                "downloads are resumed. Set HTTPS_PROXY to use a proxy, HF_ENDPOINT to use a mirror"
             ) from None
 
 

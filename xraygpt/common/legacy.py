@@ -1,7 +1,7 @@
-"""YAML keys of XrayGPT and of earlier versions that have moved or no longer mean anything.
+"""YAML keys from XrayGPT and earlier versions that were moved or no longer have an effect.
 
-XrayGPT's own YAML files load unchanged. Each key of these tables is named once in a warning; every
-other unknown key is an error.
+XrayGPT's own YAML files load unchanged. Warnings list the keys in these tables that a YAML file
+uses; any other unknown key is an error.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ RENAMED = {
 
 
 def modernise(tree: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """`tree` with ignored keys removed and renamed or moved keys in place.
+    """Return `tree` without ignored keys and with renamed or moved keys in their new places.
 
     Args:
         tree: A whole configuration.
-        notes: Warnings for the user are appended here.
+        notes: List to which warnings for the user are appended.
     """
     ignored: list[str] = []
     renamed: list[str] = []
@@ -48,7 +48,7 @@ def modernise(tree: dict[str, Any], notes: list[str]) -> dict[str, Any]:
         else:
             new = next((n for old, n in RENAMED.items() if fnmatch.fnmatchcase(path, old)), None)
             if new is not None:
-                renamed.append(f"{path} is {new}")
+                renamed.append(f"{path} is now {new}")
             result[key if new is None else new] = walk(value, path)
 
     def walk(node: Any, where: str) -> Any:
@@ -62,14 +62,14 @@ def modernise(tree: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     modern: dict[str, Any] = walk(tree, "")
     _move_agreement(modern, notes)
     if renamed:
-        notes.append(f"keys with a new name, still read under the old one: {', '.join(renamed)}")
+        notes.append(f"these keys have new names; the old ones still work: {', '.join(renamed)}")
     if ignored:
-        notes.append(f"keys that no longer mean anything are ignored: {', '.join(ignored)}")
+        notes.append(f"these keys no longer have an effect and are ignored: {', '.join(ignored)}")
     return modern
 
 
 def _move_agreement(tree: dict[str, Any], notes: list[str]) -> None:
-    """`run.task.generate.agreement` of earlier versions is the plan's own setting now."""
+    """Move `run.task.generate.agreement` from earlier versions to `run.task.plan.agreement`."""
     run = tree.get("run")
     task = run.get("task") if isinstance(run, dict) else None
     generate = task.get("generate") if isinstance(task, dict) else None
@@ -81,4 +81,4 @@ def _move_agreement(tree: dict[str, Any], notes: list[str]) -> None:
     plan = task.get("plan")
     if isinstance(plan, dict):
         plan.setdefault("agreement", weight)
-    notes.append("run.task.generate.agreement is run.task.plan.agreement now")
+    notes.append("run.task.generate.agreement is now run.task.plan.agreement")

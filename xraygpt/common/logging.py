@@ -1,4 +1,4 @@
-"""Progress with an ETA: a bar on a terminal, a line every half minute in a log file."""
+"""Progress with an ETA: a bar in a terminal, or a line every half minute in a log file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 
 def progress(*args: Any, **options: Any) -> Any:
-    """`tqdm` configured for the destination of stderr: a terminal or a log file."""
+    """Build a `tqdm` bar that suits the destination of stderr: a terminal or a log file."""
     if sys.stderr.isatty():
         return tqdm(*args, **options)
     plain = {"mininterval": 30.0, "maxinterval": 60.0, "ascii": True}

@@ -1,4 +1,4 @@
-"""CPU memory management: keep freed memory, pause garbage collection, measure the peak."""
+"""Memory management: keep freed memory, pause garbage collection, measure the peak."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _MAX_INT = 2**31 - 1  # mallopt takes an int
 def retain_freed_memory() -> bool:
     """Make glibc keep the memory of freed tensors instead of returning it to the system.
 
-    By default glibc maps each tensor of 32 MiB or more separately: every generation step maps,
+    By default, glibc maps each tensor of 32 MiB or more separately: every generation step maps,
     zeroes and unmaps the growing keys and values, and half of the time is spent in the kernel.
-    With this, resident memory stays at its peak. Nothing changes if the user has set malloc's
-    variables or uses another allocator or C library.
+    With this setting, resident memory stays at its peak. Nothing changes if the user has set
+    malloc's environment variables or uses another allocator or C library.
 
     Returns:
         Whether the setting was changed.
@@ -38,7 +38,7 @@ def retain_freed_memory() -> bool:
 
 @contextlib.contextmanager
 def pause_gc() -> Iterator[None]:
-    """Pause garbage collection while many long-lived objects are created."""
+    """Context manager that pauses garbage collection while many long-lived objects are created."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -49,14 +49,14 @@ def pause_gc() -> Iterator[None]:
 
 
 def release_freed_memory() -> None:
-    """Return freed memory to the system, after large objects were deleted (glibc only)."""
+    """Return freed memory to the system after large objects were deleted (glibc only)."""
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def reset_peak(device: Any) -> None:
-    """Restart the measurement of `peak_bytes`, on CUDA and on Linux."""
+    """Restart the measurement for `peak_bytes`; works on CUDA and on Linux."""
     if device.type == "cuda":
         import torch
 
@@ -69,7 +69,7 @@ def reset_peak(device: Any) -> None:
 
 
 def peak_bytes(device: Any) -> int:
-    """Peak memory in bytes since `reset_peak`: of tensors on a GPU, else of this process."""
+    """Return the peak bytes since `reset_peak`: of tensors on a GPU, otherwise of this process."""
     if device.type == "cuda":
         import torch
 

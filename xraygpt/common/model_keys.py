@@ -1,8 +1,8 @@
-"""The flat model keys of LAVIS and XrayGPT, such as `vit_model`, and where they are in a Config.
+"""The flat model keys of LAVIS and XrayGPT, such as `vit_model`, and their places in a Config.
 
-A YAML may use either spelling: `model.vit_model` or `model.vision.encoder`. A pair of the table
-applies to a model whose Config has the nested field and not the flat one, so that a plug-in may use
-any of these names for a field of its own.
+A YAML file may use either spelling: `model.vit_model` or `model.vision.encoder`. A pair in the
+table applies to a model whose Config has the nested field but not the flat one, so that a plug-in
+may use any of these names for a field of its own.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MODEL_KEYS = {
 
 
 def flat_keys(schema: Any) -> dict[str, str]:
-    """The pairs of `MODEL_KEYS` that apply to a Config class."""
+    """Return the pairs in `MODEL_KEYS` that apply to a Config class."""
     return {
         flat: nested
         for flat, nested in MODEL_KEYS.items()
@@ -59,7 +59,7 @@ def flat_keys(schema: Any) -> dict[str, str]:
 
 
 def nest(schema: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """A copy of `values`, keys of a model section, with flat keys in their nested places."""
+    """Return a copy of a model section with its flat keys moved to their nested places."""
     result = _copy(values)
     for flat, nested in flat_keys(schema).items():
         if _has(result, flat):
@@ -68,7 +68,7 @@ def nest(schema: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def flatten(schema: Any, config: Any) -> tuple[Any, list[str]]:
-    """One layer of a configuration with the flat keys of its model section.
+    """Return a configuration layer whose model section uses the flat keys.
 
     Layers are merged under flat keys, so that either spelling overrides the other, and so that
     interpolations such as ``${model.image_size}`` keep working.
@@ -78,7 +78,7 @@ def flatten(schema: Any, config: Any) -> tuple[Any, list[str]]:
         config: An OmegaConf container; interpolations are not resolved.
 
     Returns:
-        The new container, and the flat keys that were given in both spellings.
+        The new container, and the flat names of keys that were given in both spellings.
     """
     model = config.get("model") if isinstance(config, DictConfig) else None
     if not isinstance(model, DictConfig):
@@ -94,7 +94,7 @@ def flatten(schema: Any, config: Any) -> tuple[Any, list[str]]:
 
 
 def other_spellings(path: str) -> Iterator[str]:
-    """Other spellings of a dotted path below `model`, e.g. ``model.vit_model``."""
+    """Yield the other spellings of a dotted path below `model`, e.g. ``model.vit_model``."""
     prefix = "model."
     if path.startswith(prefix):
         key = path.removeprefix(prefix)
@@ -104,13 +104,13 @@ def other_spellings(path: str) -> Iterator[str]:
 
 
 def read_key(model: Mapping[str, Any], flat: str) -> Any:
-    """A value of a saved model section, in either spelling; None if it is absent."""
+    """Return a value from a saved model section, in either spelling; None if it is absent."""
     path = next((p for p in (flat, MODEL_KEYS.get(flat, flat)) if _has(model, p)), None)
     return None if path is None else _get(model, path)
 
 
 def with_replaced(model: Mapping[str, Any], flat: str, old: str, new: str) -> dict[str, Any]:
-    """A copy of a saved model section with `old` replaced once in a text value, if there is one."""
+    """Return a copy of a saved model section with `old` replaced once in a value that is text."""
     result = _copy(dict(model))
     for path in (flat, MODEL_KEYS.get(flat, flat)):
         if _has(result, path) and isinstance(_get(result, path), str):
@@ -157,7 +157,7 @@ def _take(tree: dict[str, Any], path: str) -> Any:
 
 
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:
-    """Set the value at `path`, unless something else than a mapping is on the way."""
+    """Set the value at `path`, replacing anything on the way that is not a mapping."""
     *parents, last = path.split(".")
     for part in parents:
         if not isinstance(tree.get(part), dict):
@@ -167,7 +167,7 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
 
 
 def config_value(config: Any, flat: str) -> Any:
-    """A setting of a model's Config, flat or nested; None if the model has no such setting."""
+    """Return a setting from a model's Config, flat or nested; None if the model lacks it."""
     for path in (flat, MODEL_KEYS.get(flat, flat)):
         if _has_field(type(config), path):
             return attrgetter(path)(config)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 def cache_root() -> Path:
-    """`XRAYGPT_CACHE`, or the user's cache folder."""
+    """Return the folder set in `XRAYGPT_CACHE`, or else the user's cache folder."""
     configured = os.environ.get("XRAYGPT_CACHE")
     return Path(configured) if configured else Path.home() / ".cache" / "xraygpt"
 
 
 def resolve_cached(path: Path) -> str:
-    """`path.resolve()` as text, fast for thousands of files in few folders."""
+    """Return `path.resolve()` as text; fast for thousands of files in few folders."""
     text = str(path)
     folder, separator, name = text.rpartition(os.sep)
     if not separator or not folder or name == ".." or _is_link(text):
@@ -32,14 +32,14 @@ def _is_link(path: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def resolve_folder(folder: str) -> str:
-    """`Path(folder).resolve()` as text, cached."""
+    """Return `Path(folder).resolve()` as text; results are cached."""
     return str(Path(folder).resolve())
 
 
 def is_plain_file_within(path: str, root: str) -> bool:
-    """Whether `path` is a non-empty regular file below `root`; it may not be a link itself.
+    """Check whether `path` is a non-empty regular file below `root` and not itself a link.
 
-    Makes a single system call per file, because these dominate for thousands of files.
+    Makes a single system call per file, because system calls dominate for thousands of files.
     """
     folder, _, name = path.rpartition(os.sep)
     try:
@@ -52,7 +52,7 @@ def is_plain_file_within(path: str, root: str) -> bool:
 
 
 def is_within(path: Path, root: Path) -> bool:
-    """Whether a file is below a folder after following links."""
+    """Check whether a file is below a folder after following links."""
     return _is_resolved_within(resolve_cached(path), str(root))
 
 

@@ -1,4 +1,4 @@
-"""Output folders that appear only when complete, with a manifest."""
+"""Output folders that have a manifest and appear only when they are complete."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from xraygpt.common.errors import InputError, WeightsError
 
 
 def require_new_folder(out: Path) -> None:
-    """Check that an output folder is absent or empty, before anything is loaded.
+    """Check that an output folder is absent or empty; called before anything is loaded.
 
     Raises:
-        InputError: It exists and is not an empty folder.
+        InputError: `out` exists and is not an empty folder.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} already exists; choose another name")
@@ -30,11 +30,11 @@ def publish_folder(out: Path, write: Callable[[Path], None], facts: dict[str, An
 
     Args:
         out: The folder to create.
-        write: Called with an empty folder; writes the files into it.
-        facts: Entries to store in the manifest in addition to the files.
+        write: Function that writes the files into the empty folder it is given.
+        facts: Entries to store in the manifest in addition to the list of files.
 
     Raises:
-        InputError: `out` already exists, or it cannot be written.
+        InputError: `out` already exists or cannot be written.
     """
     require_new_folder(out)
     temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
@@ -58,7 +58,7 @@ def publish_folder(out: Path, write: Callable[[Path], None], facts: dict[str, An
 
 @contextlib.contextmanager
 def report_write_errors(out: Path) -> Iterator[None]:
-    """Turn errors of weight writers, such as a full disk, into an `InputError` about `out`."""
+    """Context manager that turns errors from weight writers into an `InputError` about `out`."""
     try:
         yield
     except WeightsError:

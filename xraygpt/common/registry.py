@@ -1,8 +1,8 @@
 """Named plug-ins: one `Registry` per kind, also available under LAVIS's function names.
 
 A plug-in is a class with its own `Config` dataclass, whose fields are the valid YAML keys with
-their defaults. `imports: [my_pkg.my_module]` at the root of a YAML loads plug-ins from other
-packages.
+their defaults. `imports: [my_pkg.my_module]` at the root of a YAML file loads plug-ins from
+other packages.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, ClassVar, cast
 
 
 class Plugin:
-    """A class that YAML can name, built from its `Config` and runtime keyword arguments."""
+    """A class that a YAML file can name, built from its `Config` and runtime keyword arguments."""
 
     @dataclass(kw_only=True)
     class Config:
@@ -25,7 +25,7 @@ class Plugin:
         kind: ClassVar[Registry | None] = None  # set on the base Config of a kind
 
         def build(self, **runtime: Any) -> Any:
-            """Build the plug-in; `runtime` contains objects that YAML cannot express."""
+            """Build the plug-in; `runtime` contains objects that a YAML file cannot express."""
             assert self.owner is not None, "only a registered plug-in's Config can build"
             return self.owner(self, **runtime)
 
@@ -36,8 +36,8 @@ class Registry:
     Args:
         kind: Name of an entry in messages, e.g. ``"model"``.
         key: The YAML key that selects an entry, e.g. ``"arch"``.
-        package: Imported once, on the first lookup, so that its classes register themselves.
-        settings: Whether entries have a `Config`; if not, the YAML has only the name.
+        package: Package that is imported on the first lookup, so that its classes register.
+        settings: Whether entries have a `Config`; otherwise the YAML file only names them.
     """
 
     def __init__(self, kind: str, *, key: str, package: str, settings: bool = True) -> None:
@@ -46,13 +46,13 @@ class Registry:
         self._entries: dict[str, Any] = {}
 
     def register(self, name: str, *aliases: str) -> Callable[[Any], Any]:
-        """Class decorator: make the class available to YAML as `name` and `aliases`.
+        """Return a class decorator that makes a class available to YAML as `name` and `aliases`.
 
         A name with a placeholder in angle brackets, ``timm/<name>``, matches all names with that
         prefix that are not registered themselves; the longest matching prefix is used.
 
         Raises:
-            ValueError: The name is already registered for another class.
+            ValueError: A name is already registered for another class.
             TypeError: The class does not define its own `@dataclass Config`.
         """
 
@@ -68,18 +68,18 @@ class Registry:
                 existing = self._registered(alias)
                 if existing is not None and existing is not entry:
                     owner = f"{existing.__module__}.{existing.__qualname__}"
-                    raise ValueError(f"{self.kind} '{alias}' is already {owner}")
+                    raise ValueError(f"{self.kind} '{alias}' is already registered for {owner}")
                 self._entries[alias] = entry
             return entry
 
         return add
 
     def get(self, name: str) -> Any:
-        """The entry registered as `name`; `KeyError` with the nearest names if there is none."""
+        """Return the entry registered as `name`, or raise a `KeyError` that suggests names."""
         return self.match(name)[0]
 
     def match(self, name: str) -> tuple[Any, str]:
-        """As `get`, with the text matched by the placeholder; empty for a name without one."""
+        """Return the entry for `name` and the text its placeholder matched, empty without one."""
         names = list(self)
         if name in names:
             return self._entries[name], ""
@@ -90,7 +90,7 @@ class Registry:
         return self._registered(f"{longest}<"), str(name).removeprefix(longest)
 
     def _registered(self, name: str) -> Any:
-        """The entry registered as `name`, or with the same prefix and another placeholder."""
+        """Return the entry with this name, or with the same prefix and another placeholder."""
         prefix = _prefix(name)
         same_prefix = (
             e for k, e in self._entries.items() if prefix is not None and _prefix(k) == prefix
@@ -105,7 +105,7 @@ class Registry:
         return True
 
     def name_of(self, entry: Any) -> str:
-        """The first name under which `entry` was registered."""
+        """Return the first name under which `entry` was registered."""
         return next(name for name, value in self._entries.items() if value is entry)
 
     def __iter__(self) -> Iterator[str]:
@@ -114,18 +114,18 @@ class Registry:
 
 
 def _prefix(name: str) -> str | None:
-    """The part of ``timm/<name>`` before the placeholder; None for a name without one."""
+    """Return the part of ``timm/<name>`` before the placeholder; None if there is none."""
     prefix, placeholder, _ = name.partition("<")
     return prefix if placeholder else None
 
 
 def did_you_mean(word: Any, options: Iterable[str]) -> str:
-    """A suffix for messages: ``"; did you mean 'x'?"``, or all choices if no name is similar."""
+    """Return a suffix for messages: ``"; did you mean 'x'?"``, or all names if none is similar."""
     names = list(options)
     similar = difflib.get_close_matches(str(word), names, n=1)
     if similar:
         return f"; did you mean '{similar[0]}'?"
-    return f" (have: {', '.join(names)})" if names else ""
+    return f" (available: {', '.join(names)})" if names else ""
 
 
 MODELS = Registry("model", key="arch", package="xraygpt.models")
@@ -140,7 +140,7 @@ LR_SCHEDULERS = Registry("lr scheduler", key="lr_sched", package="xraygpt.runner
 
 
 class _LavisSpelling:
-    """`registry.register_model("x")`, `registry.get_model_class("x")` and so on, for every kind."""
+    """`registry.register_model("x")`, `registry.get_model_class("x")` and so on for every kind."""
 
     register_model = staticmethod(MODELS.register)
     register_processor = staticmethod(PROCESSORS.register)
@@ -164,47 +164,47 @@ class _LavisSpelling:
 
     @staticmethod
     def list_models() -> list[str]:
-        """Valid values of `model.arch`."""
+        """Return the valid values of `model.arch`."""
         return list(MODELS)
 
     @staticmethod
     def list_processors() -> list[str]:
-        """Valid values of a processor's `name` key."""
+        """Return the valid values of a processor's `name` key."""
         return list(PROCESSORS)
 
     @staticmethod
     def list_datasets() -> list[str]:
-        """Valid values of `datasets.<label>.builder`."""
+        """Return the valid values of `datasets.<label>.builder`."""
         return list(BUILDERS)
 
     @staticmethod
     def list_tasks() -> list[str]:
-        """Valid values of `run.task`."""
+        """Return the valid values of `run.task`."""
         return list(TASKS)
 
     @staticmethod
     def list_runners() -> list[str]:
-        """Valid values of `run.runner`."""
+        """Return the valid values of `run.runner`."""
         return list(RUNNERS)
 
     @staticmethod
     def list_vocabularies() -> list[str]:
-        """Valid values of `vocabulary`."""
+        """Return the valid values of `vocabulary`."""
         return list(VOCABULARIES)
 
     @staticmethod
     def list_optimizers() -> list[str]:
-        """Valid values of `run.optimizer`."""
+        """Return the valid values of `run.optimizer`."""
         return list(OPTIMIZERS)
 
     @staticmethod
     def list_encoders() -> list[str]:
-        """Valid values of `model.vit_model`; ``<…>`` is a placeholder."""
+        """Return the valid values of `model.vit_model`; ``<…>`` is a placeholder."""
         return list(ENCODERS)
 
     @staticmethod
     def list_lr_schedulers() -> list[str]:
-        """Valid values of `run.lr_sched`."""
+        """Return the valid values of `run.lr_sched`."""
         return list(LR_SCHEDULERS)
 
 

@@ -1,4 +1,4 @@
-"""Streamed answers: the object shared by the generating thread and the reader."""
+"""Streamed answers, shared by the generating thread and the reader."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FinishReason = Literal["end", "length", "cancelled"]
 
 @dataclass(frozen=True)
 class AnswerContext:
-    """The prompt an earlier answer was generated from, and the answer.
+    """An earlier answer and the prompt it was generated from.
 
     Attributes:
         rendered: Token ids and runs of the full prompt and the answer.
@@ -40,15 +40,15 @@ class AnswerContext:
 
     @property
     def ids(self) -> list[int]:
-        """Ids of the full prompt and the answer, with IMAGE_TOKEN_ID for media tokens."""
+        """Token ids of the full prompt and the answer, with IMAGE_TOKEN_ID for media tokens."""
         return self.rendered["input_ids"]
 
 
 class Answer:
-    """An answer being generated: iterate over its pieces of text, or wait for `text()`.
+    """An answer that is being generated: iterate over its pieces of text, or wait for `text()`.
 
     Attributes:
-        dropped: Number of old question-answer pairs left out because the context is full.
+        dropped: Number of old question-answer pairs omitted because the context is full.
         prompt_tokens: Length of the prompt, including the earlier conversation.
         cached_tokens: Prompt tokens that were already in the key-value cache.
         seed: Sampling seed; None for greedy and beam search.
@@ -69,7 +69,7 @@ class Answer:
         """Yield pieces of text; joined they equal `text()`.
 
         Raises:
-            Exception: Whatever the generation raised.
+            Exception: Any exception raised during generation.
         """
         while (piece := self._pieces.get()) is not None:
             yield piece
@@ -81,7 +81,7 @@ class Answer:
         """Wait for the answer and return its full text.
 
         Raises:
-            Exception: Whatever the generation raised.
+            Exception: Any exception raised during generation.
         """
         self._done.wait()
         if self._error is not None:
@@ -117,7 +117,7 @@ class CancelCriteria(StoppingCriteria):
         self.cancel = cancel
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        """(B,) whether to stop each row."""
+        """Return a boolean tensor of shape (B,): whether generation should stop for each row."""
         return torch.full((len(input_ids),), self.cancel.is_set(), device=input_ids.device)
 
 
@@ -131,7 +131,7 @@ class AnswerStreamer(BaseStreamer):
         self.prompt_seen = False
 
     def put(self, value: Tensor) -> None:
-        """Receive token ids; the first call brings the prompt, which is skipped."""
+        """Receive token ids; the first call passes the prompt, which is skipped."""
         if not self.prompt_seen:
             self.prompt_seen = True
             return
@@ -142,7 +142,7 @@ class AnswerStreamer(BaseStreamer):
         """Do nothing: the caller sends the final text with `send`."""
 
     def send(self, text: str) -> None:
-        """Publish the part of the text so far that was not published yet."""
+        """Publish the part of the text that has not been published yet."""
         if len(text) > self.num_sent:
             self.answer.add_piece(text[self.num_sent :])
             self.num_sent = len(text)

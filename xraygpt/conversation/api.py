@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint: chat completions with images, streamed or not."""
+"""OpenAI-compatible endpoint for chat completions with images, streamed or not."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_app(service: Service) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def _on_invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
-        # Field names and messages only: the values may be patients' texts.
+        # Report only field names and messages, because the values may contain patients' texts.
         details = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()[:3]]
         return _error_response(ApiError(400, "; ".join(details), "invalid_request"))
 
@@ -78,18 +78,20 @@ class _Guard:
         headers = Headers(scope=scope)
         length = headers.get("content-length", "")
         limit = self.service.limits.max_body_bytes
-        # Without a length the size would be known only after reading everything.
+        # Without a length, the size would be known only after reading the whole request.
         if scope["method"] == "POST" and not (length.isdigit() and int(length) <= limit):
-            return ApiError(413, "the request is too large, or has no content-length", "too_large")
+            return ApiError(
+                413, "the request is too large or has no content-length header", "too_large"
+            )
         if scope["path"] != "/health" and self.service.key:
             token = headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(token.encode(), self.service.key.encode()):
-                return ApiError(401, "the key is wrong or missing", "invalid_api_key")
+                return ApiError(401, "the API key is wrong or missing", "invalid_api_key")
         return None
 
 
 class _EventStream(StreamingResponse):
-    """An event stream that calls `on_disconnect` when the client has gone or the stream ends."""
+    """Event stream that calls `on_disconnect` when the client disconnects or the stream ends."""
 
     def __init__(self, body: AsyncIterator[str], on_disconnect: Callable[[], None]) -> None:
         super().__init__(body, media_type="text/event-stream")
@@ -111,7 +113,7 @@ class _EventStream(StreamingResponse):
 
 async def _complete(service: Service, body: ChatRequest, request: Request) -> Response:
     if body.model not in ("", service.name):
-        message = f"model {body.model!r} not found; this server has {service.name}"
+        message = f"model {body.model!r} not found; this server provides {service.name}"
         raise ApiError(404, message, "model_not_found")
     if service.waiting >= service.limits.max_waiting:
         error = ApiError(429, "too many requests are waiting; try again later", "overloaded")

@@ -13,13 +13,13 @@ class ApiLimits:
     """Limits on a request."""
 
     max_image_bytes: int = 32 * 2**20
-    """Size of one image, after base64 decoding."""
+    """Maximum size of one image after base64 decoding."""
     max_images: int = 8
-    """Images in one conversation."""
+    """Maximum number of images in one conversation."""
     max_body_bytes: int = 96 * 2**20
-    """Size of one request."""
+    """Maximum size of one request."""
     max_waiting: int = 32
-    """Requests waiting for the model; further ones get status 429."""
+    """Maximum number of requests waiting for the model; further requests get status 429."""
     max_new_tokens: int = 1024
     """Upper limit of `max_tokens`."""
 
@@ -66,13 +66,13 @@ class Message(_Schema):
     content: str | list[Part]
 
     def text(self) -> str:
-        """All text of the message."""
+        """Return all text in the message."""
         if isinstance(self.content, str):
             return self.content
         return " ".join(p.text for p in self.content if isinstance(p, TextPart))
 
     def image_urls(self) -> list[str]:
-        """Data URIs of its images."""
+        """Return the data URIs of the images in the message."""
         if isinstance(self.content, str):
             return []
         return [p.image_url.url for p in self.content if isinstance(p, ImagePart)]

@@ -1,7 +1,8 @@
-"""Requests of the endpoint as conversations.
+"""Conversion of the endpoint's requests to conversations.
 
-The endpoint is stateless for its clients: each request carries the full conversation. The most
-recent conversations are stored with their caches, so that a follow-up computes only its own tokens.
+The endpoint is stateless for its clients: each request contains the full conversation. The most
+recent conversations are stored with their caches, so that a follow-up request computes only its own
+tokens.
 """
 
 from __future__ import annotations
@@ -28,24 +29,24 @@ from xraygpt.prompting.content import strip_marks
 from xraygpt.tasks.plan import PlannedQuestion
 
 MAX_STORED = 8
-"""Conversations whose caches are kept for a follow-up."""
+"""Number of conversations whose caches are kept for follow-up requests."""
 
 
 @dataclass
 class Service:
-    """A model with the settings of its endpoint.
+    """A model and the settings of its endpoint.
 
     Attributes:
         engine: The chat model.
         read_media: Reads an image file as in training.
         name: Model name, for `/v1/models`.
-        generation: Decoding settings for what a request does not set.
+        generation: Decoding settings that apply unless a request sets its own.
         limits: Limits on a request.
-        key: Bearer token that requests must send; empty requires none.
+        key: Bearer token that requests must send; if empty, none is required.
         facts: Additional values for `/health`.
-        plan: Adds the model's findings to a report question, given its images. Called when a
-            conversation starts with images and either one of the model's own prompts or no text.
-            None adds nothing.
+        plan: Function that adds the model's findings to a report question, given its images. It is
+            called when a conversation starts with images and either one of the model's own
+            prompts or no text. None adds nothing.
     """
 
     engine: ChatEngine
@@ -68,7 +69,7 @@ class Service:
         """Start answering the last message of a request.
 
         Raises:
-            ApiError: The messages are not a valid conversation, or do not fit in the context.
+            ApiError: The messages are not a valid conversation or do not fit in the context.
         """
         conversation, planned = self.conversation(request.messages)
         try:
@@ -79,16 +80,16 @@ class Service:
             raise ApiError(400, str(error), "context_length_exceeded", "messages") from None
 
     def conversation(self, messages: list[Message]) -> tuple[Conversation, PlannedQuestion]:
-        """The conversation before the last message, and the last message's question.
+        """Return the conversation before the last message, and the question in that message.
 
         Raises:
             ApiError: The messages are not a valid conversation, or an image cannot be read.
         """
         *previous, last = messages
         if last.role != "user":
-            raise _invalid_messages("the last message must have the role user")
+            raise _invalid_messages("the last message must have the role 'user'")
         if sum(len(m.image_urls()) for m in messages) > self.limits.max_images:
-            message = f"more than {self.limits.max_images} images"
+            message = f"the conversation has more than {self.limits.max_images} images"
             raise ApiError(400, message, "too_many_images", "messages")
         key = _key(previous)
         with self._lock:
@@ -97,7 +98,7 @@ class Service:
         return conversation, self._add_question(conversation, last)
 
     def _add_question(self, conversation: Conversation, message: Message) -> PlannedQuestion:
-        """Add a message's images; its question, planned if it asks for a first report."""
+        """Add a message's images and return its question, planned if it asks for a first report."""
         images = [self._read_image(url) for url in message.image_urls()]
         for image in images:
             conversation.add_image(image)
@@ -123,15 +124,15 @@ class Service:
         for message in messages:
             if message.role == "user":
                 if question is not None:
-                    raise _invalid_messages("two user messages in a row")
+                    raise _invalid_messages("there are two user messages in a row")
                 question = self._add_question(conversation, message)
             elif message.role == "assistant":
                 if question is None:
-                    raise _invalid_messages("an assistant message without a user message before it")
+                    raise _invalid_messages("there is no user message before an assistant message")
                 conversation.restore(question.question, message.text(), question.caption)
                 question = None
         if question is not None:
-            raise _invalid_messages("two user messages in a row")
+            raise _invalid_messages("there are two user messages in a row")
         return conversation
 
     def _read_image(self, url: str) -> Media:
@@ -160,16 +161,16 @@ class Service:
                 raise ApiError(400, message, "invalid_image", "messages") from None
 
     def generation_for(self, request: ChatRequest) -> Generation:
-        """Decoding settings of a request; it samples only with a temperature above 0.
+        """Return a request's decoding settings; sampling needs a temperature above 0.
 
         Raises:
-            ApiError: The request asks for more tokens than the limit.
+            ApiError: The request asks for more tokens than allowed.
         """
         default = self.generation
         max_tokens = request.max_completion_tokens or request.max_tokens or default.max_new_tokens
         if max_tokens > self.limits.max_new_tokens:
             raise ApiError(
-                400, f"max_tokens is at most {self.limits.max_new_tokens}", "invalid_value",
+                400, f"max_tokens must be at most {self.limits.max_new_tokens}", "invalid_value",
                 "max_tokens",
             )  # fmt: skip
         generation = replace(default, max_new_tokens=max_tokens)

@@ -5,11 +5,11 @@
 
 Both are averaged over layers and heads, as in the joint attention of Abnar and Zuidema (2020)
 without its residual path. Attention shared by all words of the answer says nothing about these
-words, and patches the queries always attend to say nothing about this image. The first factor is
-therefore counted above the mean of the full answer, the second above its average over reference
-images, where there are any.
+words, and patches to which the queries always attend say nothing about this image. Therefore the
+mean over the full answer is subtracted from the first factor, and the average over reference
+images, if there are any, from the second.
 
-A map explains the model and is no evidence of a disease. `tests/conversation/test_attention.py`
+A map explains the model and is not evidence of a disease. `tests/conversation/test_attention.py`
 checks the maps on phantoms, where the lesion's pixels are known. Notation: Q queries, L patches,
 F frames.
 """
@@ -37,20 +37,20 @@ from xraygpt.models.tracing import eager_attention
 from xraygpt.processors.image import Fit
 
 MIN_REFERENCES = 8
-"""With fewer reference images no average is subtracted."""
+"""Minimum number of reference images; with fewer, no average is subtracted."""
 MAX_ROWS = 400
-"""Tokens of a long answer that its mean attention is computed from."""
+"""Maximum number of an answer's tokens from which its mean attention is computed."""
 
 
 @dataclass(frozen=True)
 class ImageAttention:
-    """Attention to one image of a conversation, for some words of an answer.
+    """Attention to one image of a conversation, for selected words of an answer.
 
     Attributes:
-        heat: (h, w) float32, at least 0, one value per patch; (F, h, w) for a clip. All images of
-            a conversation share its unit; all 0 where nothing is above the average.
+        heat: Non-negative float32 value per patch, (h, w), or (F, h, w) for a clip. The unit is the
+            same for all images of a conversation; all values are 0 if none is above average.
         image_share: This image's share of the words' attention to images, in [0, 1].
-        images_share: Share of all their attention that went to any image, in [0, 1].
+        images_share: The share of all attention of the words that went to images, in [0, 1].
     """
 
     heat: Tensor
@@ -62,10 +62,10 @@ class AttentionMapper:
     """Computes attention maps for the answers of an engine's conversations.
 
     Args:
-        engine: The chat model. If it cannot trace its attention, `maps` raises.
+        engine: The chat model. If it cannot trace its attention, `maps` raises an error.
 
     Attributes:
-        num_references: Number of images in the subtracted average; 0 without one.
+        num_references: Number of images in the subtracted average; 0 if none is subtracted.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -74,13 +74,13 @@ class AttentionMapper:
         self._average: Tensor | None = None
 
     def set_baseline(self, images: Iterable[Media | Tensor]) -> int:
-        """Compute the average over reference images; `MIN_REFERENCES` are needed to set it.
+        """Compute the average over reference images; it needs at least `MIN_REFERENCES` images.
 
         Args:
             images: Output of the model's image processor.
 
         Returns:
-            Number of images.
+            Number of reference images.
         """
         total: Any = 0
         count = 0
@@ -107,7 +107,7 @@ class AttentionMapper:
 
         Raises:
             InputError: There is no such answer, image or range of characters, or the model cannot
-                show where it looked.
+                trace its attention.
         """
         context = conversation.answer_context(index)
         if not context.media:
@@ -132,7 +132,7 @@ class AttentionMapper:
         return maps
 
     def _token_range(self, context: AnswerContext, start: int, end: int) -> tuple[int, int]:
-        """Range of the answer's tokens that contain these characters."""
+        """Return the range of the answer's tokens that contain these characters."""
         if not 0 <= start < end <= len(context.answer):
             raise InputError(f"the answer has {len(context.answer)} characters, not {start}..{end}")
         ids = context.ids[context.start :]
@@ -150,7 +150,7 @@ class AttentionMapper:
 
     @torch.inference_mode()
     def _trace(self, media: Sequence[Media], question: str) -> list[tuple[Tensor, Tensor]]:
-        """For each medium its (F · Q, H) tokens, and (F, Q, P) attention from them to patches."""
+        """Return each medium's tokens (F · Q, H) and their attention to patches (F, Q, L)."""
         engine = self.engine
         with engine.lock:
             runs = engine.token_runs([EncodedMedium(medium) for medium in media])
@@ -159,7 +159,7 @@ class AttentionMapper:
             return [(tokens, to_patches.cpu()) for tokens, to_patches in traced]
 
     def _mean_rows(self, context: AnswerContext, first: int, last: int) -> tuple[slice, int, int]:
-        """Prompt rows that predict the answer's tokens, and the indices of first..last in them.
+        """Return the rows that predict the answer's tokens, and the indices of first..last in them.
 
         The token at position t is predicted by row t - 1. A long answer is represented by
         `MAX_ROWS` rows around these tokens.
@@ -174,7 +174,7 @@ class AttentionMapper:
     def _attention_to_queries(
         self, context: AnswerContext, image_tokens: Sequence[Tensor], rows: slice
     ) -> Tensor:
-        """(rows, all queries) attention of these rows."""
+        """Return the attention of these rows to all queries, of shape (rows, all queries)."""
         engine = self.engine
         llm = engine.chats.llm
         with engine.lock:
@@ -196,18 +196,18 @@ class AttentionMapper:
             with eager_attention(llm):
                 out = forward(slice(rows.start, rows.stop), output_attentions=True)
         queries = [i for r in context.rendered["runs"] for i in range(r.start, r.start + r.length)]
-        # A sliding window returns its last positions only; those before it have no attention.
+        # A sliding window returns only its last positions; earlier positions receive no attention.
         layers = [F.pad(a, (rows.stop - a.shape[-1], 0))[0, ..., queries] for a in out.attentions]
         return torch.stack([a.float().mean(dim=0).cpu() for a in layers]).mean(dim=0)
 
 
 def as_media(image: Media | Tensor) -> Media:
-    """A processed image or tensor as `Media`."""
+    """Return a processed image or tensor as `Media`."""
     return media_from_tensor(image) if isinstance(image, Tensor) else image
 
 
 def _excess(attention: Tensor, mean: Tensor) -> Tensor:
-    """Shares of the queries above their mean shares; the shares themselves if none is above.
+    """Return how far the queries' shares exceed their means, or the shares if none does.
 
     The latter happens when the words are the full answer.
     """
@@ -223,10 +223,10 @@ def heat_to_image(heat: Tensor, fit: Fit, height: int, width: int) -> np.ndarray
         heat: (h, w), from `ImageAttention.heat`.
         fit: How the image processor made the image square.
         height: Height of the original image.
-        width: Its width.
+        width: Width of the original image.
 
     Returns:
-        (height, width) float32, at least 0; 0 where the image was cropped away.
+        (height, width) float32, non-negative; 0 where the image was cropped away.
     """
     side = {"squash": None, "pad": max(height, width), "crop": min(height, width)}[fit]
     square = (height, width) if side is None else (side, side)
@@ -243,7 +243,7 @@ def heat_to_image(heat: Tensor, fit: Fit, height: int, width: int) -> np.ndarray
 
 
 def _to_grid(heat: Tensor) -> Tensor:
-    """(F, L) -> (F, h, w); tokens before the grid, such as a class token, are dropped.
+    """Reshape (F, L) to (F, h, w), dropping tokens before the grid such as a class token.
 
     Raises:
         InputError: L is not a square grid.

@@ -1,6 +1,6 @@
 """Conversations that share a model and reuse the key-value cache from turn to turn.
 
-A conversation stores the token ids of its answers: decoding and encoding again is not the identity,
+A conversation stores the token ids of its answers: decoding and re-encoding may change them,
 and a cache is valid only for the ids it was computed from. Before each answer the ids of the full
 conversation are rendered and compared with the cache; only the tokens after the common prefix are
 computed.
@@ -40,8 +40,8 @@ class Conversation:
     """Images and questions about them; safe to use from several threads.
 
     Args:
-        engine: The model.
-        system: System prompt; empty uses the template's.
+        engine: The chat model.
+        system: System prompt; if empty, the template's is used.
 
     Attributes:
         history: Questions and answers so far, oldest first.
@@ -51,8 +51,8 @@ class Conversation:
         self.engine, self.system = engine, system
         self.history: list[QuestionAnswer] = []
         self._media: list[EncodedMedium] = []
-        self._num_pending = 0  # media that come with the next question
-        self._first_in_context = 0  # older pairs are left out of the prompt
+        self._num_pending = 0  # number of media for the next question
+        self._first_in_context = 0  # older pairs are omitted from the prompt
         self._cache = PrefixCache(engine.chats.llm)
         self._busy = threading.Lock()
         self._cancel = threading.Event()
@@ -73,7 +73,7 @@ class Conversation:
             self._num_pending += 1
 
     def remove_pending_images(self) -> None:
-        """Remove the images that no question was asked about yet.
+        """Remove the images about which no question has been asked yet.
 
         Raises:
             Busy: An answer is being generated.
@@ -120,14 +120,14 @@ class Conversation:
         """Ask a question; the answer is generated in the background.
 
         Args:
-            question: Text; marks of media are removed, images are added with `add_image`.
+            question: Text of the question; media marks are removed, as `add_image` adds the images.
             generation: Decoding settings; greedy by default.
             caption: Text to place next to the last image of this question.
-            bonus: Scores candidates, in addition to their agreement with each other.
+            bonus: Function that scores candidates, in addition to their agreement with each other.
 
         Raises:
             Busy: An answer is being generated.
-            InputError: The question is empty, or too long for the context.
+            InputError: The question is empty or too long for the context.
         """
         text = remove_marks(question)
         if not text and not self._num_pending:
@@ -144,16 +144,16 @@ class Conversation:
     def regenerate(self, generation: Generation | None = None) -> Answer:
         """Answer the last question again, about the same images.
 
-        If this fails, the previous answer is kept.
+        If generation fails, the previous answer is kept.
 
         Raises:
             Busy: An answer is being generated.
-            InputError: No question was asked yet, or it does not fit in the context.
+            InputError: No question has been asked yet, or the question does not fit in the context.
         """
         self._acquire()
         try:
             if not self.history:
-                raise InputError("no question was asked yet")
+                raise InputError("no question has been asked yet")
             *previous, last = self.history
             pair = replace(last, answer="", answer_ids=[])
             return self._start(pair, generation or Generation(), previous, 0)
@@ -180,9 +180,9 @@ class Conversation:
         """Append a question and answer of an earlier conversation.
 
         Args:
-            question: Pending images come with it.
+            question: The question, to which the pending images are attached.
             answer: The answer that was given.
-            caption: Text next to the last of these images.
+            caption: Text next to the last of the pending images.
 
         Raises:
             Busy: An answer is being generated.
@@ -198,20 +198,20 @@ class Conversation:
             )  # fmt: skip
 
     def undo(self) -> None:
-        """Remove the last question and its answer; its images become pending again.
+        """Remove the last question and its answer; the question's images become pending again.
 
         Raises:
             Busy: An answer is being generated.
-            InputError: No question was asked yet.
+            InputError: No question has been asked yet.
         """
         with self._exclusive():
             if not self.history:
-                raise InputError("no question was asked yet")
+                raise InputError("no question has been asked yet")
             self._num_pending += self.history.pop().num_media
             self._first_in_context = min(self._first_in_context, len(self.history))
 
     def free_cache(self) -> None:
-        """Free all cached computation; the next answer computes it again.
+        """Free all caches; the next answer recomputes their content.
 
         Raises:
             Busy: An answer is being generated.
@@ -222,17 +222,17 @@ class Conversation:
                 medium.forget_tokens()
 
     def answer_context(self, index: int = -1) -> AnswerContext:
-        """The prompt an answer was generated from, and the answer.
+        """Return an answer and the prompt it was generated from.
 
         Args:
             index: Index in `history`; -1 is the last.
 
         Raises:
-            InputError: No question was answered yet.
+            InputError: No question has been answered yet.
         """
         history = list(self.history)
         if not history:
-            raise InputError("no question was asked yet")
+            raise InputError("no question has been asked yet")
         index = range(len(history))[index]
         pair = history[index]
         pairs = history[pair.first_in_context : index + 1]
@@ -246,7 +246,7 @@ class Conversation:
         )
 
     def tokens_left(self, generation: Generation | None = None) -> int:
-        """Tokens left for the next question before an old one must be dropped."""
+        """Return how many tokens the next question may have before an old one must be dropped."""
         pairs = self.history[self._first_in_context :]
         used = len(self._render(pairs, pairs[-1].total_media)["input_ids"]) if pairs else 0
         room = self.engine.model.context_len - (generation or Generation()).max_new_tokens
@@ -290,8 +290,8 @@ class Conversation:
                 break
             if first >= len(previous):
                 raise InputError(
-                    f"the question and its images have {length} tokens; the context of "
-                    f"{self.engine.model.context_len} has room for {max(room, 0)}, as "
+                    f"the question and its images have {length} tokens, but the context of "
+                    f"{self.engine.model.context_len} has room for only {max(room, 0)}, because "
                     f"{generation.max_new_tokens} are reserved for the answer"
                 )
             first += 1
@@ -330,6 +330,6 @@ class ChatEngine(Engine):
         """Start a conversation.
 
         Args:
-            system: System prompt; empty uses the template's.
+            system: System prompt; if empty, the template's is used.
         """
         return Conversation(self, system)

@@ -1,4 +1,4 @@
-"""A chat model shared by many conversations: builds batches, encodes media, embeds prompts."""
+"""Chat model shared by many conversations: builds batches, encodes media, embeds prompts."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from xraygpt.prompting.renderer import (
 
 TokenKey = int | tuple[object, ...]
 """Identifies a prompt token: its id, or (medium, how it was encoded, index) for a media token.
-Equal keys after equal prefixes have equal keys and values in the LLM's cache."""
+Tokens with equal identifiers after equal prefixes have equal entries in the LLM's cache."""
 
 
 @dataclass
 class EncodedMedium:
-    """A medium of a conversation, with its tokens once it is encoded."""
+    """A medium in a conversation, with its tokens once the medium is encoded."""
 
     media: Media
     key: int = field(default_factory=itertools.count().__next__)  # unique
-    encoding_key: tuple[object, ...] | None = None  # all that the tokens depend on but the medium
+    encoding_key: tuple[object, ...] | None = None  # what the tokens depend on except the medium
     tokens: Tensor | None = None  # (L, H)
 
     def forget_tokens(self) -> None:
-        """Free the tokens; they are computed again when needed."""
+        """Free the tokens, which are recomputed when needed."""
         self.tokens = self.encoding_key = None
 
 
@@ -48,7 +48,7 @@ class Engine:
     """A chat model shared by many conversations; `lock` serialises its use.
 
     Args:
-        model: Already on its device; it is switched to evaluation mode.
+        model: Model on its device; it is switched to evaluation mode.
 
     Raises:
         InputError: The model cannot chat; the message gives the reason.
@@ -63,17 +63,17 @@ class Engine:
         self.device = model.device
 
     def token_runs(self, media: Sequence[EncodedMedium]) -> list[Run]:
-        """Token runs of all media of a conversation."""
+        """Return the token runs of all media in a conversation."""
         if not media or self.model.media_collator is None:
             return []
         return self.model.media_collator.token_runs([medium.media for medium in media])
 
     def batch(self, rendered: Rendered, media: Sequence[Media], question: str) -> Batch:
-        """A conversation as a batch of one row, on the model's device.
+        """Build a batch of one row from a conversation, on the model's device.
 
         Args:
             rendered: The rendered conversation.
-            media: All of its media, in order.
+            media: All media in the conversation, in order.
             question: Text read by a Q-Former that is conditioned on the question.
         """
         ids, labels, mask, runs = pad_rows([rendered], 0, left=True)
@@ -97,12 +97,12 @@ class Engine:
 
     @torch.no_grad()
     def encode(self, media: Sequence[EncodedMedium], question: str) -> list[Tensor]:
-        """(L, H) tokens of each medium, computed where they are not stored yet.
+        """Return the tokens (L, H) of each medium, computing those that are not stored yet.
 
         A medium whose token run differs when it is alone is encoded together with all others.
 
         Args:
-            media: All media of the conversation, in order.
+            media: All media in the conversation, in order.
             question: Text read by a Q-Former that is conditioned on the question.
         """
         runs = self.token_runs(media)
@@ -136,7 +136,7 @@ class Engine:
             medium.tokens, medium.encoding_key = tokens, encoding_key
 
     def token_keys(self, rendered: Rendered, media: Sequence[EncodedMedium]) -> list[TokenKey]:
-        """A key for each prompt token, to compare a prompt with what is cached."""
+        """Return a key for each prompt token, for comparing a prompt with the cache."""
         keys: list[TokenKey] = list(rendered["input_ids"])
         for run, medium in zip(rendered["runs"], media, strict=True):
             for i in range(run.length):
@@ -164,7 +164,7 @@ class Engine:
 
 
 def render_runs(runs: Sequence[Run]) -> Rendered:
-    """Media without text: only their placeholder tokens."""
+    """Render media without text, as placeholder tokens only."""
     placed, start = [], 0
     for run in runs:
         placed.append(PlacedRun(run.kind, start, run.length))

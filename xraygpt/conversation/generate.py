@@ -1,4 +1,4 @@
-"""Running a conversation's prompt through the model, with its key-value cache."""
+"""Generate answers from a conversation's prompt with the model's key-value cache."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from xraygpt.prompting.renderer import Rendered
 
 @dataclass(frozen=True)
 class Request:
-    """A question with what is needed to answer it.
+    """A question and everything needed to answer it.
 
     Attributes:
-        pair: The question; its answer is filled in later.
+        pair: The question; the answer is added later.
         rendered: The prompt.
         media: All media in the prompt.
         generation: Decoding settings.
-        answer: Receives the text.
+        answer: Object that receives the text.
         previous: Older questions and answers, including those dropped from the prompt.
-        num_new_media: Media that come with this question.
+        num_new_media: Number of media attached to this question.
     """
 
     pair: QuestionAnswer
@@ -40,7 +40,7 @@ class Request:
 
     @property
     def prompt_pairs(self) -> list[QuestionAnswer]:
-        """The pairs that are in the prompt, this one last."""
+        """The pairs in the prompt, ending with this question."""
         return [*self.previous[self.pair.first_in_context :], self.pair]
 
 
@@ -50,13 +50,13 @@ def generate_answer(
     """Answer a question, reusing and extending the cache.
 
     Args:
-        engine: The model; the caller holds its lock.
-        request: What to answer.
-        cache: Of the conversation.
-        cancel: Stops the generation once it is set.
+        engine: The chat model; the caller holds its lock.
+        request: Question to answer.
+        cache: Cache of the conversation.
+        cancel: Event that stops the generation.
 
     Returns:
-        The answer's text, its ids with the end of turn, and why it ended.
+        The answer's text, its token ids with the end of turn, and the reason why it ended.
     """
     generation, rendered, media = request.generation, request.rendered, request.media
     question = join_questions(request.prompt_pairs)
@@ -96,10 +96,10 @@ def prefill_media(
     """Run a prompt up to its last medium through the model.
 
     Args:
-        engine: The model; the caller holds its lock.
-        rendered: The prompt, with at least one medium.
+        engine: The chat model; the caller holds its lock.
+        rendered: Prompt with at least one medium.
         media: All media in the prompt.
-        cache: Extended to the end of the last medium.
+        cache: Cache to extend to the end of the last medium.
     """
     last = rendered["runs"][-1]
     end = last.start + last.length

@@ -1,4 +1,4 @@
-"""The questions and answers of a conversation, and their form as turns."""
+"""Questions and answers of a conversation, and their conversion to turns."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from xraygpt.prompting.content import (
 
 @dataclass
 class QuestionAnswer:
-    """A question and its answer."""
+    """A question and its answer in a conversation."""
 
-    question: str  # without marks of media
-    num_media: int = 0  # media that come with the question
+    question: str  # without media marks
+    num_media: int = 0  # number of media attached to the question
     caption: str = ""  # text next to the last of these media
     bonus: Bonus | None = None  # scores candidates, in addition to their agreement
     answer: str = ""
     answer_ids: list[int] = field(default_factory=list)  # with the end of turn
-    first_in_context: int = 0  # older pairs were left out of the prompt of this answer
-    total_media: int = 0  # media of the conversation up to this question
+    first_in_context: int = 0  # older pairs were omitted from the prompt of this answer
+    total_media: int = 0  # number of media in the conversation up to this question
 
     def turn(self, dropped_media: int = 0) -> Turn:
-        """The question as a user turn.
+        """Return the question as a user turn.
 
         Args:
-            dropped_media: Media of older pairs that were dropped; they precede this question's.
+            dropped_media: Number of media of dropped older pairs, which precede this question's.
         """
         parts: list[Part] = [MediaPart() for _ in range(dropped_media)]
         new: list[Part] = [MediaPart() for _ in range(self.num_media)]
@@ -54,12 +54,12 @@ class QuestionAnswer:
 
 
 def build_turns(system: str, pairs: Sequence[QuestionAnswer], total_media: int) -> list[Turn]:
-    """Turns for the renderer; media of dropped pairs are placed before the first question.
+    """Build the turns for the renderer; media of dropped pairs precede the first question.
 
     Args:
         system: System prompt; may be empty.
-        pairs: The pairs that are in the prompt.
-        total_media: Media of the conversation, including those of dropped pairs.
+        pairs: The pairs in the prompt.
+        total_media: Number of media in the conversation, including those of dropped pairs.
     """
     turns = [Turn(role="system", text=system)] if system else []
     dropped_media = total_media - sum(pair.num_media for pair in pairs)
@@ -71,10 +71,10 @@ def build_turns(system: str, pairs: Sequence[QuestionAnswer], total_media: int) 
 
 
 def remove_marks(question: str) -> str:
-    """A question without marks of media, with single spaces."""
+    """Remove the media marks from a question and collapse its whitespace."""
     return " ".join(question.replace(IMAGE, " ").replace(VIDEO, " ").split())
 
 
 def join_questions(pairs: Sequence[QuestionAnswer]) -> str:
-    """All questions in one text, for a Q-Former that is conditioned on the question."""
+    """Join all questions into one text, for a Q-Former that is conditioned on the question."""
     return " ".join(" ".join(pair.question_text for pair in pairs).split())

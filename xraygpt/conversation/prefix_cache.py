@@ -12,13 +12,13 @@ from xraygpt.conversation.engine import TokenKey
 
 
 class PrefixCache:
-    """Keys and values of the last prompt and answer, and which tokens they belong to.
+    """Keys and values for the last prompt and answer, and the tokens to which they belong.
 
     Args:
         llm: The causal language model.
 
     Attributes:
-        kv: The transformers cache; None while nothing is computed.
+        kv: Cache object of transformers; None if nothing is cached.
         token_keys: One key for each cached position.
     """
 
@@ -35,7 +35,7 @@ class PrefixCache:
         self.kv, self.token_keys = None, []
 
     def crop_to_prefix(self, prompt: Sequence[TokenKey]) -> None:
-        """Keep the longest common prefix with a prompt, never its last token."""
+        """Crop to the longest common prefix with a prompt, without the prompt's last token."""
         if self.kv is None:
             self.kv = DynamicCache(config=self.llm.config)
             self.token_keys = []
@@ -43,7 +43,7 @@ class PrefixCache:
         self._crop(sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
     def record(self, token_keys: Sequence[TokenKey]) -> None:
-        """Note the tokens that were run through the LLM; the last may not have been."""
+        """Record the tokens that the LLM has processed; the last token may be unprocessed."""
         self.token_keys = list(token_keys[: int(self.kv.get_seq_length())])
         self._crop(len(self.token_keys))
 

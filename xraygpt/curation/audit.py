@@ -1,4 +1,4 @@
-"""Audit of a curated folder: random rows, source and result side by side, for manual marking."""
+"""Audit of a curated folder: source and result of random rows side by side, for manual marking."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ PAGE_FILE, TABLE_FILE = "audit.html", "audit.csv"
 _PICTURE_SIDE = 300  # pixels, on the page
 _STATUS_PREFIXES = {"positive": "", "negative": "no ", "uncertain": "perhaps "}
 Piece = tuple[str, str]
-"""``both`` or ``only``, and the words."""
+"""A stretch of words, after ``both`` or ``only``."""
 
 
 @dataclass(frozen=True)
 class _CuratedText:
-    """A text of a curated folder.
+    """A text in a curated folder.
 
     Attributes:
-        study: source_id of its report.
+        study: The source_id of the report it was made from.
         text: The text, or all turns of a conversation.
-        statements: What affirms or denies findings: the text, or the answers of a conversation.
-        picture: Path of its first picture.
+        statements: The part that affirms or denies findings: the text, or a conversation's answers.
+        picture: Path of the first picture it belongs to.
     """
 
     study: str
@@ -63,7 +63,7 @@ class _AuditRow:
         return label_difference(self.source, self.result.statements)
 
     def for_page(self) -> dict[str, Any]:
-        """Values for the page's template."""
+        """Return the values for the page's template."""
         source, result = word_difference(self.source, self.result.text)
         path = self.result.picture
         return {
@@ -76,7 +76,7 @@ class _AuditRow:
         }
 
     def for_table(self) -> list[str]:
-        """Cells for the table: item, source, result, lost and new findings, mark, comment."""
+        """Return the row's cells: item, source, result, lost and new findings, mark, comment."""
         lost = "; ".join(label for label, kind in self.labels if kind == "lost")
         new = "; ".join(label for label, kind in self.labels if kind == "new")
         cells = (self.name, self.source, self.result.text, lost, new)
@@ -90,14 +90,14 @@ def write_audit(selection: Selection, out: Path, max_rows: int, seed: int) -> st
         selection: All reports of the corpus, without filters.
         out: The folder.
         max_rows: Maximum number of rows.
-        seed: Seed of the random choice.
+        seed: Seed for the random choice.
 
     Returns:
         A summary for the user.
 
     Raises:
-        DataError: The folder contains no curated corpus, or texts of other reports.
-        InputError: The folder contains a table with marks.
+        DataError: The folder contains no curated corpus, or texts made from other reports.
+        InputError: The folder contains a table that has marks.
     """
     _check_unmarked(out / TABLE_FILE)
     texts = _read_texts(out)
@@ -109,7 +109,7 @@ def write_audit(selection: Selection, out: Path, max_rows: int, seed: int) -> st
     changed = sum(bool(row[3] or row[4]) for row in table)
     return (
         f"{out / PAGE_FILE} and {TABLE_FILE}: {len(rows)} of {len(texts)} texts, {changed} with a "
-        "lost or new finding. Mark each good or bad, then run with --marks audit.csv"
+        "lost or new finding. Mark each row good or bad, then run with --marks audit.csv"
     )
 
 
@@ -117,13 +117,13 @@ def _check_unmarked(path: Path) -> None:
     """Refuse to overwrite a table with marks.
 
     Raises:
-        InputError: It has marks.
+        InputError: The table has marks.
     """
     if not path.is_file():
         return
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         if any((row.get("mark") or "").strip() for row in csv.DictReader(file)):
-            raise InputError(f"{path} contains marks; move it away, or count them: --marks {path}")
+            raise InputError(f"{path} contains marks; move it away, or pass --marks {path}")
 
 
 def _sample_rows(
@@ -134,7 +134,7 @@ def _sample_rows(
     if unknown:
         raise DataError(
             f"{out} has {len(unknown)} texts whose reports are not in --reports ({unknown[0]} …); "
-            "pass the reports it was made from"
+            "pass the reports that the folder was made from"
         )
     names = random.Random(seed).sample(sorted(texts), min(max_rows, len(texts)))
     rows = []
@@ -166,10 +166,10 @@ def _format_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _read_texts(out: Path) -> dict[str, _CuratedText]:
-    """Read the texts of a folder by name; pictures that share a text count once.
+    """Read the texts in a folder by name; a text that several pictures share counts once.
 
     Raises:
-        DataError: It is not a curated folder.
+        DataError: The folder is not a curated folder.
     """
     try:
         if (out / TURNS_FILE).exists():
@@ -212,7 +212,7 @@ def _index_captions(rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, _
 
 
 def _describe_manifest(out: Path) -> str:
-    """Describe how the folder was made."""
+    """Describe how the folder was made, as stated in its manifest."""
     try:
         manifest = json.loads((out / MANIFEST_FILE).read_text(encoding="utf-8"))
         method = manifest["provider"]
@@ -228,7 +228,7 @@ def _describe_manifest(out: Path) -> str:
 
 
 def word_difference(source: str, result: str) -> tuple[list[Piece], list[Piece]]:
-    """Split both texts into pieces, marked ``only`` if the other text lacks them, else ``both``."""
+    """Split both texts into pieces marked ``only`` if the other text lacks them, else ``both``."""
     source_words, result_words = source.split(), result.split()
     plain = [
         [word.strip(".,;:").lower() for word in words] for words in (source_words, result_words)
@@ -246,7 +246,7 @@ def word_difference(source: str, result: str) -> tuple[list[Piece], list[Piece]]
 
 
 def label_difference(source: str, result: str) -> list[tuple[str, str]]:
-    """Mark the findings of both texts ``kept``, ``lost`` or ``new``; lost denials are omitted."""
+    """Mark the findings in both texts as ``kept``, ``lost`` or ``new``; omit lost denials."""
     before, after = _labels(source), _labels(result)
     kept = [(label, "kept") for label in sorted(before & after)]
     lost = [(label, "lost") for label in sorted(before - after) if not label.startswith("no ")]
@@ -264,7 +264,7 @@ def _labels(text: str) -> set[str]:
 
 
 def summarise_marks(path: Path) -> str:
-    """Summarise a marked table: the share of good rows with its interval.
+    """Summarise a marked table as the share of good rows with its confidence interval.
 
     Raises:
         InputError: The file or a column is missing, no row is marked, or a mark is invalid.
@@ -286,9 +286,9 @@ def _read_marks(path: Path) -> list[str]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read the marks {path}: {error}") from None
+        raise InputError(f"cannot read the marks in {path}: {error}") from None
     if rows and not {"item", "mark"} <= set(rows[0]):
-        raise InputError(f"{path} lacks the column item or mark; it has {', '.join(rows[0])}")
+        raise InputError(f"{path} lacks the column item or mark; it has only {', '.join(rows[0])}")
     marks = [(row["mark"] or "").strip().lower() for row in rows]
     for number, mark in enumerate(marks, 2):
         if mark not in ("", "good", "bad"):

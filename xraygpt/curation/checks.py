@@ -9,7 +9,7 @@ from xraygpt.curation.rules import COMPARISON, MASK
 from xraygpt.vocabulary.chest_labeller import Mention, mentions
 
 MIN_RATIO, MAX_RATIO = 0.2, 1.5
-"""Allowed number of words of the result, divided by that of the source."""
+"""Limits for the number of words in the result, divided by the number in the source."""
 _STATUSES = {"positive": "affirmed", "negative": "denied", "uncertain": "doubted"}
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)(?:[\s-]*(mm|cm|%|th|st|nd|rd|degrees?)\b)?")
 
@@ -23,15 +23,15 @@ def rejection_reasons(
     complete: bool = True,
     max_ratio: float = MAX_RATIO,
 ) -> list[str]:
-    """Return why a rewritten text is rejected, without report text; empty if it is accepted.
+    """Return why a rewritten text is rejected, without report text; empty if accepted.
 
     Args:
-        source: Findings and impression of the report.
+        source: The findings and the impression of the report.
         result: The rewritten text.
         priors: Whether comparisons with earlier studies are allowed.
-        findings: Whether to compare findings with the source; False for questions.
-        complete: Whether all findings the source affirms are required, at the length of a report.
-        max_ratio: Maximum number of words for each word of the source.
+        findings: Whether to compare the findings with the source; False for questions.
+        complete: Whether all findings that the source affirms and a similar length are required.
+        max_ratio: Maximum number of words for each word in the source.
     """
     if not result.strip():
         return ["nothing is left"]
@@ -51,7 +51,7 @@ def rejection_reasons(
 
 
 def _numbers(text: str) -> set[tuple[str, str]]:
-    """Return all numbers with their units."""
+    """Return all numbers in a text with their units."""
     return {(number, unit.lower()) for number, unit in _NUMBER.findall(text)}
 
 
@@ -65,7 +65,7 @@ def _changed_findings(source: str, result: str, complete: bool) -> list[str]:
             for text_mentions in (before, after)
         )
         lost, new = findings_before - findings_after, findings_after - findings_before
-        # Denied findings may be omitted; new denials or doubts are made up.
+        # Denied findings may be omitted, but new denials and doubts are invented.
         if lost and status != "negative" and complete:
             reasons.append(f"no longer {word}: {', '.join(sorted(lost))}")
         if new:
@@ -76,14 +76,14 @@ def _changed_findings(source: str, result: str, complete: bool) -> list[str]:
 def _changed_sides(
     before: Sequence[Mention], after: Sequence[Mention], complete: bool
 ) -> list[str]:
-    """Return which affirmed or denied findings have another side, or lost theirs."""
+    """Return which affirmed or denied findings changed or lost their side."""
     wrong, lost = set(), set()
     for status in ("positive", "negative"):
         sides_before, sides_after = _sides(before, status), _sides(after, status)
         for finding in sides_before.keys() & sides_after.keys():
             named, unspecified = sides_before[finding] - {None}, None in sides_before[finding]
             new = sides_after[finding] - {None} - named
-            # "No effusion" denies it on each side; "an effusion" does not say which.
+            # "No effusion" denies an effusion on both sides; "an effusion" does not name a side.
             if new and not (unspecified and status == "negative"):
                 wrong.add(finding)
             if complete and status == "positive" and named and sides_after[finding] == {None}:
@@ -93,7 +93,7 @@ def _changed_sides(
 
 
 def _sides(text_mentions: Sequence[Mention], status: str) -> dict[str, set[str | None]]:
-    """Return finding -> its sides, among mentions with a status."""
+    """Return a map from each finding mentioned with this status to its sides."""
     sides: dict[str, set[str | None]] = {}
     for mention in text_mentions:
         if mention.status == status:
@@ -107,7 +107,7 @@ def wilson_interval(hits: int, count: int, z: float = 1.96) -> tuple[float, floa
     Args:
         hits: Number of successes.
         count: Number of trials, at least 1.
-        z: Quantile of the normal distribution.
+        z: Quantile of the standard normal distribution.
     """
     rate, spread = hits / count, z * z / count
     middle = (rate + spread / 2) / (1 + spread)
@@ -116,10 +116,10 @@ def wilson_interval(hits: int, count: int, z: float = 1.96) -> tuple[float, floa
 
 
 def count_reasons(reasons_per_text: Sequence[Sequence[str]]) -> dict[str, int]:
-    """Count the texts rejected for each kind of reason; names of findings are omitted."""
+    """Count the texts rejected for each kind of reason, without the names of findings."""
     counts: dict[str, int] = {}
     for reasons in reasons_per_text:
-        for kind in {reason.split(":")[0] for reason in reasons}:
+        for kind in dict.fromkeys(reason.split(":")[0] for reason in reasons):
             kind = re.sub(r"[\d.]+ times", "x times", kind)
             counts[kind] = counts.get(kind, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: -item[1]))

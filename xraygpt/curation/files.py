@@ -1,4 +1,4 @@
-"""Intermediate files: reports as JSON lines, and the table of what was left out."""
+"""Intermediate files: reports as JSON lines, and the table of excluded reports and pictures."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ class LeftOut:
     """A report, row or picture that is not in the training folder; never contains report text.
 
     Attributes:
-        source_id: Empty if it could not be read.
-        where: File, and line if it has one.
-        stage: ``unreadable`` (a row), ``filter`` (a report), ``picture`` (one picture of a report:
-            absent or unreadable), ``no_picture`` (a report without any), ``check``, ``refused``,
-            ``invalid``, ``failed`` or ``todo`` (a report, or a picture if each has its own text).
-        reason: Why.
+        source_id: The id of the report; empty if it could not be read.
+        where: The file, and the line if the file has lines.
+        stage: ``unreadable`` (a row), ``filter`` (a report), ``picture`` (one picture of a report,
+            absent or unreadable), ``no_picture`` (a report without pictures), ``check``,
+            ``refused``, ``invalid``, ``failed`` or ``todo`` (a report, or a picture if each picture
+            has its own text).
+        reason: Why it is excluded.
     """
 
     source_id: str
@@ -33,7 +34,7 @@ class LeftOut:
 
 
 def write_left_out(rows: Sequence[LeftOut], path: Path) -> None:
-    """Write the table of what was left out, atomically."""
+    """Write the table of excluded reports and pictures atomically."""
     partial = path.with_name(f"{path.name}.part")
     with partial.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
@@ -65,11 +66,11 @@ def write_reports(reports: Sequence[SourceReport], corpus: str, path: Path) -> N
 
 
 def read_reports(path: Path, corpus: str) -> Iterator[SourceReport | Problem]:
-    """Read a file of `write_reports`.
+    """Read a file written by `write_reports`.
 
     Raises:
         DataError: The file cannot be read.
-        InputError: It contains reports of another corpus, which may have a different licence.
+        InputError: The reports come from another corpus, which may have a different licence.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -86,7 +87,7 @@ def read_reports(path: Path, corpus: str) -> Iterator[SourceReport | Problem]:
             images = tuple(ImageName(**image) for image in row.pop("images"))
             report = SourceReport(**{**row, "images": images})
         except (ValueError, TypeError, KeyError, AttributeError):
-            yield Problem(where, "no report as the filter writes it")
+            yield Problem(where, "not a report as written by the filter step")
             continue
         if row_corpus != corpus:
             raise InputError(f"{path} contains reports of {row_corpus}, not of {corpus}")

@@ -26,11 +26,11 @@ from xraygpt.vocabulary.openi import is_published_test
 CAPTIONS_FILE, TURNS_FILE = "filter_cap.json", "vqa.jsonl"
 MANIFEST_FILE, HELD_BACK_FILE = "manifest.json", "held_back.csv"
 UNFINISHED_MARKER = ".unfinished"
-"""Exists while the folder is being written."""
+"""A file that exists while the folder is being written."""
 FAILURE_STAGES = (
     "unreadable", "picture", "no_picture", "refused", "invalid", "failed", "todo",
 )  # fmt: skip
-"""Stages of `LeftOut` caused by a file or an endpoint; they change the exit code."""
+"""Stages of `LeftOut` caused by a file or an endpoint; any of them changes the exit code."""
 
 
 class NothingLeft(DataError):
@@ -41,13 +41,13 @@ class NothingLeft(DataError):
 
 @dataclass
 class RewrittenTexts:
-    """The rewritten texts of a selection.
+    """The rewritten texts for a selection.
 
     Attributes:
-        by_item: `item_name` -> text, or turns with question and answer.
-        left_out: Items without a text.
+        by_item: `item_name` -> text, or a list of turns with question and answer.
+        left_out: The items without a text.
         facts: How the texts were made, for the manifest.
-        attempted: Number of items to rewrite.
+        attempted: Number of items that were to be rewritten.
     """
 
     by_item: dict[str, Any] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class RewrittenTexts:
 
 @dataclass(frozen=True)
 class _TrainingRow:
-    """A picture with its text, or with turns of question and answer."""
+    """A picture with its text, or with its turns of question and answer."""
 
     report: SourceReport
     picture: Picture
@@ -66,12 +66,12 @@ class _TrainingRow:
 
 
 def item_name(report: SourceReport, picture: Picture | None) -> str:
-    """Return the name of a report to rewrite, or of one of its pictures."""
+    """Return the name of an item to rewrite: a report, or one of its pictures."""
     return report.source_id if picture is None else f"{report.source_id}/{picture.path.name}"
 
 
 def check_output_folder(out: Path, corpus: str, task: str) -> None:
-    """Check that a folder is free, or contains an earlier run that can be continued.
+    """Check that a folder is unused or contains an earlier run that can be continued.
 
     Args:
         out: The folder.
@@ -79,7 +79,7 @@ def check_output_folder(out: Path, corpus: str, task: str) -> None:
         task: Name of the language model's task; empty for rules, which cannot be continued.
 
     Raises:
-        InputError: It contains a different curated corpus.
+        InputError: The folder contains a different curated corpus.
     """
     is_curated = any((out / name).exists() for name in (CAPTIONS_FILE, TURNS_FILE))
     if not is_curated or (out / UNFINISHED_MARKER).exists():
@@ -101,15 +101,15 @@ def check_output_folder(out: Path, corpus: str, task: str) -> None:
 def write_folder(
     out: Path, selection: Selection, texts: RewrittenTexts, filters: Filters, raw: Path, copy: bool
 ) -> dict[str, Any]:
-    """Write the training folder, each file atomically and the manifest last.
+    """Write the training folder: each file atomically, and the manifest last.
 
     Args:
         out: The folder.
         selection: The selected reports with their pictures.
         texts: Their rewritten texts.
-        filters: The filters of the selection, for the manifest.
-        raw: The raw corpus; its hash is written to the manifest.
-        copy: Copy pictures instead of hard-linking them.
+        filters: The filters that made the selection, for the manifest.
+        raw: The raw corpus, whose hash is written to the manifest.
+        copy: Whether to copy pictures instead of hard-linking them.
 
     Returns:
         The manifest.
@@ -123,9 +123,9 @@ def write_folder(
     write_left_out(left_out, out / HELD_BACK_FILE)
     if not rows:
         raise NothingLeft(
-            f"nothing to train on: of {selection.steps[0][1]} reports {selection.steps[-1][1]} "
+            f"nothing to train on: of {selection.steps[0][1]} reports, {selection.steps[-1][1]} "
             "passed the filters and have a picture, but none has a usable text"
-            f"{_most_common_reasons(left_out)}\n{out / HELD_BACK_FILE} lists them"
+            f"{_most_common_reasons(left_out)}\n{out / HELD_BACK_FILE} lists all reasons"
         )
     (out / UNFINISHED_MARKER).touch()
     names = link_pictures([row.picture for row in rows], out / "image", copy)
@@ -148,7 +148,7 @@ def _training_rows(selection: Selection, texts: RewrittenTexts) -> list[_Trainin
 
 
 def _most_common_reasons(left_out: Sequence[LeftOut]) -> str:
-    """Format the most common stages, each with an example."""
+    """Format the most common stages, each with an example reason."""
     examples = {row.stage: row.reason for row in left_out}
     counts = Counter(row.stage for row in left_out).most_common(4)
     return "".join(f"\n  {count} {stage}, such as: {examples[stage]}" for stage, count in counts)
@@ -163,11 +163,11 @@ def link_pictures(pictures: Sequence[Picture], folder: Path, copy: bool) -> dict
 
     Args:
         pictures: The pictures; repeated ones are linked once.
-        folder: Created if needed.
-        copy: Copy even if a hard link is possible.
+        folder: The folder, created if needed.
+        copy: Whether to copy even if a hard link is possible.
 
     Returns:
-        Path of each picture -> its name in the folder.
+        A map from the path of each picture to its name in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = picture_names(pictures)
@@ -180,7 +180,7 @@ def link_pictures(pictures: Sequence[Picture], folder: Path, copy: bool) -> dict
         try:
             if copy:
                 raise OSError
-            os.link(picture.path.resolve(), partial)  # resolved: a link to a symlink may break
+            os.link(picture.path.resolve(), partial)  # a link to a symlink may break
         except OSError:  # another file system, or one without hard links
             shutil.copyfile(picture.path, partial)
         partial.replace(target)
@@ -188,7 +188,7 @@ def link_pictures(pictures: Sequence[Picture], folder: Path, copy: bool) -> dict
 
 
 def picture_names(pictures: Sequence[Picture]) -> dict[Path, str]:
-    """Choose the name of each picture in the folder.
+    """Choose a name in the folder for each picture.
 
     Raises:
         DataError: Two pictures would get the same name.
@@ -200,7 +200,7 @@ def picture_names(pictures: Sequence[Picture]) -> dict[Path, str]:
         if name in used:  # file names often repeat between patients' folders
             name = f"{path.parent.name}_{name}"
         if name in used:
-            raise DataError(f"two pictures would both be called {name}: {path} is the second")
+            raise DataError(f"two pictures would both be called {name}: {path} is one of them")
         used.add(name)
         names[path] = name
     return names
@@ -209,7 +209,7 @@ def picture_names(pictures: Sequence[Picture]) -> dict[Path, str]:
 def _write_annotations(
     out: Path, rows: Sequence[_TrainingRow], names: Mapping[Path, str]
 ) -> list[dict[str, Any]]:
-    """Write captions or conversations, and return them."""
+    """Write the captions or conversations, and return them."""
     if isinstance(rows[0].text, str):
         annotations = [_caption(row, names[row.picture.path]) for row in rows]
         write_text_atomic(out / CAPTIONS_FILE, json.dumps({"annotations": annotations}, indent=1))
@@ -256,7 +256,7 @@ def _build_manifest(
     annotations: Sequence[Mapping[str, Any]],
     left_out: Sequence[LeftOut],
 ) -> dict[str, Any]:
-    """Collect counts, input hashes and settings, without report text or paths of this machine."""
+    """Collect counts, input hashes and settings, but no report text and no local paths."""
     stages = Counter(row.stage for row in left_out)
     accepted = len(texts.by_item)
     judged = accepted + sum(stages[s] for s in ("check", "refused", "invalid"))

@@ -1,4 +1,4 @@
-"""Detection of sentences that removing words has made ungrammatical."""
+"""Detection of sentences that have become ungrammatical because words were removed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BE = r"(?:is|are|was|were)"
 _FAULTS = re.compile(
     "|".join(
         (
-            # It ends too early: "the fibrosis appears slightly increased, in."
+            # The sentence ends too early: "the fibrosis appears slightly increased, in."
             r"\b(?:in|of|from|to|by|with|at|on|for|over|versus|than|as|since|the|a|an|be|has|have|"
             r"is|are|was|were|and|or|which|that|not|significantly|slightly|mildly|moderately|most|"
             r"recommend|status|post|dr|there|due|appears?|represents?|on a)[,;]?\.?$",
@@ -33,7 +33,7 @@ _FAULTS = re.compile(
     ),
     re.IGNORECASE,
 )
-# Without one of these, words that name no finding make no statement.
+# Without one of these words, a text that names no finding makes no statement.
 _STATEMENT = re.compile(
     rf"\b(?:{_BE}|has|have|had|seen|noted|appears?|remains?|demonstrates?|shows?|identified|present|"
     r"visuali[sz]ed|clear|normal|intact|unremarkable|within|no|not|without|negative|free|evidence|"
@@ -44,9 +44,10 @@ _STATEMENT = re.compile(
 
 
 def is_broken(text: str) -> bool:
-    """Whether words are missing: it ends in a preposition, two verbs meet, or it states nothing.
+    """Return whether words are missing, for example because a text ends in a preposition.
 
-    Only for sentences that words were removed from; radiologists write in note form themselves.
+    Two adjacent verbs and a text that states nothing also count. Use this only for sentences that
+    words were removed from: radiologists write in note form themselves.
     """
     body = text.strip().rstrip(". ")
     if not body or _FAULTS.search(body):

@@ -1,4 +1,4 @@
-"""The pictures of selected reports: finding their files, their views, and reading each once."""
+"""The pictures of selected reports: their files and views; each file is read once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from xraygpt.media.pixels import read_image
 MIMIC_METADATA = "mimic-cxr-2.0.0-metadata.csv"
 _EXTENSIONS = (".png", ".jpg", ".jpeg", ".dcm")
 _FRONTAL = ("", "frontal", "pa", "ap")
-# One picture in OpenI and on Kaggle: CXR1_1_IM-0001-4001.png, 1_IM-0001-4001.dcm.png.
+# The same picture in OpenI and on Kaggle: CXR1_1_IM-0001-4001.png, 1_IM-0001-4001.dcm.png.
 _OPENI_NAME = re.compile(r"^(?:CXR)?(\d+)_(?:\d+_)?(IM-\d+(?:-\d+)*)")
 
 
@@ -33,14 +33,14 @@ def select_pictures(
     filters: Filters,
     known: MutableMapping[str, tuple[str, str]] | None = None,
 ) -> None:
-    """Find and read the pictures of each report; reports without one are removed.
+    """Find and read the pictures of each report, and remove reports without a picture.
 
     Args:
-        selection: The selected reports; gets their pictures.
-        folder: Contains the pictures.
+        selection: The selected reports; their pictures are added to it.
+        folder: The folder that contains the pictures.
         filters: Which views to select.
-        known: Stamp of a file -> (SHA-256, why it cannot be used), from earlier runs; results for
-            new files are added.
+        known: Stamp of a file -> (SHA-256, why it cannot be used), from earlier runs; the results
+            for new files are added to it.
 
     Raises:
         DataError: The folder is missing or contains no picture.
@@ -71,7 +71,7 @@ def select_pictures(
 def _find_pictures(
     selection: Selection, folder: Path, filters: Filters
 ) -> list[tuple[SourceReport, Path, str]]:
-    """Return report, file and view of each picture with a selected view."""
+    """Return the report, file and view of each picture that has a selected view."""
     index = _FolderIndex.build(folder)
     views = _mimic_views(folder, filters) if selection.corpus.name == "mimic" else {}
     return [
@@ -85,7 +85,7 @@ def _find_pictures(
 def _read_pictures(
     paths: Sequence[Path], known: MutableMapping[str, tuple[str, str]]
 ) -> dict[Path, tuple[str, str]]:
-    """Return (SHA-256, why it cannot be used) of each file; files in `known` are not read."""
+    """Return (SHA-256, why it cannot be used) for each file; files in `known` are not read."""
     stamps = {path: _stamp(path) for path in paths}
     new = [path for path in paths if stamps[path] not in known]
     with ThreadPoolExecutor() as pool:
@@ -97,7 +97,7 @@ def _read_pictures(
 
 
 def _stamp(path: Path) -> str:
-    """Path, size and modification time; a changed file has a different stamp."""
+    """Return the path, size and modification time of a file; a change gives another stamp."""
     status = path.stat()
     return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
 
@@ -112,7 +112,7 @@ def _read_picture(path: Path) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _FolderIndex:
-    """Files of a folder by the key of their name, and by the name of their parent folder."""
+    """The files in a folder, by the key of their name and by the name of their parent folder."""
 
     by_key: dict[Any, Path]
     by_folder: dict[str, list[Path]]
@@ -125,7 +125,7 @@ class _FolderIndex:
             DataError: The folder is missing or contains no picture.
         """
         if not folder.is_dir():
-            raise DataError(f"no folder {folder} (--images)")
+            raise DataError(f"no folder {folder}: --images must name an existing folder")
         paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in _EXTENSIONS]
         if not paths:
             raise DataError(f"no pictures ({', '.join(_EXTENSIONS)}) in {folder}")
@@ -139,7 +139,7 @@ class _FolderIndex:
 
 
 def _name_key(name: str) -> Any:
-    """Key under which the spellings of one picture's name agree."""
+    """Return a key that is the same for all spellings of a picture's name."""
     match = _OPENI_NAME.match(Path(name).name)
     if match:
         return int(match[1]), match[2]
@@ -151,7 +151,7 @@ def _name_key(name: str) -> Any:
 def _pictures_of(
     report: SourceReport, index: _FolderIndex, views: dict[str, str], left_out: list[LeftOut]
 ) -> Iterator[tuple[Path, str]]:
-    """Yield file and view of a report's pictures: by name, or all in the folder of the study."""
+    """Yield the file and view of each picture named in a report, or of all in its folder."""
     if not report.images:
         for path in index.by_folder.get(report.source_id, []):
             yield path, views.get(path.stem, "unknown" if views else "")
@@ -165,11 +165,11 @@ def _pictures_of(
 
 
 def _mimic_views(folder: Path, filters: Filters) -> dict[str, str]:
-    """Read picture -> view from MIMIC-CXR-JPG's metadata in the folder or one above it.
+    """Read the view of each picture from MIMIC-CXR-JPG's metadata in the folder or above it.
 
     Raises:
-        InputError: There is no such table, and only frontal views are to be selected.
-        DataError: It cannot be read.
+        InputError: The table is missing, and only frontal views are to be selected.
+        DataError: The table cannot be read.
     """
     names = (f"{MIMIC_METADATA}.gz", MIMIC_METADATA)
     folders = (folder, *folder.resolve().parents[:4])
@@ -180,7 +180,7 @@ def _mimic_views(folder: Path, filters: Filters) -> dict[str, str]:
         return {}
     raise InputError(
         f"no {MIMIC_METADATA}(.gz) in {folder} or above: without it, lateral views cannot be told "
-        "from frontal ones. Put it there, or pass --views all"
+        "from frontal views. Put the file there, or pass --views all"
     )
 
 

@@ -1,6 +1,6 @@
 """From a raw corpus to the training folder, by rules or with a language model.
 
-Every report is counted: unreadable, left out by a named filter, without a picture, held back by a
+Every report is counted as unreadable, excluded by a named filter, without a picture, held back by a
 check, refused, failed, or accepted.
 """
 
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class Unfinished(XrayGPTError):
-    """The run stopped before every row had its final state; answers so far are saved."""
+    """The run stopped before every row had its final state; all answers so far are saved."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -54,7 +54,7 @@ class CurationResult:
 
     Attributes:
         manifest: The manifest as written.
-        usage: Usage of the language model over all runs on the folder.
+        usage: The language model's usage over all runs on the folder.
         calls: Number of calls in this run.
     """
 
@@ -73,23 +73,23 @@ def curate(
     settings: RewriteSettings | None = None,
     copy: bool = False,
 ) -> CurationResult:
-    """Make the training folder of a corpus.
+    """Make the training folder for a corpus.
 
     Args:
         corpus_name: A key of `CORPORA`.
-        raw: Its reports as downloaded, or a `.jsonl` of `files.write_reports`.
-        images: Folder of its pictures.
-        out: Gets the training folder, and the ledger of a language model; an earlier run in it is
-            continued.
+        raw: Its reports as downloaded, or a `.jsonl` file written by `files.write_reports`.
+        images: The folder that contains its pictures.
+        out: The training folder, which also contains the ledger if a language model is used; an
+            earlier run in it is continued.
         filters: Which reports and pictures to select.
-        settings: The language model; None for rules.
-        copy: Copy pictures instead of hard-linking them.
+        settings: The settings of the language model; None for rules.
+        copy: Whether to copy pictures instead of hard-linking them.
 
     Raises:
         InputError: The folder contains another corpus, or the texts may not be sent to the
             endpoint.
         DataError: The corpus is missing, or no text was accepted.
-        Unfinished: The language model's run was stopped.
+        Unfinished: The run with the language model was stopped.
     """
     privacy = _privacy_decision(corpus_name, settings)
     if settings is not None:
@@ -121,18 +121,18 @@ def _privacy_decision(corpus_name: str, settings: RewriteSettings | None) -> str
 
 
 def _select_pictures(selection: Selection, images: Path, filters: Filters, ledger: Ledger) -> None:
-    """Select pictures; the ledger saves which files have been read."""
+    """Select pictures, and save in the ledger which files have been read."""
     known = ledger.pictures()
     select_pictures(selection, images, filters, known)
     ledger.add_pictures(known)
-    picture_names(selection.all_pictures())  # report repeated names before any call
+    picture_names(selection.all_pictures())  # reports repeated names before any call
 
 
 def _check_finished(texts: RewrittenTexts, result: RunResult, ledger: Ledger) -> None:
     """Check that every row has its final state.
 
     Raises:
-        Unfinished: Some have not.
+        Unfinished: Some rows have no final state.
     """
     stages = Counter(row.stage for row in texts.left_out)
     if not stages["todo"]:
@@ -141,13 +141,13 @@ def _check_finished(texts: RewrittenTexts, result: RunResult, ledger: Ledger) ->
     reason = (result.stop_reason or "not finished").rstrip(".")
     raise Unfinished(
         f"{reason}. {answered} of {texts.attempted} have an answer, saved in {ledger.path}; run "
-        "the same command again to continue, or with --partial to write the folder of these",
+        "the same command again to continue, or add --partial to write the folder with these",
         result.exit_code or 1,
     )
 
 
 def rewrite_by_rules(selection: Selection) -> RewrittenTexts:
-    """Rewrite by `rules.clean`; a text that fails a check is held back."""
+    """Rewrite reports with `rules.clean`, and hold back each text that fails a check."""
     texts = RewrittenTexts(attempted=len(selection.reports))
     removed: Counter[str] = Counter()
     changed = 0
@@ -173,7 +173,7 @@ def rewrite_by_rules(selection: Selection) -> RewrittenTexts:
 
 
 def build_items(selection: Selection, settings: RewriteSettings) -> list[tuple[Item, str]]:
-    """Build the items to rewrite, each with the location of its report."""
+    """Build the items to rewrite, each paired with the location of its report."""
     items = []
     for report in selection.reports:
         sections = {name: resolve_masks(report.sections[name]) for name in selection.sections()}
@@ -193,7 +193,7 @@ def build_items(selection: Selection, settings: RewriteSettings) -> list[tuple[I
 def rewrite_by_model(
     selection: Selection, settings: RewriteSettings, ledger: Ledger
 ) -> tuple[RunResult, RewrittenTexts]:
-    """Rewrite with a language model; answers in the ledger are not requested again."""
+    """Rewrite with a language model, without requesting answers in the ledger again."""
     located_items = build_items(selection, settings)
     items = [item for item, _ in located_items]
     result = _request_answers(items, settings, ledger)
@@ -212,7 +212,7 @@ def rewrite_by_model(
 
 
 def _request_answers(items: Sequence[Item], settings: RewriteSettings, ledger: Ledger) -> RunResult:
-    """Request the answers that the ledger lacks.
+    """Request the answers that are missing from the ledger.
 
     Raises:
         InputError: The prompt cannot be rendered, or batches have not been collected.
@@ -224,7 +224,7 @@ def _request_answers(items: Sequence[Item], settings: RewriteSettings, ledger: L
         ledger.prepare(ledger_rows, settings.prompt.repair_sha256, settings.retry_states)
     )
     if len(remaining) < len(items):
-        log.info("%d of %d were answered before", len(items) - len(remaining), len(items))
+        log.info("%d of %d items were answered before", len(items) - len(remaining), len(items))
     todo = [item for item in items if item.key in remaining]
     if settings.batch:
         from xraygpt.curation.llm.batch import run_batches
@@ -232,14 +232,14 @@ def _request_answers(items: Sequence[Item], settings: RewriteSettings, ledger: L
         return run_batches(RunContext(ledger, settings), todo)
     if ledger.open_batches():
         raise InputError(
-            f"{ledger.path} has batches at the endpoint whose answers are paid for but not "
+            f"{ledger.path} lists batches at the endpoint whose answers are paid for but not "
             "collected: add --batch to collect them"
         )
     return run_calls(RunContext(ledger, settings), todo) if todo else RunResult()
 
 
 def _answer_value(row: Row) -> Any:
-    """Return the text or turns of an accepted answer."""
+    """Return the text or the turns in an accepted answer."""
     (value,) = json.loads(row.answer or "{}").values()
     return value
 

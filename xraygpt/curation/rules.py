@@ -1,6 +1,6 @@
 """Removal of priors, masks and view descriptions from report text by rules; nothing is rephrased.
 
-These are the steps of XrayGPT (Thawkar et al. 2023) except the last, the fluent rewriting. What a
+These are the steps of XrayGPT (Thawkar et al. 2023), except for its final fluent rewriting. What a
 sentence states about the current study is kept and what it states about earlier studies is removed:
 "stable cardiomegaly compared to the prior exam" becomes "cardiomegaly".
 """
@@ -42,7 +42,7 @@ _PRIOR_CLAUSES = [
         r",?\s*(?:since|from) (?:the )?(?:prior|previous|last)s?\b(?:[^.;,]*| *$)",
     )
 ]
-# Comparing words; the rest of the sentence remains valid without them.
+# Words of comparison; the rest of the sentence remains valid without them.
 _COMPARING_WORDS = re.compile(
     r"(?:,? ?\b(?:which|that) (?:is|are|remains?|appears?) (?:stabl[ey]|unchanged)\b,?)|"
     r"\b(?:(?:grossly|essentially|relatively|largely|overall|otherwise) (?=stable|unchanged))?"
@@ -63,13 +63,13 @@ _RELATIVE_END = re.compile(
     re.IGNORECASE,
 )
 _CONNECTIVE_END = re.compile(r"[ ,]*\b(?:and|or|but|also|with|which|that)\s*$", re.IGNORECASE)
-# "No change in the nodule" states that there is one.
+# "No change in the nodule" states that there is a nodule.
 _NO_CHANGE_IN = re.compile(
     r"^(?:there (?:has been|is|was) )?no (?:significant |acute |definite |gross )*(?:interval )?"
     r"change in (?:the )?(?:(?:appearance|size|position|configuration) of (?:the )?)?",
     re.IGNORECASE,
 )
-# Must not occur in a finished text; `checks.py` rejects it.
+# Must not occur in a finished text: `checks.py` rejects any match.
 COMPARISON = re.compile(
     r"\b(?:compar(?:ed|ison|able)|unchanged|interval|previously|redemonstrat\w*|new(?:ly)?|"
     r"improv(?:ed|ing|ement)|worsen(?:ed|ing)|again (?:seen|noted|shown|demonstrated|identified)|"
@@ -88,13 +88,13 @@ COMPARISON = re.compile(
 MASK = re.compile(r"\bX{3,}\b|_{3,}|XXXX")
 _NUMBERED = re.compile(r"^\(?\d{1,2}[.)]\s+")
 _DANGLING = re.compile(r"\b(is|are|was|were|appears?) (?:and|or|but|to|,)\s+", re.IGNORECASE)
-# "4XXXX" was "4th rib", "dual-XXXX" perhaps "dual-lead"; the text processor handles "x-XXXX".
+# "4XXXX" was "4th rib", "dual-XXXX" was perhaps "dual-lead"; the text processor handles "x-XXXX".
 _PARTLY_MASKED = re.compile(
     r"(?!x-X{4,}\b)(?:\w+-)*[A-Za-z0-9]*(?:X{4,}|_{3,})[A-Za-z0-9]*(?:-[A-Za-z0-9]*)*",
     re.IGNORECASE,
 )
 _MASKED = r"(?:X{4,}|_{3,})"
-# Masks whose words are certain from their context, and list members that are only a mask.
+# Masks whose words are certain from the context, and list members that consist only of a mask.
 _RESTORABLE = [
     (re.compile(pattern, re.IGNORECASE), replacement)
     for pattern, replacement in (
@@ -151,11 +151,11 @@ _REMOVE_MASKS = ReportText(ReportText.Config(masks="remove"))
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A cleaned text and counts of the changes.
+    """A cleaned text, with counts of the changes.
 
     Attributes:
-        text: The result; may be empty.
-        removed: Reason -> number of sentences removed.
+        text: The result, which may be empty.
+        removed: Reason -> number of sentences removed for it.
         changed: Number of sentences that lost words.
     """
 
@@ -165,11 +165,11 @@ class Cleaned:
 
 
 def resolve_masks(text: str) -> str:
-    """Restore masks that are certain from their context; remove tags, separate joined sentences.
+    """Restore masks that are certain from their context, remove tags and split joined sentences.
 
-    "Lymph XXXX" becomes "lymph nodes", "sternotomy XXXX" "sternotomy wires". Other masks are kept,
-    except that "XXXX representing" becomes "possibly representing": without the mask it would
-    affirm the finding.
+    "Lymph XXXX" becomes "lymph nodes", and "sternotomy XXXX" becomes "sternotomy wires". Other
+    masks are kept, except that "XXXX representing" becomes "possibly representing", because the
+    sentence would affirm the finding without the mask.
     """
     for pattern, replacement in _RESTORABLE:
         text = pattern.sub(replacement, text)
@@ -181,15 +181,15 @@ def clean(sections: list[str], priors: bool = False) -> Cleaned:
     """Clean sections and join them.
 
     Args:
-        sections: Texts in order.
-        priors: Keep comparisons: "stable" in a figure caption is usually a finding.
+        sections: The texts of the sections, in order.
+        priors: Whether to keep comparisons; "stable" in a figure caption is usually a finding.
     """
     removed: dict[str, int] = {}
     sentences: list[str] = []
     seen: set[str] = set()
     changed, previous = 0, ""
     for section in sections:
-        seen_before = frozenset(seen)  # within a section "no change" may follow two headings
+        seen_before = frozenset(seen)  # within one section, "no change" may follow two headings
         for raw in split_sentences(resolve_masks(section)):
             sentence, reason = _clean_sentence(raw, priors)
             key = re.sub(r"\W+", " ", sentence).strip().lower()
@@ -206,7 +206,7 @@ def clean(sections: list[str], priors: bool = False) -> Cleaned:
 
 
 def _clean_sentence(raw: str, priors: bool) -> tuple[str, str]:
-    """Return a sentence without priors and masks, or an empty one and why it is removed."""
+    """Return a sentence without priors and masks, or an empty text and why it is removed."""
     reason = _no_finding_reason(raw)
     if reason:
         return "", reason
@@ -228,7 +228,7 @@ def _clean_sentence(raw: str, priors: bool) -> tuple[str, str]:
 
 
 def _no_finding_reason(raw: str) -> str:
-    """Why a sentence is not about findings; empty if it is."""
+    """Return why a sentence is not about findings, or an empty text if it is."""
     if _VIEW_DESCRIPTION.match(raw.rstrip(". ")):
         return "view"
     return "communication" if _COMMUNICATION.search(raw) and not mentions(raw) else ""
@@ -249,7 +249,7 @@ def _without_priors(text: str) -> tuple[str, str]:
     shorter = _complete_sentence(shorter)
     if _states_something(shorter) and not COMPARISON.search(shorter):
         return shorter, ""
-    # "The cardiomegaly is": without the verb, the finding is still affirmed.
+    # "The cardiomegaly is": without the verb, the text still affirms the finding.
     shorter = _tidy(_EMPTY_END.sub("", shorter.rstrip(". ")))
     affirmed = _affirmed_findings(text)
     if affirmed and not COMPARISON.search(shorter) and _affirmed_findings(shorter) == affirmed:
@@ -258,7 +258,7 @@ def _without_priors(text: str) -> tuple[str, str]:
 
 
 def _complete_sentence(text: str) -> str:
-    """Remove what words that were removed leave behind: relative pronouns and connectives."""
+    """Remove the relative pronouns and connectives that removed words leave behind."""
     text = _RELATIVE_END.sub("", _tidy(text).rstrip(". "))
     text = _DANGLING.sub(r"\1 ", _REMAINS.sub("is", text))
     return _tidy(_CONNECTIVE_END.sub("", _tidy(text).rstrip(". ")))

@@ -1,4 +1,4 @@
-"""Selection of the reports of a corpus that are useful for training; the others are listed."""
+"""Selection of the reports in a corpus that are useful for training; the others are listed."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def find_modality(caption: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """Which reports to select; word counts as in XrayGPT (Thawkar et al. 2023)."""
+    """Which reports to select; the word limits are those of XrayGPT (Thawkar et al. 2023)."""
 
     min_findings_words: int = 10
-    """Minimum number of words of the findings, separated by white space."""
+    """Minimum number of words in the findings, separated by white space."""
     min_impression_words: int = 2
-    """Minimum number of words of the impression."""
+    """Minimum number of words in the impression."""
     views: Literal["frontal", "all"] = "frontal"
-    """Which pictures to select; a corpus that does not give views keeps all."""
+    """Which pictures to select; all are kept if the corpus does not name views."""
     modality: str = ""
-    """For captions: one of `MODALITIES`, or ``any``; empty: the default of the corpus."""
+    """For captions: one of `MODALITIES`, or ``any``; empty for the corpus's default."""
     region: Literal["chest", "any"] = "any"
-    """For captions: only those about the chest, or all."""
+    """For captions: whether to select only those about the chest, or all."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
@@ -80,13 +80,13 @@ class Picture:
 
 @dataclass
 class Selection:
-    """The selected reports with their pictures, and everything that was left out.
+    """The selected reports with their pictures, and everything that was excluded.
 
     Attributes:
         corpus: The corpus.
         reports: The selected reports.
-        steps: Name of each filter, and the number of reports that remain after it.
-        left_out: Everything else, with reasons.
+        steps: The name of each filter, and the number of reports that remain after it.
+        left_out: The excluded reports and pictures, with reasons.
         pictures: source_id -> pictures.
         sources_sha256: Hash of all reports before filtering.
     """
@@ -99,26 +99,26 @@ class Selection:
     sources_sha256: str = ""
 
     def sections(self) -> tuple[str, ...]:
-        """Names of the sections to rewrite, in order."""
+        """Return the names of the sections to rewrite, in order."""
         return ("findings", "impression") if self.corpus.has_sections else ("findings",)
 
     def text(self, report: SourceReport) -> str:
-        """Source text of a report, which its rewritten text is compared with."""
+        """Return the source text of a report, which its rewritten text is compared with."""
         return " ".join(report.sections[name] for name in self.sections())
 
     def all_pictures(self) -> list[Picture]:
-        """Pictures of all reports."""
+        """Return the pictures of all reports."""
         return [picture for pictures in self.pictures.values() for picture in pictures]
 
 
 def get_corpus(name: str) -> Corpus:
-    """Look up a corpus of `CORPORA`.
+    """Look up a corpus in `CORPORA`.
 
     Raises:
-        InputError: There is none with that name.
+        InputError: There is no corpus with that name.
     """
     if name not in CORPORA:
-        raise InputError(f"no corpus {name!r}; there are {', '.join(CORPORA)}")
+        raise InputError(f"no corpus is called {name!r}; choose from {', '.join(CORPORA)}")
     return CORPORA[name]
 
 
@@ -127,12 +127,12 @@ def select_reports(corpus_name: str, raw: Path, filters: Filters) -> Selection:
 
     Args:
         corpus_name: A key of `CORPORA`.
-        raw: The corpus as downloaded, or a `.jsonl` of `files.write_reports`.
+        raw: The corpus as downloaded, or a `.jsonl` file written by `files.write_reports`.
         filters: Which reports to select.
 
     Raises:
         DataError: The corpus or a column is missing.
-        InputError: The `.jsonl` contains reports of another corpus.
+        InputError: The `.jsonl` file contains reports from another corpus.
     """
     corpus = get_corpus(corpus_name)
     selection = _read_corpus(corpus, raw)
@@ -150,7 +150,7 @@ def select_reports(corpus_name: str, raw: Path, filters: Filters) -> Selection:
 
 
 def _read_corpus(corpus: Corpus, raw: Path) -> Selection:
-    """Read all reports; unreadable and repeated ones are left out."""
+    """Read all reports, excluding unreadable and repeated ones."""
     selection = Selection(corpus, [])
     locations: dict[str, str] = {}
     digest = hashlib.sha256()
@@ -158,7 +158,7 @@ def _read_corpus(corpus: Corpus, raw: Path) -> Selection:
     for row in rows:
         if isinstance(row, SourceReport) and row.source_id in locations:
             first = locations[row.source_id]
-            row = Problem(row.where, f"{row.source_id} stands in {first} already")
+            row = Problem(row.where, f"{row.source_id} already appears in {first}")
         if isinstance(row, Problem):
             selection.left_out.append(LeftOut("", row.where, "unreadable", row.reason))
             continue
@@ -173,7 +173,7 @@ def _read_corpus(corpus: Corpus, raw: Path) -> Selection:
 def _report_filters(
     corpus: Corpus, filters: Filters
 ) -> Iterator[tuple[str, Callable[[SourceReport], bool]]]:
-    """Yield name and test of each filter, in order."""
+    """Yield the name and the test of each filter, in order."""
 
     def count_words(report: SourceReport, section: str) -> int:
         return len(report.sections.get(section, "").split())

@@ -1,8 +1,8 @@
 """Readers for raw corpora as downloaded; each yields one `SourceReport` per study.
 
-OpenI as XML (a folder or the `.tgz`), OpenI as Kaggle's two CSV files, ROCO captions, MIMIC-CXR
-text files, and a user's own table. What cannot be read is yielded as a `Problem` with its location,
-never dropped silently.
+There are readers for OpenI as XML (a folder or the `.tgz`), OpenI as Kaggle's two CSV files, ROCO
+captions, MIMIC-CXR text files, and a user's own table. Anything unreadable is yielded as a
+`Problem` with its location, never dropped silently.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from xml.etree import ElementTree
 from xraygpt.common.errors import DataError
 
 MAX_XML = 1_000_000
-"""Maximum size of a report in bytes; the largest of OpenI's 3,955 has 13,000."""
+"""Maximum size of a report in bytes; the largest of OpenI's 3,955 reports has 13,000."""
 KAGGLE_REPORTS, KAGGLE_IMAGES = "indiana_reports.csv", "indiana_projections.csv"
 
 
 @dataclass(frozen=True)
 class ImageName:
-    """Name of an image in the corpus.
+    """The name of an image in the corpus.
 
     Attributes:
         name: File name, with its extension if the corpus gives one.
-        view: As spelled in the corpus; empty if unknown.
+        view: The view as spelled in the corpus; empty if unknown.
     """
 
     name: str
@@ -45,11 +45,11 @@ class SourceReport:
     """A report as read from the corpus.
 
     Attributes:
-        source_id: Unique in the corpus.
-        where: File, and line if it has one, for messages.
+        source_id: An id that is unique in the corpus.
+        where: The file, and the line if the file has lines, for messages.
         sections: Lower-case heading -> text, without empty sections.
-        images: Images of the study.
-        patient_id: Empty if unknown.
+        images: The images of the study.
+        patient_id: The id of the patient; empty if unknown.
     """
 
     source_id: str
@@ -61,7 +61,7 @@ class SourceReport:
 
 @dataclass(frozen=True)
 class Problem:
-    """Location of something unreadable and the reason; never contains report text."""
+    """The location of something unreadable and the reason; it never contains report text."""
 
     where: str
     reason: str
@@ -71,10 +71,10 @@ Rows = Iterator[SourceReport | Problem]
 
 
 def read_openi_xml(path: Path) -> Rows:
-    """Read the reports of `ecgen-radiology/*.xml`, or of their archive, in the order of their ids.
+    """Read the reports in `ecgen-radiology/*.xml` or their archive, in the order of their ids.
 
     Args:
-        path: The folder, one XML file, or a `.tgz`.
+        path: The folder, one XML file, or a `.tgz` archive.
 
     Raises:
         DataError: There are no reports.
@@ -96,10 +96,10 @@ def read_openi_xml(path: Path) -> Rows:
 
 
 def _read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of the XML files of an archive.
+    """Yield the name and content of each XML file in an archive.
 
     Raises:
-        DataError: It is not an archive, or it is truncated.
+        DataError: The file is not an archive, or it is truncated.
     """
     try:
         with tarfile.open(path) as archive:
@@ -120,15 +120,15 @@ def _parse_openi(where: str, read: Callable[[], bytes]) -> SourceReport | Proble
     try:
         data = read()
         if len(data) > MAX_XML:
-            return Problem(where, f"larger than {MAX_XML} bytes: no report")
+            return Problem(where, f"larger than {MAX_XML} bytes: not a report")
         root = ElementTree.fromstring(data)
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
         reason = str(error) if isinstance(error, ElementTree.ParseError) else type(error).__name__
-        return Problem(where, f"no XML: {reason}")
+        return Problem(where, f"not valid XML: {reason}")
     uid = root.find("uId")
     name = uid.get("id") if uid is not None else None
     if not name:
-        return Problem(where, "no <uId id=…>: no report of OpenI")
+        return Problem(where, "no <uId id=…>: not an OpenI report")
     parts: dict[str, list[str]] = defaultdict(list)
     for node in root.iter("AbstractText"):
         parts[str(node.get("Label", "")).lower()].append(node.text or "")
@@ -137,10 +137,10 @@ def _parse_openi(where: str, read: Callable[[], bytes]) -> SourceReport | Proble
 
 
 def read_openi_csv(folder: Path) -> Rows:
-    """Read the reports of Kaggle's two CSV files, with their images and views.
+    """Read the reports in Kaggle's two CSV files, with their images and views.
 
     Args:
-        folder: Contains both files.
+        folder: The folder that contains both files.
 
     Raises:
         DataError: A file or a column is missing.
@@ -159,7 +159,7 @@ def read_openi_csv(folder: Path) -> Rows:
         if isinstance(row, Problem):
             yield row
         elif not row["uid"].isdigit():
-            yield Problem(where, "uid is no number")
+            yield Problem(where, "the uid is not a number")
         else:
             parts = {
                 k: [v] for k, v in row.items() if k in ("findings", "impression", "indication")
@@ -170,10 +170,10 @@ def read_openi_csv(folder: Path) -> Rows:
 
 
 def read_roco(path: Path) -> Rows:
-    """Read ROCO's captions as section `findings`.
+    """Read ROCO's captions, each as the section `findings`.
 
     Args:
-        path: `captions.txt` (id, tab, caption), its folder, or a CSV with id, name and caption.
+        path: `captions.txt` (id, tab, caption), its folder, or a CSV file with id, name, caption.
 
     Raises:
         DataError: The file or a column is missing.
@@ -207,7 +207,7 @@ def read_own(path: Path) -> Rows:
     of a study are those of its first row.
 
     Args:
-        path: The CSV, or the folder that contains it as `table.csv`.
+        path: The CSV file, or the folder that contains it as `table.csv`.
 
     Raises:
         DataError: The file or a column is missing.
@@ -219,7 +219,7 @@ def read_own(path: Path) -> Rows:
         if isinstance(row, Problem):
             yield row
         elif not row["study"] or not row["image"]:
-            yield Problem(where, "no study or no image is named")
+            yield Problem(where, "the study or the image is empty")
         else:
             studies.setdefault(row["study"], (where, row))
             images[row["study"]].append(ImageName(row["image"], row.get("view", "")))
@@ -229,8 +229,8 @@ def read_own(path: Path) -> Rows:
         yield SourceReport(study, where, _join_sections(parts), tuple(images[study]), patient)
 
 
-# Headings of MIMIC-CXR -> their section, as in its official splitter (MIT-LCP, mimic-cxr,
-# section_parser). Other headings are searched for the words below.
+# Headings in MIMIC-CXR -> their section, as in its official splitter (MIT-LCP, mimic-cxr,
+# section_parser). All other headings are searched for the words below.
 _MIMIC_HEADINGS = {
     "indication": "indication", "reason for exam": "indication", "history": "indication",
     "reason for examination": "indication", "clinical indication": "indication",
@@ -253,9 +253,9 @@ _PARAGRAPH = re.compile(r"\n[ \t]*\n")
 
 
 def read_mimic(root: Path) -> Rows:
-    """Read the reports of MIMIC-CXR: `files/p1x/p1xxxxxxx/sxxxxxxxx.txt`.
+    """Read the reports of MIMIC-CXR from `files/p1x/p1xxxxxxx/sxxxxxxxx.txt`.
 
-    The pictures of MIMIC-CXR-JPG are in folders with the names of the reports (`s…/`).
+    The pictures of MIMIC-CXR-JPG are in folders named after the reports (`s…/`).
 
     Raises:
         DataError: There are no reports.
@@ -280,9 +280,9 @@ def read_mimic(root: Path) -> Rows:
 def mimic_sections(text: str) -> dict[str, str]:
     """Split a MIMIC-CXR report into sections by the headings at the start of a line.
 
-    Of two sections with one name the last that has text is returned. A report with neither findings
-    nor impression gets its last paragraph as `last_paragraph`, as in the official splitter. The
-    splitter's table of a few dozen studies with manually set offsets is not used.
+    Of several sections with the same name, the last one with text is returned. For a report with
+    neither findings nor impression, the last paragraph is returned as `last_paragraph`, as in the
+    official splitter. Its table of manually set offsets for a few dozen studies is not used.
     """
     sections: dict[str, str] = {}
     headings = list(_HEADING.finditer(text))
@@ -301,7 +301,7 @@ def mimic_sections(text: str) -> dict[str, str]:
 
 
 def _mimic_section(heading: str) -> str:
-    """Return the section a heading starts; empty for sections that are not used."""
+    """Return the section that a heading starts, or an empty text if it is not used."""
     heading = " ".join(heading.lower().split())
     if heading in _MIMIC_HEADINGS:
         return _MIMIC_HEADINGS[heading]
@@ -315,13 +315,13 @@ def _mimic_section(heading: str) -> str:
 
 
 def _join_sections(parts: dict[str, list[str]]) -> dict[str, str]:
-    """Join the parts of each section and collapse white space; empty sections are dropped."""
+    """Join the parts of each section, collapse white space and drop empty sections."""
     joined = {name: " ".join(" ".join(texts).split()) for name, texts in parts.items()}
     return {name: text for name, text in joined.items() if name and text}
 
 
 def _decode(data: bytes) -> str:
-    """Decode line by line: as UTF-8, else Windows-1252, else Latin-1."""
+    """Decode each line as UTF-8, or else as Windows-1252, or else as Latin-1."""
     return "\n".join(map(_decode_line, data.removeprefix(b"\xef\xbb\xbf").split(b"\n")))
 
 
@@ -344,7 +344,7 @@ def _read_text(path: Path) -> str:
 def _read_table(
     path: Path, required: tuple[str, ...]
 ) -> Iterator[tuple[str, dict[str, str] | Problem]]:
-    """Yield location and content of the rows of a CSV with a header.
+    """Yield the location and content of each row in a CSV file with a header.
 
     Raises:
         DataError: The file or a column is missing.
@@ -384,14 +384,14 @@ def _read_header(path: Path, reader: Iterator[list[str]], required: tuple[str, .
 
 @dataclass(frozen=True)
 class Corpus:
-    """A raw corpus: how it is read and what its licence allows.
+    """A raw corpus, how it is read and what its licence allows.
 
     Attributes:
         name: Name on the command line.
-        read: Reads a folder or file.
+        read: A function that reads a folder or file.
         licence: ``open`` or ``credentialed``.
-        has_sections: Whether reports have findings and impression; False for captions.
-        modality: Modality of the pictures to select unless the user names one; see
+        has_sections: Whether the reports have findings and impression; False for captions.
+        modality: The modality of the pictures to select unless the user names one; see
             `select.MODALITIES`.
     """
 

@@ -14,15 +14,15 @@ from xraygpt.vocabulary.questions import headings
 
 
 def sampling_weights(labels: Sequence[Collection[str]], power: float) -> list[float]:
-    """Expected number of times each record is sampled in an epoch, 1 on average.
+    """Return how often each record is expected to be sampled in an epoch, 1 on average.
 
     The weight of a record is (1 / frequency of its rarest label) ** `power`: 0 weights all records
-    equally, 1 gives every label the same probability (class-balanced sampling), and values between
+    equally, 1 gives every label the same probability (class-balanced sampling), and other values
     interpolate (Mahajan et al. 2018).
 
     Args:
-        labels: Labels of each record; one without any is treated like the most common label.
-        power: In [0, 1].
+        labels: Labels of each record; one without labels is weighted like the most common label.
+        power: Strength of the balancing, in [0, 1].
     """
     counts = Counter(name for record_labels in labels for name in record_labels)
     if not counts:
@@ -36,7 +36,7 @@ def sampling_weights(labels: Sequence[Collection[str]], power: float) -> list[fl
 
 
 def record_labels(data: StudyDataset) -> list[set[str]]:
-    """Coded headings of each record; in an uncoded corpus, the findings of its reference text."""
+    """Return each record's coded headings or, in an uncoded corpus, its reference's findings."""
     coded = [headings(record.meta.get("codes") or ()) for record in data.records]
     if any(coded):
         return coded
@@ -47,7 +47,7 @@ def record_labels(data: StudyDataset) -> list[set[str]]:
 def systematic_sample(weights: Sequence[float], count: int, *key: object) -> list[int]:
     """Sample `count` indices; each occurs its expected number of times, rounded up or down.
 
-    Systematic sampling (Madow and Madow 1944) from a random order that `key` determines.
+    This is systematic sampling (Madow and Madow 1944) from a random order determined by `key`.
     """
     order = list(range(len(weights)))
     rng = keyed_random(*key, "balance")

@@ -1,7 +1,7 @@
 """Data types shared by corpora and models: `Record`, `Sample`, `Batch` and `StudyDataset`.
 
-Notation: B rows, T tokens, N images of a batch, C H W of an image, F frames of a clip, L tokens and
-D width of pre-computed features.
+Notation: a batch has B rows of T tokens and N images; an image has C channels, height H and width
+W; a clip has F frames; pre-computed features have L tokens of width D.
 """
 
 from __future__ import annotations
@@ -51,26 +51,26 @@ class MediaRun(NamedTuple):
 
 
 class Original(NamedTuple):
-    """Size of the picture that a medium was made from, before processing."""
+    """Size of the image that a medium was made from, before processing."""
 
     height: int  # pixels
     width: int
-    geometry: Geometry  # its normalised coordinates -> those of the model input
+    geometry: Geometry  # maps its normalised coordinates to those of the model input
 
 
 class Batch(TypedDict):
     """Input of every model. Right-padded for training, left-padded for generation."""
 
-    input_ids: Tensor  # (B, T) int64; IMAGE_TOKEN_ID at every token of a medium
+    input_ids: Tensor  # (B, T) int64; IMAGE_TOKEN_ID for every token of a medium
     labels: Tensor  # (B, T) int64, not shifted; IGNORE_INDEX outside the answers
     attention_mask: Tensor  # (B, T) int64, 1 on tokens, 0 on padding
-    runs: list[MediaRun]  # of all media, row by row, in the order of their text
+    runs: list[MediaRun]  # one per medium, row by row, in the order of the text
     originals: list[Original | None]  # one per run; None if the processor provides no geometry
     media_inputs: dict[str, Tensor]  # output of the model's media collator
-    extra: dict[str, Tensor]  # further inputs of the task, each (B, …), see `BaseTask.extra`
-    question: list[str]  # B; without marks, for models that read the question with the image
-    sample_id: list[str]  # B; empty for a row that only fills an empty batch
-    skipped: int  # samples left out because a medium could not be read
+    extra: dict[str, Tensor]  # further inputs for the task, each (B, …); see `BaseTask.extra`
+    question: list[str]  # one per row, without marks, for models that read it with the image
+    sample_id: list[str]  # one per row; empty for a row that only fills an empty batch
+    skipped: int  # samples skipped because a medium could not be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,8 @@ class Record:
     """One sample before its media are read.
 
     Attributes:
-        sample_id: Unique in the corpus.
-        study_id: Study that the sample belongs to.
+        sample_id: Id of the sample, unique in the corpus.
+        study_id: Id of the study that the sample belongs to.
         media: References to its media.
         turns: The conversation, or a function of `rng_key` that samples it anew each epoch.
         meta: Copied to `Sample.meta`.
@@ -95,7 +95,7 @@ class Record:
         return Record, (self.sample_id, self.study_id, self.media, self.turns, self.meta)
 
     def get_turns(self, rng_key: str) -> list[Turn]:
-        """The turns for one RNG key."""
+        """Return the turns for one RNG key."""
         return list(self.turns(rng_key) if callable(self.turns) else self.turns)
 
 
@@ -108,11 +108,11 @@ class StudyDataset(Dataset[Sample | None]):
     Args:
         records: The records.
         read_media: Reads and processes one medium. The feature cache replaces it with its own.
-        on_error: Whether an unreadable medium raises an error or leaves the sample out.
+        on_error: Whether an unreadable medium raises an error or its sample is skipped.
         seed: Part of every sample's `rng_key`.
         cacheable: Whether the result of `read_media` depends only on the file.
         signature: Signature of the image processor, for the cache key.
-        vocabulary: Name of the vocabulary of its reports.
+        vocabulary: Name of the vocabulary for the reports.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class StudyDataset(Dataset[Sample | None]):
         return len(self.records)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample | None:
-        """Read one sample; None if it is left out.
+        """Read one sample, or return None if it is skipped.
 
         Args:
             key: ``index`` (epoch 0) or ``(index, epoch)``.
@@ -153,7 +153,7 @@ class StudyDataset(Dataset[Sample | None]):
                 return None
             raise DataError(
                 f"sample {record.sample_id}: {error} "
-                "(on_error: skip leaves such samples out and counts them)"
+                "(set on_error: skip to skip and count such samples)"
             ) from None
         return Sample(
             sample_id=record.sample_id,
@@ -165,16 +165,16 @@ class StudyDataset(Dataset[Sample | None]):
         )
 
     def get_rng_key(self, record: Record, epoch: int = 0) -> str:
-        """The `Sample.rng_key` of a record in one epoch."""
+        """Return the `Sample.rng_key` of a record in one epoch."""
         return f"{self.seed}/{epoch}/{record.sample_id}"
 
     def get_turns(self, index: int, epoch: int = 0) -> list[Turn]:
-        """The turns of a sample, without reading its media."""
+        """Return the turns of a sample without reading its media."""
         record = self.records[index]
         return record.get_turns(self.get_rng_key(record, epoch))
 
     def digest(self) -> str:
-        """SHA-256 of sample ids, media, turns and meta; changes with the annotations."""
+        """Return the SHA-256 of the sample ids, media, turns and meta, to detect changed data."""
         sha = hashlib.sha256()
         for i, record in enumerate(self.records):
             media = [list(ref) for ref in record.media]
@@ -183,19 +183,19 @@ class StudyDataset(Dataset[Sample | None]):
         return sha.hexdigest()
 
     def media_refs(self) -> list[MediaRef]:
-        """All distinct media, in order."""
+        """Return all distinct media, in order."""
         records = self.records
         read_all_media = getattr(records, "media", None)  # avoids unpickling whole records
         all_media = read_all_media() if read_all_media else (record.media for record in records)
         return list(dict.fromkeys(ref for refs in all_media for ref in refs))
 
     def texts(self) -> list[str]:
-        """Texts of all turns of all samples, in order; used to train tokenizers."""
+        """Return the texts of all turns of all samples, in order, to train tokenizers."""
         return [t["text"] for i in range(len(self)) for t in self.get_turns(i)]
 
 
 def reference_text(turns: Sequence[Turn]) -> str:
-    """The last answer, which predictions are compared with; "" if there is none."""
+    """Return the last answer, which predictions are compared with, or "" if there is none."""
     return next((t["text"] for t in reversed(turns) if t["role"] == "assistant"), "")
 
 

@@ -1,4 +1,4 @@
-"""Base class of corpus builders: common settings, processors, and handling of bad records."""
+"""Base class for corpus builders: common settings, processors, and handling of bad records."""
 
 from __future__ import annotations
 
@@ -33,40 +33,40 @@ class BaseBuilder(Plugin):
 
     @dataclass(kw_only=True)
     class Config(Plugin.Config):
-        """Settings of every corpus. Paths may contain `${oc.env:XRAYGPT_DATA}`."""
+        """Settings common to all corpora. Paths may contain `${oc.env:XRAYGPT_DATA}`."""
 
         kind: ClassVar[Registry] = BUILDERS
 
         storage: Path = Path()
-        """Folder of the corpus."""
+        """Folder that contains the corpus."""
         annotations: Path | None = None
         """Annotation file, relative to `storage`; None means the builder's default name."""
         images: Path | None = None
-        """Folder of the images, relative to `storage`; all images must be inside it."""
+        """Folder with the images, relative to `storage`; all images must be inside it."""
         split: SplitRule = field(default_factory=SplitRule)
-        """Which studies are train, val and test."""
+        """Which studies belong to train, val and test."""
         views: list[str] | None = None
         """Use only images with one of these views; None uses all."""
         on_error: Literal["error", "skip"] = "error"
-        """Whether a bad record or image stops the program, or is left out and counted."""
+        """Whether a bad record or image stops the program or is skipped and counted."""
         max_samples: int | None = None
         """Use only the first records of each split, up to this number; None uses all."""
         blank_images: bool = False
-        """Replace all images by black ones, also in training: a control that sees only the
+        """Replace all images with black ones, in training too: a control that sees only the
         question."""
         weight: float = 1.0
         """Passes over this corpus in one epoch; 0.5 samples half of it, 2 uses it twice."""
         balance: float = 0.0
         """Sample studies with rare findings more often in training: 0 samples all studies equally,
-        1 all coded headings equally (in an uncoded corpus, the labeller's findings)."""
+        1 samples all coded headings equally (in an uncoded corpus, the labeller's findings)."""
         vis_processor: dict[Literal["train", "eval"], BaseProcessor.Config] = field(
             default_factory=dict
         )
-        """Image processors of training and of everything else; default `xray_image`."""
+        """Image processors for training and for everything else; `xray_image` by default."""
         text_processor: dict[Literal["train", "eval"], BaseProcessor.Config] = field(
             default_factory=dict
         )
-        """Text processors of training and of everything else; by default texts are unchanged."""
+        """Text processors for training and for everything else; by default texts are unchanged."""
 
         def __post_init__(self) -> None:
             with Checks(self) as check:
@@ -88,11 +88,12 @@ class BaseBuilder(Plugin):
         raise NotImplementedError
 
     def build(self, split: Split, phase: Phase | None = None) -> StudyDataset:
-        """The dataset of one split; empty if the corpus has no studies in it.
+        """Build the dataset of one split, which is empty if the corpus has no studies in it.
 
         Args:
-            split: Which studies.
-            phase: Which processors; None means those of training for `train`, else of evaluation.
+            split: Split whose studies are used.
+            phase: Phase whose processors are used; None means training for `train`, and evaluation
+                for the other splits.
 
         Raises:
             DataError: A path is missing, or a record is bad and `on_error` is "error".
@@ -114,7 +115,7 @@ class BaseBuilder(Plugin):
         return controls.blanked(data) if self.config.blank_images else data
 
     def records_by_split(self, phase: Phase = "train") -> tuple[RecordsBySplit, list[str]]:
-        """All records by split (None: a split that is not used), and messages about bad records.
+        """Return all records by split (None: not used), and messages about bad records.
 
         Phases with the same text processor share the result.
         """
@@ -143,7 +144,7 @@ class BaseBuilder(Plugin):
         return by_split, problems
 
     def processor(self, which: Literal["vis", "text"], phase: Phase) -> Any:
-        """The processor of a phase; if only one phase has a processor, the other uses it too."""
+        """Build the processor for a phase; if only one phase has one, both share it."""
         return self._processor_config(which, phase).build(image_spec=self.image_spec)
 
     def _processor_config(
@@ -156,14 +157,14 @@ class BaseBuilder(Plugin):
         return config.for_eval() if phase == "eval" and "eval" not in configs else config
 
     def _report_problems(self, problems: Sequence[str], record_count: int) -> None:
-        """Raise an error for bad records, or log their number, as `on_error` says."""
+        """Raise an error for bad records or log their number, depending on `on_error`."""
         if not problems:
             return
         if self.config.on_error == "error":
             raise DataError(
-                f"{len(problems)} records of {self.config.storage} cannot be used: "
+                f"{len(problems)} records in {self.config.storage} cannot be used: "
                 f"{'; '.join(problems[:3])}. "
-                "Fix them, or set on_error: skip to leave them out"
+                "Fix these records, or set on_error: skip to skip them"
             )
         reasons = Counter(p.partition(": ")[2].split(" (")[0][:60] for p in problems)
         log.warning(
@@ -175,7 +176,7 @@ class BaseBuilder(Plugin):
         )
 
     def storage_folder(self, name: str, hint: str) -> Path:
-        """The folder `storage`.
+        """Return the folder `storage`.
 
         Args:
             name: Kind of corpus, for the error message.
@@ -186,5 +187,5 @@ class BaseBuilder(Plugin):
         """
         path = Path(self.config.storage)
         if not path.is_dir():
-            raise DataError(f"{name}: no folder {path} (datasets.<label>.storage). {hint}")
+            raise DataError(f"{name}: there is no folder {path} (datasets.<label>.storage). {hint}")
         return path

@@ -38,12 +38,12 @@ class CaptionFolder(BaseBuilder):
     def records(self, clean: Callable[[str], str]) -> Iterator[tuple[str | None, Record | str]]:
         """Yield each annotation with its split."""
         storage = self.storage_folder(
-            "caption folder", "It must contain image/ and filter_cap.json, see docs/data.md"
+            "caption folder", "It must contain image/ and filter_cap.json; see docs/data.md"
         )
         path = storage / (self.config.annotations or "filter_cap.json")
         root = storage / (self.config.images or "image")
         if not root.is_dir():
-            raise DataError(f"no image folder {root} (datasets.<label>.images)")
+            raise DataError(f"there is no image folder {root} (datasets.<label>.images)")
         for number, row in enumerate(_load_rows(path)):
             try:
                 record = _parse_record(row, root, clean)
@@ -65,7 +65,7 @@ def _parse_record(row: Any, root: Path, clean: Callable[[str], str]) -> Record:
         name = str(name)
     caption = row.get("caption")
     if not isinstance(caption, str) or not caption.strip():
-        raise RecordError(f"caption is empty or no text (image {name!r})")
+        raise RecordError(f"the caption is empty or not a string (image {name!r})")
     path = _find_image(root, name)
     sample_id = _strip_image_suffixes(path.name)
     prompt = row.get("prompt")
@@ -82,7 +82,7 @@ def _parse_record(row: Any, root: Path, clean: Callable[[str], str]) -> Record:
 
 
 def _find_image(root: Path, name: Any) -> Path:
-    """The image called `name`, with or without its suffix."""
+    """Return the path of the image called `name`, which may lack the suffix."""
     path = resolve_within(root, name)
     for suffix in _SUFFIXES:
         candidate = resolve_within(root, f"{name}{suffix}")  # may be a link that leaves the folder
@@ -92,7 +92,7 @@ def _find_image(root: Path, name: Any) -> Path:
 
 
 def _strip_image_suffixes(name: str) -> str:
-    """``1.2.840.5.dcm.png`` -> ``1.2.840.5``."""
+    """Remove all image suffixes: ``1.2.840.5.dcm.png`` becomes ``1.2.840.5``."""
     while name.lower().endswith(_SUFFIXES[1:]):
         name = name[: name.rindex(".")]
     return name

@@ -22,13 +22,13 @@ from xraygpt.prompting.renderer import (
 
 
 class MediaCollator(Protocol):
-    """A model's preparation of media: their number of tokens, and their batched tensors."""
+    """How a model prepares media: it counts their tokens and batches their tensors."""
 
     def token_runs(self, media: Sequence[Media]) -> list[Run]:
-        """Token runs of one sample's media, in order; tiling may depend on all of them."""
+        """Return the token runs of one sample's media, in order; each may depend on all media."""
 
     def stack(self, samples: Sequence[Sequence[Media]]) -> dict[str, Tensor]:
-        """`Batch.media_inputs` from the media of each sample; there is at least one medium."""
+        """Build `Batch.media_inputs` from the media of each sample, at least one in total."""
 
 
 class Collator:
@@ -36,10 +36,10 @@ class Collator:
 
     Args:
         renderer: Converts turns to token ids.
-        media_collator: The model's; None builds text-only batches.
+        media_collator: The model's media collator; None builds text-only batches.
         max_len: Maximum number of tokens per row, the context length of the LLM.
         loss_on_all_tokens: Put labels on every text token, for language modelling.
-        extra: Computes the further inputs of the task from the samples; None means none.
+        extra: Computes the task's further inputs from the samples; None means that it has none.
     """
 
     def __init__(
@@ -57,18 +57,18 @@ class Collator:
         self.pad_id = renderer.tokenizer.eos_token_id if pad is None else pad
 
     def __call__(self, samples: Sequence[Sample | None]) -> Batch:
-        """Collate samples; those that were left out (None) are only counted."""
+        """Collate samples; skipped samples (None) are only counted."""
         present = [s for s in samples if s is not None]
         rows = [self._render(s, self._all_turns(s)) for s in present]
         return self._batch(rows, present, len(samples) - len(present))
 
     def prompts(self, samples: Sequence[Sample]) -> Batch:
-        """A batch to generate from: left-padded, up to the beginning of the last answer."""
+        """Build a batch to generate from: left-padded, up to the beginning of the last answer."""
         rows = [self._render(s, self.question(s)) for s in samples]
         return self._batch(rows, samples, 0, left=True)
 
     def question(self, sample: Sample) -> list[Turn]:
-        """The turns before the last answer, with the prompt sampled for this sample."""
+        """Return the turns before the last answer, with the prompt sampled for this sample."""
         turns = self._all_turns(sample)
         last = max((i for i, t in enumerate(turns) if t["role"] == "assistant"), default=len(turns))
         return turns[:last]
@@ -77,7 +77,7 @@ class Collator:
         return self.renderer.with_prompt(sample["turns"], sample["rng_key"])
 
     def _question_text(self, sample: Sample) -> str:
-        """Text of the user turns before the last answer, without marks of media."""
+        """Return the text of the user turns before the last answer, without media marks."""
         texts = [plain_text(t) for t in self.question(sample) if t["role"] == "user"]
         return " ".join(" ".join(texts).split())
 
@@ -92,9 +92,9 @@ class Collator:
             rendered["labels"] = [IGNORE_INDEX if i == IMAGE_TOKEN_ID else i for i in ids]
         if len(ids) > self.max_len:
             raise DataError(
-                f"sample {name}: {len(ids)} tokens ({sum(r.length for r in runs)} of images), but "
-                f"the LLM's context holds {self.max_len}; lower model.max_txt_len or shorten the "
-                "question"
+                f"sample {name} has {len(ids)} tokens ({sum(r.length for r in runs)} for images), "
+                f"but the LLM's context is {self.max_len} tokens long; lower model.max_txt_len or "
+                "shorten the question"
             )
         return rendered
 
@@ -140,7 +140,7 @@ class Collator:
 
 
 def original_image(media: Media) -> Original | None:
-    """Size of a medium's picture before processing; None if its processor provides no geometry."""
+    """Return the size of a medium's image before processing, or None without a geometry."""
     if media.size is None or media.geometry is None:
         return None
     return Original(*media.size, media.geometry)
@@ -149,11 +149,11 @@ def original_image(media: Media) -> Original | None:
 def pad_rows(
     rows: Sequence[Rendered], pad_id: int, left: bool
 ) -> tuple[Tensor, Tensor, Tensor, list[MediaRun]]:
-    """Pad conversations to (B, T) ids, labels and mask, and locate their media.
+    """Pad conversations to ids, labels and a mask of shape (B, T), and locate their media.
 
     Args:
-        rows: One conversation each.
-        pad_id: Token id of the padding.
+        rows: The rendered conversations, one per row.
+        pad_id: Token id used for padding.
         left: Pad on the left instead of the right.
     """
     width = max(len(row["input_ids"]) for row in rows)

@@ -1,6 +1,6 @@
-"""Control datasets: the same corpus with wrong images or none.
+"""Control datasets: the same corpus with wrong images or without images.
 
-A model that does as well on them ignores the image.
+A model that scores as well on controls as on the true images ignores the image.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ MAX_SWAP_ROUNDS = 20
 
 
 def shuffled(data: StudyDataset, seed: int) -> StudyDataset:
-    """`data` with the images of other studies that have another answer.
+    """Return `data` with images from other studies that have another answer.
 
-    A derangement by study and by answer text: no sample keeps its images, or gets images for which
-    its answer would be correct. Samples exchange images only with samples that have the same number
-    and kinds of media.
+    This is a derangement by study and by answer text: no sample keeps its images or gets images for
+    which its answer would be correct. Samples exchange images only with samples that have the same
+    number and kinds of media.
     """
     texts = [reference_text(data.get_turns(i)) for i in range(len(data))]
     originals = list(data.records)  # unpickled once
@@ -41,7 +41,7 @@ def shuffled(data: StudyDataset, seed: int) -> StudyDataset:
     unchanged = count_unshuffled(originals, texts, order)
     if unchanged:
         log.warning(
-            "shuffled images: %d of %d samples got no image of another study and answer",
+            "shuffled images: %d of %d samples got no image from a study with another answer",
             unchanged,
             len(data),
         )
@@ -51,10 +51,10 @@ def shuffled(data: StudyDataset, seed: int) -> StudyDataset:
 
 
 def shuffled_per_image(data: StudyDataset, seed: int) -> StudyDataset:
-    """`data` with all questions about an image moved to the same image of another study.
+    """Return `data` with all questions about an image moved to the same image of another study.
 
-    For yes/no questions: if images were chosen because they require another answer, as `shuffled`
-    does, studies would be ranked worse than by chance.
+    This control is for yes/no questions: if images were chosen because they require another answer,
+    the way `shuffled` chooses them, the ranking of studies would be worse than chance.
     """
     first = {record.media: record for record in reversed(data.records)}
     distinct = list(first.values())
@@ -65,7 +65,7 @@ def shuffled_per_image(data: StudyDataset, seed: int) -> StudyDataset:
 
 
 def blanked(data: StudyDataset) -> StudyDataset:
-    """`data` with all images black."""
+    """Return `data` with all images black."""
     if is_blank(data):
         return data
     read_black = partial(read_black_image, read_media=data.read_media, cache={})
@@ -73,16 +73,16 @@ def blanked(data: StudyDataset) -> StudyDataset:
 
 
 def without_images(data: StudyDataset) -> StudyDataset:
-    """`data` without media; the collator removes the marks from the text."""
+    """Return `data` without media; the collator removes their marks from the text."""
     records = [replace(r, media=()) for r in data.records]
     return _with_records(data, records, data.read_media)
 
 
 def mirrored(data: StudyDataset) -> StudyDataset:
-    """`data` with left and right flipped in every image, clip and volume.
+    """Return `data` with left and right swapped in every image, clip and volume.
 
     Raises:
-        DataError: It contains embeddings, which cannot be mirrored.
+        DataError: `data` contains embeddings, which cannot be mirrored.
     """
     stored = next((ref for ref in data.media_refs() if ref.kind == "embedding"), None)
     if stored is not None:
@@ -112,21 +112,21 @@ def _with_records(
 
 
 def most_common_answer(data: StudyDataset) -> str:
-    """The most frequent answer; ties are resolved alphabetically."""
+    """Return the most frequent answer; ties are resolved alphabetically."""
     counts = Counter(reference_text(data.get_turns(i)) for i in range(len(data)))
     return min(counts, key=lambda text: (-counts[text], text)) if counts else ""
 
 
 def nearest_answers(data: StudyDataset, train: StudyDataset) -> dict[str, str]:
-    """For each sample the answer of the training sample with the most similar images.
+    """Return, for each sample, the answer of the training sample with the most similar images.
 
-    Features are averaged over the patches and images of a sample, minus their mean over the
-    training set, and compared by cosine. Training samples with the same question are preferred, and
-    those of the same study are excluded.
+    Features are averaged over the patches and images of a sample, centred on their mean over the
+    training set, and compared by their cosine. Training samples with the same question are
+    preferred, and those from the same study are excluded.
 
     Args:
-        data: Reads features.
-        train: Reads features of the same encoder.
+        data: The samples to answer; its `read_media` returns features.
+        train: The training samples; its `read_media` returns features from the same encoder.
     """
     features, indices = _pooled_features(data)
     train_features, train_indices = _pooled_features(train)
@@ -155,7 +155,7 @@ def _question(turns: Sequence[Any]) -> str:
 
 
 def _pooled_features(data: StudyDataset) -> tuple[np.ndarray, list[int]]:
-    """(n, D) mean features of the samples with readable images, and the samples' indices."""
+    """Return (n, D) mean features of the samples with readable images, and their indices."""
     rows, indices = [], []
     for i, record in enumerate(data.records):
         try:
@@ -172,18 +172,18 @@ def _pooled_features(data: StudyDataset) -> tuple[np.ndarray, list[int]]:
 
 
 def derangement(records: Sequence[Record], texts: Sequence[str], seed: int) -> list[int]:
-    """For each record the index of the record from which it gets its images.
+    """Return, for each record, the index of the record from which it gets its images.
 
-    Partners have another study and another text. If no such partner is left (a corpus with one
-    answer), the text may be the same, and a corpus of one study keeps its images.
+    A partner belongs to another study and has another text. If no such partner is left, as in a
+    corpus with one answer, the text may be the same; a corpus of one study keeps its images.
     """
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, record in enumerate(records):
         groups[tuple(ref.kind for ref in record.media)].append(i)
     order = list(range(len(records)))
     for kinds, members in groups.items():
-        # Records of images only are seeded by their number, so that published results are
-        # reproducible.
+        # Records with images only are seeded by their number of images, so that published results
+        # are reproducible.
         key = len(kinds) if set(kinds) <= {"image"} else kinds
         targets = _derange_group(records, texts, members, keyed_random(seed, key, "derangement"))
         for i, j in zip(members, targets, strict=True):
@@ -192,7 +192,7 @@ def derangement(records: Sequence[Record], texts: Sequence[str], seed: int) -> l
 
 
 def count_unshuffled(records: Sequence[Record], texts: Sequence[str], order: Sequence[int]) -> int:
-    """Number of samples with images of their own study, or of one with the same text."""
+    """Count the samples with images from their own study or from one with the same text."""
     return sum(
         records[i].study_id == records[j].study_id or texts[i] == texts[j]
         for i, j in enumerate(order)
@@ -202,14 +202,14 @@ def count_unshuffled(records: Sequence[Record], texts: Sequence[str], order: Seq
 def _derange_group(
     records: Sequence[Record], texts: Sequence[str], members: list[int], rng: random.Random
 ) -> list[int]:
-    """Partners of `members` among themselves, improved by random swaps."""
+    """Choose a partner for each of `members` from among them, improved by random swaps."""
     targets = members[:]
     rng.shuffle(targets)
 
     def is_invalid(i: int, j: int) -> bool:
         return records[i].study_id == records[j].study_id or texts[i] == texts[j]
 
-    for _ in range(MAX_SWAP_ROUNDS):  # a few are enough unless it is impossible
+    for _ in range(MAX_SWAP_ROUNDS):  # a few rounds are enough unless no solution exists
         invalid = [k for k, i in enumerate(members) if is_invalid(i, targets[k])]
         for k in invalid:
             m = rng.randrange(len(members))
@@ -238,19 +238,19 @@ def _swap_for_other_study(
 
 
 def is_blank(data: StudyDataset) -> bool:
-    """Whether `data` was made by `blanked`."""
+    """Return whether `data` was made by `blanked`."""
     return getattr(data.read_media, "func", None) is read_black_image
 
 
 def black_key(data: StudyDataset, media: tuple[MediaRef, ...]) -> tuple[Any, ...]:
-    """Hashable key of a sample's black images in a blanked dataset; equal for equal images."""
+    """Return a hashable key of a sample's images in a blanked dataset; equal for equal images."""
     inner = getattr(data.read_media, "keywords", {}).get("read_media")
     processor = getattr(inner, "keywords", {}).get("processor")
     return tuple("black" if _is_shared(ref, processor) else ("black", ref) for ref in media)
 
 
 def read_black_image(ref: MediaRef, rng_key: str, read_media: Any, cache: dict[str, Any]) -> Media:
-    """The result of `read_media` for a black picture of the size of the true one.
+    """Return what `read_media` would return for a black image as large as the true one.
 
     Args:
         ref: The true medium; its size is kept, so that masks and boxes can be mapped back.
@@ -273,7 +273,7 @@ def read_black_image(ref: MediaRef, rng_key: str, read_media: Any, cache: dict[s
 
 
 def _is_shared(ref: MediaRef, processor: Any) -> bool:
-    """Whether one black image can replace all; sizes of clips, volumes and embeddings differ."""
+    """Return whether `ref` can use the shared black image; other kinds of media differ in size."""
     return ref.kind == "image" and getattr(processor, "fixed_size", True)
 
 

@@ -17,7 +17,7 @@ from xraygpt.common.paths import cache_root
 from xraygpt.datasets.base import Record
 from xraygpt.media.base import MediaRef
 
-BUFFER = 2**20  # bytes of the write buffer
+BUFFER = 2**20  # size of the write buffer, in bytes
 
 
 class RecordFile:
@@ -28,7 +28,7 @@ class RecordFile:
             folder = cache_root()
             folder.mkdir(parents=True, exist_ok=True)
             self.file = tempfile.TemporaryFile(dir=folder, buffering=BUFFER)  # noqa: SIM115
-        except OSError:  # fall back to the system's folder, which may be in memory
+        except OSError:  # fall back to the system's temporary folder, which may be in memory
             self.file = tempfile.TemporaryFile(buffering=BUFFER)  # noqa: SIM115
         self.size = 0
         self.map: mmap.mmap | None = None
@@ -40,7 +40,7 @@ class RecordFile:
         return self.size - len(data)
 
     def read(self, start: int, end: int) -> bytes:
-        """The bytes between two offsets."""
+        """Return the bytes between two offsets."""
         if self.map is None or len(self.map) < end:
             self.file.flush()
             self.map = mmap.mmap(self.file.fileno(), self.size, access=mmap.ACCESS_READ)
@@ -51,8 +51,8 @@ class MappedRecords(Sequence[Record]):
     """Records that are unpickled on access; slices share the file.
 
     Args:
-        records: Appended one by one.
-        file: Where they are stored; None creates a new file.
+        records: Records to append, one by one.
+        file: File in which the records are stored; None creates a new file.
     """
 
     def __init__(self, records: Iterable[Record] = (), file: RecordFile | None = None) -> None:
@@ -103,14 +103,14 @@ class MappedRecords(Sequence[Record]):
         return (self[i] for i in range(len(self)))
 
     def media(self) -> Iterator[tuple[MediaRef, ...]]:
-        """The distinct `Record.media` in order, without unpickling the rest of the records."""
+        """Yield the distinct `Record.media` in order, without unpickling the other data."""
         offsets = self._all_offsets()
         ranges = zip(offsets[:, 0].tolist(), offsets[:, 1].tolist(), strict=True)
         for pickled in dict.fromkeys(self._file.read(start, end) for start, end in ranges):
             yield _unpickle_media(pickled)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the content, for a process that does not inherit the file."""
+        """Pickle the content for a process that does not inherit the file."""
         pickled = [
             (self._file.read(start, end), media_end - start)
             for start, media_end, end in self._all_offsets().tolist()

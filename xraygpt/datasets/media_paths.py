@@ -22,13 +22,13 @@ class RecordError(ValueError):
 
 
 def resolve_within(root: Path, name: object) -> Path:
-    """The path `name` under `root`.
+    """Return the path `name` under `root`.
 
     Raises:
-        RecordError: `name` is not a path, or leaves `root`, also through a link.
+        RecordError: `name` is not a path, or it leaves `root`, directly or through a link.
     """
     if not isinstance(name, str) or not name or "\0" in name:
-        raise RecordError(f"image path {name!r} is not a path")
+        raise RecordError(f"{name!r} is not a valid image path")
     path = root / name
     if not is_within(path, root):
         raise RecordError(f"image path {name!r} leaves the image folder")
@@ -36,10 +36,10 @@ def resolve_within(root: Path, name: object) -> Path:
 
 
 def resolve_image(root: Path, name: object) -> str:
-    """Same as `require_file(resolve_within(root, name))` as a string, but faster for valid paths.
+    """Return `require_file(resolve_within(root, name))` as a string; faster for valid paths.
 
     Raises:
-        RecordError: See both functions.
+        RecordError: See `resolve_within` and `require_file`.
     """
     if isinstance(name, str):
         path = os.path.join(root, name)  # noqa: PTH118 (faster)
@@ -53,7 +53,7 @@ def require_file(path: Path) -> Path:
     """Return `path` if it is a non-empty file.
 
     Raises:
-        RecordError: It does not exist or is empty.
+        RecordError: The file does not exist or is empty.
     """
     try:
         size = path.stat().st_size
@@ -83,7 +83,7 @@ def parse_media_ref(
     unknown = sorted(set(item) - set(_KEYS))
     if unknown:
         raise RecordError(
-            f"unknown key {unknown[0]!r} of an image{did_you_mean(unknown[0], _KEYS)}"
+            f"unknown key {unknown[0]!r} in an image entry{did_you_mean(unknown[0], _KEYS)}"
         )
     kind = _parse_kind(item)
     try:
@@ -101,7 +101,8 @@ def parse_media_ref(
         raise
     except (TypeError, ValueError) as error:
         raise RecordError(
-            f"an image has an invalid index, frames ([start, stop, step]), spacing or fps: {error}"
+            "an image entry has an invalid index, frames ([start, stop, step]), spacing or fps: "
+            f"{error}"
         ) from None
 
 
@@ -114,11 +115,11 @@ def _parse_kind(item: Mapping[str, object]) -> Kind | None:
             return known_kind
     if kind is None:
         return None
-    raise RecordError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+    raise RecordError(f"unknown kind {kind!r}; choose one of {', '.join(KINDS)}")
 
 
 def _parse_index(item: Mapping[str, object]) -> int | None:
-    """`index`, or `frame` for a picture; embeddings have no frames."""
+    """Return `index`, or `frame` unless the entry is an embedding, which has no frames."""
     is_array = str(item.get("path")).endswith(ARRAY_SUFFIXES)
     has_no_frames = is_array and item.get("kind") in (None, "embedding")
     value = item.get("index", None if has_no_frames else item.get("frame"))

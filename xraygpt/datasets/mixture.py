@@ -55,14 +55,14 @@ class Mixture(Dataset[Sample | None]):
         return part[part_index, epoch]
 
     def locate(self, index: int) -> tuple[StudyDataset, int]:
-        """The corpus of an index, and the index in that corpus."""
+        """Return the corpus that contains an index, and the index within that corpus."""
         for part, start in zip(reversed(self.parts), reversed(self.starts[:-1]), strict=True):
             if index >= start:
                 return part, index - start
         raise IndexError(index)
 
     def epoch(self, number: int, seed: int) -> list[int]:
-        """The order of one epoch; the same on every rank."""
+        """Return the order of the samples in one epoch, which is the same on every rank."""
         order: list[int] = []
         for part, weight, start, sampling_weights in zip(
             self.parts, self.weights, self.starts[:-1], self.sampling_weights, strict=True
@@ -83,21 +83,21 @@ class Mixture(Dataset[Sample | None]):
         return order
 
     def epoch_size(self) -> int:
-        """Number of samples in one epoch."""
+        """Return the number of samples in one epoch."""
         parts = zip(self.parts, self.weights, strict=True)
         return sum(round(weight * len(part)) for part, weight in parts)
 
     def texts(self) -> list[str]:
-        """Texts of all corpora, see `StudyDataset.texts`."""
+        """Return the texts of all corpora; see `StudyDataset.texts`."""
         return [text for part in self.parts for text in part.texts()]
 
 
 def longest_rows(data: Mixture, count: int, max_scanned: int = 4096) -> list[int]:
-    """Indices of the samples with the most text, longest first.
+    """Return the indices of the samples with the most text, longest first.
 
     Args:
         data: The corpora.
-        count: Number of indices.
+        count: Number of indices to return.
         max_scanned: Approximate number of evenly spread samples to consider.
     """
     indices = range(0, len(data), max(1, len(data) // max_scanned))
@@ -110,12 +110,12 @@ def longest_rows(data: Mixture, count: int, max_scanned: int = 4096) -> list[int
 
 
 class StreamSampler(Sampler[list[Any]]):
-    """Infinite batches of ``(index, epoch)`` for one rank.
+    """An infinite stream of batches of ``(index, epoch)`` for one rank.
 
     Args:
         data: The corpora.
-        seed: Seed of the order.
-        batch_size: Rows of one micro-batch on one rank.
+        seed: Seed for the order of the samples.
+        batch_size: Rows per micro-batch on one rank.
         micro_batches: Micro-batches per step on one rank.
         rank: Index of this process, below `world`.
         world: Number of processes.

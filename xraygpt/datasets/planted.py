@@ -1,10 +1,10 @@
 """Real normal images with a SYNTHETIC lesion in a lung, for training an encoder.
 
-Small and rare findings are hardly learned from a few thousand reports. Each normal training image
-of a table of studies is copied with one to three small spots as bright as bone (a calcified
-granuloma), or one larger, softer and fainter spot (a nodule); codes and text describe its position.
-The copies are drawn on first use and kept in the cache. Studies of val and test are not used, and
-nothing measured on these images concerns patients.
+An encoder hardly learns small and rare findings from a few thousand reports. This corpus therefore
+copies each normal training image in a table of studies and draws one to three small spots as bright
+as bone (a calcified granuloma), or one larger, softer and fainter spot (a nodule), into the copy;
+the codes and the text describe the position. The copies are drawn on first use and kept in the
+cache. Studies in val and test are not used, and nothing measured on these images concerns patients.
 """
 
 from __future__ import annotations
@@ -67,16 +67,16 @@ class _NormalImage(NamedTuple):
 
 @registry.register_builder("planted_lesions")
 class PlantedLesions(RecordsBuilder):
-    """Copies of the normal training images of a table of studies, each with a drawn lesion."""
+    """Copies of the normal training images in a table of studies, each with a drawn lesion."""
 
     @dataclass(kw_only=True)
     class Config(RecordsBuilder.Config):
-        """Settings of a table of studies, and of the lesions drawn into it."""
+        """Settings of a table of studies, and of the lesions drawn into its images."""
 
         planted_seed: int = 0
-        """Seed of positions and sizes."""
+        """Seed for the positions and sizes of the lesions."""
         copies: int = 1
-        """Copies of each normal image, with different lesions."""
+        """Number of copies of each normal image, with different lesions."""
         kinds: list[Kind] = field(default_factory=lambda: ["granuloma", "nodule"])
         """Kinds of lesions, used in turn."""
 
@@ -89,7 +89,7 @@ class PlantedLesions(RecordsBuilder):
     config: Config
 
     def records(self, clean: Callable[[str], str]) -> Iterator[tuple[str | None, Record | str]]:
-        """Yield each copy, always as train; draws the copies if they are not in the cache."""
+        """Yield each copy, always as train; missing copies are drawn first."""
         config = self.config
         folder = self._ensure_drawn()
         names = config.fields
@@ -109,12 +109,14 @@ class PlantedLesions(RecordsBuilder):
             self.config = config
 
     def _ensure_drawn(self) -> Path:
-        """The folder of the copies; one process draws them while others wait for its lock."""
+        """Return the folder with the copies; one process draws them while others wait."""
         config = self.config
         path, root = self._table_paths()
         images = list(self._normal_images(path, root))
         if not images:
-            raise DataError(f"{path}: no training image with one view is coded as normal alone")
+            raise DataError(
+                f"{path} contains no training study that has one image and is coded only as normal"
+            )
         paths = [str(image.path) for image in images]
         facts = [VERSION, config.planted_seed, config.copies, list(config.kinds), *paths]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -126,11 +128,11 @@ class PlantedLesions(RecordsBuilder):
                 if not (folder / ROWS).is_file():
                     self._draw_all(folder, images)
         except OSError as error:
-            raise DataError(f"cannot draw into {folder}: {error.strerror}") from None
+            raise DataError(f"cannot save the drawn images to {folder}: {error.strerror}") from None
         return folder
 
     def _normal_images(self, path: Path, root: Path) -> Iterator[_NormalImage]:
-        """Training studies with one image whose only code is "normal"."""
+        """Yield the training studies with one image whose only code is "normal"."""
         reader = RowReader(self.config, root)
         for _, row in read_table(path, self.config.format):
             try:
@@ -174,7 +176,7 @@ class PlantedLesions(RecordsBuilder):
         }
 
     def _describe(self, row: Row, kind: Kind, side: str, lobe: str) -> dict[str, Any]:
-        """The study's sections, the first one with a sentence about the lesion, and its code."""
+        """Return the study's sections, with the lesion added to the first one, and its code."""
         sections, (name, code) = self.config.sections, NAMES[kind]
         texts = {s: row[s] for s in sections if isinstance(row.get(s), str)}
         sentence = f"There is a {name} in the {side} {lobe}."
@@ -189,12 +191,13 @@ def plant_lesion(
     """Draw one to three hard spots (granuloma) or one soft spot (nodule) into one lung field.
 
     Args:
-        pixels: (H, W) or (H, W, 3) float32 in [0, 1], bones bright.
-        rng: Samples lung field, size (granulomas 2.5 to 9 mm, nodules 8 to 26 mm) and brightness.
+        pixels: (H, W) or (H, W, 3) float32 in [0, 1], with bright bones.
+        rng: Samples the lung field, the size (granulomas 2.5 to 9 mm, nodules 8 to 26 mm) and the
+            brightness.
         kind: Kind of lesion.
 
     Returns:
-        (H, W) uint8 image, side and lobe.
+        The image, (H, W) uint8, and the side and lobe of the lesion.
     """
     grey = pixels.mean(axis=-1) if pixels.ndim == 3 else pixels
     grey = grey.astype(np.float32)

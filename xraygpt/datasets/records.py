@@ -1,8 +1,8 @@
-"""Corpora in any table of studies: JSONL, a JSON array or CSV, with `fields` mapping its names.
+"""Corpora read from any table of studies: JSONL, a JSON array or CSV with any field names.
 
-The project's own layout needs no mapping: ``{id, study, split, images: [{path, view}], turns:
-[{role, text}], labels?, boxes?, source?, licence?}``. Other layouts contain report sections, human
-codes or a question and its answer, and `target` selects what the model has to answer.
+The project's own layout needs no mapping by `fields`: ``{id, study, split, images: [{path, view}],
+turns: [{role, text}], labels?, boxes?, source?, licence?}``. Other layouts contain report sections,
+human codes or a question and its answer, and `target` selects what the model has to answer.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class RecordsBuilder(BaseBuilder):
         """Settings of a table of studies."""
 
         format: Literal["auto", "jsonl", "json", "csv"] = "auto"
-        """Format of the file; `auto` uses its suffix."""
+        """Format of the file; `auto` infers it from the suffix."""
         fields: FieldMap = field(default_factory=FieldMap)
-        """The corpus's names of fields."""
+        """Names of the fields in the corpus."""
         target: Literal[
             "auto", "report", "codes", "question", "code_questions", "every_code_question", "none"
         ] = "auto"
@@ -59,34 +59,34 @@ class RecordsBuilder(BaseBuilder):
         headings: bool = False
         """Write "Findings:" and so on before each section."""
         group_by_study: bool = False
-        """Make one sample of all images of a study, instead of one of each."""
+        """Make one sample from all images of a study instead of one sample from each image."""
         study_prefix: str = ""
         """Prefix of study ids, e.g. `CXR` for a table that calls study CXR1004 just 1004."""
         min_code_count: int = 25
-        """`code_questions` asks only about headings of at least this many training studies."""
+        """`code_questions` asks only about headings that occur in this many training studies."""
         questions: int = 1
-        """`code_questions`: number of questions in one sample, one turn each."""
+        """`code_questions`: number of questions in one sample, with one turn for each."""
         question_sides: bool = False
         """`code_questions`: answer with the side if it is coded: "yes, left.", "yes, left and
-        right.". For training only: the task `vqa` treats such an answer as one to an open
+        right.". For training only: the task `vqa` treats such an answer as the answer to an open
         question."""
         ask: Literal["headings", "findings"] = "headings"
-        """Subject of those questions: headings of the codes ("Is this coded: lung?") or the
-        labeller's findings, derived from the codes ("Is there hyperinflation?")."""
+        """Subject of these questions: the headings of the codes ("Is this coded: lung?") or the
+        labeller's findings, which are derived from the codes ("Is there hyperinflation?")."""
         findings_in_prompt: float | None = None
         """`report`, only in training: put the coded findings into the prompt, except in this
         fraction of the epochs, e.g. 0.3. This teaches a model to write up planned findings
         (`run.task.plan`). null never adds them."""
         locations_in_prompt: Literal["image", "question"] = "image"
-        """Position of those findings: `image` puts the codes next to the image, as a plan does;
+        """Position of these findings: `image` puts the codes next to the image, as a plan does;
         `question` puts their findings into the question ("Write the report. Seen: edema.")."""
         codes_as_image: bool = False
         """Write each study's codes in place of its image, for `language_modeling`, which sees no
         images. This teaches the LLM to write the report from the content of that position."""
         vocabulary: Annotated[str, Choice(VOCABULARIES)] = DEFAULT_VOCABULARY
-        """Names of findings; used by `ask`, `codes_from: report` and `locations_in_prompt`."""
+        """Vocabulary of findings, used by `ask`, `codes_from: report` and `locations_in_prompt`."""
         codes_from: Literal["coding", "report"] = "coding"
-        """Source of codes: the field `fields.codes`, or, for an uncoded corpus, the findings and
+        """Source of the codes: the field `fields.codes` or, for an uncoded corpus, the findings and
         sides that the vocabulary's labeller finds in the `sections`."""
         only_images: bool = True
         """Reject records without an image; false reads them as text-only samples."""
@@ -117,7 +117,7 @@ class RecordsBuilder(BaseBuilder):
                 yield None, f"{path.name}, record {group[0][0]}: {error}"
 
     def _table_paths(self) -> tuple[Path, Path]:
-        """The annotation file and the folder of the images."""
+        """Return the paths of the annotation file and of the image folder."""
         storage = self.storage_folder("table of studies", "docs/data.md describes its content")
         return storage / self._annotation_file(storage), storage / (self.config.images or ".")
 
@@ -128,10 +128,12 @@ class RecordsBuilder(BaseBuilder):
         if len(paths) == 1:
             return Path(paths[0].name)
         names = ", ".join(p.name for p in paths) or "none"
-        raise DataError(f"{storage}: set annotations to one file (found: {names})")
+        raise DataError(
+            f"{storage}: expected one annotation file, found {names}; name it in annotations"
+        )
 
     def _find_askable_names(self, reader: RowReader, rows: NumberedRows) -> list[str]:
-        """Headings or findings of at least `min_code_count` training studies."""
+        """Find the headings or findings that at least `min_code_count` training studies have."""
         if self.config.target not in ("code_questions", "every_code_question"):
             return []
         studies: dict[str, set[str]] = {}
@@ -146,8 +148,8 @@ class RecordsBuilder(BaseBuilder):
         frequent = sorted(n for n, s in studies.items() if len(s) >= self.config.min_code_count)
         if len(frequent) < 2:
             log.warning(
-                "%s: code_questions has %s to ask about, because no other heading has %d training "
-                "studies; lower min_code_count or add more studies",
+                "%s: code_questions has %s to ask about, because no other heading occurs in "
+                "%d training studies; lower min_code_count or add more studies",
                 self.config.storage,
                 frequent[0] if frequent else "nothing",
                 self.config.min_code_count,
@@ -157,9 +159,9 @@ class RecordsBuilder(BaseBuilder):
     def _group_rows(
         self, reader: RowReader, rows: NumberedRows, path: Path
     ) -> tuple[list[NumberedRows], list[str]]:
-        """Rows grouped by study if `group_by_study`, else one by one, and messages about bad rows.
+        """Group rows by study if `group_by_study`, else singly; collect messages about bad rows.
 
-        Uncoded rows are left out if the target needs codes.
+        Uncoded rows are skipped if the target needs codes.
         """
         groups: dict[str | int, NumberedRows] = {}
         problems: list[str] = []
@@ -180,21 +182,21 @@ class RecordsBuilder(BaseBuilder):
             if self.config.codes_from == "report":
                 reason = "the labeller, which reads only English, found nothing about the chest"
             log.info(
-                "%s: %s in %d of %d records; these are not used", path, reason, uncoded, len(rows)
+                "%s: %s in %d of %d records, which are skipped", path, reason, uncoded, len(rows)
             )
         return list(groups.values()), problems
 
     def _build_records(
         self, reader: RowReader, turn_builder: TurnBuilder, group: NumberedRows
     ) -> Iterator[tuple[str | None, Record]]:
-        """Records of one group with their split; none if no image has one of the `views`."""
+        """Yield the records of one group with their split, or none without one of the `views`."""
         _, row = group[0]
         self._check_group([row for _, row in group])
         media = [ref for _, r in group for ref in reader.media(r)]
         if not media and self.config.only_images:
             if self.config.views is not None:
                 return
-            raise RecordError("no image (only_images: false accepts text-only records)")
+            raise RecordError("the image is missing (only_images: false accepts text-only records)")
         record = self._build_record(reader, turn_builder, row, media)
         split = reader.split_of_record(row, record)
         if self.config.target == "every_code_question":
@@ -215,7 +217,7 @@ class RecordsBuilder(BaseBuilder):
         )
 
     def _check_group(self, rows: Sequence[Row]) -> None:
-        """Rows that become one sample must have the same split and no questions."""
+        """Check that rows that become one sample have the same split and no questions."""
         if len(rows) == 1:
             return
         names, split_field = self.config.fields, self.config.split.field

@@ -1,4 +1,4 @@
-"""Reading of ids, split, media, codes and metadata from the rows of a table of studies."""
+"""Reading of the ids, split, media, codes and metadata in the rows of a table of studies."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ class RowReader:
         return get_vocabulary(self.config.vocabulary)
 
     def study_id(self, row: Row) -> str:
-        """The study, with the prefix; an image without a study is its own study.
+        """Return the study id with its prefix; an image without a study counts as its own study.
 
         Raises:
-            RecordError: The row has neither study nor image nor id.
+            RecordError: The row has neither a study nor an image nor an id.
         """
         study = row.get(self.names.study)
         if study in (None, ""):
             study = row.get(self.names.image) or row.get(self.names.id)
         if not isinstance(study, (str, int)):
-            raise RecordError(f"no study id (fields.study: {self.names.study})")
+            raise RecordError(f"the study id is missing (fields.study: {self.names.study})")
         return f"{self.config.study_prefix}{study}"
 
     def record_id(self, row: Row, media: Sequence[MediaRef]) -> str:
-        """The row's id, or the path of its first image without suffix, or its study."""
+        """Return the row's id, or the path of its first image without the suffix, or its study."""
         name = row.get(self.names.id)
         if name in (None, ""):
             if not media:
@@ -58,20 +58,20 @@ class RowReader:
         return str(name)
 
     def split_of_study(self, study_id: str, row: Row) -> str | None:
-        """The split of the row's study, or of its patient."""
+        """Return the split of the row's study, or of its patient."""
         rule = self.config.split
         value = row.get(rule.field) if rule.field else None
         listed_split = str(value) if value else None
         return rule.assign_grouped(study_id, row.get(self.names.patient), listed_split)
 
     def split_of_record(self, row: Row, record: Record) -> str | None:
-        """The split of a record, which is test if an image is of the published test split."""
+        """Return a record's split, which is test if an image is in the published test split."""
         if any(is_published_test(ref.name) for ref in record.media):
             return "test"
         return self.split_of_study(record.study_id, row)
 
     def media(self, row: Row) -> Iterator[MediaRef]:
-        """The row's media with one of the configured views.
+        """Yield the row's media that have one of the configured views.
 
         Raises:
             RecordError: A file is missing, or an entry is invalid.
@@ -88,12 +88,12 @@ class RowReader:
                 yield ref
 
     def human_codes(self, row: Row) -> list[str]:
-        """The codes in the row's `codes` field."""
+        """Return the codes in the row's `codes` field."""
         codes = row.get(self.names.codes) or []
         return codes.split(";") if isinstance(codes, str) else [str(c) for c in codes]
 
     def codes(self, row: Row) -> list[str]:
-        """The codes from the source that `codes_from` names."""
+        """Return the codes from the source that `codes_from` selects."""
         if self.config.codes_from == "coding":
             return self.human_codes(row)
         sections = (row.get(section) for section in self.config.sections)
@@ -101,13 +101,13 @@ class RowReader:
         return list(self.vocabulary.codes_of_report(text))
 
     def askable_names(self, codes: Sequence[str]) -> set[str]:
-        """Headings or findings of the codes, whichever `ask` makes the subject of questions."""
+        """Return the codes' headings or findings, whichever `ask` selects for questions."""
         if self.config.ask == "findings":
             return self.vocabulary.coded_findings(codes)
         return questions.headings(codes)
 
     def meta(self, row: Row, media: Sequence[MediaRef]) -> dict[str, Any]:
-        """`Sample.meta` of the row.
+        """Return the `Sample.meta` of the row.
 
         Raises:
             RecordError: A file in `fields.files` is missing.

@@ -32,7 +32,7 @@ class TurnBuilder:
         self.askable_names, self.clean = askable_names, clean
 
     def build(self, row: Row, image_count: int) -> Turns:
-        """Turns of the row, or a function of an RNG key that samples them.
+        """Build the turns of the row, or a function that samples them for an RNG key.
 
         Raises:
             RecordError: The row lacks the text that the target needs.
@@ -52,7 +52,7 @@ class TurnBuilder:
         return turns
 
     def question_records(self, record: Record, row: Row) -> Iterator[Record]:
-        """One copy of the record for each yes/no question."""
+        """Yield one copy of the record for each yes/no question."""
         marks = image_marks(len(record.media))
         by_finding = self.config.ask == "findings"
         question = self.reader.vocabulary.question if by_finding else questions.code_question
@@ -63,7 +63,7 @@ class TurnBuilder:
             yield replace(record, sample_id=f"{record.sample_id}/{name}", turns=turns)
 
     def _has_prompt_findings(self, row: Row) -> bool:
-        """Whether the row is a coded training study and findings go into report prompts."""
+        """Return whether the row is a coded training study whose prompt may contain findings."""
         if self.config.findings_in_prompt is None or self.config.target not in ("auto", "report"):
             return False
         is_coded = questions.is_coded(self.reader.codes(row))
@@ -86,7 +86,7 @@ class TurnBuilder:
         return questions.qa_turns(marks, self._report(row))
 
     def _resolve_target(self, row: Row) -> str:
-        """The configured target, with `auto` replaced by what the row has."""
+        """Return the configured target, with `auto` resolved by what the row contains."""
         if self.config.target != "auto":
             return self.config.target
         if row.get(self.names.turns):
@@ -107,7 +107,9 @@ class TurnBuilder:
         names = self.names
         question, answer = row.get(names.question), row.get(names.answer)
         if not isinstance(question, str) or answer in (None, ""):
-            raise RecordError(f"no question ({names.question}) or no answer ({names.answer})")
+            raise RecordError(
+                f"the question ({names.question}) or the answer ({names.answer}) is missing"
+            )
         return questions.qa_turns(f"{marks} {question.strip()}", self.clean(str(answer)))
 
     def _report(self, row: Row) -> str:
@@ -117,26 +119,26 @@ class TurnBuilder:
             if text is None or text == "":
                 continue
             if not isinstance(text, str):
-                raise RecordError(f"{name} is no text but {type(text).__name__}")
+                raise RecordError(f"{name} must be a string, got {type(text).__name__}")
             text = self.clean(text)
             if text:
                 sections.append(f"{name.capitalize()}: {text}" if self.config.headings else text)
         if not sections:
-            raise RecordError(f"empty text (sections: {', '.join(self.config.sections)})")
+            raise RecordError(f"the report is empty (sections: {', '.join(self.config.sections)})")
         return " ".join(sections)
 
 
 def image_marks(count: int) -> str:
-    """Marks of `count` images, ``<image> <image>``."""
+    """Return the marks of `count` images, such as ``<image> <image>``."""
     return " ".join([IMAGE] * count)
 
 
 def parse_turns(rows: Any, image_count: int) -> tuple[Turn, ...]:
-    """Check a row's conversation; if its text has no marks, they go before the first question.
+    """Check a row's conversation; if its text has no marks, put them before the first question.
 
     Args:
-        rows: List of ``{role, text}``.
-        image_count: Number of the row's images.
+        rows: A list of ``{role, text}``.
+        image_count: Number of images in the row.
 
     Raises:
         RecordError: A turn is invalid, or there is no question or no answer.
@@ -144,7 +146,7 @@ def parse_turns(rows: Any, image_count: int) -> tuple[Turn, ...]:
     turns = [_parse_turn(row) for row in rows] if isinstance(rows, list) else []
     roles = [turn["role"] for turn in turns]
     if "user" not in roles or "assistant" not in roles:
-        raise RecordError("turns hold no question or no answer")
+        raise RecordError("the turns are missing a question or an answer")
     if image_count and not any(IMAGE in t["text"] or VIDEO in t["text"] for t in turns):
         first = roles.index("user")
         text = f"{image_marks(image_count)} {turns[first]['text']}"
@@ -155,5 +157,5 @@ def parse_turns(rows: Any, image_count: int) -> tuple[Turn, ...]:
 def _parse_turn(row: Any) -> Turn:
     role, text = (row.get("role"), row.get("text")) if isinstance(row, dict) else (None, None)
     if role not in ("system", "user", "assistant") or not isinstance(text, str):
-        raise RecordError("a turn is {role: system|user|assistant, text: some text}")
+        raise RecordError("each turn must be {role: system|user|assistant, text: some text}")
     return Turn(role=role, text=text)

@@ -1,4 +1,4 @@
-"""Assignment of studies to train, val and test: as published, as listed in the corpus, or hashed.
+"""Assignment of studies to train, val and test: as published, as listed in the corpus, or by hash.
 
 The 590 studies of IU X-ray's published test split are always `test`, so that no training,
 tokenizer or phantom uses their text.
@@ -34,17 +34,17 @@ class SplitRule:
     """Fraction of the studies without a listed split that become test, in [0, 1)."""
     folds: int | None = None
     """Cross-validation: studies without a listed split are hashed into this many folds. `fold` is
-    val, the others are train."""
+    val, and the others are train."""
     fold: int = 0
     """Index of the fold that is val, from 0."""
     seed: int = 0
-    """Seed of the hash."""
+    """Seed for the hash."""
 
     def __post_init__(self) -> None:
         fractions, total = ("val_fraction", "test_fraction"), self.val_fraction + self.test_fraction
         with Checks(self) as check:
             check.at_least(0, *fractions)
-            message = f"leaves nothing to train on: with test_fraction it is {total}, not below 1"
+            message = f"leaves nothing to train on: with test_fraction the sum is {total}, not < 1"
             check.refuse(total >= 1, "val_fraction", message, "test_fraction")
             if self.folds is not None:
                 check.at_least(2, "folds")
@@ -54,7 +54,7 @@ class SplitRule:
                 check.refuse(total > 0, "folds", message, *fractions)
 
     def assign(self, study_id: str, listed_split: str | None) -> str | None:
-        """The split of a study.
+        """Return the split of a study.
 
         Args:
             study_id: Id of the study, or of the patient if patients are split.
@@ -78,6 +78,6 @@ class SplitRule:
     def assign_grouped(
         self, study_id: str, patient: object, listed_split: str | None
     ) -> str | None:
-        """The split of a study whose patient, if known, must not be in two splits."""
+        """Return the split of a study whose patient, if known, must not be in two splits."""
         by_study = patient in (None, "") or is_published_test(study_id)
         return self.assign(study_id if by_study else f"patient {patient}", listed_split)

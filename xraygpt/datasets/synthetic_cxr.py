@@ -29,17 +29,17 @@ class SyntheticCxr(RecordsBuilder):
         studies: int = 3000
         """Number of studies in all splits together; 80 % are train."""
         phantom_seed: int = 0
-        """Seed of the studies."""
+        """Seed for the studies."""
         design: Literal["balanced", "openi"] = "balanced"
-        """Which findings a study has: `balanced` makes all about equally frequent, `openi` combines
+        """Which findings a study has: `balanced` makes all about equally frequent; `openi` combines
         them as in OpenI's coded reports (`pip install --no-deps torchxrayvision`)."""
         texts: Literal["grammar", "openi"] = "grammar"
-        """Reports from the phantom's grammar, or, with `design: openi`, the real report of the
-        codes."""
+        """Source of the reports: the phantom's grammar or, with `design: openi`, the real report
+        that belongs to the codes."""
         picture_size: int = 256
-        """Height and width of the pictures, in pixels."""
+        """Height and width of the images, in pixels."""
         picture_views: list[View] = field(default_factory=lambda: ["frontal"])
-        """Views drawn of each study."""
+        """Views drawn for each study."""
 
         def __post_init__(self) -> None:
             with Checks(self) as check:
@@ -47,7 +47,7 @@ class SyntheticCxr(RecordsBuilder):
                 check.include(self.recipe, size="picture_size", views="picture_views")
 
         def recipe(self) -> Recipe:
-            """The phantom settings."""
+            """Return the settings for drawing the phantoms."""
             return Recipe(
                 studies=self.studies,
                 seed=self.phantom_seed,
@@ -60,7 +60,7 @@ class SyntheticCxr(RecordsBuilder):
     config: Config
 
     def records(self, clean: Callable[[str], str]) -> Iterator[tuple[str | None, Record | str]]:
-        """Yield each study, or each picture, with its split; draws them if necessary."""
+        """Yield each study, or each image, with its split; missing images are drawn first."""
         config, recipe = self.config, self.config.recipe()
         key = json.dumps([VERSION, asdict(recipe)])
         name = hashlib.sha256(key.encode()).hexdigest()[:16]

@@ -19,7 +19,7 @@ OPENI_FIELDS = {"uid", "MeSH", "Problems"}
 
 @dataclass(kw_only=True)
 class FieldMap:
-    """The corpus's names of fields; fields that it does not have are ignored."""
+    """Names of the fields in a corpus; fields that the corpus does not have are ignored."""
 
     id: str = "id"
     """Id of the record; defaults to the name of the image."""
@@ -30,7 +30,7 @@ class FieldMap:
     image: str = "image"
     """Path of the image, or a list of paths."""
     images: str = "images"
-    """List of `{path, view}`; docs/data.md has the other keys, for clips, volumes and rows of
+    """List of `{path, view}`; docs/data.md lists the other keys, for clips, volumes and rows of
     embeddings."""
     view: str = "view"
     """View of the single image."""
@@ -52,10 +52,10 @@ class FieldMap:
 def check_fields(
     path: Path, rows: Sequence[tuple[int, Row]], names: FieldMap, study_prefix: str
 ) -> None:
-    """Find misspelt fields: every field that the user mapped must occur in some row.
+    """Check for misspelt fields: every field that the user mapped must occur in some row.
 
     Args:
-        path: The table, for messages.
+        path: Path of the table, for messages.
         rows: Its rows with their numbers.
         names: The user's settings.
         study_prefix: Prefix of study ids.
@@ -66,13 +66,13 @@ def check_fields(
     present = sorted({key for _, row in rows for key in row})
     if set(present) >= OPENI_FIELDS and not study_prefix:
         raise DataError(
-            f"{path} is OpenI's table with bare study numbers: set study_prefix: CXR, so "
-            "that the studies of the published test split are recognised"
+            f"{path} is OpenI's table with bare study numbers; set study_prefix: CXR, so "
+            "that the studies in the published test split are recognised"
         )
     if rows and names.study not in present:
         log.warning(
-            "%s: no record has the field '%s', so each image counts as a study of its own; two "
-            "of one patient may come into different splits (fields.study names the field)",
+            "%s: no record has the field '%s', so each image counts as a study of its own, and two "
+            "images of one patient may be in different splits; set fields.study to the right field",
             path,
             names.study,
         )
@@ -83,7 +83,7 @@ def check_fields(
 
 
 def _required_fields(names: FieldMap, *, has_rows: bool) -> list[tuple[str, str]]:
-    """Setting and value of the fields in `files`, and of all fields that are not the default."""
+    """Return setting and value of the fields in `files` and of all fields that were changed."""
     default = FieldMap()
     settings = [(f.name, getattr(names, f.name)) for f in fields(FieldMap)]
     return [("files", name) for name in names.files if has_rows] + [

@@ -14,7 +14,7 @@ DELIMITERS = ",;\t"
 
 
 def load_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Load a JSON file.
 
     Raises:
         DataError: The file is missing or not JSON; the message names the line.
@@ -28,20 +28,20 @@ def load_json(path: Path) -> Any:
 
 
 def read_table(path: Path, layout: str = "auto") -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows of a table with their number: the line, or the index in a JSON array.
+    """Yield the rows of a table with their numbers: lines, or indices in a JSON array.
 
     Args:
         path: The file.
         layout: ``jsonl``, ``json`` or ``csv``; ``auto`` uses the suffix.
 
     Raises:
-        DataError: The file is missing or invalid, has an unknown suffix, or a row is no object;
-            the message names the row.
+        DataError: The file is missing or invalid or has an unknown suffix, or a row is not an
+            object; the message names the row.
     """
     layout = path.suffix.lstrip(".").lower() if layout == "auto" else layout
     if layout not in ("jsonl", "json", "csv"):
         raise DataError(
-            f"{path}: set format to jsonl, json or csv; the file suffix is none of them"
+            f"the suffix of {path} is not jsonl, json or csv; set format to one of these"
         )
     if layout == "json":
         content = load_json(path)
@@ -75,7 +75,7 @@ def _read_lines(path: Path, layout: str) -> Iterator[tuple[int, Any]]:
 
 
 def _read_csv(path: Path, file: TextIO) -> Iterator[tuple[int, dict[str, str]]]:
-    """Non-empty rows of a CSV whose delimiter is inferred from its first line."""
+    """Yield the non-empty rows of a CSV file; its first line determines the delimiter."""
     header = file.readline()
     file.seek(0)
     delimiter = max(DELIMITERS, key=header.count)
@@ -83,6 +83,6 @@ def _read_csv(path: Path, file: TextIO) -> Iterator[tuple[int, dict[str, str]]]:
     reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
     for row in reader:
         if None in row:
-            raise DataError(f"{path}, line {reader.line_num}: more cells than column names")
+            raise DataError(f"{path}, line {reader.line_num} has more cells than there are columns")
         if any((cell or "").strip() for cell in row.values()):
             yield reader.line_num, row

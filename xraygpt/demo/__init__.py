@@ -1,1 +1,1 @@
-"""The web page: show an X-ray, draft its report, ask questions, see where the model looked."""
+"""Web page to show an X-ray, draft its report, ask questions and see where the model looked."""

@@ -1,4 +1,4 @@
-"""The page's functions without a browser."""
+"""The page's functions, which can be used without a browser."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class DemoController:
     """A chat model and the sessions of its users.
 
     Args:
-        parts: The chat model.
+        parts: The chat model and its settings.
         name: Model name, for display.
-        synthetic: Whether it was trained on phantoms only.
-        examples: Files to choose from, with their captions.
+        synthetic: Whether the model was trained on phantoms only.
+        examples: Example files to choose from, with their captions.
 
     Attributes:
         sessions: All open pages.
-        images: Uploads, examples and the viewer.
-        responder: Drafts and answers.
+        images: Manages uploads, examples and the viewer.
+        responder: Drafts reports and answers questions.
         attention: Computes attention maps.
         maps: Shows attention maps.
     """
@@ -66,12 +66,12 @@ class DemoController:
 
         Args:
             session: The session.
-            findings: Text on the page, perhaps edited.
-            impression: Text on the page, perhaps edited.
+            findings: Findings on the page, perhaps edited.
+            impression: Impression on the page, perhaps edited.
             kind: File format.
 
         Raises:
-            InputError: The text is too long, or there is nothing to export.
+            InputError: The text is too long or empty.
         """
         texts = (findings.strip(), impression.strip())
         if max(map(len, texts)) > MAX_REPORT:
@@ -113,5 +113,5 @@ class DemoController:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the device is out of memory."""
+    """Return whether an error means that the device is out of memory."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError)

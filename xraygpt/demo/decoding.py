@@ -1,4 +1,4 @@
-"""Decoding settings of the page."""
+"""Decoding settings on the page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xraygpt.models.base import Generation
 
 MAX_BEAMS = 8
 AS_EVALUATED = "as evaluated"
-"""Mode that uses the decoding settings of the YAML."""
+"""Mode that uses the decoding settings of the configuration."""
 MODES = ("greedy", "sampling", "beam search")
 
 
@@ -31,18 +31,18 @@ class DecodingSettings:
         if not all(map(math.isfinite, numbers)) or min(numbers) <= 0:
             raise ValueError("temperature, top-p and repetition penalty must be above 0")
         if not 0 <= int(self.seed or 0) < 2**63:
-            raise ValueError("the seed must be in 0..2**63 - 1")
+            raise ValueError("the seed must be between 0 and 2**63 - 1")
         if not 1 <= self.num_beams <= MAX_BEAMS:
-            raise ValueError(f"beams must be in 1..{MAX_BEAMS}")
+            raise ValueError(f"the number of beams must be between 1 and {MAX_BEAMS}")
 
     def to_generation(self, evaluated: Generation) -> Generation:
-        """The settings as `Generation`.
+        """Convert the settings to `Generation`.
 
         Args:
-            evaluated: Decoding settings of the YAML.
+            evaluated: Decoding settings of the configuration.
 
         Raises:
-            InputError: A value is out of range, or values contradict each other.
+            InputError: A value is out of range or contradicts another value.
         """
         try:
             tokens, seed = int(self.max_new_tokens), int(self.seed or 0)
@@ -67,7 +67,7 @@ class DecodingSettings:
             raise InputError(f"decoding: {error}") from None
 
     def describe(self, evaluated: Generation) -> str:
-        """The settings that differ from the defaults, for an export; see `to_generation`."""
+        """Describe the settings that differ from the defaults, for an export."""
         default = vars(Generation())
         values = vars(self.to_generation(evaluated))
         changed = [f"{k} {v}" for k, v in values.items() if v != default[k] and k != "seed"]

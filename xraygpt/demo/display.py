@@ -1,6 +1,6 @@
-"""An uploaded image as the viewer shows it: frame, window, inversion and attention map.
+"""Display of an uploaded image with its frame, window, inversion and attention map.
 
-Files are read as in training; viewer settings do not change what the model sees.
+Files are read as in training, and viewer settings do not change what the model sees.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from xraygpt.media.pixels import MetaValue, ReadLimits, Window, frame_count, rea
 from xraygpt.phantom.corpus import SYNTHETIC
 
 LIMITS = ReadLimits(max_file_bytes=128 * 2**20, max_pixels=50_000_000)
-"""Limits on an upload: 128 MB, and 50 million pixels per frame."""
+"""Limits on an upload: 128 MB per file and 50 million pixels per frame."""
 VIEW_SIDE = 1536
 """Maximum side in the browser, in pixels; larger images are scaled down."""
 
@@ -33,12 +33,12 @@ class DisplayedImage:
         path: The file.
         num_frames: Number of frames in the file.
         frame: The displayed frame, from 0.
-        window: (center, width) in the reader's units; None uses the file's own.
-        invert: Whether it is shown as a negative.
-        meta: The reader's metadata of the frame, at the file's own window.
-        warnings: Reasons to doubt that it is a chest radiograph.
-        synthetic: Whether it is a phantom, according to the file's text chunk.
-        source_format: ``DICOM``, ``PNG`` or ``JPEG``.
+        window: (center, width) in the reader's units; None uses the file's own window.
+        invert: Whether the image is shown as a negative.
+        meta: The reader's metadata for the frame with the file's own window.
+        warnings: Reasons to doubt that the image is a chest radiograph.
+        synthetic: Whether the image is a phantom, according to the file's text chunk.
+        source_format: File format: ``DICOM``, ``PNG`` or ``JPEG``.
     """
 
     path: Path
@@ -53,20 +53,20 @@ class DisplayedImage:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """Number of rows and columns."""
         return int(str(self.meta["rows"])), int(str(self.meta["columns"]))
 
     @property
     def file_window(self) -> Window | None:
-        """The file's own window; None for a colour image."""
+        """The file's own window, or None for a colour image."""
         window = self.meta.get("window")
         return (window[0], window[1]) if isinstance(window, tuple) else None
 
     def show_frame(self, frame: int) -> None:
-        """Switch to a frame, at the file's own window.
+        """Switch to a frame and the file's own window.
 
         Raises:
-            ImageError: It cannot be read.
+            ImageError: The frame cannot be read.
         """
         image = read_image(self.path, frame=frame, limits=LIMITS)
         self.frame, self.window = frame, None
@@ -74,10 +74,10 @@ class DisplayedImage:
         self.warnings = input_warnings(image.pixels, image.meta)
 
     def pixels(self) -> np.ndarray:
-        """(H, W) or (H, W, 3) uint8 displayed pixels, with sides of at most `VIEW_SIDE`.
+        """Return the displayed pixels, (H, W) or (H, W, 3) uint8 with sides up to `VIEW_SIDE`.
 
         Raises:
-            ImageError: It cannot be read, or not with this window.
+            ImageError: The frame cannot be read, or the window cannot be applied.
         """
         image = read_image(self.path, frame=self.frame, window=self.window, limits=LIMITS)
         pixels = np.rint(image.pixels * 255).astype(np.uint8)
@@ -85,10 +85,10 @@ class DisplayedImage:
         return thumbnail(pixels, VIEW_SIDE)
 
     def description(self, frame: int | None = None) -> str:
-        """One line about the image, without anything about the patient.
+        """Describe the image in one line, without information about the patient.
 
         Args:
-            frame: Frame number from 0; None is the displayed one.
+            frame: Frame number from 0; None means the displayed frame.
         """
         meta = self.meta
         view = " ".join(str(meta[k]) for k in ("modality", "view_position") if k in meta)
@@ -106,7 +106,7 @@ def open_image(path: Path) -> DisplayedImage:
     """Open a file at its first frame.
 
     Raises:
-        ImageError: It is not a supported image file.
+        ImageError: The file is not a supported image.
     """
     opened = DisplayedImage(path, frame_count(path, limits=LIMITS))
     opened.show_frame(0)
@@ -117,12 +117,12 @@ def open_image(path: Path) -> DisplayedImage:
 
 
 def viewer_html(image: DisplayedImage | None, label: str, heat: np.ndarray | None = None) -> str:
-    """The viewer's HTML: the image with an optional map over it.
+    """Return the viewer's HTML, with the image and an optional map over it.
 
     Args:
         image: The image; None shows a hint to upload one.
-        label: Alternative text of the image.
-        heat: (h, w) map of the full image, in [0, 1].
+        label: Alternative text for the image.
+        heat: Map (h, w) of the full image, in [0, 1].
     """
     if image is None:
         return '<p class="xg-empty">Upload a chest X-ray, or pick an example.</p>'
@@ -135,14 +135,14 @@ def viewer_html(image: DisplayedImage | None, label: str, heat: np.ndarray | Non
 
 
 def thumbnail(pixels: np.ndarray, side: int) -> np.ndarray:
-    """uint8 pixels, scaled down by averaging if a side is longer than `side`."""
+    """Scale uint8 pixels down by averaging if a side is longer than `side`."""
     image = Image.fromarray(pixels)
     image.thumbnail((side, side), Image.Resampling.BOX)
     return np.asarray(image)
 
 
 def heat_to_rgba(heat: np.ndarray) -> np.ndarray:
-    """(H, W) in [0, 1] -> (H, W, 4) uint8; brightness and opacity grow with the value."""
+    """Convert (H, W) in [0, 1] to (H, W, 4) uint8, brighter and more opaque for higher values."""
     from matplotlib import colormaps
 
     values = np.clip(heat, 0, 1)
@@ -152,7 +152,7 @@ def heat_to_rgba(heat: np.ndarray) -> np.ndarray:
 
 
 def data_uri(pixels: np.ndarray) -> str:
-    """Pixels as a PNG data URI, so that no file on the server needs to be reachable."""
+    """Encode pixels as a PNG data URI, so that no file on the server needs to be reachable."""
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

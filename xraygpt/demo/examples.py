@@ -27,7 +27,7 @@ _PHANTOMS: list[tuple[str, dict[str, Any]]] = [
 
 
 def draw_examples(folder: Path) -> list[tuple[Path, str]]:
-    """Draw SYNTHETIC examples into a new folder; returns files and captions."""
+    """Draw SYNTHETIC examples into a new folder, and return their files and captions."""
     folder.mkdir()
     rng = Random("examples")
     examples = []
@@ -41,13 +41,13 @@ def draw_examples(folder: Path) -> list[tuple[Path, str]]:
 
 
 def load_examples(folder: Path) -> list[tuple[Path, str]]:
-    """Images of a folder with their names as captions, sorted, at most `MAX_EXAMPLES`.
+    """Load up to `MAX_EXAMPLES` images from a folder, sorted, with their names as captions.
 
     Raises:
-        InputError: There is no such folder, or no readable image in it.
+        InputError: The folder does not exist or contains no readable image.
     """
     if not folder.is_dir():
-        raise InputError(f"--examples {folder}: there is no such folder")
+        raise InputError(f"--examples {folder}: no such folder")
     examples: list[tuple[Path, str]] = []
     for path in sorted(folder.iterdir()):
         if len(examples) == MAX_EXAMPLES:
@@ -59,7 +59,7 @@ def load_examples(folder: Path) -> list[tuple[Path, str]]:
             open_image(path)
             examples.append((path, path.stem))
         except InputError as error:
-            log.warning("left out: %s", error)
+            log.warning("skipping an example: %s", error)
     if not examples:
-        raise InputError(f"--examples {folder}: contains no readable PNG, JPEG or DICOM file")
+        raise InputError(f"--examples {folder} contains no readable PNG, JPEG or DICOM file")
     return examples

@@ -1,4 +1,4 @@
-"""Event handlers of the page: each returns new values for its components."""
+"""Event handlers of the page, which return new values for its components."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ from xraygpt.demo.responder import AnswerUpdate, question_answers
 from xraygpt.demo.sessions import Session
 
 Values = dict[Any, Any]
-"""Component -> its new value or update."""
+"""Maps components to their new values or updates."""
 
 
 class _Handlers:
-    """Access to the controller, the components and the session of a request.
+    """Base class with access to the controller, the components and a request's session.
 
     Args:
-        controller: Does the work.
-        layout: The components.
+        controller: The controller that does the work.
+        layout: The page's components.
     """
 
     def __init__(self, controller: DemoController, layout: Layout) -> None:
         self.controller, self.layout = controller, layout
 
     def session(self, request: gr.Request) -> Session:
-        """The session of the page that sent a request."""
+        """Return the session of the page that sent a request."""
         return self.controller.sessions.get(request.session_hash)
 
 
 class ImageHandlers(_Handlers):
-    """Uploads, examples and the viewer."""
+    """Handlers for uploads, examples and the viewer."""
 
     def on_upload(self, files: list[str] | None, request: gr.Request) -> Values:
         """Add files, with a warning for each that cannot be added."""
         session = self.session(request)
         for message in self.controller.images.add_uploads(session, files or []):
             gr.Warning(html.escape(message), duration=None, title="Not added")
-        # Not raised: the list of files must be emptied, or the next upload sends them again.
+        # No error is raised: the file list must be emptied, or the next upload sends it again.
         return {self.layout.upload: None, **self.view(session)}
 
     def on_example(self, event: gr.EventData, request: gr.Request) -> Values:
-        """Start a new case with an example."""
+        """Start a new case with an example image."""
         session = self.session(request)
         if errors := self.controller.images.add_example(session, int(event.pick)):
             raise InputError(errors[0])
         return self.empty_page(session)
 
     def on_prefill(self, request: gr.Request) -> str:
-        """Let the model read new images before a question is asked."""
+        """Run new images through the model before a question is asked."""
         return status_html(self.controller.images.prefill(self.session(request)))
 
     def on_select(self, number: int, request: gr.Request) -> Values:
@@ -75,7 +75,7 @@ class ImageHandlers(_Handlers):
         return self.view(session)
 
     def on_window(self, level: float, width: float, invert: bool, request: gr.Request) -> str:
-        """Change window and inversion."""
+        """Change the window and the inversion."""
         session = self.session(request)
         image = session.require_image()
         before = image.window, image.invert
@@ -97,7 +97,7 @@ class ImageHandlers(_Handlers):
         return self.view(session)
 
     def view(self, session: Session) -> Values:
-        """Values of everything that shows the selected image."""
+        """Return new values for everything that shows the selected image."""
         layout, image = self.layout, session.selected_image
         choices = [(f"Image {i + 1}", i) for i in range(len(session.images))]
         values: Values = {
@@ -114,7 +114,7 @@ class ImageHandlers(_Handlers):
             return values | {part: gr.update(visible=False) for part in hidden}
         warnings = html.escape(" ".join(image.warnings))
         alert = (
-            f'<p role="alert">{warnings} You can go on, but the model\'s answers about it are '
+            f'<p role="alert">{warnings} You can continue, but the model\'s answers about it are '
             "guesses.</p>"
         )
         values |= {
@@ -150,7 +150,7 @@ class ImageHandlers(_Handlers):
         }
 
     def empty_page(self, session: Session) -> Values:
-        """The selected image with an empty report and conversation."""
+        """Return values that show the selected image with an empty report and conversation."""
         layout = self.layout
         return {
             **self.view(session),
@@ -163,7 +163,7 @@ class ImageHandlers(_Handlers):
 
 
 class AnswerHandlers(_Handlers):
-    """Drafts, questions and answers."""
+    """Handlers for drafts, questions and answers."""
 
     @property
     def buttons(self) -> list[Any]:
@@ -172,7 +172,7 @@ class AnswerHandlers(_Handlers):
         return [layout.draft, layout.ask, layout.regenerate, layout.stop, *layout.exports.values()]
 
     def on_begin(self, request: gr.Request) -> Values:
-        """Disable all buttons but Stop, and give the question its ticket."""
+        """Disable all buttons except Stop, and assign a ticket to the question."""
         off = {part: gr.update(interactive=False) for part in self.buttons}
         return {
             **off,
@@ -182,7 +182,7 @@ class AnswerHandlers(_Handlers):
         }
 
     def on_done(self) -> Values:
-        """Enable the buttons again; needs no session, which may be what failed."""
+        """Enable the buttons again, without the session, because opening it may have failed."""
         on = {part: gr.update(interactive=True) for part in self.buttons}
         return {**on, self.layout.stop: gr.update(interactive=False)}
 
@@ -193,7 +193,7 @@ class AnswerHandlers(_Handlers):
         yield from self._stream(session, updates, responder.report_prompt)
 
     def on_ask(self, inputs: Values, request: gr.Request) -> Iterator[Values]:
-        """Answer a question; the question box is emptied once the answer starts."""
+        """Answer a question and empty the question box once the answer starts."""
         session = self.session(request)
         question = inputs[self.layout.question] or ""
         updates = self.controller.responder.ask(
@@ -213,7 +213,7 @@ class AnswerHandlers(_Handlers):
         yield from self._stream(session, updates, "".join(last_question))
 
     def on_stop(self, request: gr.Request) -> Any:
-        """Stop the current answer and queued questions."""
+        """Stop the current answer and all queued questions."""
         self.session(request).stop()
         return gr.update(interactive=False)
 
@@ -258,12 +258,12 @@ class AnswerHandlers(_Handlers):
 
 
 class MapHandlers(_Handlers):
-    """Attention maps of the words of an answer.
+    """Handlers for attention maps of an answer's words.
 
     Args:
-        controller: Does the work.
-        layout: The components.
-        images: Shows the maps.
+        controller: The controller that does the work.
+        layout: The page's components.
+        images: Image handlers that show the maps.
     """
 
     def __init__(self, controller: DemoController, layout: Layout, images: ImageHandlers) -> None:
@@ -320,13 +320,13 @@ class MapHandlers(_Handlers):
 
 
 class SessionHandlers(_Handlers):
-    """Opening, exporting, clearing and closing.
+    """Handlers for opening, exporting, clearing and closing.
 
     Args:
-        controller: Does the work.
-        layout: The components.
-        images: Values of the page without a report.
-        answers: Values of the buttons.
+        controller: The controller that does the work.
+        layout: The page's components.
+        images: Image handlers that return the values of an empty page.
+        answers: Answer handlers that return the values of the buttons.
     """
 
     def __init__(
@@ -344,11 +344,11 @@ class SessionHandlers(_Handlers):
         self.session(request)
 
     def on_unload(self, request: gr.Request) -> None:
-        """End the session: the page was closed."""
+        """End the session after the page was closed."""
         self.controller.sessions.end(request.session_hash)
 
     def exporter(self, kind: Format) -> Callable[..., Any]:
-        """A handler that exports the report in one format."""
+        """Return a handler that exports the report in one format."""
 
         def on_export(findings: str, impression: str, request: gr.Request) -> dict[str, str]:
             session = self.session(request)
@@ -357,7 +357,7 @@ class SessionHandlers(_Handlers):
         return on_export
 
     def on_clear(self, request: gr.Request) -> Values:
-        """Delete images and conversation."""
+        """Delete the images and the conversation."""
         session, layout = self.session(request), self.layout
         session.clear()
         return {

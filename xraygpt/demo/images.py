@@ -1,4 +1,4 @@
-"""The images of a session: uploads, examples, and what the model has read."""
+"""The images of a session: uploads, examples, and images that the model has read."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from xraygpt.demo.display import open_image, viewer_html
 from xraygpt.demo.sessions import MAX_IMAGES, ImageKey, Session, Sessions
 from xraygpt.media.base import Media
 
-_LIMITS_ADVICE = re.compile(r"[,;](?: or)? raise ReadLimits\.\w+(?: if that is right)?")
+_LIMITS_ADVICE = re.compile(r"[,;](?: or)? raise ReadLimits\.\w+(?: if this size is expected)?")
 
 
 class ImageManager:
     """Adds images to sessions and passes them to the model.
 
     Args:
-        sessions: All open pages.
-        read_media: Reads a file and frame as in training.
-        examples: Files to choose from, with their captions.
+        sessions: Sessions of all open pages.
+        read_media: Function that reads a file and frame as in training.
+        examples: Example files to choose from, with their captions.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ImageManager:
         """Move uploaded files into a session.
 
         Args:
-            session: The session.
+            session: Session that receives the files.
             uploads: Paths in the upload folder.
 
         Returns:
@@ -56,7 +56,7 @@ class ImageManager:
         return errors
 
     def add_example(self, session: Session, number: int) -> list[str]:
-        """Start a new case with an example.
+        """Start a new case with an example image.
 
         Returns:
             Error messages, as in `add_uploads`.
@@ -73,20 +73,20 @@ class ImageManager:
         try:
             if len(session.images) >= MAX_IMAGES:
                 raise InputError(
-                    f"a conversation has at most {MAX_IMAGES} images; use Clear all first"
+                    f"a conversation can have at most {MAX_IMAGES} images; use Clear all first"
                 )
             session.images.append(open_image(path))
         except BaseException as error:
             path.unlink(missing_ok=True)
             if not isinstance(error, InputError):
                 raise
-            # The limits are fixed here, so the advice to raise them is left out.
+            # The limits are fixed here, so the advice to raise them is removed.
             return [_LIMITS_ADVICE.sub("", without_path(error, path, name))]
         session.selected = len(session.images) - 1
         return []
 
     def prefill(self, session: Session) -> str:
-        """Let the model read new images, so that the first answer starts sooner.
+        """Run new images through the model, so that the first answer starts sooner.
 
         Returns:
             Text for the status line.
@@ -107,13 +107,13 @@ class ImageManager:
                 "Clear all starts another case."
             )
         if session.draft is not None:
-            status += " The draft was made without this image: draft again."
+            status += " The draft was made without this image: make a new draft."
         return status
 
     def update_model_images(self, session: Session) -> None:
-        """Add missing images to the conversation, at the displayed frames.
+        """Add missing images to the conversation, with their displayed frames.
 
-        Images that no question was asked about yet are replaced.
+        Images about which no question has been asked yet are replaced.
         """
         history = session.conversation.history
         used = session.model_images[: history[-1].total_media if history else 0]
@@ -132,7 +132,7 @@ class ImageManager:
             session.model_images.append((index, frame))
 
     def viewer(self, session: Session) -> str:
-        """HTML of the viewer."""
+        """Return the HTML of the viewer."""
         image = session.selected_image
         if image is None:
             return viewer_html(None, "")

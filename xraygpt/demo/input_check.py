@@ -1,8 +1,8 @@
-"""Checks whether an image looks like a chest radiograph; the result is a warning, not a refusal.
+"""Check whether an image looks like a chest radiograph, and warn if it does not.
 
 The image is reduced to 32 x 32 brightness ranks, which no window or gamma changes, and correlated
-(Spearman) with the average frontal and lateral phantom. `docs/demo.md` has measurements on
-frontals of three public collections, head and abdomen images and cardiac MR.
+(Spearman) with the average frontal and lateral phantom. `docs/demo.md` reports measurements on
+frontal X-rays from three public collections, head and abdomen images, and cardiac MR.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from xraygpt.processors.image import LUMINANCE
 MIN_FRONTAL, MIN_LATERAL = 0.3, 0.55
 """Minimum correlation with the average frontal and lateral chest."""
 _SIDE, _NUM_PHANTOMS = 32, 24
-_RADIOGRAPHS = {"CR", "DX", "RG", "RF", "XA", "OT", "SC"}  # PS3.3 C.7.3.1.1.1; OT, SC: any
+_RADIOGRAPHS = {"CR", "DX", "RG", "RF", "XA", "OT", "SC"}  # PS3.3 C.7.3.1.1.1; OT, SC: any type
 _MODALITIES = {
     "CT": "computed tomography", "MR": "magnetic resonance", "US": "ultrasound",
     "MG": "mammography", "NM": "nuclear medicine", "PT": "PET", "IO": "a dental radiograph",
@@ -31,15 +31,15 @@ _MODALITIES = {
 
 
 def input_warnings(pixels: np.ndarray, meta: Mapping[str, MetaValue]) -> list[str]:
-    """Reasons to doubt that this is a chest radiograph, one sentence each.
+    """Return reasons to doubt that an image is a chest radiograph, one sentence each.
 
     Args:
-        pixels: (H, W) or (H, W, 3), display values in [0, 1].
-        meta: `PixelImage.meta`.
+        pixels: Display values in [0, 1], of shape (H, W) or (H, W, 3).
+        meta: Metadata of the image, from `PixelImage.meta`.
     """
     warnings = [*_header_warnings(meta)]
     if pixels.ndim == 3 and _is_colour(pixels):
-        warnings.append("It is in colour, and radiographs are grey.")
+        warnings.append("It is in colour, but radiographs are grey.")
     correlation = chest_correlation(pixels)
     if correlation["frontal"] <= -MIN_FRONTAL:
         warnings.append("It looks like a negative of a chest: the model expects bright bones.")
@@ -59,7 +59,7 @@ def _header_warnings(meta: Mapping[str, MetaValue]) -> list[str]:
 
 
 def chest_correlation(pixels: np.ndarray) -> dict[str, float]:
-    """Rank correlation with the average phantom of each view, in [-1, 1]."""
+    """Compute the rank correlation with the average phantom of each view, in [-1, 1]."""
     ranks = _ranks(pixels)
     return {view: float(ranks @ template) for view, template in _templates().items()}
 
@@ -78,7 +78,7 @@ def _templates() -> dict[str, np.ndarray]:
 
 
 def _ranks(pixels: np.ndarray) -> np.ndarray:
-    """(1024,) ranks of brightness, centred, of length 1."""
+    """Return brightness ranks (1024,), centred and scaled to unit length."""
     grey = pixels @ np.array(LUMINANCE, np.float32) if pixels.ndim == 3 else pixels
     zoom = [_SIDE / n for n in grey.shape]
     smooth = ndimage.uniform_filter(grey.astype(np.float32), [max(round(1 / z), 1) for z in zoom])
@@ -91,6 +91,6 @@ def _ranks(pixels: np.ndarray) -> np.ndarray:
 
 
 def _is_colour(pixels: np.ndarray) -> bool:
-    """Whether over 5 % of the pixels are coloured; a coloured label in a corner does not count."""
+    """Return whether over 5 % of the pixels are coloured, which a small coloured label is not."""
     spread = pixels.max(axis=2) - pixels.min(axis=2)
     return bool((spread > 0.1).mean() > 0.05)

@@ -31,7 +31,7 @@ _MISSING = (
     "gradio is not installed: in the clone, .venv/bin/pip install -c constraints.txt -e '.[demo]'"
 )
 NUM_REFERENCES, REFERENCE_SECONDS = 64, 30
-"""Images for the average attention map, and the time limit for computing it."""
+"""Number of images for the average attention map, and time limit for computing the average."""
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def main() -> None:
         import gradio  # noqa: F401
     except ImportError:
         raise InputError(_MISSING) from None
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio requests its own page
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio requests its own page
     signal.signal(signal.SIGTERM, _raise_interrupt)
     check_port(args.host, args.port)
     controller = build_controller(experiment, device, Path(args.cfg_path).stem, args.examples)
@@ -80,7 +80,7 @@ def main() -> None:
             while True:
                 time.sleep(3600)
         except KeyboardInterrupt:
-            log.info("closing; deleting the images of open pages")
+            log.info("closing and deleting the images of open pages")
         finally:
             closing.set()  # a thread that still computes at exit would crash Python
             blocks.close(verbose=False)
@@ -96,23 +96,32 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add_device(parser)
     add("--low-resource", action="store_true", help="load the LLM's weights in 8 bits")
-    add("--host", default="127.0.0.1", help="address to listen on; others require --auth")
-    add("--port", type=at_least(0), default=None, help="default: the first free port from 7860")
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; addresses other than the default, 127.0.0.1, require --auth",
+    )
+    add(
+        "--port",
+        type=at_least(0),
+        default=None,
+        help="port to listen on; by default the first free port from 7860",
+    )
     add("--examples", type=existing_path, default=None, help="folder with example images")
-    add("--auth", type=Path, default=None, help="file with a line user:password per user")
+    add("--auth", type=Path, default=None, help="file with one line user:password per user")
     add(
         "--share",
         action="store_true",
-        help="public link through third-party servers: never for patients' data",
+        help="create a public link through third-party servers; never use it for patients' data",
     )
     return parser
 
 
 def _users(args: argparse.Namespace) -> list[tuple[str, str]] | None:
-    """Users and passwords; None if no login is required.
+    """Return users and passwords, or None if no login is required.
 
     Raises:
-        InputError: The page would be open to others without a login, or the file is not valid.
+        InputError: The page would be open to others without a login, or the file is invalid.
     """
     from xraygpt.common.addresses import is_loopback_host
 
@@ -120,7 +129,7 @@ def _users(args: argparse.Namespace) -> list[tuple[str, str]] | None:
     open_to_others = args.share or not is_loopback_host(args.host)
     if open_to_others and not users and not args.print_config:
         option = "--share" if args.share else f"--host {args.host}"
-        raise InputError(f"{option} opens the page to others: give a file of users with --auth")
+        raise InputError(f"{option} opens the page to others; give a file of users with --auth")
     return users
 
 
@@ -132,7 +141,7 @@ def check_port(host: str, port: int | None) -> None:
     """Check that a port is free, before the model is loaded.
 
     Raises:
-        InputError: It is in use.
+        InputError: The port is in use.
     """
     if port is None:
         return
@@ -141,19 +150,21 @@ def check_port(host: str, port: int | None) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise InputError(f"--port {port} on {host}: {error.strerror}; choose another") from None
+            raise InputError(
+                f"--port {port} on {host}: {error.strerror}; choose another port"
+            ) from None
 
 
 def build_controller(
     experiment: Evaluation, device: str, name: str, examples: Path | None
 ) -> DemoController:
-    """The model of a YAML and the examples.
+    """Build the controller from a configuration and the examples.
 
     Args:
-        experiment: An evaluation YAML.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        experiment: Evaluation configuration that describes the model.
+        device: Device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         name: Model name, for display.
-        examples: Folder of example images; None draws phantoms.
+        examples: Folder with example images; None draws phantoms.
 
     Raises:
         InputError: The model cannot be built, or the folder has no images.
@@ -191,8 +202,8 @@ def serve(
     Args:
         controller: The model and its sessions.
         host: Address to listen on.
-        port: Port; None takes the first free one from 7860.
-        users: Users and passwords; None requires no login.
+        port: Port to listen on; None uses the first free port from 7860.
+        users: Users and passwords; None disables the login.
         share: Whether to create a public link.
 
     Returns:
@@ -239,10 +250,10 @@ def serve(
 
 
 def read_users(file: Path) -> list[tuple[str, str]]:
-    """Read a file with a line user:password per user.
+    """Read a file with one line user:password per user.
 
     Raises:
-        InputError: It cannot be read, others can read it, or a line has another form.
+        InputError: The file cannot be read, is readable by others or has an invalid line.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -250,7 +261,7 @@ def read_users(file: Path) -> list[tuple[str, str]]:
     except OSError as error:
         raise InputError(f"--auth {file}: {error.strerror}") from None
     if open_to_others:
-        raise InputError(f"--auth {file}: other users can read it; run chmod 600 {file}")
+        raise InputError(f"--auth {file}: other users can read the file; run chmod 600 {file}")
     users = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -260,7 +271,7 @@ def read_users(file: Path) -> list[tuple[str, str]]:
             raise InputError(f"--auth {file}, line {number}: expected user:password")
         users.append((user, password))
     if not users:
-        raise InputError(f"--auth {file}: contains no line user:password")
+        raise InputError(f"--auth {file} contains no line of the form user:password")
     return users
 
 
@@ -287,8 +298,10 @@ def _start_baseline(
             count = controller.attention.set_baseline(images_in_time())
             used = controller.attention.num_references
             log.info("attention maps: %d reference images, %d used", count, used)
-        except Exception as error:  # the page works without it
-            log.warning("attention maps: no average to subtract (%s)", type(error).__name__)
+        except Exception as error:  # the page works without the average
+            log.warning(
+                "attention maps: cannot compute the average to subtract (%s)", type(error).__name__
+            )
 
     thread = threading.Thread(target=compute, daemon=True)
     thread.start()

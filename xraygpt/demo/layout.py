@@ -26,11 +26,11 @@ QUESTIONS = (
 )
 
 NO_SPANS_HTML = '<p class="xg-small">There is no answer yet.</p>'
-"""Shown instead of words to click."""
+"""Text shown when there are no words to click."""
 
 
 def asset(name: str) -> str:
-    """The content of a style or script file of the page."""
+    """Return the content of a style or script file of the page."""
     return (resources.files("xraygpt") / "data" / name).read_text("utf-8")
 
 
@@ -38,7 +38,7 @@ class Layout:
     """The page's components, without events.
 
     Args:
-        controller: Provides the model's facts and the examples.
+        controller: Source of the model's facts and the examples.
     """
 
     def __init__(self, controller: DemoController) -> None:
@@ -224,7 +224,7 @@ class Layout:
             ]
 
     def map_html(self, text: str) -> str:
-        """Text about the maps of the selected words, with a colour legend; empty hides both."""
+        """Return text about the maps with a colour legend; an empty text hides both."""
         count = self.controller.attention.num_references
         baseline = "average of the full answer"
         baseline += f" and {count} training images" if count else ""
@@ -240,5 +240,5 @@ class Layout:
 
 
 def status_html(text: str) -> str:
-    """The status line."""
+    """Return the HTML of the status line."""
     return f'<p role="status" class="xg-status">{html.escape(text)}</p>'

@@ -22,7 +22,7 @@ class MapViewer:
     """Computes maps for words of an answer and shows them in the viewer.
 
     Args:
-        attention: Computes the maps.
+        attention: Mapper that computes the maps.
         fit: How the image processor makes an image square.
     """
 
@@ -33,7 +33,7 @@ class MapViewer:
         """Show where the model looked for a span of an answer.
 
         Args:
-            session: The session; its selected image changes if the model has not read it.
+            session: The session; its selected image changes if the model has not read that image.
             index: Index of the answer in the history.
             span: Range of characters.
 
@@ -60,7 +60,7 @@ class MapViewer:
                 for key, result in zip(keys, maps, strict=True)
             ]
         if not highest:
-            parts.append("Nowhere above the average.")
+            parts.append("No image region is above the average.")
         return " ".join(parts)
 
     def _to_pixels(
@@ -78,7 +78,7 @@ class MapViewer:
 
 
 def answer_spans(session: Session, index: int, *, words: bool) -> list[Span]:
-    """Ranges of the sentences or words of an answer; empty if there is no such answer."""
+    """Return the ranges of an answer's sentences or words; empty if there is no such answer."""
     history = session.conversation.history
     if not 0 <= index < len(history):
         return []

@@ -1,4 +1,4 @@
-"""The page: components, handlers, and the events that connect them."""
+"""The page with its components, its handlers, and the events that connect them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from xraygpt.demo.sessions import PREFIX
 log = logging.getLogger(__name__)
 
 MAX_QUEUED = 32
-"""Events in the queue; further ones are refused."""
+"""Maximum number of events in the queue; further events are refused."""
 _PRIVATE_PATH = re.compile(rf"\S*{re.escape(PREFIX)}[^\s:]*")
 _ON_MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-"""One queue for all events that compute with the model."""
+"""Name of the queue for all events that run the model."""
 _QUICK: dict[str, Any] = {
-    "concurrency_id": "view",  # decoding a large file takes a core for a second
+    "concurrency_id": "view",  # decoding a large file occupies a core for a second
     "concurrency_limit": 2,
     "show_progress": "hidden",
     "api_visibility": "private",
@@ -64,7 +64,7 @@ def _page_error(error: Exception) -> gr.Error:
         message = "The device is out of memory: close other pages, or start with --low-resource."
     else:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        # Type and place only: the message itself may quote a report.
+        # Log only the type and place, because the message may quote a report.
         log.error("%s at %s:%s", type(error).__name__, where.filename, where.lineno)
         message = f"Internal error ({type(error).__name__}). You can continue."
     return gr.Error(html.escape(message), duration=None, print_exception=False)
@@ -74,7 +74,7 @@ class Page:
     """The page of a demo.
 
     Args:
-        controller: Does the work.
+        controller: The controller that does the work.
 
     Attributes:
         blocks: The Gradio application.
@@ -170,7 +170,7 @@ class Page:
             None,
             [*answers.buttons, layout.status, layout.ticket],
             api_visibility="private",
-            show_progress="hidden",  # queued: an error outside the queue is not shown
+            show_progress="hidden",  # queued, because errors outside the queue are not shown
         )
         answered = begun.success(
             show_errors(handler),

@@ -19,7 +19,7 @@ SYNTHETIC_WARNING = (
     "This model was trained on SYNTHETIC phantoms: its output for real X-rays is meaningless."
 )
 MAX_REPORT = 20_000
-"""Characters of Findings, and of Impression."""
+"""Maximum number of characters in Findings, and in Impression."""
 Format = Literal["md", "json", "pdf"]
 _HEADING = re.compile(r"(?:^|(?<=\s))(findings|impression)\s*:\s*", re.IGNORECASE)
 _ENDED = {
@@ -36,19 +36,20 @@ class Report:
     """The content of an export.
 
     Attributes:
-        findings: Text on the page, perhaps edited.
-        impression: Text on the page, perhaps edited.
+        findings: Findings on the page, perhaps edited.
+        impression: Impression on the page, perhaps edited.
         edited: Whether a person has changed the model's text.
         model: Name of the model.
-        revision: SHA-256 of its weights; empty for random ones.
+        revision: SHA-256 of the model's weights; empty for random weights.
         prompt: The question that asked for the draft.
         decoding: Decoding settings in words.
         seed: Sampling seed; None without sampling.
-        ended: ``end``, ``length`` (cut off) or ``cancelled`` (stopped); empty without a draft.
-        images: Descriptions of the images read for the draft, without anything about the patient.
+        ended: Reason why the draft ended: ``end``, ``length`` (cut off) or ``cancelled``
+            (stopped); empty without a draft.
+        images: Descriptions of the images read for the draft, without patient information.
         conversation: Questions and answers, oldest first.
         facts: Details of the model, to reproduce the draft.
-        date: ISO 8601, UTC.
+        date: Date of the export (ISO 8601, UTC).
         notice: The fixed notice on every export.
         warning: A further warning; may be empty.
     """
@@ -70,7 +71,7 @@ class Report:
     warning: str = ""
 
     def rows(self) -> list[tuple[str, str]]:
-        """Provenance as pairs of name and text."""
+        """Return the provenance as pairs of name and text."""
         return [
             ("Model", self.model),
             ("Revision", self.revision or "random weights"),
@@ -85,11 +86,11 @@ class Report:
 
 
 def split_report(text: str, *, done: bool = True) -> tuple[str, str]:
-    """Split a report at its headings; a text without headings is all findings.
+    """Split a report at its headings; a text without headings consists of findings only.
 
     Args:
         text: Text of the report.
-        done: False while it is generated: a possible start of a heading at its end is left out.
+        done: False during generation, when a possible start of a heading at the end is omitted.
     """
     if not done:
         text = _PARTIAL_HEADING.sub("", text)
@@ -102,11 +103,11 @@ def split_report(text: str, *, done: bool = True) -> tuple[str, str]:
 
 
 def render_report(report: Report, kind: Format, picture: tuple[np.ndarray, str] | None) -> bytes:
-    """The content of the exported file.
+    """Return the content of the exported file.
 
     Args:
         report: The report.
-        kind: ``md``, ``json`` or ``pdf``.
+        kind: File format: ``md``, ``json`` or ``pdf``.
         picture: Pixels and caption of an image, for the PDF.
     """
     if kind == "json":
@@ -117,7 +118,7 @@ def render_report(report: Report, kind: Format, picture: tuple[np.ndarray, str] 
 
 
 def as_download(content: bytes, kind: Format, date: str) -> dict[str, str]:
-    """Name, MIME type and base64 content for the page's download script."""
+    """Return the name, MIME type and base64 content for the page's download script."""
     mime = {"md": "text/markdown", "json": "application/json", "pdf": "application/pdf"}[kind]
     stamp = re.sub(r"\D", "", date)[:14]
     name = f"xraygpt-draft-{stamp}.{kind}"
@@ -155,7 +156,7 @@ def _pdf(report: Report, picture: tuple[np.ndarray, str] | None) -> bytes:
 
 
 def _fonts() -> tuple[str, str]:
-    """Names of a normal and a bold font with more than Latin letters; they ship with matplotlib."""
+    """Return the names of matplotlib's normal and bold fonts with more than Latin letters."""
     from matplotlib import font_manager
     from reportlab.pdfbase import pdfmetrics
     from reportlab.pdfbase.ttfonts import TTFont

@@ -1,4 +1,4 @@
-"""Drafts reports and answers questions."""
+"""Drafting of reports and answering of questions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from xraygpt.prompting.content import strip_marks
 from xraygpt.tasks.plan import PlannedQuestion
 
 MAX_QUESTION = 2000
-"""Characters of a question."""
+"""Maximum number of characters in a question."""
 _FINISHED = {"length": "Cut off at the token limit. ", "cancelled": "Stopped. "}
 
 
@@ -27,11 +27,11 @@ class AnswerUpdate:
     """The state of an answer, for the page.
 
     Attributes:
-        text: Text so far.
+        text: Text generated so far.
         is_report: Whether it is the draft of a report.
         done: Whether the answer is complete.
         status: Text for the status line.
-        started: False if it was stopped before it started.
+        started: False if the answer was stopped before it started.
     """
 
     text: str = ""
@@ -45,8 +45,8 @@ class Responder:
     """Drafts reports and answers questions in sessions.
 
     Args:
-        parts: The chat model.
-        images: Passes the sessions' images to the model.
+        parts: The chat model and its settings.
+        images: Manager that passes the sessions' images to the model.
     """
 
     def __init__(self, parts: ChatParts, images: ImageManager) -> None:
@@ -60,7 +60,7 @@ class Responder:
     ) -> Iterator[AnswerUpdate]:
         """Draft a report on all images, in a new conversation.
 
-        The draft therefore depends only on images, prompt and decoding, as its export states.
+        The draft therefore depends only on the images, prompt and decoding settings in its export.
         """
         session.require_image()
         yield from self._stream(session, self.report_prompt, settings, ticket, is_report=True)
@@ -75,7 +75,7 @@ class Responder:
         """Answer a question."""
         text = question.strip()
         if not text:
-            raise InputError("the question is empty: write one, or pick an example question")
+            raise InputError("the question is empty; write a question or choose an example")
         if len(text) > MAX_QUESTION:
             raise InputError(
                 f"the question has {len(text):,} characters; at most {MAX_QUESTION:,} are allowed"
@@ -88,7 +88,7 @@ class Responder:
         """Answer the last question again; sampling uses the seed in `settings`."""
         last = len(session.conversation.history) - 1
         if last < 0:
-            raise InputError("no question was asked yet")
+            raise InputError("no question has been asked yet")
         is_report = session.draft is not None and session.draft.index == last
         yield from self._stream(session, None, settings, ticket, is_report=is_report)
 
@@ -101,13 +101,13 @@ class Responder:
         *,
         is_report: bool,
     ) -> Iterator[AnswerUpdate]:
-        """Yield an answer as it is generated; the session is unlocked even if the reader leaves.
+        """Yield an answer during generation; the session is unlocked even if the reader leaves.
 
         Args:
             session: The session.
-            question: What to ask; None answers the last question again.
+            question: Question to ask; None answers the last question again.
             settings: Decoding settings.
-            ticket: Of the queued question.
+            ticket: Ticket of the queued question.
             is_report: Whether the answer is a report; a new one starts a new conversation.
         """
         generation = settings.to_generation(self.parts.generation)
@@ -157,7 +157,7 @@ class Responder:
         )
 
     def _plan_report(self, session: Session) -> PlannedQuestion:
-        """The report question, with the planned findings if the YAML has a plan."""
+        """Return the report question, with planned findings if the configuration has a plan."""
         if self.parts.plan is None:
             return PlannedQuestion(self.report_prompt)
         media = [self.parts.read_media(image.path, image.frame) for image in session.images]
@@ -184,13 +184,15 @@ class Responder:
         settings: DecodingSettings,
         answer: Answer,
     ) -> None:
-        """Complete the update, and store the draft."""
+        """Complete the update and store the draft."""
         update.text, update.done = answer.text(), True
         if update.is_report:
             draft = self._make_draft(session, update.text, settings, answer)
             session.draft = draft
             if draft.findings and not draft.impression and draft.ended == "end":
-                update.status = "The model wrote no “Impression” heading: all is under Findings. "
+                update.status = (
+                    "The model wrote no “Impression” heading; all text is under Findings. "
+                )
         update.status += _FINISHED.get(str(answer.finish_reason), "")
         if answer.seed is not None:
             update.status += f"Seed {answer.seed}. "
@@ -220,7 +222,7 @@ class Responder:
 
 
 def question_answers(session: Session) -> list[tuple[str, str]]:
-    """Questions and answers so far, oldest first."""
+    """Return the questions and answers so far, oldest first."""
     history = list(session.conversation.history)
     return [(pair.question_text, pair.answer) for pair in history]
 
@@ -232,4 +234,4 @@ def _dropped_message(dropped: int) -> str:
         what = "question and its answer no longer fit"
     else:
         what = f"{dropped} questions and their answers no longer fit"
-    return f"The oldest {what} in the context and were left out of the prompt. "
+    return f"The oldest {what} in the context and were omitted from the prompt. "

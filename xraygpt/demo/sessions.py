@@ -1,4 +1,4 @@
-"""Sessions: one per open page, with its images, its conversation and its private folder.
+"""Sessions of open pages, each with its images, conversation and private folder.
 
 A session ends when its page is closed, after a long idle time, or when the program ends. Its
 folder is deleted with it, and nothing is written elsewhere.
@@ -30,32 +30,32 @@ log = logging.getLogger(__name__)
 PREFIX = "xraygpt-demo-"
 """Start of the private folder's name, before the process id."""
 MAX_SESSIONS, MAX_IMAGES, MAX_ENDED = 64, 8, 4096
-"""Pages open at once; images in one conversation; ended sessions that are remembered."""
+"""Maximum numbers of open pages, images per conversation and remembered ended sessions."""
 IDLE_SECONDS = 45 * 60
 """Idle time after which a session is closed and its files are deleted."""
 STRAY_SECONDS = 10 * 60
-"""Age at which an upload that no session used is deleted."""
+"""Age at which an upload that no session uses is deleted."""
 EMPTY_SECONDS = 20
-"""Age at which an empty file in the upload folder is deleted; younger ones may be being written."""
+"""Age at which an empty upload file is deleted; younger files may still be being written."""
 MAX_CACHED = 8
-"""Conversations that keep their caches; others recompute them."""
+"""Number of conversations that keep their caches; others recompute theirs."""
 ImageKey = tuple[int, int]
-"""Index of an image in its session, and frame."""
+"""Index of an image in its session, and number of the frame."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A drafted report, with how it was made.
+    """A drafted report and how it was made.
 
     Attributes:
-        index: Its index in the conversation's history.
-        findings: As the model wrote them.
-        impression: As the model wrote it.
-        prompt: The question that asked for it.
+        index: Index of the draft in the conversation's history.
+        findings: Findings as the model wrote them.
+        impression: Impression as the model wrote it.
+        prompt: The question that asked for the draft.
         decoding: Decoding settings in words.
         seed: Sampling seed; None without sampling.
-        ended: ``end``, ``length`` (cut off) or ``cancelled`` (stopped).
-        images: Descriptions of the images the model had read.
+        ended: Reason why the draft ended: ``end``, ``length`` (cut off) or ``cancelled`` (stopped).
+        images: Descriptions of the images that the model had read.
     """
 
     index: int
@@ -69,16 +69,16 @@ class Draft:
 
 
 class Session:
-    """One open page.
+    """The session of one open page.
 
     Attributes:
         images: The uploaded images, in order.
         selected: Index of the displayed image.
-        model_images: The images in the conversation, in its order.
-        draft: The drafted report; None before.
+        model_images: The images in the conversation, in their order there.
+        draft: The drafted report; None before the first draft.
         heat: Attention maps of the last selected words, in [0, 1].
         lock: Held while an answer is computed.
-        last_ticket: Ticket of the last question; each queued question has its own.
+        last_ticket: Ticket of the last question; each queued question has its own ticket.
         stopped_ticket: Questions with a ticket up to this one are not started.
     """
 
@@ -90,7 +90,7 @@ class Session:
         self.reset()
 
     def reset(self) -> None:
-        """Forget images, draft and maps; the conversation is not changed."""
+        """Forget the images, draft and maps; the conversation is unchanged."""
         self.images: list[DisplayedImage] = []
         self.selected = 0
         self.model_images: list[ImageKey] = []
@@ -99,26 +99,26 @@ class Session:
 
     @property
     def selected_image(self) -> DisplayedImage | None:
-        """The displayed image; None without images."""
+        """The displayed image, or None without images."""
         return self.images[self.selected] if self.images else None
 
     def require_image(self) -> DisplayedImage:
-        """The displayed image.
+        """Return the displayed image.
 
         Raises:
-            InputError: There is none.
+            InputError: There is no image.
         """
         if self.selected_image is None:
-            raise InputError("upload an X-ray first, or pick an example")
+            raise InputError("upload an X-ray or choose an example first")
         return self.selected_image
 
     def next_ticket(self) -> int:
-        """A ticket for a question that is about to be queued."""
+        """Return a ticket for a question that is about to be queued."""
         self.last_ticket += 1
         return self.last_ticket
 
     def is_stopped(self, ticket: int | None) -> bool:
-        """Whether a queued question was stopped before it started."""
+        """Return whether a queued question was stopped before it started."""
         return ticket is not None and ticket <= self.stopped_ticket
 
     def stop(self) -> None:
@@ -128,7 +128,7 @@ class Session:
 
     @contextmanager
     def stopped(self, seconds: float = 30) -> Iterator[bool]:
-        """Stop answering and lock the session; yields whether the lock was acquired in time."""
+        """Context manager that stops answering and yields whether it locked the session in time."""
         self.stop()
         acquired = self.lock.acquire(timeout=seconds)
         try:
@@ -138,14 +138,14 @@ class Session:
                 self.lock.release()
 
     def clear(self) -> None:
-        """Stop answering, and delete the conversation and the files.
+        """Stop answering and delete the conversation and the files.
 
         Raises:
-            InputError: The answer does not stop.
+            InputError: The answer does not stop in time.
         """
         with self.stopped() as acquired:
             if not acquired:
-                raise InputError("the last answer does not stop; try again")
+                raise InputError("the last answer has not stopped yet; try again")
             self.conversation.clear()
             self.delete_files()
             self.folder.mkdir(mode=0o700)
@@ -157,7 +157,7 @@ class Session:
 
 
 class Sessions:
-    """All open pages, and the folder with their files.
+    """The sessions of all open pages, and the folder with their files.
 
     Args:
         engine: The chat model.
@@ -170,7 +170,7 @@ class Sessions:
         self.uploads = self.root / "uploads"
         self.uploads.mkdir()
         self._open: dict[str, Session] = {}
-        self._ended: OrderedDict[str, str] = OrderedDict()  # recent keys, and the reason
+        self._ended: OrderedDict[str, str] = OrderedDict()  # recent keys and the reason
         self._moved: dict[str, Path] = {}  # Gradio's hash of the content -> where it was moved
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -181,10 +181,10 @@ class Sessions:
         return len(self._open)
 
     def get(self, key: str | None) -> Session:
-        """The session of a page, created if it has none yet.
+        """Return the session of a page, creating it if necessary.
 
         Raises:
-            InputError: It has ended, or too many pages are open.
+            InputError: The session has ended, or too many pages are open.
         """
         if not key:
             raise InputError("the request has no session; open the page in a browser")
@@ -216,10 +216,10 @@ class Sessions:
         """Move an uploaded file into a session.
 
         Gradio names upload folders by a keyed hash of their content, so the same image uploaded
-        twice has one path. It is moved the first time, and copied from there the second time.
+        twice has the same path. The file is moved the first time, and copied after that.
 
         Raises:
-            InputError: The file was not uploaded here, or no longer exists.
+            InputError: The file was not uploaded here or no longer exists.
         """
         path = upload.resolve()
         if path.parent.parent != self.uploads.resolve() or upload.is_symlink() or path.is_dir():
@@ -236,23 +236,23 @@ class Sessions:
             else:
                 raise FileNotFoundError
         except FileNotFoundError:
-            raise InputError("is no longer there; upload it again") from None
+            raise InputError("no longer exists; upload it again") from None
         with self._lock:
             self._moved = {k: other for k, other in self._moved.items() if other.exists()}
             self._moved[key] = target
 
     def free_old_caches(self) -> None:
-        """Free the caches of conversations that were not used recently."""
+        """Free the caches of conversations that have not been used recently."""
         with self._lock:
             by_use = sorted(self._open.values(), key=lambda s: s.last_used, reverse=True)
         for session in by_use[MAX_CACHED:]:
             try:
                 session.conversation.free_cache()
-            except InputError:  # it is answering
+            except InputError:  # an answer is being generated
                 continue
 
     def end(self, key: str | None, reason: str = "the connection to this page was lost") -> None:
-        """Stop a session's answer and delete its files; later requests get the reason."""
+        """Stop a session's answer and delete its files; later requests fail with the reason."""
         if not key:
             return
         with self._lock:
@@ -280,7 +280,7 @@ class Sessions:
             try:
                 self.clean_up()
             except Exception as error:  # try again next time
-                log.error("deleting old files: %s", type(error).__name__)
+                log.error("cannot delete old files: %s", type(error).__name__)
 
     def clean_up(self) -> None:
         """End idle sessions and delete unused uploads."""
@@ -305,7 +305,7 @@ class Sessions:
 
 
 def _delete_leftovers() -> None:
-    """Delete the folders of killed processes."""
+    """Delete the folders left by killed processes."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
         try:
             pid = int(folder.name.removeprefix(PREFIX).split("-")[0])

@@ -1,4 +1,4 @@
-"""Which cases a result page shows."""
+"""Selection of the cases shown on a result page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BEST, WORST, RANDOM = "among the best", "among the worst", "random sample"
 
 
 def sample_indices(count: int, max_cases: int, seed: int) -> list[int]:
-    """Up to `max_cases` random indices below `count`, in order."""
+    """Return up to `max_cases` random indices below `count`, in ascending order."""
     indices = list(range(count))
     if count > max_cases:
         indices = sorted(keyed_random(seed, "cases").sample(indices, max_cases))
@@ -20,16 +20,16 @@ def sample_indices(count: int, max_cases: int, seed: int) -> list[int]:
 def select_cases(
     agreed: Sequence[int], wrong: Sequence[int], max_cases: int, seed: int
 ) -> dict[int, str]:
-    """Select cases and say why: a tenth the best, a tenth the worst, the others at random.
+    """Select cases: a tenth from the best, a tenth from the worst, and the others at random.
 
     Args:
-        agreed: Per case the number of items shared by answer and reference.
-        wrong: Per case the number of items that only one of them has.
-        max_cases: Number of cases to select; reasons are empty if that is all of them.
+        agreed: For each case, the number of items shared by answer and reference.
+        wrong: For each case, the number of items in only one of the two.
+        max_cases: Number of cases to select; if all cases are selected, the reasons are empty.
         seed: Seed of the random sample.
 
     Returns:
-        The reason by index, in order.
+        The reason why each case is selected, by index in ascending order.
     """
     count = len(agreed)
     if count <= max_cases:

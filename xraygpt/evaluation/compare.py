@@ -18,16 +18,16 @@ from xraygpt.tasks.base import BaseTask, Prediction
 
 log = logging.getLogger(__name__)
 
-DEFAULT_TASK = {"name": "report_generation"}  # of files that name none
+DEFAULT_TASK = {"name": "report_generation"}  # for files that name no task
 
 
 def compare(first: Path, second: Path, *, permutations: int = PERMUTATIONS) -> list[Difference]:
     """Compare every score that both prediction files have.
 
     Args:
-        first: A file, or the folder of an evaluation.
-        second: Likewise.
-        permutations: Random assignments sampled for the randomisation test.
+        first: A prediction file, or the folder of an evaluation.
+        second: The file or folder to compare with `first`.
+        permutations: Number of random assignments in the randomisation test.
 
     Raises:
         InputError: The files are from different tasks, have no sample in common, or have different
@@ -54,25 +54,25 @@ def _is_defined(score: Score) -> bool:
 def _common_samples(
     files: tuple[Path, Path], predictions: tuple[Mapping[str, Prediction], ...]
 ) -> list[str]:
-    """Ids of the samples in both files."""
+    """Return the ids of the samples that are in both files."""
     first, second = predictions
     common = [i for i in first if i in second]
     if not common:
-        raise InputError(f"{files[0]} and {files[1]} have no sample in common")
+        raise InputError(f"{files[0]} and {files[1]} have no samples in common")
     single = len(first) + len(second) - 2 * len(common)
     if single:
-        log.warning("%d samples are in only one of the files and are left out", single)
+        log.warning("%d samples are in only one of the files and are ignored", single)
     different = [i for i in common if first[i].reference != second[i].reference]
     if different:
         raise InputError(
-            f"{len(different)} samples have another reference in the other file (first: "
+            f"{len(different)} samples have different references in the two files (first: "
             f"{different[0]}); compare evaluations of the same corpus, sections and text processor"
         )
     return common
 
 
 def _load_task(files: tuple[Path, Path]) -> BaseTask:
-    """The task of the first file, with its fitted state if there is one."""
+    """Load the task of the first file, with its fitted state if there is one."""
     tree, other = (_task_tree(file) for file in files)
     if tree["name"] != other["name"]:
         raise InputError(
@@ -92,7 +92,7 @@ def _prediction_file(path: Path) -> Path:
 
 
 def _task_tree(file: Path) -> dict[str, Any]:
-    """Settings of the task from the first line."""
+    """Read the settings of the task from the first line."""
     with file.open(encoding="utf-8") as lines:
         heading = json.loads(next(lines))
     task = heading.get("identity", {}).get("task") or DEFAULT_TASK
@@ -100,7 +100,7 @@ def _task_tree(file: Path) -> dict[str, Any]:
 
 
 def _read_predictions(file: Path) -> dict[str, Prediction]:
-    """Predictions by sample id; lines without a prediction, such as the first, are skipped."""
+    """Read predictions by sample id, skipping lines without a prediction, such as the first."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -115,5 +115,5 @@ def _read_predictions(file: Path) -> dict[str, Prediction]:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise InputError(f"{file}, line {number}: not a prediction ({error})") from None
     if not predictions:
-        raise InputError(f"{file}: contains no predictions")
+        raise InputError(f"{file} contains no predictions")
     return predictions

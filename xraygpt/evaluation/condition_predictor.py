@@ -1,4 +1,4 @@
-"""Predictions of one condition, streamed to disk; the same image and question is answered once."""
+"""Predict one condition and stream answers to disk; equal images and questions share an answer."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class _StoredAnswer:
 
 
 class ConditionPredictor:
-    """Answers the samples of conditions.
+    """Answers the samples of evaluation conditions.
 
     Args:
-        task: Decodes answers.
-        model: The model to measure.
-        collate: Makes prompts.
-        device: Where batches go.
+        task: Task that decodes answers.
+        model: Model to evaluate.
+        collate: Function that builds batches of prompts.
+        device: Device to which batches are moved.
         folder: Folder of the prediction files.
-        identity: First line of each file.
-        batch_size: Rows decoded at once.
-        seed: Stored with the predictions.
+        identity: Content of the first line of each file.
+        batch_size: Number of rows decoded at once.
+        seed: Seed stored with the predictions.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class ConditionPredictor:
         indices: Sequence[int] | None = None,
         shard: tuple[int, int] | None = None,
     ) -> list[Prediction]:
-        """Answer the samples of a condition that have no stored answer; returns all answers.
+        """Answer the samples of a condition that have no stored answer, and return all answers.
 
         Args:
             condition: Name of the condition.
-            data: Its samples.
-            indices: Samples to answer; None means all.
-            shard: Shard (k, n) whose file is written; None writes the file of all answers, with
-                those of finished shards.
+            data: Samples of the condition.
+            indices: Indices of the samples to answer; None means all.
+            shard: Shard (k, n) whose file is written. None writes the file with all answers,
+                including those of finished shards.
         """
         path = prediction_file.path_for(self.folder, f"predictions_{condition}", shard)
         done = prediction_file.resume(path, self.identity)
@@ -99,7 +99,7 @@ class ConditionPredictor:
         return predictions
 
     def unique_samples(self, conditions: dict[str, StudyDataset]) -> list[tuple[str, int]]:
-        """Condition and index of the first sample with each image and question."""
+        """Return the condition and index of the first sample with each image and question."""
         first: dict[AnswerKey, tuple[str, int]] = {}
         for name, data in conditions.items():
             for i, record in enumerate(data.records):
@@ -108,7 +108,7 @@ class ConditionPredictor:
         return list(first.values())
 
     def _reuse(self, data: StudyDataset, done: dict[str, Prediction]) -> None:
-        """Remember stored answers for other samples with the same image and question."""
+        """Reuse stored answers for other samples with the same image and question."""
         for i, record in enumerate(data.records):
             if record.sample_id in done:
                 prediction = done[record.sample_id]

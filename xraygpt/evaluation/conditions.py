@@ -1,9 +1,9 @@
 """Conditions of an evaluation: the true images, and the controls compared with them.
 
-Some controls replace the image: one of another study with another answer (several seeds), a black
-one, a mirrored one. Others take the answer from the training split: the most common one, or that of
-the image with the most similar frozen features. A model that scores no better with the true image
-than these controls ignores the image, however high its ROUGE.
+Some controls replace the image with one from another study whose answer differs (several seeds),
+with a black image or with its mirror image. Others take the answer from the training split: the
+most common answer, or that of the image with the most similar frozen features. A model that scores
+no better with the true image than with these controls ignores the image, however high its ROUGE.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from xraygpt.tasks.base import BaseTask
 
 TRUE, SHUFFLED, BLANK, COMMON, NEAREST = "true", "shuffled", "blank", "most_common", "nearest"
 MIRRORED = "mirrored"
-CONDITIONS = (TRUE, SHUFFLED, BLANK, MIRRORED, COMMON, NEAREST)  # in the order of tables
+CONDITIONS = (TRUE, SHUFFLED, BLANK, MIRRORED, COMMON, NEAREST)  # in the order used in tables
 
 CacheFeatures = Callable[[StudyDataset], object]
-"""Makes a dataset read stored features."""
+"""Function that makes a dataset read stored features."""
 
 
 def condition_of(name: str) -> str:
-    """The condition of a prediction file's name, which may end in a seed: ``shuffled-0``."""
+    """Return the condition of a prediction file from its name, such as ``shuffled-0``."""
     return name.split("-")[0]
 
 
 def select_controls(requested: Sequence[str] | None, task: BaseTask) -> list[str]:
-    """The requested controls, by default the task's.
+    """Return the requested controls, or the task's default controls.
 
     Raises:
-        InputError: The task has no such control.
+        InputError: A requested control does not suit the task.
     """
     if requested is None:
         return list(task.default_controls)
     unsuitable = [name for name in requested if name not in task.controls]
     if unsuitable:
         raise InputError(
-            f"run.controls: {unsuitable[0]} makes no sense for this task; it has "
+            f"run.controls: {unsuitable[0]} is not available for this task; choose from "
             f"{', '.join(task.controls)}"
         )
     return list(requested)
@@ -55,18 +55,19 @@ def build_conditions(
     seed: int,
     cache_features: CacheFeatures | None,
 ) -> tuple[dict[str, StudyDataset], dict[str, str]]:
-    """The true dataset, and copies of it with other images.
+    """Build the true dataset, and copies of it with other images.
 
     Args:
-        data: The true images.
+        data: Dataset with the true images.
         selected: Controls to build.
-        task: Decides how images are shuffled.
+        task: Task that decides how images are shuffled.
         shuffles: Number of shuffled copies.
-        seed: Seed of the first of them.
-        cache_features: Stores features of mirrored images; None if features are not stored.
+        seed: Seed of the first shuffled copy.
+        cache_features: Function that caches features of mirrored images; None if features are not
+            cached.
 
     Returns:
-        Datasets by condition, and reasons for controls that are left out.
+        Datasets by condition, and reasons for skipped controls.
     """
     conditions, left_out = {TRUE: data}, {}
     if SHUFFLED in selected:
@@ -97,16 +98,17 @@ def answers_from_training(
     selected: Sequence[str],
     cache_features: CacheFeatures | None,
 ) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Answers of the controls that use the training split.
+    """Return the answers of the controls that use the training split.
 
     Args:
-        data: Samples to answer for.
+        data: Samples to answer.
         train: The training split.
         selected: Controls to compute.
-        cache_features: Stores features of training images; None if features are not stored.
+        cache_features: Function that caches features of training images; None if features are not
+            cached.
 
     Returns:
-        Answers by control and sample id, and reasons for controls that are left out.
+        Answers by control and sample id, and reasons for skipped controls.
     """
     answers: dict[str, dict[str, str]] = {}
     left_out: dict[str, str] = {}
@@ -124,17 +126,17 @@ def answers_from_training(
 def _nearest_answers(
     data: StudyDataset, train: StudyDataset, cache_features: CacheFeatures | None
 ) -> dict[str, str]:
-    """By sample the answer of the training image with the most similar frozen features.
+    """Return for each sample the answer of the training image with the most similar features.
 
     Raises:
         InputError: There are no frozen features.
     """
     if cache_features is None:
-        raise InputError("the encoder is trained, its features are not stored, or it has none")
+        raise InputError("the model has no frozen encoder, or its features are not cached")
     if len(train):
         cache_features(train)
     if not all(isinstance(d.read_media, CachedReader) for d in (data, train)):
-        raise InputError("no training split, or images whose features are not stored (clips)")
+        raise InputError("there is no training split, or its media (clips) cannot be cached")
     answers = controls.nearest_answers(data, train)
     if len(answers) < len(data):
         raise InputError(f"{len(data) - len(answers)} samples have no image")

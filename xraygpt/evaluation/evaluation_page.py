@@ -32,15 +32,15 @@ def write_evaluation_page(
 
     Args:
         path: The HTML file.
-        task: Compares and displays predictions.
+        task: Task that compares and displays predictions.
         data: Samples with the true images.
-        predictions: By condition.
+        predictions: Predictions by condition.
         result: Content of scores.json.
         max_cases: Number of cases to show.
-        seed: Seed of the random sample of cases.
+        seed: Seed for the random sample of cases.
         history: Training runs behind the model.
         facts: Versions, seed, machine and so on.
-        configuration: The resolved YAML.
+        configuration: The resolved configuration as YAML.
     """
     cases = _build_cases(task, data, predictions, max_cases, seed)
     total = len(predictions.get(TRUE, ()))

@@ -1,4 +1,4 @@
-"""Evaluation: predictions are streamed to disk first, then scored next to those of the controls."""
+"""Evaluation, which streams predictions to disk, then scores them together with the controls."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ from xraygpt.tasks.base import BaseTask, Prediction
 
 
 class Evaluator(Plugin):
-    """Measures one model on one split of one corpus."""
+    """Evaluates one model on one split of one corpus."""
 
     @dataclass(kw_only=True)
     class Config(Plugin.Config):
-        """The `run` section of an evaluation YAML."""
+        """The `run` section of an evaluation configuration."""
 
         task: BaseTask.Config
-        """What to ask and how to score it."""
+        """What to ask the model and how to score its answers."""
         output_dir: Path = Path("output/evaluate")
-        """Parent of the result folder, which is named after model, data and settings, so that an
-        interrupted command can be repeated to continue."""
+        """Parent of the result folder. That folder is named after the model, data and settings, so
+        that repeating an interrupted command continues it."""
         split: Literal["train", "val", "test"] = "val"
-        """Split to measure on."""
+        """Split to evaluate."""
         max_samples: int | None = None
-        """Use only the first samples of the split; None means all."""
+        """Maximum number of samples, taken from the start of the split; None means all."""
         batch_size_eval: int = 16
-        """Rows decoded at once."""
+        """Number of rows decoded at once."""
         device: Literal["auto", "cpu", "cuda"] = "auto"
-        """`auto`, `cpu` or `cuda`."""
+        """Device: `auto`, `cpu` or `cuda`."""
         shuffles: int = 5
         """Number of seeds of the shuffled-image control."""
         controls: (
@@ -61,14 +61,14 @@ class Evaluator(Plugin):
         ) = None
         """Controls to run in addition to the true images. null runs the task's default controls."""
         feature_cache: bool = True
-        """Keep the frozen encoder's features on disk."""
+        """Whether to cache the frozen encoder's features on disk."""
         feature_store: FeatureStore = field(default_factory=FeatureStore)
-        """Settings of the feature cache; use those of training to find its features again."""
+        """Settings of the feature cache; use the same as in training to reuse its features."""
         seed: int = 0
         """Seed of sampling and shuffling."""
         page_cases: int = 200
-        """Number of cases on the result page: a tenth are the best, a tenth the worst, the others
-        a random sample; 0 shows only the scores."""
+        """Number of cases on the result page: a tenth from the best, a tenth from the worst and
+        the others at random. 0 shows only the scores."""
 
         def __post_init__(self) -> None:
             with Checks(self) as check:
@@ -97,15 +97,15 @@ class Evaluator(Plugin):
             )
         data.records = data.records[: config.max_samples]
         if not len(data):
-            raise InputError(f"no sample in the split '{config.split}' of this corpus")
+            raise InputError(f"the split '{config.split}' of this corpus has no samples")
         self.data, self.train = data, train
         self.controls = select_controls(config.controls, task)
         self._feature_key = self._find_feature_key()
         if self._feature_key is not None:
             self._cache_features(data)
-        if data.on_error == "skip":  # once, so that all conditions have the same samples
+        if data.on_error == "skip":  # check once, so that all conditions have the same samples
             data.records = [r for i, r in enumerate(data.records) if data[i] is not None]
-        # One question for every sample: images are compared, not wordings.
+        # Use the same question for every sample: images are compared, not wordings.
         model.renderer.prompts = model.renderer.prompts[:1]
         self.collate = Collator(
             model.renderer, model.media_collator, max_len=model.context_len, extra=task.extra
@@ -126,7 +126,7 @@ class Evaluator(Plugin):
         self._left_out: dict[str, str] = {}
 
     def run(self) -> dict[str, Any]:
-        """Predict, then score; returns the content of scores.json."""
+        """Predict and score, and return the content of scores.json."""
         self.folder.mkdir(parents=True, exist_ok=True)
         conditions = self._build_conditions()
         losses = {name: self._sample_losses(name, data) for name, data in conditions.items()}
@@ -168,17 +168,17 @@ class Evaluator(Plugin):
         """Answer every `count`-th distinct image and question, for a later `run`.
 
         Args:
-            number: Which of the shards, in [1, `count`].
+            number: Number of this shard, in [1, `count`].
             count: Number of shards.
 
         Returns:
             Number of answers in this shard.
 
         Raises:
-            InputError: The task has no answers.
+            InputError: The task generates no answers.
         """
         if not self.task.generates:
-            raise InputError("this task has no answers to distribute: omit --shard")
+            raise InputError("this task generates no answers to distribute; omit --shard")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.task.fit(self._training_answers)
         conditions = self._build_conditions()
@@ -189,7 +189,7 @@ class Evaluator(Plugin):
         return len(shard)
 
     def _find_feature_key(self) -> str | None:
-        """Key of the frozen features; None if they are not stored."""
+        """Return the cache key of the frozen features, or None if they are not cached."""
         if self.config.feature_cache and supports(self.model, FrozenFeatures):
             return require(self.model, FrozenFeatures).feature_key()
         return None
@@ -233,7 +233,7 @@ class Evaluator(Plugin):
     def _predictions_from_training(
         self, predictions: list[Prediction]
     ) -> dict[str, list[Prediction]]:
-        """Predictions of controls with answers from the training split, written to disk."""
+        """Write and return the predictions of controls with answers from the training split."""
         controls, left_out = answers_from_training(
             self.data, self.train, self.controls, self._feature_caching
         )

@@ -22,11 +22,11 @@ _UNKNOWN = "?"
 
 @dataclass(frozen=True)
 class History:
-    """What is known about a model's training.
+    """The known history of a model's training.
 
     Attributes:
-        runs: Existing folders of the training runs behind the model, oldest first.
-        trained_on_synthetic_only: Whether all its training images are known to be phantoms.
+        runs: Existing folders of the runs in which the model was trained, oldest first.
+        trained_on_synthetic_only: Whether all training images are known to be phantoms.
     """
 
     runs: tuple[Path, ...] = ()
@@ -34,12 +34,12 @@ class History:
 
 
 def load_history(model: Mapping[str, Any]) -> History:
-    """Read the history of a model from the `model` section of a YAML."""
+    """Read the history of a model from the `model` section of a configuration."""
     return History(tuple(dict.fromkeys(_runs(model))), _builders(model) == {SYNTHETIC_BUILDER})
 
 
 def _runs(model: Mapping[str, Any], visited: tuple[Path, ...] = ()) -> list[Path]:
-    """Runs, each after those of its own parts."""
+    """Return the run folders, each after the runs in which its parts were trained."""
     runs: list[Path] = []
     for key in ("q_former_model", "llama_model", "ckpt"):
         run = _find_run(read_key(model, key))
@@ -49,7 +49,7 @@ def _runs(model: Mapping[str, Any], visited: tuple[Path, ...] = ()) -> list[Path
 
 
 def _builders(model: Mapping[str, Any], visited: tuple[Path, ...] = ()) -> set[str]:
-    """Dataset builders of the images that the model was trained on."""
+    """Return the names of the dataset builders whose images the model was trained on."""
     builders = {_UNKNOWN} if read_key(model, "vit_ckpt") else set()
     for key in ("q_former_model", "ckpt"):  # the LLM is trained without images
         if not read_key(model, key):
@@ -64,7 +64,7 @@ def _builders(model: Mapping[str, Any], visited: tuple[Path, ...] = ()) -> set[s
 
 
 def _find_run(source: Any) -> Path | None:
-    """The run folder that a path leads to; None if there is none."""
+    """Return the run folder that contains a path, or None if there is none."""
     if not source or not checkpoint.is_run_or_checkpoint(Path(str(source))):
         return None
     try:
@@ -74,7 +74,7 @@ def _find_run(source: Any) -> Path | None:
 
 
 def _read_config(run: Path) -> dict[str, Any]:
-    """A run's configuration; empty if it is missing or damaged."""
+    """Read a run's configuration; empty if it is missing or damaged."""
     try:
         tree = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):

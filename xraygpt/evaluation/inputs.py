@@ -1,4 +1,4 @@
-"""Inputs of a prediction: an image, a folder or a table, as records without answers."""
+"""Read the inputs of a prediction (an image, a folder or a table) as records without answers."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def find_inputs(path: Path, question: str = "") -> list[Record]:
     """Find the inputs that a command line names.
 
     Args:
-        path: An image; a folder, searched recursively; or a table (CSV, JSONL) with a column
-            `image`, or `images` of a study as in training, and optionally `id`, `study`, `view`
-            and `question`. Paths in a table are relative to it.
-        question: For images without their own question; empty means the model's prompt.
+        path: An image; a folder, which is searched recursively; or a table (CSV, JSONL) with a
+            column `image`, or `images` for a study as in training, and optionally `id`, `study`,
+            `view` and `question`. Paths in a table are relative to the table.
+        question: Question about images without their own; empty means the model's prompt.
 
     Raises:
-        DataError: The path does not exist, or there is no image.
+        DataError: The path does not exist or contains no image.
     """
     if not path.exists():
         raise DataError(f"--input {path}: no such file or folder")
@@ -41,7 +41,7 @@ def find_inputs(path: Path, question: str = "") -> list[Record]:
     else:
         records = [_build_record(path.name, [MediaRef(path)], question=question)]
     if not records:
-        raise DataError(f"--input {path}: contains no PNG, JPEG or DICOM file")
+        raise DataError(f"--input {path} contains no PNG, JPEG or DICOM file")
     _require_unique_ids(records)
     return records
 
@@ -50,14 +50,14 @@ def _folder_records(folder: Path, question: str) -> list[Record]:
     files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
     images = [f for f in files if _may_be_image(f)]
     if len(files) > len(images):
-        log.info("%s: ignoring %d files that are no images", folder, len(files) - len(images))
+        log.info("%s: ignoring %d files that are not images", folder, len(files) - len(images))
     return [
         _build_record(str(f.relative_to(folder)), [MediaRef(f)], question=question) for f in images
     ]
 
 
 def _may_be_image(file: Path) -> bool:
-    """Check the suffix; a file without one is an image if it has the signature of DICOM."""
+    """Check the suffix, or the DICOM signature of a file without a suffix."""
     if file.suffix.lower() in IMAGE_SUFFIXES:
         return True
     # Hospitals name DICOM files by UID, so the "suffix" may be a number.
@@ -67,16 +67,16 @@ def _may_be_image(file: Path) -> bool:
         with file.open("rb") as stream:
             return stream.read(132)[128:] == b"DICM"
     except OSError:
-        return True  # it will be reported with those that cannot be read
+        return True  # it will be reported with the unreadable files
 
 
 def _row_record(table: Path, number: int, row: dict[str, Any], question: str) -> Record:
-    """Record of a table row with one image in `image`, or a study in `images`."""
+    """Build the record of a table row with one image in `image`, or a study in `images`."""
     where = f"{table}, record {number}"
     if not {"image", "path", "images"} & set(row):
         columns = ", ".join(map(str, row))
-        raise DataError(f"{where}: no column 'image' (there are: {columns})")
-    # A row without an image is reported with those that cannot be read.
+        raise DataError(f"{where} has no column 'image' (its columns: {columns})")
+    # A row without an image is reported with the unreadable files.
     items = _row_items(row) or [{"path": f"record {number} (no image named)"}]
     view = str(row.get("view") or "")
     try:
@@ -95,7 +95,7 @@ def _row_record(table: Path, number: int, row: dict[str, Any], question: str) ->
 
 
 def _row_items(row: dict[str, Any]) -> list[Any]:
-    """Descriptions of a row's images; a plain string is a path."""
+    """Return the descriptions of a row's images; a plain string is a path."""
     value = row.get("images") or row.get("image") or row.get("path")
     items = value if isinstance(value, list) else [value]
     return [{"path": item} if isinstance(item, str) else item for item in items if item]
@@ -120,7 +120,7 @@ def _build_record(
 
 
 def _file_version(path: Path) -> str:
-    """A string that changes when the file does."""
+    """Return a string that changes when the file does."""
     try:
         stat = path.stat()
     except OSError:
@@ -132,5 +132,5 @@ def _require_unique_ids(records: Sequence[Record]) -> None:
     seen: set[str] = set()
     for record in records:
         if record.sample_id in seen:
-            raise DataError(f"two inputs are called {record.sample_id}; give each its own `id`")
+            raise DataError(f"two inputs have the id {record.sample_id}; give each its own `id`")
         seen.add(record.sample_id)

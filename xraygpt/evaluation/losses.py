@@ -1,4 +1,4 @@
-"""Losses of an evaluation per character of the references, which tokenizers do not affect."""
+"""Losses per character of the references, which do not depend on the tokenizer."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def sample_losses(
     batch_size: int,
     label: str,
 ) -> np.ndarray:
-    """(n, 3) float64 per sample: loss in nats, target tokens, characters of the reference.
+    """Compute (n, 3) float64: each sample's loss in nats, target tokens and reference characters.
 
     Args:
-        task: Computes the loss.
-        model: The model to measure.
-        collate: Makes batches.
+        task: Task that computes the loss.
+        model: Model to evaluate.
+        collate: Function that builds batches.
         data: Samples of one condition.
-        device: Where batches go.
-        batch_size: Rows per batch.
-        label: Condition, for the progress bar.
+        device: Device to which batches are moved.
+        batch_size: Number of rows per batch.
+        label: Name of the condition, for the progress bar.
     """
     rows: list[list[float]] = []
     starts = range(0, len(data), batch_size)
@@ -54,11 +54,11 @@ def sample_losses(
 
 
 def loss_rows(losses: Mapping[str, np.ndarray], studies: Sequence[str]) -> list[dict[str, Any]]:
-    """Loss per character of each condition, and paired differences from the true images.
+    """Return each condition's loss per character and its paired difference from the true images.
 
     Args:
-        losses: Result of `sample_losses` by condition; shuffled seeds are averaged.
-        studies: Study of each sample; intervals resample studies.
+        losses: Results of `sample_losses` by condition; shuffled seeds are averaged.
+        studies: Study of each sample, the unit of bootstrap resampling.
     """
     true = losses[TRUE]
     groups = {TRUE: [true]}
@@ -80,7 +80,7 @@ def loss_rows(losses: Mapping[str, np.ndarray], studies: Sequence[str]) -> list[
 def _per_character(
     name: str, loss: np.ndarray, characters: np.ndarray, studies: Sequence[str]
 ) -> dict[str, Any]:
-    """Sum of the losses over the sum of the characters, with its interval."""
+    """Divide the sum of the losses by the sum of the characters, and compute the interval."""
     score = ratio_score(
         name,
         np.stack([loss, characters], axis=1),

@@ -1,4 +1,4 @@
-"""Coordinates of the charts on the result page: scores by condition, and losses of training."""
+"""Coordinates of the charts on the result page: scores by condition, and training losses."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ HEADLINE_METRICS = (
     "BLEU-4", "ROUGE-L", "findings_text_F1", "abnormal_text_F1", "findings_coding_F1",
     "abnormal_coding_F1", "accuracy", "accuracy_closed", "accuracy_open", "distinct",
 )  # fmt: skip
-MAX_OTHER_METRICS = 8  # charted for a task that has no headline metric
+MAX_OTHER_METRICS = 8  # metrics charted for a task without a headline metric
 
 _CURVES = (  # log key, colour on the page, caption
     ("train/loss", "true", "training"),
     ("val/loss", "most_common", "val"),
     ("val/loss_shuffled", "shuffled", "val with another study's image"),
 )
-_AVERAGED_ROWS = 10  # of the training loss
+_AVERAGED_ROWS = 10  # width of the moving average of the training loss
 _MAX_POINTS = 200
-_LEFT, _WIDTH, _BOTTOM, _HEIGHT = 42, 350, 190, 175  # of the plot, in SVG units
+_LEFT, _WIDTH, _BOTTOM, _HEIGHT = 42, 350, 190, 175  # position and size of the plot, in SVG units
 
 _Points = list[tuple[int, float]]
 
 
 def score_chart(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Headline metrics, or others within [0, 1]: one strip per condition, in per cent of its width.
+    """Chart headline metrics, or others in [0, 1], with one strip per condition (% of its width).
 
     Args:
         scores: Rows of scores.json.
@@ -67,7 +67,7 @@ def _strip(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def loss_chart(run: Path) -> dict[str, Any] | None:
-    """Polylines of a run's losses; None if the run has none."""
+    """Return the polylines of a run's losses, or None if the run has none."""
     rows = logs.read_rows(run / "metrics.jsonl")
     curves = [(_loss_points(rows, name), colour, caption) for name, colour, caption in _CURVES]
     curves = [curve for curve in curves if curve[0]]
@@ -97,7 +97,7 @@ def _line(points: _Points, colour: str, last_step: int, low: float, high: float)
 
 
 def _loss_points(rows: Sequence[Mapping[str, Any]], name: str) -> _Points:
-    """Steps and losses; the training loss as a moving average, thinned out."""
+    """Return steps and losses; the training loss is a moving average, thinned out."""
     points = [(row["step"], row[name]) for row in rows if name in row and math.isfinite(row[name])]
     if name != "train/loss":
         return points
@@ -109,6 +109,6 @@ def _loss_points(rows: Sequence[Mapping[str, Any]], name: str) -> _Points:
 
 
 def _y(value: float, low: float, high: float) -> float:
-    """Vertical coordinate; values far above `high` are cut off."""
+    """Return the vertical coordinate; values far above `high` are cut off."""
     spread = max(high - low, 1e-6)
     return round(_BOTTOM - _HEIGHT * min((value - low) / spread, 1.02), 1)

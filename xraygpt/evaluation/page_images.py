@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from xraygpt.media.base import MediaRef, read_media_file
 from xraygpt.tasks.payload import LabelledBox
 
-MAX_SIDE, JPEG_QUALITY = 256, 70  # pixels of the longer side
+MAX_SIDE, JPEG_QUALITY = 256, 70  # longer side in pixels; JPEG quality
 PREDICTION_COLOUR, REFERENCE_COLOUR = (255, 140, 0), (0, 190, 90)  # red, green, blue
 
 Colour = tuple[int, int, int]
@@ -23,16 +23,16 @@ def thumbnail(
     boxes: Sequence[tuple[Colour, LabelledBox]] = (),
     masks: Sequence[tuple[Colour, np.ndarray]] = (),
 ) -> str:
-    """A small JPEG as a data URI.
+    """Return a small JPEG as a data URI.
 
     Args:
         ref: The image.
-        boxes: Boxes to draw with their colours.
-        masks: Classes, (H, W) or (D, H, W) uint8, to outline with their colours; the middle slice
-            of a volume.
+        boxes: Boxes to draw, with their colours.
+        masks: Masks of classes, (H, W) or (D, H, W) uint8, to outline, with their colours; only
+            the middle slice of a volume is shown.
 
     Raises:
-        ValueError: The file cannot be read, or contains no image.
+        ValueError: The file cannot be read or contains no image.
     """
     pixels = read_media_file(ref).still_image()
     image = Image.fromarray(np.round(pixels * 255).astype(np.uint8))

@@ -14,18 +14,18 @@ from xraygpt.tasks.base import Prediction
 
 
 def compute_signature(identity: dict[str, Any]) -> str:
-    """Twelve hex digits that change with anything in `identity`."""
+    """Return twelve hex digits that change with anything in `identity`."""
     text = json.dumps(identity, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def write(path: Path, identity: dict[str, Any], predictions: Sequence[Prediction]) -> None:
-    """Replace the file atomically."""
+    """Write a prediction file, replacing an existing one atomically."""
     _write_rows(path, [_heading(identity), *(p.as_row() for p in predictions)])
 
 
 def resume(path: Path, identity: dict[str, Any]) -> dict[str, Prediction]:
-    """Read the predictions of an earlier command by sample id, and prepare the file for appending.
+    """Read an earlier command's predictions by sample id, and prepare the file for appending.
 
     An incomplete last line is removed, and a missing first line is written.
     """
@@ -40,7 +40,7 @@ def read(path: Path) -> dict[str, Prediction]:
 
 
 def read_shards(path: Path) -> dict[str, Prediction]:
-    """Predictions by sample id of all shards of `path`."""
+    """Read the predictions of all shards of `path`, by sample id."""
     predictions: dict[str, Prediction] = {}
     for shard in sorted(path.parent.glob(f"{path.stem}-*-of-*.jsonl")):
         predictions = read(shard) | predictions
@@ -48,7 +48,7 @@ def read_shards(path: Path) -> dict[str, Prediction]:
 
 
 def path_for(folder: Path, stem: str, shard: tuple[int, int] | None) -> Path:
-    """The file of all rows, or that of shard (k, n)."""
+    """Return the path of the file with all rows, or of the file of shard (k, n)."""
     suffix = "" if shard is None else "-{}-of-{}".format(*shard)
     return folder / f"{stem}{suffix}.jsonl"
 

@@ -1,4 +1,4 @@
-"""Prediction for image files: answers are streamed to disk, and unreadable files are skipped."""
+"""Prediction for image files, which streams answers to disk and skips unreadable files."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ PAGE_CASES = 200
 
 
 class SomeFailed(XrayGPTError):
-    """Some inputs could not be read; all others have an answer."""
+    """Some inputs could not be read; all others were answered."""
 
 
 class _ReadableOrError(Dataset[tuple[int, Sample | str]]):
-    """Samples with their indices, read in a loader's worker; an unreadable one is its error."""
+    """Samples and their indices, read by loader workers; an unreadable sample is its error text."""
 
     def __init__(self, data: StudyDataset, indices: Sequence[int]) -> None:
         self.data, self.indices = data, indices
@@ -57,18 +57,20 @@ class Predictor:
     """Answers a question about many images.
 
     Args:
-        model: Answers.
-        task: Decides how answers are decoded.
-        data: Inputs.
-        output_dir: Parent of the result folder, which is named after model, question and settings.
-        identity: Everything that affects an answer; determines the folder's name and is stored in
-            the first line.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        batch_size: Rows decoded at once.
+        model: Model that answers.
+        task: Task that decides how answers are decoded.
+        data: Inputs to answer.
+        output_dir: Parent of the result folder, which is named after the model, question and
+            settings.
+        identity: Everything that affects an answer. It determines the folder's name and is stored
+            in the first line of the prediction file.
+        device: Device: ``auto``, ``cpu`` or ``cuda``.
+        batch_size: Number of rows decoded at once.
         workers: Number of processes that read images; None means one per core, up to four.
-        shard: (k, n), 1 ≤ k ≤ n: answer only every n-th image from the k-th on, into a separate
-            file and without a page. A run without it includes the answers of all shards.
-        resolved: The whole configuration, for the page.
+        shard: Shard (k, n) with 1 ≤ k ≤ n, which answers every n-th image starting with the k-th,
+            in a separate file and without a page. A run without a shard includes the answers of
+            all shards.
+        resolved: The full configuration, for the page.
         history: Training runs behind the model, for the page.
     """
 
@@ -108,7 +110,7 @@ class Predictor:
         """Answer inputs that have no stored answer, then write the page unless this is a shard.
 
         Raises:
-            SomeFailed: Some images could not be read; all others have an answer.
+            SomeFailed: Some images could not be read; all others were answered.
         """
         if self.history.trained_on_synthetic_only:
             log.warning(SYNTHETIC_ONLY_WARNING)
@@ -118,10 +120,10 @@ class Predictor:
         names = {i: self.data.records[i].sample_id for i in self.indices}
         todo = [i for i, name in names.items() if name not in done]
         if len(todo) < len(names):
-            log.info("%d of %d have an answer already", len(names) - len(todo), len(names))
+            log.info("%d of %d inputs already have an answer", len(names) - len(todo), len(names))
         errors = self._predict(path, todo, done)
         predictions = [done[name] for name in names.values() if name in done]
-        # In the order of the inputs, without answers for files that have changed since.
+        # Write answers in the order of the inputs, without those for files that have changed since.
         prediction_file.write(path, self.identity, predictions)
         self._write_errors(errors)
         if self.shard is None:
@@ -129,13 +131,13 @@ class Predictor:
         if errors:
             lines = "\n".join(f"  {name}: {message}" for name, message in errors.items())
             raise SomeFailed(
-                f"{len(errors)} of {len(names)} could not be read, {len(predictions)} are answered "
-                f"in {self.folder}:\n{lines}"
+                f"{len(errors)} of {len(names)} inputs could not be read; "
+                f"{len(predictions)} answers are in {self.folder}:\n{lines}"
             )
         return predictions
 
     def _load_done(self, path: Path) -> dict[str, Prediction]:
-        """Answers of earlier commands and of shards."""
+        """Load the answers of earlier commands and of shards."""
         predictions = prediction_file.resume(path, self.identity)
         if self.shard is None:
             predictions = prediction_file.read_shards(path) | predictions
@@ -144,7 +146,7 @@ class Predictor:
     def _predict(
         self, path: Path, todo: Sequence[int], done: dict[str, Prediction]
     ) -> dict[str, str]:
-        """Append answers to the file and to `done`; returns error messages by sample id."""
+        """Append answers to the file and to `done`, and return error messages by sample id."""
         errors: dict[str, str] = {}
         with (
             path.open("a", encoding="utf-8") as file,
@@ -176,7 +178,7 @@ class Predictor:
     def _answer_or_report(
         self, samples: Sequence[Sample], errors: dict[str, str]
     ) -> Iterator[Prediction]:
-        """Answers of a batch; if it fails, answer each sample and report those that fail."""
+        """Answer a batch; if that fails, answer each sample alone and report the failures."""
         try:
             predictions = list(self._answer(samples))
         except (DataError, ValueError) as error:
@@ -209,7 +211,7 @@ class Predictor:
             )
 
     def _is_current(self, prediction: Prediction) -> bool:
-        """Whether a stored answer is for the same file and question as this command's input."""
+        """Return whether a stored answer is for the same file and question as the current input."""
         record = self._records.get(prediction.sample_id)
         meta = {k: v for k, v in prediction.meta.items() if k != "asked"}
         if record is None or record.meta != meta:

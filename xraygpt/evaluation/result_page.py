@@ -1,4 +1,4 @@
-"""A self-contained HTML page of a run: scores of all conditions, loss curves, cases with images.
+"""Self-contained HTML page with a run's scores by condition, loss curves and example cases.
 
 The page fetches nothing: images are embedded, and its content security policy forbids the network.
 """
@@ -53,7 +53,7 @@ class Case:
     """Predictions by control."""
     source: str = ""
     reason: str = ""
-    """Why the case is shown, if not all are."""
+    """Why this case is shown, if not all cases are."""
 
 
 def write_page(
@@ -76,12 +76,12 @@ def write_page(
         title: Heading.
         subtitle: Line below the heading.
         cases: Samples to show, in order.
-        shown: Sentence that says which cases these are.
+        shown: Sentence that says which cases are shown.
         scores: Rows of scores.json.
         losses: Loss rows of scores.json.
         history: Training runs, whose losses are charted.
         facts: Versions, seed, machine and so on.
-        configuration: The resolved YAML.
+        configuration: The resolved configuration as YAML.
     """
     from jinja2 import Environment
 
@@ -139,14 +139,14 @@ def _pictures(case: Case) -> list[dict[str, str]]:
         try:
             data = _case_thumbnail(case, index, ref)
         except (ValueError, OSError) as error:
-            log.warning("no thumbnail of %s on the page: %s", case.sample_id, error)
+            log.warning("cannot show a thumbnail for %s on the page: %s", case.sample_id, error)
         else:
             pictures.append({"data": data, "alt": f"{case.sample_id} {ref.view}".strip()})
     return pictures
 
 
 def _case_thumbnail(case: Case, index: int, ref: MediaRef) -> str:
-    """An image of the case with its boxes; the first image also with the masks."""
+    """Return a thumbnail of an image with its boxes and, for the first image, the masks."""
     boxes = [
         (colour, box)
         for colour, group in (

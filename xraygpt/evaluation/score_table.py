@@ -23,9 +23,9 @@ _Cells = dict[str, dict[str, dict[str, Any]]]  # rows of scores.json by metric a
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:
-    """The content of scores.json as tables.
+    """Return the content of scores.json as tables.
 
-    Metrics are rows and conditions columns, except in the tables of published metrics.
+    Metrics are rows and conditions are columns, except in the tables of published metrics.
     """
     lines = [
         f"Split `{result['split']}`, n = {result['n']}. Research use only, not for diagnosis.",
@@ -72,7 +72,7 @@ def _metric_table(
     cells: _Cells,
     value_of: Callable[[dict[str, Any]], dict[str, float]],
 ) -> list[str]:
-    """A table with one row per metric and one column per condition."""
+    """Build a table with one row per metric and one column per condition."""
     lines = ["", "| metric | " + " | ".join(conditions) + " | n |"]
     lines.append("|---" * (len(conditions) + 2) + "|")
     for name, by_condition in cells.items():
@@ -86,7 +86,7 @@ def _metric_table(
 
 
 def _condition_table(conditions: Sequence[str], cells: _Cells, columns: Sequence[str]) -> list[str]:
-    """A table with one row per condition and one column per metric."""
+    """Build a table with one row per condition and one column per metric."""
     lines = ["", "| condition | " + " | ".join(columns) + " |"]
     lines.append("|---" * (len(columns) + 1) + "|")
     for condition in conditions:

@@ -1,8 +1,8 @@
-"""Scores of stored predictions: reproducible, and without model or images.
+"""Reproducible scoring of stored predictions, without the model or the images.
 
-The folder of an evaluation contains ``predictions_<condition>.jsonl`` (the first line identifies
+The folder of an evaluation contains ``predictions_<condition>.jsonl`` (whose first line identifies
 the run) and ``scoring.json`` (what the task computed from the training answers). `score_folder`
-needs nothing else.
+needs only these files.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def score_rows(
     """Compute every score of every condition, averaged over seeds.
 
     Args:
-        task: Computes the scores.
-        predictions: By condition, ``true`` first; the seeds of a control are ``shuffled-0`` and so
-            on.
+        task: Task that computes the scores.
+        predictions: Predictions by condition, ``true`` first; the seeds of a control are named
+            ``shuffled-0`` and so on.
 
     Returns:
-        Rows of scores.json, where `true_minus` of a control is the paired difference from the true
-        images, and reasons, by name, for scores that are left out.
+        Rows of scores.json, in which `true_minus` is the paired difference between the true images
+        and a control; and reasons, by name, for skipped scores.
     """
     groups: dict[str, list[list[Score]]] = {}
     left_out: dict[str, str] = {}
@@ -58,7 +58,7 @@ def score_rows(
 
 
 def _score_row(condition: str, true: Score, scores: Sequence[Score]) -> dict[str, Any]:
-    """The row of one score of one condition, averaged over seeds."""
+    """Return the row for one score of one condition, averaged over seeds."""
     weight = 1 / len(scores)
     mean = weighted_sum([(weight, s) for s in scores])
     row = {**mean.as_row(), "condition": condition, "seeds": len(scores)}
@@ -69,15 +69,15 @@ def _score_row(condition: str, true: Score, scores: Sequence[Score]) -> dict[str
 
 
 def _common_names(groups: Mapping[str, list[list[Score]]], left_out: dict[str, str]) -> list[str]:
-    """Names of the scores that every condition has; the others are added to `left_out`.
+    """Return the names of the scores that every condition has; add the others to `left_out`.
 
-    Conditions have the same references and therefore the same scores, unless a judge or a labeller
-    fails on one of them.
+    All conditions have the same references and therefore the same scores, unless a judge or a
+    labeller fails on one of them.
     """
     name_sets = [{s.name for s in seed} for seeds in groups.values() for seed in seeds]
     names = [s.name for s in groups[TRUE][0]]
     for name in set().union(*name_sets) - name_sets[0].intersection(*name_sets):
-        left_out.setdefault(name, "it could not be computed in every condition")
+        left_out.setdefault(name, "it could not be computed for every condition")
     return [n for n in names if all(n in name_set for name_set in name_sets)]
 
 
@@ -94,14 +94,14 @@ def write_scores(folder: Path, result: Mapping[str, Any]) -> None:
 
 
 def score_folder(folder: Path) -> dict[str, Any]:
-    """Compute the scores of an evaluation's predictions again, even of an interrupted one.
+    """Recompute the scores for an evaluation's predictions, even if it was interrupted.
 
     Args:
-        folder: Result of `evaluate.py`. Its ``scores.json`` and ``scores.md`` are replaced, except
-            for the losses, which need the model.
+        folder: Result folder of `evaluate.py`. Its ``scores.json`` and ``scores.md`` are replaced,
+            except for the losses, which need the model.
 
     Raises:
-        InputError: The folder has no predictions, or something else in their place.
+        InputError: The folder has no valid predictions.
     """
     files = _prediction_files(folder)
     heading, *_ = logs.read_rows(files[TRUE]) or [{}]
@@ -111,7 +111,7 @@ def score_folder(folder: Path) -> dict[str, Any]:
     task = build_task(identity["task"])
     if not (folder / FITTED_STATE_FILE).is_file():
         raise InputError(
-            f"{folder}: no {FITTED_STATE_FILE}; repeat the evaluate.py command, which writes it"
+            f"{folder} has no {FITTED_STATE_FILE}; repeat the evaluate.py command, which writes it"
         )
     task.load_fitted_state(json.loads((folder / FITTED_STATE_FILE).read_text(encoding="utf-8")))
     task.go_offline()
@@ -140,17 +140,17 @@ def score_folder(folder: Path) -> dict[str, Any]:
 
 
 def _prediction_files(folder: Path) -> dict[str, Path]:
-    """Prediction files in the order of the conditions, without those of shards.
+    """Return the prediction files in the order of the conditions, without those of shards.
 
     Raises:
-        InputError: There is none of the true images.
+        InputError: There is no prediction file for the true images.
     """
     files = {f.stem.removeprefix("predictions_"): f for f in folder.glob("predictions_*.jsonl")}
     names = [n for n in files if "-of-" not in n and condition_of(n) in CONDITIONS]
     names.sort(key=lambda n: (CONDITIONS.index(condition_of(n)), n))
     if TRUE not in names:
         raise InputError(
-            f"{folder}: no predictions_true.jsonl; name the folder that evaluate.py printed"
+            f"{folder} has no predictions_true.jsonl; give the folder that evaluate.py printed"
         )
     return {name: files[name] for name in names}
 
@@ -158,18 +158,20 @@ def _prediction_files(folder: Path) -> dict[str, Path]:
 def _without_interrupted(
     predictions: Mapping[str, list[Prediction]], folder: Path
 ) -> dict[str, list[Prediction]]:
-    """Predictions without conditions that have less than half of the answers.
+    """Return predictions without the conditions that have fewer than half of the answers.
 
     Raises:
-        InputError: The true images have less than half of the answers.
+        InputError: The true images have fewer than half of the answers.
     """
     longest = max(len(rows) for rows in predictions.values())
     interrupted = [n for n, rows in predictions.items() if 2 * len(rows) < longest]
     for name in interrupted:
-        log.warning("%s has %d of %d answers: left out", name, len(predictions[name]), longest)
+        log.warning(
+            "%s has only %d of %d answers and is skipped", name, len(predictions[name]), longest
+        )
     if TRUE in interrupted:
         raise InputError(
-            f"{folder}: few answers for the true images; repeat the evaluate.py command"
+            f"{folder} has too few answers for the true images; repeat the evaluate.py command"
         )
     return {name: rows for name, rows in predictions.items() if name not in interrupted}
 
@@ -177,10 +179,10 @@ def _without_interrupted(
 def _common_samples(
     predictions: Mapping[str, list[Prediction]], folder: Path
 ) -> dict[str, list[Prediction]]:
-    """Predictions of the samples that every condition has, in one order.
+    """Return the predictions for samples that every condition has, in the same order.
 
     Raises:
-        InputError: There are none.
+        InputError: No sample has a prediction in every condition.
     """
     common = set.intersection(*({p.sample_id for p in rows} for rows in predictions.values()))
     total = max(len(rows) for rows in predictions.values())
@@ -203,8 +205,8 @@ def build_task(tree: Any) -> BaseTask:
         task: BaseTask = from_tree(BaseTask.Config, tree, "run.task").build()
     except ConfigError as error:
         if any("unknown task" in problem for problem in error.problems):
-            hint = "if the task is a plug-in, name its module: --imports my_pkg.my_module"
-            raise ConfigError("the file of predictions", [*error.problems, hint]) from None
+            hint = "if the task is a plug-in, give its module with --imports my_pkg.my_module"
+            raise ConfigError("the prediction file", [*error.problems, hint]) from None
         raise
     return task
 

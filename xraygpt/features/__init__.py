@@ -1,1 +1,1 @@
-"""Features of frozen encoders, cached on disk."""
+"""On-disk cache of the features computed by frozen encoders."""

@@ -1,9 +1,9 @@
-"""Features of frozen encoders on disk, so that no image is encoded twice.
+"""On-disk cache of the features of frozen encoders, so that no image is encoded twice.
 
 Features depend on the encoder's weights, the image processor's settings and the image file, and
-their key consists of exactly these. ``<cache>/features/<encoder + processor>/`` is a `TensorStore`
-of (L, D) tensors, whose names are made of path, size, modification time and frame, and of the view
-if images are augmented.
+the cache key is built from exactly these. ``<cache>/features/<encoder + processor>/`` is a
+`TensorStore` of (L, D) tensors. The name of each tensor is derived from the path, size and
+modification time of the file, the frame and, if images are augmented, the number of the view.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from xraygpt.models.capabilities import FrozenFeatures, require
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 16  # images encoded at once
-_IN_USE: set[Path] = set()  # stores of this process, which it must not evict
+_IN_USE: set[Path] = set()  # stores that this process uses and must not evict
 
 View = tuple[MediaRef, int]  # an image and the number of its augmented view
 
@@ -51,13 +51,13 @@ class FeatureStore:
     """Settings of the feature cache."""
 
     dtype: Literal["float32", "float16"] = "float32"
-    """float16 halves the size; features then differ in the fourth digit."""
+    """Data type of the stored features. float16 halves their size, but changes the fourth digit."""
     views: int = 0
-    """Number of augmented views to store of each image; every epoch uses one of them. 0 stores no
-    augmented images: every epoch augments and encodes them again."""
+    """Number of augmented views to store for each image; every epoch uses one of them. With 0, no
+    augmented images are stored, and every epoch augments and encodes them again."""
     max_gb: float | None = None
     """Limit in gigabytes (1e9 bytes) for all stored features; the least recently used are evicted
-    first. Images beyond it are encoded on every read. None means the free disk space."""
+    first. Images that do not fit are encoded on every read. None means the free disk space."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
@@ -66,7 +66,7 @@ class FeatureStore:
 
 
 class CachedReader:
-    """Reads stored features instead of pixels, and encodes what is not stored.
+    """Reads stored features instead of pixels, and encodes images whose features are not stored.
 
     Args:
         read_media: Reads the pixels.
@@ -89,7 +89,7 @@ class CachedReader:
         self.encoder = require(model, FrozenFeatures)
 
     def __call__(self, ref: MediaRef, rng_key: str = "") -> Media:
-        """(L, D) float32 features of one image."""
+        """Return the float32 features of one image, of shape (L, D)."""
         view = keyed_int(rng_key, "view") % self.views if self.views else 0
         features = self.store.get(self.name(ref, view))
         if features is None:  # the file has changed, or there was no room
@@ -99,21 +99,21 @@ class CachedReader:
         return Media(features.float(), "embedding", ref.view)
 
     def _refuse_in_worker(self, ref: MediaRef) -> None:
-        """CUDA cannot be used in a process that was forked from one that uses it."""
+        """Refuse to encode in a worker: a process forked from one that uses CUDA cannot use it."""
         if self.model.device.type == "cuda" and get_worker_info() is not None:
             raise TrainingError(
-                f"{ref.path}: its features are not stored, and a worker cannot encode on a GPU: "
-                "set run.num_workers: 0, or a larger run.feature_store.max_gb"
+                f"{ref.path}: its features are not stored, and a worker cannot encode on a GPU; "
+                "set run.num_workers to 0 or increase run.feature_store.max_gb"
             )
 
     def black(self) -> Media:
-        """(L, D) features of a black image."""
+        """Return the features of a black image, of shape (L, D)."""
         processor = self.read_media.keywords["processor"]  # type: ignore[attr-defined]
         pixels: Tensor = processor(np.zeros((64, 64), np.float32), "")
         return Media(self.encode(pixels[None])[0].float(), "embedding")
 
     def name(self, ref: MediaRef, view: int) -> str:
-        """Name of a view in the store; it changes when the file does.
+        """Return the name of a view in the store; the name changes when the file does.
 
         Raises:
             DataError: The image is missing.
@@ -130,18 +130,18 @@ class CachedReader:
         return hashlib.sha256(key.encode()).hexdigest()[:32]
 
     def encode(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, L, D) features in the dtype of the store."""
+        """Encode images (N, C, H, W) as features (N, L, D) in the dtype of the store."""
         return self.encoder.encode_frozen(images.to(self.model.device)).to(self.dtype).cpu()
 
 
 def read_pixels(read_media: ReadMedia, ref: MediaRef, view: int, views: int) -> Tensor:
-    """(C, H, W) of one image; augmented views are the same in every run.
+    """Return the pixels of one image, (C, H, W); augmented views are the same in every run.
 
     Args:
         read_media: Reads and processes the file.
         ref: The image.
-        view: Which of the augmented views.
-        views: Their number; 0 if images are not augmented.
+        view: Number of the augmented view.
+        views: Number of augmented views; 0 if images are not augmented.
 
     Raises:
         DataError: The image cannot be read.
@@ -158,20 +158,23 @@ def use_cache(
     settings: FeatureStore | None = None,
     workers: int = 0,
 ) -> StudyDataset:
-    """Make a dataset read features instead of pixels, and store those that are missing.
+    """Make a dataset read features instead of pixels, and store missing features.
 
     Args:
-        data: Changed in place and returned. Unchanged if its images are augmented and no views are
-            to be stored, if it has no images of a fixed size, or if it reads features already.
+        data: Dataset, modified in place. It is unchanged if its images are augmented and no views
+            are to be stored, if it has no images of a fixed size, or if it already reads features.
         model: Model with the frozen encoder, which runs on the model's device.
-        encoder: `model.feature_key()`.
+        encoder: Key of the encoder, from `model.feature_key()`.
         accelerator: Distributes the encoding over the processes.
-        settings: None means the defaults.
-        workers: Number of processes that read images meanwhile.
+        settings: Settings of the cache; None uses the defaults.
+        workers: Number of processes that read images during encoding.
+
+    Returns:
+        The dataset `data`.
 
     Raises:
-        TrainingError: Features cannot be stored. No image is at fault, so `on_error` does not
-            apply.
+        TrainingError: Features cannot be stored. `on_error` does not apply, because no image is at
+            fault.
     """
     settings = settings or FeatureStore()
     root = cache_root() / "features"
@@ -201,7 +204,7 @@ def use_cache(
 def _use_black_features(
     data: StudyDataset, model: BaseModel, store: TensorStore, settings: FeatureStore
 ) -> None:
-    """Encode the one image of a blanked dataset here: CUDA cannot be used in a loader's worker."""
+    """Encode the black image of a blanked dataset here, as loader workers cannot use CUDA."""
     inner = data.read_media.keywords["read_media"]  # type: ignore[attr-defined]
     reader = CachedReader(inner, model, store, settings, 0)
     data.read_media = partial(
@@ -210,7 +213,7 @@ def _use_black_features(
 
 
 def _can_cache(data: StudyDataset, refs: Sequence[MediaRef]) -> bool:
-    """Whether a dataset consists of images that are processed to a fixed size."""
+    """Return whether a dataset consists of images that are processed to a fixed size."""
     if not refs or isinstance(data.read_media, CachedReader):
         return False
     processor = getattr(data.read_media, "keywords", {}).get("processor")
@@ -218,7 +221,7 @@ def _can_cache(data: StudyDataset, refs: Sequence[MediaRef]) -> bool:
 
 
 def _missing_views(reader: CachedReader, refs: Sequence[MediaRef]) -> list[View]:
-    """Views that are not stored, the same list in every process."""
+    """Return the views that are not stored; the list is the same in every process."""
     views = [(ref, view) for ref in refs for view in range(max(1, reader.views))]
     missing = [i for i, view in enumerate(views) if reader.name(*view) not in reader.store]
     return [views[i] for i in distributed.broadcast(missing)]
@@ -240,19 +243,19 @@ def _store_features(
     local = missing[accelerator.process_index :: accelerator.num_processes]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        log.info("encoding %d images once; features go to %s", len(missing), folder)
+        log.info("encoding %d images once; their features are written to %s", len(missing), folder)
         needed = len(missing) * reader.black().data.to(reader.dtype).nbytes
         room = _make_room(folder, needed, settings, accelerator)
         _encode(reader, local, room * len(local) // len(missing), accelerator, workers)
     except OSError as error:
         raise TrainingError(
-            f"cannot store features under {folder}: {error.strerror or error}. Make room, set "
-            "XRAYGPT_CACHE to another folder, or run.feature_cache to false"
+            f"cannot store features in {folder}: {error.strerror or error}; free disk space, set "
+            "XRAYGPT_CACHE to another folder, or set run.feature_cache to false"
         ) from None
 
 
 class _PixelDataset(Dataset[Any]):
-    """Images to encode, read by worker processes; an unreadable one gives its error message."""
+    """Images to encode, read by workers; an unreadable image is replaced by its error message."""
 
     def __init__(self, read_media: ReadMedia, images: Sequence[View], views: int) -> None:
         self.read_media, self.images, self.views = read_media, images, views
@@ -274,9 +277,9 @@ def _encode(
     accelerator: Accelerator,
     workers: int,
 ) -> None:
-    """Encode and store images up to `room` bytes.
+    """Encode images and store up to `room` bytes of features.
 
-    An unreadable image only causes a warning here, and an error when it is used.
+    An unreadable image causes only a warning here, but an error when it is used.
     """
     loader: DataLoader[Any] = DataLoader(
         _PixelDataset(reader.read_media, images, reader.views),
@@ -289,7 +292,7 @@ def _encode(
     try:
         for n, batch in enumerate(progress(loader, "encoding", unit="batch", disable=hidden)):
             for message in (x for x in batch if not isinstance(x, Tensor)):
-                log.warning("cannot encode: %s", message)
+                log.warning("cannot encode an image: %s", message)
             readable = [
                 (i, x) for i, x in enumerate(batch, n * BATCH_SIZE) if isinstance(x, Tensor)
             ]
@@ -299,7 +302,10 @@ def _encode(
             room -= features.nbytes
             if room < 0:
                 remaining = len(images) - n * BATCH_SIZE
-                log.warning("run.feature_store.max_gb is full: %d images are not stored", remaining)
+                log.warning(
+                    "run.feature_store.max_gb is reached; features of %d images are not stored",
+                    remaining,
+                )
                 break
             for (i, _), image_features in zip(readable, features, strict=True):
                 reader.store.put(reader.name(*images[i]), image_features)
@@ -308,10 +314,12 @@ def _encode(
 
 
 def _make_room(folder: Path, needed: int, settings: FeatureStore, accelerator: Accelerator) -> int:
-    """Evict other stores; the bytes that may be stored, as determined by the main process.
+    """Evict other stores and return the number of bytes that may be stored.
+
+    The main process determines this number for all processes.
 
     Raises:
-        OSError: The disk has less free space than that; on every process.
+        OSError: The disk has less free space; raised in every process.
     """
     room, free = needed, 0
     if accelerator.is_main_process:
@@ -321,5 +329,5 @@ def _make_room(folder: Path, needed: int, settings: FeatureStore, accelerator: A
         free = shutil.disk_usage(folder).free
     room, free = distributed.broadcast((room, free))
     if room > free:
-        raise OSError(f"{room / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free")
+        raise OSError(f"{room / 1e9:.1f} GB are needed, but only {free / 1e9:.1f} GB are free")
     return room

@@ -1,4 +1,4 @@
-"""Named tensors on disk in a few memory-mapped files.
+"""Store of named tensors in a few memory-mapped files on disk.
 
 A store is a folder of safetensors files. Each is written under a temporary name and then renamed,
 so that several processes can write at once and no file is ever incomplete. A damaged file is
@@ -23,17 +23,17 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-FILE_BYTES = 128 * 2**20  # also the most that is buffered in memory and lost by a kill
+FILE_BYTES = 128 * 2**20  # also the most that is lost if the process is killed
 MAX_OPEN_FILES = 256
-_STALE_SECONDS = 3600  # age from which a temporary file belongs to a killed process
+_STALE_SECONDS = 3600  # an older temporary file was left by a killed process
 _USE_MARKER = ".used"  # its modification time is the last use of a store
 
 
 class TensorStore:
-    """A store of tensors; safe to pass to worker processes.
+    """A store of tensors that is safe to pass to worker processes.
 
     Args:
-        folder: Created by the first write.
+        folder: Folder of the store, created by the first write.
         file_bytes: Size of the buffer that is written to one file.
     """
 
@@ -47,7 +47,7 @@ class TensorStore:
         self.refresh()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the memory maps, which each process opens itself."""
+        """Return the state without the memory maps, which each process opens itself."""
         return {**vars(self), "_open_files": OrderedDict()}
 
     def __contains__(self, name: str) -> bool:
@@ -66,10 +66,10 @@ class TensorStore:
                 with safe_open(path, framework="pt") as file:
                     self._paths.update(dict.fromkeys(file.keys(), path))
             except (OSError, SafetensorError) as error:
-                log.warning("%s is damaged (%s) and not used", path, error)
+                log.warning("%s is damaged and ignored: %s", path, error)
 
     def get(self, name: str) -> Tensor | None:
-        """The tensor in its original dtype, mapped from the file; None if it is not stored."""
+        """Return a memory-mapped tensor in its original dtype, or None if it is not stored."""
         if name in self._buffer:
             return self._buffer[name]
         path = self._paths.get(name)
@@ -106,7 +106,7 @@ class TensorStore:
         """Write the buffer.
 
         Raises:
-            OSError: The file cannot be written; the buffer is empty all the same.
+            OSError: The file cannot be written; the buffer is emptied nevertheless.
         """
         tensors, self._buffer, self._buffer_bytes = self._buffer, {}, 0
         if not tensors:
@@ -125,7 +125,7 @@ class TensorStore:
         self._paths.update(dict.fromkeys(tensors, path))
 
     def _remove_stale_files(self) -> None:
-        """Remove temporary files of killed processes."""
+        """Remove temporary files left by killed processes."""
         for temporary in self.folder.glob("*.tmp-*"):
             try:
                 if time.time() - temporary.stat().st_mtime > _STALE_SECONDS:
@@ -141,7 +141,7 @@ def mark_used(folder: Path) -> None:
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes of all files in a folder and its subfolders."""
+    """Return the total size in bytes of all files in a folder and its subfolders."""
     total = 0
     for path in folder.rglob("*"):
         try:
@@ -155,13 +155,14 @@ def evict_stores(root: Path, needed: int, max_bytes: int, keep: Iterable[Path]) 
     """Remove the least recently used stores under `root` until there is room.
 
     Args:
-        root: A folder of stores.
+        root: Folder that contains the stores.
         needed: Bytes that will be written.
         max_bytes: Limit for all stores together.
         keep: Stores that must not be removed.
 
     Returns:
-        Bytes that may be written; below `needed` if the stores in `keep` leave less.
+        Number of bytes that may be written; less than `needed` if the stores in `keep` are too
+        large.
     """
     protected = set(keep)
     stores = [p for p in root.iterdir() if p.is_dir()] if root.is_dir() else []
@@ -170,7 +171,7 @@ def evict_stores(root: Path, needed: int, max_bytes: int, keep: Iterable[Path]) 
         if sum(sizes.values()) + needed <= max_bytes:
             break
         if folder not in protected:
-            log.info("making room: removing %s, %.1f GB", folder, sizes[folder] / 1e9)
+            log.info("removing %s (%.1f GB) to make room", folder, sizes[folder] / 1e9)
             shutil.rmtree(folder, ignore_errors=True)
             del sizes[folder]
     return max(0, max_bytes - sum(sizes.values()))

@@ -1,1 +1,1 @@
-"""Implementations of commands, imported after argument parsing because they load torch."""
+"""Implementations of the commands, imported after argument parsing because they load torch."""

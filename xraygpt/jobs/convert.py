@@ -1,4 +1,4 @@
-"""Convert weights of other projects into this project's layout, and the other way round."""
+"""Converts weights from other projects into this project's layout, and the other way round."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ NOTICE = "Research use only. Not a medical device: never for diagnosis or treatm
 
 
 def convert_to_xraygpt(args: argparse.Namespace) -> str:
-    """Convert another project's weights to safetensors and a manifest.
+    """Convert another project's weights to a folder with safetensors files and a manifest.
 
     Args:
         args: Options of `python -m xraygpt.convert`.
@@ -55,7 +55,8 @@ def convert_to_xraygpt(args: argparse.Namespace) -> str:
         A message about what was written.
 
     Raises:
-        WeightsError: They are damaged, of no known project, or already in this layout.
+        WeightsError: The weights are damaged, come from no known project, or already have this
+            layout.
     """
     path = Path(args.source)
     if _is_llm(args.source):
@@ -68,7 +69,7 @@ def convert_to_xraygpt(args: argparse.Namespace) -> str:
     language = {n: t for n, t in state.items() if n.startswith("language_model.")}
     if language and not path.is_dir():
         raise WeightsError(
-            f"{path} also contains an LLM, whose configuration is in its folder: pass that folder"
+            f"{path} also contains an LLM, whose configuration is in its folder; pass that folder"
         )
 
     def write(folder: Path) -> None:
@@ -93,7 +94,7 @@ def convert_to_xraygpt(args: argparse.Namespace) -> str:
 
 
 def _is_llm(source: str) -> bool:
-    """Whether the weights are a language model alone: a GGUF, or a transformers folder."""
+    """Check whether the weights are only an LLM: a GGUF file or a transformers folder."""
     if source.startswith(llm_files.PACKAGE) or source.endswith(".gguf"):
         return True
     config = _read_config(Path(source))
@@ -105,15 +106,17 @@ def _require_foreign(path: Path) -> None:
     if "exported" in read_manifest(path):
         raise WeightsError(f"{path} was exported from a run: open it with transformers")
     if is_converted(path):
-        raise WeightsError(f"{path} is already converted: it can be used in place of the original")
+        raise WeightsError(f"{path} is already converted; use it in place of the original")
     if not path.is_file() and is_run_or_checkpoint(path):
-        raise WeightsError(f"{path} is already a run of xraygpt; --to pth or --to transformers?")
+        raise WeightsError(
+            f"{path} is already a run of xraygpt; pass --to pth or --to transformers"
+        )
 
 
 def _convert_state(
     state: Mapping[str, Tensor], path: Path, vit_model: str | None
 ) -> tuple[ConvertedState, str | None]:
-    """A file's tensors under this project's names, and the name of the encoder in it."""
+    """Return a file's tensors under this project's names, and the name of the encoder in it."""
     names = [name.removeprefix("module.") for name in state]
     is_bare_vit = any(n.startswith("blocks.") for n in names)
     is_eva_vit = any(n.endswith(".attn.q_bias") for n in names)  # EVA has no bias for the keys
@@ -122,7 +125,7 @@ def _convert_state(
     encoder = vit_model or encoders.detect_encoder(names)
     if encoder is None:
         raise WeightsError(
-            f"{path}: its names ({', '.join(names[:3])}, …) are of no supported project; "
+            f"{path}: its tensor names ({', '.join(names[:3])}, …) match no supported project; "
             "name the encoder with --vit-model timm/<name>"
         )
     encoders.build_vision(encoder, None, path)  # raises if the weights do not fit
@@ -138,12 +141,12 @@ def _convert_lavis(
     converted = lavis.convert_state(state, path, text=has_text)
     has_vision = any(name.startswith("vision.") for name in converted.state)
     if has_vision and vit_model is not None and not is_eva(vit_model):
-        raise WeightsError(f"{path} contains an EVA-CLIP-g, not {vit_model}")
+        raise WeightsError(f"{path} contains an EVA-CLIP-g encoder, not {vit_model}")
     return converted, (vit_model or "eva_clip_g") if has_vision else None
 
 
 def _convert_llm(args: argparse.Namespace) -> str:
-    """Save an LLM as a transformers folder, which loads faster than a GGUF."""
+    """Save an LLM as a transformers folder, which loads faster than a GGUF file."""
     llm, tokenizer = llm_files.load_llm(args.source, args.dtype or "float32")
 
     publish_folder(
@@ -161,26 +164,28 @@ def _llm_source(source: str) -> dict[str, Any]:
 
 
 def _save_llm(state: Mapping[str, Tensor], source: Path, folder: Path) -> None:
-    """Save the LLM of a BLIP-2 folder as a separate folder."""
+    """Save the LLM in a BLIP-2 folder as a separate folder."""
     from transformers import AutoConfig, AutoTokenizer
 
     try:
         text: Any = AutoConfig.from_pretrained(source, **llm_files.LOCAL_ONLY).text_config
     except llm_files.LOAD_ERRORS as error:
-        raise WeightsError(f"{source}: no usable config.json: {error}") from None
+        raise WeightsError(f"{source} has no usable config.json: {error}") from None
     text.save_pretrained(folder)
     save_sharded({n.removeprefix("language_model."): t for n, t in state.items()}, folder)
     try:
         AutoTokenizer.from_pretrained(source, **llm_files.LOCAL_ONLY).save_pretrained(folder)
     except llm_files.LOAD_ERRORS:
-        log.warning("%s has no tokenizer; copy the LLM's to %s/llm", source, folder.parent)
+        log.warning(
+            "%s has no tokenizer; copy the LLM's tokenizer files to %s/llm", source, folder.parent
+        )
 
 
 # --- into other layouts -----------------------------------------------------------------------
 
 
 def export_pth(args: argparse.Namespace) -> str:
-    """Export a run in the format of XrayGPT's original: one pickle, ``{"model": {...}}``.
+    """Export a run in the original XrayGPT's format: one pickle with ``{"model": {...}}``.
 
     Args:
         args: Options of `python -m xraygpt.convert`.
@@ -207,7 +212,7 @@ def _export(layout: str, args: argparse.Namespace) -> str:
     """Export a run in a layout that its model supports.
 
     Raises:
-        InputError: The model supports no export, or not this layout.
+        InputError: The model does not support exporting, or not in this layout.
     """
     checkpoint = find_checkpoint(Path(args.source))
     experiment = load(Training, checkpoint / "config.yaml", [*args.options, "model.ckpt=null"])
@@ -216,7 +221,7 @@ def _export(layout: str, args: argparse.Namespace) -> str:
     layouts = exports.export_layouts()
     if layout not in layouts:
         raise InputError(
-            f"{describe_model(model)} has no layout {layout}{did_you_mean(layout, layouts)}"
+            f"{describe_model(model)} cannot be exported as {layout}{did_you_mean(layout, layouts)}"
         )
     load_weights(model, checkpoint)
     model.eval()
@@ -231,13 +236,13 @@ def _export(layout: str, args: argparse.Namespace) -> str:
 
 
 def _image_processor(experiment: Training, model: BaseModel) -> BaseProcessor:
-    """The image processor of evaluation; that of the first corpus if they differ."""
+    """Return the image processor for evaluation; that of the first corpus if they differ."""
     processors = [
         c.build(image_spec=model.image_spec).processor("vis", "eval")
         for c in experiment.datasets.values()
     ]
     if len({json.dumps(p.signature(), sort_keys=True, default=str) for p in processors}) > 1:
-        log.warning("the run's corpora have different vis_processors; exporting the first")
+        log.warning("the run's corpora have different vis_processors; exporting the first one")
     first: BaseProcessor = processors[0]
     return first
 

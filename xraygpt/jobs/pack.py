@@ -1,4 +1,4 @@
-"""Collect all trained parts of a run in one folder, with matrices in half precision."""
+"""Collects all trained parts of a run in one folder, with matrices in half precision."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ def pack(run: Path, out: Path, head: Path | None = None) -> None:
 
     Args:
         run: A run, ``<run>/best`` or a checkpoint.
-        out: The folder to create; a path relative to where its YAML will be used.
-        head: Finding head fitted on the run's encoder; None uses that of its YAML, if any.
+        out: The folder to create, as a path relative to where its YAML file will be used.
+        head: Finding head fitted on the run's encoder; None uses that in the run's YAML file,
+            if any.
 
     Raises:
         InputError: `out` already exists, or the model does not support a finding head.
-        WeightsError: `run` is not a run, or a part it depends on is missing or was retrained.
+        WeightsError: There is no run at `run`, or a part it depends on is missing or was retrained.
     """
     require_new_folder(out)
     checkpoint = find_checkpoint(run)
@@ -36,10 +37,10 @@ def pack(run: Path, out: Path, head: Path | None = None) -> None:
     config: Any = experiment.model
     if head is not None:
         if not hasattr(config, "finding_head"):
-            raise InputError("--finding-head: this model does not support one")
+            raise InputError("--finding-head: this model does not support a finding head")
         config = replace(config, finding_head=head)
     model: BaseModel = config.build(texts=list, assets=checkpoint)
-    model.check_assets(checkpoint)  # the parts it was trained with are unchanged
+    model.check_assets(checkpoint)  # the parts it was trained with must be unchanged
     _, state = read_weights(checkpoint)
 
     def write(folder: Path) -> None:
@@ -56,7 +57,7 @@ def pack(run: Path, out: Path, head: Path | None = None) -> None:
 
 
 def _processors(corpus: Any) -> dict[str, Any]:
-    """The image processor of evaluation; empty for the default."""
+    """Return the settings of the image processor for evaluation; empty for the default."""
     processors = corpus.vis_processor
     if "eval" in processors:
         return {"eval": to_tree(processors["eval"])}

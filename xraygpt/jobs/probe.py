@@ -1,4 +1,4 @@
-"""A linear probe of an encoder: one logistic regression per finding on its features."""
+"""Linear probe of an encoder: one logistic regression per finding on the encoder's features."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from xraygpt.models.vision.finding_head import FindingHead
 from xraygpt.processors.image import ImageSpec
 from xraygpt.vocabulary import get_vocabulary
 
-MIN_CODE_COUNT = 8  # training samples with a code, for it to get a regression
+MIN_CODE_COUNT = 8  # training samples a code needs to get a regression
 
 
 @dataclass(frozen=True)
 class Split:
-    """Features and labels of one split."""
+    """The features and labels of one split."""
 
     features: np.ndarray  # (n, 2 D)
     labels: np.ndarray  # (n, F), 1 present, 0 absent
     studies: list[str]
-    codes: list[Sequence[str]] = field(default_factory=list)  # n, if people coded the studies
-    vocabulary: str = DEFAULT_VOCABULARY  # of the F findings
+    codes: list[Sequence[str]] = field(default_factory=list)  # empty, or one per sample
+    vocabulary: str = DEFAULT_VOCABULARY  # vocabulary of the F findings
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the F findings."""
+        """The names of the F findings."""
         return get_vocabulary(self.vocabulary).findings
 
 
@@ -54,7 +54,7 @@ class Regressions:
     bias: np.ndarray  # (F,)
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
-        """(n, 2 D) -> (n, F) probabilities."""
+        """Compute probabilities of shape (n, F) from features of shape (n, 2 D)."""
         return np.asarray(expit(features @ self.weight.T + self.bias))
 
 
@@ -62,9 +62,9 @@ def fit(features: np.ndarray, labels: np.ndarray, strength: float) -> Regression
     """Fit one regression per finding.
 
     Args:
-        features: (n, 2 D).
-        labels: (n, F), 1 present, 0 absent; each finding has both.
-        strength: C of scikit-learn's logistic regression, on features of unit variance.
+        features: Features of shape (n, 2 D).
+        labels: Labels of shape (n, F), 1 for present and 0 for absent; each finding needs both.
+        strength: C in scikit-learn's logistic regression, on features of unit variance.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -83,20 +83,20 @@ def fit(features: np.ndarray, labels: np.ndarray, strength: float) -> Regression
 def probe(
     train: Split, val: Split, *, strength: float = 1e-3, min_positives: int = 8
 ) -> list[Score]:
-    """AUROC of each finding with enough positives in both splits, and their mean.
+    """Return the AUROC of each finding that can be learned and evaluated, and their mean.
 
     Args:
         train: The regressions are fitted on this split.
         val: AUROC is computed on this split.
         strength: See `fit`.
-        min_positives: Positives on val that a finding needs.
+        min_positives: Number of positives in val that a finding needs.
 
     Raises:
-        InputError: No finding has enough positives.
+        InputError: No finding has enough positives in val.
     """
     selected = [i for i in _learnable(train) if val.labels[:, i].sum() >= min_positives]
     if not selected:
-        raise InputError(f"no finding has {min_positives} positives on val")
+        raise InputError(f"no finding has {min_positives} positives in val; lower --min-positives")
     scores = probability_scores(
         fit(train.features, train.labels[:, selected], strength)(val.features),
         val.labels[:, selected],
@@ -110,18 +110,18 @@ def probe(
 def fit_finding_head(
     train: Split, val: Split, encoder: str, *, strength: float, over: float
 ) -> FindingHead:
-    """Fit a head for `model.finding_head`, for the findings and the frequent codes of train.
+    """Fit a head for `model.finding_head` on the findings and the frequent codes in train.
 
     The threshold of a finding is set so that its frequency among the predictions on val is `over`
-    times its frequency in train; the labels of val are not used. Thresholds from probabilities of
-    training images, which the encoder has seen, would be too high.
+    times its frequency in train; the labels in val are not used. Thresholds set on training
+    images, which the encoder has seen, would be too high.
 
     Args:
         train: The regressions are fitted on this split.
         val: Images that the encoder was not trained on.
-        encoder: Digest of the encoder.
+        encoder: Digest of the encoder's weights.
         strength: See `fit`.
-        over: Frequency on val divided by frequency in training.
+        over: Predicted frequency in val divided by the frequency in train.
     """
     vocabulary = get_vocabulary(train.vocabulary)
     selected = [i for i in _learnable(train) if train.names[i] != vocabulary.other_finding]
@@ -145,7 +145,7 @@ def fit_finding_head(
 
 
 def _frequent_codes(train: Split) -> tuple[list[str], np.ndarray]:
-    """Codes that name a finding and are frequent enough, and (n, codes) whether a sample has it."""
+    """Return frequent codes that name a finding, and an (n, codes) array of their presence."""
     vocabulary = get_vocabulary(train.vocabulary)
     counts = Counter(
         c.lower() for codes in train.codes for c in set(codes) if vocabulary.is_coded([c])
@@ -158,7 +158,7 @@ def _frequent_codes(train: Split) -> tuple[list[str], np.ndarray]:
 
 
 def _learnable(train: Split) -> list[int]:
-    """Indices of the findings that some training samples have and some do not."""
+    """Return the indices of the findings that some training samples have and some do not."""
     counts = train.labels.sum(axis=0)
     return [i for i in range(len(train.names)) if 0 < counts[i] < len(train.labels)]
 
@@ -172,31 +172,34 @@ class _Encoding:
 
     @property
     def device(self) -> torch.device:
-        """Device of the encoder."""
+        """The device of the encoder."""
         return next(self.encoder.parameters()).device
 
     @torch.no_grad()
     def encode_frozen(self, pixel_values: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, L, D) float32."""
+        """Encode images of shape (N, C, H, W) as float32 patch tokens of shape (N, L, D)."""
         return self.encoder.encode(pixel_values).float()
 
     def feature_key(self) -> str:
-        """Hash of the encoder's weights."""
+        """Return the hash of the encoder's weights."""
         return self.encoder.digest()
 
 
 def encode_samples(
     encoder: VisionEncoder, name: str, data: StudyDataset, accelerator: Accelerator
 ) -> np.ndarray:
-    """Features per sample, averaged over its images: (n, 2 D), NaN for unreadable images.
+    """Compute the features of each sample, averaged over its images.
 
     Patch features are shared with training and evaluation through the feature cache.
 
     Args:
         encoder: A frozen encoder.
-        name: Its value of `model.vit_model`.
-        data: The samples; modified to read cached features.
-        accelerator: Device to compute on.
+        name: The encoder's name in `model.vit_model`.
+        data: The samples; the dataset is modified to read cached features.
+        accelerator: Determines the device to compute on.
+
+    Returns:
+        Features of shape (n, 2 D), NaN for samples with an unreadable image.
 
     Raises:
         DataError: An image cannot be read, and `data` does not skip such samples.
@@ -220,10 +223,13 @@ def _encode(model: Any, image: Tensor) -> Tensor:
 
 
 def labels_of(data: StudyDataset) -> np.ndarray:
-    """(n, F) from the coded findings, NaN for uncoded samples; from the labeller if none is coded.
+    """Return the labels of the samples, from codes or, if no sample is coded, from the labeller.
 
     Args:
         data: The samples; a sample's codes are in its record's metadata.
+
+    Returns:
+        Labels of shape (n, F), NaN for uncoded samples.
     """
     codes = [record.meta.get("codes") for record in data.records]
     vocabulary = get_vocabulary(data.vocabulary)
@@ -248,7 +254,7 @@ def _load_split(
     features = encode_samples(encoder, name, data, accelerator)
     is_readable = ~np.isnan(features[:, 0])
     if not is_readable.any():
-        raise InputError("a split of this corpus is empty or has no coded findings")
+        raise InputError("a split of this corpus has no readable samples or no coded findings")
     records = [r for r, readable in zip(data.records, is_readable, strict=True) if readable]
     studies = [r.study_id for r in records]
     codes = [r.meta.get("codes") or () for r in records]
@@ -260,12 +266,12 @@ def _load_split(
 def load_splits(
     experiment: Any, vit_model: str, accelerator: Accelerator
 ) -> tuple[VisionEncoder, Split, Split]:
-    """An encoder, and its features of the training split and the YAML's split.
+    """Build an encoder and compute its features for the training and the evaluation split.
 
     Args:
-        experiment: An evaluation YAML; its first corpus is used.
-        vit_model: A value of `model.vit_model`, optionally with ``@pixels`` for another image size.
-        accelerator: Device to compute on.
+        experiment: An evaluation configuration; its first corpus is used.
+        vit_model: A value for `model.vit_model`, optionally with ``@pixels`` to set the image size.
+        accelerator: Determines the device to compute on.
     """
     name, _, size = vit_model.partition("@")
     pixels = int(size) if size else None
@@ -280,11 +286,11 @@ def load_splits(
 
 
 def as_markdown(scores: dict[str, list[Score]], positives: dict[str, int]) -> str:
-    """A table with one row per finding, and paired differences from the first encoder.
+    """Format a table with one row per finding and paired differences from the first encoder.
 
     Args:
-        scores: Encoder -> AUROC of each finding.
-        positives: Finding -> positives on the evaluated split.
+        scores: The AUROC of each finding, by encoder.
+        positives: The number of positives in the evaluated split, by finding.
     """
     names = list(scores)
     heads = [names[0], *(f"{n} | minus the first" for n in names[1:])]
@@ -318,19 +324,19 @@ def run_probe(
     save: Path | None = None,
     over: float = 1.5,
 ) -> str:
-    """Probe encoders on the split of an evaluation YAML.
+    """Probe encoders on the split that an evaluation configuration selects.
 
     Args:
-        experiment: The evaluation YAML; selects corpus and split.
-        names: Encoders; the others are compared with the first.
+        experiment: The evaluation configuration, which selects the corpus and the split.
+        names: Names of the encoders; all others are compared with the first.
         device: ``auto``, ``cpu`` or ``cuda``.
         strength: See `fit`.
         min_positives: See `probe`.
-        save: File for the finding head of the encoder; None saves nothing.
+        save: File to which the encoder's finding head is written; None writes no file.
         over: See `fit_finding_head`.
 
     Returns:
-        The table of `as_markdown`.
+        The table from `as_markdown`.
     """
     accelerator = distributed.make_accelerator(device)
     scores = {}

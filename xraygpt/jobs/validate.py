@@ -1,4 +1,4 @@
-"""Find problems in the corpora of a YAML before training."""
+"""Finds problems in the corpora of a YAML file before training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from xraygpt.models.llm.llm_files import load_tokenizer
 
 log = logging.getLogger(__name__)
 
-TILE, COLUMNS = 160, 8  # pixels; pictures per row of the contact sheet
+TILE, COLUMNS = 160, 8  # pixels; images per row of the contact sheet
 NOTICE = "Research use only. Contains images of patients: handle as the corpus demands."
 
 
@@ -30,8 +30,9 @@ def check(experiment: Experiment, sheet: Path | None) -> list[str]:
     """Read all corpora of `experiment` and print their statistics.
 
     Args:
-        experiment: Its datasets are read completely; its LLM's tokenizer, if any, counts tokens.
-        sheet: Path of the contact sheet; None writes none.
+        experiment: The configuration, whose datasets are read completely. Its LLM's tokenizer,
+            if any, counts tokens.
+        sheet: Path of the contact sheet; None writes no sheet.
 
     Returns:
         The problems found, one message each.
@@ -49,7 +50,7 @@ def check(experiment: Experiment, sheet: Path | None) -> list[str]:
         _print_sizes(label, by_split)
         records = [r for split_records in by_split.values() for r in split_records]
         if not records:
-            problems.append(f"{label}: no samples, so nothing would be learned from it")
+            problems.append(f"{label} has no samples, so nothing would be learned from it")
         problems += [f"{label}: {p}" for p in _check_images(records, pictures, seen)]
         print(f"{label} answers: {_describe_lengths(records, tokenizer, limit)}")
     if sheet is not None and pictures:
@@ -59,7 +60,7 @@ def check(experiment: Experiment, sheet: Path | None) -> list[str]:
 
 
 def _without_known(messages: Sequence[str], problems: Sequence[str]) -> list[str]:
-    """The messages that no other dataset has caused before."""
+    """Return the messages that no earlier dataset has already caused."""
     return [m for m in messages if not any(p.endswith(m) for p in problems)]
 
 
@@ -67,7 +68,7 @@ def _print_sizes(label: str, by_split: Mapping[str | None, Sequence[Record]]) ->
     for split, records in by_split.items():
         studies = len({r.study_id for r in records})
         name = split or "(in a split that is not used)"
-        print(f"{label} {name}: {len(records)} samples of {studies} studies")
+        print(f"{label} {name}: {len(records)} samples from {studies} studies")
 
 
 def _load_tokenizer(model: Any, problems: list[str]) -> Any:
@@ -77,7 +78,7 @@ def _load_tokenizer(model: Any, problems: list[str]) -> Any:
     try:
         return load_tokenizer(source)
     except InputError as error:
-        problems.append(f"token lengths not counted: {error}")
+        problems.append(f"token lengths could not be counted: {error}")
         return None
 
 
@@ -94,7 +95,7 @@ def _studies_in_two_splits(by_split: Mapping[str | None, Sequence[Record]]) -> I
 def _check_images(
     records: Sequence[Record], pictures: list[tuple[str, np.ndarray]], seen: set[MediaRef]
 ) -> Iterator[str]:
-    """Read every image that is not in `seen`, and add some to `pictures` for the contact sheet."""
+    """Read each image that is not in `seen`; add some to `pictures` for the contact sheet."""
     all_refs = ((ref, r.sample_id) for r in records for ref in r.media)
     refs = {ref: n for ref, n in all_refs if ref.kind != "embedding" and ref not in seen}
     seen.update(refs)
@@ -112,13 +113,13 @@ def _check_images(
         if i % interval == 0:
             pictures.append((sample_id, pixels))
         if pixels.std() < 0.01:
-            yield f"record {sample_id}: {ref.path} is a single grey level"
+            yield f"record {sample_id}: {ref.path} contains a single grey level"
     common = ", ".join(f"{n} × {'×'.join(map(str, s))}" for s, n in sizes.most_common(3))
     print(f"images: {sum(sizes.values())} read ({common})")
 
 
 def _describe_lengths(records: Sequence[Record], tokenizer: Any, limit: int | None) -> str:
-    """Median, 95th percentile and maximum length of the answers, in tokens or words."""
+    """Return the median, 95th percentile and maximum length of the answers as text."""
     answers = [
         reference_text(list(r.turns("0/0/validate") if callable(r.turns) else r.turns))
         for r in records
@@ -129,7 +130,7 @@ def _describe_lengths(records: Sequence[Record], tokenizer: Any, limit: int | No
     median, high = np.percentile(counts, [50, 95])
     text = f"median {median:.0f}, 95 % {high:.0f}, longest {max(counts)} {unit}"
     if limit is not None and tokenizer is not None:
-        text += f"; {sum(c > limit for c in counts)} longer than max_txt_len ({limit}) will be cut"
+        text += f"; {sum(c > limit for c in counts)} exceed max_txt_len ({limit}) and will be cut"
     return text
 
 
@@ -141,11 +142,11 @@ def _count_lengths(answers: list[str], tokenizer: Any) -> tuple[list[int], str]:
 
 
 def contact_sheet(pictures: Sequence[tuple[str, np.ndarray]], path: Path) -> None:
-    """Write a PNG of thumbnails with names and the research-use notice.
+    """Write a PNG file with named thumbnails and the research-use notice.
 
     Args:
-        pictures: Name and pixels of each picture, (H, W) or (H, W, 3) in [0, 1].
-        path: The PNG file.
+        pictures: Name and pixels of each image, (H, W) or (H, W, 3) in [0, 1].
+        path: The PNG file to write.
     """
     rows = -(-len(pictures) // COLUMNS)
     sheet = Image.new("L", (COLUMNS * TILE, rows * (TILE + 14) + 16), 0)

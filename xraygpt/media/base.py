@@ -1,7 +1,7 @@
 """Media of a study (images, clips, volumes and embeddings), on disk and in memory.
 
-A `MediaRef` names a medium on disk, `read_media_file` reads it, and the resulting `Media` keeps the
-file's metadata (spacing, window, frame times) with the pixels.
+A `MediaRef` identifies a medium on disk, `read_media_file` reads it, and the resulting `Media`
+contains the pixels together with the file's metadata (spacing, window, frame times).
 """
 
 from __future__ import annotations
@@ -51,16 +51,19 @@ class MediaRef(_Fields):
     """Reference to one medium on disk.
 
     Args:
-        path: The file. Stored as a string, which is ten times faster than a `Path` in a large
-            corpus.
-        view: PA, LATERAL, A4C …, or the name of a series, as spelled in the corpus.
-        index: Frame of an image, from 0, or row of an embedding matrix; None reads all rows.
-        kind: None infers it from the file: arrays are embeddings, everything else is an image.
-        frames: (start, stop, step) of a clip's frames or a volume's slices; None reads all.
-        tensor: Name of the tensor in a `.safetensors` file with several.
-        spacing: Pixel spacing in mm, (row, column) or (slice, row, column); None uses the file's.
-        fps: Frames per second; None uses the file's.
-        mirrored: Flip left and right, as a control.
+        path: The file. It is stored as a string, which is ten times faster than a `Path` for a
+            large corpus.
+        view: PA, LATERAL, A4C …, or the name of a series, spelled as in the corpus.
+        index: Frame of an image, or row of an embedding matrix, counted from 0; None reads all
+            rows.
+        kind: Kind of medium; None infers it from the file name (arrays are embeddings, everything
+            else is an image).
+        frames: (start, stop, step) for a clip's frames or a volume's slices; None reads all.
+        tensor: Name of the tensor in a `.safetensors` file that contains several.
+        spacing: Pixel spacing in mm, (row, column) or (slice, row, column); None reads it from the
+            file.
+        fps: Frames per second; None reads them from the file.
+        mirrored: Whether to flip left and right, as a control.
     """
 
     __slots__ = ()
@@ -78,7 +81,7 @@ class MediaRef(_Fields):
         fps: float | None = None,
         mirrored: bool = False,
     ) -> MediaRef:
-        """Fill in `kind` and `index` where they are not given."""
+        """Create a reference, filling in `kind` and `index` if they are not given."""
         file = os.fspath(path)
         if kind is None:
             kind = "embedding" if file.endswith(ARRAY_SUFFIXES) else "clip" if frames else "image"
@@ -89,7 +92,7 @@ class MediaRef(_Fields):
         )  # fmt: skip
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the fields, since `__new__` takes other arguments."""
+        """Pickle the fields, since `__new__` accepts different arguments."""
         return MediaRef._make, (tuple(self),)
 
     @property
@@ -118,17 +121,17 @@ class Media:
     """One medium in memory, as read from its file or as returned by a processor.
 
     Attributes:
-        data: float32. As read: (H, W) or (H, W, 3) display values in [0, 1], bones bright;
-            (F, H, W) or (F, H, W, 3) for a clip; (D, H, W) for a volume; (L, W) for embeddings.
-            After a processor: (C, H, W); (F, C, H, W) for a clip.
+        data: float32. As read: display values in [0, 1] with bright bones, of shape (H, W) or
+            (H, W, 3) for an image, (F, H, W) or (F, H, W, 3) for a clip and (D, H, W) for a volume;
+            (L, W) for embeddings. After a processor: (C, H, W), or (F, C, H, W) for a clip.
         kind: Image, clip, volume or embedding.
-        view: PA, LATERAL, A4C …, as spelled in the corpus.
-        spacing: Pixel spacing of the file in mm, (row, column) or (slice, row, column).
+        view: PA, LATERAL, A4C …, spelled as in the corpus.
+        spacing: Pixel spacing in the file in mm, (row, column) or (slice, row, column).
         window: (center, width) of the display window, in the file's own units.
-        frame_times: Time of each frame of a clip, in seconds after the first.
-        size: Height and width of the file's picture in pixels.
-        geometry: Map from normalised coordinates of the file's picture to those of `data`; None
-            where a processor does not provide one.
+        frame_times: Time of each frame in a clip, in seconds after the first frame.
+        size: Height and width of the image in the file, in pixels.
+        geometry: Map from normalised coordinates in the file's image to those in `data`; None if
+            the processor does not provide a geometry.
     """
 
     data: Tensor
@@ -141,23 +144,26 @@ class Media:
     geometry: Geometry | None = None
 
     def with_data(self, data: Tensor, geometry: Geometry | None = None) -> Media:
-        """Copy with other data and geometry."""
+        """Return a copy with different data and geometry."""
         return replace(self, data=data, geometry=geometry)
 
     def still_image(self) -> np.ndarray:
-        """One picture of unprocessed media: (H, W) or (H, W, 3) in [0, 1]; middle frame or slice.
+        """Return one image from an unprocessed medium: of a clip or volume, the middle one.
+
+        Returns:
+            Display values in [0, 1], of shape (H, W) or (H, W, 3).
 
         Raises:
             ValueError: The medium is an embedding.
         """
         if self.kind == "embedding":
-            raise ValueError("embeddings cannot be shown as a picture")
+            raise ValueError("embeddings cannot be shown as an image")
         array: np.ndarray = self.data.numpy()
         return array if self.kind == "image" else array[len(array) // 2]
 
     @property
     def fps(self) -> float | None:
-        """Frames per second, from the mean interval of the frame times; None where unknown."""
+        """Frames per second, from the mean interval between the frame times; None if unknown."""
         times = self.frame_times
         if times is None or len(times) < 2 or times[-1] <= times[0]:
             return None
@@ -165,14 +171,16 @@ class Media:
 
 
 def media_from_tensor(data: Tensor) -> Media:
-    """Wrap a processed tensor: (C, H, W) image, (F, C, H, W) clip or (L, W) embeddings.
+    """Wrap a processed tensor: an image (C, H, W), a clip (F, C, H, W) or embeddings (L, W).
 
     Raises:
-        ValueError: The tensor has another number of dimensions.
+        ValueError: The tensor has none of these numbers of dimensions.
     """
     kinds: dict[int, Kind] = {2: "embedding", 3: "image", 4: "clip"}
     if data.dim() not in kinds:
-        raise ValueError(f"a tensor of shape {tuple(data.shape)} is no image, clip or embedding")
+        raise ValueError(
+            f"a tensor of shape {tuple(data.shape)} is not an image, clip or embedding"
+        )
     return Media(data, kinds[data.dim()])
 
 
@@ -182,13 +190,13 @@ def read_media_file(
     """Read a medium and the metadata of its file.
 
     Args:
-        ref: The medium.
-        limits: Size limits of pictures.
+        ref: The medium to read.
+        limits: Size limits for images.
         min_side: See `pixels.read_image`.
 
     Raises:
-        DataError: The file is missing, damaged, over a limit or of the wrong kind, or has no such
-            frame, row or tensor.
+        DataError: The file is missing, damaged, over a limit or of the wrong kind, or does not
+            contain the requested frame, row or tensor.
     """
     is_array = ref.file.endswith(ARRAY_SUFFIXES)
     media = _read_array(ref) if is_array else _read_picture(ref, limits, min_side)
@@ -197,22 +205,22 @@ def read_media_file(
 
 def _mirrored(media: Media, file: str) -> Media:
     if media.kind == "embedding":
-        raise DataError(f"{file}: embeddings cannot be mirrored; mirror the pictures instead")
+        raise DataError(f"{file}: embeddings cannot be mirrored; mirror the images instead")
     in_colour = media.data.dim() > {"image": 2, "clip": 3, "volume": 3}[media.kind]
     return replace(media, data=media.data.flip(-2 if in_colour else -1), geometry=MIRRORED)
 
 
 def _picture_size(kind: Kind, pixels: np.ndarray) -> tuple[int, int]:
-    """Height and width of an image, or of each frame or slice."""
+    """Return the height and width of an image, or of each frame or slice."""
     height, width = pixels.shape[:2] if kind == "image" else pixels.shape[1:3]
     return int(height), int(width)
 
 
 def _frame_slice(ref: MediaRef, count: int) -> slice:
-    """The requested frames of a file with `count` frames.
+    """Return the slice that selects the requested frames from a file with `count` frames.
 
     Raises:
-        DataError: The file does not have all of them.
+        DataError: The file does not contain all requested frames.
     """
     if ref.frames is None:
         return slice(None)
@@ -220,7 +228,7 @@ def _frame_slice(ref: MediaRef, count: int) -> slice:
     if not 0 <= start < stop <= count or step < 1:
         raise DataError(
             f"{ref.file}: frames {start} to {stop} in steps of {step} were requested, but the file "
-            f"has {count}, counted from 0"
+            f"has {count} frames, counted from 0"
         )
     return slice(start, stop, step)
 
@@ -244,7 +252,7 @@ def _read_picture(ref: MediaRef, limits: ReadLimits, min_side: int | None) -> Me
         pixels = pixels[frames]
         times = times and times[frames]
         if ref.kind == "volume" and pixels.ndim != 3:
-            raise DataError(f"{ref.file}: a volume must be grey, but this file is in colour")
+            raise DataError(f"{ref.file}: a volume must be grey-scale, but this file is in colour")
     window = picture.meta.get("window")
     return Media(
         torch.from_numpy(np.ascontiguousarray(pixels)),
@@ -269,7 +277,7 @@ def _spacing(ref: MediaRef, picture: PixelImage) -> tuple[float, ...] | None:
 
 
 def _frame_times(ref: MediaRef, picture: PixelImage) -> tuple[float, ...] | None:
-    """Time of every frame of the file, in seconds."""
+    """Return the time of every frame in the file, in seconds, or None if unknown."""
     if ref.kind != "clip":
         return None
     if ref.fps:
@@ -282,7 +290,7 @@ def _frame_times(ref: MediaRef, picture: PixelImage) -> tuple[float, ...] | None
 
 
 def _read_array(ref: MediaRef) -> Media:
-    """Read the requested rows or frames of an array file, and no others."""
+    """Read only the requested rows or frames of an array file."""
     data = torch.from_numpy(np.array(_load_array(ref), dtype=np.float32))  # copies mapped files
     _check_array_shape(ref, data)
     if ref.kind == "embedding":
@@ -315,10 +323,10 @@ def _check_array_shape(ref: MediaRef, data: Tensor) -> None:
 
 
 def _select_rows(ref: MediaRef, shape: Sequence[int]) -> int | slice:
-    """Index into the first axis; for an image, the frame of an array with several.
+    """Return the index into the first axis; for an image, the frame in an array with several.
 
     Raises:
-        DataError: The array has no such row or frame.
+        DataError: The array does not have the requested row or frame.
     """
     count = shape[0]
     has_frames = len(shape) == 4 or (len(shape) == 3 and shape[-1] != 3)
@@ -326,7 +334,8 @@ def _select_rows(ref: MediaRef, shape: Sequence[int]) -> int | slice:
         return _frame_slice(ref, count)
     if not 0 <= ref.index < count:
         raise DataError(
-            f"{ref.file}: row {ref.index} was requested, but the file has {count}, counted from 0"
+            f"{ref.file}: row {ref.index} was requested, but the file has {count} rows, counted "
+            "from 0"
         )
     return ref.index
 
@@ -343,10 +352,13 @@ def _load_safetensors(ref: MediaRef) -> np.ndarray:
     with safe_open(ref.file, framework="pt") as file:
         names = sorted(file.keys())
         if not ref.tensor and len(names) != 1:
-            raise DataError(f"{ref.file}: name one of its tensors (`tensor`): {', '.join(names)}")
+            raise DataError(
+                f"{ref.file} does not contain exactly one tensor; set `tensor` to one of: "
+                f"{', '.join(names)}"
+            )
         name = ref.tensor or names[0]
         if name not in names:
-            raise DataError(f"{ref.file}: no tensor '{name}'; it has {', '.join(names)}")
+            raise DataError(f"{ref.file} has no tensor '{name}'; it contains {', '.join(names)}")
         lazy_tensor = file.get_slice(name)
         rows: Tensor = lazy_tensor[_select_rows(ref, lazy_tensor.get_shape())]
         array: np.ndarray = rows.float().numpy()

@@ -1,4 +1,4 @@
-"""Reading of DICOM files into display values.
+"""Read DICOM files into display values.
 
 pydicom parses the header (`dicom_header.py`) and decodes the frames (`dicom_decode.py`);
 `dicom_render.py` maps stored values to display values.
@@ -39,18 +39,21 @@ def read_dicom(
     """Read a DICOM file, after its size on disk has been checked; see `pixels.read_image`.
 
     Raises:
-        ImageError: Not an image, too large, truncated or not supported. `pixels.read_image`
-            converts the other exceptions that corrupt files cause.
+        ImageError: The file is not an image, too large, truncated or not supported. Other
+            exceptions that corrupt files cause are converted by `pixels.read_image`.
     """
     with suppress_library_output(*_LOGGERS), file.open("rb") as stream:
         source = open_dataset(stream, limits)
         layout = parse_layout(read_elements(source, HEADER_ELEMENTS))
         if frame is not None and frame >= layout.frames:
             raise ImageError(
-                f"frame {frame} was requested, but the file has {layout.frames}, counted from 0"
+                f"frame {frame} was requested, but the file has {layout.frames} frame(s), counted "
+                "from 0"
             )
         if window and layout.photometric not in GREY:
-            raise ImageError("is in colour, and a window applies to grey images; leave it out")
+            raise ImageError(
+                "the image is in colour, but a window applies to grey images; omit the window"
+            )
         indices = range(layout.frames) if frame is None else range(frame, frame + 1)
         check_size(layout.rows, layout.columns, layout.samples, len(indices), limits)
         dataset = read_elements(source, (*HEADER_ELEMENTS, *PIXEL_ELEMENTS))
@@ -64,7 +67,7 @@ def read_dicom(
 
 
 def dicom_frame_count(file: Path, *, limits: ReadLimits) -> int:
-    """Number of Frames (0028,0008), 1 where absent or 0, without reading the pixels."""
+    """Read Number of Frames (0028,0008), or 1 if it is absent or 0, without reading the pixels."""
     with suppress_library_output(*_LOGGERS), file.open("rb") as stream:
         source = open_dataset(stream, limits)
         return parse_layout(read_elements(source, HEADER_ELEMENTS)).frames

@@ -1,6 +1,6 @@
-"""Decoding of DICOM pixel data to stored values, with checks before each frame is decoded.
+"""Decode DICOM pixel data to stored values, checking each frame before it is decoded.
 
-Section numbers are those of DICOM PS3.3 unless another part is named.
+Section numbers refer to DICOM PS3.3 unless another part is named.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ _RLE = "1.2.840.10008.1.2.5"
 def decode_frames(
     dataset: Dataset, syntax: UID, layout: Layout, indices: range
 ) -> Iterator[np.ndarray]:
-    """Decode frames to stored values, (rows, columns[, 3]), with unused bits cleared.
+    """Yield each frame's stored values, (rows, columns[, 3]), with the unused bits cleared.
 
     Raises:
         ImageError: The pixel data are missing, truncated, corrupt or not supported.
     """
     decoder = _decoder(syntax)
     if not dataset.get("PixelData"):
-        raise ImageError("has no PixelData: it is cut short or no image; copy or export it again")
+        raise ImageError(
+            "the file has no PixelData: it is cut short or not an image; copy or export it again"
+        )
     if not syntax.is_encapsulated:
         _check_native_length(dataset, layout)
     options: dict[str, Any] = {"number_of_frames": layout.frames, "allow_excess_frames": False}
-    if syntax == _RLE:  # pylibjpeg-rle panics on corrupt data, which no `except Exception` stops
+    if syntax == _RLE:  # pylibjpeg-rle panics on corrupt data; `except Exception` misses it
         options["decoding_plugin"] = "pydicom"
     # PS3.5 8.1.1: bits above the high bit are unused (old files keep overlays there). The high bit
     # is bits stored - 1 today; in older files it may be higher, with unused bits below as well.
@@ -60,18 +62,22 @@ def _decoder(syntax: UID) -> Decoder:
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
-        raise ImageError(f"is {syntax.name}, not supported; export it uncompressed") from None
+        raise ImageError(
+            f"the transfer syntax {syntax.name} is not supported; export the file uncompressed"
+        ) from None
     if not decoder.is_available:
-        raise ImageError(f"is {syntax.name}, which requires a decoder: pip install 'xraygpt[jpeg]'")
+        raise ImageError(
+            f"the transfer syntax {syntax.name} requires a decoder: pip install 'xraygpt[jpeg]'"
+        )
     return decoder
 
 
 def _decode_failure(decoder: Decoder, index: int, error: Exception) -> ImageError:
-    """Describe a failure without the decoder's own message, which may quote the file."""
+    """Build an error without the decoder's own message, which may quote the file."""
     advice = "it is corrupt or cut short; copy or export it again"
     if "pylibjpeg-libjpeg" in " ".join(decoder.missing_dependencies):
-        # Pillow alone reads 8-bit lossy JPEG, not 12-bit or lossless (PS3.5 A.4.1).
-        advice = "it requires a decoder (pip install 'xraygpt[jpeg]'), or is corrupt"
+        # Pillow alone reads 8-bit lossy JPEG, but not 12-bit or lossless JPEG (PS3.5 A.4.1).
+        advice = "it requires a decoder (pip install 'xraygpt[jpeg]') or is corrupt"
     name = type(error).__name__
     return ImageError(f"frame {index} ({decoder.UID.name}) cannot be decoded ({name}): {advice}")
 
@@ -84,16 +90,16 @@ def _check_native_length(dataset: Dataset, layout: Layout) -> None:
     length, expected = len(dataset.PixelData), get_expected_length(dataset)
     if length < expected:
         raise ImageError(
-            f"is cut short: PixelData has {length:,} of {expected:,} bytes (or is compressed and "
-            "does not say so); copy or export it again"
+            f"the file is cut short: PixelData has {length:,} of {expected:,} bytes (or is "
+            "compressed but not marked as such); copy or export it again"
         )
 
 
 def _check_codestream(dataset: Dataset, layout: Layout, index: int) -> None:
-    """Check size and end marker of a JPEG frame before it is decoded.
+    """Check the size and the end marker of a JPEG frame before it is decoded.
 
-    The size in the frame must equal that of the header, on which the size limit was checked.
-    Without the end marker (EOI or EOC, both FFD9) decoders fill in the missing part.
+    The size in the frame must equal the size in the header, which has been checked against the
+    limit. If the end marker (EOI or EOC, both FFD9) is missing, decoders fill in the missing part.
     """
     from pydicom.encaps import get_frame
 
@@ -107,8 +113,10 @@ def _check_codestream(dataset: Dataset, layout: Layout, index: int) -> None:
     declared, sizes = (layout.rows, layout.columns, layout.samples), codestream_sizes(frame)
     if sizes != {declared}:
         raise ImageError(
-            f"frame {index} states (rows, columns, samples) {sorted(sizes)} inside, but the header "
-            f"says {declared}; export it again"
+            f"frame {index} declares (rows, columns, samples) {sorted(sizes)} inside, but the "
+            f"header says {declared}; export the file again"
         )
     if b"\xff\xd9" not in frame[-10:]:
-        raise ImageError(f"frame {index} is cut short (no end marker); copy or export it again")
+        raise ImageError(
+            f"frame {index} is cut short (no end marker); copy or export the file again"
+        )

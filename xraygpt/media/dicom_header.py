@@ -1,6 +1,6 @@
-"""DICOM headers: finding the dataset, parsing the elements used and checking the pixel layout.
+"""DICOM headers: find the dataset, parse the elements needed and check the pixel layout.
 
-Section numbers are those of DICOM PS3.3 unless another part is named.
+Section numbers refer to DICOM PS3.3 unless another part is named.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _CODES = {
     "Laterality": "laterality",
     "BodyPartExamined": "body_part",
 }
-_SPACINGS = {  # 10.7.1.3: row, column; mm in the patient, mm at the detector
+_SPACINGS = {  # 10.7.1.3: (row, column), in mm in the patient or at the detector
     "PixelSpacing": "pixel_spacing",
     "ImagerPixelSpacing": "imager_pixel_spacing",
 }
-# The only elements parsed. Names, identifiers, dates and private elements are skipped.
+# Only these elements are parsed. Names, identifiers, dates and private elements are skipped.
 HEADER_ELEMENTS = (
     *(*_REQUIRED, *_CODES, *_SPACINGS, "HighBit", "PlanarConfiguration", "NumberOfFrames"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "PresentationLUTShape"),
@@ -57,7 +57,7 @@ HEADER_ELEMENTS = (
 
 @dataclass(frozen=True)
 class Source:
-    """Start and encoding of the dataset in a file."""
+    """The start and the encoding of the dataset in a file."""
 
     stream: BinaryIO
     start: int
@@ -65,9 +65,9 @@ class Source:
 
 
 def open_dataset(stream: BinaryIO, limits: ReadLimits) -> Source:
-    """Read the file meta information (PS3.10 7.1) and find the dataset after it.
+    """Read the file meta information (PS3.10 7.1) and find the dataset that follows.
 
-    pydicom's own opener is not used, since it inflates deflated datasets of any size.
+    pydicom's own reader is not used, since it inflates deflated datasets of any size.
     """
     from pydicom.uid import UID
 
@@ -76,25 +76,35 @@ def open_dataset(stream: BinaryIO, limits: ReadLimits) -> Source:
         stream.seek(0)
     meta = _read_file_meta(stream)
     if meta.get(0x0002) == _DICOMDIR:
-        raise ImageError("is a DICOMDIR, a table of contents; give one of the images it lists")
+        raise ImageError(
+            "the file is a DICOMDIR, a table of contents; choose one of the images it lists"
+        )
     start = stream.tell()
     syntax = UID(meta.get(0x0010, "") or _guess_syntax(stream.read(6)))
     if syntax == _DEFLATED:
         stream.seek(start)
         return Source(BytesIO(inflate(stream.read(), limits)), 0, syntax)
     if not syntax.is_transfer_syntax:
-        raise ImageError("names no known transfer syntax, or is cut short; export it uncompressed")
+        raise ImageError(
+            "the file names no known transfer syntax or is cut short; export it uncompressed"
+        )
     return Source(stream, start, syntax)
 
 
 def _read_file_meta(stream: BinaryIO) -> dict[int, str]:
-    """UIDs of group 0002 by element number (PS3.10 7.1); leaves the stream at the dataset."""
+    """Read the UIDs in group 0002 (PS3.10 7.1), by element number, up to the dataset."""
     uids: dict[int, str] = {}
     while (head := stream.read(8))[:2] == b"\x02\x00" and len(head) == 8:
         length = int.from_bytes(head[6:8], "little")
-        if head[4:6] in (b"OB", b"OW", b"UN", b"SQ", b"UT"):  # 2 reserved bytes, 4 of length
+        if head[4:6] in (
+            b"OB",
+            b"OW",
+            b"UN",
+            b"SQ",
+            b"UT",
+        ):  # 2 reserved bytes, 4 for the length
             length = int.from_bytes(stream.read(4), "little")
-        elif not head[4:6].isalpha():  # implicit VR, against the standard
+        elif not head[4:6].isalpha():  # implicit VR, which violates the standard
             length = int.from_bytes(head[4:8], "little")
         value = stream.read(length)[:64]  # the longest UID, PS3.5 9.1
         uids[int.from_bytes(head[2:4], "little")] = value.decode("ascii", "replace").rstrip("\0 ")
@@ -103,14 +113,14 @@ def _read_file_meta(stream: BinaryIO) -> dict[int, str]:
 
 
 def _guess_syntax(head: bytes) -> str:
-    """Transfer syntax of a dataset without file meta, from its first element (PS3.5 7.1)."""
+    """Guess the transfer syntax from the first element if there is no file meta (PS3.5 7.1)."""
     if not head[4:6].isupper():  # no value representation: implicit VR, the default (PS3.5 10)
         return "1.2.840.10008.1.2"
     return "1.2.840.10008.1.2.2" if head[0] == 0 else "1.2.840.10008.1.2.1"
 
 
 def read_elements(source: Source, keywords: tuple[str, ...]) -> Dataset:
-    """Parse the given elements; stops before the pixel data unless they are requested."""
+    """Parse the given elements, stopping before the pixel data unless they are requested."""
     from pydicom.filereader import read_dataset
     from pydicom.tag import Tag
 
@@ -125,7 +135,7 @@ def read_elements(source: Source, keywords: tuple[str, ...]) -> Dataset:
 
 
 def numbers(dataset: Dataset, keyword: str) -> list[float]:
-    """Values of a numeric element; empty if it is absent, empty or not all finite."""
+    """Return the values of a numeric element; empty if it is absent, empty or not all finite."""
     try:
         value = dataset.get(keyword)
         if value is None:
@@ -163,9 +173,13 @@ def parse_layout(dataset: Dataset) -> Layout:
     """
     missing = [keyword for keyword in _REQUIRED if dataset.get(keyword) is None]
     if len(missing) == len(_REQUIRED):
-        raise ImageError("contains no DICOM image, or is cut short; give the file of an image")
+        raise ImageError(
+            "the file contains no DICOM image or is cut short; choose a file with an image"
+        )
     if missing:
-        raise ImageError(f"lacks {', '.join(missing)}, required to read pixels; fix the header")
+        raise ImageError(
+            f"the header lacks {', '.join(missing)}, required to read pixels; fix the header"
+        )
     photometric = str(dataset.PhotometricInterpretation).strip().upper()
     layout = Layout(
         rows=_parse_integer(dataset, "Rows", 1, 65535),
@@ -185,16 +199,21 @@ def parse_layout(dataset: Dataset) -> Layout:
 def _check_layout(layout: Layout, samples: int) -> None:
     name = layout.photometric
     if name not in (*GREY, *_COLOR, "PALETTE COLOR"):
-        raise ImageError("has an unknown Photometric Interpretation; export it as grey or RGB")
+        raise ImageError(
+            "the file has an unknown Photometric Interpretation; export it as grey or RGB"
+        )
     if samples != layout.samples:
         raise ImageError(
-            f"has {samples} samples per pixel, which {name} does not allow; fix the header"
+            f"the file has {samples} samples per pixel, which {name} does not allow; fix the header"
         )
     if name.startswith("YBR_FULL") and layout.bits_allocated != 8:
-        raise ImageError("is YBR of more than 8 bits, which is not supported; export it as RGB")
+        raise ImageError("YBR of more than 8 bits is not supported; export the file as RGB")
     bits = [layout.bits_stored, layout.high_bit + 1, layout.bits_allocated]
     if layout.bits_allocated not in (1, 8, 16, 32) or sorted(bits) != bits:  # PS3.5 8.1.1
-        raise ImageError(f"has bits stored, high bit + 1, allocated of {bits}; export it again")
+        raise ImageError(
+            f"the values of bits stored, high bit + 1 and bits allocated, {bits}, are not valid "
+            "together; export the file again"
+        )
 
 
 def _parse_integer(
@@ -204,7 +223,7 @@ def _parse_integer(
     value = default if value in (None, "") else value
     if not isinstance(value, int) or not low <= value <= high:
         raise ImageError(
-            f"has a {keyword} that is not a whole number from {low} to {high}; fix the header"
+            f"the header has a {keyword} that is not a whole number from {low} to {high}; fix it"
         )
     return int(value)
 
@@ -213,7 +232,7 @@ def _parse_integer(
 
 
 def picture_meta(dataset: Dataset, syntax: UID, layout: Layout) -> dict[str, MetaValue]:
-    """Facts about the picture; text only as valid code strings (PS3.5 6.2), never free text."""
+    """Collect facts about the image; text only if it is a valid code string (PS3.5 6.2)."""
     meta: dict[str, MetaValue] = {
         "rows": layout.rows,
         "columns": layout.columns,
@@ -237,8 +256,8 @@ def picture_meta(dataset: Dataset, syntax: UID, layout: Layout) -> dict[str, Met
 
 
 def _frame_times(dataset: Dataset, frames: int) -> tuple[float, ...]:
-    """Seconds of each frame after the first (cine module, C.7.6.5); empty if not in the file."""
-    intervals = numbers(dataset, "FrameTimeVector")  # milliseconds, the first of them 0
+    """Return the frames' times in seconds after the first (C.7.6.5); empty if unknown."""
+    intervals = numbers(dataset, "FrameTimeVector")  # milliseconds; the first is 0
     if len(intervals) != frames:
         intervals = numbers(dataset, "FrameTime")[:1] * frames  # the same after every frame
         intervals[:1] = [0.0] * len(intervals[:1])

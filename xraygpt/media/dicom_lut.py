@@ -1,4 +1,4 @@
-"""Lookup tables of DICOM files. Section numbers are those of PS3.3."""
+"""Lookup tables in DICOM files. Section numbers refer to PS3.3."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 
 def apply_lut(values: np.ndarray, item: Dataset) -> tuple[np.ndarray, int]:
-    """Map values through the table of a LUT sequence item.
+    """Map values through the lookup table of a LUT sequence item.
 
     Returns:
-        The table entry of each value, float64, and the number of bits per entry.
+        The table entry for each value, as float64, and the number of bits per entry.
     """
     count, first, bits = _parse_descriptor(item.get("LUTDescriptor"))
     little_endian = item.original_encoding[1] is not False
     entries = lut_entries(item.get("LUTData"), count, bits, little_endian)
-    # C.11.1.1.1, C.11.2.1.1: values outside the table take its first or last entry.
+    # C.11.1.1.1, C.11.2.1.1: values outside the table map to its first or last entry.
     indices = np.clip(np.rint(values - first), 0, count - 1).astype(np.intp)
     return entries[indices].astype(np.float64), bits
 
 
 def palette_colors(levels: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """RGB in [0, 1] of each stored value, (levels, 3) float32 (C.7.6.3.1.5, C.7.6.3.1.6)."""
+    """Return each level's RGB in [0, 1], float32 (levels, 3) (C.7.6.3.1.5, C.7.6.3.1.6)."""
     if "SegmentedRedPaletteColorLookupTableData" in dataset:  # C.7.9.2; pydicom expands it
         from pydicom.pixels.processing import apply_color_lut
 
@@ -46,12 +46,16 @@ def palette_colors(levels: np.ndarray, dataset: Dataset) -> np.ndarray:
 
 
 def _parse_descriptor(value: Any) -> tuple[int, int, int]:
-    """Number of entries, first value mapped, bits per entry (C.11.1.1.1, C.7.6.3.1.5)."""
+    """Return entry count, first value mapped and bits per entry (C.11.1.1.1, C.7.6.3.1.5)."""
     if not hasattr(value, "__len__") or isinstance(value, bytes) or len(value) != 3:
-        raise ImageError("has a lookup table without its descriptor of 3 numbers; export it again")
+        raise ImageError(
+            "the file has a lookup table without its descriptor of 3 numbers; export it again"
+        )
     count, first, bits = (int(number) for number in value)
     if not 1 <= bits <= 16:
-        raise ImageError(f"has a lookup table of {bits} bits, not 1 to 16; export it again")
+        raise ImageError(
+            f"the file has a lookup table of {bits} bits, not 1 to 16; export it again"
+        )
     return (count & 0xFFFF) or 65536, first, bits  # 0 means 65536; in an SS, 40000 reads negative
 
 
@@ -59,13 +63,13 @@ def lut_entries(data: Any, count: int, bits: int, little_endian: bool) -> np.nda
     """Decode DICOM LUT Data: 16-bit words, or packed bytes for entries of up to 8 bits.
 
     Args:
-        data: Bytes (value representation OW), a number, or a list of numbers (US, SS).
+        data: Bytes (value representation OW), or one number or a list of numbers (US, SS).
         count: Number of entries according to the descriptor.
         bits: Bits per entry, 1 to 16.
         little_endian: Byte order of `data` if it is bytes.
 
     Returns:
-        (count,) unsigned.
+        The entries, unsigned integers of shape (count,).
 
     Raises:
         ImageError: `data` has fewer than `count` entries.
@@ -78,6 +82,6 @@ def lut_entries(data: Any, count: int, bits: int, little_endian: bool) -> np.nda
         words = words.astype("<u2").view(np.uint8)
     if len(words) < count:
         raise ImageError(
-            f"has a lookup table of {len(words)} entries, not {count}; export it again"
+            f"the file has a lookup table of {len(words)} entries, not {count}; export it again"
         )
     return words[:count]

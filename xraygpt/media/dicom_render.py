@@ -1,14 +1,14 @@
-"""Stored values to display values, in the order of DICOM's grey-scale pipeline.
+"""Map stored values to display values, in the order of DICOM's grey-scale pipeline.
 
     stored value --modality LUT (C.11.1)--> modality value --VOI LUT or window (C.11.2)--> [0, 1]
                  --MONOCHROME1 or INVERSE--> 1 - x --padding--> 0
 
-Section numbers are those of DICOM PS3.3. A frame of up to 16 bits is processed once per possible
-value, not per pixel: exactly, in float64, followed by one look-up.
+Section numbers refer to DICOM PS3.3. A frame of up to 16 bits is processed once per possible value
+rather than per pixel: exactly, in float64, followed by one look-up.
 
 pydicom's `apply_modality_lut` and `apply_voi_lut` are not used, since they fail or wrap around on
 headers that occur in practice (8-bit tables of more than 256 entries, tables after a rescale,
-negative first values, short tables). A test compares both where pydicom is correct.
+negative first values, short tables). A test compares the results where pydicom is correct.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def render_frame(
     """Map the stored values of one frame to display values.
 
     Args:
-        stored: (rows, columns[, 3]).
+        stored: Stored values of shape (rows, columns[, 3]).
         dataset: The file's elements.
         layout: The file's pixel layout.
-        index: Index of the frame, from 0.
-        window: (center, width) to use instead of the file's, in modality values.
+        index: Index of the frame, counted from 0.
+        window: (center, width) to use instead of the file's window, in modality values.
 
     Returns:
-        Display values in [0, 1], float32, and the entries `voi`, `window` and `values` of
+        Display values in [0, 1], as float32, and the entries `voi`, `window` and `values` for
         `PixelImage.meta`.
     """
     if layout.samples == 3:
@@ -65,9 +65,9 @@ def render_frame(
         if low == high:
             low, high = _full_range(layout, scopes)
         display = np.clip((modality - low) / ((high - low) or 1.0), 0, 1)
-    # C.7.6.3.1.2: MONOCHROME1 shows its lowest value white, after the VOI step. INVERSE in
-    # (2050,0020) states the same of such a file (C.8.11.3), so it is inverted once, not twice;
-    # IDENTITY there is a known vendor mistake and is ignored. INVERSE on MONOCHROME2 inverts.
+    # C.7.6.3.1.2: MONOCHROME1 shows its lowest value as white, after the VOI step. INVERSE in
+    # (2050,0020) says the same about such a file (C.8.11.3), so the file is inverted only once;
+    # IDENTITY there is a known vendor mistake and is ignored. INVERSE inverts MONOCHROME2.
     shape = str(dataset.get("PresentationLUTShape", "")).strip().upper()
     if layout.photometric == "MONOCHROME1" or shape == "INVERSE":
         display = 1 - display
@@ -79,7 +79,7 @@ def render_frame(
 
 
 def _full_range(layout: Layout, scopes: list[Dataset]) -> tuple[float, float]:
-    """Modality values of the lowest and highest storable value, the range of a flat frame."""
+    """Return the modality values of the lowest and highest storable value, for a flat frame."""
     half = 2.0 ** (layout.bits_stored - 1)
     ends = np.array([-half, half - 1] if layout.signed else [0, 2 * half - 1])
     low, high = sorted(modality_values(ends, scopes).tolist())
@@ -87,10 +87,10 @@ def _full_range(layout: Layout, scopes: list[Dataset]) -> tuple[float, float]:
 
 
 def _attribute_scopes(dataset: Dataset, index: int) -> list[Dataset]:
-    """Datasets that may contain the display attributes of a frame, the most specific first.
+    """Return the datasets that may contain a frame's display attributes, most specific first.
 
     Enhanced objects store them in functional groups, per frame or shared (C.7.6.16.2.9 pixel value
-    transformation, C.7.6.16.2.10 frame VOI LUT), all others in the dataset itself.
+    transformation, C.7.6.16.2.10 frame VOI LUT); all others store them in the dataset itself.
     """
     scopes: list[Dataset] = []
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
@@ -102,7 +102,7 @@ def _attribute_scopes(dataset: Dataset, index: int) -> list[Dataset]:
 
 
 def modality_values(stored: np.ndarray, scopes: list[Dataset]) -> np.ndarray:
-    """Stored to modality values, float64: by table (C.11.1.1.1), or slope * stored + intercept."""
+    """Map stored to modality values, in float64: by table (C.11.1.1.1) or slope and intercept."""
     for scope in scopes:
         if items := scope.get("ModalityLUTSequence"):
             return apply_lut(stored, items[0])[0]
@@ -111,7 +111,7 @@ def modality_values(stored: np.ndarray, scopes: list[Dataset]) -> np.ndarray:
             slope = [*numbers(scope, "RescaleSlope"), 1.0][0]
             if slope == 0:
                 raise ImageError(
-                    "has a RescaleSlope of 0, which makes all pixels equal; fix the header"
+                    "the file has a RescaleSlope of 0, which makes all pixels equal; fix the header"
                 )
             return stored * slope + [*numbers(scope, "RescaleIntercept"), 0.0][0]
     return stored
@@ -122,13 +122,13 @@ def voi_values(
 ) -> tuple[np.ndarray | None, str, Window | None]:
     """Map modality values to [0, 1] (C.11.2).
 
-    The caller's window has priority, then the file's table, then the file's window. Only the first
-    of several views in the file is used. A window that the standard forbids (not a number, or the
-    width 0 of a placeholder) is ignored.
+    The caller's window takes precedence over the file's table, and the table over the file's
+    window. If the file offers several alternatives, only the first is used. A window that the
+    standard forbids (not a number, or a placeholder of width 0) is ignored.
 
     Returns:
-        Display values (None if the file has neither table nor window), the step used as in
-        `PixelImage.meta["voi"]`, and the window used, if any.
+        The display values (None if the file has neither a table nor a window), the step used, as
+        in `PixelImage.meta["voi"]`, and the window used, if any.
     """
     functions = [scope.VOILUTFunction for scope in scopes if scope.get("VOILUTFunction")]
     function = str([*functions, "LINEAR"][0]).strip().upper()  # C.11.2.1.3
@@ -147,12 +147,12 @@ def voi_values(
 
 
 def _padding_mask(levels: np.ndarray, dataset: Dataset, layout: Layout) -> np.ndarray:
-    """Mask of the levels from Pixel Padding Value to Range Limit, both included (C.7.5.1.1.2)."""
+    """Return a mask of the levels from Pixel Padding Value to Range Limit (C.7.5.1.1.2)."""
     value = dataset.get("PixelPaddingValue")
     if not isinstance(value, int):
         return np.zeros(levels.shape, bool)
     limit = dataset.get("PixelPaddingRangeLimit")
     ends = [value, limit if isinstance(limit, int) else value]
-    if layout.signed and layout.bits_allocated <= 16:  # as US, a negative value reads + 2**16
+    if layout.signed and layout.bits_allocated <= 16:  # as US, -n reads as 2**16 - n
         ends = [end - 65536 if end >= 32768 else end for end in ends]
     return (levels >= min(ends)) & (levels <= max(ends))

@@ -1,7 +1,7 @@
-"""Affine maps between an original picture and its processed version.
+"""Affine maps between an original image and its processed version.
 
-Coordinates are normalised: (0, 0) is the top left corner of a picture, (1, 1) its bottom right
-corner, so that they do not depend on resolution.
+Coordinates are normalised, so that they do not depend on resolution: (0, 0) is the top left corner
+of an image, and (1, 1) is its bottom right corner.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ class Geometry:
     f: float = 0.0
 
     def map_point(self, x: float, y: float) -> tuple[float, float]:
-        """Map a point of the original; outside [0, 1] if it was cropped away."""
+        """Map a point on the original; the result is outside [0, 1] if it was cropped away."""
         return self.a * x + self.b * y + self.c, self.d * x + self.e * y + self.f
 
     def then(self, other: Geometry) -> Geometry:
-        """This map followed by `other`."""
+        """Return this map followed by `other`."""
         a, d = other.a * self.a + other.b * self.d, other.d * self.a + other.e * self.d
         b, e = other.a * self.b + other.b * self.e, other.d * self.b + other.e * self.e
         c, f = other.map_point(self.c, self.f)
         return Geometry(a, b, c, d, e, f)
 
     def inverse(self) -> Geometry:
-        """The map from the processed picture back to the original."""
+        """Return the map from the processed image back to the original."""
         det = self.a * self.e - self.b * self.d
         a, b, d, e = self.e / det, -self.b / det, -self.d / det, self.a / det
         return Geometry(
@@ -45,15 +45,15 @@ class Geometry:
         )  # fmt: skip
 
     def map_box(self, box: Sequence[float], min_visible: float = 0.0) -> Box | None:
-        """Map a box to the axis-aligned box around it, clipped to the picture.
+        """Map a box and return its axis-aligned bounding box, clipped to the image.
 
         Args:
             box: x0, y0, x1, y1 on the original.
-            min_visible: Fraction of the mapped box's area that must remain inside the picture, in
-                [0, 1].
+            min_visible: Fraction of the mapped box's area, in [0, 1], that must remain inside the
+                image.
 
         Returns:
-            x0, y0, x1, y1 in [0, 1]; None where nothing, or less than `min_visible`, remains.
+            x0, y0, x1, y1 in [0, 1], or None if nothing or less than `min_visible` remains.
         """
         x0, y0, x1, y1 = box
         corners = [self.map_point(x, y) for x in (x0, x1) for y in (y0, y1)]
@@ -69,24 +69,24 @@ class Geometry:
     def map_boxes(
         self, boxes: Iterable[Sequence[float]], min_visible: float = 0.0
     ) -> list[Box | None]:
-        """Map several boxes, as `map_box` does."""
+        """Map several boxes with `map_box`."""
         return [self.map_box(box, min_visible) for box in boxes]
 
 
 def crop_geometry(left: float, top: float, width: float, height: float) -> Geometry:
-    """The map of a picture to a crop, given in the picture's normalised coordinates.
+    """Return the map from an image to a crop, given in the image's normalised coordinates.
 
-    A crop larger than the picture pads it.
+    A crop larger than the image pads it.
     """
     return Geometry(1 / width, 0.0, -left / width, 0.0, 1 / height, -top / height)
 
 
 MIRRORED = Geometry(-1.0, 0.0, 1.0)
-"""Left and right exchanged."""
+"""Swaps left and right."""
 
 
 def rotation(degrees: float) -> Geometry:
-    """Rotation of a square picture about its centre, counter-clockwise as in torchvision."""
+    """Return the rotation of a square about its centre, counter-clockwise as in torchvision."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     # y points down, so a counter-clockwise rotation is (cos, sin; -sin, cos).
     return Geometry(

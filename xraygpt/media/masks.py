@@ -1,4 +1,4 @@
-"""Resampling of segmentation masks between the original and the processed picture."""
+"""Resample segmentation masks between the original and the processed image."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ from xraygpt.media.geometry import Geometry
 
 
 def mask_to_processed(mask: np.ndarray, media: Media) -> np.ndarray:
-    """Resample a mask of the original picture to the pixels of the processed image.
+    """Resample a mask from the original image to the pixels of the processed image.
 
     Args:
-        mask: (H, W) uint8 class of each pixel of the original picture.
-        media: The processed image, (C, h, w), with its geometry.
+        mask: Class of each pixel of the original image, uint8 of shape (H, W).
+        media: The processed image of shape (C, h, w), with its geometry.
 
     Returns:
-        (h, w) uint8; each pixel takes the class at its centre, 0 outside the original.
+        The class at the centre of each pixel, uint8 of shape (h, w); 0 outside the original.
 
     Raises:
-        DataError: The processor provides no geometry.
+        DataError: The image processor provides no geometry.
     """
     if media.geometry is None:
         raise DataError(
             "the mask cannot be aligned with the processed image: the image processor has no "
-            "geometry() (docs/adding_a_processor.md)"
+            "geometry(); see docs/adding_a_processor.md"
         )
     height, width = media.data.shape[-2:]
     return resample_mask(mask, media.geometry.inverse(), int(height), int(width))
 
 
 def mask_to_original(mask: np.ndarray, geometry: Geometry, height: int, width: int) -> np.ndarray:
-    """Resample a predicted mask to the pixels of the original picture.
+    """Resample a predicted mask to the pixels of the original image.
 
     Args:
-        mask: (h, w) uint8 class of each pixel of the processed image.
+        mask: Class of each pixel of the processed image, uint8 of shape (h, w).
         geometry: The processor's map from the original to the processed image.
         height: Height of the original in pixels.
         width: Width of the original in pixels.
 
     Returns:
-        (height, width) uint8; 0 where the model did not see the picture.
+        uint8 of shape (height, width); 0 where the model did not see the image.
     """
     return resample_mask(mask, geometry, height, width)
 
 
 def resample_mask(mask: np.ndarray, grid_to_mask: Geometry, height: int, width: int) -> np.ndarray:
-    """Resample a mask to another pixel grid, by nearest neighbour.
+    """Resample a mask to another pixel grid, using the nearest neighbour.
 
     Args:
-        mask: (H, W) uint8.
+        mask: The mask, uint8 of shape (H, W).
         grid_to_mask: Map from normalised coordinates of the new grid to those of `mask`.
         height: Height of the new grid.
         width: Width of the new grid.

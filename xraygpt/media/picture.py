@@ -18,21 +18,21 @@ from xraygpt.common.errors import ImageError
 MetaValue = str | int | tuple[float, ...]
 Window = tuple[float, float]
 
-# `warnings.catch_warnings` swaps process-wide state, so it needs a lock to be thread-safe.
+# `warnings.catch_warnings` swaps process-wide state, so a lock is needed for thread safety.
 _WARNINGS_LOCK = threading.RLock()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadLimits:
-    """Size limits of `read_image`, checked before the pixels are decoded."""
+    """Size limits for `read_image`, checked before the pixels are decoded."""
 
     max_file_bytes: int = 512 * 2**20
-    """Largest file, and largest inflated size of a deflated DICOM, in bytes."""
+    """Largest file size, and largest inflated size of a deflated DICOM file, in bytes."""
 
     max_pixels: int = 100_000_000
-    """Largest number of samples decoded in one call: rows x columns x samples per pixel x requested
-    frames. For PNG and JPEG, Pillow's limit on rows x columns (`PIL.Image.MAX_IMAGE_PIXELS`) also
-    applies."""
+    """Largest number of samples to decode in one call: rows x columns x samples per pixel x
+    requested frames. For PNG and JPEG, Pillow's limit on rows x columns
+    (`PIL.Image.MAX_IMAGE_PIXELS`) also applies."""
 
 
 DEFAULT_LIMITS = ReadLimits()
@@ -40,10 +40,11 @@ DEFAULT_LIMITS = ReadLimits()
 
 @dataclass(frozen=True)
 class PixelImage:
-    """A decoded image in display values."""
+    """A decoded image as display values."""
 
     pixels: np.ndarray
-    """float32 in [0, 1]: (H, W) grey or (H, W, 3) RGB; (F, H, W[, 3]) for `frame=None`."""
+    """float32 in [0, 1], of shape (H, W) for grey, (H, W, 3) for RGB, or (F, H, W[, 3]) for all
+    frames."""
 
     bits: int
     """Bits per sample before scaling to [0, 1]: DICOM Bits Stored, or Pillow's bit depth."""
@@ -52,51 +53,51 @@ class PixelImage:
     """`"DICOM"`, `"PNG"` or `"JPEG"`."""
 
     meta: Mapping[str, MetaValue]
-    """Facts about the picture, none about the patient. Always present: `rows`, `columns`, `frames`
-    (of the file) and `voi`, the step that set black and white: `argument` (the caller's window),
-    `lut` or `window` (the file's), `range` (the frame's own values, as the file has neither), or
-    `identity` (colour, PNG, JPEG). Grey images also have `window`, the displayed (center, width)
-    (for `lut` one that spans the frame's values), and `values`, the lowest and highest value of the
-    frame, both in the units of `read_image(window=…)`. DICOM also has `photometric` and
-    `transfer_syntax` and, if in the file, `modality`, `view_position`, `laterality`, `body_part`,
-    `pixel_spacing` and `imager_pixel_spacing` (row, column; mm), `slice_spacing` (mm) and
-    `frame_times` (seconds after the first frame)."""
+    """Facts about the image, none about the patient. Always present: `rows`, `columns`, `frames`
+    (in the file) and `voi`, the step that set black and white: `argument` (the caller's window),
+    `lut` or `window` (from the file), `range` (the frame's own values, if the file has neither),
+    or `identity` (colour, PNG, JPEG). Grey images also have `window`, the displayed (center, width)
+    (for `lut`, a window that spans the frame's values), and `values`, the lowest and the highest
+    value in the frame, both in the units of `read_image(window=…)`. DICOM files also have
+    `photometric` and `transfer_syntax` and, if known, `modality`, `view_position`, `laterality`,
+    `body_part`, `pixel_spacing` and `imager_pixel_spacing` (row, column; mm), `slice_spacing` (mm)
+    and `frame_times` (seconds after the first frame)."""
 
 
 def check_size(rows: int, columns: int, samples: int, frames: int, limits: ReadLimits) -> None:
-    """Check a picture against the pixel limit, in Python integers that cannot overflow.
+    """Check an image against the pixel limit, using Python integers, which cannot overflow.
 
     Raises:
-        ImageError: The product is over `limits.max_pixels`.
+        ImageError: The product of the sizes is over `limits.max_pixels`.
     """
     if rows * columns * samples * frames > limits.max_pixels:
         raise ImageError(
-            f"its header declares {columns} x {rows} pixels of {samples} sample(s) in {frames} "
+            f"the header declares {columns} x {rows} pixels of {samples} sample(s) in {frames} "
             f"frame(s), over the limit of {limits.max_pixels:,}; downsample it, read one frame, "
             "or raise ReadLimits.max_pixels"
         )
 
 
 def inflate(data: bytes, limits: ReadLimits) -> bytes:
-    """Undo deflate (DICOM PS3.5 A.5), up to the file size limit as a guard against bombs.
+    """Inflate deflated data (DICOM PS3.5 A.5), up to the file size limit to guard against bombs.
 
     Raises:
-        ImageError: The result is over `limits.max_file_bytes`, or the data end too early.
+        ImageError: The result is over `limits.max_file_bytes`, or the data are cut short.
     """
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     inflated = inflater.decompress(data, limits.max_file_bytes + 1)
     if len(inflated) > limits.max_file_bytes:
         raise ImageError(
-            f"inflates to more than the limit of {limits.max_file_bytes:,} bytes; "
-            "raise ReadLimits.max_file_bytes if that is right"
+            f"the file inflates to more than the limit of {limits.max_file_bytes:,} bytes; "
+            "raise ReadLimits.max_file_bytes if this size is expected"
         )
     if not inflater.eof:
-        raise ImageError("is a deflated DICOM that is cut short; copy or export it again")
+        raise ImageError("the file is a deflated DICOM that is cut short; copy or export it again")
     return inflated
 
 
 def codestream_sizes(frame: bytes) -> set[tuple[int, int, int]]:
-    """(rows, columns, samples) declared in a JPEG, JPEG-LS or JPEG 2000 frame; empty if none."""
+    """Return every (rows, columns, samples) that a JPEG, JPEG-LS or JPEG 2000 frame declares."""
     # JPEG 2000: SOC then SIZ (ITU-T T.800 A.5.1), possibly in a JP2 wrapper. All are collected.
     sizes = set()
     for match in re.finditer(rb"\xff\x4f\xff\x51\x00[\x29-\xff].{34}", frame, re.DOTALL):
@@ -116,12 +117,12 @@ def codestream_sizes(frame: bytes) -> set[tuple[int, int, int]]:
 
 @contextmanager
 def suppress_library_output(*loggers: str) -> Iterator[None]:
-    """Suppress warnings and log lines of libraries, since they may quote values from the file.
+    """Context manager that silences libraries, whose warnings and logs may quote the file.
 
     Only one thread at a time can be inside. Pillow's decompression-bomb warning becomes an error.
 
     Args:
-        loggers: Names of loggers whose records must not reach the application's handlers.
+        loggers: Names of the loggers whose records must not reach the application's handlers.
     """
     from PIL import Image
 

@@ -1,12 +1,12 @@
-"""Image files to display values: one reader for training, evaluation and the demo.
+"""Read image files into display values, for training, evaluation and the demo alike.
 
 `read_image` detects the format from a file's first bytes, not its name, and returns a `PixelImage`:
-float32 display values in [0, 1], 0 black, 1 white, with bright bones and dark air whatever the
-file's own convention. PNG and JPEG are read here with Pillow, DICOM in `dicom.py` with pydicom,
-which is imported only for a DICOM file.
+float32 display values from 0 (black) to 1 (white), with bright bones and dark air whatever the
+file's own convention. PNG and JPEG files are read here with Pillow; DICOM files are read in
+`dicom.py` with pydicom, which is imported only then.
 
 Sizes are checked before decoding (`ReadLimits`). Every failure is an `ImageError` that names the
-file, the problem and the fix; damaged pictures are never silently repaired or replaced.
+file, the problem and the fix; damaged images are never silently repaired or replaced.
 """
 
 from __future__ import annotations
@@ -51,27 +51,28 @@ def read_image(
     """Read a PNG, JPEG or DICOM file into display values.
 
     Args:
-        path: The file. The format is detected from its content: a DICOM named `.png` is a DICOM.
-        frame: Index of the frame, from 0. None reads all frames and adds a leading frame axis, even
-            for a single frame.
-        window: (center, width) that replaces the window or table of a grey file, in modality values
-            (after the modality LUT) for DICOM and in stored values (0-255 or 0-65535) for PNG and
-            JPEG.
+        path: The file. Its format is detected from its content, not from its name.
+        frame: Index of the frame, counted from 0. None reads all frames and adds a leading frame
+            axis, even for a single frame.
+        window: (center, width) to use instead of the window or table in a grey file, in modality
+            values (after the modality LUT) for DICOM and in stored values (0-255 or 0-65535) for
+            PNG and JPEG.
         limits: Size limits.
-        min_side: Allows decoding a JPEG at a half, a quarter or an eighth of its size, as long as
-            no side becomes shorter than this many pixels. Pixels are then approximate block means.
+        min_side: Allows a JPEG to be decoded at a half, a quarter or an eighth of its size, as long
+            as no side becomes shorter than this many pixels. Pixels are then approximate block
+            means.
 
     Returns:
-        Display values in [0, 1], bone bright.
+        The image as display values in [0, 1], with bright bones.
 
     Raises:
-        ImageError: The file is missing, empty, too large, truncated, corrupt, of another format or
-            not supported; or `frame` or `window` does not fit it.
+        ImageError: The file is missing, empty, too large, truncated, corrupt or not in a supported
+            format, or `frame` or `window` is not valid for it.
     """
     with _errors_with_path(path):
         file, head = _inspect(path, limits)
         if frame is not None and frame < 0:
-            raise ImageError(f"frame {frame} was requested; frames count from 0")
+            raise ImageError(f"frame {frame} was requested, but frames count from 0")
         if window and not (math.isfinite(window[0]) and 0 < window[1] < math.inf):
             raise ImageError(f"window {window} is not (center, width) with a positive width")
         if _is_raster(head):
@@ -82,11 +83,11 @@ def read_image(
 
 
 def frame_count(path: str | PathLike[str], *, limits: ReadLimits = DEFAULT_LIMITS) -> int:
-    """Number of frames according to the file's header, 1 or more; 1 for PNG and JPEG.
+    """Read the number of frames from the file's header; always 1 for PNG and JPEG.
 
     Args:
         path: The file.
-        limits: Size limits; only those in bytes are checked.
+        limits: Size limits; only the limit on bytes is checked.
 
     Raises:
         ImageError: The file is not a readable image.
@@ -105,9 +106,9 @@ def frame_count(path: str | PathLike[str], *, limits: ReadLimits = DEFAULT_LIMIT
 
 @contextmanager
 def _errors_with_path(path: str | PathLike[str]) -> Iterator[None]:
-    """Convert every exception to an `ImageError` that begins with the path.
+    """Context manager that converts every exception to an `ImageError` starting with the path.
 
-    Messages of other exceptions are dropped, since they can quote the file's content.
+    The messages of other exceptions are dropped, since they may quote the file's content.
     """
     try:
         yield
@@ -115,47 +116,49 @@ def _errors_with_path(path: str | PathLike[str]) -> Iterator[None]:
         raise ImageError(f"{path}: {error}") from None
     except Exception as error:
         raise ImageError(
-            f"{path}: cannot be decoded ({type(error).__name__}), so it is corrupt or cut short; "
-            "copy or export it again"
+            f"{path}: the file cannot be decoded ({type(error).__name__}), so it is corrupt or cut "
+            "short; copy or export it again"
         ) from None
 
 
 def _inspect(path: str | PathLike[str], limits: ReadLimits) -> tuple[Path, bytes]:
-    """Run the checks that need no decoding; return the file and its first bytes."""
+    """Run the checks that need no decoding, and return the file and its first bytes."""
     file = Path(path)
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError("is not a regular file; give the path of an image file")
+            raise ImageError("this is not a regular file; specify the path of an image file")
         with file.open("rb") as stream:
             head = stream.read(_HEAD_BYTES)
     except FileNotFoundError:
         raise ImageError("no such file; check the path and the image root") from None
     except OSError as error:
-        raise ImageError(f"cannot be opened ({error.strerror}); check its permissions") from None
+        raise ImageError(
+            f"the file cannot be opened ({error.strerror}); check its permissions"
+        ) from None
     if status.st_size > limits.max_file_bytes:
         raise ImageError(
-            f"has {status.st_size:,} bytes, over the limit of {limits.max_file_bytes:,}; "
-            "raise ReadLimits.max_file_bytes if that is right"
+            f"the file has {status.st_size:,} bytes, over the limit of {limits.max_file_bytes:,}; "
+            "raise ReadLimits.max_file_bytes if this size is expected"
         )
     if not head:
-        raise ImageError("is empty (0 bytes); copy or download it again")
+        raise ImageError("the file is empty (0 bytes); copy or download it again")
     is_dicom = head[128:] == b"DICM" or file.suffix.lower() in (".dcm", ".dicom")
     if not (is_dicom or _is_raster(head) or _starts_like_dataset(head, status.st_size)):
-        raise ImageError("is not a PNG, JPEG or DICOM file; convert it to one of these")
+        raise ImageError("this is not a PNG, JPEG or DICOM file; convert it to one of these")
     return file, head
 
 
 def _is_raster(head: bytes) -> bool:
-    """Whether a file is PNG or JPEG; a DICOM's free preamble may contain their signature too."""
+    """Return whether a file is PNG or JPEG; a DICOM preamble may contain their signature too."""
     return head.startswith((_PNG, _JPEG)) and head[128:] != b"DICM"
 
 
 def _starts_like_dataset(head: bytes, size: int) -> bool:
-    """Whether a file without preamble may begin with a DICOM data element (PS3.5 7.1).
+    """Return whether a file without a preamble may begin with a DICOM element (PS3.5 7.1).
 
     The first group is 0002 (file meta) or 0008 (identification), followed by a value representation
-    of two capitals, or an implicit-VR length that fits into the file.
+    of two capital letters or by an implicit-VR length that fits into the file.
     """
     explicit = head[4:6].isalpha() and head[4:6].isupper()
     if head[:2] == b"\x00\x08":  # big endian, which is always explicit (PS3.5 A.3)
@@ -170,7 +173,7 @@ def _starts_like_dataset(head: bytes, size: int) -> bool:
 def _read_raster(
     file: Path, frame: int | None, window: Window | None, limits: ReadLimits, min_side: int | None
 ) -> PixelImage:
-    """PNG or JPEG: stored values 0..2**bits - 1 to display values in [0, 1]."""
+    """Read a PNG or JPEG, mapping stored values 0..2**bits - 1 to display values in [0, 1]."""
     if frame:
         raise ImageError(f"frame {frame} was requested, but a PNG or JPEG has only frame 0")
     image, source_format = _load_raster(file, limits, min_side)
@@ -178,7 +181,9 @@ def _read_raster(
     lowest, highest = float(display.min()), float(display.max())
     if window:
         if display.ndim == 3:
-            raise ImageError("is in colour, and a window applies to grey images; leave it out")
+            raise ImageError(
+                "the image is in colour, but a window applies to grey images; omit the window"
+            )
         stored = np.rint(display.astype(np.float64) * (2**bits - 1))
         display = apply_window(stored, *window).astype(np.float32)
     meta: dict[str, MetaValue] = {"rows": display.shape[0], "columns": display.shape[1]}
@@ -191,24 +196,26 @@ def _read_raster(
 
 
 def _load_raster(file: Path, limits: ReadLimits, min_side: int | None) -> tuple[PillowImage, str]:
-    """Decode with Pillow and apply the EXIF orientation."""
+    """Decode the file with Pillow and apply its EXIF orientation."""
     from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ImageError(
-            "is not read while PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, which makes Pillow "
-            "return truncated images without an error; set it to False"
+            "no file is read while PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, since Pillow then "
+            "returns truncated images without an error; set it to False"
         )
     try:
         with suppress_library_output("PIL"):
             image = Image.open(file, formats=["PNG", "JPEG"])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(
-            f"its header declares more than Pillow's limit of {Image.MAX_IMAGE_PIXELS:,} pixels; "
+            f"the header declares more than Pillow's limit of {Image.MAX_IMAGE_PIXELS:,} pixels; "
             "downsample it"
         ) from None
     except UnidentifiedImageError:
-        raise ImageError("has a corrupt PNG or JPEG header; copy or export it again") from None
+        raise ImageError(
+            "the file has a corrupt PNG or JPEG header; copy or export it again"
+        ) from None
     with image:
         check_size(image.height, image.width, len(image.getbands()), 1, limits)
         source_format = "PNG" if image.format == "PNG" else "JPEG"  # a JPEG may call itself MPO
@@ -219,12 +226,12 @@ def _load_raster(file: Path, limits: ReadLimits, min_side: int | None) -> tuple[
             with suppress_library_output("PIL"):
                 return ImageOps.exif_transpose(image), source_format
         except Exception:
-            # The pixels are intact; an EXIF block that cannot be parsed has no orientation.
+            # The pixels are intact; an EXIF block that cannot be parsed specifies no orientation.
             return image.copy(), source_format
 
 
 def _raster_values(image: PillowImage) -> tuple[np.ndarray, int]:
-    """Display values, (H, W) or (H, W, 3) float32 in [0, 1], and bits per sample.
+    """Return display values, float32 in [0, 1] of shape (H, W[, 3]), and the bits per sample.
 
     The divisor is the format's full scale, not the image's maximum, so that equal stored values
     stay equal across files. Transparent pixels are blended onto black.

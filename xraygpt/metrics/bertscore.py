@@ -1,11 +1,12 @@
 """BERTScore: similarity of the words of two texts by their contextual vectors.
 
 Every token of one text is matched with the most similar token of the other by the cosine of their
-hidden states; the mean over the prediction's tokens is the precision, over the reference's tokens
-the recall (Zhang et al. 2020, "BERTScore: Evaluating Text Generation with BERT"). The encoder is
-loaded from a local folder; nothing is downloaded.
+hidden states; the mean over the prediction's tokens is the precision, and the mean over the
+reference's tokens is the recall (Zhang et al. 2020, "BERTScore: Evaluating Text Generation with
+BERT"). The encoder is loaded from a local folder; nothing is downloaded.
 
-Shapes: b pairs of a batch, p and r tokens of predictions and references, d hidden size.
+Shapes: b is the number of pairs in a batch, p and r are the numbers of tokens in predictions and
+references, and d is the hidden size.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Baseline = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Overlap:
-    """BERTScore of n pairs, each (n,) float64; in [-1, 1] unless rescaled."""
+    """BERTScore of n pairs, each value (n,) float64; in [-1, 1] unless rescaled."""
 
     precision: np.ndarray
     recall: np.ndarray
@@ -45,20 +46,20 @@ class BertScorer:
         Args:
             folder: A transformers folder: config, weights, tokenizer.
             layer: Layer whose hidden states are compared; 0 is the embeddings, 1 the first block.
-                Part of the metric: scores of different layers are not comparable.
+                The layer is part of the metric: scores from different layers are not comparable.
             device: Torch device.
             batch_size: Pairs per forward pass.
 
         Raises:
             InputError: If the folder does not exist or has no such layer.
-            WeightsError: If it contains no encoder that transformers can load.
+            WeightsError: If the folder contains no encoder that transformers can load.
         """
         import torch
 
         self._model, self._tokenizer = _load(folder)
         depth = self._model.config.num_hidden_layers
         if not 0 <= layer <= depth:
-            raise InputError(f"{folder}: no layer {layer}; choose one of 0 to {depth}")
+            raise InputError(f"{folder} has no layer {layer}; choose one of 0 to {depth}")
         self._model.to(torch.device(device)).eval()
         self._layer, self._device, self._batch = layer, torch.device(device), batch_size
         self.signature = f"BERTScore, {folder.name} layer {layer}"
@@ -79,8 +80,8 @@ class BertScorer:
         weighted equally.
 
         Args:
-            predictions: n texts.
-            references: n texts.
+            predictions: The n predicted texts.
+            references: The n reference texts.
             idf: Weight tokens by how few references contain them, log((n + 1) / (df + 1)).
             baseline: Precision, recall and F1 of unrelated texts, each below 1; scores become
                 (score - b) / (1 - b).
@@ -108,7 +109,7 @@ class BertScorer:
         return Overlap(*values.T)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, special tokens included."""
+        """Return the token ids of each text, including special tokens."""
         from transformers import GPT2Tokenizer, RobertaTokenizer
 
         # Byte-level vocabularies distinguish a word after a space from one at the very start.
@@ -125,7 +126,7 @@ class BertScorer:
         return ids
 
     def _token_weights(self, references: list[list[int]] | None) -> _TokenWeights:
-        """Idf weights from the references, or weight 1 if there are none."""
+        """Return idf weights from the references, or weight 1 if there are none."""
         special = frozenset({self._tokenizer.cls_token_id, self._tokenizer.sep_token_id})
         if references is None:
             return _TokenWeights(special, {}, 1.0)
@@ -137,7 +138,7 @@ class BertScorer:
     def _match(
         self, predictions: list[list[int]], references: list[list[int]], weights: _TokenWeights
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Precision and recall of b pairs, each (b,) float64."""
+        """Compute the precision and recall of b pairs, each (b,) float64."""
         import torch
 
         with torch.no_grad():
@@ -151,7 +152,7 @@ class BertScorer:
         return np.array(precision), np.array(recall)
 
     def _embed(self, batch: list[list[int]]) -> tuple[Any, Any]:
-        """Unit vectors (b, t, d) of the chosen layer and the mask (b, t) of non-padding tokens."""
+        """Return the layer's unit vectors (b, t, d) and the mask (b, t) of non-padding tokens."""
         import torch
 
         longest = max(len(ids) for ids in batch)
@@ -173,7 +174,7 @@ class _TokenWeights:
     default: float  # weight of tokens that are not in the table
 
     def normalized(self, ids: list[int]) -> np.ndarray:
-        """(t,) float64 with sum 1; equal weights if the table gives every token 0."""
+        """Return weights (t,) float64 with sum 1; all equal if the table contains only zeros."""
         plain = np.array([i not in self.special for i in ids], dtype=float)
         weights = plain * np.array([self.table.get(i, self.default) for i in ids])
         weights = weights if weights.sum() > 0 else plain
@@ -185,32 +186,32 @@ def _check_inputs(
 ) -> None:
     if len(predictions) != len(references):
         raise InputError(
-            f"{len(predictions)} predictions for {len(references)} references; give one each"
+            f"{len(predictions)} predictions for {len(references)} references; expected one each"
         )
     if baseline is not None and not all(b < 1 for b in baseline):
-        raise InputError(f"BERTScore baseline {baseline}: each number must be below 1")
+        raise InputError(f"BERTScore baseline {baseline} contains a number that is not below 1")
 
 
 def _load(folder: Path) -> tuple[Any, Any]:
-    """The model and its tokenizer."""
+    """Load the model and its tokenizer."""
     from transformers import AutoModel, AutoTokenizer
 
     if not (folder / "config.json").is_file():
         raise InputError(
-            f"{folder}: no config.json; give a folder with an encoder saved by transformers"
+            f"{folder} has no config.json; use a folder with an encoder saved by transformers"
         )
     try:
         model = AutoModel.from_pretrained(folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise WeightsError(f"{folder}: cannot be loaded as an encoder: {error}") from error
+        raise WeightsError(f"{folder} cannot be loaded as an encoder: {error}") from error
     if getattr(model.config, "is_encoder_decoder", False):
-        raise WeightsError(f"{folder}: contains a decoder too; BERTScore needs an encoder only")
+        raise WeightsError(f"{folder} also contains a decoder; BERTScore needs only an encoder")
     return model, tokenizer
 
 
 def _max_tokens(config: Any, tokenizer: Any) -> int:
-    """Maximum input length; RoBERTa's positions start after the padding id."""
+    """Return the maximum input length; RoBERTa's positions start after the padding id."""
     limit = int(getattr(config, "max_position_embeddings", 0) or 512)
     if "roberta" in config.model_type:
         limit -= int(config.pad_token_id) + 1
@@ -218,12 +219,12 @@ def _max_tokens(config: Any, tokenizer: Any) -> int:
 
 
 def _mean(best: Any, ids: list[int], weights: _TokenWeights) -> float:
-    """Weighted mean of the best cosines of one text, (t,) with padding at the end."""
+    """Compute the weighted mean of one text's best cosines, (t,) with padding at the end."""
     return float(best[: len(ids)].double().cpu().numpy() @ weights.normalized(ids))
 
 
 def _f1(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
-    """Harmonic mean; 0 unless the sum of the two is positive."""
+    """Compute the harmonic mean, which is 0 unless the sum of the two is positive."""
     total = precision + recall
     out = np.zeros_like(total)
     return np.divide(2 * precision * recall, total, out=out, where=total > 0)
@@ -238,9 +239,9 @@ def bert_scores(
     idf: bool = False,
     baseline: Baseline | None = None,
 ) -> list[Score]:
-    """Mean precision, recall and F1 over samples; for the arguments see `BertScorer.score`.
+    """Compute mean precision, recall and F1 over samples; see `BertScorer.score` for the arguments.
 
-    ``groups`` is the study of each sample; intervals resample by it.
+    ``groups`` contains the study of each sample; intervals resample whole studies.
     """
     overlap = scorer.score(predictions, references, idf=idf, baseline=baseline)
     signature = f"{scorer.signature}, {'idf of the references' if idf else 'no idf'}, "

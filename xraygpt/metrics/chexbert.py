@@ -1,9 +1,9 @@
-"""CheXbert: 14 findings of a report labelled by a BERT, and F1 between the labels of two reports.
+"""CheXbert: a BERT labels 14 findings in a report; F1 compares the labels of two reports.
 
 The network is a BERT whose first token's vector feeds 13 heads with four classes and one head, for
 "no finding", with two (Smit et al. 2020, "CheXbert: Combining Automatic Labelers and Expert
-Annotations for Accurate Radiology Report Labeling Using BERT"). The scores need only label arrays;
-weights are needed only for labelling texts.
+Annotations for Accurate Radiology Report Labeling Using BERT"). The scores need only arrays of
+labels; the weights are needed only for labelling texts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FINDINGS: tuple[str, ...] = (
     "support_devices",
     "no_finding",
 )
-#: The five that the CheXpert competition ranks by (Irvin et al. 2019).
+#: The five findings that the CheXpert competition ranks by (Irvin et al. 2019).
 COMPETITION_FINDINGS: tuple[str, ...] = (
     "cardiomegaly",
     "edema",
@@ -52,7 +52,7 @@ _BUFFERS = frozenset({"bert.embeddings.position_ids", "bert.embeddings.token_typ
 
 
 class CheXbert:
-    """The labeller, with its authors' published weights or others of the same layout."""
+    """The labeller, with its authors' published weights or other weights of the same layout."""
 
     def __init__(self, checkpoint: Path, bert: Path, *, device: str = "cpu") -> None:
         """Build the network and load its weights.
@@ -61,8 +61,8 @@ class CheXbert:
             checkpoint: ``chexbert.pth``: a dict whose ``model_state_dict`` has keys such as
                 ``module.bert.…`` and ``module.linear_heads.0.weight``. Loaded without executing
                 any code it may contain.
-            bert: Folder with ``config.json`` and the vocabulary of the BERT it was trained from
-                (for the published file bert-base-uncased); its weights are not used.
+            bert: Folder with ``config.json`` and the vocabulary of the BERT that the checkpoint was
+                trained from (bert-base-uncased for the published file); its weights are not used.
             device: Torch device.
 
         Raises:
@@ -74,7 +74,7 @@ class CheXbert:
         from transformers import AutoTokenizer, BertConfig, BertModel
 
         if not (bert / "config.json").is_file():
-            raise InputError(f"{bert}: no config.json; give a folder of a BERT with its vocabulary")
+            raise InputError(f"{bert} has no config.json; use a BERT's folder with its vocabulary")
         config = BertConfig.from_pretrained(bert, local_files_only=True)
         self._tokenizer = AutoTokenizer.from_pretrained(bert, local_files_only=True)
         heads = [torch.nn.Linear(config.hidden_size, 4) for _ in FINDINGS[:-1]]
@@ -91,8 +91,8 @@ class CheXbert:
         """Label n reports.
 
         Returns:
-            (n, 14) int64 of `BLANK`, `POSITIVE`, `NEGATIVE` and `UNCERTAIN`, columns as
-            `FINDINGS`; "no finding" is blank or positive.
+            Labels (n, 14) int64: `BLANK`, `POSITIVE`, `NEGATIVE` or `UNCERTAIN`, with columns in
+            the order of `FINDINGS`; "no finding" is blank or positive.
         """
         labels = np.zeros((len(reports), len(FINDINGS)), dtype=np.int64)
         for rows, vectors in self._vectors(reports):
@@ -101,14 +101,14 @@ class CheXbert:
         return labels
 
     def embed(self, reports: Sequence[str]) -> np.ndarray:
-        """The first token's vectors of n reports, (n, hidden size) float32."""
+        """Return the vectors of the first tokens of n reports, (n, hidden size) float32."""
         embeddings = np.zeros((len(reports), self._heads()[0].in_features), dtype=np.float32)
         for rows, vectors in self._vectors(reports):
             embeddings[rows] = vectors.cpu().numpy()
         return embeddings
 
     def logits(self, reports: Sequence[str]) -> list[np.ndarray]:
-        """The logits of each head for n reports: (n, 4), of the last head (n, 2), float32."""
+        """Return each head's logits for n reports, float32: (n, 4), or (n, 2) for the last head."""
         logits = [np.zeros((len(reports), h.out_features), np.float32) for h in self._heads()]
         for rows, vectors in self._vectors(reports):
             for out, head in zip(logits, self._heads(), strict=True):
@@ -142,7 +142,7 @@ class CheXbert:
 
 
 def _read_state(checkpoint: Path) -> dict[str, Any]:
-    """Weights by name, without the prefix that multi-GPU training adds."""
+    """Read the weights by name, without the prefix that multi-GPU training adds."""
     import torch
 
     if not checkpoint.is_file():
@@ -154,11 +154,11 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises many kinds of exceptions
         raise WeightsError(
-            f"{checkpoint}: not a tensor-only checkpoint ({error}); download chexbert.pth again"
+            f"{checkpoint} is not a tensor-only checkpoint ({error}); download chexbert.pth again"
         ) from error
     state = content.get("model_state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(torch.is_tensor(v) for v in state.values()):
-        raise WeightsError(f"{checkpoint}: no model_state_dict in it; give chexbert.pth itself")
+        raise WeightsError(f"{checkpoint} has no model_state_dict; use chexbert.pth itself")
     named = {str(k).removeprefix("module."): v for k, v in state.items()}
     return {k: v for k, v in named.items() if k not in _BUFFERS}
 
@@ -177,7 +177,7 @@ def _load_state(network: Any, state: Mapping[str, Any], checkpoint: Path) -> Non
         shown = "; ".join(problems[:5]) + (" …" if len(problems) > 5 else "")
         raise WeightsError(
             f"{checkpoint}: {len(problems)} weights do not fit this BERT with 14 heads: {shown}. "
-            "Give the BERT folder it was trained from"
+            "Use the folder of the BERT that the checkpoint was trained from"
         )
     network.load_state_dict(dict(state))
 
@@ -189,10 +189,10 @@ def chexbert_scores(
     uncertain: Policy = "positive",
     groups: Sequence[str] | None = None,
 ) -> list[Score]:
-    """F1 of the labels of predictions against those of references.
+    """Compute F1 of the predictions' labels against the references' labels.
 
-    Only affirmed findings count; a class that is positive on neither side has F1 0 in a macro mean,
-    as in scikit-learn.
+    Only affirmed findings count; a class that is positive on neither side scores F1 0 in a macro
+    mean, as in scikit-learn.
 
     Args:
         predictions: (n, 14) labels, see `CheXbert.label`.
@@ -200,7 +200,7 @@ def chexbert_scores(
         uncertain: How uncertain labels count: ``positive``, ``negative``, ``ignore`` (cells that
             are uncertain on either side are excluded) or ``class`` (each finding is scored twice,
             as affirmed and as uncertain; both enter the means; "no finding" cannot be uncertain).
-        groups: The study of each sample; intervals resample by it. None treats samples as
+        groups: The study of each sample; intervals resample whole studies. None treats samples as
             independent.
 
     Returns:
@@ -216,7 +216,7 @@ def chexbert_scores(
     references = _checked(references, "reference")
     if len(predictions) != len(references):
         raise InputError(
-            f"labels of {len(predictions)} predictions for {len(references)} references"
+            f"got labels of {len(predictions)} predictions for {len(references)} references"
         )
     scores = []
     for size, names in (("14", FINDINGS), ("5", COMPETITION_FINDINGS)):
@@ -234,12 +234,12 @@ def chexbert_scores(
 def _checked(labels: np.ndarray, side: str) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.ndim != 2 or labels.shape[1] != len(FINDINGS):
-        raise InputError(f"{side} labels have shape {labels.shape}; give (n, {len(FINDINGS)})")
+        raise InputError(f"{side} labels have shape {labels.shape}; expected (n, {len(FINDINGS)})")
     if not np.isin(labels, range(4)).all():
         values = ", ".join(map(str, np.unique(labels)))
         raise InputError(
-            f"{side} labels contain {values}; valid are 0 blank, 1 positive, 2 negative, "
-            "3 uncertain"
+            f"{side} labels contain {values}; valid labels are 0 (blank), 1 (positive), "
+            "2 (negative) and 3 (uncertain)"
         )
     return labels
 
@@ -247,7 +247,7 @@ def _checked(labels: np.ndarray, side: str) -> np.ndarray:
 def _counts(
     predictions: np.ndarray, references: np.ndarray, names: Sequence[str], uncertain: Policy
 ) -> np.ndarray:
-    """True positives, predicted and reference positives of each class, (n, classes, 3) float64."""
+    """Count each class's true, predicted and reference positives, (n, classes, 3) float64."""
     valid = np.ones(predictions.shape, dtype=bool)
     if uncertain == "ignore":
         valid = (predictions != UNCERTAIN) & (references != UNCERTAIN)

@@ -1,4 +1,4 @@
-"""BLEU, ROUGE-L, METEOR and CIDEr-D as in report papers: the COCO caption evaluation.
+"""BLEU, ROUGE-L, METEOR and CIDEr-D as in report papers, by the COCO caption evaluation.
 
 pycocoevalcap does the counting. Only the final formulas, from counts to scores, are implemented
 here, so that intervals and paired differences can resample the counts of single reports.
@@ -29,7 +29,7 @@ _METEOR_COUNTS = 23  # numbers that the Java program prints for one pair
 
 
 def coco_version() -> str | None:
-    """Version of pycocoevalcap; None if it is not installed."""
+    """Return the version of pycocoevalcap, or None if it is not installed."""
     try:
         return version("pycocoevalcap")
     except PackageNotFoundError:
@@ -44,18 +44,18 @@ def coco_scores(
     *,
     meteor: bool = False,
 ) -> tuple[list[Score], dict[str, str]]:
-    """BLEU-1 to -4, ROUGE-L, CIDEr-D and METEOR.
+    """Compute BLEU-1 to BLEU-4, ROUGE-L, CIDEr-D and METEOR.
 
     Args:
         predictions: Generated reports.
-        references: One reference report each.
-        tokenize: Splits a text into words separated by single blanks; see `protocols`. Its string
+        references: One reference report for each prediction.
+        tokenize: Splits a text into words separated by single spaces; see `protocols`. Its string
             form becomes part of the signatures.
-        groups: The study of each sample; intervals resample by it.
+        groups: The study of each sample; intervals resample whole studies.
         meteor: Compute METEOR, which needs Java.
 
     Returns:
-        The scores, and the reason for each score that was left out, by its name.
+        The scores, and the reasons for omitted scores, by the names of these scores.
     """
     installed = coco_version()
     if installed is None:
@@ -80,7 +80,7 @@ def coco_scores(
 def _bleu(
     predictions: list[str], references: list[str], signature: str, groups: Sequence[str] | None
 ) -> list[Score]:
-    """Corpus BLEU (Papineni et al. 2002) with COCO's tiny constants."""
+    """Compute corpus BLEU (Papineni et al. 2002) with COCO's tiny constants."""
     from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 
     rows = []
@@ -98,11 +98,11 @@ def _bleu(
 
 
 def coco_bleu(sums: np.ndarray, order: int) -> float:
-    """BLEU of summed counts, in [0, 1].
+    """Compute BLEU from summed counts, in [0, 1].
 
     Args:
-        sums: (10,) words of the predictions, words of the references, four numbers of matching
-            n-grams and four of all n-grams of the predictions.
+        sums: (10,) counts: the words in the predictions, the words in the references, the matching
+            n-grams of orders 1 to 4, and all n-grams of orders 1 to 4 in the predictions.
         order: Longest n-gram, 1 to 4.
     """
     tiny, small = 1e-15, 1e-9
@@ -115,7 +115,7 @@ def coco_bleu(sums: np.ndarray, order: int) -> float:
 def _rouge(
     predictions: list[str], references: list[str], signature: str, groups: Sequence[str] | None
 ) -> Score:
-    """Mean ROUGE-L (Lin 2004) with recall weighted 1.44 times as much as precision."""
+    """Compute mean ROUGE-L (Lin 2004), with recall weighted 1.44 times as much as precision."""
     from pycocoevalcap.rouge.rouge import Rouge
 
     scorer = Rouge()
@@ -127,7 +127,7 @@ def _rouge(
 def _cider(
     predictions: list[str], references: list[str], signature: str, groups: Sequence[str] | None
 ) -> Score:
-    """Mean CIDEr-D (Vedantam et al. 2015), from 0 to 10; idf weights are from these references."""
+    """Compute mean CIDEr-D (Vedantam et al. 2015), 0 to 10; idf is from these references."""
     from pycocoevalcap.cider.cider_scorer import CiderScorer
 
     scorer = CiderScorer(n=4, sigma=6.0)
@@ -142,14 +142,14 @@ def _cider(
 def _meteor(
     predictions: list[str], references: list[str], signature: str, groups: Sequence[str] | None
 ) -> Score:
-    """METEOR 1.5 of the corpus, from the summed counts of all pairs."""
+    """Compute METEOR 1.5 for the corpus from the summed counts of all pairs."""
     counts = np.array(meteor_counts(predictions, references), dtype=float)
     counts = counts.reshape(len(predictions), _METEOR_COUNTS)
     return ratio_score("METEOR", counts, meteor_of_counts, f"METEOR 1.5, {signature}", groups)
 
 
 def meteor_counts(predictions: Sequence[str], references: Sequence[str]) -> list[list[float]]:
-    """The 23 numbers of METEOR's Java program for each pair; equal pairs are computed once.
+    """Return METEOR's 23 counts for each pair; the Java program scores equal pairs once.
 
     Raises:
         InputError: If the program ended early.
@@ -171,7 +171,7 @@ def meteor_counts(predictions: Sequence[str], references: Sequence[str]) -> list
 
 
 def _parse_meteor_line(line: str) -> list[float]:
-    """The counts of one pair; a complete match in one chunk counts as no chunks."""
+    """Parse the counts of one pair; a complete match in one chunk counts as no chunks."""
     row = [float(v) for v in line.split()]
     if len(row) != _METEOR_COUNTS:
         raise InputError("METEOR's Java program ended early")
@@ -182,12 +182,12 @@ def _parse_meteor_line(line: str) -> list[float]:
 
 
 def meteor_of_counts(sums: np.ndarray) -> float:
-    """METEOR 1.5 of summed counts, in [0, 1] (Denkowski and Lavie 2014, equations 1 to 5).
+    """Compute METEOR 1.5 from summed counts, in [0, 1] (Denkowski and Lavie 2014, eq. 1 to 5).
 
     Args:
-        sums: (23,) words of prediction and reference, function words of both; for each kind of
-            match the content words of both and the function words of both; chunks; matched words
-            of both.
+        sums: (23,) counts: the words and then the function words of prediction and reference; for
+            each kind of match, the content words and then the function words of both; the chunks;
+            the matched words of both.
     """
     p_words, r_words, p_function, r_function = sums[:4]
     matches = sums[4:20].reshape(4, 4)

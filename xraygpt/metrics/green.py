@@ -1,4 +1,4 @@
-"""GREEN: a language model counts the errors and the correct findings of a report.
+"""GREEN: a language model counts the errors and the correct findings in a report.
 
 The judge lists clinically significant errors in six categories, insignificant ones in the same six,
 and the findings that both reports share. The score of a report is::
@@ -6,7 +6,7 @@ and the findings that both reports share. The score of a report is::
     GREEN = matched / (matched + significant errors), 0 if nothing matches
 
 (Ostmeier et al. 2024, "GREEN: Generative Radiology Report Evaluation and Error Notation"). The
-judge is any function from a prompt to an answer: the authors' model, another one, or an API.
+judge is any function from a prompt to an answer: the authors' model, another model, or an API.
 Answers that cannot be parsed are excluded from the mean and counted.
 """
 
@@ -79,7 +79,7 @@ class Judgement:
     significant: tuple[int, ...]  # six counts, in the order of CATEGORIES
     insignificant: tuple[int, ...] | None  # None if the answer has no such part
     matched: int
-    findings: tuple[str, ...]  # the matched findings listed; may be fewer than `matched`
+    findings: tuple[str, ...]  # the listed matched findings; may be fewer than `matched`
 
     @property
     def score(self) -> float:
@@ -88,12 +88,12 @@ class Judgement:
 
 
 def green_score(matched: int, significant: int) -> float:
-    """GREEN of the counts of matched findings and clinically significant errors, in [0, 1]."""
+    """Compute GREEN from the numbers of matched findings and significant errors, in [0, 1]."""
     return matched / (matched + significant) if matched else 0.0
 
 
 def build_prompt(prediction: str, reference: str) -> str:
-    """The judge's prompt for one pair; reports are truncated to `MAX_WORDS` words."""
+    """Build the judge's prompt for one pair; reports are truncated to `MAX_WORDS` words."""
     texts = [" ".join(text.split()[:MAX_WORDS]) or "(empty)" for text in (prediction, reference)]
     return _PROMPT.format(candidate=texts[0], reference=texts[1])
 
@@ -132,13 +132,14 @@ _ITEM = re.compile(r"^[ \t]*(?:[-*•]|\(?\d{1,3}[.)])[ \t]+(?=\S)")
 
 
 def parse_judgement(answer: str) -> Judgement | None:
-    """Parse a judge's answer; None if it is not in the required form.
+    """Parse a judge's answer, or return None if it is not in the required form.
 
-    Headings may be in any case and Markdown. If a heading occurs twice the last one counts, because
-    a model may repeat the form first. Both the significant errors and the matched findings are
-    required, and the latter must not be empty, as they are in a truncated answer. The line of a
-    category contains its count, or a list without a count, whose items are counted; a line with
-    only the category's name counts as 0. The counts of a letter that occurs twice are added.
+    Headings may be in any case and any Markdown style. If a heading occurs twice, the last one
+    counts, because a model may repeat the form first. Both the significant errors and the matched
+    findings are required, and the latter must not be empty, as they are in a truncated answer. The
+    line of a category contains its count, or a list without a count, whose items are counted; a
+    line with only the category's name counts as 0. The counts of a letter that occurs twice are
+    added.
     """
     sections = _split_sections(_REASONING.sub("", answer))
     if "significant" not in sections or "matched" not in sections:
@@ -154,7 +155,7 @@ def parse_judgement(answer: str) -> Judgement | None:
 
 
 def _split_sections(answer: str) -> dict[str, str]:
-    """The text below each heading, without code fences."""
+    """Return the text below each heading, without code fences."""
     headings = list(_HEADING.finditer(answer))
     ends = [heading.start() for heading in headings[1:]] + [len(answer)]
     sections: dict[str, str] = {}
@@ -165,7 +166,7 @@ def _split_sections(answer: str) -> dict[str, str]:
 
 
 def _parse_errors(body: str) -> tuple[int, ...] | None:
-    """Counts of the six categories; None for a text that belongs to none of them."""
+    """Count the errors in the six categories; None for a text that belongs to none of them."""
     blocks: list[tuple[int, str, list[str]]] = []  # category, its line, the items below it
     for line in body.splitlines():
         marker = _LETTER.match(line)
@@ -184,7 +185,7 @@ def _parse_errors(body: str) -> tuple[int, ...] | None:
 
 
 def _count_errors(line: str, items: int) -> int:
-    """Errors of one category.
+    """Count the errors in one category.
 
     Args:
         line: The text after the letter: ``name: 2. x; y``, ``2``, ``none``, ``name: x; y`` or
@@ -204,7 +205,7 @@ def _count_errors(line: str, items: int) -> int:
 
 
 def _parse_matched(body: str) -> tuple[int, tuple[str, ...]] | None:
-    """Number and list of matched findings; the items of a bulleted or numbered list are counted."""
+    """Return the number and list of matched findings; the items of a marked list are counted."""
     lines = [line for line in body.splitlines() if line.strip()]
     items = [_ITEM.sub("", line).strip() for line in lines if _ITEM.match(line)]
     if len(items) > 1:
@@ -224,11 +225,11 @@ def _split_items(text: str) -> list[str]:
 def judge(
     predictions: Sequence[str], references: Sequence[str], ask: Callable[[str], str]
 ) -> list[Judgement | None]:
-    """Have every pair judged, in order; None for each answer that cannot be parsed.
+    """Have every pair judged, in order; an answer that cannot be parsed becomes None.
 
     Args:
-        predictions: n generated reports.
-        references: n reference reports.
+        predictions: The n generated reports.
+        references: The n reference reports.
         ask: Maps a prompt to the judge's answer.
 
     Raises:
@@ -236,7 +237,7 @@ def judge(
     """
     if len(predictions) != len(references):
         raise InputError(
-            f"{len(predictions)} predictions for {len(references)} references; give one each"
+            f"{len(predictions)} predictions for {len(references)} references; expected one each"
         )
     return [
         parse_judgement(ask(build_prompt(p, r)))
@@ -252,14 +253,14 @@ def green_scores(
     *,
     judge_name: str = "a judge unnamed",
 ) -> list[Score]:
-    """GREEN of reports and its parts.
+    """Compute GREEN and its parts for reports.
 
     Args:
         predictions: Generated reports.
         references: Reference reports.
         ask: See `judge`.
-        groups: The study of each sample; intervals resample by it.
-        judge_name: Model and version, part of the signature, because judges differ.
+        groups: The study of each sample; intervals resample whole studies.
+        judge_name: Model and version; part of the signature, because judges differ.
 
     Returns:
         ``GREEN`` (mean over the answers that could be parsed; nan if none could),
@@ -289,7 +290,7 @@ def green_scores(
 def _mean_of_parsed(
     name: str, values: Sequence[float | None], signature: str, groups: Sequence[str] | None
 ) -> Score:
-    """Mean of the values that are not None; the rows of the others are kept with weight 0."""
+    """Average the values that are not None; the rows of the others are kept with weight 0."""
     rows = [[0.0, 0.0] if v is None else [float(v), 1.0] for v in values]
     counts = np.array(rows).reshape(-1, 2)
     score = ratio_score(name, counts, share_of_sums, signature, groups)

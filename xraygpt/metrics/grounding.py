@@ -37,7 +37,7 @@ class Boxes:
 
     Attributes:
         xyxy: (n, 4) float64 in [0, 1], x1 <= x2 and y1 <= y2.
-        labels: n names; empty if boxes have none, then any box can match any other.
+        labels: n names; empty if the boxes have no labels, so that any box can match any other.
         scores: (n,) float64 confidences; None treats all boxes as equally confident.
     """
 
@@ -59,26 +59,26 @@ class Boxes:
         object.__setattr__(self, "scores", scores)
         with Checks(self) as check:
             if boxes.ndim != 2 or boxes.shape[1] != 4:
-                shape = f"boxes of shape {boxes.shape}; give (n, 4): x1, y1, x2, y2 of each"
+                shape = f"boxes have shape {boxes.shape}; expected (n, 4): x1, y1, x2, y2"
                 check.refuse(True, "xyxy", shape)
                 return
             _check_corners(boxes, check)
             for field, values in (("labels", self.labels or None), ("scores", scores)):
                 count = len(boxes) if values is None else len(values)
-                message = f"{count} {field} for {len(boxes)} boxes; give one each"
+                message = f"got {count} {field} for {len(boxes)} boxes; expected one each"
                 check.refuse(count != len(boxes), field, message, "xyxy")
             has_nan = scores is not None and np.isnan(scores).any()
-            check.refuse(has_nan, "scores", "a box has the score NaN; give a number")
+            check.refuse(has_nan, "scores", "a box has the score NaN; expected numbers")
 
 
 def _check_corners(boxes: np.ndarray, check: Checks) -> None:
-    """Boxes must be inside the image, with the upper left corner first."""
+    """Check that boxes are inside the image, with the upper left corner first."""
     outside = ~((boxes >= -1e-6) & (boxes <= 1 + 1e-6)).all(axis=1)
     swapped = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
     fix = "divide x by its width and y by its height, and clip to [0, 1]"
     for box in boxes[outside][:1].tolist():
         check.refuse(True, "xyxy", f"box {box} is not inside the image; {fix}")
-    fix = "give the upper left corner first: x1, y1, x2, y2"
+    fix = "put the upper left corner first: x1, y1, x2, y2"
     for box in boxes[swapped][:1].tolist():
         check.refuse(True, "xyxy", f"box {box} has its corners swapped; {fix}")
 
@@ -92,9 +92,9 @@ class Match(NamedTuple):
 
 
 def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union of every box (n, 4) with every box (m, 4): (n, m) float64.
+    """Compute intersection over union of every box (n, 4) with every box (m, 4): (n, m) float64.
 
-    0 if both boxes have no area.
+    The value is 0 if neither box has an area.
     """
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     corner = np.maximum(a[:, None, :2], b[None, :, :2])
@@ -106,7 +106,7 @@ def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def match(predictions: Boxes, references: Boxes) -> list[Match]:
-    """Pair boxes so that the sum of overlaps is maximal; pairs without overlap are left out.
+    """Pair boxes so that the sum of overlaps is maximal; pairs without overlap are omitted.
 
     If both sides have labels, only boxes with the same label are paired.
     """
@@ -132,17 +132,17 @@ def grounding_scores(
     threshold: float = 0.5,
     groups: Sequence[str] | None = None,
 ) -> list[Score]:
-    """Overlap and hits of boxes matched one to one within each image.
+    """Compute the overlap and hits of boxes matched one to one within each image.
 
     Args:
         predictions: The predicted boxes of each image.
         references: The reference boxes of each image.
         threshold: Minimum overlap of a hit.
-        groups: The study of each image; intervals resample by it. None treats images as
+        groups: The study of each image; intervals resample whole studies. None treats images as
             independent.
 
     Returns:
-        ``mean_IoU`` (over reference boxes, 0 for a missed one) and ``box_precision``,
+        ``mean_IoU`` (over reference boxes, 0 for a missed box) and ``box_precision``,
         ``box_recall``, ``box_F1`` over all boxes; nan if the denominator is 0.
 
     Raises:
@@ -176,14 +176,14 @@ def average_precision(
     threshold: float = 0.5,
     points: Points = "coco",
 ) -> float:
-    """Average precision of one label over all images, in [0, 1]; nan without a reference box.
+    """Compute the average precision of one label over all images; nan without a reference box.
 
     Args:
         predictions: The predicted boxes of each image, best first if they have no scores.
         references: The reference boxes of each image.
         label: The label; ``""`` if boxes have none.
         threshold: Minimum overlap of a hit.
-        points: Average the precision over every recall (``voc``) or over 101 of them (``coco``).
+        points: Average the precision over every recall (``voc``) or over 101 recalls (``coco``).
 
     Raises:
         InputError: If the counts differ.
@@ -198,7 +198,7 @@ def detection_scores(
     references: Sequence[Boxes],
     groups: Sequence[str] | None = None,
 ) -> list[Score]:
-    """Mean average precision over the labels of the references.
+    """Compute the mean average precision over the labels of the references.
 
     Boxes are matched as in COCO for all three scores: in order of confidence, each takes the free
     reference box of its label with the largest overlap; at most 100 boxes per label and image
@@ -207,7 +207,7 @@ def detection_scores(
     Args:
         predictions: The predicted boxes of each image.
         references: The reference boxes of each image.
-        groups: The study of each image; intervals resample by it. None treats images as
+        groups: The study of each image; intervals resample whole studies. None treats images as
             independent.
 
     Returns:
@@ -237,8 +237,8 @@ def detection_scores(
 def _check_lengths(predictions: Sequence[Boxes], references: Sequence[Boxes]) -> None:
     if len(predictions) != len(references):
         raise InputError(
-            f"boxes of {len(predictions)} images for {len(references)}; give a `Boxes` for each, "
-            "empty for images without boxes"
+            f"got predicted boxes of {len(predictions)} images for {len(references)} images with "
+            "references; expected one `Boxes` per image, empty for images without boxes"
         )
 
 
@@ -281,12 +281,12 @@ def _rank_detections(
 
 
 def _hits(overlap: np.ndarray, threshold: float) -> list[bool]:
-    """Whether each detection, most confident first, takes a reference box that is still free."""
+    """Return whether each detection, in order of confidence, takes a free reference box."""
     free = np.ones(overlap.shape[1], dtype=bool)
     hits = []
     for row in overlap:
         available = np.where(free, row, -1.0)
-        # Of equal overlaps COCO takes the last; an overlap of 1 always reaches the threshold.
+        # Among equal overlaps, COCO takes the last; an overlap of 1 always reaches the threshold.
         best = len(row) - 1 - int(available[::-1].argmax()) if len(row) else -1
         hit = best >= 0 and available[best] >= min(threshold, 1 - 1e-10)
         if hit:
@@ -296,7 +296,7 @@ def _hits(overlap: np.ndarray, threshold: float) -> list[bool]:
 
 
 def _average_precisions(ranking: _Ranking, weights: np.ndarray, points: Points) -> np.ndarray:
-    """Average precision (r, thresholds) with images weighted by (r, n)."""
+    """Compute the average precisions (r, thresholds) with images weighted by (r, n)."""
     detection_weights = weights[:, ranking.image]
     total = weights @ ranking.references
     predicted = detection_weights.cumsum(axis=1)
@@ -317,7 +317,7 @@ def _average_precisions(ranking: _Ranking, weights: np.ndarray, points: Points) 
 
 
 def _mean_average_precision(rankings: Sequence[_Ranking], points: Points) -> Statistic:
-    """Mean over labels and thresholds; labels without a box in a resample are excluded there."""
+    """Return the mean over labels and thresholds; a resample excludes labels without a box."""
 
     def statistic(weights: np.ndarray) -> np.ndarray:
         if not rankings:

@@ -18,7 +18,7 @@ class _Counts(NamedTuple):
 
 
 class _Item(NamedTuple):
-    """Findings of one report, and those for which the report is left out."""
+    """Findings of one report, and the findings for which the report is excluded."""
 
     positive: frozenset[str]
     ignored: frozenset[str]
@@ -34,14 +34,14 @@ def labelled_finding_scores(
 ) -> dict[str, Any]:
     """Score the findings of predictions against those of references.
 
-    Only affirmed findings count: a denial in both adds nothing.
+    Only affirmed findings count: a finding that is denied on both sides adds nothing.
 
     Args:
         predictions: For each report its text, its labels (as from `label`) or the set of its
             findings.
         references: The same for the references.
         uncertain: Whether an uncertain finding counts as positive or as negative, or whether the
-            report is left out for that finding ("ignore").
+            report is excluded for that finding ("ignore").
         findings: The findings to score.
         min_support: Findings with fewer references are excluded from the averages.
 
@@ -54,7 +54,7 @@ def labelled_finding_scores(
         ValueError: The two sequences differ in length.
     """
     if len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
+        raise ValueError(f"got {len(predictions)} predictions for {len(references)} references")
     pairs = [
         (_parse_item(prediction, uncertain), _parse_item(reference, uncertain))
         for prediction, reference in zip(predictions, references, strict=True)
@@ -98,7 +98,7 @@ def _count(pairs: Sequence[tuple[_Item, _Item]], name: str) -> _Counts:
 
 
 def _rates(counts: _Counts) -> dict[str, float]:
-    """Precision, recall and F1; 0 where they are undefined."""
+    """Compute precision, recall and F1, which are 0 where they are undefined."""
     true_positives, predicted, support = counts
     return {
         "precision": true_positives / predicted if predicted else 0.0,

@@ -1,4 +1,4 @@
-"""Paired differences of scores on the same samples: intervals, a randomisation test, Holm."""
+"""Paired differences of scores on the same samples: intervals, randomisation tests, Holm."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Difference:
 def paired_difference(
     first: Score, second: Score, *, permutations: int = PERMUTATIONS, seed: int = 0
 ) -> Difference:
-    """Difference of a score on the same samples in the same order.
+    """Compute the difference between two systems' scores on the same samples in the same order.
 
     Args:
         first: The score of one system.
         second: The same score of the other system.
         permutations: Random assignments sampled for the randomisation test.
-        seed: Seed of these assignments.
+        seed: Seed for these assignments.
     """
     difference = weighted_sum([(1.0, first), (-1.0, second)])
     first_counts, second_counts = _by_group(first), _by_group(second)
@@ -61,7 +61,7 @@ def paired_difference(
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """P-values adjusted for the family-wise error rate (Holm 1979), in the order given."""
+    """Adjust p-values for the family-wise error rate (Holm 1979); the order is kept."""
     order = np.argsort(values)
     adjusted, running_max = [0.0] * len(values), 0.0
     for rank, index in enumerate(order):
@@ -71,7 +71,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def as_markdown(rows: Sequence[Difference]) -> str:
-    """A Markdown table with one row per score."""
+    """Format the differences as a Markdown table with one row per score."""
     lines = ["| metric | first | second | difference | p | p, Holm | n |", "|---" * 7 + "|"]
     for row, adjusted in zip(rows, holm([r.p for r in rows]), strict=True):
         gap = f"{row.value:+.3f} ({row.low:+.3f} … {row.high:+.3f})"
@@ -83,7 +83,7 @@ def as_markdown(rows: Sequence[Difference]) -> str:
 
 
 def _by_group(score: Score) -> np.ndarray:
-    """Counts of each study, (studies, k)."""
+    """Return the counts of each study, (studies, k)."""
     return score.counts if score.groups is None else sum_by_group(score.counts, score.groups)
 
 

@@ -1,4 +1,4 @@
-"""Reports of phantoms against the drawn findings: is each one named, and on the right side?"""
+"""Reports of phantoms against the drawn findings: is each named, and on the correct side?"""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _REQUIRED_WORDS = {"pacemaker": re.compile(r"pace|generator|defibrillator", re.I
 
 
 def findings_in_text(text: str) -> dict[str, set[str]]:
-    """Findings that a text affirms, by their phantom name, each with the sides named.
+    """Return the findings that a text affirms, by their phantom names, with the sides it names.
 
     A side is ``left`` or ``right``; ``bilateral`` counts as both.
     """
@@ -59,17 +59,17 @@ def phantom_report_scores(
     labels: Sequence[Sequence[Mapping[str, Any]]],
     groups: Sequence[str] | None = None,
 ) -> list[Score]:
-    """F1 of each drawn finding, their mean, and how often a named finding is on its side.
+    """Compute F1 of each drawn finding, their mean, and how often the text names the correct side.
 
     Args:
         predictions: Generated reports.
         labels: Per sample the drawn findings: ``{"name": "pneumothorax", "side": "left", …}``.
-        groups: The study of each sample; intervals resample by it.
+        groups: The study of each sample; intervals resample whole studies.
 
     Returns:
         ``drawn_macro_F1`` (over findings drawn at least once), ``drawn_F1/<name>``, and
-        ``drawn_laterality``: of drawn findings that have a side and are named in the text, the
-        fraction where exactly that side is named; naming no side is wrong.
+        ``drawn_laterality``: among drawn findings that have a side and are named in the text, the
+        fraction for which exactly that side is named; naming no side is wrong.
     """
     predicted = [findings_in_text(p) for p in predictions]
     drawn = [_sides_by_name(row) for row in labels]
@@ -99,11 +99,11 @@ def _sides_by_name(row: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
 def _count(
     predicted: dict[str, set[str]], drawn: dict[str, set[str]], name: str
 ) -> tuple[int, int, int]:
-    """True positives, predicted positives and drawn positives of one sample."""
+    """Count the true positives, predicted positives and drawn positives in one sample."""
     return int(name in predicted and name in drawn), int(name in predicted), int(name in drawn)
 
 
 def _count_sides(predicted: dict[str, set[str]], drawn: dict[str, set[str]]) -> tuple[int, int]:
-    """Named findings on the right side, and named findings that have a side."""
+    """Count the named findings on the correct side, and the named findings that have a side."""
     named = [name for name, sides in drawn.items() if sides and name in predicted]
     return sum(predicted[name] == drawn[name] for name in named), len(named)

@@ -1,4 +1,4 @@
-"""Probabilities of several yes/no answers against references: ranking, calibration, decisions.
+"""Scores for the probabilities of yes/no answers: ranking, calibration and decisions.
 
 AUROC and average precision rank samples against each other, so they are not ratios of sums over
 samples. Their bootstrap weights each sample by how often it occurs in a resample: one sort and two
@@ -31,7 +31,7 @@ _CELLS = 2_000_000  # weights processed at once: keeps temporary arrays below ab
 
 
 def auroc(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """Area under the ROC curve, in [0, 1]: how often a positive outranks a negative.
+    """Compute the area under the ROC curve, in [0, 1]: how often a positive outranks a negative.
 
     Ties count half (Mann and Whitney 1947; Hanley and McNeil 1982).
 
@@ -40,17 +40,17 @@ def auroc(probabilities: np.ndarray, truth: np.ndarray) -> float:
         truth: (n,) references: 1 yes, 0 no, NaN unknown and excluded.
 
     Returns:
-        nan if there is no positive or no negative.
+        The area; nan if there is no positive or no negative.
     """
     ones = np.ones((1, len(probabilities)))
     return float(_auroc(_rank(np.asarray(probabilities), np.asarray(truth)), ones)[0])
 
 
 def average_precision(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """Mean precision at the positives, ranked by probability, in [0, 1]; arguments as `auroc`.
+    """Compute the mean precision at the positives, ranked by probability, in [0, 1].
 
-    The step-wise sum over distinct probabilities, without interpolation, as in scikit-learn. nan if
-    there is no positive.
+    The arguments are those of `auroc`. The result is the step-wise sum over distinct probabilities,
+    without interpolation, as in scikit-learn; it is nan if there is no positive.
     """
     ones = np.ones((1, len(probabilities)))
     return float(_average_precision(_rank(np.asarray(probabilities), np.asarray(truth)), ones)[0])
@@ -68,17 +68,17 @@ class _Labels:
 
     @property
     def known(self) -> np.ndarray:
-        """(n, labels) bool."""
+        """Which references are known, (n, labels) bool."""
         return ~np.isnan(self.truth)
 
     @property
     def counts(self) -> list[int]:
-        """Known references of each label."""
+        """Number of known references for each label."""
         return [int(count) for count in self.known.sum(axis=0)]
 
     @property
     def n(self) -> int:
-        """Samples with any known reference."""
+        """Number of samples with any known reference."""
         return int(self.known.any(axis=1).sum())
 
 
@@ -91,21 +91,21 @@ def probability_scores(
     min_positives: int = 8,
     groups: Sequence[str] | None = None,
 ) -> list[Score]:
-    """AUROC, average precision, Brier score and F1 of each label, and their means over labels.
+    """Compute AUROC, average precision, Brier score and F1 of each label, and their means.
 
     Args:
         probabilities: (n, k) probabilities of yes, in [0, 1].
-        truth: (n, k) references: 1 yes, 0 no, NaN unknown: that cell is excluded.
-        names: k labels.
+        truth: (n, k) references: 1 yes, 0 no, NaN unknown; unknown cells are excluded.
+        names: Names of the k labels.
         threshold: Minimum probability of the answer yes, for F1.
-        min_positives: A label with fewer, or without any known negative, is not scored and not part
-            of the means.
-        groups: The study of each sample; intervals resample by it. None treats samples as
+        min_positives: A label with fewer positives, or without any known negative, is not scored
+            and is excluded from the means.
+        groups: The study of each sample; intervals resample whole studies. None treats samples as
             independent.
 
     Returns:
         ``AUROC/<name>`` and so on for each label, then ``AUROC_macro`` and so on; nothing if no
-        label has enough positives. Brier (1950) is a mean squared error, lower is better.
+        label has enough positives. Brier (1950) is a mean squared error; lower is better.
 
     Raises:
         InputError: If shapes differ or a value is out of its range.
@@ -127,7 +127,7 @@ def probability_scores(
 
 
 def _ranking_scores(labels: _Labels) -> list[Score]:
-    """AUROC and average precision."""
+    """Compute AUROC and average precision."""
     weights = bootstrap_weights(len(labels.truth), labels.groups)
     ranks = [_rank(p, t) for p, t in zip(labels.probabilities.T, labels.truth.T, strict=True)]
     scores = []
@@ -148,7 +148,7 @@ def _ranking_scores(labels: _Labels) -> list[Score]:
 
 
 def _cell_scores(labels: _Labels, threshold: float) -> list[Score]:
-    """Brier score and F1, which are ratios of sums over cells of known reference."""
+    """Compute Brier score and F1: ratios of sums over the cells with a known reference."""
     known, positive = labels.known, labels.truth == 1
     predicted = (labels.probabilities >= threshold) & known
     errors = np.where(known, (labels.probabilities - np.nan_to_num(labels.truth)) ** 2, 0.0)
@@ -181,16 +181,17 @@ def resampled_score(
     groups: Sequence[str] | None,
     weights: np.ndarray,
 ) -> Score:
-    """A statistic of weighted samples with its bootstrap interval.
+    """Compute a statistic of weighted samples with its bootstrap interval.
 
     The score's counts are an identity matrix, one column per sample, so that sums over resampled
-    rows are weights and scores can be compared in pairs like any other; they take n² bytes.
+    rows are weights and the score can be compared in pairs like any other. The matrix takes n²
+    bytes.
 
     Args:
         name: Name of the score.
         statistic: Maps weights (r, n) to values (r,), nan where undefined.
         signature: See `Score`.
-        groups: The groups that `weights` were made with.
+        groups: The groups from which `weights` were made.
         weights: (r, n) from `bootstrap_weights`.
     """
     n = weights.shape[1]
@@ -210,7 +211,7 @@ def resampled_score(
 
 
 def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Mean over the values that are not nan along an axis of a 2-D array; nan if there is none."""
+    """Average the values that are not nan along an axis of a 2-D array; nan if there are none."""
     valid = ~np.isnan(values)
     sums, n = np.where(valid, values, 0.0).sum(axis=axis), valid.sum(axis=axis)
     return np.divide(sums, n, out=np.full(len(sums), np.nan), where=n > 0)
@@ -223,31 +224,32 @@ def _checked(
     if p.ndim != 2 or p.shape != t.shape or p.shape[1] != len(names):
         raise InputError(
             f"probabilities {p.shape}, truth {t.shape} and {len(names)} names do not match; "
-            "give (n, k), (n, k) and k"
+            "expected (n, k), (n, k) and k names"
         )
     if not ((p >= 0) & (p <= 1)).all():
         row, column = (int(i[0]) for i in np.nonzero(~((p >= 0) & (p <= 1))))
         raise InputError(
-            f"probability of {names[column]} in row {row} is {p[row, column]}; give one in [0, 1]"
+            f"probability of {names[column]} in row {row} is {p[row, column]}; "
+            "expected a number in [0, 1]"
         )
     if not (np.isin(t, (0, 1)) | np.isnan(t)).all():
         row, column = (int(i[0]) for i in np.nonzero(~(np.isin(t, (0, 1)) | np.isnan(t))))
         raise InputError(
-            f"truth of {names[column]} in row {row} is {t[row, column]}; give 1, 0 or NaN"
+            f"truth of {names[column]} in row {row} is {t[row, column]}; expected 1, 0 or NaN"
         )
     return p, t
 
 
 @dataclass(frozen=True)
 class _Rank:
-    """Samples of known reference from the highest probability to the lowest."""
+    """Samples with a known reference, from the highest probability to the lowest."""
 
-    rows: np.ndarray  # (m,) indices of the n samples
+    rows: np.ndarray  # (m,) indices into the n samples
     positive: np.ndarray  # (m,) float64, 1 or 0
     starts: np.ndarray  # (t,) where each run of equal probabilities begins
 
     def sums(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Weight of positives and of negatives (r, t) at each distinct probability."""
+        """Return the weights (r, t) of positives and of negatives at each distinct probability."""
         if not len(self.rows):
             return np.zeros((len(weights), 1)), np.zeros((len(weights), 1))
         ranked = weights[:, self.rows]
@@ -285,7 +287,7 @@ def _average_precision(rank: _Rank, weights: np.ndarray) -> np.ndarray:
 def _mean_statistic(
     ranks: Sequence[_Rank], measure: Callable[[_Rank, np.ndarray], np.ndarray]
 ) -> Statistic:
-    """Mean of a measure over labels, excluding labels where a resample leaves it undefined."""
+    """Return the mean of a measure over the labels for which it is defined in a resample."""
 
     def statistic(weights: np.ndarray) -> np.ndarray:
         return nan_mean(np.stack([measure(rank, weights) for rank in ranks]), axis=0)
@@ -294,7 +296,7 @@ def _mean_statistic(
 
 
 def _mean_ratio(ratio: Callable[[np.ndarray], float], width: int) -> Callable[[np.ndarray], float]:
-    """Mean of a ratio over labels, whose sums, ``width`` each, follow one another."""
+    """Return the mean of a ratio over labels, whose sums, ``width`` each, follow one another."""
 
     def macro(sums: np.ndarray) -> float:
         values = [ratio(row) for row in sums.reshape(-1, width)]

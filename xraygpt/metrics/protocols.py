@@ -1,7 +1,8 @@
 """How a published protocol splits reports into words before they are scored.
 
-A score is only comparable together with this: case, punctuation, rare words and the maximum length
-change BLEU-4 by several points. Predictions and references are processed by the same function.
+Scores are comparable only under the same protocol: case, punctuation, rare words and the maximum
+length change BLEU-4 by several points. Predictions and references are processed by the same
+function.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ _LIST_MARKS += [(" 2. ", ". "), (" 3. ", ". "), (" 4. ", ". "), (" 5. ", ". ")]
 class R2Gen:
     """Tokenization of the IU X-ray protocol of R2Gen (Chen et al. 2020, EMNLP).
 
-    Lower case, punctuation removed, every sentence ended by a separate full stop. Words that occur
-    fewer than three times in the training reports become ``<unk>``. Only the first 59 words are
-    compared: the original cuts to 60 ids, the first of which is the start token.
+    Texts are lower-cased, punctuation is removed, and every sentence ends with a separate full
+    stop. Words that occur fewer than three times in the training reports become ``<unk>``. Only the
+    first 59 words are compared: the original truncates to 60 ids, of which the first is the start
+    token.
 
     Attributes:
         vocabulary: Words that are not replaced; None keeps all.
@@ -41,11 +43,11 @@ class R2Gen:
 
     @classmethod
     def fit(cls, training: Sequence[str]) -> R2Gen:
-        """The protocol with the vocabulary of these training reports.
+        """Build the protocol with the vocabulary of these training reports.
 
         Raises:
-            InputError: If there are too few of them: every word would be unknown and any two texts
-                equal.
+            InputError: If there are too few reports: every word would be unknown, and any two texts
+                would be equal.
         """
         counts = Counter(word for text in training for word in r2gen_words(text))
         vocabulary = frozenset(w for w, n in counts.items() if n >= cls.threshold)
@@ -57,32 +59,32 @@ class R2Gen:
         return cls(vocabulary)
 
     def __call__(self, text: str) -> str:
-        """The words of a report, separated by single blanks."""
+        """Return the words of a report, separated by single spaces."""
         words = r2gen_words(text)[: self.max_words]
         if self.vocabulary is not None:
             words = [w if w in self.vocabulary else UNKNOWN for w in words]
         return " ".join(words)
 
     def __str__(self) -> str:
-        """The protocol as part of a score's signature."""
+        """Describe the protocol for a score's signature."""
         known = "all words" if self.vocabulary is None else f"{len(self.vocabulary)} words known"
         cut = "uncut" if self.max_words is None else f"at most {self.max_words} words"
         return f"R2Gen's words, {known}, {cut}"
 
     def as_row(self) -> dict[str, Any]:
-        """A JSON-serializable form, read by `from_row`."""
+        """Return a JSON-serializable form, which `from_row` reads."""
         vocabulary = None if self.vocabulary is None else sorted(self.vocabulary)
         return {"name": "r2gen", "max_words": self.max_words, "vocabulary": vocabulary}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> R2Gen:
-        """The protocol that `as_row` serialized."""
+        """Restore the protocol that `as_row` serialized."""
         vocabulary = row["vocabulary"]
         return cls(None if vocabulary is None else frozenset(vocabulary), row["max_words"])
 
 
 def r2gen_words(text: str) -> list[str]:
-    """Lower-cased words of a report, each sentence followed by ``.``."""
+    """Split a report into lower-cased words, with ``.`` after each sentence."""
     text = re.sub(r"\s", " ", text)
     for _ in range(3):
         text = text.replace("..", ".")

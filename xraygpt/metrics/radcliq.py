@@ -26,8 +26,8 @@ SCALES = np.array([0.30282584, 0.22430938, 0.25394391, 0.29892717])  # standard 
 COEFFICIENTS = np.array([-3.77083683e-01, -3.70300100e-01, -2.52616218e-01, 4.31504841e-12])
 INTERCEPT = 2.46655256e-10
 
-#: The BERTScore used in the regression: distilroberta-base, idf of the references, rescaled by the
-#: baseline in bert-score's table for that layer (precision, recall, F1).
+#: The BERTScore used in the regression: distilroberta-base, idf from the references, rescaled by
+#: the baseline in bert-score's table for that layer (precision, recall, F1).
 BERTSCORE_MODEL, BERTSCORE_LAYER = "distilroberta-base", 5
 BERTSCORE_BASELINE = (0.84732, 0.84759504, 0.8473319)
 
@@ -35,7 +35,7 @@ BERTSCORE_BASELINE = (0.84732, 0.84759504, 0.8473319)
 def radcliq_v1(
     radgraph: np.ndarray, bertscore: np.ndarray, semb: np.ndarray, bleu: np.ndarray
 ) -> np.ndarray:
-    """RadCliQ-v1 of n pairs.
+    """Compute RadCliQ-v1 for n pairs.
 
     Args:
         radgraph: (n,) `radgraph.entity_relation_f1`, in [0, 1].
@@ -47,7 +47,7 @@ def radcliq_v1(
         (n,) float64, unbounded, about 0 for an average report of the fit; lower is better.
 
     Raises:
-        InputError: If the four differ in length or contain a number that is not finite.
+        InputError: If the four arrays differ in length or contain a number that is not finite.
     """
     parts = [np.asarray(p, dtype=float) for p in (radgraph, bertscore, semb, bleu)]
     if len({p.shape for p in parts}) > 1 or parts[0].ndim != 1:
@@ -56,7 +56,7 @@ def radcliq_v1(
     for name, part in zip(PARTS, parts, strict=True):
         if not np.isfinite(part).all():
             index = int(np.flatnonzero(~np.isfinite(part))[0])
-            raise InputError(f"RadCliQ: {name} of pair {index} is {part[index]}; must be finite")
+            raise InputError(f"RadCliQ: {name} of pair {index} is {part[index]}, not finite")
     standard = (np.stack(parts, axis=1) - MEANS) / SCALES
     return np.asarray(standard @ COEFFICIENTS + INTERCEPT)
 
@@ -68,16 +68,16 @@ def radcliq_scores(
     bleu: np.ndarray,
     groups: Sequence[str] | None = None,
 ) -> list[Score]:
-    """Mean RadCliQ-v1 (lower is better), 1 over that mean, and SembScore, the mean of its cosines.
+    """Compute mean RadCliQ-v1 (lower is better), its reciprocal and SembScore, a mean cosine.
 
-    The reciprocal is not meaningful if the mean is near 0 or below.
+    The reciprocal is not meaningful if the mean is near or below 0.
 
     Args:
         radgraph: See `radcliq_v1`.
         bertscore: See `radcliq_v1`.
         semb: See `radcliq_v1`.
         bleu: See `radcliq_v1`.
-        groups: The study of each sample; intervals resample by it.
+        groups: The study of each sample; intervals resample whole studies.
 
     Raises:
         InputError: See `radcliq_v1`.
@@ -100,7 +100,7 @@ def _reciprocal(sums: np.ndarray) -> float:
 
 
 def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Cosines (n,) float64 of the rows of two (n, d) arrays; 0 for a row of zeros."""
+    """Compute the cosines (n,) float64 of the rows of two (n, d) arrays; 0 for a row of zeros."""
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if a.shape != b.shape:
         raise InputError(f"vectors of shapes {a.shape} and {b.shape} cannot be compared in pairs")
@@ -109,7 +109,7 @@ def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def bleu_2(prediction: str, reference: str) -> float:
-    """Sentence BLEU-2 without smoothing, in [0, 1] (Papineni et al. 2002)."""
+    """Compute sentence BLEU-2 without smoothing, in [0, 1] (Papineni et al. 2002)."""
     predicted, expected = split_words(prediction), split_words(reference)
     if len(predicted) < 2 or not expected:
         return 0.0

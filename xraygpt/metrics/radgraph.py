@@ -10,7 +10,7 @@ The three rewards are those of Delbrouck et al. 2022 ("Improving the Factual Cor
 Radiology Report Generation with Semantic Rewards"): F1 between the two reports' sets of
 
 * ``simple``: entities, each with its words and label;
-* ``partial``: the same and whether the entity has any relation;
+* ``partial``: entities as in ``simple``, each with whether it has any relation;
 * ``complete``: relations, each with the words and label of its start and the words of its end, and
   entities without relations. As in the published code, words are lower-cased in relations only.
 """
@@ -32,7 +32,7 @@ INSTALL = (
     "radgraph 0.1.18 requires transformers below 5, so give it a separate environment:\n"
     "  python -m venv radgraph-env\n"
     "  radgraph-env/bin/pip install radgraph==0.1.18 'transformers>=4.39,<5'\n"
-    "then unpack radgraph-xl.tar.gz of huggingface.co/StanfordAIMI/RRG_scorers to "
+    "then unpack radgraph-xl.tar.gz from huggingface.co/StanfordAIMI/RRG_scorers to "
     "FOLDER/radgraph-xl, annotate there and pass the annotations to radgraph_scores"
 )
 
@@ -47,7 +47,7 @@ class Rewards:
 
 
 def rewards(prediction: Annotation, reference: Annotation) -> Rewards:
-    """The three rewards of one pair; all 0 if either side has no entity.
+    """Compute the three rewards for one pair; all are 0 if either side has no entity.
 
     Raises:
         DataError: If an annotation lacks a part or has a relation to an entity that does not exist.
@@ -59,10 +59,11 @@ def rewards(prediction: Annotation, reference: Annotation) -> Rewards:
 
 
 def entity_relation_f1(prediction: Annotation, reference: Annotation) -> float:
-    """Mean of the F1 of entities and the F1 of relations, in [0, 1]; an input of RadCliQ.
+    """Compute the mean of entity F1 and relation F1, in [0, 1], an input to RadCliQ.
 
-    A relation is its kind and both ends with words and labels (Yu et al. 2023, "Evaluating progress
-    in automatic chest X-ray radiology report generation"). An empty side scores 0.
+    A relation consists of its kind and of the words and labels at both ends (Yu et al. 2023,
+    "Evaluating progress in automatic chest X-ray radiology report generation"). An empty side
+    scores 0.
 
     Raises:
         DataError: See `rewards`.
@@ -77,12 +78,12 @@ def radgraph_scores(
     references: Sequence[Annotation],
     groups: Sequence[str] | None = None,
 ) -> list[Score]:
-    """Mean of each reward over samples.
+    """Compute the mean of each reward over samples.
 
     Args:
         predictions: Annotations of the generated reports.
         references: Annotations of the reference reports.
-        groups: The study of each sample; intervals resample by it.
+        groups: The study of each sample; intervals resample whole studies.
 
     Raises:
         DataError: See `rewards`.
@@ -103,7 +104,7 @@ def annotate(reports: Sequence[str], folder: Path, model: str = "radgraph-xl") -
     """Annotate reports with the radgraph package; an empty report has no entity.
 
     Args:
-        reports: Texts.
+        reports: Texts of the reports.
         folder: Contains the unpacked model in a subfolder named after it. The encoder is the one
             named in the model's ``config.json``: a local path, or a name in the cache of
             transformers.
@@ -115,7 +116,7 @@ def annotate(reports: Sequence[str], folder: Path, model: str = "radgraph-xl") -
     """
     missing = [n for n in ("config.json", "weights.th") if not (folder / model / n).is_file()]
     if missing:
-        raise InputError(f"{folder / model}: no {' and no '.join(missing)}. {INSTALL}")
+        raise InputError(f"{folder / model} has no {' and no '.join(missing)}. {INSTALL}")
     nonempty = [i for i, r in enumerate(reports) if r.strip()]
     results = _run_annotator([reports[i] for i in nonempty], folder, model)
     annotations: list[Annotation] = [{"entities": {}} for _ in reports]
@@ -127,7 +128,7 @@ def annotate(reports: Sequence[str], folder: Path, model: str = "radgraph-xl") -
 
 
 def _run_annotator(reports: list[str], folder: Path, model: str) -> Mapping[str, Any]:
-    """Annotations by the index of the report, as a string."""
+    """Return the annotations by the index of the report, as a string."""
     try:
         from radgraph import RadGraph
     except ImportError as error:
@@ -148,7 +149,7 @@ class _Entity:
 
 
 def _entities(annotation: Annotation) -> list[_Entity]:
-    """Entities with their relations resolved."""
+    """Read the entities and resolve their relations."""
     try:
         raw = annotation["entities"]
         return [
@@ -164,7 +165,7 @@ def _entities(annotation: Annotation) -> list[_Entity]:
         ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"not a RadGraph annotation ({type(error).__name__}: {error}); expected is "
+            f"not a RadGraph annotation ({type(error).__name__}: {error}); expected "
             '{"entities": {"1": {"tokens": …, "label": …, "relations": [[kind, "2"], …]}, …}}'
         ) from error
 
@@ -192,7 +193,7 @@ def _relations(entities: Sequence[_Entity]) -> Facts:
 
 
 def _f1(predicted: Facts, expected: Facts) -> float:
-    """F1 of two sets; 0 if either is empty."""
+    """Compute the F1 of two sets, which is 0 if either is empty."""
     if not predicted or not expected:
         return 0.0
     return 2 * len(predicted & expected) / (len(predicted) + len(expected))

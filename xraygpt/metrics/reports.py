@@ -1,4 +1,4 @@
-"""All scores of generated reports: word overlap, findings, and how many texts are distinct."""
+"""All scores for generated reports: word overlap, findings, and how many texts are distinct."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ from xraygpt.vocabulary.chest_mesh import findings_of, is_coded
 
 LABELLER = "xraygpt rule-based labeller, uncertain counts as positive"
 MIN_SUPPORT = 8  # positives a finding needs for its own score
-MIN_MACRO_SUPPORT = 10  # positives it needs to be part of the macro mean
+MIN_MACRO_SUPPORT = 10  # positives a finding needs to be part of the macro mean
 EXCLUDED_FROM_MACRO = {"other_finding"}  # a code only: the labeller has no name for it
 
 
 class FindingReader(Protocol):
-    """The part of a vocabulary that comparing findings needs."""
+    """The part of a vocabulary that is needed to compare findings."""
 
     def positive(self, text: str) -> set[str]:
-        """Findings that a text affirms or suspects."""
+        """Return the findings that a text affirms or suspects."""
 
     def is_coded(self, codes: Iterable[str]) -> bool:
-        """Whether the study was coded by a person."""
+        """Return whether the study was coded by a person."""
 
     def findings_of(self, codes: Iterable[str]) -> set[str]:
-        """The findings that codes stand for."""
+        """Return the findings that codes stand for."""
 
 
 class ChestReader:
-    """Chest X-rays, by the rule-based labeller and MeSH headings."""
+    """Reads the findings of chest X-rays with the rule-based labeller and from MeSH headings."""
 
     def positive(self, text: str) -> set[str]:
-        """Findings that the rule-based labeller reads as affirmed or suspected."""
+        """Return the findings that the rule-based labeller reads as affirmed or suspected."""
         return positive_findings(text)
 
     def is_coded(self, codes: Iterable[str]) -> bool:
-        """Whether there is any code other than "No Indexing"."""
+        """Return whether there is any code other than "No Indexing"."""
         return is_coded(codes)
 
     def findings_of(self, codes: Iterable[str]) -> set[str]:
-        """The findings that MeSH headings stand for."""
+        """Return the findings that MeSH headings stand for."""
         return set(findings_of(codes))
 
 
@@ -61,13 +61,13 @@ def report_scores(
     groups: Sequence[str] | None = None,
     vocabulary: FindingReader | None = None,
 ) -> list[Score]:
-    """Scores of reports against their references and against human codes, where there are any.
+    """Score reports against their references and against human codes, where there are any.
 
     Args:
         predictions: Generated reports.
         references: Reference reports.
         codes: Per sample a list of human codes (``Pleural Effusion/left``), or None.
-        groups: The study of each sample; intervals resample by it. None treats samples as
+        groups: The study of each sample; intervals resample whole studies. None treats samples as
             independent.
         vocabulary: Reads findings from texts and codes; None means chest X-rays.
     """
@@ -88,7 +88,7 @@ def report_scores(
 
 
 def positive_findings(text: str) -> set[str]:
-    """Findings that a text affirms or suspects."""
+    """Return the findings that a text affirms or suspects."""
     return {name for name, status in label(text).items() if status != "negative"}
 
 
@@ -98,12 +98,12 @@ def finding_scores(
     source: str,
     groups: Sequence[str] | None = None,
 ) -> list[Score]:
-    """Precision, recall and F1: micro over all findings, micro without "no finding", per finding.
+    """Compute precision, recall and F1 over all findings, F1 without "no finding" and per finding.
 
     Args:
         predictions: Findings of every prediction.
         references: Findings of every reference.
-        source: Where the references come from, part of the names: ``text`` or ``coding``.
+        source: Source of the references, which is part of the names: ``text`` or ``coding``.
         groups: See `report_scores`.
     """
     names = sorted({name for findings in [*predictions, *references] for name in findings})
@@ -130,7 +130,7 @@ def _frequent_scores(
     signature: str,
     groups: Sequence[str] | None,
 ) -> list[Score]:
-    """Micro and macro F1 over findings with at least `MIN_MACRO_SUPPORT` positives."""
+    """Compute micro and macro F1 over findings with at least `MIN_MACRO_SUPPORT` positives."""
     frequent = [
         i
         for i, name in enumerate(names)
@@ -148,7 +148,7 @@ def _frequent_scores(
 
 
 def _count(prediction: set[str], reference: set[str], name: str) -> tuple[int, int, int]:
-    """True positives, predicted positives and reference positives of one pair."""
+    """Count the true positives, predicted positives and reference positives of one pair."""
     return (
         int(name in prediction and name in reference),
         int(name in prediction),
@@ -168,6 +168,6 @@ def _precision_recall_f1(
 
 
 def _distinct_score(predictions: Sequence[str], groups: Sequence[str] | None) -> Score:
-    """Number of distinct texts over n: the mean of 1 over how often each sample's text occurs."""
+    """Divide the number of distinct texts by n: the mean of 1 over the count of each text."""
     times = Counter(predictions)
     return mean_score("distinct", [1 / times[t] for t in predictions], "distinct texts / n", groups)

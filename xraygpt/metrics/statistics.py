@@ -1,4 +1,4 @@
-"""Scores with their sample count and a bootstrap interval."""
+"""Scores with their sample counts and bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Score:
     groups: Sequence[str] | None = field(default=None, repr=False, compare=False)
 
     def as_row(self) -> dict[str, Any]:
-        """The entry in scores.json."""
+        """Return the entry for scores.json."""
         return {k: getattr(self, k) for k in ("name", "value", "n", "low", "high", "signature")}
 
 
@@ -42,7 +42,7 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % percentile interval of a ratio of sums (Efron 1979), resampling whole groups.
+    """Compute the 95 % percentile interval of a ratio of sums (Efron 1979) over whole groups.
 
     Args:
         counts: (n, k) per-sample counts.
@@ -50,7 +50,7 @@ def bootstrap(
         groups: The group of each sample, e.g. its study, because samples of one study are not
             independent. None treats every sample as its own group.
         resamples: Number of bootstrap resamples.
-        seed: Seed of the resampling.
+        seed: Seed for the resampling.
     """
     if len(counts) == 0:
         return float("nan"), float("nan")
@@ -66,19 +66,19 @@ def bootstrap(
 def bootstrap_weights(
     n: int, groups: Sequence[str] | None = None, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> np.ndarray:
-    """How often each of n samples occurs in each resample of `bootstrap`, (resamples, n) float64.
+    """Return how often each sample occurs in each resample of `bootstrap`, (resamples, n) float64.
 
     Args:
         n: Number of samples.
         groups: The group of each sample, e.g. its study; groups are resampled as a whole.
         resamples: Number of bootstrap resamples.
-        seed: Seed of the resampling.
+        seed: Seed for the resampling.
 
     Raises:
         InputError: If the number of groups is not n.
     """
     if groups is not None and len(groups) != n:
-        raise InputError(f"{len(groups)} groups for {n} samples; give one each")
+        raise InputError(f"got {len(groups)} groups for {n} samples; expected one each")
     if n == 0:
         return np.zeros((resamples, 0))
     if groups is None:
@@ -88,7 +88,7 @@ def bootstrap_weights(
 
 
 def sum_by_group(counts: np.ndarray, groups: Sequence[str]) -> np.ndarray:
-    """Sums of (n, k) counts over the samples of each group, (groups, k) float64."""
+    """Sum the (n, k) counts over the samples of each group, (groups, k) float64."""
     indices, size = _group_indices(groups)
     summed = np.zeros((size, counts.shape[1]))
     np.add.at(summed, indices, counts)
@@ -96,14 +96,14 @@ def sum_by_group(counts: np.ndarray, groups: Sequence[str]) -> np.ndarray:
 
 
 def _group_indices(groups: Sequence[str]) -> tuple[np.ndarray, int]:
-    """The index of each sample's group, and the number of groups."""
+    """Return the index of each sample's group, and the number of groups."""
     _, indices = np.unique(np.asarray(groups), return_inverse=True)
     return indices, int(indices.max()) + 1
 
 
 @lru_cache(maxsize=4)
 def _resample_counts(n: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each of n groups is sampled, with replacement: (resamples, n) float64."""
+    """Sample n groups with replacement and return their counts, (resamples, n) float64."""
     rng = np.random.default_rng(seed)
     sampled = (rng.integers(0, n, n) for _ in range(resamples))
     return np.stack([np.bincount(indices, minlength=n) for indices in sampled]).astype(float)
@@ -116,7 +116,7 @@ def ratio_score(
     signature: str,
     groups: Sequence[str] | None = None,
 ) -> Score:
-    """A ratio of sums, such as F1 or BLEU.
+    """Compute a ratio of sums, such as F1 or BLEU, with its interval.
 
     Args:
         name: Name of the score.
@@ -132,7 +132,7 @@ def ratio_score(
 
 
 def weighted_sum(terms: Sequence[tuple[float, Score]]) -> Score:
-    """Weighted sum of one metric's values on the same samples; all terms share the resamples.
+    """Compute a weighted sum of one metric's values on the same samples and resamples.
 
     Args:
         terms: Weights and scores: weights 1/k for k seeds give their mean; 1 for one condition and
@@ -152,21 +152,21 @@ def weighted_sum(terms: Sequence[tuple[float, Score]]) -> Score:
 def mean_score(
     name: str, values: Sequence[float], signature: str, groups: Sequence[str] | None = None
 ) -> Score:
-    """The mean of per-sample values with its interval."""
+    """Compute the mean of per-sample values with its interval."""
     counts = np.array([[v, 1.0] for v in values], dtype=float).reshape(-1, 2)
     return ratio_score(name, counts, lambda c: float(c[0] / max(c[1], 1.0)), signature, groups)
 
 
 def share_of_sums(sums: np.ndarray) -> float:
-    """The first sum divided by the second; nan if the second is 0."""
+    """Divide the first sum by the second; return nan if the second is 0."""
     return float(sums[0] / sums[1]) if sums[1] else float("nan")
 
 
 def f1_of_sums(sums: np.ndarray) -> float:
-    """F1 of summed true positives, predicted positives and reference positives; 0 without any."""
+    """Compute F1 from summed true, predicted and reference positives; 0 if there are none."""
     return float(2 * sums[0] / max(sums[1] + sums[2], 1))
 
 
 def macro_f1_of_sums(sums: np.ndarray) -> float:
-    """Mean `f1_of_sums` over classes, whose three sums follow one another."""
+    """Compute the mean `f1_of_sums` over classes, whose three sums follow one another."""
     return float(np.mean([f1_of_sums(row) for row in sums.reshape(-1, 3)]))

@@ -1,6 +1,6 @@
-"""Word overlap of predictions and references: BLEU by sacrebleu, ROUGE by rouge-score.
+"""Word overlap between predictions and references: BLEU by sacrebleu, ROUGE by rouge-score.
 
-Both sides are lower-cased and split into words and punctuation marks, as report papers do.
+Both sides are lower-cased and split into words and punctuation marks, as in report papers.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 
 
 def split_words(text: str) -> list[str]:
-    """Lower-cased words and punctuation marks."""
+    """Split a text into lower-cased words and punctuation marks."""
     return re.findall(r"[a-z0-9]+(?:[-'.][a-z0-9]+)*|[^\sa-z0-9]", text.lower())
 
 
 class _RougeTokenizer:
-    """Words without punctuation, through the interface that rouge-score calls."""
+    """Splits texts into words without punctuation, with the interface that rouge-score calls."""
 
     def tokenize(self, text: str) -> list[str]:
         return [w for w in split_words(text) if w[0].isalnum()]
@@ -33,7 +33,7 @@ class _RougeTokenizer:
 def bleu_scores(
     predictions: Sequence[str], references: Sequence[str], groups: Sequence[str] | None = None
 ) -> list[Score]:
-    """Corpus BLEU-1 … BLEU-4, unsmoothed, in [0, 1] (Papineni et al. 2002)."""
+    """Compute corpus BLEU-1 to BLEU-4, unsmoothed, in [0, 1] (Papineni et al. 2002)."""
     from sacrebleu.metrics import BLEU
 
     predictions = [" ".join(split_words(p)) for p in predictions]
@@ -61,7 +61,7 @@ def bleu_scores(
 
 
 def _bleu_counts(bleu: Any, predictions: list[str], references: list[str]) -> list[list[int]]:
-    """Per pair: both lengths, then matches and totals of each order, as sacrebleu counts them."""
+    """Return both lengths of each pair, then sacrebleu's matches and totals for each order."""
     rows = []
     for prediction, reference in zip(predictions, references, strict=True):
         s = bleu.sentence_score(prediction, [reference])
@@ -70,7 +70,7 @@ def _bleu_counts(bleu: Any, predictions: list[str], references: list[str]) -> li
 
 
 def bleu_of_counts(sums: np.ndarray, order: int) -> float:
-    """BLEU of summed counts: geometric mean of precisions times the brevity penalty."""
+    """Compute BLEU from summed counts: the precisions' geometric mean times a brevity penalty."""
     prediction_length, reference_length = sums[0], sums[1]
     matches, totals = sums[2 : 2 + order], sums[2 + order : 2 + 2 * order]
     if prediction_length == 0 or (matches == 0).any():
@@ -87,7 +87,7 @@ def _rouge() -> Any:
 
 
 def rouge_values(prediction: str, reference: str) -> dict[str, float]:
-    """F1 of ROUGE-1, ROUGE-2 and ROUGE-L, in [0, 1] (Lin 2004), without stemming."""
+    """Compute the F1 of ROUGE-1, ROUGE-2 and ROUGE-L, in [0, 1] (Lin 2004), without stemming."""
     scored = _rouge().score(reference, prediction)
     return {label: scored[key].fmeasure for key, label in ROUGE.items()}
 
@@ -95,7 +95,7 @@ def rouge_values(prediction: str, reference: str) -> dict[str, float]:
 def rouge_scores(
     predictions: Sequence[str], references: Sequence[str], groups: Sequence[str] | None = None
 ) -> list[Score]:
-    """Mean ROUGE over samples."""
+    """Compute the mean ROUGE scores over samples."""
     rows = [rouge_values(p, r) for p, r in zip(predictions, references, strict=True)]
     signature = f"rouge-score {version('rouge-score')}, F1, words lower-cased, no stemming"
     return [

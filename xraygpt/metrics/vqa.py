@@ -13,13 +13,13 @@ SIGNATURE = "exact match; lower case, no articles, no punctuation"
 
 
 def normalise(answer: str) -> str:
-    """Lower case without articles, punctuation and repeated blanks."""
+    """Return the answer in lower case without articles, punctuation and repeated spaces."""
     plain = re.sub(r"[^\w\s]", " ", answer.lower())
     return " ".join(_ARTICLES.sub(" ", plain).split())
 
 
 def is_closed(answer_type: Any, reference: str) -> bool:
-    """Whether a question is closed: as the corpus states, else if its reference is yes or no."""
+    """Return whether a question is closed, by the corpus's type or else by a yes/no reference."""
     if isinstance(answer_type, str) and answer_type.strip():
         return answer_type.strip().upper() == "CLOSED"
     return normalise(reference) in {"yes", "no"}
@@ -31,13 +31,13 @@ def vqa_scores(
     answer_types: Sequence[Any],
     groups: Sequence[str] | None = None,
 ) -> list[Score]:
-    """Accuracy over all, over closed and over open questions, each with its n.
+    """Compute the accuracy over all, over closed and over open questions, each with its n.
 
     Args:
         predictions: Generated answers.
         references: Correct answers.
-        answer_types: The corpus's type of each question: CLOSED, OPEN, or None.
-        groups: The image of each question; intervals resample by it.
+        answer_types: The type of each question in the corpus: CLOSED, OPEN, or None.
+        groups: The image of each question; intervals resample whole images.
     """
     correct = [
         float(normalise(p) == normalise(r)) for p, r in zip(predictions, references, strict=True)

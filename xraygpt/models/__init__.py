@@ -1,4 +1,4 @@
-"""Imports all models and vision encoders, so that they register themselves by name."""
+"""Imports all models and vision encoders so that they register themselves by name."""
 
 from xraygpt.models.llm import language_model
 from xraygpt.models.qformer_llm import alignment, instruct

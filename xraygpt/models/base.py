@@ -29,54 +29,55 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Bonus = Callable[[int, str], float]
-"""Row of a batch and text of a candidate -> what is added to its similarity to the others."""
+"""Maps a row of the batch and a candidate's text to a bonus on the candidate's similarity score."""
 
 
 @dataclass
 class Output:
-    """Result of a forward pass. B rows, T tokens, V the vocabulary."""
+    """Result of a forward pass over B rows of T tokens, with a vocabulary of V tokens."""
 
-    loss: Tensor  # () float32, cross-entropy in nats summed over all target tokens
-    row_loss: Tensor  # (B,) float32, the same summed per row; carries no gradient
-    num_targets: Tensor  # (B,) int64, target tokens per row
-    logits: Tensor | None = None  # (B, T, V), only on request
+    loss: Tensor  # () float32, the cross-entropy in nats summed over all target tokens
+    row_loss: Tensor  # (B,) float32, the same loss summed per row, without gradient
+    num_targets: Tensor  # (B,) int64, the number of target tokens in each row
+    logits: Tensor | None = None  # (B, T, V), computed only on request
 
 
 @dataclass(kw_only=True)
 class Generation:
-    """How answers are decoded; greedy by default."""
+    """Decoding settings; decoding is greedy by default."""
 
     max_new_tokens: int = 120
     """Maximum length of an answer in tokens."""
     num_beams: int = 1
-    """Beam search if above 1."""
+    """Number of beams; values above 1 enable beam search."""
     length_penalty: float = 1.0
-    """Beam search only: values above 0 favour longer answers."""
+    """Length penalty for beam search; values above 0 favour longer answers."""
     do_sample: bool = False
     """Sample tokens instead of choosing the most likely one."""
     temperature: float = 1.0
-    """Sampling only: values below 1 sharpen the distribution."""
+    """Temperature for sampling; values below 1 sharpen the distribution."""
     top_p: float = 1.0
-    """Sampling only: nucleus sampling, in (0, 1]."""
+    """Probability mass for nucleus sampling, in (0, 1]; applies to sampling only."""
     repetition_penalty: float = 1.0
     """Values above 1 make tokens that are already in the answer less likely."""
     no_repeat_ngram_size: int = 0
-    """No n-gram of this many tokens occurs twice in an answer; 0 disables the rule."""
+    """Length of n-grams, in tokens, that may not occur twice in an answer; 0 disables the rule."""
     guidance: float = 0.0
     """Strength of guidance towards tokens that are more likely with this image than with the
-    average training image; 0 disables it, 1 to 4 are usual. Doubles the cost. Not with beams."""
+    average training image; 0 disables it, and 1 to 4 are usual values. Guidance doubles the cost
+    and cannot be combined with beam search."""
     candidates: int = 1
-    """Above 1: sample this many answers and return the one most similar to the others. Needs
-    do_sample."""
+    """Number of answers to sample; if above 1, the one most similar to the others is returned.
+    Requires do_sample."""
     references: int = 0
     """Additional answers sampled at temperature 1, which represent the model's unsharpened
-    distribution. Candidates are then compared with these only, and these are candidates too."""
+    distribution. Candidates are then compared only with these answers, which are candidates too."""
     seed: int = 0
-    """Sampling only. Random numbers depend on the seed and the sample's id, not on its batch."""
+    """Seed for sampling. Random numbers depend on it and on the sample's id, not on the batch."""
 
     @property
     def answers_per_prompt(self) -> int:
-        """Number of candidates and references."""
+        """Total number of candidates and references for each prompt."""
         return self.candidates + self.references
 
     def __post_init__(self) -> None:
@@ -96,29 +97,30 @@ class Generation:
             why = "above 1 cannot be combined with do_sample"
             refuse(sampled and beams, "num_beams", why, "do_sample")
             for name in ("temperature", "top_p"):
-                why = "acts on sampling only; set do_sample: true"
+                why = "only affects sampling; set do_sample: true"
                 refuse(getattr(self, name) != 1 and not sampled, name, why, "do_sample")
 
 
 class BaseModel(nn.Module, Plugin):
-    """A network that answers about images.
+    """A network that answers questions about images.
 
     Attributes:
-        renderer: Writes prompts; `NO_TEXT` for a model without text.
+        renderer: Writes prompts; `NO_TEXT` if the model reads no text.
         media_collator: Stacks media into batches.
         image_spec: Size and normalisation of images.
         context_len: Maximum number of tokens of a sequence.
         loss_on_all_tokens: Whether the loss covers all text tokens instead of the answers only.
         reads_question: Whether an image's tokens depend on the question.
-        frozen_parts: State-key prefixes of parts that are loaded from other files. A checkpoint
-            that has no key of a part leaves that part unchanged.
-        unsupported: Capability ("chat", "maps" …, see `capabilities`) -> why the model lacks it.
+        frozen_parts: State-key prefixes of parts that are loaded from other files. If a checkpoint
+            contains no key of a part, that part stays unchanged.
+        unsupported: Maps a capability ("chat", "maps" …, see `capabilities`) to the reason why the
+            model lacks it.
         loaded_keys: State keys that came from a checkpoint and are therefore saved again.
     """
 
     @dataclass(kw_only=True)
     class Config(Plugin.Config):
-        """Settings of every model."""
+        """Settings that every model has."""
 
         kind: ClassVar[Registry] = MODELS
 
@@ -129,10 +131,10 @@ class BaseModel(nn.Module, Plugin):
 
         @classmethod
         def from_keys(cls, **keys: Any) -> Self:
-            """A checked Config from the keys of a YAML, e.g. ``from_keys(vit_model="tiny")``.
+            """Build a checked Config from YAML keys, e.g. ``from_keys(vit_model="tiny")``.
 
             Raises:
-                ConfigError: Lists all unknown keys and bad values.
+                ConfigError: Keys are unknown or values are invalid; the message lists them all.
             """
             config: Self = from_tree(cls, to_tree(keys), "model")
             return config
@@ -168,47 +170,47 @@ class BaseModel(nn.Module, Plugin):
             bonus: Added to each candidate's similarity to the others, if there are several.
 
         Returns:
-            Texts without stop strings and special tokens.
+            The answers without stop strings and special tokens.
         """
         raise NotImplementedError
 
     def positions(self, batch: Batch) -> Tensor | None:
-        """(B, T) or (A, B, T) position ids, for decoders with their own position scheme.
+        """Return (B, T) or (A, B, T) position ids, for decoders with their own position scheme.
 
-        None, the default, numbers the tokens. With A axes (M-RoPE), packed rows get an additional
+        The default, None, numbers the tokens. With A axes (M-RoPE), packed rows get an additional
         first axis that numbers the tokens of each text, as transformers' Qwen-VL expects.
         """
         return None
 
     @property
     def device(self) -> torch.device:
-        """Device of the parameters."""
+        """The device that the parameters are on."""
         return next(self.parameters()).device
 
     def merge_lora(self) -> None:
-        """Merge adapters for faster inference, after which the model is not trained or saved."""
+        """Merge adapters for faster inference; the model must not be trained or saved after it."""
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Names and values of the parameters that require gradients."""
+        """Return the names and values of the parameters that require gradients."""
         return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
 
     def no_weight_decay(self) -> tuple[str, ...]:
-        """Name suffixes of matrices without weight decay, such as learned queries."""
+        """Return the name suffixes of matrices without weight decay, such as learned queries."""
         return ()
 
     def param_groups(self) -> list[param_groups.ParamGroup]:
-        """All of `trainable_parameters` in groups; by default, only matrices decay.
+        """Return all `trainable_parameters` in groups; by default, only matrices decay.
 
-        A resumed run matches optimizer state by the order of groups and weights.
+        A resumed run assigns the optimizer state by the order of groups and weights.
         """
         return param_groups.decay_groups(self.trainable_parameters(), self.no_weight_decay())
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """Trained matrices between embeddings and heads, which some optimizers treat separately."""
+        """Return the trained matrices other than embeddings and heads, for optimizers like Muon."""
         return param_groups.hidden_matrices(self)
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """The weights a checkpoint must contain: all except frozen parts loaded elsewhere."""
+        """Return the weights a checkpoint must contain: all but frozen parts from other files."""
         raise NotImplementedError
 
     def convert_state(
@@ -217,38 +219,38 @@ class BaseModel(nn.Module, Plugin):
         """Convert another project's weights to this model's names.
 
         Args:
-            state: Tensors of a file.
-            source: The file, for messages.
+            state: Tensors from the file.
+            source: The file, named in messages.
 
         Returns:
-            Tensors and the names that must be among them; None if no conversion is needed, as is
-            the default.
+            The tensors and the names that must be among them, or None (the default) if no
+            conversion is needed.
         """
         return None
 
     def fresh_keys(self) -> tuple[str, ...]:
-        """Parts of key names that a checkpoint may lack because they are initialised (LoRA)."""
+        """Return parts of the names of keys that a checkpoint may lack, such as LoRA's."""
         return ()
 
     def save_assets(self, folder: Path) -> None:
-        """Write a checkpoint's other files: by default, how prompts are written."""
+        """Write a checkpoint's other files: by default, the prompt settings."""
         if self.renderer is not NO_TEXT:
             write_renderer(folder, self.renderer)
 
     def facts(self) -> dict[str, str]:
-        """Description of the model's parts for reports: ``{"LLM": "vicuna-7b"}``."""
+        """Return a description of the model's parts for reports: ``{"LLM": "vicuna-7b"}``."""
         return {}
 
     def pack_into(self, state: dict[str, Tensor], folder: Path, out: Path) -> BaseModel.Config:
         """Write the model as a bundle, with matrices in half precision.
 
         Args:
-            state: Weights of the checkpoint.
+            state: Weights from the checkpoint.
             folder: Folder to write to.
             out: Final path of `folder`.
 
         Returns:
-            The configuration that loads `out`.
+            The configuration with which `out` can be loaded.
 
         Raises:
             WeightsError: A value is too large for half precision.
@@ -259,11 +261,11 @@ class BaseModel(nn.Module, Plugin):
         return packed
 
     def parts(self) -> dict[str, str]:
-        """Identifiers of parts loaded from other files, such as the LLM's digest."""
+        """Return identifiers of parts loaded from other files, such as the LLM's digest."""
         return {}
 
     def check_assets(self, folder: Path) -> None:
-        """Check that a checkpoint's files match this model; nothing by default.
+        """Check that a checkpoint's files match this model; by default, nothing is checked.
 
         Raises:
             WeightsError: The checkpoint was trained with another tokenizer, for example.
@@ -271,7 +273,7 @@ class BaseModel(nn.Module, Plugin):
 
 
 class TextSettings(Protocol):
-    """Settings of a model's prompts and answers; see `XrayGPT.Config`."""
+    """Settings for a model's prompts and answers; see `XrayGPT.Config`."""
 
     prompt_template: str
     prompt_path: Path | None
@@ -289,9 +291,9 @@ def build_renderer(
     """Build the renderer for a model's text settings.
 
     Args:
-        config: Prompts, template, end of answers, maximum length.
+        config: The prompts, the template, the end of answers and the maximum length.
         tokenizer: The language model's tokenizer.
-        assets: A checkpoint folder; its prompts are used if `prompt_path` does not exist.
+        assets: A checkpoint folder, whose prompts are used if `prompt_path` does not exist.
         media_marks: See `PromptRenderer`.
 
     Raises:
@@ -312,4 +314,4 @@ def build_renderer(
 
 
 TextSource = Callable[[], Sequence[str]]
-"""Reads the training split's texts; called only by models that need them."""
+"""Returns the texts in the training split; called only by models that need them."""

@@ -1,7 +1,7 @@
 """Optional features of models, as protocols.
 
-A model has a capability if it has its methods; `BaseModel.unsupported` may explain why one is
-missing. Callers use `require(model, Capability)` and do not check for a model's class.
+A model has a capability if it implements its methods; `BaseModel.unsupported` may explain why a
+capability is missing. Callers use `require(model, Capability)` instead of checking a model's class.
 """
 
 from __future__ import annotations
@@ -22,64 +22,64 @@ if TYPE_CHECKING:
 
 
 class Chats(Protocol):
-    """Can answer from embeddings, so that a conversation can reuse its key-value cache."""
+    """A model that answers from embeddings, so that a chat can reuse the key-value cache."""
 
     @property
     def llm(self) -> Any:
         """A transformers causal language model that reads `inputs_embeds`."""
 
     def media_tokens(self, batch: Batch) -> list[Tensor]:
-        """(L, H) tokens of each medium of a batch, in the order of its token runs."""
+        """Compute the (L, H) tokens of each medium in a batch, in the order of the token runs."""
 
     def embed(self, batch: Batch, tokens: Sequence[Tensor] | None = None) -> Tensor:
-        """(B, T) ids -> (B, T, H) embeddings with media; `tokens` are computed if not passed."""
+        """Embed (B, T) ids and media as (B, T, H); `tokens` are computed if not passed."""
 
 
 class FrozenFeatures(Protocol):
-    """Has a frozen vision encoder whose output can be stored on disk."""
+    """A model with a frozen vision encoder whose output can be cached on disk."""
 
     def encode_frozen(self, pixel_values: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, L, D) by the frozen vision encoder."""
+        """Encode images of shape (N, C, H, W) as features of shape (N, L, D)."""
 
     def feature_key(self) -> str | None:
-        """Identifier of the frozen encoder's weights; None if features must not be stored."""
+        """Return an identifier of the frozen encoder's weights, or None to forbid caching."""
 
 
 class CachesQueries(Protocol):
-    """Can store the output of all frozen parts between image and LLM, not only the encoder's."""
+    """A model that can cache the output of all frozen parts before the LLM."""
 
     def start_caching_queries(self) -> str | None:
         """Make `encode_frozen` return, and the model accept, the output of all frozen parts.
 
         Returns:
-            Identifier of the weights of these parts, as `feature_key`.
+            An identifier of these parts' weights, like `feature_key`.
         """
 
 
 class HasDecoder(Protocol):
-    """Has transformer layers that can be compiled or sharded over processes."""
+    """A model with transformer layers that can be compiled or sharded over processes."""
 
     def decoder_layers(self) -> nn.ModuleList:
-        """The layers of the language model, in order."""
+        """Return the layers of the language model, in order."""
 
 
 class AttentionMaps(Protocol):
-    """Can attribute image tokens to regions of the image."""
+    """A model that can attribute image tokens to regions of the image."""
 
     def traced_tokens(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        """For each medium, its (F · Q, H) tokens and their (F, Q, P) attention over P patches."""
+        """Return each medium's (F · Q, H) tokens and their (F, Q, P) attention over P patches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """Settings of an export.
+    """Settings for an export.
 
     Attributes:
         merge_lora: Merge LoRA into the weights.
         with_vision: Include the vision encoder, which is usually a separate file.
-        dtype: Name of the weights' torch dtype; None keeps each tensor's.
+        dtype: Name of the torch dtype of the weights; None keeps each tensor's dtype.
         license: License named in the model card.
-        processor: Preprocesses images; its settings are exported.
+        processor: The image processor, whose settings are exported.
     """
 
     merge_lora: bool = False
@@ -90,28 +90,28 @@ class ExportSettings:
 
 
 class Exports(Protocol):
-    """Can be exported in the file layouts of other projects."""
+    """A model that can be exported in the file layouts of other projects."""
 
     def export_layouts(self) -> Sequence[str]:
-        """Names of the layouts; ``transformers`` is a folder that transformers can load."""
+        """Return the names of the layouts; ``transformers`` is a folder for transformers."""
 
     def export(self, layout: str, out: Path, settings: ExportSettings) -> str:
-        """Write the model.
+        """Write the model in a layout.
 
         Args:
             layout: One of `export_layouts`.
-            out: File or folder to create.
+            out: The file or folder to create.
             settings: See `ExportSettings`.
 
         Returns:
-            A line that says what was written.
+            A one-line description of what was written.
 
         Raises:
             WeightsError: The layout cannot represent a part of the model.
         """
 
 
-# Key in `BaseModel.unsupported`, and the end of the sentence "this model cannot …".
+# The key in `BaseModel.unsupported`, and the end of the sentence "this model cannot …".
 _DESCRIPTIONS: dict[type, tuple[str, str]] = {
     Chats: ("chat", "chat"),
     FrozenFeatures: ("features", "store features of a frozen encoder"),
@@ -124,11 +124,11 @@ Capability = TypeVar("Capability")
 
 
 def require(model: BaseModel, capability: type[Capability]) -> Capability:
-    """Return `model`, typed as a capability that it has.
+    """Return `model`, typed as the capability it is required to have.
 
     Raises:
-        InputError: It lacks the capability; the message has the model's reason or the missing
-            methods.
+        InputError: The model lacks the capability; the message states the model's reason or the
+            missing methods.
     """
     if supports(model, capability):
         return model  # type: ignore[return-value]
@@ -138,15 +138,15 @@ def require(model: BaseModel, capability: type[Capability]) -> Capability:
 
 
 def supports(model: object, capability: type) -> bool:
-    """Whether a model has a capability's methods and does not list it in `unsupported`."""
-    # Not isinstance: from Python 3.12 on it does not find submodules of a torch module.
+    """Return whether a model implements a capability and does not list it as unsupported."""
+    # Not isinstance, which does not find submodules of a torch module from Python 3.12 on.
     key, _ = _DESCRIPTIONS[capability]
     has = all(hasattr(model, name) for name in _members(capability))
     return has and key not in getattr(model, "unsupported", {})
 
 
 def describe_model(model: BaseModel) -> str:
-    """Name of a model for messages: "this model (arch: xraygpt)"."""
+    """Return a model's name for messages: "this model (arch: xraygpt)"."""
     from xraygpt.common.registry import MODELS
 
     names = [name for name in MODELS if MODELS.get(name) is type(model)]

@@ -34,15 +34,15 @@ class CausalModel(BaseModel):
         self._decoder: Decoder | None = None
 
     def media_tokens(self, batch: Batch) -> list[Tensor]:
-        """(L, H) tokens of each medium of a batch, in the order of its token runs."""
+        """Compute the (L, H) tokens of each medium in a batch, in the order of the token runs."""
         raise NotImplementedError
 
     def embed(self, batch: Batch, tokens: Sequence[Tensor] | None = None) -> Tensor:
-        """(B, T) ids with placeholders -> (B, T, H) embeddings with media tokens inserted.
+        """Embed (B, T) ids as (B, T, H), with media tokens in place of the placeholders.
 
         Args:
-            batch: Ids and media.
-            tokens: Result of `media_tokens`, if already computed.
+            batch: The token ids and media.
+            tokens: The result of `media_tokens`, if it has already been computed.
         """
         ids = batch["input_ids"]
         embeds: Tensor = self.llm.get_input_embeddings()(ids.masked_fill(ids == IMAGE_TOKEN_ID, 0))
@@ -51,11 +51,14 @@ class CausalModel(BaseModel):
         return place_media(embeds, batch["runs"], tokens, batch["sample_id"])
 
     def embed_average(self, batch: Batch) -> Tensor | None:
-        """As `embed`, with every medium replaced by an average one; None if there is no average."""
+        """Embed with an average medium in place of each medium; None if there is no average."""
         return None
 
     def forward(self, batch: Batch, return_logits: bool = False) -> Output:
-        """Compute the loss on the answers."""
+        """Compute the cross-entropy in nats, summed over the labels that are not IGNORE_INDEX.
+
+        Labels are shifted by one here: each token is predicted from those before it.
+        """
         return answer_loss(
             self.llm,
             self.embed(batch),
@@ -83,6 +86,6 @@ class CausalModel(BaseModel):
         )
 
     def decoder_layers(self) -> nn.ModuleList:
-        """Transformer layers of the language model, in order."""
+        """Return the transformer layers of the language model, in order."""
         layers: nn.ModuleList = self.llm.get_decoder().layers
         return layers

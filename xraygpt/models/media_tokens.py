@@ -1,6 +1,6 @@
 """Inserts media tokens at their placeholders in embedded text.
 
-Notation: B rows of T tokens, H the LLM's width, L tokens of one medium.
+Notation: B rows of T tokens; H is the LLM's width; L is the number of tokens of one medium.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from xraygpt.datasets.base import Batch, MediaRun
 def place_media(
     embeds: Tensor, runs: Sequence[MediaRun], tokens: Sequence[Tensor], names: Sequence[str]
 ) -> Tensor:
-    """Replace the placeholders in (B, T, H) embedded text by media tokens.
+    """Replace the placeholders in (B, T, H) embedded text with media tokens.
 
     Args:
         embeds: Embedded text; values at placeholders are ignored.
         runs: Positions of the media's placeholders.
         tokens: (L, H) tokens of each medium, in the order of `runs`.
-        names: Ids of the B samples, for messages.
+        names: Ids of the B samples, used in messages.
 
     Raises:
-        DataError: The number of media differs from that of runs, or that of a medium's tokens from
-            that of its placeholders.
+        DataError: The number of media differs from the number of runs, or a medium's number of
+            tokens from its number of placeholders.
     """
     if len(tokens) != len(runs):
         raise DataError(
-            f"samples {', '.join(names)}: the model encoded {len(tokens)} media, but their text "
+            f"samples {', '.join(names)}: the model encoded {len(tokens)} media, but the text "
             f"has placeholders for {len(runs)}"
         )
     for run, values in zip(runs, tokens, strict=True):
@@ -51,11 +51,11 @@ def place_media(
 
 
 def images_per_row(batch: Batch, tokens_each: int = 1) -> list[int]:
-    """Number of images of each row of a batch; every frame of a clip counts.
+    """Count the images in each row of a batch; every frame of a clip counts as one.
 
     Args:
-        batch: Batch in which all images have the same number of tokens.
-        tokens_each: That number.
+        batch: A batch in which all images have the same number of tokens.
+        tokens_each: The number of tokens per image.
     """
     counts = [0] * len(batch["input_ids"])
     for run in batch["runs"]:
@@ -64,12 +64,12 @@ def images_per_row(batch: Batch, tokens_each: int = 1) -> list[int]:
 
 
 def split_by_run(tokens: Tensor, batch: Batch, tokens_each: int) -> list[Tensor]:
-    """Split (N, Q, H) tokens of all images into (frames · Q, H) tokens of each medium.
+    """Split the (N, Q, H) tokens of all images into (frames · Q, H) tokens for each medium.
 
     Args:
-        tokens: Tokens in the order of the runs, a clip's frames one after the other.
-        batch: The batch that the images are from.
-        tokens_each: Placeholders of one image, which must equal Q.
+        tokens: The tokens in the order of the runs, with a clip's frames one after the other.
+        batch: The batch that contains the images.
+        tokens_each: Number of placeholders per image, which must equal Q.
 
     Raises:
         DataError: The text has placeholders for more or fewer images.

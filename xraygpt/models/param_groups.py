@@ -1,4 +1,4 @@
-"""Groups a model's weights for the optimizer: by weight decay, and hidden matrices."""
+"""Groups a model's weights for the optimizer, by weight decay and as hidden matrices."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ class ParamGroup(TypedDict):
 
     params: list[nn.Parameter]
     weight_decay: NotRequired[float]
-    """At least 0; the run's `weight_decay` by default."""
+    """Weight decay, at least 0; the run's `weight_decay` by default."""
     lr_scale: NotRequired[float]
     """Factor on the run's learning rate, above 0; 1 by default."""
     name: NotRequired[str]
-    """Used in messages and stored in checkpoints."""
+    """Name used in messages and stored in checkpoints."""
 
 
 def decay_groups(
     named: Iterable[tuple[str, nn.Parameter]], no_decay: tuple[str, ...]
 ) -> list[ParamGroup]:
-    """Split weights into matrices, which decay, and the rest; empty groups are omitted.
+    """Split weights into matrices, which decay, and the rest, omitting empty groups.
 
     Args:
-        named: Names and trained weights.
+        named: The trained weights with their names.
         no_decay: Name suffixes of weights that do not decay, whatever their shape.
     """
     decayed: list[nn.Parameter] = []
@@ -39,10 +39,10 @@ def decay_groups(
 
 
 def hidden_matrices(model: nn.Module, heads: Iterable[nn.Linear] = ()) -> list[nn.Parameter]:
-    """Trained (out, in) weights of the linear layers inside `model`.
+    """Return the trained (out, in) weights of the linear layers inside `model`.
 
-    Excludes embeddings, a language model's output layer (tied or not) and `heads`, whose rows each
-    belong to one token or class.
+    Embeddings, a language model's output layer (tied or not) and `heads` are excluded, because each
+    of their rows belongs to one token or class.
     """
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     excluded = {id(layer.weight) for layer in (*heads, *embeddings, *_output_layers(model))}
@@ -52,7 +52,7 @@ def hidden_matrices(model: nn.Module, heads: Iterable[nn.Linear] = ()) -> list[n
 
 
 def _output_layers(model: nn.Module) -> list[nn.Linear]:
-    """Output layers of the transformers models inside `model`."""
+    """Return the output layers of the transformers models inside `model`."""
     getters = (getattr(m, "get_output_embeddings", None) for m in model.modules())
     layers = (getter() for getter in getters if callable(getter))
     return [layer for layer in layers if isinstance(layer, nn.Linear)]

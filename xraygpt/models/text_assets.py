@@ -1,4 +1,4 @@
-"""Reads and writes the tokenizer and prompts of a checkpoint.
+"""Reads and writes a checkpoint's tokenizer and prompts.
 
 With these, loading a checkpoint needs neither the corpus that its tokenizer was trained on nor the
 file of prompts.
@@ -17,11 +17,11 @@ from xraygpt.models.weights.files import weight_source
 from xraygpt.prompting.renderer import PromptRenderer
 
 RENDERER = "renderer.json"
-TOKENIZER_FOLDERS = ("", "llm", "tokenizer")  # of a checkpoint, oldest layout first
+TOKENIZER_FOLDERS = ("", "llm", "tokenizer")  # of a checkpoint, from the oldest layout on
 
 
 def checkpoint_assets(ckpt: Path | None) -> Path | None:
-    """Folder of the weights at `ckpt`, which has their tokenizer and prompts; None without one.
+    """Return the folder with the weights at `ckpt`, tokenizer and prompts; None without `ckpt`.
 
     Raises:
         WeightsError: There is no usable checkpoint.
@@ -34,7 +34,7 @@ def checkpoint_assets(ckpt: Path | None) -> Path | None:
 
 
 def saved_tokenizer(folder: Path | None) -> PreTrainedTokenizerFast | None:
-    """Load the tokenizer of a checkpoint; None if there is none.
+    """Load a checkpoint's tokenizer; None if there is none.
 
     Raises:
         WeightsError: The file is damaged.
@@ -48,7 +48,7 @@ def saved_tokenizer(folder: Path | None) -> PreTrainedTokenizerFast | None:
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(
                     file.parent, local_files_only=True
                 )
-            except Exception as error:  # the library raises many types
+            except Exception as error:  # the library raises many exception types
                 raise WeightsError(f"{file} is damaged: {error}") from None
             assert isinstance(tokenizer, PreTrainedTokenizerFast)
             return tokenizer
@@ -56,7 +56,7 @@ def saved_tokenizer(folder: Path | None) -> PreTrainedTokenizerFast | None:
 
 
 def write_renderer(folder: Path, renderer: PromptRenderer) -> None:
-    """Save template, prompts, end of answers and maximum length."""
+    """Save the template, the prompts, the end of answers and the maximum length."""
     content = {
         "prompt_template": renderer.template_name,
         "prompts": renderer.prompts,
@@ -67,7 +67,7 @@ def write_renderer(folder: Path, renderer: PromptRenderer) -> None:
 
 
 def saved_prompts(folder: Path | None) -> list[str] | None:
-    """Prompts that a checkpoint's model was trained with; None if they were not saved."""
+    """Return the prompts that a checkpoint was trained with; None if they were not saved."""
     if folder is None:
         return None
     try:

@@ -17,11 +17,12 @@ class TextConfig:
     a text with one `{}`, or `none`: no text around the image and the answer, as in XrayGPT's first
     stage."""
     prompt_path: Path | None = None
-    """Prompts, one per line; one is chosen at random for each sample that has none of its own."""
+    """File with one prompt per line; samples without a prompt get a randomly chosen one."""
     end_sym: str | None = None
-    """Ends every answer; null: the template's."""
+    """End of every answer; null uses the template's."""
     max_txt_len: int | None = 160
-    """Most tokens of an answer including its end; longer answers are truncated. null: no limit."""
+    """Maximum length of an answer in tokens, including its end; longer answers are truncated. null
+    sets no limit."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:

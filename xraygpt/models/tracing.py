@@ -1,4 +1,4 @@
-"""Records attention weights of transformers networks."""
+"""Records the attention weights of transformers networks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @contextmanager
 def eager_attention(network: Any) -> Iterator[None]:
-    """Use the eager attention kernel, which returns attention weights, within the context."""
+    """Context manager that uses the eager attention kernel, which returns attention weights."""
     before = network.config._attn_implementation
     network.set_attn_implementation("eager")
     try:
@@ -23,7 +23,7 @@ def eager_attention(network: Any) -> Iterator[None]:
 
 @contextmanager
 def cross_attentions(network: Any) -> Iterator[list[Tensor]]:
-    """Collect (N, Q, P) cross-attention of each Q-Former layer, averaged over heads, as it runs."""
+    """Context manager that collects each layer's (N, Q, P) cross-attention, averaged over heads."""
     layers: list[Tensor] = []
     with ExitStack() as stack:
         stack.enter_context(eager_attention(network))

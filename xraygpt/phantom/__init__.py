@@ -1,4 +1,4 @@
 """Synthetic chest radiographs drawn from structured findings, with reports, for tests and demos.
 
-They are drawings. Every file is marked SYNTHETIC; results on them say nothing about patients.
+They are drawings. Every file is marked SYNTHETIC, and results on them say nothing about patients.
 """

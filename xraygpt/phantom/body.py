@@ -1,4 +1,4 @@
-"""The patient in the picture, before any finding is drawn: build, breath, pose, exposure."""
+"""The patient before any finding is drawn: build, breathing, pose and exposure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _RATIO = {"mild": (0.545, 0.58), "moderate": (0.59, 0.64), "severe": (0.65, 0.70
 
 @dataclass
 class Body:
-    """Parameters that both views share; lengths are fractions of the picture."""
+    """Parameters that both views share; lengths are fractions of the image size."""
 
     pose: Pose
     habitus: float  # -1 thin, 1 heavy
     female: bool
     rotation: float  # about the body's long axis; > 0 turns the sternum to its left
     heart: float  # cardiothoracic ratio
-    breath: float  # how far the diaphragm is below its usual level
+    breath: float  # distance of the diaphragm below its usual level
     dome: float  # height of the diaphragm's dome, 1 is usual
     bend: float  # sideways curve of the spine
     barrel: float  # extra depth of the chest
@@ -33,7 +33,7 @@ class Body:
 
 
 def sample_body(rng: np.random.Generator, findings: Iterable[Finding], *, lateral: bool) -> Body:
-    """A random body, adapted to the `findings` that change its shape.
+    """Sample a random body, adapted to the findings that change its shape.
 
     Args:
         rng: Source of all random numbers; their order does not depend on the findings.

@@ -1,7 +1,7 @@
-"""Draws shapes given in body coordinates as layers of pixels.
+"""Draw shapes given in body coordinates as layers of pixels.
 
-Body coordinates run from 0 to 1 over the picture, x to the right, y down. A `Pose` maps them to
-pixels, so that everything drawn tilts, grows and shifts together.
+Body coordinates run from 0 to 1 over the image, with x to the right and y down. A `Pose` maps them
+to pixels, so that everything drawn tilts, grows and shifts together.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _SUPERSAMPLING = 2  # shapes are drawn at this multiple of the size, then averag
 
 @dataclass(frozen=True)
 class Pose:
-    """Position of the body in the picture."""
+    """Position of the body in the image."""
 
     tilt: float = 0.0  # radians, clockwise
     scale: float = 1.0
     shift: tuple[float, float] = (0.0, 0.0)
 
     def to_picture(self, points: Points) -> Points:
-        """(n, 2) body coordinates -> (n, 2) fractions of the picture."""
+        """Convert body coordinates (n, 2) to fractions of the image size (n, 2)."""
         rotated = (points - 0.5) @ self._rotation * self.scale
         positions: Points = rotated + 0.5 + self._shift
         return positions
@@ -57,7 +57,7 @@ class Canvas:
         self.y = ((c * y - s * x) / pose.scale + 0.5).astype(np.float32)
 
     def fill(self, *outlines: Points, blur: float = 0.0) -> Layer:
-        """1 inside closed curves through the given points, 0 outside; `blur` as in `soften`."""
+        """Return 1 inside closed curves through the points, 0 outside; for `blur`, see `soften`."""
         image, draw = self._new_image()
         for outline in outlines:
             draw.polygon(self._pixels(curve(outline, closed=True)), fill=255)
@@ -69,9 +69,10 @@ class Canvas:
         """Draw curves; where they cross, the stronger one is visible.
 
         Args:
-            lines: Points, width as a fraction of the picture, strength from 0 to 1.
+            lines: For each line, its points, its width as a fraction of the image size, and its
+                strength from 0 to 1.
             blur: See `soften`.
-            fine: Segments between two points; 1 draws straight lines.
+            fine: Number of segments between two points; 1 draws straight lines.
         """
         image, draw = self._new_image()
         lines = sorted(lines, key=lambda line: line[2])
@@ -86,13 +87,13 @@ class Canvas:
         return self.soften(self._layer(image), blur)
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, *, edge: float = 0.15) -> Layer:
-        """1 inside an ellipse, falling to 0 over the fraction `edge` of its radius."""
+        """Return 1 inside an ellipse, falling to 0 over the fraction `edge` of its radius."""
         distance = np.sqrt(((self.x - x) / rx) ** 2 + ((self.y - y) / ry) ** 2)
         inside: Layer = np.clip((1 + edge / 2 - distance) / edge, 0, 1)
         return inside
 
     def soften(self, layer: Layer, blur: float) -> Layer:
-        """Gaussian blur; `blur` is its standard deviation as a fraction of the picture."""
+        """Apply a Gaussian blur; its standard deviation `blur` is a fraction of the image size."""
         sigma = blur * self.size
         if sigma < 0.3:
             return layer
@@ -112,7 +113,7 @@ class Canvas:
 
 
 def curve(points: Points, *, closed: bool = False, fine: int = 6) -> Points:
-    """A smooth curve through all points (Catmull and Rom 1974), `fine` segments per interval."""
+    """Return a smooth curve through all points (Catmull and Rom 1974), in `fine` steps each."""
     points = np.asarray(points, dtype=float)
     if len(points) < 3:
         return points
@@ -138,12 +139,12 @@ def _powers(fine: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def mirrored(points: Points) -> Points:
-    """The other side of the body: x becomes 1 - x."""
+    """Return the points on the other side of the body: x becomes 1 - x."""
     mirror: Points = np.asarray(points, dtype=float) * [-1, 1] + [1, 0]
     return mirror
 
 
 def moved(points: Points | Sequence[tuple[float, float]], dx: float, dy: float = 0.0) -> Points:
-    """`points` shifted by `dx` and `dy`."""
+    """Return `points` shifted by `dx` and `dy`."""
     shifted: Points = np.asarray(points, dtype=float) + np.array([dx, dy])
     return shifted

@@ -1,4 +1,4 @@
-"""A folder of phantoms: PNG files and one JSONL row per study."""
+"""A folder of phantoms, with PNG files and one JSONL row per study."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ log = logging.getLogger(__name__)
 SYNTHETIC = "SYNTHETIC"
 SOURCE = f"{SYNTHETIC}: a drawn chest phantom, no patient"
 ROWS = "reports.jsonl"
-VERSION = 1  # of the drawings; part of the identity of a corpus
+VERSION = 1  # version of the drawings; part of a corpus's identity
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that determines the content of a corpus of phantoms.
+    """Everything that determines the content of a phantom corpus.
 
     Attributes:
         studies: Number of studies.
-        seed: Seed of the findings, reports and pictures.
-        size: Height and width of the pictures in pixels.
-        views: Views drawn of each study.
-        design: ``balanced``: every finding about equally often. ``openi``: as coded by people in
-            OpenI's reports, without the published val and test splits.
-        texts: ``grammar``: generated reports. ``openi``: the report whose codes are drawn, which
-            may mention more than can be drawn; only for the design ``openi``.
-        shares: Fraction of the studies in each split.
+        seed: Seed for the findings, reports and images.
+        size: Height and width of the images in pixels.
+        views: Views to draw for each study.
+        design: ``balanced`` samples every finding about equally often; ``openi`` uses the human
+            codes for OpenI's reports, without the published validation and test splits.
+        texts: ``grammar`` generates reports; ``openi`` uses the report whose codes are drawn, which
+            may mention more than can be drawn, and requires the design ``openi``.
+        shares: Fraction of studies in each split.
     """
 
     studies: int = 3000
@@ -65,13 +65,15 @@ class Recipe:
             check.at_least(1, "studies")
             check.at_least(32, "size")
             mismatch = self.texts == "openi" and self.design != "openi"
-            message = "openi needs design: openi, because the reports describe its codes"
+            message = "openi requires design: openi, because its reports describe OpenI's codes"
             check.refuse(mismatch, "texts", message, "design")
-            message = "must contain frontal: the lateral alone does not show every finding"
+            message = (
+                "must contain frontal, since the lateral view alone does not show every finding"
+            )
             check.refuse("frontal" not in self.views, "views", message)
 
     def build_study(self, number: int) -> tuple[Study, dict[str, str], str]:
-        """A study, its report and its split, determined by the recipe and the number."""
+        """Build a study, its report and its split, all determined by the recipe and the number."""
         rng = Random(f"{self.seed}/{number}/phantom")
         study_id = f"SYN{self.seed}-{number:05d}"
         if self.design == "balanced":
@@ -79,7 +81,7 @@ class Recipe:
         else:
             source = openi.select_study(number, self.seed, with_text=self.texts == "openi")
             findings = openi.findings_from_codes(source.codes, rng)
-            # All phantoms of one report are in the same split.
+            # All phantoms drawn from one report are in the same split.
             split_rng = Random(f"{self.seed}/{source.study_id}/split")
         study = Study(study_id, findings, self.seed)
         text = source.sections if self.texts == "openi" else generate_report(findings, rng)
@@ -91,16 +93,16 @@ def write_corpus(folder: Path, recipe: Recipe, *, workers: int | None = None) ->
     """Draw a corpus, or complete what an interrupted call has drawn.
 
     Args:
-        folder: Output folder for ``images/`` and ``reports.jsonl``; the latter is written when all
+        folder: Output folder for ``images/`` and ``reports.jsonl``; the latter is written once all
             studies are drawn.
         recipe: The content of the corpus.
-        workers: Processes; None means one per core.
+        workers: Number of processes; None means one per core.
 
     Returns:
         The JSONL file.
 
     Raises:
-        DataError: If the folder cannot be written or contains phantoms of another recipe.
+        DataError: If the folder cannot be written or contains phantoms from another recipe.
     """
     rows_path, partial = folder / ROWS, folder / f"{ROWS}.partial"
     try:
@@ -119,7 +121,7 @@ def write_corpus(folder: Path, recipe: Recipe, *, workers: int | None = None) ->
 
 
 def _draw_rows(folder: Path, recipe: Recipe, partial: Path, workers: int | None) -> None:
-    """Draw the studies that are missing in `partial` and append their rows."""
+    """Draw the studies that are missing from `partial` and append their rows."""
     done, total = _count_complete_rows(partial), recipe.studies
     log.info("drawing %d synthetic studies in %s", total - done, folder)
     with partial.open("a", encoding="utf-8") as file:
@@ -130,23 +132,23 @@ def _draw_rows(folder: Path, recipe: Recipe, partial: Path, workers: int | None)
 
 
 def _check_recipe(path: Path, recipe: Recipe) -> None:
-    """Write the recipe file, or compare an existing one with `recipe`.
+    """Write the recipe file, or compare an existing file with `recipe`.
 
     Raises:
-        DataError: If they differ.
+        DataError: If the file and `recipe` differ.
     """
     content = json.dumps({"version": VERSION, **asdict(recipe)}, indent=1)
     if not path.is_file():
         write_text_atomic(path, content)
     elif path.read_text(encoding="utf-8") != content:
         raise DataError(
-            f"{path.parent} contains phantoms of another recipe (see {path.name}); "
+            f"{path.parent} contains phantoms from another recipe (see {path.name}); "
             "choose another folder"
         )
 
 
 def _count_complete_rows(partial: Path) -> int:
-    """Number of rows written by an interrupted call; an incomplete last one is removed."""
+    """Count the rows written by an interrupted call, removing an incomplete last row."""
     if not partial.is_file():
         return 0
     lines = partial.read_text(encoding="utf-8").splitlines(True)
@@ -168,7 +170,7 @@ def _write_studies(
 
 
 def write_study(folder: Path, recipe: Recipe, number: int) -> dict[str, Any]:
-    """Draw the pictures of one study and return its row."""
+    """Draw the images of one study and return its row."""
     study, text, split = recipe.build_study(number)
     images, boxes = [], []
     for view in recipe.views:
@@ -193,7 +195,7 @@ def write_study(folder: Path, recipe: Recipe, number: int) -> dict[str, Any]:
 
 
 def save_picture(pixels: Any, path: Path) -> None:
-    """Write a PNG marked as synthetic; the write is atomic."""
+    """Write a PNG file marked as synthetic, atomically."""
     info = PngInfo()
     info.add_text("Source", SOURCE)
     info.add_text("Warning", "Not for diagnosis")

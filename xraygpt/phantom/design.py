@@ -1,4 +1,4 @@
-"""Random findings for phantoms: each kind equally often, or completing what a code leaves open."""
+"""Random findings for phantoms, balanced over all kinds or completing a code's attributes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from xraygpt.phantom.findings import KINDS, Finding
 # Probabilities of 0 (a normal study), 1, 2 and 3 findings.
 _COUNTS = (0.18, 0.40, 0.28, 0.14)
 _SIZES = {"nodule": (12.0, 30.0), "calcified_granuloma": (5.0, 9.0)}  # mm
-# Pairs that would hide each other or could not be distinguished on one side.
+# Pairs that would hide each other or be indistinguishable on the same side.
 _EXCLUDE = (
     {"pleural_effusion", "atelectasis"},
     {"pleural_effusion", "pneumothorax"},
     {"cardiomegaly", "hyperinflation"},
     {"hyperinflation", "atelectasis"},
 )
-# Order of drawing: fluid covers a consolidation, and wires are on top of everything.
+# Order in which findings are drawn: fluid covers a consolidation, and wires cover everything.
 ORDER = [
     "hyperinflation", "cardiomegaly", "consolidation", "nodule", "calcified_granuloma",
     "atelectasis", "pneumothorax", "pleural_effusion", "fracture", "catheter", "pacemaker",
@@ -28,7 +28,7 @@ ORDER = [
 def sample_balanced_findings(
     rng: Random, kinds: Sequence[str] = tuple(KINDS)
 ) -> tuple[Finding, ...]:
-    """Zero to three findings, each kind about equally often."""
+    """Sample zero to three findings, each kind about equally often."""
     count = rng.choices(range(len(_COUNTS)), weights=_COUNTS)[0]
     chosen: list[str] = []
     for name in rng.sample(list(kinds), len(kinds)):
@@ -38,7 +38,7 @@ def sample_balanced_findings(
 
 
 def sample_finding(name: str, rng: Random, **fixed: Any) -> Finding:
-    """A finding of this kind with random attributes, except for those in `fixed`.
+    """Sample a finding of this kind with random attributes, except for those in `fixed`.
 
     The attributes are side, zone, degree and size_mm.
     """

@@ -1,4 +1,4 @@
-"""The findings a phantom can show, with side, zone, size and degree, and their codes."""
+"""The findings that a phantom can show, with their side, zone, size, degree and code."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Kind:
     """A finding that can be drawn.
 
     Attributes:
-        name: Key of `KINDS`.
-        code: Pattern of its code, for :mod:`xraygpt.vocabulary.chest_mesh`.
-        sides: Possible sides; empty if it has none.
-        zones: Possible zones; empty if reports do not state one.
-        degrees: Possible degrees; empty if it has none.
-        measured: Whether it has a size in millimetres.
+        name: Its key in `KINDS`.
+        code: Pattern for its code, as :mod:`xraygpt.vocabulary.chest_mesh` expects it.
+        sides: Possible sides; empty if the finding has no side.
+        zones: Possible zones; empty if reports do not state a zone.
+        degrees: Possible degrees; empty if the finding has no degree.
+        measured: Whether the finding has a size in millimetres.
     """
 
     name: str
@@ -71,17 +71,17 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding of one study.
+    """One finding in one study.
 
     Attributes:
-        name: A key of `KINDS`.
-        side: The patient's side, not the picture's.
+        name: A key in `KINDS`.
+        side: The patient's side, not the side of the image.
         zone: Third of the lung.
         degree: Severity.
-        size_mm: Diameter of a nodule or granuloma; 0 for all others.
+        size_mm: Diameter of a nodule or granuloma; 0 for all other findings.
 
     Raises:
-        ValueError: If its kind cannot have one of the values.
+        ValueError: If a finding of this kind cannot have one of the values.
     """
 
     name: str
@@ -95,29 +95,29 @@ class Finding:
         with Checks(self) as check:
             if kind is None:
                 check.refuse(
-                    True, "name", f"no finding '{self.name}'; there are {', '.join(KINDS)}"
+                    True, "name", f"unknown finding '{self.name}'; choose one of {', '.join(KINDS)}"
                 )
                 return
             allowed = {"side": kind.sides, "zone": kind.zones, "degree": kind.degrees}
             for field, values in allowed.items():
                 value, choices = getattr(self, field), ", ".join(values) or "none"
-                message = f"{self.name} has no '{value}'; possible: {choices}"
+                message = f"'{value}' is not valid for {self.name}; possible values: {choices}"
                 check.refuse(value not in (values or ("",)), field, message, "name")
-            required = "a size_mm above 0" if kind.measured else "no size_mm"
-            message = f"{self.name} has {required}, got {self.size_mm}"
+            required = "a size_mm above 0" if kind.measured else "a size_mm of 0"
+            message = f"{self.name} must have {required}, got {self.size_mm}"
             check.refuse(kind.measured != (self.size_mm > 0), "size_mm", message, "name")
 
     @property
     def code(self) -> str:
-        """The code, such as ``Pleural Effusion/left/mild``."""
+        """The finding's code, such as ``Pleural Effusion/left/mild``."""
         return KINDS[self.name].code.format(side=self.side, zone=self.zone, degree=self.degree)
 
     @property
     def drawn_sides(self) -> tuple[Side, ...]:
-        """The sides to draw it on: ``("left", "right")`` if it is bilateral."""
+        """The sides to draw the finding on: ``("left", "right")`` if it is bilateral."""
         return _SIDES if self.side == "bilateral" else (self.side,)
 
 
 def codes_of(findings: Iterable[Finding]) -> list[str]:
-    """Codes of a study; ``["normal"]`` without findings."""
+    """Return the codes for a study's findings, or ``["normal"]`` if there are none."""
     return [f.code for f in findings] or ["normal"]

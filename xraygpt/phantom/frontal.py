@@ -1,4 +1,4 @@
-"""The frontal (PA) view: lungs, heart, vessels, diaphragm, bones."""
+"""The frontal (PA) view: lungs, heart, vessels, diaphragm and bones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xraygpt.phantom.canvas import Canvas, Layer, Points, mirrored, moved
 from xraygpt.phantom.findings import Side
 from xraygpt.phantom.scene import Scene
 
-# Outline of the right lung, at the left of the picture: from the apex down along the spine,
+# Outline of the right lung, on the left of the image: from the apex down along the spine,
 # outwards along the diaphragm, and up along the ribs.
 _MEDIAL = [(0.415, 0.100), (0.447, 0.150), (0.460, 0.220), (0.462, 0.320), (0.462, 0.45)]
 _MEDIAL += [(0.466, 0.58), (0.468, 0.70)]
@@ -59,7 +59,7 @@ def draw(body: Body, size: int, rng: np.random.Generator) -> Scene:
 
 
 def lung_outline(body: Body, side: Side) -> Points:
-    """Outline of one lung, (n, 2) body coordinates."""
+    """Return the outline of one lung in body coordinates, of shape (n, 2)."""
     low = 0.0 if side == "right" else 0.022
     drop = body.breath + low - body.raised[side]
     dome = np.array(_DOME)
@@ -73,7 +73,7 @@ def lung_outline(body: Body, side: Side) -> Points:
 
 
 def heart_outline(body: Body) -> Points:
-    """Heart and root of the great vessels; its width follows from the cardiothoracic ratio."""
+    """Return the heart and great vessels, whose width follows from the cardiothoracic ratio."""
     width = body.heart * CHEST
     right = 0.085 + 0.22 * max(width - 0.34, -0.04)
     left = width - right
@@ -99,7 +99,7 @@ def heart_outline(body: Body) -> Points:
 
 
 def _trunk() -> Points:
-    """Outline of the skin."""
+    """Return the outline of the skin."""
     half = [(0.410, -0.04), (0.405, 0.015), (0.33, 0.045), (0.20, 0.062), (0.09, 0.095)]
     half += [(0.01, 0.15), (-0.06, 0.24), (-0.06, 0.36), (0.018, 0.42), (0.035, 0.60)]
     half += [(0.032, 0.80), (0.02, 1.06)]
@@ -107,7 +107,7 @@ def _trunk() -> Points:
 
 
 def _mediastinum(body: Body) -> Points:
-    """Outline of the mediastinum: vena cava at the right, aortic arch at the left."""
+    """Return the outline of the mediastinum: vena cava on the right, aortic arch on the left."""
     shape = [
         (0.465, -0.03), (0.462, 0.10), (0.452, 0.20), (0.448, 0.32), (0.450, 0.46),
         (0.470, 0.62), (0.475, 0.80), (0.545, 0.80), (0.550, 0.60), (0.556, 0.46),
@@ -118,7 +118,7 @@ def _mediastinum(body: Body) -> Points:
 
 
 def _soft_tissue(canvas: Canvas, body: Body) -> Layer:
-    """Breasts, armpit folds and shoulder muscles."""
+    """Draw breasts, armpit folds and shoulder muscles."""
     layer = 0.10 * canvas.soften(canvas.ellipse(0.5, 0.02, 0.62, 0.16, edge=0.8), 0.02)
     if body.female:
         ry, drop = 0.13 + 0.03 * body.habitus, 0.03 * body.habitus
@@ -136,7 +136,7 @@ def _recesses(scene: Scene) -> None:
 
 
 def _vessels(canvas: Canvas, rng: np.random.Generator) -> Layer:
-    """Pulmonary vessels: trees that fan out from each hilum and get thinner towards the pleura."""
+    """Draw the pulmonary vessels as trees that fan out from each hilum and get thinner outwards."""
     lines: list[tuple[Points, float, float]] = []
     for right in (True, False):
         hilum = np.array([0.432, 0.445] if right else [0.572, 0.425])
@@ -160,7 +160,7 @@ def _branch(
     rng: np.random.Generator,
     splits: int,
 ) -> None:
-    """Append a vessel and its branches; angles are downwards from the outward horizontal."""
+    """Append a vessel and its branches; angles point downwards from the outward horizontal."""
     step, bend = reach * 0.45 / 3, 0.0
     x = y = 0.0
     path = [(0.0, 0.0)]
@@ -187,7 +187,7 @@ def _branch(
 
 
 def rib(number: int, side: str, *, anterior: bool = False) -> Points:
-    """The course of a rib: from the spine outwards, or at the front towards the sternum.
+    """Return the course of a rib: from the spine outwards, or at the front towards the sternum.
 
     Args:
         number: 1 to 10.
@@ -220,7 +220,7 @@ def rib(number: int, side: str, *, anterior: bool = False) -> Points:
 
 
 def _bones(canvas: Canvas, body: Body, rng: np.random.Generator) -> Layer:
-    """Attenuation of ribs, clavicles, shoulder blades, upper arms and spine."""
+    """Return the attenuation of ribs, clavicles, shoulder blades, upper arms and spine."""
     lines: list[tuple[Points, float, float]] = []
     cores: list[tuple[Points, float, float]] = []
     for side in ("right", "left"):
@@ -251,7 +251,7 @@ def _bones(canvas: Canvas, body: Body, rng: np.random.Generator) -> Layer:
 
 
 def _spine(canvas: Canvas, body: Body) -> Layer:
-    """Vertebral bodies with discs between them, pedicles and spinous processes."""
+    """Draw the vertebral bodies with the discs between them, pedicles and spinous processes."""
     levels = np.arange(-0.01, 1.03, 0.061)
     blocks, marks, tips = [], [], []
     for i, y in enumerate(levels):

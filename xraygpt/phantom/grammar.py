@@ -1,4 +1,4 @@
-"""Phantom reports in many wordings: what is shown, what is normal, and the impression."""
+"""Phantom reports in many wordings: abnormal findings, normal findings and the impression."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from xraygpt.phantom.findings import Finding
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _SLOT = re.compile(r"<(\w+)(?::(\w+))?>")
-# Findings that a radiologist would still call no acute disease.
+# Findings with which a radiologist would still report no acute disease.
 _QUIET = frozenset({"calcified_granuloma", "hyperinflation", "pacemaker", "catheter"})
 
 
 def generate_report(findings: Sequence[Finding], rng: Random) -> dict[str, str]:
-    """A report of `findings`.
+    """Generate a report that describes `findings`.
 
     Args:
         findings: The findings of the study.
@@ -32,7 +32,7 @@ def generate_report(findings: Sequence[Finding], rng: Random) -> dict[str, str]:
     abnormal = [_describe(finding, "say", rng) for finding in findings]
     rng.shuffle(abnormal)
     normal = _normal_sentences(findings, rng)
-    # Some radiologists begin with the abnormal, some with the normal.
+    # Some radiologists begin with the abnormal findings, others with the normal ones.
     sentences = [*normal, *abnormal] if rng.random() < 0.5 else [*abnormal, *normal]
     impression = _impression_sentences(findings, rng)
     return {
@@ -42,7 +42,7 @@ def generate_report(findings: Sequence[Finding], rng: Random) -> dict[str, str]:
 
 
 def _normal_sentences(findings: Sequence[Finding], rng: Random) -> list[str]:
-    """Most of the sentences about normal anatomy that the findings do not contradict."""
+    """Sample sentences about normal anatomy that the findings do not contradict."""
     shown = {f.name for f in findings}
     sentences = []
     for row in _grammar()["normal"]:
@@ -64,7 +64,7 @@ def _impression_sentences(findings: Sequence[Finding], rng: Random) -> list[str]
 
 
 def expand(pattern: str, rng: Random) -> str:
-    """Choose from every ``[a|b]`` from the inside out, then fix blanks and the first letter."""
+    """Resolve every ``[a|b]`` from the inside out, then fix blanks and the first letter's case."""
     while match := _CHOICE.search(pattern):
         choice = rng.choice(match[1].split("|"))
         pattern = pattern[: match.start()] + choice + pattern[match.end() :]
@@ -73,7 +73,7 @@ def expand(pattern: str, rng: Random) -> str:
 
 
 def _describe(finding: Finding, part: str, rng: Random) -> str:
-    """A sentence about a finding; `part` is ``say`` (findings) or ``conclude`` (impression)."""
+    """Write a sentence about a finding; `part` is ``say`` (findings) or ``conclude``."""
     grammar = _grammar()
     entry = grammar["findings"][finding.name]
     if finding.side == "bilateral" and "both" in entry:

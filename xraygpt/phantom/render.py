@@ -1,4 +1,4 @@
-"""Renders the pictures of a study, with a mask and a box for every finding."""
+"""Render the images of a study, with a mask and a box for every finding."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ VIEWS: tuple[View, ...] = ("frontal", "lateral")
 
 @dataclass(frozen=True)
 class Study:
-    """A study to draw; equal studies give bit-identical pictures.
+    """A study to draw; equal studies produce bit-identical images.
 
     Attributes:
         study_id: Identifies the study; also part of the seed.
-        findings: Findings in the order of drawing.
-        seed: Seed of the body, the technique and all that the findings leave open.
+        findings: The findings in the order in which they are drawn.
+        seed: Seed for the body, the technique and everything that the findings do not determine.
     """
 
     study_id: str
@@ -37,10 +37,11 @@ class Picture:
     """One rendered view.
 
     Attributes:
-        pixels: (H, W) uint8, bones bright.
+        pixels: uint8 of shape (H, W), with bright bones.
         view: Frontal or lateral.
-        masks: Per finding (H, W) float32, 0 or 1; all zeros if this view does not show it.
-        boxes: Per finding [x0, y0, x1, y1] as fractions of the picture, or None.
+        masks: For each finding, a float32 mask (H, W) of 0 and 1; all zeros if this view does not
+            show the finding.
+        boxes: For each finding, [x0, y0, x1, y1] as fractions of the image size, or None.
     """
 
     pixels: np.ndarray
@@ -58,12 +59,12 @@ def render(study: Study, view: View = "frontal", size: int = 224) -> Picture:
         size: Height and width in pixels, at least 32.
 
     Raises:
-        ValueError: If `size` is too small or there is no such view.
+        ValueError: If `size` is too small or `view` is unknown.
     """
     if size < 32:
         raise ValueError(f"size ({size}) must be at least 32")
     if view not in VIEWS:
-        raise ValueError(f"no view '{view}'; there are {', '.join(VIEWS)}")
+        raise ValueError(f"unknown view '{view}'; choose one of {', '.join(VIEWS)}")
     body = sample_body(_rng(study, "body"), study.findings, lateral=view == "lateral")
     draw = frontal.draw if view == "frontal" else lateral.draw
     scene = draw(body, size, _rng(study, view))
@@ -77,13 +78,13 @@ def render(study: Study, view: View = "frontal", size: int = 224) -> Picture:
 
 
 def _rng(study: Study, purpose: str) -> np.random.Generator:
-    """An independent stream per purpose, so that an added finding does not change the ribs."""
+    """Return an independent generator per purpose, so that a finding does not change the ribs."""
     key = zlib.crc32(f"{study.study_id}/{purpose}".encode())
     return np.random.default_rng([study.seed, key])
 
 
 def _mark_side(pixels: np.ndarray, scene: Scene, rng: np.random.Generator) -> None:
-    """Draw the lead letter that marks the side; its position varies as between departments."""
+    """Draw the letter that marks the side, at a random position, as departments differ in this."""
     size = len(pixels)
     letter, x = (
         ("L", rng.uniform(0.90, 0.95)) if rng.random() < 0.5 else ("R", rng.uniform(0.03, 0.07))

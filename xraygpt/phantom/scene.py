@@ -1,4 +1,4 @@
-"""The layers of a picture and their combination into pixels."""
+"""The layers of an image and their combination into pixels."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from xraygpt.phantom.body import Body
 from xraygpt.phantom.canvas import Canvas, Layer
 
 View = Literal["frontal", "lateral"]
-MM = 1 / 380  # one millimetre as a fraction of the picture
+MM = 1 / 380  # one millimetre as a fraction of the image size
 _AERATION = 0.82  # fraction of a lung's depth that does not attenuate
 
 
 @dataclass
 class Scene:
-    """Layers of one view; attenuation is in units of the chest's depth in soft tissue.
+    """Layers for one view; attenuation is in units of the chest's depth in soft tissue.
 
     Attributes:
-        canvas: Draws the layers.
+        canvas: The canvas on which the layers are drawn.
         body: The body that is drawn.
-        lungs: Mask of each lung by the patient's side; in the lateral view ``both``.
+        lungs: Mask of each lung by the patient's side; in the lateral view, only ``both``.
         heart: Mask of the heart.
         view: Frontal or lateral.
         depth: Depth of the body without its wall.
-        wall: Skin, fat, muscle.
+        wall: Skin, fat and muscle.
         air: Fraction of the depth that is aerated lung.
         vessels: Pulmonary vessels, which fluid and pneumothorax remove.
-        gas: Windpipe and stomach, subtracted.
-        bones: Attenuation of bones, added.
+        gas: Gas in the windpipe and the stomach, which is subtracted.
+        bones: Attenuation of bones, which is added.
         dense: Attenuation that findings add.
     """
 
@@ -48,17 +48,17 @@ class Scene:
     dense: Layer | float = 0.0
 
     def attenuation(self) -> Layer:
-        """Line integral along the beam, before noise."""
+        """Return the attenuation integrated along the beam, before noise."""
         soft = self.depth * (1 - _AERATION * self.air) + 0.11 * self.vessels * self.air
         inside = np.clip(self.wall * 8, 0, 1)
         total: Layer = self.wall + soft - self.gas + (self.bones + self.dense) * inside
         return total
 
     def picture(self, rng: np.random.Generator) -> np.ndarray:
-        """(H, W) uint8, bones bright.
+        """Return the image, uint8 of shape (H, W), with bright bones.
 
-        The detector counts quanta, so noise grows with the attenuation of the beam (Beer and
-        Lambert); the reading is proportional to the logarithm of the exposure, then windowed.
+        The detector counts quanta, so the noise grows with the attenuation of the beam (Beer and
+        Lambert). The reading is proportional to the logarithm of the exposure and is then windowed.
         """
         body, size = self.body, self.canvas.size
         total = self.attenuation()
@@ -71,7 +71,7 @@ class Scene:
 
 
 def bounding_box(mask: Layer) -> list[float] | None:
-    """[x0, y0, x1, y1] around a mask, as fractions of the picture; None for an empty mask."""
+    """Return [x0, y0, x1, y1] around a mask as fractions of the image size; None if it is empty."""
     rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
     if not len(rows):
         return None

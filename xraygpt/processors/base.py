@@ -1,6 +1,6 @@
-"""Base class of processors, which turn an item into a tensor or a text.
+"""Base class for processors, which turn an item into a tensor or a text.
 
-Processors use no device, no file and no global random state.
+Processors do not access devices, files or global random state.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class BaseProcessor(Plugin):
         kind: ClassVar[Registry] = PROCESSORS
 
         def for_eval(self) -> BaseProcessor.Config:
-            """Settings to use outside training: without random augmentation, else the same."""
+            """Return the settings to use outside training, without random augmentation."""
             return self
 
     fixed_size = True
-    """Whether the output size is the same for all pictures. Otherwise features are not cached, and
-    blank control images are not shared."""
+    """Whether the output size is the same for all images. If not, features are not cached and blank
+    control images are not shared."""
     deterministic = True
-    """Whether the result depends only on the item. Otherwise features are not cached."""
+    """Whether the result depends only on the item. If not, features are not cached."""
 
     config: Config
 
@@ -41,7 +41,7 @@ class BaseProcessor(Plugin):
         self.config = config
 
     def signature(self) -> dict[str, object]:
-        """Everything that determines the result for an item; part of the feature cache's key."""
+        """Return all that determines the result for an item; part of the feature cache key."""
         cls = type(self)
         return {"class": f"{cls.__module__}.{cls.__qualname__}", **dataclasses.asdict(self.config)}
 
@@ -54,7 +54,7 @@ class BaseProcessor(Plugin):
 
         Args:
             media: The medium as read from its file.
-            rng_key: Seeds random choices.
+            rng_key: Seeds the random choices.
         """
         height, width = picture_size(media)
         step = self.geometry(height, width, rng_key)
@@ -63,18 +63,18 @@ class BaseProcessor(Plugin):
         return media.with_data(self(media.data.numpy(), rng_key), total)
 
     def geometry(self, height: int, width: int, rng_key: str = "") -> Geometry | None:
-        """Map from the input picture to the output; None, the default, if it is not known.
+        """Return the map from the input image to the output, or None (the default) if unknown.
 
         Args:
-            height: Height of the picture in pixels.
-            width: Width of the picture in pixels.
-            rng_key: The key passed to `__call__`; the same key gives the same crop and rotation.
+            height: Height of the image in pixels.
+            width: Width of the image in pixels.
+            rng_key: The key passed to `__call__`; equal keys produce the same crop and rotation.
         """
         return None
 
 
 def picture_size(media: Media) -> tuple[int, int]:
-    """Height and width in pixels of unprocessed media: (…, H, W), or (…, H, W, 3) in colour."""
+    """Return the height and width of an unprocessed medium, (…, H, W) or (…, H, W, 3)."""
     is_grey = media.data.dim() == (2 if media.kind == "image" else 3)
     height, width = media.data.shape[-2:] if is_grey else media.data.shape[-3:-1]
     return int(height), int(width)

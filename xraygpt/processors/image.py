@@ -1,6 +1,10 @@
-"""Display pixels to the normalised input tensor of a vision encoder.
+"""Convert display pixels to the normalised input tensor of a vision encoder.
 
-Notation: H, W height and width of the file; S the model's `image_size`; C its channels.
+`BaseProcessor.process` calls these processors for each image or frame, and stores the result and
+its `Geometry` in a `Media`.
+
+Notation: H and W are the height and width of the file, S is the model's `image_size` and C its
+number of channels.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from xraygpt.processors.base import BaseProcessor
 
 Fit = Literal["squash", "pad", "crop"]
 Interpolation = Literal["bicubic", "bilinear"]
-# Weights of red, green and blue in luminance, ITU-R BT.601, as in Pillow's mode L.
+# Weights of red, green and blue for luminance (ITU-R BT.601), as in Pillow's mode L.
 LUMINANCE = (0.299, 0.587, 0.114)
 
 
@@ -36,12 +40,12 @@ class InputSpec:
     mean: tuple[float, ...]  # per channel, of values in [0, 1]; one number is repeated
     std: tuple[float, ...]  # per channel, of values in [0, 1]; one number is repeated
     channels: int = 3  # of the input tensor: 1 or 3
-    grey: bool = False  # convert to grey first; implied by one channel
-    fit: Fit = "squash"  # how a non-square picture becomes square
+    grey: bool = False  # whether to convert to grey first; implied by one channel
+    fit: Fit = "squash"  # how a non-square image becomes square
     interpolation: Interpolation = "bicubic"
 
     def __str__(self) -> str:
-        """One-line summary for logs and documents."""
+        """Return a one-line summary for logs and documents."""
         kind = "grey" if self.grey or self.channels == 1 else "colour"
         mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
         return (
@@ -52,7 +56,7 @@ class InputSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec(InputSpec):
-    """Image format that a model expects, and the tokens it produces per image."""
+    """Image format that a model expects, and its number of tokens per image."""
 
     tokens_per_image: int  # placeholder tokens per image in the text
 
@@ -63,7 +67,7 @@ class XrayImage(BaseProcessor):
 
     @dataclass(kw_only=True)
     class Config(BaseProcessor.Config):
-        """Settings of an image processor; None uses the value of the model's `image_spec`."""
+        """Settings of an image processor; None uses the value in the model's `image_spec`."""
 
         image_size: int | None = None
         """Side of the output in pixels."""
@@ -72,11 +76,11 @@ class XrayImage(BaseProcessor):
         std: list[float] | None = None
         """Per channel, of values in [0, 1]; one number is repeated."""
         fit: Fit | None = None
-        """`squash` ignores the aspect ratio, `pad` adds black borders, `crop` takes the centre
-        square; None uses the encoder's default."""
+        """`squash` ignores the aspect ratio, `pad` adds black borders, and `crop` cuts out the
+        centre square. None uses the encoder's default."""
         draft: bool = False
-        """Decode a large JPEG at a half, a quarter or an eighth of its size, but at least twice the
-        output size: faster, with slightly different values."""
+        """Whether to decode a large JPEG at a half, a quarter or an eighth of its size, but at
+        least twice the output size. This is faster, but the values differ slightly."""
 
         def __post_init__(self) -> None:
             with Checks(self) as check:
@@ -100,19 +104,19 @@ class XrayImage(BaseProcessor):
 
     @property
     def min_side(self) -> int | None:
-        """Smallest side, in pixels, at which a picture may be decoded; None decodes it in full."""
+        """Smallest side, in pixels, at which an image may be decoded; None decodes it in full."""
         return 2 * self.size if self.config.draft else None
 
     def __call__(self, pixels: np.ndarray, rng_key: str = "") -> Tensor:
-        """Process one picture.
+        """Process one image or clip.
 
         Args:
-            pixels: (H, W) or (H, W, 3) float32 display values in [0, 1], bones bright; or
-                (F, H, W[, 3]) for the frames of a clip.
-            rng_key: Seeds random augmentation; unused here.
+            pixels: float32 display values in [0, 1] with bright bones, of shape (H, W) or
+                (H, W, 3) for an image, (F, H, W[, 3]) for a clip.
+            rng_key: Seeds random augmentation; not used here.
 
         Returns:
-            (C, S, S) float32, normalised; (F, C, S, S) for a clip.
+            Normalised float32 tensor of shape (C, S, S), or (F, C, S, S) for a clip.
         """
         image = channels_first(pixels)
         if self.grey:
@@ -121,7 +125,7 @@ class XrayImage(BaseProcessor):
         return (self.resize(image, rng_key) - self.mean) / self.std
 
     def resize(self, image: Tensor, rng_key: str) -> Tensor:
-        """(…, C, H, W) in [0, 1] -> (…, C, S, S) in [0, 1], with antialiasing."""
+        """Resize (…, C, H, W) to (…, C, S, S) with antialiasing; values stay in [0, 1]."""
         if self.fit == "pad":
             image = _pad_to_square(image)
         elif self.fit == "crop":
@@ -131,11 +135,11 @@ class XrayImage(BaseProcessor):
         return resized.clamp(0, 1)  # bicubic overshoots at edges
 
     def geometry(self, height: int, width: int, rng_key: str = "") -> Geometry:
-        """The map from a picture to its padding or centre crop."""
+        """Return the map from an image to its padded or cropped version."""
         return _square_geometry(self.fit, height, width)
 
     def signature(self) -> dict[str, Any]:
-        """The base class's signature, with the values taken from the model's `image_spec`."""
+        """Return the base class's signature, with the values from the model's `image_spec`."""
         return {
             **super().signature(),
             "image_size": self.size,
@@ -149,9 +153,9 @@ class XrayImage(BaseProcessor):
 
 @registry.register_processor("xray_image_train", "blip2_image_train")
 class XrayImageTrain(XrayImage):
-    """`xray_image` with random crop, rotation and grey-level changes.
+    """`xray_image` with random cropping, rotation and grey-level changes.
 
-    Pictures are never mirrored, since left and right matter in findings.
+    Images are never mirrored, since findings depend on left and right.
     """
 
     @dataclass(kw_only=True)
@@ -159,17 +163,17 @@ class XrayImageTrain(XrayImage):
         """Settings of the augmentation."""
 
         min_scale: float = 0.5
-        """Smallest crop, as a fraction of the picture's area, in (0, 1]; 1 disables cropping."""
+        """Smallest crop, as a fraction of the image's area, in (0, 1]; 1 disables cropping."""
         ratio: list[float] = field(default_factory=lambda: [0.75, 1.333])
         """Range of the crop's aspect ratio, as in Inception-style random resized crops."""
         degrees: float = 0.0
         """Largest rotation in degrees, in either direction."""
         grey_change: float = 0.0
-        """Largest change of contrast (a fraction) and of the gamma exponent (a logarithm);
-        brightness changes by half of it. In [0, 1)."""
+        """Largest change in contrast (a fraction) and in the logarithm of the gamma exponent, in
+        [0, 1); brightness changes by at most half of this value."""
 
         def for_eval(self) -> BaseProcessor.Config:
-            """The same settings without augmentation."""
+            """Return the same settings without augmentation."""
             return XrayImage.Config(
                 image_size=self.image_size,
                 mean=self.mean,
@@ -196,13 +200,13 @@ class XrayImageTrain(XrayImage):
 
     @property
     def min_side(self) -> int | None:
-        """As for `xray_image`, of the smallest crop."""
+        """Smallest side, in pixels, at which the smallest crop is still large enough, or None."""
         narrowest = min(self.config.ratio[0], 1 / self.config.ratio[1], 1.0)
         fraction = math.sqrt(self.config.min_scale * narrowest)
         return math.ceil(2 * self.size / fraction) if self.config.draft else None
 
     def resize(self, image: Tensor, rng_key: str) -> Tensor:
-        """Crop, resize, rotate and change grey levels, seeded with `rng_key`."""
+        """Crop, resize, rotate and change the grey levels, seeded with `rng_key`."""
         if self.config.min_scale < 1:
             image = self._crop(image, rng_key)
         image = super().resize(image, rng_key)
@@ -216,7 +220,7 @@ class XrayImageTrain(XrayImage):
         return (image**exponent * contrast + rng.uniform(-limit, limit) / 2).clamp(0, 1)
 
     def geometry(self, height: int, width: int, rng_key: str = "") -> Geometry:
-        """The map from a picture to its crop, made square and rotated."""
+        """Return the map from an image to its crop after squaring and rotation."""
         geometry = Geometry()
         if self.config.min_scale < 1:
             top, left, h, w = self._crop_window(height, width, rng_key)
@@ -234,7 +238,7 @@ class XrayImageTrain(XrayImage):
         return image[..., top : top + h, left : left + w]
 
     def _crop_window(self, height: int, width: int, rng_key: str) -> tuple[int, int, int, int]:
-        """Top, left, height and width of the crop, in pixels."""
+        """Sample the top, left, height and width of the crop, in pixels."""
         rng = keyed_random(rng_key, "crop")
         area = height * width * rng.uniform(self.config.min_scale, 1)
         low, high = self.config.ratio
@@ -248,13 +252,13 @@ def _per_channel(values: Any, channels: int) -> Tensor:
     repeated = list(values) * (channels if len(values) == 1 else 1)
     if len(repeated) != channels:
         raise InputError(
-            f"{len(repeated)} values of mean or std, but the encoder has {channels} channels"
+            f"mean or std has {len(repeated)} values, but the encoder has {channels} channels"
         )
     return torch.tensor(repeated, dtype=torch.float32).view(-1, 1, 1)
 
 
 def channels_first(pixels: np.ndarray) -> Tensor:
-    """(…, H, W) or (…, H, W, 3) -> (…, 3, H, W); grey is repeated."""
+    """Convert (…, H, W) or (…, H, W, 3) to (…, 3, H, W), repeating grey three times."""
     image = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
     if image.shape[-1] == 3 and image.dim() > 2:
         return image.movedim(-1, -3)
@@ -269,7 +273,7 @@ def _pad_to_square(image: Tensor) -> Tensor:
 
 
 def _square_geometry(fit: Fit, height: int, width: int) -> Geometry:
-    """The map from a picture to the square made of it, exact to the pixel."""
+    """Return the map from an image to the square made from it, exact to the pixel."""
     if fit == "squash":
         return Geometry()
     side = max(height, width) if fit == "pad" else min(height, width)

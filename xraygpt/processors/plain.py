@@ -1,4 +1,4 @@
-"""Unchanged pictures, for models whose own processor resizes and normalises."""
+"""Pass images on unchanged, for models whose own processor resizes and normalises them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class PlainPixels(BaseProcessor):
     fixed_size = False
 
     def __call__(self, pixels: np.ndarray, rng_key: str = "") -> Tensor:
-        """(H, W) or (H, W, 3) -> (3, H, W) float32; a leading frame axis is kept."""
+        """Convert (H, W) or (H, W, 3) to (3, H, W) float32, keeping a leading frame axis."""
         return channels_first(pixels).contiguous()
 
     def geometry(self, height: int, width: int, rng_key: str = "") -> Geometry:
-        """The identity: no point moves."""
+        """Return the identity map, since no point moves."""
         return Geometry()

@@ -1,4 +1,4 @@
-"""Cleaning of report texts."""
+"""Clean report texts."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ class ReportText(BaseProcessor):
         """Settings of report cleaning."""
 
         masks: Literal["remove", "drop_sentence", "keep"] = "remove"
-        """Treatment of `XXXX` and `___`: `remove` restores the few that are certain ("chest
-        x-XXXX") and deletes the others; `drop_sentence` then drops sentences that still contain
-        one, unless no sentence would remain; `keep` changes nothing."""
+        """Treatment of the masks `XXXX` and `___`. `remove` restores those whose original words are
+        certain ("chest x-XXXX") and deletes the others. `drop_sentence` also restores the former,
+        but drops sentences with other masks, unless no sentence would remain. `keep` changes
+        nothing."""
         lower: bool = False
-        """Lower-case the text."""
+        """Whether to convert the text to lower case."""
         max_words: int | None = None
-        """Truncate to this many words, at a sentence end if possible; None does not truncate."""
+        """Truncate to this many words, after a sentence if possible; None does not truncate."""
 
     config: Config
 
     def __call__(self, item: str, rng_key: str = "") -> str:
-        """Clean one text."""
+        """Clean one report text."""
         text = re.sub(r"\s+", " ", item).strip()
         if self.config.masks != "keep":
             text = self._unmask(text)
@@ -77,11 +78,11 @@ class Identity(BaseProcessor):
 
 @registry.register_processor("blip_caption")
 class BlipCaption(Identity):
-    """Returns the text unchanged: XrayGPT's configurations name it but its code never calls it."""
+    """Returns the text unchanged; XrayGPT's configurations name it, but its code never calls it."""
 
     @dataclass(kw_only=True)
     class Config(BaseProcessor.Config):
-        """Settings of XrayGPT, accepted without effect."""
+        """XrayGPT's settings, which are accepted but have no effect."""
 
         prompt: str = ""
         """Has no effect."""
@@ -91,13 +92,13 @@ class BlipCaption(Identity):
     def __init__(self, config: Any, **runtime: Any) -> None:
         super().__init__(config, **runtime)
         log.warning(
-            "text_processor blip_caption does not change reports, as in XrayGPT, which never calls "
-            "it; use report_text to clean them"
+            "text_processor blip_caption does not change reports, since XrayGPT never calls it; "
+            "use report_text to clean reports"
         )
 
 
 def split_sentences(text: str) -> list[str]:
-    """Split a report into sentences, but not at numbers like 1.5 or list marks like "2."."""
+    """Split a report into sentences, but not at numbers like 1.5 or list markers like "2."."""
     return [s for s in re.split(r"(?<=[.!?])(?<!\b\d\.)\s+(?=\S)", text) if s]
 
 

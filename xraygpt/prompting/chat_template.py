@@ -1,4 +1,4 @@
-"""Rendering of conversations with the tokenizer's own chat template."""
+"""Render conversations with the tokenizer's own chat template."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ChatTemplate:
     """The tokenizer's chat template, with the interface of `Template`.
 
     Args:
-        tokenizer: Has a chat template.
+        tokenizer: A tokenizer with a chat template.
         media_marks: See `PromptRenderer`.
     """
 
@@ -26,7 +26,7 @@ class ChatTemplate:
         self.tokenizer, self.media_marks = tokenizer, media_marks
 
     def build_pieces(self, turns: Sequence[Turn], end: str) -> list[Piece]:
-        """Format `turns`; `end` is not used, since the template ends answers itself.
+        """Format `turns`; `end` is not used, since the chat template itself ends answers.
 
         Raises:
             InputError: The template changes earlier turns when a turn is added.
@@ -39,7 +39,8 @@ class ChatTemplate:
             with_answer = self._apply(turns[: i + 1], add_generation_prompt=False)
             if not (with_question.startswith(rendered) and with_answer.startswith(with_question)):
                 raise InputError(
-                    "the tokenizer's chat template changes earlier turns; choose another template"
+                    "the tokenizer's chat template changes earlier turns when a turn is added; set "
+                    "model.prompt_template to another template"
                 )
             answer = with_answer[len(with_question) :].rstrip()
             pieces += [
@@ -59,7 +60,7 @@ class ChatTemplate:
         )
 
     def _content(self, parts: list[Part]) -> str | list[dict[str, str]]:
-        """Parts in transformers' format, or as one string for a text-only template."""
+        """Convert parts to transformers' format, or to one string for a text-only template."""
         if not self.media_marks:
             return "".join(_mark_text(p) if isinstance(p, MediaPart) else p for p in parts)
         items: list[dict[str, str]] = []
@@ -83,7 +84,7 @@ class ChatTemplate:
 
 
 def _mark_text(part: MediaPart) -> str:
-    """A medium as text, for a text-only template."""
+    """Represent a medium as text, for a text-only template."""
     if not part.shown:
         return part.caption
     return f"{part.mark}; {part.caption}" if part.caption else part.mark

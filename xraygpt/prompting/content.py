@@ -1,4 +1,4 @@
-"""Turns of a conversation, consisting of text and media.
+"""Turns of a conversation, which consist of text and media.
 
 In text, ``<image>`` marks the position of any medium and ``<video>`` that of a clip.
 """
@@ -19,10 +19,10 @@ class MediaPart:
     """Position of one medium in a turn.
 
     Attributes:
-        mark: ``<image>`` for any medium, ``<video>`` only for a clip.
+        mark: ``<image>`` for any medium, or ``<video>`` only for a clip.
         caption: Text next to the medium, inside the text that the template puts around it.
-        shown: False replaces the medium's tokens by the caption, for a language model that sees no
-            images.
+        shown: False replaces the medium's tokens with the caption, for a language model that sees
+            no images.
     """
 
     mark: Literal["<image>", "<video>"] = "<image>"
@@ -54,30 +54,30 @@ def parse_parts(text: str) -> list[Part]:
 
 
 def turn_parts(turn: Turn) -> list[Part]:
-    """The content parts of a turn."""
+    """Return the content parts of a turn."""
     return list(turn["content"]) if "content" in turn else parse_parts(turn["text"])
 
 
 def build_turn(role: str, content: Iterable[Part]) -> Turn:
-    """Build a turn from content parts; its text contains marks but no captions of shown media."""
+    """Build a turn from content parts; its text contains marks but not shown media's captions."""
     parts = list(content)
     text = "".join(p if isinstance(p, str) else p.mark if p.shown else p.caption for p in parts)
     return Turn(role=role, text=text, content=parts)
 
 
 def strip_marks(text: str) -> str:
-    """`text` without the marks of media."""
+    """Return `text` without media marks."""
     return MARK_PATTERN.sub("", text).strip()
 
 
 def plain_text(turn: Turn) -> str:
-    """Text of a turn without marks; captions are added in words."""
+    """Return the text of a turn without marks, with captions written out."""
     texts = [_caption_text(p) if isinstance(p, MediaPart) else p for p in turn_parts(turn)]
     return "".join(texts).strip()
 
 
 def without_media(turn: Turn) -> Turn:
-    """Replace the media of a turn by their captions in words, for a model that takes no media."""
+    """Replace the media in a turn with their captions, for a model that does not accept media."""
     if "content" not in turn:
         return Turn(role=turn["role"], text=strip_marks(turn["text"]))
     parts = [
@@ -97,5 +97,5 @@ def _caption_text(part: MediaPart) -> str:
 
 
 def has_text(turn: Turn) -> bool:
-    """Whether a turn has text in addition to its media and their captions."""
+    """Return whether a turn has text in addition to its media and their captions."""
     return any(isinstance(part, str) and part.strip() for part in turn_parts(turn))

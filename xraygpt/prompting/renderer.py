@@ -1,7 +1,8 @@
-"""Rendering of conversation turns as token ids, for training, evaluation, prediction and chat.
+"""Render conversation turns as token ids, for training, evaluation, prediction and chat.
 
-A template splits a conversation into pieces of prompt and answer. Each piece of text is tokenised
-separately, so that the ids of a prompt to generate from are exactly the prefix of the training ids.
+A template splits a conversation into prompt pieces and answer pieces. Each piece of text is
+tokenised separately, so that the ids of a generation prompt are an exact prefix of the training
+ids.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from xraygpt.media.base import Kind
     from xraygpt.prompting.tokenizer import Tokenizer
 
-IMAGE_TOKEN_ID = -200  # placeholder in input_ids; negative, so no text can produce it
-IGNORE_INDEX = -100  # label of a token without loss
+IMAGE_TOKEN_ID = -200  # placeholder in input_ids; negative, so that no text can produce it
+IGNORE_INDEX = -100  # label of tokens that the loss ignores
 
 
 class Run(NamedTuple):
@@ -51,18 +52,18 @@ class PlacedRun(NamedTuple):
 
 
 class Rendered(TypedDict):
-    """One conversation as ids; `input_ids` and `labels` have equal length."""
+    """One conversation as ids; `input_ids` and `labels` have the same length."""
 
-    input_ids: list[int]  # IMAGE_TOKEN_ID at every token of a medium
+    input_ids: list[int]  # IMAGE_TOKEN_ID for every token of a medium
     labels: list[int]  # IGNORE_INDEX everywhere except on answers
-    runs: list[PlacedRun]  # of each medium, in order
+    runs: list[PlacedRun]  # one for each medium, in order
 
 
 def load_prompts(path: Path | None) -> list[str]:
-    """Read questions, one per line; ``#`` starts a comment, ``<Img><ImageHere></Img>`` is removed.
+    """Read one question per line, skipping ``#`` comments and removing ``<Img>…</Img>``.
 
     Raises:
-        InputError: The file is missing or contains no question.
+        InputError: The file cannot be read or contains no questions.
     """
     if path is None:
         return []
@@ -73,7 +74,7 @@ def load_prompts(path: Path | None) -> list[str]:
     lines = [re.sub(r"<Img>.*?</Img>", "", line).strip() for line in text.splitlines()]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise InputError(f"model.prompt_path: {path} contains no question")
+        raise InputError(f"model.prompt_path: {path} contains no questions; write one per line")
     return prompts
 
 
@@ -83,11 +84,12 @@ class PromptRenderer:
     Args:
         tokenizer: A transformers tokenizer.
         template: A name in `TEMPLATES`, ``chat_template``, or a text with one ``{}``.
-        prompts: Questions to sample from, one per sample, if a sample's first question has no text.
-        end_sym: Ends every answer; None uses the template's, then the end-of-sequence token.
-        max_txt_len: Largest number of tokens of an answer, its end included; None is no limit.
+        prompts: Questions; one is sampled for each sample whose first question has no text.
+        end_sym: Text that ends every answer; None uses the template's own or, if it has none, the
+            end-of-sequence token.
+        max_txt_len: Largest number of tokens in an answer, including its end; None means no limit.
         media_marks: For "image" and "video", the text that the tokenizer's chat template writes in
-            place of each medium, such as ``<|image_pad|>``. None for a text-only template, which
+            place of each medium, such as ``<|image_pad|>``. None means a text-only template, which
             receives ``<image>`` as text.
     """
 
@@ -114,8 +116,8 @@ class PromptRenderer:
         self.end_sym = (end_sym if end_sym is not None else template_end) or tokenizer.eos_token
         if not self.end_sym:
             raise InputError(
-                "the tokenizer has no end-of-sequence token: set model.end_sym to the text that "
-                "ends answers"
+                "the tokenizer has no end-of-sequence token; set model.end_sym to the text that "
+                "ends an answer"
             )
         self._opening_ids = _bos_ids(tokenizer) if named_template else []
         self.stop_strings = [self._find_stop_string()]
@@ -127,7 +129,7 @@ class PromptRenderer:
         return bool(self._opening_ids)
 
     def with_prompt(self, turns: list[Turn], rng_key: str) -> list[Turn]:
-        """Add a prompt sampled with `rng_key` if the first question has no text."""
+        """Add a prompt, sampled with `rng_key`, if the first question has no text."""
         if not self.prompts:
             return turns
         first = next((i for i, t in enumerate(turns) if t["role"] == "user"), None)
@@ -143,19 +145,20 @@ class PromptRenderer:
         sample_id: str = "",
         answers: Sequence[Sequence[int]] = (),
     ) -> Rendered:
-        """Ids and labels of a conversation.
+        """Convert a conversation to ids and labels.
 
         Args:
-            turns: Ends with an assistant turn for training, with a user turn for generation.
-            runs: Placeholder tokens of each medium, in order.
+            turns: The conversation, which ends with an assistant turn for training and with a user
+                turn for generation.
+            runs: The placeholder tokens for each medium, in order.
             sample_id: Used in error messages.
-            answers: Ids of the first answers including their ends, to use instead of tokenising
-                their text. No effect with a template that is `joined`.
+            answers: Ids of the first answers, including their ends, to use instead of tokenising
+                their text. They have no effect with a `joined` template.
 
         Raises:
-            DataError: The number of media in the text differs from `runs`, or a ``<video>`` marks
-                something other than a clip. Only the task language_modeling supports media
-                replaced by words (`codes_as_image`).
+            DataError: The number of media in the text differs from the length of `runs`, or a
+                ``<video>`` marks something other than a clip. Only the task language_modeling
+                supports media replaced with words (`codes_as_image`).
         """
         turns = self._prepare(turns, runs, sample_id)
         ids: list[int] = list(self._opening_ids)
@@ -181,14 +184,14 @@ class PromptRenderer:
         return Rendered(input_ids=ids, labels=labels, runs=placed)
 
     def render_text(self, turns: Sequence[Turn]) -> str:
-        """The conversation as text, with ``<image>`` in place of media."""
+        """Render a conversation as text, with ``<image>`` in place of media."""
         media = [part for part in _media_parts(turns) if part.shown]
         runs = [Run(1, "clip" if part.mark == VIDEO else "image") for part in media]
         pieces = self.template.build_pieces(self._prepare(turns, runs, ""), self.end_sym)
         return "".join(piece.text for piece in pieces)
 
     def answer_ids(self, text: str) -> list[int]:
-        """Ids of an answer and its end, as in training."""
+        """Return the ids of an answer and its end, as in training."""
         turns = [Turn(role="user", text="?"), Turn(role="assistant", text=text)]
         return [i for i in self.render(turns, [])["labels"] if i != IGNORE_INDEX]
 
@@ -208,7 +211,7 @@ class PromptRenderer:
         ]
 
     def _prepare_answer(self, turn: Turn) -> Turn:
-        """An answer as plain text: marks in it are words like any other."""
+        """Convert an answer to plain text, in which marks are ordinary words."""
         text = self._break_special_tokens(turn["text"])
         return Turn(role="assistant", text=text, content=[text])
 
@@ -225,7 +228,7 @@ class PromptRenderer:
         return build_turn(turn["role"], parts)
 
     def _break_special_tokens(self, text: str) -> str:
-        """Insert a space into every special token and mark that occurs in `text`."""
+        """Insert a space into every special token and every mark that occurs in `text`."""
         marks = {*self.tokenizer.all_special_tokens, *self.media_marks.values(), self.end_sym}
         for mark in marks - {IMAGE}:
             if len(mark) > 1 and mark in text:
@@ -251,7 +254,7 @@ class PromptRenderer:
 
 
 def _add_prompt(turn: Turn, prompt: str) -> Turn:
-    """A question without text, with `prompt` after its media."""
+    """Add `prompt` after the media of a question without text."""
     question = Turn(role="user", text=f"{turn['text'].strip()} {prompt}".strip())
     if "content" in turn:
         media = list(turn["content"])  # and the white space between them
@@ -264,7 +267,7 @@ def _add_prompt(turn: Turn, prompt: str) -> Turn:
 
 
 def _media_parts(turns: Sequence[Turn]) -> list[MediaPart]:
-    """The media of all turns except answers, in which marks are plain text."""
+    """Return the media in all turns except answers, in which marks are plain text."""
     prompts = [turn for turn in turns if turn["role"] != "assistant"]
     return [part for turn in prompts for part in turn_parts(turn) if isinstance(part, MediaPart)]
 
@@ -273,28 +276,28 @@ def _check_media(turns: Sequence[Turn], runs: Sequence[Run], sample_id: str) -> 
     media = _media_parts(turns)
     shown = [part for part in media if part.shown]
     if len(shown) != len(runs):
-        hint = "; its images are replaced by words: remove codes_as_image"
+        hint = "; its images are replaced with words: remove codes_as_image"
         raise DataError(
-            f"sample {sample_id}: {len(shown)} {IMAGE} in its text but {len(runs)} images"
+            f"sample {sample_id} has {len(shown)} {IMAGE} in its text but {len(runs)} images"
             + (hint if len(media) > len(shown) else "")
         )
     for part, run in zip(shown, runs, strict=True):
         if part.mark == VIDEO and run.kind != "clip":
             article = "an" if run.kind in ("image", "embedding") else "a"
             raise DataError(
-                f"sample {sample_id}: {VIDEO} in its text stands for {article} {run.kind}, not "
-                f"for a clip; write {IMAGE}, or name the clip's file or frames"
+                f"sample {sample_id}: {VIDEO} in its text marks {article} {run.kind}, not a clip; "
+                f"write {IMAGE}, or specify the clip's file or frames"
             )
 
 
 def _bos_ids(tokenizer: Tokenizer) -> list[int]:
-    """The beginning-of-sequence id if the tokenizer puts it before a text, else nothing."""
+    """Return the beginning-of-sequence id if the tokenizer puts it before a text, else nothing."""
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and bos in tokenizer("a")["input_ids"] else []
 
 
 class _NoTextRenderer(PromptRenderer):
-    """Renders nothing, for models without text; media get runs of length 0."""
+    """Renders nothing, for models without text; each medium has a run of length 0."""
 
     class _Pad:
         pad_token_id = eos_token_id = 0
@@ -311,7 +314,7 @@ class _NoTextRenderer(PromptRenderer):
         sample_id: str = "",
         answers: Sequence[Sequence[int]] = (),
     ) -> Rendered:
-        """No ids, and a run of length 0 for each medium."""
+        """Return no ids, and a run of length 0 for each medium."""
         return Rendered(input_ids=[], labels=[], runs=[PlacedRun(r.kind, 0, 0) for r in runs])
 
 

@@ -19,12 +19,12 @@ class Piece:
 
     @property
     def text(self) -> str:
-        """The text with the marks of media."""
+        """The text, with marks in place of media."""
         return "".join(p if isinstance(p, str) else p.mark for p in self.parts)
 
 
 def merge_text(parts: Iterable[Part]) -> tuple[Part, ...]:
-    """Join neighbouring texts and remove empty ones."""
+    """Join adjacent texts and remove empty ones."""
     merged: list[Part] = []
     for part in parts:
         if isinstance(part, str) and merged and isinstance(merged[-1], str):
@@ -41,10 +41,11 @@ class Template:
     Attributes:
         turn: Text around a question and before its answer, with one ``{}``.
         image: Text around an image, with one ``{}``.
-        end: Ends every answer; the tokenizer's end-of-sequence token if empty.
-        system: Begins a conversation without a system turn.
-        joined: Tokenise all text between two images as one string, including earlier answers, as
-            XrayGPT's chat does. Otherwise each turn and each answer is tokenised separately.
+        end: Text that ends every answer; if empty, the tokenizer's end-of-sequence token.
+        system: Text that begins a conversation without a system turn.
+        joined: Whether to tokenise all text between two images as one string, including earlier
+            answers, as XrayGPT's chat does. Otherwise each turn and each answer is tokenised
+            separately.
     """
 
     turn: str
@@ -95,8 +96,8 @@ _XRAYGPT = Template(turn="###Patient: {} ###Doctor: ", image="<Img>{}</Img>", en
 TEMPLATES = {
     "none": Template(turn="{}"),
     "xraygpt": _XRAYGPT,
-    # XrayGPT's two prompt formats, with identical token ids: its second training stage, and its
-    # demo, whose format was never used in training.
+    # XrayGPT's two prompt formats, reproduced with identical token ids: the format of its second
+    # training stage, and the format of its demo, which was never used in training.
     "legacy_train": _XRAYGPT,
     "legacy_chat": Template(
         turn="Patient: {}###Doctor:",
@@ -113,17 +114,17 @@ TEMPLATES = {
         "The assistant gives helpful, detailed, and polite answers to the user's questions. ",
     ),
 }
-CHAT_TEMPLATE = "chat_template"  # the tokenizer's own, see `chat_template.py`
+CHAT_TEMPLATE = "chat_template"  # the tokenizer's own template, see `chat_template.py`
 
 
 def find_template(name: str) -> Template | None:
     """Look up a template by name, or build one from a text with a single ``{}``.
 
     Returns:
-        The template; None for the tokenizer's own.
+        The template, or None for the tokenizer's own.
 
     Raises:
-        InputError: `name` is neither a known name nor a text with exactly one ``{}``.
+        InputError: `name` is neither a template's name nor a text with exactly one ``{}``.
     """
     if name == CHAT_TEMPLATE:
         return None

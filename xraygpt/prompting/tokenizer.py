@@ -7,10 +7,10 @@ from typing import Protocol
 
 
 class Tokenizer(Protocol):
-    """Converts text to ids and back; the subset used of transformers' tokenizers.
+    """Converts text to ids and back; the subset of transformers' tokenizers used here.
 
     Attributes:
-        chat_template: The Jinja template of its chat format; None if it has none.
+        chat_template: The Jinja template of the tokenizer's chat format, or None.
         all_special_tokens: Tokens outside normal text, with their ids in `all_special_ids`.
     """
 
@@ -23,7 +23,7 @@ class Tokenizer(Protocol):
     all_special_ids: list[int]
 
     def __call__(self, text: str, *, add_special_tokens: bool = True) -> Mapping[str, list[int]]:
-        """Encode a text; the ids are in ``input_ids``."""
+        """Encode a text; the result contains the ids as ``input_ids``."""
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Decode ids to text."""

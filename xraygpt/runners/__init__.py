@@ -1,4 +1,4 @@
-"""Runners: the training loop and the evaluation beside it."""
+"""Runners: the training loop and the validation during training."""
 
 from xraygpt.runners import train_loop
 

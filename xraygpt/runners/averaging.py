@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, validated and saved instead of the last step's."""
+"""An exponential moving average of the weights, which is validated and saved in their place."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Average:
     weights soon lose their influence (Polyak and Juditsky 1992; Tarvainen and Valpola 2017).
 
     Args:
-        model: The average starts from its current weights.
-        decay: In [0, 1).
+        model: The model, whose current weights initialise the average.
+        decay: Decay per step, in [0, 1).
     """
 
     def __init__(self, model: BaseModel, decay: float) -> None:
@@ -27,21 +27,21 @@ class Average:
         self.mean = {name: tensor.detach().clone() for name, tensor in self._changing().items()}
 
     def _changing(self) -> dict[str, Tensor]:
-        """Trained parameters and floating-point buffers of the model, by name."""
+        """Return the model's trained parameters and floating-point buffers by name."""
         trained = dict(self.model.trainable_parameters())
         buffers = {n: b for n, b in self.model.named_buffers() if b.is_floating_point()}
         return {**trained, **buffers}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Include the weights after `step`, counted from 1."""
+        """Include the weights after `step`, which is counted from 1."""
         decay = min(self.decay, step / (step + 9))
         for name, tensor in self._changing().items():
             self.mean[name].lerp_(tensor, 1 - decay)
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
-        """Give the model its averaged weights inside the block."""
+        """Context manager that swaps the averaged weights into the model."""
         own = self.own()
         self._put(self.mean)
         try:
@@ -50,11 +50,11 @@ class Average:
             self._put(own)
 
     def own(self) -> dict[str, Tensor]:
-        """A copy of the weights that are averaged, as they are now."""
+        """Return a copy of the current weights, before averaging."""
         return {name: tensor.detach().clone() for name, tensor in self._changing().items()}
 
     def load_state(self, own: Mapping[str, Tensor]) -> None:
-        """Resume: the model holds the saved average; give it the weights it trains, `own`."""
+        """Take the average from the model, then load the trained weights, `own`, into it."""
         self.mean = self.own()
         self._put(own)
 

@@ -1,4 +1,4 @@
-"""The contract of a runner."""
+"""The interface of runners."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from xraygpt.tasks.base import BaseTask
 
 
 class BaseRunner(Plugin):
-    """Owns device, precision, distribution, random state, checkpoints and logs."""
+    """Manages the device, precision, distribution, random state, checkpoints and logs."""
 
     @dataclass(kw_only=True)
     class Config(Plugin.Config):
-        """The settings that the `run` section of every training YAML has."""
+        """The settings in the `run` section of every training YAML file."""
 
         kind: ClassVar[Registry] = RUNNERS
-        default_name: ClassVar[str] = "train_loop"  # when `run.runner` is not given
+        default_name: ClassVar[str] = "train_loop"  # used if `run.runner` is not given
 
         task: BaseTask.Config
         """The task: a name, or `{name: …}` with the task's settings."""
 
     def train(self) -> dict[str, float]:
-        """Train to the end; returns the last validation."""
+        """Train to the end and return the results of the last validation."""
         raise NotImplementedError

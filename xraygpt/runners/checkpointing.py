@@ -1,4 +1,4 @@
-"""Saving and resuming a training run."""
+"""Saves and resumes training runs."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Checkpointer:
     """Writes everything a run needs to resume, and restores it.
 
     Args:
-        config: Where to save, what to resume, how many checkpoints to keep.
-        accelerator: The processes; only the main one writes.
-        model: Not wrapped for distributed training.
-        stepper: Holds the optimizer.
-        progress: Counters, restored in place.
+        config: Where to save, which run to resume and how many checkpoints to keep.
+        accelerator: The processes, of which only the main process writes.
+        model: The model, not wrapped for distributed training.
+        stepper: The stepper, which has the optimizer.
+        progress: The counters, which are restored in place.
         average: The weight average, or None.
-        global_batch: Samples per step over all processes.
+        global_batch: Number of samples per step over all processes.
         resolved: The complete configuration as YAML, stored with every checkpoint.
 
     Attributes:
-        run_folder: Known after `begin`.
+        run_folder: The run folder, which is known after `begin`.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Checkpointer:
         self.stepper, self.progress, self.average = stepper, progress, average
         self.global_batch, self.resolved = global_batch, resolved
         self.run_folder = Path()
-        self._saved_step = -1  # last step this process took part in saving
+        self._saved_step = -1  # the last step that this process took part in saving
 
     def begin(self) -> list[dict[str, Any]] | None:
         """Create a run folder, or restore the run that `resume_ckpt_path` names.
@@ -85,7 +85,7 @@ class Checkpointer:
         return rng
 
     def _restore(self, folder: Path) -> list[dict[str, Any]]:
-        """Load weights, counters, average and optimizer; remove what the run saved later."""
+        """Load the weights, counters, average and optimizer; remove later checkpoints and logs."""
         state.load_weights(self.model, folder)
         saved = state.read_state(folder, self.global_batch, int(self.accelerator.num_processes))
         self.progress.load_state(saved)
@@ -95,7 +95,7 @@ class Checkpointer:
             self.average.load_state(saved.get("own", {}) or self.average.own())
         elif "own" in saved:
             raise InputError(
-                "run.ema_decay is 0, but this run averages its weights; set it to its old value"
+                "run.ema_decay is 0, but this run averages its weights; restore the old value"
             )
         if self.accelerator.is_main_process:
             step, best_step = self.progress.step, self.progress.best_step
@@ -109,10 +109,10 @@ class Checkpointer:
         return rng
 
     def save(self) -> None:
-        """Save a checkpoint of the current step, unless it is saved already.
+        """Save a checkpoint of the current step unless it is already saved.
 
         Raises:
-            TrainingError: It cannot be written; raised on every process.
+            TrainingError: The checkpoint cannot be written; raised on every process.
         """
         if self._saved_step == self.progress.step:
             return
@@ -132,13 +132,13 @@ class Checkpointer:
                     self._write(facts)
             except TrainingError as error:
                 failure = str(error)
-        failure = distributed.broadcast(failure)  # or the other processes would wait for ever
+        failure = distributed.broadcast(failure)  # otherwise the other processes would wait forever
         if failure is not None:
             raise TrainingError(failure)
         self._saved_step = self.progress.step
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, the model has its averaged weights, if the run averages them."""
+        """Context manager that swaps in the averaged weights; does nothing if there are none."""
         return self.average.used() if self.average else contextlib.nullcontext()
 
     def _write(self, facts: dict[str, Any]) -> None:

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def dry_run(runner: Runner) -> dict[str, float]:
-    """One forward and backward pass on the longest rows; only features are written to disk.
+    """Run one forward and backward pass on the longest rows; only features are written to disk.
 
     Returns:
         `rows`, `tokens` and `targets` of the batch, its `loss` in nats per target token, the
-        run's `steps`, `trained_parameters`, and `peak_gib`: the most memory training will take on
-        the GPU, or without one in the whole process, in units of 2**30 bytes.
+        run's `steps`, the number of `trained_parameters`, and `peak_gib`: the maximum memory that
+        training will need on the GPU, or without a GPU in the whole process, in 2**30 bytes.
     """
     runner.cache_features()
     runner.wrapped.train()
@@ -30,7 +30,7 @@ def dry_run(runner: Runner) -> dict[str, float]:
     runner.stepper.backward(output.loss)
     rows, width = batch["input_ids"].shape
     trained = sum(p.numel() for _, p in runner.model.trainable_parameters())
-    # What the first optimizer step will allocate on top.
+    # The memory that the first optimizer step will allocate in addition.
     later = runner.stepper.bytes_to_come() + (4 * trained if runner.average else 0)
     targets = int(output.num_targets.sum())
     return {

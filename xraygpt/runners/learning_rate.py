@@ -12,13 +12,13 @@ from xraygpt.runners.settings import RunSettings
 
 
 class LearningRate:
-    """The schedule of a run, applied to an optimizer.
+    """A run's schedule, applied to an optimizer.
 
     Args:
-        config: Names the schedule and its settings.
-        optimizer: Its groups may carry `lr_scale`, a factor on the learning rate.
-        max_steps: Length of the run.
-        steps_per_epoch: Length of an epoch, in optimizer steps.
+        config: The schedule's name and its settings.
+        optimizer: The optimizer, whose groups may have `lr_scale`, a factor on the learning rate.
+        max_steps: Length of the run in optimizer steps.
+        steps_per_epoch: Length of an epoch in optimizer steps.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class LearningRate:
         self.scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
 
     def apply(self, step: int, val_losses: Sequence[tuple[int, float]]) -> float:
-        """Set the learning rate of `step` (counted from 0); returns it, before group factors."""
+        """Set the learning rate for `step` (counted from 0) and return it, before group factors."""
         config = self.config
         schedule = Schedule(
             init_lr=config.init_lr,

@@ -1,4 +1,4 @@
-"""What a run logs: package versions, metrics.jsonl, TensorBoard, the loss plot."""
+"""Logs for a run: package versions, metrics.jsonl, TensorBoard and the loss plot."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ PACKAGES = ("torch", "transformers", "timm", "accelerate", "peft", "safetensors"
 
 
 def new_run_folder(output_dir: Path) -> Path:
-    """A new name, ``<output_dir>/<date>-<time>-<random id>``; names sort by time."""
+    """Return a new path, ``<output_dir>/<date>-<time>-<random id>``; names sort by time."""
     return output_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def versions() -> dict[str, Any]:
-    """Package versions, git revision and machine architecture of this process."""
+    """Return this process's package versions, git revision and machine architecture."""
     return dict(_versions())
 
 
-@cache  # the code in memory stays the same whatever happens to the files
+@cache  # cached because the code in memory stays the same whatever happens to the files
 def _versions() -> dict[str, str]:
     result = {"python": platform.python_version(), "xraygpt": __version__}
     for name in PACKAGES:
@@ -41,7 +41,7 @@ def _versions() -> dict[str, str]:
 
 
 def facts(device: Any) -> dict[str, str]:
-    """Date, machine, device and versions as text, for the result page."""
+    """Return the date, machine, device and versions as text, for the result page."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
     result = {k: str(v) for k, v in versions().items() if k != "machine"}
@@ -74,8 +74,8 @@ class MetricsLog:
 
     Args:
         run: The run folder.
-        first_step: Later rows, written before the run was killed, are removed.
-        enabled: False on every process but the main one.
+        first_step: The step to start from; later rows, which a killed run left, are removed.
+        enabled: Whether to write; False on every process except the main process.
     """
 
     def __init__(self, run: Path, first_step: int, enabled: bool) -> None:
@@ -108,7 +108,7 @@ class MetricsLog:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl, up to a line that was cut off when the run was killed."""
+    """Read the rows in a metrics.jsonl, up to a line that was cut off when the run was killed."""
     if not path.is_file():
         return []
     rows = []
@@ -121,7 +121,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def plot_losses(rows: list[dict[str, Any]], path: Path) -> None:
-    """Plot the training loss, its mean over ten rows and both validation losses."""
+    """Plot the training loss, its mean over ten rows, and both validation losses."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4))

@@ -23,16 +23,16 @@ class BaseOptimizer(Plugin):
     """Builds a torch optimizer from parameter groups.
 
     Args:
-        config: Its settings, from `run.optimizer`.
+        config: The optimizer's settings, from `run.optimizer`.
         beta2: The run's `beta2`, for optimizers that average squared gradients.
     """
 
     @dataclass(kw_only=True)
     class Config(Plugin.Config):
-        """Settings of an optimizer; learning rate and weight decay are the run's."""
+        """Settings for an optimizer; the run sets the learning rate and the weight decay."""
 
         kind: ClassVar[Registry] = OPTIMIZERS
-        default_name: ClassVar[str] = "adamw"  # when `run.optimizer` names none
+        default_name: ClassVar[str] = "adamw"  # used if `run.optimizer` names none
 
     config: Any
 
@@ -45,7 +45,7 @@ class BaseOptimizer(Plugin):
         Its whole state must be in `state` and `param_groups`, which checkpoints save.
 
         Args:
-            groups: Each with `params`, `lr` and `weight_decay`; other keys, such as `lr_scale`,
+            groups: Groups with `params`, `lr` and `weight_decay`; other keys, such as `lr_scale`,
                 must be preserved.
             model: The model the weights belong to.
         """
@@ -58,12 +58,12 @@ class AdamW(BaseOptimizer):
 
     @dataclass(kw_only=True)
     class Config(BaseOptimizer.Config):
-        """Settings of AdamW beside `run.beta2`."""
+        """Settings for AdamW in addition to `run.beta2`."""
 
         beta1: float = 0.9
-        """Decay of the mean gradient per step, in [0, 1)."""
+        """Decay rate of the mean gradient per step, in [0, 1)."""
         eps: float = 1e-8
-        """Added to the square root of the mean squared gradient."""
+        """Constant added to the square root of the mean squared gradient."""
 
         def __post_init__(self) -> None:
             with Checks(self) as check:
@@ -80,7 +80,7 @@ class AdamW(BaseOptimizer):
 
 @registry.register_optimizer("muon")
 class Muon(BaseOptimizer):
-    """Muon on hidden matrices, AdamW on everything else.
+    """Muon for hidden matrices and AdamW for everything else.
 
     A matrix is updated along its orthogonalised momentum: a few Newton-Schulz iterations in
     bfloat16 bring all singular values of the update to about 1 (Jordan et al. 2024,
@@ -91,14 +91,14 @@ class Muon(BaseOptimizer):
 
     @dataclass(kw_only=True)
     class Config(AdamW.Config):
-        """Settings of Muon, and of AdamW for the remaining weights."""
+        """Settings for Muon, and for AdamW on the remaining weights."""
 
         momentum: float = 0.95
-        """Decay of a matrix's mean gradient per step, in [0, 1)."""
+        """Decay rate of a matrix's mean gradient per step, in [0, 1)."""
         nesterov: bool = True
-        """Use Nesterov momentum."""
+        """Whether to use Nesterov momentum."""
         ns_steps: int = 5
-        """Newton-Schulz iterations, 1 to 20."""
+        """Number of Newton-Schulz iterations, 1 to 20."""
         adjust_lr: Literal["match_rms_adamw", "original", "spectral_unclamped"] = "match_rms_adamw"
         """Factor on the learning rate of an (A, B) matrix: `match_rms_adamw` 0.2 √max(A, B);
         `original` √max(1, A / B), which needs its own learning rate, about 0.02;
@@ -109,7 +109,7 @@ class Muon(BaseOptimizer):
                 check.include(super().__post_init__)
                 check.fraction_below_one("momentum")
                 steps = self.ns_steps
-                check.refuse(not 1 <= steps <= 20, "ns_steps", f"must be 1 to 20, got {steps}")
+                check.refuse(not 1 <= steps <= 20, "ns_steps", f"must be in 1..20, got {steps}")
 
     config: Config
 
@@ -149,7 +149,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
     checkpoints work unchanged.
 
     Args:
-        parts: Optimizers over disjoint weights.
+        parts: The optimizers, over disjoint weights.
     """
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
@@ -166,7 +166,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         first = 0
         for part in self.parts:
             count = len(part.param_groups)
-            # load_state_dict replaces the dicts, so hand them to the part again.
+            # load_state_dict replaces the dicts, so pass them to the part again.
             part.param_groups = self.param_groups[first : first + count]
             part.state = self.state
             part.step()
@@ -182,14 +182,14 @@ def make_optimizer(
     weight_decay: float,
     beta2: float,
 ) -> torch.optim.Optimizer:
-    """Build the optimizer of a run over the parameter groups of its model.
+    """Build a run's optimizer over its model's parameter groups.
 
     Args:
         config: The optimizer's settings.
         model: The model to train.
-        lr: Learning rate of groups with an `lr_scale` of 1.
-        weight_decay: For groups that set none.
-        beta2: Decay of the mean squared gradient.
+        lr: Learning rate for groups with an `lr_scale` of 1.
+        weight_decay: Weight decay for groups that set none.
+        beta2: Decay rate of the mean squared gradient.
 
     Raises:
         TrainingError: Nothing is trained, or a trained weight is in no group.
@@ -209,12 +209,12 @@ def make_optimizer(
 
 
 def name_of(config: BaseOptimizer.Config) -> str:
-    """The optimizer's registered name."""
+    """Return the optimizer's registered name."""
     return OPTIMIZERS.name_of(type(config).owner)
 
 
 def check_name(config: BaseOptimizer.Config, saved: str) -> None:
-    """Refuse to resume with another optimizer than the one named in the checkpoint, `saved`.
+    """Refuse to resume with another optimizer than `saved`, the one named in the checkpoint.
 
     Raises:
         InputError: The names differ.
@@ -227,10 +227,10 @@ def check_name(config: BaseOptimizer.Config, saved: str) -> None:
 
 
 def bytes_to_come(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of state that `optimizer` will have after its first step.
+    """Compute how many bytes of state `optimizer` will have after its first step.
 
-    Found by a step on the meta device, which allocates nothing. For an optimizer that cannot run
-    there, two numbers per weight are assumed, as for AdamW.
+    The number is found by a step on the meta device, which allocates nothing. For an optimizer that
+    cannot run there, two numbers per weight are assumed, as for AdamW.
     """
     groups, state = optimizer.param_groups, optimizer.state
     shapes: list[TorchGroup] = [{**g, "params": [_on_meta(p) for p in g["params"]]} for g in groups]
@@ -254,7 +254,7 @@ def _on_meta(weight: Tensor) -> Tensor:
 
 
 def _select(groups: list[TorchGroup], keep: Callable[[Tensor], bool]) -> list[TorchGroup]:
-    """The groups reduced to the weights that `keep` accepts, without empty groups."""
+    """Return the groups reduced to the weights that `keep` accepts, without empty groups."""
     reduced = [{**group, "params": [p for p in group["params"] if keep(p)]} for group in groups]
     return [group for group in reduced if group["params"]]
 
@@ -262,18 +262,18 @@ def _select(groups: list[TorchGroup], keep: Callable[[Tensor], bool]) -> list[To
 def _check_groups(groups: list[TorchGroup], model: BaseModel) -> None:
     trained = model.trainable_parameters()
     if not trained:
-        raise TrainingError("nothing to train: every part is frozen (model.freeze_*)")
+        raise TrainingError("there is nothing to train: every part is frozen (model.freeze_*)")
     grouped = {id(weight) for group in groups for weight in group["params"]}
     missing = [name for name, weight in trained if id(weight) not in grouped]
     if missing:
         raise TrainingError(
-            f"{type(model).__name__}.param_groups() leaves out {len(missing)} trained weights, "
-            f"{missing[0]} first: put them into a group or set requires_grad to False"
+            f"{type(model).__name__}.param_groups() omits {len(missing)} trained weights, "
+            f"starting with {missing[0]}: put them into a group or set requires_grad to False"
         )
     for group in groups:
         for key in ("lr", "weight_decay"):
             if not (math.isfinite(group[key]) and group[key] >= 0):
                 raise TrainingError(
                     f"{type(model).__name__}.param_groups(): group {group.get('name', '')!r} has "
-                    f"{key} {group[key]}, which must be finite and not below 0"
+                    f"{key} {group[key]}, which must be finite and at least 0"
                 )

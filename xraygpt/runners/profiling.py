@@ -1,8 +1,9 @@
 """Profiles training steps: `run.profile` writes a trace and a table.
 
-Phases are wall time of the main thread. GPU work is asynchronous, so its time shows up in the phase
-that next waits for a result (`end`, which reads the loss). "rest" is the time between phases, such
-as validation and saving. Operators are counted over all threads, excluding the operators they call.
+Phases are measured in wall time of the main thread. GPU work is asynchronous, so its time shows up
+in the phase that next waits for a result (`end`, which reads the loss). "rest" is the time
+between phases, such as validation and saving. Operators are counted over all threads, excluding the
+operators they call.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ OPERATORS = 25
 
 
 def phase(name: str) -> contextlib.AbstractContextManager[Any]:
-    """Mark a part of a step, one of `PHASES`; next to no cost without a profiler."""
+    """Context manager that marks one of `PHASES`; almost free without a profiler."""
     return torch.profiler.record_function(f"step/{name}")
 
 
@@ -31,8 +32,8 @@ def profiler(folder: Path | None) -> Iterator[Any]:
     """Yield an object whose `step()` must be called after every step.
 
     Args:
-        folder: Where ``trace.json`` (chrome://tracing, ui.perfetto.dev) and ``profile.txt`` are
-            written; None disables profiling.
+        folder: Folder for ``trace.json`` (chrome://tracing, ui.perfetto.dev) and ``profile.txt``;
+            None disables profiling.
     """
     if folder is None:
         yield _NoProfiler()
@@ -52,9 +53,9 @@ def profiler(folder: Path | None) -> Iterator[Any]:
 
 
 def table(seen: torch.profiler.profile) -> str:
-    """Phases and the most expensive operators, in milliseconds per step and shares."""
+    """List phases and the most expensive operators, in milliseconds per step and shares."""
     every = list(seen.key_averages())
-    # With a GPU, marks appear again as GPU events, and kernels next to what launched them.
+    # With a GPU, marks also appear as GPU events, and kernels next to what launched them.
     host = torch.autograd.DeviceType.CPU
     events = [event for event in every if event.device_type == host]
     steps = sum(e.count for e in events if e.key.startswith("ProfilerStep")) or 1

@@ -1,4 +1,4 @@
-"""How far a run has come; part of every checkpoint."""
+"""A run's progress, which is part of every checkpoint."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 @dataclass
 class Progress:
-    """Steps taken and validation results.
+    """The steps taken and the validation results.
 
     Attributes:
-        step: Optimizer steps taken.
-        best: Lowest validation loss, nats per target token.
-        best_step: Step of `best`; -1 before the first evaluation.
-        stale: Evaluations since `best`.
+        step: Number of optimizer steps taken.
+        best: Lowest validation loss, in nats per target token.
+        best_step: The step at which `best` was reached; -1 before the first evaluation.
+        stale: Number of evaluations since `best`.
         val_losses: (step, loss in nats per target token) of every evaluation.
     """
 
@@ -27,7 +27,7 @@ class Progress:
     val_losses: list[tuple[int, float]] = field(default_factory=list)
 
     def record(self, loss: float) -> bool:
-        """Add an evaluation of the current step; returns whether it is the best so far."""
+        """Add an evaluation of the current step and return whether it is the best so far."""
         self.val_losses.append((self.step, loss))
         self.stale += 1
         if loss >= self.best:
@@ -36,10 +36,10 @@ class Progress:
         return True
 
     def state(self) -> dict[str, Any]:
-        """The fields, for a checkpoint."""
+        """Return the fields for a checkpoint."""
         return dict(vars(self))
 
     def load_state(self, saved: Mapping[str, Any]) -> None:
-        """Restore from a checkpoint; checkpoints of early versions have no `val_losses`."""
+        """Restore from a checkpoint; checkpoints from early versions have no `val_losses`."""
         self.step, self.best, self.best_step = saved["step"], saved["best"], saved["best_step"]
         self.stale, self.val_losses = saved["stale"], list(saved.get("val_losses", ()))

@@ -1,7 +1,7 @@
 """Learning-rate schedules: pure functions of the step, counted over the whole run from 0.
 
-They may use the validation losses before the step, which checkpoints keep. Warm-up happens once per
-run, not once per epoch.
+Schedules may use the validation losses before the step, which checkpoints keep. Warm-up happens
+once per run, not once per epoch.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from xraygpt.common.registry import registry
 class Schedule:
     """The numbers a schedule may use.
 
-    `decay_rate` is a factor: per epoch in the step schedule, and in the plateau schedule each time
-    `plateau_patience` evaluations in a row bring no new best. `val_losses` lists (step, loss in
-    nats) of all evaluations so far.
+    `decay_rate` is a factor, which applies once per epoch in the step schedule, and each time
+    `plateau_patience` evaluations in a row bring no new best in the plateau schedule. `val_losses`
+    lists the (step, loss in nats) of all evaluations so far.
     """
 
     init_lr: float
@@ -38,7 +38,7 @@ def _warmup(step: int, s: Schedule) -> float:
 
 @registry.register_lr_scheduler("linear_warmup_cosine_lr")
 def linear_warmup_cosine_lr(step: int, s: Schedule) -> float:
-    """Linear from `warmup_lr` to `init_lr`, then half a cosine to `min_lr` at the last step."""
+    """Rise linearly from `warmup_lr` to `init_lr`, then follow half a cosine down to `min_lr`."""
     if step < s.warmup_steps:
         return _warmup(step, s)
     done = (step - s.warmup_steps) / max(s.total_steps - s.warmup_steps, 1)
@@ -47,7 +47,7 @@ def linear_warmup_cosine_lr(step: int, s: Schedule) -> float:
 
 @registry.register_lr_scheduler("linear_warmup_step_lr")
 def linear_warmup_step_lr(step: int, s: Schedule) -> float:
-    """Linear from `warmup_lr` to `init_lr`, then × `decay_rate` each epoch, not below `min_lr`."""
+    """Rise linearly to `init_lr`, then multiply by `decay_rate` each epoch, down to `min_lr`."""
     if step < s.warmup_steps:
         return _warmup(step, s)
     return max(s.min_lr, s.init_lr * s.decay_rate ** (step // max(s.steps_per_epoch, 1)))
@@ -55,13 +55,13 @@ def linear_warmup_step_lr(step: int, s: Schedule) -> float:
 
 @registry.register_lr_scheduler("constant_lr")
 def constant_lr(step: int, s: Schedule) -> float:
-    """Linear warm-up, then `init_lr` throughout."""
+    """Warm up linearly, then return `init_lr` throughout."""
     return _warmup(step, s) if step < s.warmup_steps else s.init_lr
 
 
 @registry.register_lr_scheduler("reduce_on_plateau_lr")
 def reduce_on_plateau_lr(step: int, s: Schedule) -> float:
-    """Linear warm-up, then × `decay_rate` at every plateau, not below `min_lr`.
+    """Warm up linearly, then multiply by `decay_rate` at every plateau, down to `min_lr`.
 
     A plateau is `plateau_patience` evaluations in a row without a new best; counting restarts
     after it. Evaluations during warm-up may set the best but are not counted.

@@ -1,4 +1,4 @@
-"""The `run` section of a training YAML."""
+"""The `run` section of a training YAML file."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ _AT_LEAST_ONE = (
 
 @dataclass(kw_only=True)
 class RunSettings(BaseRunner.Config):
-    """Settings of the training loop."""
+    """Settings for the training loop."""
 
     output_dir: Path = Path("output")
-    """Parent of the run folders."""
+    """Parent folder for run folders."""
     seed: int = 42
-    """Seeds sample order, random choices and dropout."""
+    """Seed for the sample order, random choices and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`cuda` falls back to the CPU with a warning."""
+    """Device to train on; `cuda` falls back to the CPU with a warning."""
     amp: bool | Literal["bf16"] = True
-    """`true`: bfloat16 autocast on CUDA, none on a CPU. `bf16`: also on a CPU, which is faster if
-    it has bfloat16 instructions (AMX) and slower if not."""
+    """Mixed precision: `true` enables bfloat16 autocast on CUDA but not on a CPU; `bf16` enables it
+    on both, which is faster if the CPU has bfloat16 instructions (AMX) and slower otherwise."""
     max_epoch: int | None = None
     """Length of the run in epochs; set either this or `max_steps`."""
     max_steps: int | None = None
     """Length of the run in optimizer steps."""
     iters_per_epoch: int | None = None
-    """Optimizer steps per epoch; null: one pass over the data."""
+    """Optimizer steps per epoch; null sets one pass over the data."""
     batch_size_train: int = 16
     """Rows per micro-batch and process."""
     batch_size_eval: int = 32
@@ -54,26 +54,26 @@ class RunSettings(BaseRunner.Config):
     accum_grad_iters: int = 1
     """Micro-batches per optimizer step."""
     num_workers: int = 0
-    """Processes that read images; 0 reads in the training process."""
+    """Number of processes that read images; 0 reads them in the training process."""
     init_lr: float = 1e-4
     """Highest learning rate."""
     min_lr: float = 0.0
-    """Learning rate at the end."""
+    """Learning rate at the end of the run."""
     warmup_lr: float = 0.0
-    """Learning rate of the first step."""
+    """Learning rate in the first step."""
     warmup_steps: int = 0
     """Steps of linear warm-up from `warmup_lr` to `init_lr`, once per run."""
     lr_sched: Annotated[str, Choice(LR_SCHEDULERS)] = "linear_warmup_cosine_lr"
     lr_decay_rate: float = 0.9
-    """Factor per epoch of `linear_warmup_step_lr` and per plateau of `reduce_on_plateau_lr`."""
+    """Factor per epoch in `linear_warmup_step_lr` and per plateau in `reduce_on_plateau_lr`."""
     lr_plateau_patience: int = 3
     """Validations in a row without a new best before `reduce_on_plateau_lr` acts."""
     optimizer: BaseOptimizer.Config = field(default_factory=AdamW.Config)
-    """A name, or `{name: …}` with the optimizer's settings."""
+    """The optimizer: a name, or `{name: …}` with the optimizer's settings."""
     weight_decay: float = 0.05
-    """For matrices; biases and norms are not decayed, unless the model's groups say so."""
+    """Weight decay for matrices; biases and norms decay only if the model's groups say so."""
     beta2: float = 0.999
-    """Decay of AdamW's mean squared gradient per step, in [0, 1)."""
+    """Decay rate of AdamW's mean squared gradient per step, in [0, 1)."""
     ema_decay: float = 0.0
     """Validate and save an exponential moving average of the weights with this decay per step, for
     example 0.99; 0 disables it."""
@@ -82,34 +82,39 @@ class RunSettings(BaseRunner.Config):
     log_every: int = 10
     """Steps between log rows."""
     eval_every: int | None = None
-    """Steps between validations; null: once an epoch; 0: never."""
+    """Steps between validations; null validates once an epoch, 0 never."""
     eval_samples: int | None = None
-    """Validate on the first `eval_samples` samples of val only; null: all."""
+    """Validate only on the first `eval_samples` samples in val; null uses all."""
     save_every: int | None = None
-    """Steps between checkpoints; null: once an epoch; 0: only the last step, always saved."""
+    """Steps between checkpoints; null saves once an epoch, 0 only the last step, which is always
+    saved."""
     keep_checkpoints: int = 2
-    """Newest checkpoints to keep, in addition to the best."""
+    """Number of newest checkpoints to keep, in addition to the best."""
     patience: int | None = None
-    """Stop after this many validations in a row without a lower loss; null: never."""
+    """Stop after this many validations in a row without a lower loss; null never stops early."""
     resume_ckpt_path: str | None = None
-    """Run to resume: a run folder, a folder of runs (the newest is taken), or `auto`: the newest
-    under `output_dir`, or a new run if there is none."""
+    """Run to resume: a run folder, a folder of runs (the newest is resumed), or `auto`, which
+    resumes the newest run under `output_dir` or starts a new run if there is none."""
     train_splits: list[Literal["train", "val"]] = field(default_factory=lambda: ["train"])
     feature_cache: bool = True
-    """Store a frozen encoder's features on disk; no effect if the encoder is trained."""
+    """Cache a frozen encoder's features on disk; has no effect if the encoder is trained."""
     feature_store: FeatureStore = field(default_factory=FeatureStore)
     """Precision and size of the feature cache."""
     shard_llm: bool = False
-    """With several processes: shard the frozen LLM's layers (FSDP2). Less memory, more traffic."""
+    """Shard the frozen LLM's layers over several processes (FSDP2), which needs less memory but
+    causes more traffic."""
     compile: bool = False
-    """Compile the LLM's layers with torch.compile: a minute at the start, then faster steps."""
+    """Compile the LLM's layers with torch.compile, which takes a minute at the start and makes
+    steps faster."""
     profile: bool = False
-    """Profile steps 2 to 5: writes `trace.json` (for chrome://tracing) and `profile.txt`."""
+    """Profile steps 2 to 5 and write `trace.json` (for chrome://tracing) and `profile.txt`."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
             both = self.max_epoch is not None and self.max_steps is not None
-            check.refuse(both, "max_epoch", "max_steps is set, too; keep one", "max_steps")
+            check.refuse(
+                both, "max_epoch", "max_steps is also set; set only one of them", "max_steps"
+            )
             check.at_least(1, *_AT_LEAST_ONE)
             check.at_least(0, "min_lr", "warmup_lr", "weight_decay", "grad_clip")
             check.at_least(0, "num_workers", "warmup_steps")

@@ -1,7 +1,7 @@
 """Shards a frozen LLM over all processes (ZeRO stage 3, Rajbhandari et al. 2020; FSDP2).
 
 Each process keeps a shard of every layer and gathers the full layer to compute it. Trained weights
-(Q-Former, projection, LoRA) are replicated, so checkpoints look like those of a single process.
+(Q-Former, projection, LoRA) are replicated, so checkpoints look like a single process's.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ def shard_frozen(model: nn.Module, layers: nn.ModuleList, device: torch.device, 
     """Shard the frozen layers of a model in place.
 
     Args:
-        model: On `device`, not yet wrapped.
+        model: The model, which is on `device` and not yet wrapped.
         layers: The layers of its LLM.
-        device: Of this process.
-        world: Number of processes; with one, nothing is done.
+        device: This process's device.
+        world: Number of processes; nothing is done for a single process.
 
     Returns:
         Number of sharded parameters.
 
     Raises:
-        InputError: Some of the LLM's own parameters are trained, are quantized, or were loaded from
-            a checkpoint and would be saved again.
+        InputError: Some of the LLM's own parameters are trained or quantized, or were loaded from a
+            checkpoint and would be saved again.
     """
     if world == 1:
         return 0
@@ -43,7 +43,7 @@ def shard_frozen(model: nn.Module, layers: nn.ModuleList, device: torch.device, 
     group: Any = distributed.new_group()
     mesh = DeviceMesh.from_group(group, device.type)
     for layer in layers:
-        # Always resharded, because saving happens on one process alone and must not gather.
+        # Always resharded, because a single process saves checkpoints and must not gather.
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=adapters)
     shared = [n for n, p in model.named_parameters() if isinstance(p, DTensor)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, shared)
@@ -58,8 +58,8 @@ def _check_shardable(model: nn.Module, frozen: list[nn.Parameter]) -> None:
     """
     if any(p.requires_grad for p in frozen):
         raise InputError(
-            "run.shard_llm shards a frozen LLM, and this one is trained: set model.freeze_llm: "
-            "true (for example with model.lora), or leave it off"
+            "run.shard_llm shards a frozen LLM, but this LLM is trained: set model.freeze_llm: "
+            "true (for example with model.lora), or turn run.shard_llm off"
         )
     loaded: set[str] = getattr(model, "loaded_keys", set())
     inside = {id(p) for p in frozen}
@@ -68,7 +68,7 @@ def _check_shardable(model: nn.Module, frozen: list[nn.Parameter]) -> None:
         raise InputError(
             "run.shard_llm: model.ckpt contains weights of the LLM itself, which every checkpoint "
             "would have to save again; convert them to a separate LLM (python -m "
-            "xraygpt.convert), or leave it off"
+            "xraygpt.convert), or turn run.shard_llm off"
         )
     if not all(p.is_floating_point() for p in frozen):
         raise InputError("run.shard_llm cannot be combined with quantized weights (model.llm_bits)")

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C during training: finish the step, save, stop."""
+"""Handles SIGTERM and Ctrl-C in training by finishing the step, saving and stopping."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """Remembers the first SIGTERM or SIGINT instead of dying from it.
+    """Remembers a SIGTERM or SIGINT instead of terminating.
 
     Attributes:
-        received: Number of the signal, or None.
+        received: Number of the last signal received, or None.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
-        """Install the handlers inside the block; a second signal then has its usual effect."""
+        """Install the handlers inside the block; a repeated signal then has its usual effect."""
 
         def remember(number: int, _: Any) -> None:
             self.received = number
@@ -43,7 +43,7 @@ class StopSignals:
                     signal.signal(number, handler)
 
     def stop(self, step: int, run_folder: Path) -> None:
-        """End the run after everything is saved.
+        """End the run after everything has been saved.
 
         Raises:
             Stopped: Always, with exit code 128 + signal number.
@@ -57,10 +57,10 @@ class StopSignals:
         try:
             raise stopped
         finally:
-            del stopped  # its traceback would keep the data loader and its workers alive
+            del stopped  # the traceback would keep the data loader and its workers alive
 
 
 def ignore_in_worker(_: int) -> None:
-    """Make a data-loader worker ignore signals sent to the process group; the main one saves."""
+    """Make a data-loader worker ignore group signals, which the main process handles."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

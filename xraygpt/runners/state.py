@@ -1,4 +1,4 @@
-"""Writes and reads the contents of a checkpoint; resuming on a CPU is exact to the bit."""
+"""Writes and reads the contents of a checkpoint; resuming on a CPU is bit-exact."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATE = "state.pt"
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of every global generator of this process, in types `weights_only` loads."""
+    """Return the state of all global generators in this process, in types `weights_only` loads."""
     kind, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -33,7 +33,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Restore what `rng_state` returned."""
+    """Restore a state that `rng_state` returned."""
     version, inner, gauss = state["python"]
     random.setstate((version, tuple(inner), gauss))
     kind, keys, *rest = state["numpy"]
@@ -44,14 +44,14 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def seed_everything(seed: int, rank: int) -> None:
-    """Seed the global generators, each rank differently, so that dropout differs between ranks."""
+    """Seed the global generators differently on each rank, so that dropout differs too."""
     random.seed(seed + rank)
     np.random.seed((seed + rank) % 2**32)
     torch.manual_seed(seed + rank)
 
 
 def all_rng_states() -> list[dict[str, Any]]:
-    """Every rank's `rng_state`, in order; a collective call."""
+    """Gather every rank's `rng_state`, in order; all ranks must call this."""
     return gather_lists([rng_state()])
 
 
@@ -61,8 +61,8 @@ def write_state(
     """Write a checkpoint's files.
 
     Args:
-        folder: Empty.
-        model: Its `checkpoint_state` and assets are saved.
+        folder: An empty folder.
+        model: The model, whose `checkpoint_state` and assets are saved.
         state: Everything else needed to resume.
         config: The run's configuration, as YAML.
         versions: Package versions, as JSON.
@@ -82,12 +82,12 @@ def write_state(
     ]
     if missing:
         raise TrainingError(
-            f"not saved: {missing[0]} is trained, but the model's checkpoint_state() leaves it "
-            "out, so it would be lost"
+            f"not saved: {missing[0]} is trained, but the model's checkpoint_state() omits it, "
+            "so it would be lost"
         )
     broken = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
     if broken:
-        raise TrainingError(f"not saved: {broken[0]} holds values that are not finite")
+        raise TrainingError(f"not saved: {broken[0]} contains values that are not finite")
     save_file(tensors, folder / WEIGHTS)
     torch.save(state, folder / STATE)
     (folder / "config.yaml").write_text(config, encoding="utf-8")
@@ -96,10 +96,10 @@ def write_state(
 
 
 def load_weights(model: BaseModel, path: Path) -> tuple[Path, list[str]]:
-    """Initialize `model` from a run, a checkpoint, or one weight file.
+    """Initialize `model` from a run, a checkpoint or a weight file.
 
     Returns:
-        The file the weights came from, and the keys it lacks, which keep their initial values.
+        The file that contains the weights, and the keys it lacks, which keep their initial values.
 
     Raises:
         WeightsError: There are no usable weights, or they belong to another model.
@@ -110,7 +110,7 @@ def load_weights(model: BaseModel, path: Path) -> tuple[Path, list[str]]:
         state, required = foreign
     else:
         model.check_assets(source.parent)
-        # A part that was frozen when this was saved has been loaded from its own source already.
+        # A part that was frozen when this was saved has already been loaded from its own source.
         complete = tuple(p for p in model.frozen_parts if not any(n.startswith(p) for n in state))
         required = {n for n in model.checkpoint_state() if not (state and n.startswith(complete))}
     fresh = load_exactly(
@@ -125,14 +125,14 @@ def load_weights(model: BaseModel, path: Path) -> tuple[Path, list[str]]:
 
 
 def resume_from(named: str | None, output_dir: Path) -> Path | None:
-    """The checkpoint to resume from; None for a new run.
+    """Find the checkpoint to resume from; None for a new run.
 
     Args:
-        named: `run.resume_ckpt_path`.
-        output_dir: Searched if `named` is `auto`.
+        named: The value of `run.resume_ckpt_path`.
+        output_dir: The folder to search if `named` is `auto`.
 
     Raises:
-        WeightsError: There is no usable checkpoint at the named place.
+        WeightsError: There is no usable checkpoint at the named path.
     """
     if named is None:
         return None
@@ -143,30 +143,30 @@ def resume_from(named: str | None, output_dir: Path) -> Path | None:
 
 
 def read_state(folder: Path, global_batch: int, world: int = 1) -> dict[str, Any]:
-    """Everything in a checkpoint but the weights.
+    """Read everything in a checkpoint except the weights.
 
     Args:
-        folder: A checkpoint.
-        global_batch: Samples per step over all processes.
+        folder: The checkpoint.
+        global_batch: Number of samples per step over all processes.
         world: Number of processes.
 
     Raises:
-        WeightsError: It was saved with another global batch, so its steps are not comparable.
+        WeightsError: The checkpoint was saved with another global batch, so steps would differ.
     """
     state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    guess = global_batch // world * len(state["rng"])  # not stored by early versions
+    guess = global_batch // world * len(state["rng"])  # early versions did not store it
     before = state.get("global_batch", guess)
     if before != global_batch:
         raise WeightsError(
             f"{folder} was saved with {before} samples per step (run.batch_size_train times "
-            f"run.accum_grad_iters times processes), and this run has {global_batch}; make them "
+            f"run.accum_grad_iters times processes), but this run has {global_batch}; make them "
             "equal, or start a new run from its weights with model.ckpt"
         )
     return state
 
 
 def restore_rng(states: list[dict[str, Any]], rank: int, seed: int, step: int) -> None:
-    """Restore this rank's random state; a rank that did not exist before is seeded."""
+    """Restore this rank's random state; seed a rank that did not exist before."""
     if rank < len(states):
         set_rng_state(states[rank])
     else:

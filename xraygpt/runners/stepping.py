@@ -1,4 +1,4 @@
-"""Backward pass and optimizer step, on one process or several."""
+"""Runs the backward pass and the optimizer step, on one process or several."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from xraygpt.runners.settings import RunSettings
 
 
 class Stepper:
-    """A single process, or several by DDP, each with all trained weights.
+    """Trains on a single process, or on several with DDP, each with all trained weights.
 
     Args:
         accelerator: The processes.
-        model: On the accelerator's device.
-        optimizer: Over the trained weights.
-        config: `grad_clip` limits the gradient norm.
+        model: The model, on the accelerator's device.
+        optimizer: The optimizer for the trained weights.
+        config: Settings, of which `grad_clip` limits the gradient norm.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Stepper:
         self.accelerator, self.model = accelerator, model
         self.optimizer, self.config = optimizer, config
         self.wrapped: Any = self._wrap()
-        """The model wrapped for distributed training; call this one in the loop."""
+        """The model wrapped for distributed training, which the loop must call."""
 
     def _wrap(self) -> Any:
         # The optimizer is not prepared: the loop itself accumulates micro-batches.
@@ -44,7 +44,7 @@ class Stepper:
         return self.accelerator.prepare(self.model) if several else self.model
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Context of one forward and backward pass; gradients are reduced only in the last."""
+        """Context manager for a forward and backward pass; only the last reduces gradients."""
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
     def backward(self, loss: Tensor) -> None:
@@ -53,10 +53,11 @@ class Stepper:
         self.accelerator.backward(loss * self.accelerator.num_processes)
 
     def step(self, check: Callable[[float], None]) -> float:
-        """Clip the gradients, update the weights, reset the gradients.
+        """Clip the gradients, update the weights and reset the gradients.
 
         Args:
-            check: Called with the gradient norm before the update; raises to stop the run.
+            check: A function that is called with the gradient norm before the update and raises to
+                stop the run.
 
         Returns:
             The gradient norm before clipping.
@@ -69,13 +70,13 @@ class Stepper:
         return norm
 
     def bytes_to_come(self) -> int:
-        """Bytes of optimizer state that the first step will still allocate."""
+        """Return how many bytes of optimizer state the first step will still allocate."""
         return optimizers.bytes_to_come(self.optimizer)
 
     def state(self) -> dict[str, Any]:
-        """The optimizer's state, as a single process would have it; a collective call."""
+        """Return the optimizer's state as a single process has it; all ranks must call this."""
         return self.optimizer.state_dict()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore a `state`, after the model's weights are loaded."""
+        """Restore a `state` after the model's weights have been loaded."""
         self.optimizer.load_state_dict(state)

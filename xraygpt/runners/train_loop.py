@@ -4,12 +4,14 @@ One step, in order:
 
  1. set the learning rate of this step;
  2. fetch its micro-batches and count their target tokens over all processes;
- 3. forward and backward of each, with the loss divided once by that count;
+ 3. forward and backward of each; the task returns a loss summed over targets, which is divided by
+    that count, and the stepper sums gradients over processes;
  4. clip the gradients, update the weights, reset the gradients;
  5. log; validate if due; save if due; stop if a signal came.
 
-Step k always sees the same samples with the same random choices, so a run can be killed anywhere
-and resumed.
+Step k always sees the same samples with the same random choices: items k·G to (k+1)·G of an
+endless shuffled stream (`datasets.mixture`), where G is the global batch. So a run can be killed
+anywhere and resumed, on a CPU to the bit.
 """
 
 from __future__ import annotations
@@ -109,7 +111,7 @@ class Runner(BaseRunner):
         self._stop = False  # whether any process received a signal
 
     def _set_length(self) -> None:
-        """Samples per step, steps per epoch and steps of the run."""
+        """Compute the samples per step, the steps per epoch and the steps in the run."""
         config = self.config
         self.global_batch = config.batch_size_train * config.accum_grad_iters * self._world
         one_pass = math.ceil(self.splits["train"].epoch_size() / self.global_batch)
@@ -117,8 +119,8 @@ class Runner(BaseRunner):
         self.max_steps = config.max_steps or (config.max_epoch or 1) * self.steps_per_epoch
         if 2 * config.warmup_steps > self.max_steps > 1:
             log.warning(
-                "warmup_steps (%d) is most of the %d steps of this run, so init_lr is hardly ever "
-                "reached; lower it",
+                "warmup_steps (%d) is most of this run's %d steps, so init_lr is hardly ever "
+                "reached; lower warmup_steps",
                 config.warmup_steps,
                 self.max_steps,
             )
@@ -139,23 +141,23 @@ class Runner(BaseRunner):
 
     @property
     def step(self) -> int:
-        """Optimizer steps taken."""
+        """Number of optimizer steps taken."""
         return self.progress.step
 
     @property
     def run_folder(self) -> Path:
-        """Where the run is saved; known once `train` has begun."""
+        """The folder in which the run is saved; it is known once `train` has begun."""
         return self.checkpointer.run_folder
 
     def train(self) -> dict[str, float]:
         """Train to the last step.
 
         Returns:
-            The last validation.
+            The results of the last validation.
 
         Raises:
             TrainingError: The loss is not finite, or a checkpoint cannot be written.
-            Stopped: SIGTERM or SIGINT was received; everything is saved.
+            Stopped: SIGTERM or SIGINT was received; everything has been saved.
         """
         self._begin()
         memory.reset_peak(self.device)
@@ -185,11 +187,11 @@ class Runner(BaseRunner):
         return last
 
     def dry_run(self) -> dict[str, float]:
-        """One forward and backward pass on the longest rows; see `runners.dry_run`."""
+        """Run one forward and backward pass on the longest rows; see `runners.dry_run`."""
         return dry_run(self)
 
     def _step(self, batches: Iterator[Batch]) -> dict[str, float]:
-        """Take one optimizer step; returns the row for the log."""
+        """Take one optimizer step and return the row for the log."""
         began = time.perf_counter()
         with profiling.phase("data"):
             group = [next(batches) for _ in range(self.config.accum_grad_iters)]
@@ -198,8 +200,8 @@ class Runner(BaseRunner):
         count = distributed.sum_over_processes(self.accelerator, [targets])[0]
         if count == 0:
             raise TrainingError(
-                f"step {self.step + 1} has nothing to learn from: every sample of it was skipped; "
-                "the warnings above say why"
+                f"step {self.step + 1} has no target token: every sample was skipped (see the "
+                "warnings above) or has no answer"
             )
         loss_sum = torch.zeros((), device=self.device)
         self.wrapped.train()
@@ -208,7 +210,7 @@ class Runner(BaseRunner):
                 with profiling.phase("forward"), self.autocast():
                     loss = self.task.loss(self.wrapped, self.to_device(batch)).loss
                 with profiling.phase("backward"):
-                    self.stepper.backward(loss * (1 / count))
+                    self.stepper.backward(loss * (1 / count))  # summed over processes
             loss_sum += loss.detach()
         with profiling.phase("end"):
             sums = [float(loss_sum), float(self.signals.received is not None)]
@@ -229,7 +231,7 @@ class Runner(BaseRunner):
         }
 
     def _validate(self) -> dict[str, float]:
-        """Losses on val; saves a checkpoint if this is the best so far."""
+        """Compute the losses on val, and save a checkpoint if they are the best so far."""
         if not len(self.splits.get("val", ())):
             return {}
         with self.checkpointer.averaged_weights(), compiling.uncompiled():
@@ -241,14 +243,14 @@ class Runner(BaseRunner):
         return values
 
     def save(self) -> None:
-        """Save a checkpoint of this step, unless it is saved already.
+        """Save a checkpoint of this step unless it is already saved.
 
         Raises:
-            TrainingError: It cannot be written; raised on every process.
+            TrainingError: The checkpoint cannot be written; raised on every process.
         """
         self.checkpointer.save()
 
-    # --- around the loop -----------------------------------------------------------------------
+    # --- setup and helpers ---------------------------------------------------------------------
 
     def _begin(self) -> None:
         """Create the run folder or resume a run; cache the frozen features."""
@@ -267,7 +269,7 @@ class Runner(BaseRunner):
             self._world,
             self.device,
         )
-        self.cache_features()  # after the weights of the checkpoint are loaded
+        self.cache_features()  # after the checkpoint's weights have been loaded
         if rng is not None:
             state.restore_rng(rng, rank, seed, self.step)
 
@@ -289,7 +291,7 @@ class Runner(BaseRunner):
         memory.release_freed_memory()
 
     def _batches(self) -> Iterator[Batch]:
-        """Micro-batches from the current step on, without end."""
+        """Return an infinite iterator of micro-batches, from the current step on."""
         sampler = StreamSampler(
             self.splits["train"],
             seed=self.config.seed,
@@ -311,11 +313,11 @@ class Runner(BaseRunner):
         return iter(loader)
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """The run's precision."""
+        """Return a context manager for the run's precision."""
         return distributed.autocast(self.device, self.config.amp)
 
     def to_device(self, batch: Batch) -> Batch:
-        """A batch on this process's device."""
+        """Move a batch to this process's device."""
         moved: Batch = distributed.to_device(batch, self.device)
         return moved
 
@@ -330,7 +332,7 @@ class Runner(BaseRunner):
         )
 
     def _due(self, every: int | None) -> bool:
-        """Whether something done `every` steps (None: once an epoch, 0: never) is due."""
+        """Return whether something done `every` steps (None: once an epoch, 0: never) is due."""
         interval = self.steps_per_epoch if every is None else every
         if interval == 0:
             return False

@@ -1,4 +1,4 @@
-"""Validation loss during training, with the true images and with other studies' images."""
+"""Computes the validation loss during training, with the true images and with wrong images."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Validator:
     """Measures the loss of a model on held-out samples.
 
     Args:
-        config: Batch size, number of samples, precision.
-        accelerator: The processes samples are distributed over.
-        model: Not wrapped for distributed training.
-        task: Defines the loss.
-        collate: Makes batches.
+        config: The batch size, the number of samples and the precision.
+        accelerator: The processes that samples are distributed over.
+        model: The model, not wrapped for distributed training.
+        task: The task, which defines the loss.
+        collate: The function that makes batches.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class Validator:
 
     @torch.no_grad()
     def losses(self, data: Mixture) -> dict[str, float]:
-        """The loss, the loss with shuffled images, and their difference, in nats per token.
+        """Compute the loss, the loss with shuffled images, and their difference, in nats per token.
 
         Returns:
-            `val/loss`; for tasks with images also `val/loss_shuffled` and `val/image_gap`, which
+            `val/loss`; for tasks with images, also `val/loss_shuffled` and `val/image_gap`, which
             is about 0 for a model that ignores the image.
         """
         self.model.eval()
@@ -57,17 +57,17 @@ class Validator:
 
     @torch.no_grad()
     def mean_loss(self, data: Mixture) -> float:
-        """Nats per target token; every sample is used once, distributed over the processes.
+        """Compute the nats per target token, with each sample used once over all processes.
 
         Raises:
-            TrainingError: No sample is left that has a target token.
+            TrainingError: No remaining sample has a target token.
         """
         world, rank = int(self.accelerator.num_processes), self.accelerator.process_index
         size = self.config.batch_size_eval
         indices = list(range(len(data)))[: self.config.eval_samples]
         mine = indices[rank::world]
         sums = [0.0, 0.0]
-        # Every process runs the same number of batches, some with a stand-in whose loss is not
+        # Every process runs the same number of batches, some of them stand-ins whose loss is not
         # counted: a sharded LLM is gathered by all processes together.
         for i in range(0, math.ceil(len(indices) / world), size):
             chosen = mine[i : i + size]
@@ -80,5 +80,5 @@ class Validator:
                 sums[1] += float(output.num_targets.sum())
         loss, count = distributed.sum_over_processes(self.accelerator, sums)
         if count == 0:
-            raise TrainingError("val has no target token: every sample of it was skipped")
+            raise TrainingError("val has no target token: all its samples were skipped")
         return loss / count

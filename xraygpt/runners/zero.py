@@ -1,7 +1,7 @@
-"""DeepSpeed ZeRO, stages 1 and 2, chosen by accelerate's configuration.
+"""Supports DeepSpeed ZeRO, stages 1 and 2, chosen in accelerate's configuration.
 
-Stage 1 partitions AdamW's moments over the processes, stage 2 also the gradients (Rajbhandari et
-al. 2020). Weights are replicated, and a checkpoint looks like that of a single process.
+Stage 1 partitions AdamW's moments over the processes, stage 2 also partitions the gradients
+(Rajbhandari et al. 2020). Weights are replicated, and a checkpoint looks like a single process's.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state for every weight
 
 
 class ZeroStepper(Stepper):
-    """A `Stepper` on DeepSpeed's engine.
+    """A `Stepper` that uses DeepSpeed's engine.
 
     AdamW's moments are allocated on creation, so a dry run includes them.
 
     Raises:
-        InputError: The DeepSpeed configuration sets what this loop controls, or another stage.
+        InputError: The DeepSpeed configuration sets another stage, or what this loop controls.
     """
 
     _last = True  # whether this micro-batch is the last of its step
@@ -40,13 +40,13 @@ class ZeroStepper(Stepper):
         self.parameters = [list(group["params"]) for group in self.optimizer.param_groups]
         self._configure()
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is reserved for results
                 engine, _ = self.accelerator.prepare(self.model, self.optimizer)
         except (ValueError, RuntimeError, ImportError, AssertionError) as error:
             raise InputError(
                 f"DeepSpeed does not start: {error}. Fix its configuration, or use torchrun"
             ) from error
-        # AdamW allocates its moments in its first step, group by group, but DeepSpeed expects those
+        # AdamW allocates moments group by group in its first step, but DeepSpeed expects those
         # of all groups after the first group. So take one step that changes nothing.
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0  # the loop sets it before every step
@@ -70,7 +70,7 @@ class ZeroStepper(Stepper):
             "train_batch_size": rows * micro_batches * accelerator.num_processes,
             "gradient_clipping": config.grad_clip or 0.0,
             "zero_allow_untested_optimizer": True,
-            "bf16": {"enabled": False},  # would round the trained weights
+            "bf16": {"enabled": False},  # autocast by DeepSpeed would round the trained weights
             "fp16": {"enabled": False},
             # Gradients are summed in float32, as DDP does.
             "torch_autocast": {
@@ -89,7 +89,7 @@ class ZeroStepper(Stepper):
             moments["step"].fill_(steps)
 
     def bytes_to_come(self) -> int:
-        """0, because the moments are allocated already."""
+        """Return 0, because the moments are already allocated."""
         return 0
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
@@ -102,13 +102,13 @@ class ZeroStepper(Stepper):
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate gradients; undoes the engine's division by processes and micro-batches."""
+        """Accumulate gradients, undoing the engine's division by processes and micro-batches."""
         self.wrapped.set_gradient_accumulation_boundary(self._last)
         divisor = self.accelerator.num_processes * self.config.accum_grad_iters
         self.wrapped.backward(loss * divisor)
 
     def step(self, check: Callable[[float], None]) -> float:
-        """Take a step; the norm is known only afterwards.
+        """Take a step and return the gradient norm, which is known only afterwards.
 
         The engine skips the update if gradients are not finite.
         """
@@ -119,7 +119,7 @@ class ZeroStepper(Stepper):
         return norm
 
     def state(self) -> dict[str, Any]:
-        """The moments, gathered from all processes, in the layout of torch's AdamW."""
+        """Gather the moments from all processes, in the layout of torch's AdamW."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         steps = float(next(iter(self.optimizer.state.values()))["step"])
@@ -139,7 +139,7 @@ class ZeroStepper(Stepper):
         return {"state": state, "param_groups": groups}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Partition the moments of a checkpoint, saved by any number of processes."""
+        """Partition the moments in a checkpoint, saved by any number of processes."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         all_parameters = [p for parameters in self.parameters for p in parameters]
@@ -169,7 +169,7 @@ def make_stepper(
     optimizer: torch.optim.Optimizer,
     config: RunSettings,
 ) -> Stepper:
-    """The stepper that accelerate's configuration asks for.
+    """Build the stepper that accelerate's configuration asks for.
 
     Raises:
         InputError: The combination of settings is not supported.

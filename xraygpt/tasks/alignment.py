@@ -1,4 +1,4 @@
-"""Warm-up of the Q-Former: image-text contrast and image-text matching."""
+"""Warm-up of the Q-Former by image-text contrast and image-text matching."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from xraygpt.vocabulary import get_vocabulary
 
 @registry.register_task("qformer_alignment")
 class QFormerAlignmentTask(BaseTask):
-    """Contrast and matching of BLIP-2's first stage (Li et al. 2023), for `qformer_alignment`."""
+    """Contrast and matching losses of BLIP-2's first stage (Li et al. 2023)."""
 
     @dataclass(kw_only=True)
     class Config(BaseTask.Config):
         """Settings of the losses."""
 
         vocabulary: Annotated[str, Choice(VOCABULARIES)] = DEFAULT_VOCABULARY
-        """Reads findings in texts."""
+        """Vocabulary whose labeller reads findings in texts."""
         matching: Literal["semantic", "pairs"] = "semantic"
         """Target of the contrast. `pairs`: only the image's own text, as in BLIP-2; `semantic`:
         every text in proportion to the similarity of its findings, for corpora in which many
         studies share the same report."""
         target_temperature: float = 0.2
-        """`semantic`: similarities, in [0, 1], are divided by it before the softmax."""
+        """`semantic`: divisor of the similarities, which are in [0, 1], before the softmax."""
         label_smoothing: float = 0.1
         """Label smoothing of the contrast, in [0, 1); the default is BLIP-2's."""
         contrast_weight: float = 1.0
@@ -51,14 +51,14 @@ class QFormerAlignmentTask(BaseTask):
                 check.above(0, "target_temperature")
                 check.fraction_below_one("label_smoothing")
                 idle = not self.contrast_weight and not self.match_weight
-                nothing = "is 0, and so is match_weight: nothing to learn"
+                nothing = "is 0, as is match_weight, so there is nothing to learn"
                 check.refuse(idle, "contrast_weight", nothing, "match_weight")
 
     config: Config
     generates = False
 
     def extra(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """`findings` (B, F) float32: 1 for findings that the labeller reads in the text."""
+        """Return `findings`, (B, F) float32: 1 for findings that the labeller reads in the text."""
         vocabulary = get_vocabulary(self.config.vocabulary)
         return {
             "findings": torch.stack(
@@ -67,11 +67,11 @@ class QFormerAlignmentTask(BaseTask):
         }
 
     def count_targets(self, batch: Batch) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return sum(bool(name) for name in batch["sample_id"])
 
     def loss(self, model: Any, batch: Batch) -> Output:
-        """Summed over rows; rows without an image only contribute their text to the others."""
+        """Sum the loss over rows; a row without an image only contributes its text to others."""
         aligned: Aligned = model(batch)
         rows = torch.zeros(len(batch["sample_id"]), device=aligned.similarity.device)
         if batch["media_inputs"] and len(rows) > 1:
@@ -84,7 +84,7 @@ class QFormerAlignmentTask(BaseTask):
         return Output(loss=rows.sum() + 0 * unused, row_loss=rows.detach(), num_targets=targets)
 
     def contrast_loss(self, aligned: Aligned, findings: Tensor) -> Tensor:
-        """(R,) mean of the image-to-text and text-to-image losses."""
+        """Return the mean of the image-to-text and text-to-image losses, of shape (R,)."""
         logits = aligned.similarity * aligned.scale
         text_target = torch.zeros_like(logits)
         text_target[torch.arange(len(aligned.rows)), aligned.rows] = 1
@@ -103,7 +103,7 @@ class QFormerAlignmentTask(BaseTask):
         return -(target * logits.log_softmax(dim=1)).sum(dim=1)
 
     def matching_loss(self, aligned: Aligned) -> Tensor:
-        """(R,) mean of the binary losses of the true pair, a wrong text and a wrong image."""
+        """Return the mean binary loss (R,) over the true pair, a wrong text and a wrong image."""
         truth = torch.zeros_like(aligned.matched)
         truth[:, 0] = 1
         losses = functional.binary_cross_entropy_with_logits(
@@ -112,5 +112,5 @@ class QFormerAlignmentTask(BaseTask):
         return losses.mean(dim=1)
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
-        """No scores: the runner reports the loss."""
+        """Return no scores, as the runner reports the loss."""
         return []

@@ -1,4 +1,4 @@
-"""The contract of a task. A task has no loop, no device and no paths."""
+"""Base class of tasks. A task has no loop, no device and no paths."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONTROLS = ("shuffled", "blank", "mirrored", "most_common", "nearest")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Readable names of what an answer and its reference share, and of what differs."""
+    """Readable names of the items that an answer and its reference share or disagree on."""
 
     agreed: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
@@ -32,11 +32,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class CaseDisplay:
-    """What the result page shows of one answer.
+    """What the result page shows for one answer.
 
     Attributes:
-        prediction: Text.
-        reference: Text.
+        prediction: Text of the prediction.
+        reference: Text of the reference.
         boxes: Predicted boxes, drawn on the images.
         reference_boxes: Ground-truth boxes, drawn in another colour.
         mask: Predicted classes, (H, W) uint8, outlined on the first image.
@@ -56,7 +56,7 @@ class BaseTask(Plugin):
 
     @dataclass(kw_only=True)
     class Config(Plugin.Config):
-        """Settings of every task."""
+        """Settings common to all tasks."""
 
         kind: ClassVar[Registry] = TASKS
 
@@ -66,26 +66,26 @@ class BaseTask(Plugin):
     config: Config
     uses_images = True
     shuffle_per_image = False
-    """Whether the shuffled control gives all questions about an image the same other image."""
+    """Whether the shuffled control uses the same other image for all questions about an image."""
     generates = True
     """Whether evaluation decodes answers; otherwise it only computes the loss."""
     controls: ClassVar[tuple[str, ...]] = CONTROLS
     """Controls that make sense for this task."""
     default_controls: ClassVar[tuple[str, ...]] = ("shuffled", "blank", "most_common", "nearest")
-    """Controls that run unless the YAML names others."""
+    """Controls that run unless the configuration names others."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.left_out: dict[str, str] = {}
-        """Reasons, by name, for scores that the last `score` could not compute."""
+        """Reasons, by name, why the last `score` could not compute some scores."""
         self.rewritten_prompts: list[str] = []
-        """Prompts of the last `predict`, if it replaced the questions of its rows."""
+        """Prompts used by the last `predict`, if it replaced the questions of its rows."""
 
     def fit(self, training: Callable[[], Sequence[str]]) -> None:
         """Compute what scoring needs from the training answers; nothing by default."""
 
     def fitted_state(self) -> dict[str, object]:
-        """The result of `fit`, saved as JSON next to the predictions."""
+        """Return the result of `fit`, which is saved as JSON next to the predictions."""
         return {}
 
     def load_fitted_state(self, state: dict[str, Any]) -> None:
@@ -95,32 +95,32 @@ class BaseTask(Plugin):
         """Disable all network access; used when re-scoring a folder from another machine."""
 
     def extra(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Tensors (B, …) that the loss needs in addition to tokens and images."""
+        """Return tensors (B, …) that the loss needs in addition to tokens and images."""
         return {}
 
     def count_targets(self, batch: Batch) -> int:
-        """What the summed loss is divided by; by default the number of target tokens."""
+        """Return the divisor of the summed loss; by default the number of target tokens."""
         return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
 
     def loss(self, model: BaseModel, batch: Batch) -> Output:
-        """Summed loss and number of targets; the runner divides once."""
+        """Return the summed loss and the number of targets; the runner divides once."""
         output: Output = model(batch)
         return output
 
     def predict(self, model: BaseModel, prompts: Batch) -> Sequence[Answer | str]:
-        """One answer per row of a left-padded batch; a plain string is an answer of text only."""
+        """Answer each row of a left-padded batch; a plain string is an answer without payload."""
         return model.generate(prompts, self.config.generate)
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
-        """Every metric of this task with its sample count and interval."""
+        """Compute every metric of this task with its sample count and interval."""
         raise NotImplementedError
 
     def compare(self, prediction: Prediction) -> Comparison:
-        """What an answer gets right and wrong; empty if the task cannot tell."""
+        """Return what an answer gets right and wrong; empty if the task cannot tell."""
         return Comparison()
 
     def display(self, prediction: Prediction) -> CaseDisplay:
-        """What the result page shows of one answer."""
+        """Return what the result page shows for one answer."""
         return CaseDisplay(
             prediction_text(prediction),
             prediction.reference,

@@ -21,23 +21,23 @@ JUDGE_KEY = "XRAYGPT_JUDGE_KEY"  # environment variable with the API key of the 
 
 @dataclass(kw_only=True)
 class ClinicalMetrics:
-    """Paths of the weights; scores without a path are left out, with the reason in the results."""
+    """Paths of the weights; the results give the reason for each score skipped without a path."""
 
     bertscore: Path | None = None
     """Folder of a transformers encoder; RadCliQ was fitted with distilroberta-base."""
     bertscore_layer: int = radcliq.BERTSCORE_LAYER
     """Layer whose hidden states BERTScore compares."""
     chexbert: Path | None = None
-    """`chexbert.pth` as its authors publish it."""
+    """The file `chexbert.pth` as published by its authors."""
     chexbert_bert: Path | None = None
-    """Folder of bert-base-uncased with its `config.json` and vocabulary."""
+    """Folder with the `config.json` and vocabulary of bert-base-uncased."""
     radgraph: Path | None = None
     """Folder of the unpacked model `radgraph-xl`."""
     judge_url: str | None = None
     """Base URL of an OpenAI-compatible endpoint that judges reports for GREEN. Reports are sent
     there: for credentialed data it must be your own machine."""
     judge_model: str | None = None
-    """Model of that endpoint. An API key is read from the environment variable
+    """Name of the model at that endpoint. An API key is read from the environment variable
     XRAYGPT_JUDGE_KEY."""
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class ClinicalMetrics:
             for pair in (("judge_url", "judge_model"), ("chexbert", "chexbert_bert")):
                 for name, other in (pair, pair[::-1]):
                     alone = getattr(self, name) is not None and getattr(self, other) is None
-                    check.refuse(alone, name, f"needs {other}, too", other)
+                    check.refuse(alone, name, f"also needs {other}", other)
 
 
 class ClinicalScorer:
@@ -58,7 +58,7 @@ class ClinicalScorer:
     def score(
         self, predictions: Sequence[str], references: Sequence[str], groups: Sequence[str]
     ) -> tuple[list[Score], dict[str, str]]:
-        """Scores of pairs of texts, and reasons, by name, for those left out."""
+        """Score pairs of texts; returns the scores and, by name, the reasons for skipped scores."""
         scores: list[Score] = []
         left_out: dict[str, str] = {}
         metrics: dict[str, Callable[..., list[Score]]] = {
@@ -102,7 +102,7 @@ class ClinicalScorer:
         return chexbert.chexbert_scores(*labels, groups=groups)
 
     def _annotate(self, texts: Sequence[str]) -> list[Any]:
-        """RadGraph annotations; each distinct text is annotated once."""
+        """Return RadGraph annotations; each distinct text is annotated once."""
         self._require("radgraph", source="the unpacked archive of radgraph-xl")
         new = [t for t in dict.fromkeys(texts) if t not in self._annotations]
         if new:
@@ -132,7 +132,7 @@ class ClinicalScorer:
         return radcliq.radcliq_scores(graph, overlap.f1, radcliq.cosines(*vectors), bleu, groups)
 
     def _green(self, predictions: Any, references: Any, groups: Any) -> list[Score]:
-        source = "an OpenAI-compatible endpoint; xraygpt.score never asks one"
+        source = "an OpenAI-compatible endpoint; xraygpt.score never contacts one"
         self._require("judge_url", source=source)
         name = str(self.settings.judge_model)
         return green.green_scores(predictions, references, self._ask_judge, groups, judge_name=name)

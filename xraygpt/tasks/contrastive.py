@@ -35,14 +35,14 @@ class Blend:
 
 @registry.register_task("image_text_contrastive")
 class ImageTextContrastive(BaseTask):
-    """Semantic matching as in MedCLIP or pairs as in CLIP, plus classification of findings."""
+    """Semantic matching as in MedCLIP or pair matching as in CLIP, plus a loss on findings."""
 
     @dataclass(kw_only=True)
     class Config(BaseTask.Config):
         """Settings of the losses."""
 
         vocabulary: Annotated[str, Choice(VOCABULARIES)] = DEFAULT_VOCABULARY
-        """Reads findings in texts."""
+        """Vocabulary whose labeller reads findings in texts."""
         matching: Literal["semantic", "pairs"] = "semantic"
         """`semantic`: an image matches every text of the batch in proportion to the similarity of
         their findings (Wang et al. 2022, MedCLIP). `pairs`: an image matches only its own text
@@ -50,8 +50,8 @@ class ImageTextContrastive(BaseTask):
         matching_weight: float = 1.0
         """Weight of the matching loss; 0 disables it."""
         target_temperature: float = 0.2
-        """`semantic`: the similarities, cosines of findings in [0, 1], are divided by it before
-        the softmax. MedCLIP's value of 1 makes all targets nearly equal."""
+        """`semantic`: divisor of the similarities (cosines of findings, in [0, 1]) before the
+        softmax. MedCLIP's value of 1 makes all targets nearly equal."""
         label_weight: float = 1.0
         """Weight of the loss of the findings head, summed over findings and divided by 10; 0
         disables it."""
@@ -68,14 +68,14 @@ class ImageTextContrastive(BaseTask):
                 check.at_least(0, *weights, "mixup")
                 check.above(0, "target_temperature")
                 idle = not any(getattr(self, name) for name in weights)
-                nothing = "is 0, and so are label_weight and code_weight: nothing to learn"
+                nothing = "is 0, as are label_weight and code_weight, so there is nothing to learn"
                 check.refuse(idle, "matching_weight", nothing, *weights)
 
     config: Config
     generates = False
 
     def extra(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Targets of the losses.
+        """Return the targets of the losses.
 
         `findings` (B, F) float32: 1 for findings that the labeller affirms or suspects in the text.
         `codes` (B, K) int64: ids of the study's codes, padded with 0.
@@ -98,17 +98,17 @@ class ImageTextContrastive(BaseTask):
         return targets
 
     def count_targets(self, batch: Batch) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return sum(bool(name) for name in batch["sample_id"])
 
     def loss(self, model: Any, batch: Batch) -> Output:
-        """Summed over rows; rows without an image only contribute their text to the others."""
+        """Sum the loss over rows; a row without an image only contributes its text to others."""
         batch, blend = self._mix_images(batch, model.training)
         pair = model(batch)
         rows = torch.zeros(len(batch["sample_id"]), device=pair.text.device)
         if len(pair.rows) and "findings" in batch["extra"]:
             rows = rows.index_add(0, pair.rows, self._row_loss(pair, batch["extra"], blend))
-        # Parameters get a gradient even without images, as in the other processes.
+        # Parameters need a gradient even without images, because other processes have one.
         unused = pair.text.sum() + pair.findings.sum() + pair.codes.sum()
         unused = unused + pair.image.sum() + pair.scale
         loss = rows.sum() + 0 * unused
@@ -116,7 +116,7 @@ class ImageTextContrastive(BaseTask):
         return Output(loss=loss, row_loss=rows.detach(), num_targets=targets)
 
     def _row_loss(self, pair: Pair, extra: dict[str, Tensor], blend: Blend | None) -> Tensor:
-        """(R,) loss of each row with an image."""
+        """Return the loss (R,) of each row with an image."""
         config, truth = self.config, extra["findings"].to(pair.text)
         loss = torch.zeros(len(pair.rows), device=pair.text.device)
         if config.matching_weight:
@@ -128,7 +128,7 @@ class ImageTextContrastive(BaseTask):
         if config.code_weight and "codes" in extra:
             ids = extra["codes"].to(pair.code_ids)[pair.rows]
             present = (ids.unsqueeze(-1) == pair.code_ids).any(dim=1).float()
-            # A mixed image counts in proportion to its coded parts, with only their targets.
+            # A mixed image counts in proportion to its coded parts; only their targets are used.
             coded = _mix((ids > 0).any(dim=1).float(), blend)
             target = _mix(present, blend) / coded.clamp(min=1e-6).unsqueeze(1)
             losses = _binary_cross_entropy(
@@ -150,7 +150,7 @@ class ImageTextContrastive(BaseTask):
         return {**batch, "media_inputs": {"pixel_values": mixed}}, Blend(weight, partner)
 
     def matching_loss(self, pair: Pair, truth: Tensor, blend: Blend | None = None) -> Tensor:
-        """Matching loss (R,) of each row with an image: mean of image-to-text and text-to-image.
+        """Return the mean of the image-to-text and text-to-image losses (R,) of rows with an image.
 
         Args:
             pair: Embeddings of images and texts.
@@ -173,7 +173,7 @@ class ImageTextContrastive(BaseTask):
         return (to_text + to_image[pair.rows]) / 2
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
-        """No scores: the runner reports the loss, and `xraygpt.probe` measures the encoder."""
+        """Return no scores; the runner reports the loss, and `xraygpt.probe` tests the encoder."""
         return []
 
 
@@ -185,6 +185,6 @@ def _mix(rows: Tensor, blend: Blend | None) -> Tensor:
 
 
 def findings_of(text: str, vocabulary: Vocabulary) -> Tensor:
-    """(F,) float32, 1 for each finding that the vocabulary affirms or suspects in a text."""
+    """Return (F,) float32: 1 for each finding that a text affirms or suspects."""
     positive = vocabulary.positive(text)
     return torch.tensor([float(name in positive) for name in vocabulary.findings])

@@ -16,11 +16,11 @@ class LanguageModeling(BaseTask):
 
     @dataclass(kw_only=True)
     class Config(BaseTask.Config):
-        """Settings of language modelling: those of every task."""
+        """Settings of language modelling, which are those common to all tasks."""
 
     uses_images = False
     generates = False
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
-        """No scores: the runner reports the loss."""
+        """Return no scores, as the runner reports the loss."""
         return []

@@ -25,11 +25,11 @@ class LabelledBox(TypedDict):
 
 
 class Payload(TypedDict, total=False):
-    """What a prediction contains in addition to text; only the keys that the task fills."""
+    """What a prediction contains in addition to text; a task fills only some of the keys."""
 
     boxes: list[LabelledBox]
-    mask: str  # file of classes, 0 is background; relative to the prediction file
-    numbers: dict[str, float]  # by name with its unit: {"EDV_ml": 142.0}
+    mask: str  # file with the classes (0 is background), relative to the prediction file
+    numbers: dict[str, float]  # by a name that includes the unit: {"EDV_ml": 142.0}
     probabilities: dict[str, float]  # in [0, 1]
 
 
@@ -38,10 +38,10 @@ class Answer:
     """A model's answer for one sample.
 
     Attributes:
-        text: For readers and text metrics.
+        text: Text for readers and text metrics.
         payload: Everything else except the mask.
-        mask: Classes, 0 is background: (H, W) or (D, H, W) uint8. It is written to a file whose
-            name goes into the stored payload.
+        mask: Classes (0 is background), (H, W) or (D, H, W) uint8. The mask is written to a file,
+            which the stored payload names.
     """
 
     text: str = ""
@@ -62,10 +62,10 @@ class Prediction:
     meta: dict[str, Any] = field(default_factory=dict)
     payload: Payload = field(default_factory=Payload)
     folder: Path | None = field(default=None, compare=False, repr=False)
-    """Folder of the prediction file; not part of the line."""
+    """Folder of the prediction file; not stored in the line."""
 
     def as_row(self) -> dict[str, object]:
-        """The line as a dict, without an empty payload."""
+        """Return the line as a dict, without the payload if that is empty."""
         row = asdict(self)
         del row["folder"]
         if not row["payload"]:
@@ -73,10 +73,10 @@ class Prediction:
         return row
 
     def mask(self) -> np.ndarray | None:
-        """The predicted classes, (H, W) or (D, H, W) uint8; None without a mask.
+        """Return the predicted classes, (H, W) or (D, H, W) uint8, or None without a mask.
 
         Raises:
-            DataError: The file is missing or damaged.
+            DataError: The mask file is missing or damaged.
         """
         name = self.payload.get("mask")
         return None if name is None else read_mask((self.folder or Path()) / name)
@@ -103,10 +103,10 @@ def save_mask(answer: Answer, folder: Path, name: str, salt: str = "") -> Payloa
     """Write an answer's mask, if any, to a file and return the payload that names it.
 
     Args:
-        answer: With or without a mask.
+        answer: Answer with or without a mask.
         folder: Folder of the prediction file.
-        name: Sample id.
-        salt: Distinguishes answers for the same sample, e.g. with another study's image.
+        name: Id of the sample.
+        salt: Text that distinguishes answers for the same sample, e.g. with another study's image.
     """
     if answer.mask is None:
         return answer.payload
@@ -124,10 +124,10 @@ def save_mask(answer: Answer, folder: Path, name: str, salt: str = "") -> Payloa
 
 
 def read_mask(path: Path | str) -> np.ndarray:
-    """Read the classes, uint8, of a mask file: a grey PNG or an integer array (.npy).
+    """Read the classes (uint8) from a mask file: a grey PNG or an integer array (.npy).
 
     Raises:
-        DataError: The file is missing, damaged or no mask.
+        DataError: The file is missing, damaged or not a mask.
     """
     path = Path(path)
     try:
@@ -147,7 +147,7 @@ def read_mask(path: Path | str) -> np.ndarray:
 
 
 def prediction_text(prediction: Prediction) -> str:
-    """The text of a prediction, or a text summary of its payload."""
+    """Return the text of a prediction, or a text summary of its payload."""
     if prediction.prediction:
         return prediction.prediction
     payload = prediction.payload

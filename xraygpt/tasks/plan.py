@@ -32,18 +32,18 @@ class Plan:
     """How findings are decided before a report is written."""
 
     by: Literal["answers", "head"] = "answers"
-    """What decides: the LLM by its P(yes), or the linear head on the encoder's features
+    """Source of the decisions: the LLM's P(yes), or the linear head on the encoder's features
     (`model.finding_head`)."""
     vocabulary: Annotated[str, Choice(VOCABULARIES)] = DEFAULT_VOCABULARY
-    """Names of findings, and how questions and prompts word them."""
+    """Vocabulary that names the findings and words them in questions and prompts."""
     findings: list[str] | None = None
-    """Findings to decide on; the model must have been trained on questions about them, or the head
-    must have them. null means all that questions can name."""
+    """Findings to decide on. The model must have been trained on questions about them, or the head
+    must predict them. null means all findings that questions can name."""
     threshold: float | None = None
     """Minimum probability of a planned finding. null means the head's own threshold for each
-    finding, and 0.5 for answers."""
+    finding, or 0.5 for the LLM's P(yes)."""
     thresholds: dict[str, float] = field(default_factory=dict)
-    """Thresholds of single findings; the others use `threshold`."""
+    """Thresholds for individual findings; the others use `threshold`."""
     yes: str = "yes."
     """The affirmative answer used in training."""
     no: str = "no."
@@ -54,7 +54,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         names = get_vocabulary(self.vocabulary).findings
-        unknown = f"is none of {', '.join(names)}"
+        unknown = f"is not one of {', '.join(names)}"
         with Checks(self) as check:
             for number, name in enumerate(self.findings or ()):
                 check.refuse(name not in names, f"findings.{number}", f"{name} {unknown}")
@@ -67,21 +67,21 @@ class Plan:
 
     @property
     def considered_findings(self) -> list[str]:
-        """Findings that are decided on."""
+        """Names of the findings to decide on."""
         if self.findings is not None:
             return self.findings
         return get_vocabulary(self.vocabulary).askable_findings
 
 
 def predict_findings(model: Any, prompts: Batch, plan: Plan) -> list[list[str]]:
-    """Texts of the findings that the model predicts for each row; ``["normal"]`` for none.
+    """Return the texts of the findings predicted for each row, or ``["normal"]`` for none.
 
     Raises:
-        InputError: The plan uses the head, and the model has none.
+        InputError: The plan uses the head, but the model has none.
     """
     media = prompts["media_inputs"]
     if set(media) == {"pixel_values"} and supports(model, FrozenFeatures):
-        # Encoded once for all questions.
+        # The media are encoded once for all questions.
         features = model.encode_frozen(media["pixel_values"])
         prompts = {**prompts, "media_inputs": {"features": features}}
     predict = _findings_by_head if plan.by == "head" else _findings_by_questions
@@ -105,8 +105,8 @@ def _findings_by_head(model: Any, prompts: Batch, plan: Plan) -> list[list[str]]
     head = getattr(model, "finding_head", None)
     if head is None:
         raise InputError(
-            "run.task.plan.by is head, but the model has none: set model.finding_head to the file "
-            "that `python -m xraygpt.probe … --save` wrote"
+            "run.task.plan.by is head, but the model has none; set model.finding_head to the file "
+            "written by `python -m xraygpt.probe … --save`"
         )
     if not prompts["media_inputs"]:
         return [[] for _ in prompts["input_ids"]]
@@ -126,24 +126,24 @@ def describe_head_findings(
     probabilities: Tensor,
     thresholds: Mapping[str, float],
 ) -> list[list[str]]:
-    """Text for the findings above their thresholds, each by the likeliest code that implies it.
+    """Describe each finding above its threshold by the likeliest code that implies the finding.
 
     Args:
-        head: Source of the probabilities.
-        vocabulary: Contains the head's findings.
-        probabilities: (B, F + K) output of the head, F findings and K codes.
+        head: Head that computed the probabilities.
+        vocabulary: Vocabulary with the head's findings.
+        probabilities: (B, F + K) output of the head for F findings and K codes.
         thresholds: Minimum probability by finding; findings without one are ignored.
 
     Returns:
-        For each row the codes as text, ``["cardiomegaly, mild"]``, and the names of findings that
-        no code implies.
+        For each row, the codes as text, for example ``["cardiomegaly, mild"]``, and the names of
+        findings that no code implies.
 
     Raises:
         InputError: The head has a finding that is not in the vocabulary.
     """
     unknown = [n for n in head.names if n not in vocabulary.findings]
     if unknown:
-        raise InputError(f"model.finding_head names {unknown[0]}, which is no finding of the plan")
+        raise InputError(f"{unknown[0]} in model.finding_head is not in the plan's vocabulary")
     code_findings = [vocabulary.findings_of([code]) for code in head.codes]
     return [
         _describe_row(head, vocabulary, code_findings, row, thresholds)
@@ -168,7 +168,7 @@ def _describe_row(
     for name in present:
         matches = [k for k, findings in enumerate(code_findings) if name in findings]
         if any(name in code_findings[k] for k in codes):
-            continue  # implied by the code of another finding
+            continue  # implied by the code chosen for another finding
         if matches:
             codes.append(max(matches, key=lambda k: probabilities[len(head.names) + k]))
         else:
@@ -182,12 +182,13 @@ def agreement_bonus(
     """Build a score for how well a report follows the findings in its prompt.
 
     Args:
-        prompt_findings: Texts of each row, ``["cardiomegaly, mild"]``; a row without any scores 0.
-        weight: Value of full agreement.
-        vocabulary: Its labeller reads the reports.
+        prompt_findings: Texts for each row, for example ``["cardiomegaly, mild"]``; a row without
+            any scores 0.
+        weight: Score for full agreement.
+        vocabulary: Vocabulary whose labeller reads the reports.
 
     Returns:
-        A function of row and text: weight times the F1 of the findings named, in [0, weight].
+        A function of row and text that returns `weight` times the F1 of the named findings.
     """
     planned_findings = [
         vocabulary.coded_findings(text.replace(", ", "/") for text in texts)
@@ -210,7 +211,8 @@ def add_plan(model: Any, prompts: Batch, plan: Plan) -> tuple[Batch, Bonus | Non
     Rows whose question is not one of the model's prompts are unchanged.
 
     Returns:
-        The prompts, and the bonus for answers that follow the plan; None if it has no weight.
+        The prompts, and the bonus for answers that follow the plan, or None if the bonus has no
+        weight.
     """
     standard = {"", *(" ".join(strip_marks(p).split()) for p in model.renderer.prompts)}
     predicted = predict_findings(model, prompts, plan)
@@ -228,9 +230,9 @@ class PlannedQuestion:
     """A question about one study with its plan.
 
     Attributes:
-        question: Asks for the report.
+        question: Text that asks for the report.
         caption: Predicted findings, placed next to the last image.
-        bonus: Scores answers by how well they follow the plan; None if that has no weight.
+        bonus: Function that scores how well answers follow the plan; None if it has no weight.
     """
 
     question: str
@@ -242,10 +244,10 @@ def plan_question(model: Any, plan: Plan, media: Sequence[Media], question: str)
     """Plan a question about one study exactly as `add_plan` does for a batch.
 
     Args:
-        model: Has a media collator and a renderer.
-        plan: How findings are decided.
+        model: Model with a media collator and a renderer.
+        plan: Settings of the plan.
         media: Output of the model's image processor.
-        question: Asks for the report.
+        question: Text that asks for the report.
     """
     marks = " ".join([IMAGE] * len(media))
     turns = [Turn(role="user", text=f"{marks} ?"), Turn(role="assistant", text="")]

@@ -1,4 +1,4 @@
-"""Asking other questions about the media of a batch, and scoring fixed answers by likelihood.
+"""Ask other questions about the media of a batch, and score fixed answers by likelihood.
 
 Notation: B rows, T prompt tokens, A answer tokens.
 """
@@ -19,7 +19,7 @@ from xraygpt.prompting.renderer import IGNORE_INDEX, Run
 
 @torch.no_grad()
 def yes_probability(model: Any, prompts: Batch, yes: str, no: str) -> Tensor:
-    """P(yes), (B,) float32, from the likelihoods of both answers including their end token."""
+    """Return P(yes), (B,) float32, from the likelihoods of both answers with their end token."""
     losses = [
         model(append_answer(prompts, model.renderer.answer_ids(text))).row_loss
         for text in (yes, no)
@@ -30,13 +30,13 @@ def yes_probability(model: Any, prompts: Batch, yes: str, no: str) -> Tensor:
 def replace_questions(
     model: Any, prompts: Batch, questions: Sequence[str], captions: Sequence[str] = ()
 ) -> Batch:
-    """The same media with other questions.
+    """Return the same media with other questions.
 
     Args:
-        model: Its renderer writes the prompts.
-        prompts: Left-padded, one question per row.
-        questions: One per row, placed after the media.
-        captions: One per row, placed next to the last medium; empty for none.
+        model: Model whose renderer writes the prompts.
+        prompts: Left-padded prompts with one question per row.
+        questions: Question for each row, placed after the media.
+        captions: Caption for each row, placed next to the last medium; empty for none.
     """
     renderer, ids = model.renderer, prompts["input_ids"]
     row_runs: list[list[Run]] = [[] for _ in questions]
@@ -62,7 +62,7 @@ def replace_questions(
 
 
 def _question_turn(question: str, media_count: int, caption: str) -> Turn:
-    """Placeholders of the media, the last one with the caption, then the question."""
+    """Build a turn of media placeholders, with the caption in the last, and the question."""
     parts: list[Part] = []
     for i in range(media_count):
         parts += [MediaPart(caption=caption if i + 1 == media_count else ""), " "]

@@ -23,24 +23,24 @@ from xraygpt.vocabulary import get_vocabulary
 
 @registry.register_task("report_generation")
 class ReportGeneration(BaseTask):
-    """Writes the report; scored by text overlap and by the findings it names."""
+    """Writes the report, which is scored by text overlap and by the findings it names."""
 
     @dataclass(kw_only=True)
     class Config(BaseTask.Config):
         """Settings of report generation."""
 
         vocabulary: Annotated[str, Choice(VOCABULARIES)] = DEFAULT_VOCABULARY
-        """Reads findings in reports and codes."""
+        """Vocabulary whose labeller reads findings in reports and codes."""
         protocol: Literal["r2gen"] | None = None
-        """Tokenization for the COCO scores. `r2gen`: as published for IU X-ray, with words that
-        are rare in the training reports unknown and at most 60 words; null: all words, uncut."""
+        """Tokenization for the COCO scores. `r2gen`: as published for IU X-ray, cut to 60 words and
+        with words that are rare in the training reports replaced as unknown; null: all words."""
         plan: plan.Plan | None = None
         """Decide on findings first and pass them to the model in the prompt; for models trained
         with `findings_in_prompt`. null asks for the report directly."""
         meteor: bool = False
-        """Compute METEOR, which starts a Java program for every condition."""
+        """Whether to compute METEOR, which starts a Java program for every condition."""
         clinical: ClinicalMetrics = field(default_factory=ClinicalMetrics)
-        """Weights of BERTScore, CheXbert, RadGraph, RadCliQ and GREEN."""
+        """Model weights for BERTScore, CheXbert, RadGraph, RadCliQ and GREEN."""
 
     config: Config
 
@@ -50,7 +50,7 @@ class ReportGeneration(BaseTask):
         self.clinical = ClinicalScorer(config.clinical)
 
     def predict(self, model: BaseModel, prompts: Batch) -> list[str]:
-        """One report per row, after the plan if there is one."""
+        """Write one report per row, following the plan if there is one."""
         self.rewritten_prompts, bonus = [], None
         if self.config.plan is not None:
             prompts, bonus = plan.add_plan(model, prompts, self.config.plan)
@@ -63,7 +63,7 @@ class ReportGeneration(BaseTask):
             self.protocol = R2Gen.fit(training())
 
     def fitted_state(self) -> dict[str, Any]:
-        """The protocol's word list."""
+        """Return the protocol's word list."""
         return {"words": self.protocol.as_row()}
 
     def load_fitted_state(self, state: dict[str, Any]) -> None:
@@ -76,9 +76,9 @@ class ReportGeneration(BaseTask):
         self.clinical = ClinicalScorer(settings)
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
-        """BLEU, ROUGE, COCO and clinical scores, findings by text and by codes.
+        """Compute BLEU, ROUGE, COCO and clinical scores, and scores for findings by text and codes.
 
-        Predictions for phantoms are also compared with the findings that were drawn.
+        Predictions for phantoms are also compared with the findings drawn in them.
         """
         texts, references = [p.prediction for p in predictions], [p.reference for p in predictions]
         studies = [p.study_id for p in predictions]
@@ -101,7 +101,7 @@ class ReportGeneration(BaseTask):
         return scores
 
     def compare(self, prediction: Prediction) -> Comparison:
-        """Findings that both texts affirm or suspect, and those that only one of them does."""
+        """Return the findings that both texts, or only one of them, affirm or suspect."""
         vocabulary = get_vocabulary(self.config.vocabulary)
         predicted = vocabulary.positive(prediction.prediction)
         reference = vocabulary.positive(prediction.reference)
@@ -114,10 +114,10 @@ class ReportGeneration(BaseTask):
 
 @registry.register_task("image_text_pretrain")
 class ImageTextPretrain(ReportGeneration):
-    """The first stage: trains on many short texts; evaluation computes only the loss."""
+    """First stage, which trains on many short texts; evaluation computes only the loss."""
 
     @dataclass(kw_only=True)
     class Config(ReportGeneration.Config):
-        """Settings of the first stage: those of report generation."""
+        """Settings of the first stage, which are those of report generation."""
 
     generates = False

@@ -14,7 +14,7 @@ from xraygpt.tasks.base import BaseTask, Comparison, Prediction
 
 @registry.register_task("vqa")
 class Vqa(BaseTask):
-    """Answers questions; scored by accuracy after normalisation, closed and open separately."""
+    """Answers questions, scored by normalised accuracy overall, for closed and for open ones."""
 
     @dataclass(kw_only=True)
     class Config(BaseTask.Config):
@@ -23,13 +23,13 @@ class Vqa(BaseTask):
         generate: Generation = field(default_factory=lambda: Generation(max_new_tokens=24))
         """How answers are decoded in evaluation."""
         answer_type: str = "answer_type"
-        """Record field that is CLOSED or OPEN; list it in `fields.keep`. Without it a question is
-        closed if its answer is yes or no."""
+        """Record field whose value is CLOSED or OPEN; list it in `fields.keep`. Without it, a
+        question is closed if its answer is yes or no."""
 
     config: Config
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
-        """Accuracy over all, closed and open questions."""
+        """Compute the accuracy over all, closed and open questions."""
         kinds = [p.meta.get(self.config.answer_type) for p in predictions]
         return vqa_scores(
             [p.prediction for p in predictions],
@@ -39,6 +39,6 @@ class Vqa(BaseTask):
         )
 
     def compare(self, prediction: Prediction) -> Comparison:
-        """Whether the answer is right."""
+        """Return whether the answer is right."""
         right = normalise(prediction.prediction) == normalise(prediction.reference)
         return Comparison(agreed=["right answer"]) if right else Comparison(missed=["right answer"])

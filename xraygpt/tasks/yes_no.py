@@ -1,4 +1,4 @@
-"""Yes/no questions answered by probability: P(yes) scored against the references."""
+"""Yes/no questions answered by probability, with P(yes) scored against the references."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from xraygpt.tasks.base import Answer, BaseTask, Comparison, Prediction
 
 @registry.register_task("yes_no")
 class YesNo(BaseTask):
-    """AUROC, average precision, Brier score and F1 of each question from P(yes).
+    """Computes AUROC, average precision, Brier score and F1 for each question from P(yes).
 
     Nothing is decoded: the likelihoods of the two answers are compared. Answers have the form
     ``yes 0.873`` or ``no 0.214``, where the number is P(yes).
@@ -37,19 +37,19 @@ class YesNo(BaseTask):
         no: str = "no."
         """The negative answer used in training."""
         min_positives: int = 8
-        """Minimum number of samples with the answer yes for a question to be scored; one with the
-        answer no suffices."""
+        """Minimum number of samples with the answer yes for a question to be scored; one sample
+        with the answer no suffices."""
 
         def __post_init__(self) -> None:
             with Checks(self) as check:
                 same = normalise(self.yes) == normalise(self.no)
-                check.refuse(same, "no", f"is the same answer as yes ({self.yes!r})", "yes")
+                check.refuse(same, "no", f"is the same as the answer for yes ({self.yes!r})", "yes")
 
     config: Config
     shuffle_per_image = True
 
     def predict(self, model: BaseModel, prompts: Batch) -> list[Answer]:
-        """P(yes) of each row from the likelihoods of the two answers."""
+        """Compute P(yes) for each row from the likelihoods of the two answers."""
         probabilities = questions.yes_probability(model, prompts, self.config.yes, self.config.no)
         return [
             Answer(f"{'yes' if p >= 0.5 else 'no'} {p:.6f}", {"probabilities": {"yes": p}})
@@ -57,10 +57,10 @@ class YesNo(BaseTask):
         ]
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
-        """Scores of each question with enough positive and negative studies, and their means.
+        """Score each question with enough positive and negative samples, and average the scores.
 
         Raises:
-            InputError: An answer contains no probability because another task made it.
+            InputError: An answer contains no probability because another task wrote it.
         """
         names = sorted({_question_name(p) for p in predictions})
         columns = {name: i for i, name in enumerate(names)}
@@ -78,14 +78,14 @@ class YesNo(BaseTask):
         undecided = int(sum(np.isnan(self._parse_reference(p.reference)) for p in predictions))
         self.left_out = {}
         if undecided:
-            reason = f"{undecided} have a reference that is neither yes nor no"
+            reason = f"{undecided} samples have a reference that is neither yes nor no"
             self.left_out["questions"] = reason
         return probability_scores(
             probabilities, truth, names, min_positives=self.config.min_positives, groups=studies
         )
 
     def _parse_reference(self, reference: str) -> float:
-        """1 or 0 by the first words of a reference; NaN if it is neither answer."""
+        """Return 1 or 0 by the first words of a reference, or NaN for neither answer."""
         text = normalise(reference)
         for value, answer in ((1.0, self.config.yes), (0.0, self.config.no)):
             expected = normalise(answer)
@@ -94,7 +94,7 @@ class YesNo(BaseTask):
         return float("nan")
 
     def compare(self, prediction: Prediction) -> Comparison:
-        """Whether the likelier answer is right."""
+        """Return whether the likelier answer is right."""
         predicted = 1.0 if prediction.prediction.split(" ")[0] == "yes" else 0.0
         name = [_question_name(prediction)]
         if predicted == self._parse_reference(prediction.reference):
@@ -103,7 +103,7 @@ class YesNo(BaseTask):
 
 
 def _question_name(prediction: Prediction) -> str:
-    """The finding or code that a question is about; the question's text for other wordings."""
+    """Return the finding or code a question is about, or the question itself for other wordings."""
     text = strip_marks(prediction.prompt)
     for opening in ("Is this coded: ", "Is there "):
         text = text.removeprefix(opening)
@@ -111,7 +111,7 @@ def _question_name(prediction: Prediction) -> str:
 
 
 def _base_sample_id(prediction: Prediction) -> str:
-    """The sample id without the question that it ends in."""
+    """Return the sample id without the question at its end."""
     name = _question_name(prediction)
     return prediction.sample_id.removesuffix(f"/{name}").removesuffix(f"/{name.replace(' ', '_')}")
 
@@ -123,6 +123,6 @@ def _parse_probability(prediction: Prediction) -> float:
         return float(parts[1]) if len(parts) > 1 else plain[normalise(parts[0])]
     except (KeyError, ValueError):
         raise InputError(
-            f"{prediction.sample_id}: '{prediction.prediction[:40]}' is no answer of the task "
-            "yes_no; score these predictions with the task that made them"
+            f"{prediction.sample_id}: '{prediction.prediction[:40]}' is not an answer of the "
+            "task yes_no; score these predictions with the task that wrote them"
         ) from None

@@ -1,4 +1,4 @@
-"""Interface of vocabularies of findings."""
+"""Interface for vocabularies of findings."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Vocabulary(Plugin):
     """The findings of one kind of study, and how reports, codes and questions express them.
 
     Attributes:
-        findings: Names of all findings, ``pleural_effusion``.
-        no_finding: The finding that means the absence of findings; "" if there is none.
-        other_finding: The finding for everything without a name; "" if there is none.
-        normal: Text for a study without findings.
+        findings: Names of all findings, such as ``pleural_effusion``.
+        no_finding: Name that means the absence of findings; "" if there is none.
+        other_finding: Name for abnormalities without a name of their own; "" if there is none.
+        normal: Text that describes a study without findings.
     """
 
     @dataclass(kw_only=True)
@@ -37,49 +37,49 @@ class Vocabulary(Plugin):
         self.config = config or self.Config()
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the registered name."""
+        """Pickle the vocabulary by its registered name."""
         return get_vocabulary, (VOCABULARIES.name_of(type(self)),)
 
     @property
     def askable_findings(self) -> list[str]:
-        """Findings that can be asked about: all but `no_finding` and `other_finding`."""
+        """Findings that can be asked about: all except `no_finding` and `other_finding`."""
         return [n for n in self.findings if n not in (self.no_finding, self.other_finding)]
 
     def label(self, text: str) -> Mapping[str, Status]:
-        """Status of each finding that a report mentions: affirmed, denied or uncertain."""
+        """Return the status of each finding that a report mentions."""
         raise NotImplementedError
 
     def positive(self, text: str) -> set[str]:
-        """Findings that a report affirms or suspects."""
+        """Return the findings that a report affirms or suspects."""
         return {name for name, status in self.label(text).items() if status != "negative"}
 
     def question(self, finding: str) -> str:
-        """The yes/no question about a finding."""
+        """Return the yes/no question about a finding."""
         return f"Is there {self.in_words(finding)}?"
 
     def in_words(self, finding: str) -> str:
-        """A finding's name as written in text: ``pleural effusion``."""
+        """Return a finding's name as written in text: ``pleural effusion``."""
         return finding.replace("_", " ")
 
     def is_coded(self, codes: Iterable[str]) -> bool:
-        """Whether the study has been coded."""
+        """Return whether the study has been coded."""
         return any(code.strip() for code in codes)
 
     def findings_of(self, codes: Iterable[str]) -> set[str]:
-        """The findings that human codes (``heading/place/side/degree``) stand for."""
+        """Return the findings that human codes (``heading/place/side/degree``) stand for."""
         raise NotImplementedError
 
     def coded_findings(self, codes: Iterable[str]) -> set[str]:
-        """Same as `findings_of`, without `other_finding`; codes may also be names of findings."""
+        """Return `findings_of` without `other_finding`; codes may also be names of findings."""
         return {f for f in self.findings_of(codes) if f and f != self.other_finding}
 
     def codes_of_report(self, text: str) -> tuple[str, ...]:
-        """A report's findings in the form of human codes."""
+        """Return a report's findings in the form of human codes."""
         return tuple(sorted(self.in_words(name) for name in self.positive(text)))
 
 
 @cache
 def get_vocabulary(name: str) -> Vocabulary:
-    """The vocabulary registered as `name`; `KeyError` with similar names if there is none."""
+    """Return the vocabulary registered as `name`; raise a `KeyError` if there is none."""
     vocabulary: Vocabulary = VOCABULARIES.get(name).Config().build()
     return vocabulary

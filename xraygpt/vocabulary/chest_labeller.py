@@ -1,10 +1,10 @@
-"""Rule-based labels of English chest X-ray reports.
+"""Rule-based labels for English chest X-ray reports.
 
-The labeller finds which findings a report mentions, and whether it affirms, denies or doubts them.
-It is deterministic, needs no model, and works in three steps: terms of each finding are searched in
-the text, cues (negation, doubt, history, conjunctions such as "but") are searched in the sentences
-with a hit, and each hit gets its status from the cues whose scope includes it. The patterns are in
-``xraygpt/data/finding_rules.yaml``.
+The labeller determines which findings a report mentions and whether it affirms, denies or doubts
+them. It is deterministic, needs no model, and works in three steps: it searches the text for the
+terms of each finding, then searches the sentences with a hit for cues (negation, doubt, history,
+conjunctions such as "but"), and derives the status of each hit from the cues whose scope includes
+the hit. The patterns are in ``xraygpt/data/finding_rules.yaml``.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ CHEXPERT_FINDINGS: tuple[str, ...] = (
     "support_devices",
 )
 
-#: Devices and traces of surgery, with which the chest may still be normal.
+#: Devices and traces of surgery; a chest with only these may still be normal.
 DEVICE_FINDINGS: frozenset[str] = frozenset({"support_devices", "catheter", "surgical_hardware"})
 
-#: Findings that a mention of the past still affirms, such as a granuloma.
+#: Findings that are still present if mentioned as past, such as a granuloma.
 LASTING_FINDINGS: frozenset[str] = RULES.lasting
 
-#: Every finding of the labeller, ``no_finding`` first.
+#: Every finding that the labeller knows, ``no_finding`` first.
 FINDINGS: tuple[str, ...] = ("no_finding", *RULES.terms)
 
 
@@ -55,10 +55,10 @@ class Mention:
 
     Attributes:
         finding: Name of the finding, for example ``pleural_effusion``.
-        status: Affirmed, denied or doubted.
-        laterality: The side named with it, or None.
+        status: Whether the report affirms, denies or doubts the finding.
+        laterality: The side named with the finding, or None.
         historical: True for "history of", "status post", "old" and the like.
-        sentence: The sentence that contains it.
+        sentence: The sentence that contains the mention.
         span: Start and end of the term in the text.
     """
 
@@ -108,12 +108,12 @@ _PREPOSITION = re.compile(
     r"\b(?:in|on|at|of|within|over\w*|near|to|along|involving|the)(?: the)? $"
 )
 _CLAUSE_BREAK = re.compile(r"[,:;]|\b(?:but|except|however|although|and no|with|without)\b")
-_MAX_GAP = 45  # characters between a finding and a word of history or a side that belongs to it
+_MAX_GAP = 45  # characters between a finding and its side or its word of history
 _MAX_CUES = 40  # cues considered on each side of a hit; keeps very long sentences fast
 
 
 def _normalise(text: str) -> str:
-    """Convert to lower case and unify spaces, keeping every offset."""
+    """Convert to lower case and unify spaces without changing any offset."""
     lower = text.lower()
     if len(lower) != len(text):
         lower = "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
@@ -123,7 +123,7 @@ def _normalise(text: str) -> str:
 
 
 def _skipped_sections(text: str) -> list[tuple[int, int]]:
-    """Spans of sections that do not describe the image, such as the indication."""
+    """Return the spans of sections that do not describe the image, such as the indication."""
     spans: list[tuple[int, int]] = []
     start: int | None = None
     for heading in RULES.headings.finditer(text):
@@ -156,7 +156,7 @@ def _find_cues(sentence: str) -> list[_Cue]:
 
 
 def _active_before(cues: Sequence[_Cue]) -> set[str]:
-    """Kinds of the cues before a hit whose forward scope includes it."""
+    """Return the kinds of those cues before a hit whose forward scope includes the hit."""
     active: set[str] = set()
     for cue in cues:
         if cue.kind in {"stop", "colon"}:
@@ -171,7 +171,7 @@ def _active_before(cues: Sequence[_Cue]) -> set[str]:
 
 
 def _active_after(cues: Sequence[_Cue], end: int, sentence: str) -> set[str]:
-    """Kinds of the cues after a hit that ends at `end` whose backward scope includes it."""
+    """Return the kinds of those cues after a hit whose backward scope includes its `end`."""
     active: set[str] = set()
     for cue in cues:
         if cue.kind == "stop":
@@ -188,7 +188,7 @@ def _active_after(cues: Sequence[_Cue], end: int, sentence: str) -> set[str]:
 
 
 def _status(hit: _Hit, context: _Context) -> Status | None:
-    """Status of a hit; None if it is not a statement about the patient."""
+    """Return the status of a hit, or None if it is not a statement about the patient."""
     if hit.kind == "absent":
         return "negative"
     sentence, offset, cues = context
@@ -204,7 +204,7 @@ def _status(hit: _Hit, context: _Context) -> Status | None:
 
 
 def _is_historical(hit: _Hit, context: _Context) -> bool:
-    """Whether a word of history belongs to the hit."""
+    """Return whether a word of history belongs to the hit."""
     sentence, offset, cues = context
     start, end = hit.start - offset, hit.end - offset
     for cue in cues:
@@ -220,10 +220,10 @@ def _is_historical(hit: _Hit, context: _Context) -> bool:
 
 
 def _side_distance(side: re.Match[str], start: int, end: int, last: int) -> int | None:
-    """Distance of a side from the hit at ``start:end``; None if it belongs to another finding.
+    """Return a side's distance from the hit at ``start:end``; None if it is another finding's side.
 
     A side after the hit without a preposition describes the next finding if there is one, that is,
-    if the last hit of the sentence begins after the side.
+    if the last hit in the sentence begins after the side.
     """
     distance = max(side.start() - end, start - side.end(), 0)
     if distance > 2 * _MAX_GAP:
@@ -241,7 +241,7 @@ def _side_distance(side: re.Match[str], start: int, end: int, last: int) -> int 
 
 
 def _laterality(hit: _Hit, context: _Context, last: int) -> Laterality | None:
-    """The side nearest to a hit; `last` is the start of the last hit of the sentence."""
+    """Return the side nearest to a hit; `last` is the start of the last hit in the sentence."""
     if hit.finding in RULES.midline:
         return None
     sentence, offset, _ = context
@@ -277,7 +277,7 @@ def mentions(text: str) -> list[Mention]:
         text: A report or a sentence.
 
     Returns:
-        The mentions in the order of the text.
+        The mentions in the order in which the text contains them.
     """
     scanned = list(_scan(_normalise(text)))
     last: dict[int, int] = {}  # offset of a sentence -> start of its last hit
@@ -303,16 +303,16 @@ _RANK: Mapping[str, int] = MappingProxyType({"negative": 0, "uncertain": 1, "pos
 def label(text: str) -> dict[str, Status]:
     """Label a report.
 
-    A finding is positive if any mention affirms it, else uncertain if any doubts it, else negative.
-    Mentions of the past count only for findings that last (a healed fracture, a granuloma), not for
-    transient ones (a pneumonia).
+    A finding is positive if any mention affirms it, otherwise uncertain if any mention doubts it,
+    and otherwise negative. Mentions of the past count only for findings that last (a healed
+    fracture, a granuloma), not for transient ones (a pneumonia).
 
     Args:
         text: A report or a sentence.
 
     Returns:
-        Status by finding; findings that are not mentioned have no key. ``no_finding`` is positive
-        if the text is about the chest and nothing but devices is positive or uncertain.
+        The status by finding; findings that are not mentioned have no key. ``no_finding`` is
+        positive if the text is about the chest and nothing but devices is positive or uncertain.
     """
     text = _normalise(text)
     labels = _strongest_statuses(text)
@@ -326,7 +326,7 @@ def label(text: str) -> dict[str, Status]:
 
 
 def _strongest_statuses(text: str) -> dict[str, Status]:
-    """Status of each finding in a normalised text, without past mentions of transient findings."""
+    """Return each finding's status in a normalised text, ignoring past transient findings."""
     labels: dict[str, Status] = {}
     for hit, status, context in _scan(text):
         if hit.finding in labels and _RANK[status] <= _RANK[labels[hit.finding]]:

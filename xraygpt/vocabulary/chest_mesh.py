@@ -17,20 +17,20 @@ _IN_LUNG = (
 )
 _VERTEBRAE = r"(?:thoracic vertebrae|lumbar vertebrae|cervical vertebrae|vertebrae|spine)"
 
-#: One pattern per finding, searched in the lower-cased code. Definitions:
+#: One pattern per finding, searched for in the lower-cased code. Definitions:
 #:
 #: * ``lung_opacity`` is any increased density of the lung, under any name: opacity, infiltrate,
 #:   airspace disease, consolidation, density, interstitial markings. Pneumonia and atelectasis are
 #:   diagnoses and do not imply it, nor do markings crowded by a shallow breath. A rounded opacity
-#:   is also a ``lung_lesion``. Ribs and clavicles describe the projection of an opacity and are
-#:   included; sternum, vertebrae, mediastinum and soft tissues are not.
+#:   is also a ``lung_lesion``. Opacities located at ribs or clavicles are included, since these
+#:   describe the projection; those at sternum, vertebrae, mediastinum and soft tissues are not.
 #: * ``edema`` includes congestion and heart failure, as in CheXpert.
 #: * ``cardiomegaly`` includes the borderline degree and enlarged chambers.
-#: * ``calcinosis`` includes atherosclerosis, of which a radiograph shows only the calcium.
+#: * ``calcinosis`` includes atherosclerosis, since a radiograph shows only its calcium.
 #: * ``calcified_granuloma`` is any sign of healed granulomatous disease.
 #: * ``fracture`` includes deformities of ribs, clavicles, vertebrae and shoulders, healed or not.
 #: * ``emphysema`` includes chronic obstructive disease and bullae, ``scar`` includes fibrosis.
-#: * A blunted costophrenic angle is its own finding, neither an effusion nor a thickened pleura.
+#: * A blunted costophrenic angle is a separate finding, not an effusion or thickened pleura.
 #: * ``support_devices`` is everything man-made, including ``catheter`` and ``surgical_hardware``.
 _CODES: Mapping[str, str] = {
     "enlarged_cardiomediastinum": r"^mediastinum/.*(?:prominent|enlarged)"
@@ -79,7 +79,7 @@ MESH_RULES: Mapping[str, re.Pattern[str]] = MappingProxyType(
     {finding: re.compile(pattern) for finding, pattern in _CODES.items()}
 )
 
-#: Codes without an abnormality of the patient: normality, image quality, devices.
+#: Codes that describe no abnormality in the patient: normality, image quality, devices.
 _NOT_ABNORMAL = re.compile(
     r"^normal|^no indexing|^technical quality|^catheters, indwelling|^tube, inserted"
     r"|^(?:implanted )?medical device|^stents|^surgical instruments|^sutures|^spinal fusion"
@@ -88,10 +88,10 @@ _NOT_ABNORMAL = re.compile(
 
 
 def is_coded(codes: Iterable[str]) -> bool:
-    """Whether a person coded the report.
+    """Return whether a person coded the report.
 
     Args:
-        codes: Codes of one report.
+        codes: The codes for one report.
 
     Returns:
         False for a report without codes or with only "No Indexing".
@@ -100,14 +100,14 @@ def is_coded(codes: Iterable[str]) -> bool:
 
 
 def findings_of(codes: Iterable[str]) -> frozenset[str]:
-    """Convert the codes of one report to findings.
+    """Convert the codes for one report to findings.
 
     Args:
         codes: Codes such as ``"Cardiomegaly/mild"``.
 
     Returns:
-        The findings present; ``other_finding`` stands for abnormal codes without a finding, and
-        ``no_finding`` means that no code is abnormal.
+        The findings that are present; ``other_finding`` stands for abnormal codes without a finding
+        in the vocabulary, and ``no_finding`` means that no code is abnormal.
     """
     lowered = [code.strip().lower() for code in codes]
     by_code = {code: _matching_findings(code) for code in lowered}

@@ -1,4 +1,4 @@
-"""Vocabulary of chest X-rays: the rule-based labeller's findings, and MeSH codes as in OpenI."""
+"""Vocabulary for chest X-rays: the rule-based labeller's findings, and MeSH codes as in OpenI."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xraygpt.vocabulary.chest_labeller import FINDINGS, LASTING_FINDINGS, Status
 
 @registry.register_vocabulary("chest_xray")
 class ChestXray(Vocabulary):
-    """English reports of chest X-rays, and codes such as ``Pulmonary Atelectasis/base/left``."""
+    """Findings in English chest X-ray reports and codes (``Pulmonary Atelectasis/base/left``)."""
 
     @dataclass(kw_only=True)
     class Config(Vocabulary.Config):
@@ -25,21 +25,21 @@ class ChestXray(Vocabulary):
     other_finding = "other_finding"
 
     def label(self, text: str) -> Mapping[str, Status]:
-        """Label a report with the rules of `chest_labeller`."""
+        """Label a report with the rules in `chest_labeller`."""
         return label(text)
 
     def is_coded(self, codes: Iterable[str]) -> bool:
-        """Whether the study has any code; "normal" is one, "No Indexing" is not."""
+        """Return whether the study has any code; "normal" is a code, but "No Indexing" is not."""
         return chest_mesh.is_coded(codes)
 
     def findings_of(self, codes: Iterable[str]) -> set[str]:
-        """Convert MeSH headings to findings with the patterns of `chest_mesh`."""
+        """Convert MeSH headings to findings with the patterns in `chest_mesh`."""
         return set(chest_mesh.findings_of(codes))
 
     def coded_findings(self, codes: Iterable[str]) -> set[str]:
-        """The labeller's findings for codes; codes without such a finding are left out.
+        """Convert codes to the labeller's findings, skipping codes without such a finding.
 
-        Codes may be MeSH headings or output of `codes_of_report`.
+        Codes may be MeSH headings or the output of `codes_of_report`.
         """
         named, mesh_codes = set(), []
         for code in codes:
@@ -52,14 +52,15 @@ class ChestXray(Vocabulary):
         return named | coded - {"no_finding"} if named else coded
 
     def codes_of_report(self, text: str) -> tuple[str, ...]:
-        """The findings that the rule-based labeller reads in a report, in the form of human codes.
+        """Return the findings that the labeller detects in a report, in the form of human codes.
 
         Args:
             text: Findings and impression.
 
         Returns:
-            ``("pleural effusion/left",)`` with every side named, ``("normal",)`` if there are no
-            findings, and nothing for a text that is not about a chest. Uncertain findings count.
+            Codes such as ``("pleural effusion/left",)`` with every side that is named,
+            ``("normal",)`` if there are no findings, or an empty tuple if the text is not about a
+            chest. Uncertain findings count.
         """
         return _codes_of_report(text)
 

@@ -1,4 +1,4 @@
-"""Patterns of the rule-based labeller, compiled from ``xraygpt/data/finding_rules.yaml``."""
+"""Patterns for the rule-based labeller, compiled from ``xraygpt/data/finding_rules.yaml``."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _TERM_KINDS = ("void", "absent", "present")
 
 @dataclass(frozen=True, slots=True)
 class LabellerRules:
-    """Compiled patterns of the labeller.
+    """Compiled patterns for the labeller.
 
     Attributes:
-        terms: Pattern of each finding; its groups are ``void``, ``absent`` and ``present``.
-        lasting: Findings that a mention of the past still affirms, such as a granuloma.
+        terms: Pattern for each finding, with the groups ``void``, ``absent`` and ``present``.
+        lasting: Findings that are still present if mentioned as past, such as a granuloma.
         midline: Findings without a side.
-        cues: Words that negate, doubt, date or delimit a finding; one group per kind.
-        headings: Section headings; group ``read`` or ``skip``.
+        cues: Words that negate, doubt, date or delimit a finding, with one group per kind.
+        headings: Section headings, in the group ``read`` or ``skip``.
         normality: Statements that the chest is normal.
     """
 
@@ -38,7 +38,7 @@ class LabellerRules:
 
 
 def _expand(pattern: str, macros: Mapping[str, str]) -> str:
-    """Insert the macros, and make each space match any number of spaces."""
+    """Expand the macros and make each space match one or more spaces."""
     for _ in range(5):
         expanded = _MACRO.sub(lambda match: macros[match[1]], pattern)
         if expanded == pattern:
@@ -48,12 +48,12 @@ def _expand(pattern: str, macros: Mapping[str, str]) -> str:
 
 
 def _group(name: str, patterns: Sequence[str], macros: Mapping[str, str]) -> str:
-    """One named group of alternative patterns."""
+    """Build a named group of alternative patterns."""
     return f"(?P<{name}>{'|'.join(_expand(pattern, macros) for pattern in patterns)})"
 
 
 def _compile_words(groups: Iterable[str]) -> re.Pattern[str]:
-    """Compile alternatives that begin and end at a word boundary."""
+    """Compile alternatives that begin and end at word boundaries."""
     return re.compile(rf"(?<![a-z0-9])(?:{'|'.join(groups)})(?![a-z0-9])")
 
 

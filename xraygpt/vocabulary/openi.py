@@ -1,4 +1,4 @@
-"""Ids of OpenI studies, and the published val and test splits."""
+"""Ids of OpenI studies, and the published validation and test splits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _OPENI_STUDY = re.compile(r"^CXR(\d+)$")
 
 
 def openi_study(name: str) -> str | None:
-    """``CXR1004`` from an OpenI study id or image file name; None for any other name."""
+    """Return ``CXR1004`` for an OpenI study id or image file name, or None for any other name."""
     if "CXR" not in name and "IM-" not in name:
         return None  # fast path for most names of other corpora
     match = _OPENI_STUDY.match(name) or _OPENI_IMAGE.match(name)
@@ -20,19 +20,19 @@ def openi_study(name: str) -> str | None:
 
 
 def is_published_test(study_id: str) -> bool:
-    """Whether a study id or OpenI image name belongs to IU X-ray's published test split."""
+    """Return whether a study id or OpenI image name is in IU X-ray's published test split."""
     return (openi_study(study_id) or "") in published_test_studies()
 
 
 @cache
 def published_test_studies() -> frozenset[str]:
-    """The 590 test studies of the split published with R2Gen, as ``CXR<number>``."""
+    """Return the 590 test studies in the split published with R2Gen, as ``CXR<number>``."""
     text = resources.files("xraygpt").joinpath("data/iu_xray_test_studies.txt").read_text()
     return frozenset(text.split())
 
 
 @cache
 def published_val_studies() -> frozenset[str]:
-    """The 294 val studies of the split published with R2Gen, as ``CXR<number>``."""
+    """Return the 294 validation studies in the split published with R2Gen, as ``CXR<number>``."""
     text = resources.files("xraygpt").joinpath("data/iu_xray_val_studies.txt").read_text()
     return frozenset(text.split())

@@ -1,7 +1,8 @@
 """Questions about a study's codes, and the answers that the codes imply.
 
 Human codes such as ``Pulmonary Atelectasis/base/left`` are short and depend almost entirely on the
-image. A randomly initialised Q-Former learns from them what is too sparse in a whole report.
+image. From them, a randomly initialised Q-Former learns what it cannot learn from whole reports,
+in which this signal is too sparse.
 """
 
 from __future__ import annotations
@@ -22,38 +23,38 @@ NORMAL = "normal"  # the code of a study without findings
 BOTH = "bilateral"
 SIDES = frozenset({"left", "right", BOTH})
 NOT_CODED = frozenset({"no indexing"})  # not coded at all: neither normal nor abnormal
-DROPOUT = 0.1  # probability of leaving out a code, since no list of codes is complete
+DROPOUT = 0.1  # probability of omitting a code, since no list of codes is complete
 
 
 def qa_turns(question: str, answer: str) -> tuple[Turn, Turn]:
-    """A question and its answer as turns."""
+    """Build the turns for a question and its answer."""
     return Turn(role="user", text=question), Turn(role="assistant", text=answer)
 
 
 def headings(codes: Iterable[str]) -> set[str]:
-    """Headings of the codes, without place, side and degree: ``{"pulmonary atelectasis"}``."""
+    """Return the codes' headings without place, side and degree: ``{"pulmonary atelectasis"}``."""
     names = {code.split("/")[0].strip().lower() for code in codes}
     return {name for name in names if name} - NOT_CODED
 
 
 def is_coded(codes: Iterable[str]) -> bool:
-    """Whether there is any code; "normal" is one, "No Indexing" is not."""
+    """Return whether there is any code; "normal" is a code, but "No Indexing" is not."""
     return bool(headings(codes))
 
 
 def code_list_turns(marks: str, codes: Iterable[str]) -> tuple[Turn, Turn]:
-    """A question about all codes, answered in alphabetical order; ``none`` if there are none."""
+    """Build a question about all codes; the answer lists them alphabetically, or is ``none``."""
     return qa_turns(f"{marks} {LIST_QUESTION}", f"{'; '.join(codes_in_words(codes)) or 'none'}.")
 
 
 def codes_in_words(codes: Iterable[str]) -> list[str]:
-    """Codes as text, in alphabetical order: ``["pulmonary atelectasis, base, left"]``."""
+    """Write codes as text, in alphabetical order: ``["pulmonary atelectasis, base, left"]``."""
     texts = {", ".join(p.strip() for p in c.lower().split("/")) for c in codes}
     return sorted(t for t in texts if t and t not in NOT_CODED)
 
 
 def coded_sides(codes: Iterable[str]) -> dict[str, str]:
-    """Sides by heading: ``{"pneumothorax": "left", "opacity": "left and right"}``.
+    """Return sides by heading: ``{"pneumothorax": "left", "opacity": "left and right"}``.
 
     A finding coded as bilateral, or once on each side, is "left and right".
     """
@@ -66,23 +67,23 @@ def coded_sides(codes: Iterable[str]) -> dict[str, str]:
 
 
 def code_question(heading: str) -> str:
-    """The yes/no question about a heading."""
+    """Return the yes/no question about a heading."""
     return f"Is this coded: {heading}?"
 
 
 class CodeQuestions:
-    """Yes/no questions about headings, sampled anew for each epoch, one turn each.
+    """Yes/no questions about headings, one turn each, sampled anew for each epoch.
 
-    Half of the questions are about something that is present, as far as possible. With uniform
-    sampling nearly all answers would be no, whatever the image.
+    As far as possible, half of the questions are about something that is present. With uniform
+    sampling, nearly all answers would be no, whatever the image shows.
 
     Args:
-        marks: ``<image>`` for each image.
-        codes: Codes of the study.
+        marks: One ``<image>`` for each image.
+        codes: The study's codes.
         askable_names: Headings or findings that may be asked about.
-        count: Number of questions in one sample, each about another heading.
-        with_sides: Answer "yes, left." instead of "yes." if a side is coded.
-        findings: Ask about the findings of this vocabulary instead of coded headings.
+        count: Number of questions in one sample, each about a different heading.
+        with_sides: Whether to answer "yes, left." instead of "yes." if a side is coded.
+        findings: Vocabulary whose findings are asked about instead of coded headings.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class CodeQuestions:
         self.count, self.sides = count, coded_sides(codes) if with_sides else {}
 
     def __call__(self, rng_key: str) -> list[Turn]:
-        """The questions and answers for one RNG key."""
+        """Return the questions and answers for one RNG key."""
         turns: list[Turn] = []
         for i, name in enumerate(self._sample_names(keyed_random(rng_key, "code"))):
             marks = f"{self.marks} " if i == 0 else ""
@@ -127,17 +128,17 @@ class CodeQuestions:
 class PromptFindings:
     """A report request with the study's findings in the prompt, sampled anew for each epoch.
 
-    This teaches a model to write up findings from itself or somebody else (`run.task.plan`). In
-    some epochs the prompt has no findings, so that the model also works without them; in the others
-    each finding is left out with probability `DROPOUT`.
+    This teaches a model to write up findings, its own or given ones (`run.task.plan`). In some
+    epochs the prompt contains no findings, so that the model also works without them; in the other
+    epochs, each finding is omitted with probability `DROPOUT`.
 
     Args:
         turns: The question and the report.
-        codes: Codes of the study.
-        without: Fraction of epochs without findings.
+        codes: The study's codes.
+        without: Fraction of epochs without findings in the prompt.
         location: ``image`` puts the codes next to the image, in random order; ``question`` puts
-            the names of their findings into the question.
-        vocabulary: Source of those names.
+            the names of the coded findings into the question.
+        vocabulary: Vocabulary with the findings' names.
     """
 
     def __init__(
@@ -159,7 +160,7 @@ class PromptFindings:
         )
 
     def __call__(self, rng_key: str) -> list[Turn]:
-        """The turns for one RNG key."""
+        """Return the turns for one RNG key."""
         rng = keyed_random(rng_key, "findings")
         if rng.random() < self.without:
             return list(self.turns)
@@ -173,7 +174,7 @@ class PromptFindings:
 
 
 def question_with_findings(marks: str, names: Iterable[str], vocabulary: Vocabulary) -> str:
-    """A report request that lists findings."""
+    """Return a report request that lists findings."""
     texts = [vocabulary.in_words(n) for n in sorted(set(names) - {vocabulary.no_finding})]
     return f"{marks} Write the report. Seen: {', '.join(texts) or 'nothing abnormal'}."
 
@@ -181,8 +182,8 @@ def question_with_findings(marks: str, names: Iterable[str], vocabulary: Vocabul
 def add_caption(turns: Sequence[Turn], findings: Sequence[str]) -> list[Turn]:
     """Add findings as a caption to the last image of the first turn.
 
-    The turn's text contains them as ``<findings>…</findings>``, so that tokenizers learn their
-    words.
+    The turn's text contains the findings as ``<findings>…</findings>``, so that tokenizers learn
+    their words.
     """
     marks = list(MARK_PATTERN.finditer(turns[0]["text"])) if turns else []
     if not marks or not findings:
@@ -206,13 +207,13 @@ class CodesAsImage:
     """Turns with a study's codes in place of its images, sampled anew for each epoch.
 
     A language model trained on such text writes reports from the content at that position. The
-    Q-Former, trained afterwards with this LLM frozen, then only has to produce that content. Codes
-    are in random order, each is left out with probability `DROPOUT`, and so is the whole list,
-    because the LLM must not depend on a complete list.
+    Q-Former, which is trained afterwards with this LLM frozen, then only has to produce that
+    content. Codes are in random order. Each code, and also the whole list, is omitted with
+    probability `DROPOUT`, because the LLM must not depend on a complete list.
 
     Args:
-        turns: The turns, or a function of an RNG key that samples them.
-        codes: Codes of the study.
+        turns: The turns, or a function that samples them for an RNG key.
+        codes: The study's codes.
     """
 
     def __init__(
@@ -221,7 +222,7 @@ class CodesAsImage:
         self.turns, self.codes = turns, [c.replace("<", "") for c in codes_in_words(codes)]
 
     def __call__(self, rng_key: str) -> list[Turn]:
-        """The turns for one RNG key."""
+        """Return the turns for one RNG key."""
         caption = self._sample_caption(rng_key)
         turns = self.turns(rng_key) if callable(self.turns) else self.turns
         first = next((i for i, t in enumerate(turns) if MARK_PATTERN.search(t["text"])), None)

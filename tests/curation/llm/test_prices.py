@@ -10,7 +10,7 @@ from xraygpt.curation.llm.prices import load_price
 
 def test_price_files(tmp_path):
     path = tmp_path / "prices.yaml"
-    with pytest.raises(InputError, match="cannot read the prices"):
+    with pytest.raises(InputError, match="cannot read the prices in"):
         load_price(path, "m")
     for text, message in [
         ("other: {input: 1, output: 2}", "has no price for 'm'; it lists other"),

@@ -64,12 +64,12 @@ DAMAGE = {
     ),
     "a shard is cut off": (
         lambda f: sorted(f.glob("*.safetensors"))[0].write_bytes(b"\x00" * 900),
-        "does not load",
+        "cannot be loaded",
     ),
     "a weight is missing": (remove_a_weight, "missing model"),
     "the configuration is of a wider model": (
         lambda f: edit(f, lambda c: c.update(hidden_size=64)),
-        r"32.* in the file, .*64.* by config.json",
+        r"32.* in the file, .*64.* in config.json",
     ),
     "the configuration is of a deeper model": (
         lambda f: edit(f, lambda c: c.update(num_hidden_layers=3)),
@@ -77,7 +77,7 @@ DAMAGE = {
     ),
     "the configuration is of a delta": (
         lambda f: edit(f, lambda c: c.update(_name_or_path="lmsys/vicuna-7b-delta-v1.1")),
-        "difference to LLaMA",
+        "delta to LLaMA",
     ),
     "the configuration is cut off": (
         lambda f: (f / "config.json").write_text('{"architectures": ['),
@@ -85,7 +85,7 @@ DAMAGE = {
     ),
     "no tokenizer": (
         lambda f: [p.unlink() for p in f.glob("tokenizer*")],
-        "does not load",
+        "cannot be loaded",
     ),
 }
 
@@ -224,7 +224,7 @@ def test_code_in_a_folder_is_never_run(llm, tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = processes.run(command, input="y\ny\ny\ny\n", capture_output=True, text=True, cwd=REPO)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("does not load") == 2
+    assert done.stdout.count("cannot be loaded") == 2
     assert not (tmp_path / "RAN").exists()
 
 

@@ -361,7 +361,7 @@ def test_unknown_encoder_and_llm_are_explained():
         build_vision("resnet", None, None)
     with pytest.raises(InputError, match="timm has no 'vit_nonsense'"):
         build_vision("timm/vit_nonsense", None, None)
-    with pytest.raises(WeightsError, match="no transformers folder"):
+    with pytest.raises(WeightsError, match="not a transformers folder"):
         tiny(llama_model="weights/none-here")
     with pytest.raises(WeightsError, match=r"package no-such-package is not installed"):
         tiny(llama_model="package:no-such-package")
@@ -369,7 +369,7 @@ def test_unknown_encoder_and_llm_are_explained():
 
 def test_too_long_for_the_context_names_the_sample(tmp_path):
     model = tiny(llm=SmallLLM(vocab_size=260, hidden=32, layers=1, heads=2, context=64))
-    with pytest.raises(ValueError, match=r"sample long: .* tokens \(4 of images\).*holds 64"):
+    with pytest.raises(ValueError, match=r"sample long .* tokens \(4 for images\).*64 tokens"):
         collator(model)([sample("long", [picture(1)], "x", "why " * 60)])
 
 

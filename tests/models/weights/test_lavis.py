@@ -100,8 +100,8 @@ def test_a_full_checkpoint_gives_the_same_model(theirs, tmp_path, caplog):
     assert not torch.equal(tokens(ours), tokens(theirs))
     load_weights(ours, save(tmp_path / "checkpoint_3.pth", state))
     assert torch.equal(tokens(ours), tokens(theirs))
-    assert "14 left out (the Q-Former's text side)" in caplog.text
-    assert "4 left out (heads of BLIP-2's first stage)" in caplog.text
+    assert "14 skipped (the Q-Former's text side)" in caplog.text
+    assert "4 skipped (heads of BLIP-2's first stage)" in caplog.text
 
 
 @pytest.mark.slow
@@ -135,7 +135,7 @@ WRONG = {
     ),
     "another width": (
         lambda s: s.update({"ln_vision.weight": torch.ones(1408)}),
-        r"width 1408, but .* gives 192",
+        r"width 1408, but .* outputs 192",
     ),
     "another LLM": (
         lambda s: s.update({"llama_proj.weight": torch.ones(5120, 64)}),
@@ -191,7 +191,7 @@ def wider(tmp_path: Path, **qformer) -> XrayGPT:
 
 def test_the_error_for_another_width_suggests_two_fixes(tmp_path):
     blip2_of_width(96, tmp_path)
-    with pytest.raises(WeightsError, match=r"width 96, but .* gives 192") as error:
+    with pytest.raises(WeightsError, match=r"width 96, but .* outputs 192") as error:
         wider(tmp_path)
     assert "adapter: 96" in str(error.value)
     assert "new_cross_attention: true" in str(error.value)
@@ -230,7 +230,7 @@ def test_new_cross_attention_keeps_the_rest(tmp_path):
         "ln_vision.bias",
     }
     assert reset == expected
-    with pytest.raises(ValueError, match="at random"):
+    with pytest.raises(ValueError, match="random initial weights"):
         XrayGPT.Config.from_keys(
             freeze_qformer=True, qformer=QFormerConfig(layers=LAYERS, new_cross_attention=True)
         )

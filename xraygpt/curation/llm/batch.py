@@ -1,8 +1,8 @@
-"""Rewriting with the Batch API: many requests as one file, answered within a day, often cheaper.
+"""Rewriting with the Batch API: many requests in one file, answered within a day, often cheaper.
 
-The ledger records what was sent, so the next run continues after one that ended while the endpoint
-was working. Answers pass the same checks as single calls; repairs and failed lines form the next
-round of batches.
+The ledger records what was sent, so that a run which ended while the endpoint was working is
+continued by the next run. The answers undergo the same checks as those of single calls. Repairs and
+failed lines form the next round of batches.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ MAX_LINES, MAX_BYTES = 50_000, 190_000_000
 
 @dataclass(frozen=True)
 class BatchLine:
-    """One request of a batch.
+    """One request in a batch.
 
     Attributes:
         item: The item.
-        draft: The rejected first answer, if this requests its repair.
-        attempt: Number of times the endpoint failed to answer this line.
+        draft: The rejected first answer, if the line requests its repair.
+        attempt: How many times the endpoint has failed to answer this line.
     """
 
     item: Item
@@ -53,25 +53,25 @@ class BatchLine:
 
     @property
     def custom_id(self) -> str:
-        """Identifies the line in the result files."""
+        """The id of the line in the result files."""
         return f"{self.item.key}-{self.attempt}"
 
     def dump(self) -> list[Any]:
-        """Serialise for the ledger."""
+        """Serialise the line for the ledger."""
         return [self.item.key, self.draft.dump() if self.draft else None, self.attempt]
 
 
 def run_batches(context: RunContext, items: Sequence[Item]) -> RunResult:
-    """Bring items without a final state to one by batches.
+    """Process items by batches until each has a final state.
 
     Raises:
-        InputError: The ledger has batches at another endpoint.
+        InputError: The ledger lists batches at another endpoint.
     """
     address = context.settings.endpoint.address()
     others = {b.address for b in context.ledger.open_batches()} - {address}
     if others:
         raise InputError(
-            f"batches of this folder were sent to {others.pop()}; collect them from there"
+            f"batches from this folder were sent to {others.pop()}; collect them from there"
         )
     return asyncio.run(BatchRunner(context, items).run())
 
@@ -80,7 +80,7 @@ class BatchRunner:
     """Sends batches and collects their answers, round by round.
 
     Args:
-        context: Settings and state of the run.
+        context: The settings and the state of the run.
         items: Items without a final state.
     """
 
@@ -96,7 +96,7 @@ class BatchRunner:
         self._result = RunResult()
 
     async def run(self) -> RunResult:
-        """Process all items, or stop early."""
+        """Process all items, or stop early, and return how the run ended."""
         handle_signals(self._stop)
         bar = progress(total=len(self.items), desc="batches", unit="row")
         try:
@@ -162,7 +162,7 @@ class BatchRunner:
             self.ledger.add_batch(self.address, [line.dump() for line in chunk])
 
     def _chunks(self, lines: Sequence[BatchLine]) -> Iterator[list[BatchLine]]:
-        """Divide lines into files within the limits."""
+        """Divide lines into chunks, each of which fits into one file."""
         chunk: list[BatchLine] = []
         size = 0
         for line in lines:
@@ -200,11 +200,11 @@ class BatchRunner:
         if batch.batch_id:
             return
         file_id, batch_id = batch.file_id, None
-        if file_id:  # the earlier run may have stopped after starting it
+        if file_id:  # an earlier run may have stopped after starting the batch
             batch_id = await self.api.find(file_id)
         else:
             data = await asyncio.to_thread(self._requests, batch)
-            if not data:  # belongs to another prompt and was never sent
+            if not data:  # the batch belongs to another prompt and was never sent
                 self.ledger.update_batch(batch.number, "read")
                 return
             file_id = await self.api.upload(data)
@@ -214,12 +214,12 @@ class BatchRunner:
         self.ledger.update_batch(batch.number, "sent", batch_id=batch_id)
 
     async def _collect(self, batch: Batch, bar: Any) -> None:
-        """Wait for a batch, save its answers and add what to request next."""
+        """Wait for a batch, save its answers and add the lines to send next."""
         responses = await self._responses(batch, bar)
         next_lines = []
         with self.ledger.transaction():
             for key, _, attempt in batch.lines:
-                if key not in self.items:  # belongs to another prompt, but costs the same
+                if key not in self.items:  # it belongs to another prompt, but costs the same
                     reply = parse_response(responses.get(f"{key}-{attempt}"), 0)
                     if reply is not None:
                         self.budget.charge(reply.tokens_in, reply.tokens_out)
@@ -233,7 +233,7 @@ class BatchRunner:
             self.ledger.update_batch(batch.number, "read")
 
     async def _responses(self, batch: Batch, bar: Any) -> dict[str, Any]:
-        """Wait for the responses of a batch by custom_id.
+        """Wait for a batch and return its responses by custom_id.
 
         Raises:
             EndpointError: The batch was refused or no longer exists; its rows are released.

@@ -1,4 +1,4 @@
-"""The Batch API of an endpoint: upload, start, poll and download, with retries."""
+"""The Batch API of an endpoint: uploading, starting, polling and downloading, with retries."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _FINISHED = ("completed", "failed", "expired", "cancelled")
 
 
 class BatchApi:
-    """Batch requests to one endpoint.
+    """The batch requests to one endpoint.
 
-    Every method raises EndpointError if the endpoint gives no result, and RunStopped if the run
+    Every method raises EndpointError if the endpoint returns no result, and RunStopped if the run
     is stopping.
 
     Args:
-        client: Makes the calls.
+        client: The client that makes the calls.
         poll_seconds: Seconds between two status requests.
     """
 
@@ -48,7 +48,7 @@ class BatchApi:
     async def start(self, file_id: str) -> str:
         """Start a batch and return its id.
 
-        There is no retry: a call without an answer may have started the batch.
+        The call is not retried, because a call without a response may have started the batch.
         """
         batch = await self._call(
             lambda headers: self.sdk.batches.create(
@@ -60,7 +60,7 @@ class BatchApi:
         return str(batch.id)
 
     async def find(self, file_id: str) -> str | None:
-        """Find the batch of a file among the newest thousand; None if there is none."""
+        """Return the id of a file's batch, or None if it is not among the newest thousand."""
         after: dict[str, Any] = {}
         for _ in range(10):
             page = await self._call(
@@ -81,10 +81,10 @@ class BatchApi:
 
         Args:
             batch: A started batch.
-            on_status: Called with its status at each poll.
+            on_status: Called with the status of the batch at each poll.
 
         Returns:
-            Responses by custom_id, and what is wrong with the batch as a whole, if anything.
+            The responses by custom_id, and what is wrong with the batch as a whole (or nothing).
         """
         responses: dict[str, Any] = {}
         try:
@@ -115,7 +115,7 @@ class BatchApi:
             await self.client.stop.wait_for(asyncio.sleep(self.poll_seconds))
 
     async def _download(self, file_id: str) -> dict[str, Any]:
-        """Download responses by custom_id; a malformed line counts as not answered."""
+        """Download the responses by custom_id; a malformed line counts as not answered."""
         content = await self._call(
             lambda headers: self.sdk.files.content(
                 file_id, extra_headers=headers, timeout=self.file_timeout
@@ -144,7 +144,7 @@ class BatchApi:
 
 
 def parse_response(response: Any, estimated_in: int) -> Reply | None:
-    """Convert a line's response to a `Reply`; None if the endpoint failed to answer it."""
+    """Convert the response to a line into a `Reply`, or None if the endpoint failed to answer."""
     if not isinstance(response, dict) or response.get("status_code") != 200:
         return None
     return parse_completion(_with_attributes(response.get("body")), estimated_in)
@@ -161,7 +161,7 @@ def _error_code(batch: Any) -> str:
 
 
 def _with_attributes(value: Any) -> Any:
-    """Convert JSON to objects with attributes, as the SDK returns them for single calls."""
+    """Convert JSON to objects with attributes like those the SDK returns for single calls."""
     if isinstance(value, dict):
         return SimpleNamespace(**{str(k): _with_attributes(v) for k, v in value.items()})
     return [_with_attributes(v) for v in value] if isinstance(value, list) else value

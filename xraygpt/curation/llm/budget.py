@@ -18,14 +18,14 @@ class BudgetExceeded(Exception):
 class Budget:
     """Keeps total usage within the limits; calls in progress count with their maximum usage.
 
-    Input tokens are estimated from characters. If there is a limit, the first call runs alone with
+    Input tokens are estimated from characters. If there is a limit, the first call runs alone, with
     twice its estimate reserved. Later calls reserve 1.1 times the largest ratio of reported to
     estimated tokens so far. Output tokens are limited by the request itself.
 
     Args:
-        ledger: Has the usage so far and records that of each call.
-        limits: Maximum tokens and cost.
-        price: None: cost is not counted.
+        ledger: The ledger, which contains the usage so far and records that of each call.
+        limits: The maximum tokens and cost.
+        price: The price of tokens; None if cost is not counted.
         batch: Whether the batch discount applies.
     """
 
@@ -38,11 +38,11 @@ class Budget:
         self._call_finished = asyncio.Event()
 
     def cost_of(self, tokens_in: int, tokens_out: int) -> float:
-        """Compute the cost of a call; 0 without a price."""
+        """Compute the cost of a call, which is 0 without a price."""
         return self.price.cost(tokens_in, tokens_out, self.batch) if self.price else 0.0
 
     def exceeded_message(self) -> str:
-        """Describe what is used up and what to do."""
+        """Return a message that says what is used up and what to do."""
         limits = self.limits
         used = []
         if limits.max_tokens is not None:
@@ -55,7 +55,7 @@ class Budget:
         )
 
     def calibrate(self, token_ratio: float) -> None:
-        """Set the largest ratio of reported to estimated input tokens so far; 0: none yet."""
+        """Set the largest ratio of reported to estimated input tokens so far, or 0 for none."""
         if token_ratio:
             self._input_factor, self._is_calibrated = 1.1 * token_ratio, True
 
@@ -64,7 +64,7 @@ class Budget:
         return math.ceil(self._input_factor * estimated_in), output_tokens
 
     def fits(self, tokens_in: int, tokens_out: int) -> bool:
-        """Return whether a call fits in addition to those in progress."""
+        """Return whether the budget allows a call in addition to those in progress."""
         tokens = self.tokens + self._reserved_tokens + tokens_in + tokens_out
         cost = self.cost + self._reserved_cost + self.cost_of(tokens_in, tokens_out)
         limits = self.limits
@@ -88,13 +88,13 @@ class Budget:
     async def acquire(
         self, stop: StopSignal, estimated_in: int, output_tokens: int
     ) -> tuple[int, int]:
-        """Reserve the maximum usage of a call, once calls in progress leave enough.
+        """Reserve the maximum usage of a call as soon as the calls in progress leave enough.
 
         Returns:
             The reserved input and output tokens.
 
         Raises:
-            BudgetExceeded: No call is in progress and the rest is not enough.
+            BudgetExceeded: No call is in progress, and the remaining budget is not enough.
             RunStopped: The run is stopping.
         """
         limited = self.limits.max_tokens is not None or self.limits.max_cost is not None
@@ -118,10 +118,10 @@ class Budget:
             self.ledger.add_usage(tokens_in, tokens_out, cost)
 
     def charge_wasted(self, tokens_in: int, tokens_out: int) -> None:
-        """Count the usage of a call that gave no answer.
+        """Count the usage of a call that returned no answer.
 
         Raises:
-            BudgetExceeded: The rest is not enough for a retry.
+            BudgetExceeded: The remaining budget is not enough for a retry.
         """
         self.charge(tokens_in, tokens_out)
         if not self.fits(0, 0):

@@ -1,4 +1,4 @@
-"""Rewriting by single calls: many at a time, each answer checked and saved on arrival."""
+"""Rewriting by single, concurrent calls; each answer is checked and saved on arrival."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _BAR = "{desc} {percentage:3.0f} % {n_fmt}/{total_fmt}, {rate_fmt}, left {remain
 
 
 def run_calls(context: RunContext, items: Sequence[Item]) -> RunResult:
-    """Bring items without a final state to one (done, refused, invalid, failed) by single calls."""
+    """Process items by single calls until each is done, refused, invalid or failed."""
     return asyncio.run(CallRunner(context, items).run())
 
 
 class CallRunner:
-    """Runs as many workers as calls may be concurrent.
+    """Runs one worker for each call that may be concurrent.
 
     Args:
-        context: Settings and state of the run.
+        context: The settings and the state of the run.
         items: Items without a final state.
     """
 
@@ -51,10 +51,10 @@ class CallRunner:
         self._queue = iter(items)
         self._bar: Any = None
         self._workers: list[asyncio.Future[None]] = []
-        self._results: list[RunResult] = []  # why the run stops, the first reason first
+        self._results: list[RunResult] = []  # why the run stops, in order of occurrence
 
     async def run(self) -> RunResult:
-        """Process all items, or stop early."""
+        """Process all items, or stop early, and return how the run ended."""
         self._bar = progress(
             total=len(self.items), desc=self.settings.task.name, unit="row", bar_format=_BAR
         )
@@ -73,7 +73,7 @@ class CallRunner:
         return RunResult(result.stop_reason, result.exit_code, self.client.calls)
 
     def _stop(self, result: RunResult) -> None:
-        if result.is_interrupt and self.stop.is_set():  # a second signal
+        if result.is_interrupt and self.stop.is_set():  # interrupted while stopping
             for worker in self._workers:
                 worker.cancel()
         elif result.is_interrupt:
@@ -112,7 +112,7 @@ class CallRunner:
         return f"{states[DONE]} done, {rejected} without text, {self.budget.tokens:,} tokens{cost}"
 
     async def _process(self, item: Item) -> Row:
-        """Request an answer, and once its repair if it is rejected."""
+        """Request an answer, and one repair if the answer is rejected."""
         task, prompt = self.settings.task, self.settings.prompt
         if item.picture is None:
             messages = build_messages(item, prompt)
@@ -138,7 +138,7 @@ class CallRunner:
         try:
             reply = await self.client.complete(messages, estimated, self.budget.charge_wasted)
         except asyncio.CancelledError:
-            raise  # the outcome is unknown: the reservation counts when the ledger is next opened
+            raise  # outcome unknown: the reservation is charged when the ledger is next opened
         except BaseException:
             self.ledger.clear_reservation(item.key)
             raise

@@ -20,23 +20,23 @@ from xraygpt.curation.llm.tasks import Task
 
 T = TypeVar("T")
 Call = Callable[[dict[str, str]], Awaitable[Any]]
-"""Makes a request with the given extra headers."""
+"""A function that makes a request with the given extra headers."""
 
 
 class Client:
-    """Sends requests of one task to an endpoint.
+    """Sends the requests for one task to an endpoint.
 
     Args:
         endpoint: The language model.
-        task: Defines the form and maximum length of answers.
-        limiter: Limits per minute.
-        retry_policy: Attempts, waits and timeout.
-        breaker: Opens when every call fails.
-        stop: Set when nothing new may start.
+        task: The task, which defines the form and the maximum length of answers.
+        limiter: Enforces the limits per minute.
+        retry_policy: The number of attempts, the waits and the timeout.
+        breaker: The circuit breaker, which opens when every call fails.
+        stop: The signal that is set when nothing new may start.
 
     Attributes:
-        calls: Calls so far.
-        token_ratio: Largest ratio of reported to estimated input tokens so far, or 0.
+        calls: Number of calls so far.
+        token_ratio: The largest ratio of reported to estimated input tokens so far, or 0.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class Client:
         estimated_in: int,
         on_wasted: Callable[[int, int], None],
     ) -> Reply:
-        """Send messages until there is an answer or attempts run out.
+        """Send messages until there is an answer or the attempts run out.
 
         Args:
             messages: The messages.
-            estimated_in: Their estimated input tokens.
-            on_wasted: Called with the input and output tokens of each call without an answer: as
-                reported, or estimated where it is unknown whether the request was processed.
+            estimated_in: The estimated input tokens of the messages.
+            on_wasted: Called with the input and output tokens of each call without an answer, as
+                reported, or as estimated if it is unknown whether the request was processed.
 
         Raises:
             EndpointError: The endpoint cannot be used.
@@ -88,7 +88,7 @@ class Client:
 
         estimated = estimated_in + self.task.output_tokens // 2
         reply, failure = await self.call_with_retries(
-            # The SDK sends `extra_body` unchanged; it would take 1 ms per call to walk the schema.
+            # The SDK sends `extra_body` unchanged; walking the schema would cost 1 ms per call.
             lambda headers: self.sdk.chat.completions.create(
                 **named, extra_body=body, extra_headers=headers
             ),
@@ -111,18 +111,18 @@ class Client:
         attempts: int | None = None,
         timeout: float | None = None,
     ) -> tuple[T | None, Reply]:
-        """Make a call and repeat it while that can help.
+        """Make a call, and repeat it while a retry can help.
 
         Args:
-            call: The call.
-            parse: Converts the response; None if its shape is wrong.
-            estimated_tokens: Tokens of the call.
-            on_unknown: Called when the endpoint may have processed a call that gave no result.
-            attempts: Maximum number of calls; default: that of the retry policy.
-            timeout: Seconds per call; default: that of the retry policy.
+            call: Makes the request.
+            parse: Converts the response, or returns None if the shape of the response is wrong.
+            estimated_tokens: Estimated tokens of the call.
+            on_unknown: Called when the endpoint may have processed a call that returned no result.
+            attempts: Maximum number of calls; None for that of the retry policy.
+            timeout: Seconds per call; None for the timeout of the retry policy.
 
         Returns:
-            The parsed response, or None and why there is none.
+            The parsed response, or None and a reply that says why there is none.
 
         Raises:
             EndpointError: No later call can succeed.
@@ -161,7 +161,7 @@ class Client:
         self.calls += 1
         http_error = None
         try:
-            # The SDK's timeout is per read; an endpoint that sends byte by byte would never end.
+            # The SDK's timeout is per read: an endpoint that sends byte by byte would never end.
             response = await asyncio.wait_for(
                 call({"x-stainless-retry-count": str(attempt)}), timeout
             )
@@ -179,7 +179,7 @@ class Client:
             http_error = HttpError.from_sdk(error)
         except (openai.APIError, ValueError, TypeError, KeyError, AttributeError):
             return None, Failure("the response is not JSON", maybe_processed=True)
-        # Outside `except`: an exception raised here does not carry the endpoint's message.
+        # Outside `except`, so that an exception raised here does not carry the endpoint's message.
         if http_error is None:
             return None, self.failures.unreachable()
         return None, self.failures.http_error(http_error)
@@ -189,6 +189,6 @@ class Client:
             await self.stop.wait_for(asyncio.sleep(self.retry_policy.backoff(attempt)))
             return
         if retry_after > self.retry_policy.max_retry_after:
-            self.failures.stop(f"it asks to retry in {retry_after:.0f} s: rate limit or quota")
+            self.failures.stop(f"asked to wait {retry_after:.0f} s: check rate limit and quota")
         self.limiter.pause(retry_after)  # the limit applies to the account, so all calls wait
         await self.stop.wait_for(asyncio.sleep(retry_after))

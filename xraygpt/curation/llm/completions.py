@@ -9,19 +9,19 @@ from xraygpt.curation.llm.endpoint import Endpoint
 from xraygpt.curation.llm.tasks import Task
 
 CHARACTERS_PER_TOKEN = 4.0
-"""For English reports and prompts with a byte-pair vocabulary; measured: docs/curation.md."""
+"""For English reports and prompts with a byte-pair vocabulary, as measured in docs/curation.md."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """Outcome of one request.
+    """The outcome of one request.
 
     Attributes:
         state: ``answered`` (with content), ``refused`` or ``failed``.
-        content: Text of the answer; may be truncated or empty.
-        reason: Why it is refused, failed or truncated; never text from the endpoint.
-        tokens_in: Input tokens, as reported by the endpoint or else estimated.
-        tokens_out: Output tokens, likewise.
+        content: The text of the answer, which may be truncated or empty.
+        reason: Why the answer was refused, failed or truncated; never text from the endpoint.
+        tokens_in: Input tokens, reported by the endpoint or else estimated.
+        tokens_out: Output tokens, reported by the endpoint or else estimated.
     """
 
     state: Literal["answered", "refused", "failed"]
@@ -50,7 +50,7 @@ def estimate_tokens(
     Args:
         messages: The messages to send.
         picture_tokens: Tokens per picture.
-        schema_characters: Length of the JSON schema of the answer.
+        schema_characters: Length of the JSON schema for the answer.
     """
     characters, pictures = schema_characters, 0
     for message in messages:
@@ -62,11 +62,11 @@ def estimate_tokens(
 
 
 def parse_completion(completion: Any, estimated_in: int) -> Reply | None:
-    """Convert a chat completion to a `Reply`; None if its shape is wrong (the SDK does not check).
+    """Convert a chat completion to a `Reply`, or None if it is malformed (the SDK does not check).
 
     Args:
-        completion: The SDK's object.
-        estimated_in: Input tokens if the endpoint reports none.
+        completion: The object returned by the SDK.
+        estimated_in: The input tokens to assume if the endpoint reports none.
     """
     choices = getattr(completion, "choices", None)
     if not isinstance(choices, list) or not choices:
@@ -90,7 +90,7 @@ def parse_completion(completion: Any, estimated_in: int) -> Reply | None:
 
 
 def reported_usage(completion: Any) -> tuple[int | None, int | None]:
-    """Read the input and output tokens from any response; None where none are reported."""
+    """Return the input and output tokens that a response reports, or None where it does not."""
     usage = getattr(completion, "usage", None)
     counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
     tokens_in, tokens_out = (c if isinstance(c, int) and c >= 0 else None for c in counts)

@@ -1,4 +1,4 @@
-"""Estimate of tokens, time and cost before a run."""
+"""An estimate of tokens, time and cost before a run."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from xraygpt.curation.llm.ledger_rows import DONE
 from xraygpt.curation.llm.limits import Limits
 from xraygpt.curation.llm.settings import RewriteSettings
 
-_MIN_MEASURED = 20  # answered rows from which their reported usage replaces the estimate
-_Usage = tuple[int | float, int | float]  # input and output tokens of one row
+_MIN_MEASURED = 20  # answered rows needed before their reported usage replaces the estimate
+_Usage = tuple[int | float, int | float]  # the input and output tokens of one row
 
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """Tokens, time and cost of the remaining rows.
+    """Tokens, time and cost for the remaining rows.
 
     Attributes:
-        rows: Rows to process.
-        sample: Rows whose tokens were estimated.
-        tokens_in: Mean and 95th percentile of input tokens per row.
-        tokens_out: Mean and 95th percentile of output tokens per row.
-        measured: Answered rows whose reported usage was taken; 0: tokens are estimated.
-        minutes: Duration at the limits per minute; None without any.
-        cost: In the currency of the price file; None without one.
+        rows: Number of rows to process.
+        sample: Number of rows whose tokens were estimated.
+        tokens_in: Mean and 95th percentile of the input tokens per row.
+        tokens_out: Mean and 95th percentile of the output tokens per row.
+        measured: Number of answered rows whose reported usage is the basis; 0 if it is estimated.
+        minutes: Duration at the limits per minute; None without limits.
+        cost: Cost in the currency of the price file; None without a price file.
     """
 
     rows: int
@@ -47,7 +47,7 @@ class CostEstimate:
         basis = (
             f"as the endpoint reported for {self.measured} rows"
             if self.measured
-            else f"estimated on {self.sample} rows, {CHARACTERS_PER_TOKEN:g} characters per token"
+            else f"estimated from {self.sample} rows, {CHARACTERS_PER_TOKEN:g} characters per token"
         )
         lines = [f"{self.rows} rows to process, nothing was sent; tokens {basis}:"]
         for label, (mean, high) in (("read", self.tokens_in), ("written", self.tokens_out)):
@@ -69,14 +69,14 @@ class CostEstimate:
 def estimate_run(
     items: Sequence[Item], settings: RewriteSettings, out: Path, sample: int, seed: int = 0
 ) -> CostEstimate:
-    """Estimate the cost of the remaining items from a sample; makes no call.
+    """Estimate the cost of the remaining items from a sample, without any call.
 
     Args:
-        items: All items of the corpus.
-        settings: The language model with its limits and price.
-        out: The output folder; the usage of answers in its ledger is used if there are enough.
+        items: All items in the corpus.
+        settings: The language model, with its limits and price.
+        out: The output folder; if its ledger has enough answers, their usage is used instead.
         sample: Maximum number of rows to estimate.
-        seed: Seed of the sample.
+        seed: Seed for the sample.
     """
     answered = _answered_rows(out)
     remaining = [item for item in items if item.key not in answered]
@@ -104,7 +104,7 @@ def _mean_and_percentile(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _minutes(requests: int, tokens: float, limits: Limits) -> float | None:
-    """Compute the duration at the stricter of the two limits; None without limits."""
+    """Compute the duration at the stricter of the two limits, or None without limits."""
     amounts = ((requests, limits.rpm), (tokens, limits.tpm))
     return max((amount / limit for amount, limit in amounts if limit), default=None)
 
@@ -119,7 +119,7 @@ def _estimate_row(item: Item, settings: RewriteSettings) -> _Usage:
 
 
 def _answered_rows(out: Path) -> dict[str, tuple[int, int]]:
-    """Read the input and output tokens of answered rows by key, from a read-only ledger."""
+    """Return the input and output tokens of answered rows by key; the ledger is only read."""
     if not (out / LEDGER_FILE).is_file():
         return {}
     try:

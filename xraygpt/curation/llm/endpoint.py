@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LOCAL_URL, OPENAI_URL = "http://127.0.0.1:8000/v1", "https://api.openai.com/v1"
 PROVIDERS = ("rules", "local", "openai", "azure")
 _NOT_INSTALLED = (
-    "the package openai is not installed; in the clone: .venv/bin/pip install -e '.[curate]'"
+    "the package openai is not installed; run .venv/bin/pip install -e '.[curate]' in the clone"
 )
 
 
@@ -33,19 +33,19 @@ class Endpoint:
     provider: str = "local"
     """``local`` (vLLM, Ollama, llama.cpp and others), ``openai`` or ``azure``."""
     model: str = ""
-    """Name of the model at the endpoint; for Azure the name of the deployment."""
+    """Name of the model at the endpoint; for Azure, the name of the deployment."""
     base_url: str = ""
-    """Address; empty: the provider's."""
+    """The address of the endpoint; empty for the provider's default."""
     temperature: float | None = 0.0
-    """0 to 2; None omits the parameter, which some models require."""
+    """0 to 2, or None to omit the parameter, as some models require."""
     seed: int | None = None
-    """Sent if set; few endpoints honour it."""
+    """The seed to send; None to send none. Few endpoints use it."""
 
     def address(self) -> str:
         """Return the URL that texts are sent to.
 
         Raises:
-            InputError: It is not an http(s) URL, or Azure's is not set.
+            InputError: The address is not an http(s) URL, or Azure's address is not set.
         """
         url = self.base_url or self._default_url()
         try:
@@ -74,7 +74,7 @@ class Endpoint:
         return LOCAL_URL
 
     def decoding(self, output_tokens: int) -> dict[str, Any]:
-        """Return the decoding parameters of a call; its answer depends on them."""
+        """Return the decoding parameters of a call, which its answer depends on."""
         limit = "max_tokens" if self.provider == "local" else "max_completion_tokens"
         parameters: dict[str, Any] = {
             "temperature": self.temperature,
@@ -101,7 +101,7 @@ class Endpoint:
         options: dict[str, Any] = {
             "max_retries": 0,
             "timeout": timeout,
-            # A proxy set in the environment would send "local" texts to another host.
+            # A proxy from the environment would send "local" texts to another host.
             "http_client": openai.DefaultAsyncHttpxClient(
                 follow_redirects=False, trust_env=not loopback, timeout=timeout,
                 # Plain http has no certificates to check, and loading them is slow.
@@ -135,7 +135,7 @@ class Endpoint:
 
 
 def silence_sdk_logs() -> None:
-    """Keep report text out of logs: at low levels the SDK and its HTTP library log requests."""
+    """Keep report text out of logs, as the SDK and its HTTP library log requests at low levels."""
     for name in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

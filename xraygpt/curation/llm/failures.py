@@ -1,6 +1,6 @@
-"""What a failed call means: a retry, a final reply, or the end of the run.
+"""What a failed call leads to: a retry, a final reply, or the end of the run.
 
-No message here contains text from the endpoint, which may quote report text.
+No message here contains text from the endpoint, because such text may quote a report.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 ERROR_CODE = re.compile(r"^[a-z][a-z_]{2,40}$")
 _RETRIED = frozenset({408, 409, 425, 429}) | frozenset(range(500, 600))
-_MAX_UNREACHABLE = 4  # failed connections, without an accepted request before
-_MAX_MALFORMED = 10  # requests rejected as malformed, without an accepted one before
-_REDIRECTED = "it redirects to another address; pass that one as --base-url"
+_MAX_UNREACHABLE = 4  # failed connections before any accepted request
+_MAX_MALFORMED = 10  # requests rejected as malformed before any accepted request
+_REDIRECTED = "the endpoint redirects to another address; pass that address as --base-url"
 _FATAL = {
     401: "the key is wrong or has no access to this model",
     403: "the key is wrong or has no access to this model",
@@ -35,7 +35,7 @@ _REMEDIES = {
     "response_format": "the endpoint or model does not support structured outputs (JSON schema)",
     "max_tokens": "the endpoint expects max_completion_tokens: use --provider openai, --base-url",
     "max_completion_tokens": "the endpoint expects max_tokens: use --provider local, --base-url",
-    "model": "the endpoint has no such --model",
+    "model": "the endpoint has no model with the name given as --model",
 }
 
 
@@ -43,7 +43,7 @@ class EndpointError(XrayGPTError):
     """The endpoint cannot be used; the run stops and all answers so far are saved.
 
     Attributes:
-        status: HTTP status, or 0.
+        status: The HTTP status, or 0 if there is none.
     """
 
     def __init__(self, message: str, status: int = 0) -> None:
@@ -53,13 +53,13 @@ class EndpointError(XrayGPTError):
 
 @dataclass(frozen=True)
 class Failure:
-    """Why one call gave no result.
+    """Why one call returned no result.
 
     Attributes:
-        reason: For messages.
-        retry_after: Seconds the endpoint asked to wait.
+        reason: The reason, for messages.
+        retry_after: How many seconds the endpoint asked to wait.
         maybe_processed: Whether the endpoint may have processed (and charged) the request.
-        final: The reply, if no retry can change it.
+        final: The final reply, if no retry can change it.
     """
 
     reason: str = ""
@@ -79,7 +79,7 @@ class HttpError:
 
     @staticmethod
     def from_sdk(error: openai.APIStatusError) -> HttpError:
-        """Extract them from the SDK's exception."""
+        """Extract these parts from the SDK's exception."""
         code = str(error.code or "")
         return HttpError(
             int(error.status_code),
@@ -90,14 +90,14 @@ class HttpError:
 
 
 class FailureClassifier:
-    """Decides what failures mean, given what the endpoint did earlier in this run."""
+    """Decides what failures lead to, given what the endpoint did earlier in this run."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self._accepted = self._malformed = self._unreachable = 0
 
     def record_accepted(self) -> None:
-        """Count a request that gave a result."""
+        """Count a request that returned a result."""
         self._accepted += 1
 
     def unreachable(self) -> Failure:
@@ -133,7 +133,7 @@ class FailureClassifier:
         return Failure(final=Reply("failed", reason=reason))
 
     def stop(self, reason: str, status: int = 0) -> NoReturn:
-        """End the run.
+        """End the run by raising an exception.
 
         Raises:
             EndpointError: Always.

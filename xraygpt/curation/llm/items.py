@@ -1,4 +1,4 @@
-"""Items: their keys, the messages sent for them, and the check of the reply."""
+"""Items to rewrite: their keys, the messages sent for them, and the checks of the replies."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from xraygpt.curation.llm.tasks import Task
 from xraygpt.media.pixels import read_image
 
 PICTURE_SIDE = 1024
-"""Longer side of a picture that is sent, in pixels."""
+"""Maximum length of the longer side of a picture that is sent, in pixels."""
 PICTURE_TOKENS = 765
-"""Estimated tokens of such a picture, as GPT-4o counts 1024×1024."""
+"""Estimated tokens of such a picture: what GPT-4o counts for 1024×1024 pixels."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Item:
     """A report, or a picture with its notes, to rewrite.
 
     Attributes:
-        key: Key of its ledger row.
-        source_id: Id of the report; for a picture followed by a slash and its name.
+        key: The key of its ledger row.
+        source_id: Id of the report; for a picture, followed by a slash and the name of the picture.
         sections: Heading -> text, for the prompt.
-        source: Text the answer is checked against.
-        picture: Picture to send, for tasks that use pictures.
+        source: The text that the answer is checked against.
+        picture: The picture to send, for tasks that use pictures.
     """
 
     key: str
@@ -74,7 +74,7 @@ def build_messages(
     Args:
         item: The item.
         prompt: The prompt.
-        rejected: The rejected first answer; its repair is then requested.
+        rejected: The rejected first answer, if its repair is to be requested.
     """
     content: Any = prompt.render_user(item.sections)
     if item.picture is not None:
@@ -98,7 +98,7 @@ def build_repair_messages(
 
 
 def encode_picture(path: Path, side: int = PICTURE_SIDE) -> str:
-    """Encode a picture as the data URL of a JPEG, its longer side at most `side` pixels."""
+    """Encode a picture as a JPEG data URL, with its longer side at most `side` pixels."""
     pixels = read_image(path).pixels
     image = Image.fromarray((pixels * 255).round().astype("uint8"))
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -108,7 +108,7 @@ def encode_picture(path: Path, side: int = PICTURE_SIDE) -> str:
 
 
 def estimate_request_tokens(task: Task, messages: list[dict[str, Any]]) -> int:
-    """Estimate the input tokens of a request, with its JSON schema."""
+    """Estimate the input tokens of a request, including its JSON schema."""
     return estimate_tokens(messages, PICTURE_TOKENS, len(json.dumps(task.schema())))
 
 
@@ -116,7 +116,7 @@ def check_reply(task: Task, item: Item, reply: Reply) -> tuple[Any, list[str]]:
     """Parse and check a reply.
 
     Returns:
-        The answer, or None, and the reasons to reject it.
+        The answer (or None) and the reasons to reject it.
     """
     if reply.state != "answered" or reply.reason:
         return None, [reply.reason]
@@ -140,8 +140,8 @@ def final_row(
         prompt: The prompt.
         item: The item.
         reply: The last reply.
-        answer: The parsed answer of that reply.
-        reasons: Why it is rejected.
+        answer: The parsed answer in that reply.
+        reasons: Why the answer is rejected.
         rejected: The rejected first answer, if `reply` is its repair.
     """
     state, reason, text = FAILED, reply.reason, None

@@ -1,8 +1,8 @@
-"""The SQLite ledger of an output folder: what was requested and answered, so nothing is paid twice.
+"""The SQLite ledger of an output folder: it records all answers, so that none is paid for twice.
 
-A row's key is the hash of everything its answer depends on: a changed prompt, model, schema or
-source text makes a new row, an unchanged one is found again. Every answer is committed on arrival.
-A killed process leaves rows `in_flight`, which the next run requests again.
+A row's key is the hash of everything its answer depends on: if the prompt, model, schema or source
+text changes, a new row is made; otherwise the old row is found again. Every answer is committed on
+arrival. A killed process leaves rows `in_flight`, which the next run requests again.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ _VERSION = 2
 
 
 class LedgerError(XrayGPTError):
-    """The ledger cannot be written; committed data is unaffected."""
+    """The ledger cannot be written to; committed data is unaffected."""
 
 
 class Ledger:
     """The ledger of one output folder; use as a context manager.
 
     Args:
-        folder: The output folder; gets `ledger.sqlite`, readable only by its owner.
+        folder: The output folder; `ledger.sqlite` is created in it, readable only by its owner.
 
     Raises:
-        InputError: The file is not a ledger of this version, or another process has it open.
+        InputError: The file is not a ledger of this version, or is open in another process.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,7 +74,7 @@ class Ledger:
             raise InputError(f"{self.path} {why}") from None
 
     def _settle_reservations(self) -> None:
-        """Charge the reservations of a killed run in full: what its calls used is unknown."""
+        """Charge the reservations of a killed run in full, as the usage of its calls is unknown."""
         with self.transaction():
             reserved = self._db.execute("SELECT held FROM rows WHERE held IS NOT NULL").fetchall()
             for (text,) in reserved:
@@ -84,10 +84,10 @@ class Ledger:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Commit everything written inside, or nothing.
+        """Context manager that commits either everything written inside it or nothing.
 
         Raises:
-            LedgerError: It cannot be written.
+            LedgerError: The ledger cannot be written to.
         """
         self._write("BEGIN IMMEDIATE")
         try:
@@ -102,8 +102,8 @@ class Ledger:
             return self._db.execute(statement, values)
         except sqlite3.Error as error:
             raise LedgerError(
-                f"cannot write {self.path}: {error}; free disk space and run the same command "
-                "again, all answers so far are saved"
+                f"cannot write to {self.path}: {error}; free disk space and run the same command "
+                "again (all answers so far are saved)"
             ) from None
 
     def __enter__(self) -> Ledger:
@@ -120,15 +120,15 @@ class Ledger:
     def prepare(
         self, rows: Sequence[tuple[str, str]], repair_sha256: str, reset_states: Iterable[str] = ()
     ) -> list[str]:
-        """Add the rows of a run; rows that have an answer keep it.
+        """Add the rows of a run; rows that already have an answer keep it.
 
         Args:
-            rows: (key, source_id) of every row, in order.
+            rows: The (key, source_id) of every row, in order.
             repair_sha256: Hash of the repair prompt; answers repaired with another one are reset.
             reset_states: Final states to reset.
 
         Returns:
-            Keys without a final state, in order.
+            The keys of rows without a final state, in order.
         """
         with self.transaction():
             self._db.execute("CREATE TEMP TABLE IF NOT EXISTS run_keys (key TEXT PRIMARY KEY)")
@@ -140,7 +140,7 @@ class Ledger:
             reset = "UPDATE rows SET state=? WHERE key IN (SELECT key FROM run_keys) AND "
             self._db.execute(f"{reset} repair NOT IN ('', ?)", (TODO, repair_sha256))
             self._db.execute(f"{reset} state=?", (TODO, FAILED))
-            for state in reset_states:  # the draft goes too: a different answer is requested
+            for state in reset_states:  # the draft is dropped too: another answer is requested
                 drop_draft = (
                     "UPDATE rows SET draft=NULL WHERE key IN (SELECT key FROM run_keys) AND state=?"
                 )
@@ -150,7 +150,7 @@ class Ledger:
         return [key for key, _ in rows if key in todo]
 
     def mark_in_flight(self, keys: Sequence[str]) -> None:
-        """Mark rows as sent and not answered."""
+        """Mark rows as sent but not yet answered."""
         for key in keys:
             self._write("UPDATE rows SET state=? WHERE key=?", (IN_FLIGHT, key))
 
@@ -175,7 +175,7 @@ class Ledger:
         self._write("UPDATE rows SET draft=? WHERE key=?", (draft.dump(), key))
 
     def release(self, keys: Sequence[str]) -> None:
-        """Return rows that were sent and not answered to `todo`."""
+        """Reset rows that were sent but not answered to `todo`."""
         for key in keys:
             self._write("UPDATE rows SET state=? WHERE key=? AND state=?", (TODO, key, IN_FLIGHT))
 
@@ -205,7 +205,7 @@ class Ledger:
         return Usage(*row) if row else Usage()
 
     def rows(self, keys: Sequence[str]) -> dict[str, Row]:
-        """Return rows by key."""
+        """Return the stored rows by key."""
         stored = self._db.execute(
             "SELECT key, source_id, state, reason, answer, repair, draft, tokens_in, tokens_out "
             "FROM rows"
@@ -214,7 +214,7 @@ class Ledger:
         return {row[0]: Row(*row) for row in stored if row[0] in requested}
 
     def open_batches(self) -> list[Batch]:
-        """Return batches whose answers have not been collected."""
+        """Return the batches whose answers have not been collected."""
         stored = self._db.execute(
             "SELECT id, address, lines, file, batch FROM batches WHERE state != 'read' ORDER BY id"
         )
@@ -238,8 +238,8 @@ class Ledger:
         Args:
             number: Id of the batch in this ledger.
             state: ``new``, ``uploaded``, ``sent`` or ``read``.
-            file_id: Id of its file at the endpoint; None keeps the stored one.
-            batch_id: Id of the batch at the endpoint; None keeps the stored one.
+            file_id: Id of the batch's file at the endpoint; None keeps the stored id.
+            batch_id: Id of the batch at the endpoint; None keeps the stored id.
         """
         self._write(
             "UPDATE batches SET state=?, file=COALESCE(?, file), batch=COALESCE(?, batch) "
@@ -248,12 +248,12 @@ class Ledger:
         )
 
     def pictures(self) -> dict[str, tuple[str, str]]:
-        """Return stamp of a picture file -> (SHA-256, why it cannot be used)."""
+        """Return a map from the stamp of a picture to (SHA-256, why it cannot be used)."""
         stored = self._db.execute("SELECT stamp, sha256, why FROM pictures")
         return {stamp: (sha256, why) for stamp, sha256, why in stored}
 
     def add_pictures(self, pictures: Mapping[str, tuple[str, str]]) -> None:
-        """Save the results of reading pictures, in the form of `pictures`."""
+        """Save the results of reading pictures, in the form that `pictures` returns."""
         with self.transaction():
             self._db.executemany(
                 "INSERT OR IGNORE INTO pictures VALUES (?, ?, ?)",
@@ -265,9 +265,9 @@ def _prepare_database(db: sqlite3.Connection) -> None:
     """Lock the database, check its version and create missing tables."""
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=NORMAL")
-    # One writer: a second run on the same folder would pay for the same rows.
+    # Only one writer, because a second run on the same folder would pay for the same rows.
     db.execute("PRAGMA locking_mode=EXCLUSIVE")
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version not in (0, _VERSION):
-        raise sqlite3.DatabaseError(f"version {version}, this program writes {_VERSION}")
+        raise sqlite3.DatabaseError(f"its version is {version}, but this program needs {_VERSION}")
     db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")

@@ -10,7 +10,7 @@ from typing import Any
 TODO, IN_FLIGHT, DONE, REFUSED, INVALID, FAILED = (
     "todo", "in_flight", "done", "refused", "invalid", "failed",
 )  # fmt: skip
-FINAL = (DONE, REFUSED, INVALID)  # retried only on request; failed rows always are
+FINAL = (DONE, REFUSED, INVALID)  # retried only on request; failed rows are always retried
 
 
 def row_key(**parts: Any) -> str:
@@ -23,12 +23,12 @@ class Row:
     """One item of a run.
 
     Attributes:
-        key: See `row_key`.
+        key: The key, as computed by `row_key`.
         source_id: Id of the report or picture.
         state: One of the states above.
-        reason: Why it has no answer.
-        answer: JSON of the accepted answer.
-        repair: Hash of the repair prompt if one was sent.
+        reason: Why the row has no answer.
+        answer: The JSON of the accepted answer.
+        repair: Hash of the repair prompt, if one was sent.
         draft: The rejected first answer, as written by `Draft.dump`.
         tokens_in: Input tokens of all calls of this row.
         tokens_out: Output tokens of all calls of this row.
@@ -47,11 +47,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Draft:
-    """A rejected first answer. It is paid for, so a later run requests only its repair.
+    """A rejected first answer, which is paid for: a later run requests only its repair.
 
     Attributes:
-        content: Its text.
-        reasons: Why it was rejected.
+        content: The text of the answer.
+        reasons: Why the answer was rejected.
         tokens_in: Input tokens of its call.
         tokens_out: Output tokens of its call.
     """
@@ -62,26 +62,26 @@ class Draft:
     tokens_out: int = 0
 
     def dump(self) -> str:
-        """Serialise for the ledger."""
+        """Serialise the draft for the ledger."""
         return json.dumps([self.content, self.reasons, self.tokens_in, self.tokens_out])
 
     @staticmethod
     def load(text: str) -> Draft:
-        """Restore what `dump` wrote."""
+        """Restore a draft that `dump` serialised."""
         content, reasons, tokens_in, tokens_out = json.loads(text)
         return Draft(content, tuple(reasons), tokens_in, tokens_out)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of the Batch API.
+    """A batch of requests for the Batch API.
 
     Attributes:
-        number: Id in this ledger.
-        address: URL of its endpoint.
-        lines: One entry per request, see `batch.BatchLine`.
-        file_id: Id at the endpoint, once uploaded.
-        batch_id: Id at the endpoint, once started.
+        number: Id of the batch in this ledger.
+        address: URL of the endpoint it belongs to.
+        lines: One entry per request; see `batch.BatchLine`.
+        file_id: Id of the file at the endpoint, once uploaded.
+        batch_id: Id of the batch at the endpoint, once started.
     """
 
     number: int
@@ -93,7 +93,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Usage:
-    """Totals over all calls of a ledger, including those of rejected answers."""
+    """The total usage over all calls in a ledger, including calls whose answers were rejected."""
 
     tokens_in: int = 0
     tokens_out: int = 0
@@ -102,5 +102,5 @@ class Usage:
 
     @property
     def tokens(self) -> int:
-        """Input and output tokens."""
+        """The sum of input and output tokens."""
         return self.tokens_in + self.tokens_out

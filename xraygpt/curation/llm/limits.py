@@ -1,4 +1,4 @@
-"""Flow control for an endpoint: limits of a run, rate limiter, retries and circuit breaker."""
+"""Flow control for an endpoint: the limits of a run, rate limits, retries and circuit breaker."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 BURST_SECONDS = 0.5
-"""Seconds the rate limiter may run ahead: any minute sees at most (60 + this) / 60 of the limit."""
+"""Seconds the rate limiter may run ahead; a minute sees at most (60 + this) / 60 of the limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Limits of a run."""
+    """The limits of a run."""
 
     concurrency: int = 32
     """Maximum number of concurrent calls."""
     rpm: float | None = None
-    """Requests per minute."""
+    """Maximum requests per minute."""
     tpm: float | None = None
-    """Input and output tokens per minute."""
+    """Maximum input and output tokens per minute."""
     max_tokens: int | None = None
-    """Input and output tokens over all runs on a folder."""
+    """Maximum input and output tokens over all runs on a folder."""
     max_cost: float | None = None
-    """In the currency of the price file, over all runs on a folder."""
+    """Maximum cost over all runs on a folder, in the currency of the price file."""
 
 
 class RateLimiter:
@@ -44,7 +44,7 @@ class RateLimiter:
         self._queue = asyncio.Lock()
 
     async def acquire(self, tokens: int) -> None:
-        """Wait until a request of `tokens` tokens may start; requests start in order of arrival."""
+        """Wait until a request with `tokens` tokens may start, in order of arrival."""
         async with self._queue:
             while True:
                 now = time.monotonic()
@@ -59,7 +59,7 @@ class RateLimiter:
                     self._next[i] = max(self._next[i], now) + size / rate
 
     def correct(self, estimated: int, used: int) -> None:
-        """Replace the estimated tokens of a request by those it used."""
+        """Replace the estimated tokens of a request with the tokens it used."""
         if self._rates[1] is not None:
             self._next[1] += (used - estimated) / self._rates[1]
 
@@ -70,12 +70,12 @@ class RateLimiter:
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """Number of calls, waits between them and timeout."""
+    """The number of calls, the waits between them and the timeout."""
 
     max_attempts: int = 6
-    """Calls for one answer while the endpoint fails."""
+    """Maximum number of calls for one answer while the endpoint fails."""
     initial_wait: float = 1.0
-    """Seconds; doubled after each attempt and multiplied by a random factor of 0.5 to 1."""
+    """Seconds; doubled after each attempt and multiplied by a random factor from 0.5 to 1."""
     max_wait: float = 60.0
     """Upper bound of the wait, in seconds."""
     max_retry_after: float = 600.0
@@ -84,13 +84,13 @@ class RetryPolicy:
     """Seconds per call."""
 
     def backoff(self, attempt: int) -> float:
-        """Seconds to wait after failed attempt number `attempt`, counted from 0."""
+        """Return the seconds to wait after failed attempt number `attempt`, counted from 0."""
         longest = min(self.max_wait, self.initial_wait * 2**attempt)
         return longest * random.uniform(0.5, 1.0)
 
 
 def parse_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Read the wait in seconds from `retry-after-ms`, or from `retry-after` as seconds or date.
+    """Return the wait in seconds from `retry-after-ms`, or from `retry-after` (seconds or date).
 
     Args:
         headers: Response headers with lower-case names.
@@ -114,9 +114,9 @@ class CircuitBreaker:
     """Blocks calls to an endpoint that keeps failing, probes it after a cooldown, then gives up.
 
     Args:
-        failures: Consecutive failures, over all rows, that open it.
+        failures: Number of consecutive failures, over all rows, that open the breaker.
         cooldown: Seconds until one trial call is allowed.
-        max_openings: Openings without a success until `gave_up`.
+        max_openings: Number of openings without a success after which `gave_up` is true.
     """
 
     def __init__(self, failures: int = 40, cooldown: float = 20.0, max_openings: int = 3) -> None:
@@ -134,10 +134,10 @@ class CircuitBreaker:
         return self._openings >= self.max_openings
 
     async def wait_closed(self) -> bool:
-        """Wait until calls may be made; while open, one caller passes after the cooldown.
+        """Wait until calls may be made; while the breaker is open, one caller passes per cooldown.
 
         Returns:
-            Whether the caller makes the trial call. It must then report the outcome or call
+            Whether the caller makes the trial call. If so, it must report the outcome or call
             `cancel_trial`.
         """
         while not self._closed.is_set():
@@ -152,7 +152,7 @@ class CircuitBreaker:
         return False
 
     def record_success(self) -> None:
-        """Close the breaker: the endpoint works, whatever it answered."""
+        """Close the breaker, because the endpoint works, whatever its response was."""
         self._consecutive_failures = self._openings = 0
         self._trial_running = False
         self._closed.set()
@@ -162,16 +162,16 @@ class CircuitBreaker:
         self._trial_running = False
 
     def record_failure(self, reason: str, is_trial: bool = False) -> None:
-        """Count a failure of the endpoint and open the breaker where there are too many.
+        """Count a failure of the endpoint, and open the breaker after too many of them.
 
         Args:
             reason: Why the call failed.
-            is_trial: Whether this was the call that `wait_closed` let through.
+            is_trial: Whether this was the trial call that `wait_closed` let through.
         """
         self._consecutive_failures += 1
         is_open = not self._closed.is_set()
         if not is_trial and (is_open or self._consecutive_failures < self.failures):
-            return  # while open, such a call had started before the breaker opened
+            return  # a call that ends while the breaker is open started before
         self.reason, self._consecutive_failures, self._trial_running = reason, 0, False
         self._openings += 1
         self._open_until = time.monotonic() + self.cooldown

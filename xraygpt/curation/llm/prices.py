@@ -1,4 +1,4 @@
-"""Token prices from a file of the user."""
+"""Token prices from a file supplied by the user."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Price:
     input: float
     output: float
     batch_discount: float = 0.0
-    """Fraction deducted for batches, 0 to 1."""
+    """The fraction deducted for batches, from 0 to 1."""
 
     def cost(self, tokens_in: float, tokens_out: float, batch: bool = False) -> float:
         """Compute the cost of input and output tokens."""
@@ -27,7 +27,7 @@ class Price:
 
 
 def load_price(path: Path, model: str) -> Price:
-    """Load the price of a model from a YAML file of ``model: {input: …, output: …}``.
+    """Load the price of a model from a YAML file with ``model: {input: …, output: …}``.
 
     Raises:
         InputError: The file or the model is missing, or a price is not a number of at least 0.
@@ -35,14 +35,14 @@ def load_price(path: Path, model: str) -> Price:
     try:
         prices = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read the prices {path}: {error}") from None
+        raise InputError(f"cannot read the prices in {path}: {error}") from None
     if not isinstance(prices, dict) or model not in prices:
         listed = ", ".join(map(str, prices)) if isinstance(prices, dict) else "nothing"
         raise InputError(f"{path} has no price for {model!r}; it lists {listed}")
     if not _is_price(prices[model]):
         raise InputError(
-            f"{path}: {model} needs input and output, each a number per million tokens, and may "
-            "have batch_discount, 0 to 1"
+            f"{path}: {model} needs input and output, each a price per million tokens, and may "
+            "have a batch_discount from 0 to 1"
         )
     return Price(**prices[model])
 

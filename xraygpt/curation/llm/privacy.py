@@ -14,15 +14,15 @@ def check_privacy(corpus: Corpus, endpoint: Endpoint | None, agreement: str, bat
 
     Args:
         corpus: The corpus, with its licence.
-        endpoint: None for rules.
-        agreement: The user's reference of a written zero-retention agreement, or empty.
+        endpoint: The endpoint; None for rules.
+        agreement: The user's reference to a written zero-retention agreement, or empty.
         batch: Whether the endpoint stores the requests as files.
 
     Returns:
         The decision, for the manifest.
 
     Raises:
-        InputError: They may not be sent.
+        InputError: The texts may not be sent.
     """
     if endpoint is None:
         return "rules alone: no text left this machine"

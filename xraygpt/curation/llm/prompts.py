@@ -29,11 +29,11 @@ class Prompt:
     """A versioned prompt.
 
     Attributes:
-        task: Name of its task.
-        version: Version in its front matter.
+        task: Name of the task it is for.
+        version: The version stated in the front matter.
         system: The system message.
-        user: Template over `sections`, heading -> text.
-        repair: Template over `reasons`, why the first answer was rejected.
+        user: A template that uses `sections` (heading -> text).
+        repair: A template that uses `reasons`, which say why the first answer was rejected.
     """
 
     task: str
@@ -44,12 +44,12 @@ class Prompt:
 
     @property
     def sha256(self) -> str:
-        """Hash of `system` and `user`, which every answer depends on."""
+        """The hash of `system` and `user`, which every answer depends on."""
         return _hash(self.system, self.user)
 
     @property
     def repair_sha256(self) -> str:
-        """Hash of `repair`, which only repaired answers depend on."""
+        """The hash of `repair`, which only repaired answers depend on."""
         return _hash(self.repair)
 
     def render_user(self, sections: Mapping[str, str]) -> str:
@@ -61,7 +61,7 @@ class Prompt:
         return _render(self.repair, reasons=reasons)
 
     def check_templates(self, sections: Mapping[str, str]) -> None:
-        """Render both templates once.
+        """Render both templates once to find errors in them.
 
         Raises:
             InputError: A template uses an undefined variable.
@@ -72,16 +72,16 @@ class Prompt:
         except TemplateError as error:
             names = ", ".join(sections)
             raise InputError(
-                f"the prompt of {self.task}: {error}; `user` can use `sections` ({names}), "
+                f"the prompt for {self.task}: {error}; `user` can use `sections` ({names}), and "
                 "`repair` can use `reasons`"
             ) from None
 
 
 def load_prompt(task: str, path: Path | None = None) -> Prompt:
-    """Load a prompt file; without a path the newest version in `prompts/curation/`.
+    """Load a prompt file, by default the newest version in `prompts/curation/`.
 
     Raises:
-        InputError: It is missing, lacks a part, or is for another task.
+        InputError: The file is missing, lacks a part, or is for another task.
     """
     path = path or _newest(task)
     try:
@@ -104,7 +104,7 @@ def _split_front_matter(path: Path, text: str) -> tuple[dict[str, Any], str]:
     except yaml.YAMLError:
         front_matter = None
     if match is None or not isinstance(front_matter, dict) or _REQUIRED - set(front_matter):
-        raise InputError(f"{path} must start with front matter (---) that has task and version")
+        raise InputError(f"{path} must start with front matter (---) with task and version")
     return front_matter, match[2]
 
 
@@ -122,8 +122,8 @@ def _newest(task: str) -> Path:
     versions = {int(match[1]): path for match, path in matches if match}
     if not versions:
         raise InputError(
-            f"no prompt {task}.v*.md in {PROMPT_FOLDER}, which is part of a clone of the project; "
-            "name a prompt file with --prompt"
+            f"no prompt {task}.v*.md in {PROMPT_FOLDER}, a folder that only a clone of the project "
+            "contains; name a prompt file with --prompt"
         )
     return versions[max(versions)]
 

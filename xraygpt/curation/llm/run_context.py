@@ -14,15 +14,15 @@ from xraygpt.curation.llm.stopping import StopSignal
 
 
 class RunContext:
-    """Settings and state of one run.
+    """The settings and the state of one run.
 
     Args:
-        ledger: Open, with the rows of the items prepared.
+        ledger: The open ledger, in which the rows of the items are prepared.
         settings: The language model and how it is called.
 
     Attributes:
-        drafts: Rejected first answers of earlier runs, by row key.
-        states: Number of rows by final state.
+        drafts: The rejected first answers from earlier runs, by row key.
+        states: The number of rows in each final state.
     """
 
     def __init__(self, ledger: Ledger, settings: RewriteSettings) -> None:
@@ -35,13 +35,13 @@ class RunContext:
         self.states: Counter[str] = Counter()
 
     def create_client(self, limiter: RateLimiter, stop: StopSignal) -> Client:
-        """Create the client of this run."""
+        """Create the client for this run."""
         settings = self.settings
         return Client(
             settings.endpoint, settings.task, limiter, settings.retry_policy, self.breaker, stop
         )
 
     def finish(self, row: Row) -> None:
-        """Save the final state of a row."""
+        """Save the final state of a row and count it."""
         self.ledger.finish(row, self.settings.endpoint.model)
         self.states[row.state] += 1

@@ -1,4 +1,4 @@
-"""Settings of rewriting with a language model."""
+"""Settings for rewriting with a language model."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class RewriteSettings:
     retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     price: Price | None = None
     agreement: str = ""
-    """Reference of the user's written zero-retention agreement."""
+    """The user's reference to a written zero-retention agreement."""
     batch: bool = False
-    """Use the Batch API instead of single calls."""
+    """Whether to use the Batch API instead of single calls."""
     poll_seconds: float = 60.0
     """Seconds between two status requests for a batch."""
     retry_states: tuple[str, ...] = ()
     """Final states to request again: ``refused``, ``invalid``."""
     partial: bool = False
-    """Write the folder even if some rows have no final state."""
+    """Whether to write the folder even if some rows have no final state."""
     breaker: CircuitBreaker | None = None
-    """None: one that suits the concurrency."""
+    """The circuit breaker; None for one that suits the concurrency."""

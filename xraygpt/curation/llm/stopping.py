@@ -17,8 +17,8 @@ class RunResult:
     """How a run ended.
 
     Attributes:
-        stop_reason: Why it stopped early; empty if every item has its final state.
-        exit_code: 0, or as in `common.errors`.
+        stop_reason: Why the run stopped early; empty if every item has its final state.
+        exit_code: 0, or a code as in `common.errors`.
         calls: Number of calls in this run.
     """
 
@@ -51,7 +51,7 @@ class StopSignal:
         return self._event.is_set()
 
     async def wait_for(self, awaitable: Awaitable[T]) -> T:
-        """Await something, or cancel it when the run stops.
+        """Await an awaitable, or cancel it when the run stops.
 
         Raises:
             RunStopped: The run is stopping.
@@ -72,10 +72,10 @@ class StopSignal:
 
 
 def handle_signals(handler: Callable[[RunResult], None] | None) -> None:
-    """Call `handler` on SIGINT and SIGTERM; None restores the defaults."""
+    """Call `handler` on SIGINT and SIGTERM, or restore the defaults if it is None."""
     loop = asyncio.get_running_loop()
     if sys.platform == "win32":
-        return  # no signal handlers in its event loops: Ctrl-C ends the run, answers are saved
+        return  # no signal handlers there: Ctrl-C ends the run, and answers are saved
     for number, exit_code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         try:
             if handler is None:
@@ -83,4 +83,4 @@ def handle_signals(handler: Callable[[RunResult], None] | None) -> None:
             else:
                 loop.add_signal_handler(number, handler, RunResult("interrupted", exit_code))
         except (ValueError, RuntimeError):
-            return  # signals arrive in the main thread only
+            return  # signals arrive only in the main thread

@@ -1,4 +1,4 @@
-"""What a language model is asked to write: form of the answer and checks of its content."""
+"""What a language model is asked to write: the form of the answer and checks of its content."""
 
 from __future__ import annotations
 
@@ -55,11 +55,12 @@ class Task:
     Attributes:
         name: Name on the command line.
         answer_type: Form of the answer.
-        uses_picture: Whether the picture is sent. If so there is one answer per picture, otherwise
+        uses_picture: Whether the picture is sent. If so, there is one answer per picture, otherwise
             one per report.
-        check: Source text and answer -> reasons to reject it, without report text.
-        output_tokens: Maximum length of an answer.
-        expected_length: Expected answer tokens per source token, and a constant added to them.
+        check: A function of the source text and the answer, which returns the reasons to reject
+            the answer, without report text.
+        output_tokens: Maximum length of an answer, in tokens.
+        expected_length: Expected answer tokens per source token, and a constant to add to them.
     """
 
     name: str
@@ -70,14 +71,14 @@ class Task:
     expected_length: tuple[float, int]
 
     def schema(self) -> dict[str, Any]:
-        """Return the JSON schema in the strict form of structured outputs: these fields only."""
+        """Return the JSON schema in the strict form for structured outputs: these fields only."""
         return _schema(self.answer_type)
 
     def parse(self, content: str) -> tuple[Any, list[str]]:
-        """Parse an answer's JSON.
+        """Parse the JSON of an answer.
 
         Returns:
-            The pydantic model and no reasons, or None and why it is invalid, without its text.
+            The pydantic model and no reasons, or None and why the answer is invalid (without text).
         """
         try:
             return self.answer_type.model_validate_json(content), []
@@ -93,7 +94,7 @@ def _schema(answer_type: type[BaseModel]) -> dict[str, Any]:
 
 
 def _location(path: tuple[int | str, ...], schema: dict[str, Any]) -> str:
-    """Write the location of a fault; a name that is not in the schema may be report text."""
+    """Format the location of a fault; a name that is not in the schema may be report text."""
     names = json.dumps(schema)
     parts = [str(p) if isinstance(p, int) or f'"{p}"' in names else "(unknown)" for p in path]
     return ".".join(parts) or "the answer"

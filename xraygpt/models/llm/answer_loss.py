@@ -2,11 +2,11 @@
 
 The rows of a batch are packed into fewer, longer rows. A token attends to its own row only:
 positions restart with each row, and transformers derives the block-diagonal mask from them.
-FlashAttention takes no mask and finds the texts by their positions in a single packed row. The loss
-equals that of the padded batch.
+FlashAttention accepts no mask and finds the texts by their positions in a single packed row. The
+loss equals that of the padded batch.
 
-Notation: B rows of T tokens, S of which are not padding; packed, R rows of C tokens; N target
-tokens; A position axes; H the LLM's width, V its vocabulary.
+Notation: B rows of T tokens, S of which are not padding; after packing, R rows of C tokens; N
+target tokens; A position axes; H is the LLM's width and V the size of its vocabulary.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch.nn import functional
 from xraygpt.models.base import Output
 from xraygpt.prompting.renderer import IGNORE_INDEX
 
-# Capacity of a packed row in tokens. Attention costs more in longer rows, as masked pairs are
-# computed too; shorter rows are harder to fill.
+# Capacity of a packed row in tokens. Attention costs more in longer rows because masked pairs are
+# computed too, whereas shorter rows are harder to fill.
 ROW_CAPACITY = 256
 
 
@@ -34,17 +34,18 @@ class PackedLayout:
 
     source: Tensor  # (S,) int64, indices into the flattened (B * T)
     target: Tensor  # (S,) int64, indices into the flattened (R * C)
-    positions: Tensor  # (R, C) int64, from 0 in each row of the batch and in unused space
+    positions: Tensor  # (R, C) int64, counted from 0 in each row of the batch and in unused space
     shape: tuple[int, int]  # R, C
 
     def pack_positions(self, padded: Tensor | None) -> Tensor:
-        """Position ids of the packed rows.
+        """Return the position ids of the packed rows.
 
         Args:
             padded: (B, T) or (A, B, T) position ids; None numbers the tokens.
 
         Returns:
-            (R, C); or (1 + A, R, C), with an additional first axis that numbers each text's tokens.
+            Ids of shape (R, C), or (1 + A, R, C) with an additional first axis that numbers the
+            tokens of each text.
         """
         if padded is None:
             return self.positions
@@ -53,7 +54,7 @@ class PackedLayout:
         return packed[0] if padded.dim() == 2 else torch.cat([self.positions[None], packed])
 
     def pack(self, padded: Tensor) -> Tensor:
-        """(B, T, H) -> (R, C, H), 0 in unused space."""
+        """Pack a (B, T, H) tensor into shape (R, C, H), with zeros in unused space."""
         packed = padded.new_zeros(self.shape[0] * self.shape[1], padded.shape[-1])
         packed = packed.index_copy(0, self.target, padded.flatten(0, 1)[self.source])
         return packed.view(*self.shape, -1)
@@ -63,8 +64,8 @@ def plan_packing(mask: Tensor, min_capacity: int = ROW_CAPACITY) -> PackedLayout
     """Assign each row to the first packed row with room for it, longest first (Johnson 1973).
 
     Args:
-        mask: (B, T) 1 on tokens; padding may be anywhere.
-        min_capacity: Capacity of a packed row, or the longest row's length if that is larger.
+        mask: (B, T), 1 for tokens; padding may be anywhere.
+        min_capacity: Capacity of a packed row, unless the longest row is longer.
     """
     lengths = mask.sum(dim=1).tolist()
     capacity = max([min_capacity, *lengths])
@@ -101,17 +102,17 @@ def answer_loss(
     return_logits: bool = False,
     positions: Tensor | None = None,
 ) -> Output:
-    """Cross-entropy of the labelled tokens, in float32.
+    """Compute the cross-entropy of the labelled tokens in float32.
 
     Args:
         llm: A transformers causal LM.
-        embeds: (B, T, H).
-        attention_mask: (B, T) int64.
-        labels: (B, T) int64, not shifted; IGNORE_INDEX carries no loss.
+        embeds: (B, T, H) embedded tokens.
+        attention_mask: (B, T) int64, 1 for tokens.
+        labels: (B, T) int64, not shifted; IGNORE_INDEX excludes a token from the loss.
         return_logits: Compute and return all (B, T, V) logits, without packing.
         positions: (B, T) or (A, B, T) position ids; None numbers the tokens.
     """
-    shifted = functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # label after each token
+    shifted = functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # next label of each token
     is_target = (shifted != IGNORE_INDEX) & (attention_mask > 0)
     targets = is_target.flatten().nonzero().squeeze(1)
     logits: Tensor | None = None
@@ -143,10 +144,10 @@ def _position_ids(positions: Tensor | None) -> dict[str, Tensor]:
 def _logits_at(
     llm: Any, embeds: Tensor, mask: Tensor, targets: Tensor, positions: Tensor | None
 ) -> Tensor:
-    """(N, V) logits at N indices into the flattened (B * T)."""
+    """Compute the (N, V) logits at N indices into the flattened (B * T) tokens."""
     layout = plan_packing(mask, int(mask.sum()) if _needs_single_row(llm) else ROW_CAPACITY)
     logits: Tensor
-    if layout.shape[0] * layout.shape[1] >= mask.numel():  # packing saves nothing
+    if layout.shape[0] * layout.shape[1] >= mask.numel():  # packing would save nothing
         with _output_layer_at(llm, targets):
             logits = llm(
                 inputs_embeds=embeds,

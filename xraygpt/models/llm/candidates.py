@@ -9,21 +9,21 @@ _WORDS = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|\w+|[^\w\s]")
 
 
 def split_words(text: str) -> list[str]:
-    """Lower-case words and punctuation marks; single characters of Chinese and Japanese."""
+    """Split a text into lower-case words, punctuation marks, and Chinese or Japanese characters."""
     return _WORDS.findall(text.lower())
 
 
 def minimum_bayes_risk(
     answers: Sequence[Sequence[Hashable]], bonus: Sequence[float] = (), references: int = 0
 ) -> int:
-    """Index of the answer that is most similar to the others (Kumar and Byrne 2004).
+    """Return the index of the answer most similar to the others (Kumar and Byrne 2004).
 
-    Similarity is the F1 of ROUGE-L (Lin 2004).
+    Similarity is the F1 score of ROUGE-L (Lin 2004).
 
     Args:
-        answers: Words of each answer.
-        bonus: Added to each answer's mean similarity to the others, which is in [0, 1].
-        references: Compare with the last `references` answers only; 0 compares with all.
+        answers: The words of each answer.
+        bonus: A value added to each answer's mean similarity to the others, which is in [0, 1].
+        references: Compare only with the last `references` answers; 0 compares with all.
     """
     bonus = bonus or [0.0] * len(answers)
     if len(answers) < 3:
@@ -38,12 +38,12 @@ def minimum_bayes_risk(
 
 
 def _rouge_l(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
-    """F1 = 2 P R / (P + R), written with lengths."""
+    """Compute F1 = 2 P R / (P + R), expressed in lengths."""
     return 2 * lcs_length(a, b) / max(len(a) + len(b), 1)
 
 
 def lcs_length(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """Length of the longest common subsequence, by the bit-parallel algorithm of Hyyrö (2004)."""
+    """Compute the length of the longest common subsequence, bit-parallel (Hyyrö 2004)."""
     positions: dict[Hashable, int] = {}
     for i, token in enumerate(a):
         positions[token] = positions.get(token, 0) | 1 << i

@@ -15,23 +15,23 @@ class LLMConfig:
 
     source: str | None = None
     """A transformers folder, a `.gguf` file, `package:<name>`, or a run of the task
-    `language_modeling`; null: a random model of size `size`, for tests."""
+    `language_modeling`; null creates a random model of size `size`, for tests."""
     size: SmallLLM = field(default_factory=SmallLLM)
-    """Size of the random LLM; no effect with `source`."""
+    """Size of the random LLM; has no effect if `source` is set."""
     dtype: Dtype = "auto"
-    """Of the LLM's weights; `auto`: bfloat16 with CUDA, float32 without."""
+    """Dtype of the LLM's weights; `auto` is bfloat16 with CUDA and float32 without."""
     bits: Bits | None = None
-    """Quantize the frozen LLM to 8 or 4 bits with bitsandbytes; null: off."""
+    """Quantize the frozen LLM to 8 or 4 bits with bitsandbytes; null disables quantization."""
     device_map: str | None = None
-    """`auto` spreads the LLM's layers over all GPUs, then CPU memory; null: one device."""
+    """`auto` spreads the LLM's layers over all GPUs, then CPU memory; null uses one device."""
     attention: Attention | None = None
-    """Attention kernels; null: `sdpa` if the model supports it."""
+    """Attention kernels; null uses `sdpa` if the model supports it."""
     low_resource: bool = False
     """XrayGPT's name for `bits: 8`."""
     lora: LoraSettings | None = None
-    """Low-rank adapters; null: none."""
+    """Low-rank adapters; null adds none."""
     freeze: bool = True
-    """Train no weight of the LLM but LoRA's."""
+    """Train none of the LLM's weights except LoRA's."""
     grad_checkpoint: bool = False
     """Recompute activations in the backward pass, to save memory."""
 
@@ -39,5 +39,5 @@ class LLMConfig:
         with Checks(self) as check:
             why = "quantized weights cannot be trained"
             check.needs("freeze", "bits", "low_resource", why=why, key="freeze_llm")
-            why = "an LLM is trained either by LoRA or in full"
+            why = "an LLM is trained either with LoRA or in full"
             check.needs("freeze", "lora", why=why, key="freeze_llm")

@@ -1,6 +1,6 @@
 """Decoding with a causal LLM until a stop string.
 
-Notation: B rows, T tokens, H the LLM's width.
+Notation: B rows, T tokens; H is the LLM's width.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Decoder:
 
     Attributes:
         stop_strings: Strings that end an answer.
-        text_stops: Those of them that are not special tokens.
+        text_stops: Those stop strings that are not special tokens.
         end_ids: Token ids that end an answer.
     """
 
     def __init__(self, llm: Any, renderer: PromptRenderer) -> None:
         self.llm, self.tokenizer = llm, renderer.tokenizer
         self.stop_strings = renderer.stop_strings
-        self._stop_criteria: StopStringCriteria | None = None  # takes half a second to build
+        self._stop_criteria: StopStringCriteria | None = None  # building one takes half a second
         ends = llm.generation_config.eos_token_id
         self.end_ids = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
         self.end_ids.add(self.tokenizer.eos_token_id)
@@ -61,14 +61,15 @@ class Decoder:
         names: Sequence[str] = (),
         positions: Tensor | None = None,
     ) -> list[str]:
-        """Generate B answers to (B, T, H) embedded prompts.
+        """Generate answers to B embedded prompts of shape (B, T, H).
 
         Args:
-            embeds: Prompts, left-padded.
-            attention_mask: (B, T) 1 on tokens.
-            generation: Settings.
+            embeds: The prompts, left-padded.
+            attention_mask: (B, T), 1 for tokens.
+            generation: The decoding settings.
             average_embeds: `embeds` with an average image in place of each image, for guidance.
-            bonus: Added to each candidate's similarity to the others; see `minimum_bayes_risk`.
+            bonus: A value added to each candidate's similarity to the others; see
+                `minimum_bayes_risk`.
             names: Names of the rows, which seed their random numbers.
             positions: (B, T) or (A, B, T) position ids of the prompts; None numbers the tokens.
 
@@ -98,21 +99,21 @@ class Decoder:
         past_key_values: Any = None,
         streamer: Any = None,
     ) -> list[list[int]]:
-        """As `__call__`, but return the new ids of every row and candidate.
+        """Generate like `__call__`, but return the new ids of every row and candidate.
 
         Args:
             embeds: As in `__call__`.
             attention_mask: As in `__call__`.
             generation: As in `__call__`.
             average_embeds: As in `__call__`.
-            stop: Further criterion, in addition to the stop strings.
+            stop: A stopping criterion in addition to the stop strings.
             names: As in `__call__`.
             positions: As in `__call__`.
-            past_key_values: Cache of the first tokens of `embeds`, which must be one row.
+            past_key_values: A cache of the first tokens of `embeds`, which must have a single row.
             streamer: Receives the prompt's mask, then every token.
 
         Raises:
-            InputError: As in `__call__`; or beam search with `positions`.
+            InputError: As in `__call__`, or beam search is combined with `positions`.
         """
         guidance = self._guidance(attention_mask, generation, average_embeds, positions)
         stops = StoppingCriteriaList([*self._criteria(), *([stop] if stop else [])])
@@ -137,7 +138,7 @@ class Decoder:
         if past_key_values is not None:
             embeds = embeds[:, int(past_key_values.get_seq_length()) :]
         if streamer is not None:
-            streamer.put(attention_mask)  # in place of the prompt, which streamers skip
+            streamer.put(attention_mask)  # stands for the prompt, which streamers skip
         return sample(
             self.llm, embeds, attention_mask, generation, self._end_test(stops, embeds.device),
             guidance, names, positions=positions, cache=past_key_values,
@@ -170,7 +171,7 @@ class Decoder:
     def _end_test(
         self, stops: StoppingCriteriaList, device: torch.device
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """Function that tells which rows end with their last token."""
+        """Return a function that tells which rows end with their last token."""
         ends = torch.tensor(sorted(self.end_ids), device=device)
 
         def has_ended(ids: Tensor, scores: Tensor) -> Tensor:
@@ -188,7 +189,7 @@ class Decoder:
         stops: StoppingCriteriaList,
         **inputs: Any,
     ) -> list[list[int]]:
-        """Decode by transformers' `generate`: beams, a cache or streamer, special LLM settings."""
+        """Decode with transformers' `generate`: beams, caches, streamers, special LLM settings."""
         pad = self.tokenizer.pad_token_id
         processors = LogitsProcessorList([] if guidance is None else [guidance])
         options: dict[str, Any] = {
@@ -201,7 +202,7 @@ class Decoder:
             options |= {"temperature": 1.0, "top_p": generation.top_p, "top_k": 0}
         if generation.num_beams > 1:
             options["length_penalty"] = generation.length_penalty
-        # Set explicitly even if neutral, or the LLM's own generation_config would apply.
+        # Set explicitly even if neutral; otherwise the LLM's own generation_config would apply.
         options["repetition_penalty"] = generation.repetition_penalty
         options["no_repeat_ngram_size"] = generation.no_repeat_ngram_size
         with torch.random.fork_rng(devices=[], enabled=generation.do_sample):
@@ -222,14 +223,14 @@ class Decoder:
         return ids
 
     def finalize(self, ids: list[int], cancelled: bool) -> tuple[str, list[int], Any]:
-        """Text of an answer, its ids with the end used in training, and why it ended.
+        """Return an answer's text, its ids with the end used in training, and why it ended.
 
         Args:
-            ids: As generated; padding after the end may follow.
+            ids: The generated ids, possibly followed by padding.
             cancelled: Whether generation was stopped by the user.
 
         Returns:
-            Text; ids; ``end``, ``cancelled`` or ``length``.
+            The text, the ids, and ``end``, ``cancelled`` or ``length``.
         """
         end_index = next((i for i, token in enumerate(ids) if token in self.end_ids), None)
         if end_index is not None:
@@ -241,20 +242,20 @@ class Decoder:
         if ended and exact:
             return text, ids, "end"
         end = self.tokenizer(self.stop_strings[0], add_special_tokens=False)["input_ids"]
-        if ended:  # the last token continues after the stop string: encode the text again
+        if ended:  # the last token extends beyond the stop string: encode the text again
             text_ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             return text, [*text_ids, *end], "end"
         return text, [*ids, *end], "cancelled" if cancelled else "length"
 
     def answer_ids(self, text: str) -> list[int]:
-        """Ids of an answer given as text, with the end used in training."""
+        """Return the ids of an answer given as text, with the end used in training."""
         ids: list[int] = self.tokenizer(f"{text}{self.stop_strings[0]}", add_special_tokens=False)[
             "input_ids"
         ]
         return ids
 
     def safe_text(self, ids: Sequence[int]) -> str:
-        """The part of an unfinished answer's text that later tokens cannot change."""
+        """Return the part of an unfinished answer's text that later tokens cannot change."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         for stop in self.text_stops:
             text = text.split(stop)[0]
@@ -271,10 +272,10 @@ class Decoder:
         row: int = 0,
         references: int = 0,
     ) -> int:
-        """Index of the answer to return: the one most similar to the others.
+        """Return the index of the answer that is most similar to the others.
 
         Args:
-            answers: Texts of the candidates of one row.
+            answers: The texts of one row's candidates.
             bonus: As in `__call__`.
             row: Index of the row in the batch.
             references: See `minimum_bayes_risk`.

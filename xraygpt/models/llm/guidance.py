@@ -14,17 +14,17 @@ from xraygpt.models.llm.positions import count_positions, expand_axes, next_posi
 
 
 class Guidance(LogitsProcessor):
-    """Adds to each token's score how much more likely this image makes it than an average image.
+    """Adds to each token's logit how much more likely this image makes it than an average image.
 
-    The score is log p(token | image) + g · (log p(token | image) − log p(token | average)), as in
-    classifier-free guidance of language models (Sanchez et al. 2023). It is restricted to tokens at
-    least `plausibility` times as likely as the most likely one, as in contrastive decoding (Li et
-    al. 2023).
+    The new logit is log p(token | image) + g · (log p(token | image) − log p(token | average)), as
+    in classifier-free guidance for language models (Sanchez et al. 2023). Only tokens at least
+    `plausibility` times as likely as the most likely one are kept, as in contrastive decoding (Li
+    et al. 2023).
 
     Args:
         llm: The LLM.
         average_embeds: (B, T, H) prompts with the average image in place of each image.
-        mask: (B, T) 1 on tokens; left-padded.
+        mask: (B, T), 1 for tokens; the prompts are left-padded.
         guidance: g, at least 0.
         positions: (B, T) or (A, B, T) position ids of the prompts; None numbers the tokens.
     """
@@ -45,7 +45,7 @@ class Guidance(LogitsProcessor):
         self.next: Tensor | None = None  # (R,) positions of the next tokens
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(R, T) new tokens so far and the (R, V) logits after them -> (R, V) scores."""
+        """Process (R, V) logits that follow the (R, T) new tokens."""
         if self.next is None:
             self.cache = preallocated_cache(self.llm)
             positions = self.positions

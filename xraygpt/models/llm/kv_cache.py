@@ -12,7 +12,8 @@ from transformers.cache_utils import DynamicLayer
 class PreallocatedLayer(DynamicLayer):
     """Cached keys and values in buffers with spare capacity.
 
-    The parent class copies the whole cache for every token; this one every `spare_tokens` tokens.
+    The parent class copies the whole cache for every token, this class only every `spare_tokens`
+    tokens.
     """
 
     spare_tokens = 64
@@ -22,7 +23,7 @@ class PreallocatedLayer(DynamicLayer):
         self._buffers: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> Any:
-        """Append (R, heads, T, D) keys and values and return all of them."""
+        """Append (R, heads, T, D) keys and values, and return all that are cached."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         before = self.get_seq_length()
@@ -57,7 +58,7 @@ class PreallocatedLayer(DynamicLayer):
 
 
 def preallocated_cache(llm: Any) -> DynamicCache:
-    """An empty cache for an LLM; layers with a sliding window keep transformers' class."""
+    """Build an empty cache for an LLM; layers with a sliding window keep transformers' class."""
     cache = DynamicCache(config=llm.config)
     cache.layers = [PreallocatedLayer() if type(x) is DynamicLayer else x for x in cache.layers]
     return cache

@@ -1,4 +1,4 @@
-"""A text-only language model: the LLM of the `nano` preset, trained on reports."""
+"""A text-only language model, which the `nano` preset trains on reports as its LLM."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from xraygpt.prompting.renderer import load_prompts
 
 @registry.register_model("language_model")
 class LanguageModel(CausalModel):
-    """A small Llama with its own tokenizer; checkpoints have both as transformers folder `llm/`."""
+    """A small Llama with its own tokenizer; checkpoints contain both as a folder `llm/`."""
 
     @dataclass(kw_only=True)
     class Config(CausalModel.Config):
-        """Settings of the language model."""
+        """Settings for the language model."""
 
         llm: language.SmallLLM = field(default_factory=language.SmallLLM)
-        """Size of the network and vocabulary."""
+        """Size of the network and of the vocabulary."""
         llama_model: str | None = None
         """LLM to start from instead of random weights; its tokenizer is used."""
         dropout: float = 0.0
-        """Dropout of the embeddings and of the output of each attention and MLP, in [0, 1)."""
+        """Dropout rate for embeddings and for the output of each attention and MLP, in [0, 1)."""
         max_txt_len: int | None = 256
         """Maximum length of an answer in tokens, including its end."""
         end_sym: str | None = None
         """End of every answer; None uses the template's."""
         prompt_path: Path | None = None
-        """File of questions, one per line; one is sampled for each sample without a question."""
+        """File with one question per line; samples without a question get a randomly chosen one."""
         prompt_template: str = "xraygpt"
-        """Template of the model that will use this LLM."""
+        """The template that the model using this LLM will have."""
         seed: int = 0
         """Seed of the random initial weights."""
 
@@ -53,8 +53,8 @@ class LanguageModel(CausalModel):
     config: Config
     loss_on_all_tokens = True
     unsupported: Mapping[str, str] = {
-        "export": "its checkpoints already have a transformers folder (llm/)",
-        "chat": "it only reads text; use it as `llama_model` of a model that reads images",
+        "export": "its checkpoints already contain a transformers folder (llm/)",
+        "chat": "it only reads text; set it as `llama_model` in a model that reads images",
     }
 
     def __init__(
@@ -94,7 +94,7 @@ class LanguageModel(CausalModel):
         return language.new_tokenizer([*prompts, *texts()], self.config.llm.vocab_size)
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """All weights, without the output layer, which is tied to the embeddings."""
+        """Return all weights except the output layer, which is tied to the embeddings."""
         return {k: v for k, v in self.state_dict().items() if k != "llm.lm_head.weight"}
 
     def check_assets(self, folder: Path) -> None:

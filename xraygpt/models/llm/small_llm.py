@@ -22,21 +22,22 @@ class LoraSettings:
     """Low-rank adapters in the LLM (Hu et al. 2021), implemented by peft."""
 
     r: int = 8
-    """Rank of the update."""
+    """Rank of the weight update."""
     alpha: int = 16
     """The update is scaled by alpha / r."""
     dropout: float = 0.0
-    """Dropout before the adapter, in [0, 1)."""
+    """Dropout rate before the adapter, in [0, 1)."""
     target: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
     """Names of the adapted linear layers."""
 
 
 @dataclass(kw_only=True)
 class SmallLLM:
-    """A Llama architecture with random weights and a tokenizer trained on the training texts."""
+    """The size of a Llama with random weights and a tokenizer trained on the training texts."""
 
     vocab_size: int = 2048
-    """Entries of the byte-level BPE tokenizer; 260 are single bytes and special tokens only."""
+    """Vocabulary size of the byte-level BPE tokenizer; with 260, it has only single bytes and
+    special tokens."""
     hidden: int = 256
     """Width of the hidden states."""
     layers: int = 6
@@ -51,7 +52,7 @@ class SmallLLM:
     """Standard deviation of the token embeddings, tuned at hidden 128. Logits grow with it and with
     the square root of the width, so wider models need less. With 0.02 for both, as in large
     models, words that occur in the same contexts (left and right) soon share one embedding, and a
-    short training does not learn to repeat the one in the prompt."""
+    short training does not learn to repeat the word in the prompt."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
@@ -65,13 +66,13 @@ class SmallLLM:
 
 
 def digest(llm: Any) -> str:
-    """SHA-256 of the embedding matrix in bfloat16, which identifies an LLM in any dtype."""
+    """Compute the SHA-256 of the embeddings in bfloat16, which identifies an LLM in any dtype."""
     weight = llm.get_input_embeddings().weight.detach().cpu().to(torch.bfloat16).contiguous()
     return hashlib.sha256(weight.view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def new_llm(size: SmallLLM, tokenizer: Any, seed: int) -> nn.Module:
-    """A Llama of `size` with random weights from `seed`; does not use the global generator."""
+    """Build a Llama with random weights from `seed`, without using the global generator."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=size.hidden,
@@ -99,7 +100,7 @@ def new_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerF
     """Train a byte-level BPE tokenizer, which can encode any text.
 
     Args:
-        texts: Training texts; without any, tokens are single bytes.
+        texts: The training texts; if there are none, tokens are single bytes.
         vocab_size: Maximum number of entries: 256 bytes, three special tokens, and merges.
     """
     core = Tokenizer(models.BPE())
@@ -132,13 +133,13 @@ def check_tokenizer(folder: Path, tokenizer: Any) -> None:
         return
     if PreTrainedTokenizerFast(tokenizer_file=str(saved)).get_vocab() != tokenizer.get_vocab():
         raise WeightsError(
-            f"{folder}: its tokenizer is not the one trained on this corpus, which must have "
+            f"the tokenizer in {folder} is not the one trained on this corpus, which must have "
             "changed since; train from scratch, or resume that run with its own tokenizer"
         )
 
 
 def add_lora(llm: nn.Module, settings: LoraSettings) -> None:
-    """Add adapters to `llm`, which alone are trainable and initially have no effect.
+    """Add adapters to `llm`; only these are trainable, and initially they have no effect.
 
     Raises:
         WeightsError: None of the named layers exists.
@@ -156,13 +157,13 @@ def add_lora(llm: nn.Module, settings: LoraSettings) -> None:
     except ValueError as error:
         raise WeightsError(f"model.lora.target {settings.target}: {error}") from None
     for name, parameter in llm.named_parameters():
-        if "lora_" in name:  # trained weights are float32, whatever the dtype of frozen ones
+        if "lora_" in name:  # trained weights are float32, whatever the dtype of the frozen weights
             parameter.data = parameter.data.float()
 
 
 @torch.no_grad()
 def merge_lora_weights(llm: nn.Module) -> None:
-    """Add the adapters to the weights they adapt, with one rounding, and remove them.
+    """Add the adapters to the weights they adapt, rounding once, and remove them.
 
     Weights shared by two layers are separated if only one layer is adapted. Quantized layers keep
     their adapters.
@@ -183,4 +184,4 @@ def merge_lora_weights(llm: nn.Module) -> None:
         setattr(llm.get_submodule(parent), child, base)
     head: Any = llm
     if head.get_input_embeddings().weight is not head.get_output_embeddings().weight:
-        head.config.tie_word_embeddings = False  # otherwise only one of them would be saved
+        head.config.tie_word_embeddings = False  # otherwise only one of the two would be saved

@@ -1,12 +1,13 @@
 """Pretrains a Q-Former on image–text pairs, as in BLIP-2's first stage (Li et al. 2023).
 
-The queries learn to extract from the frozen encoder what reports describe. Two losses of BLIP-2
-are used: contrast of an image with the texts of a batch, and matching, which distinguishes pairs
-from hard negatives (after ALBEF, Li et al. 2021). BLIP-2's third loss, generation, is the LLM's own
-in the next stage, which loads this run with ``model.q_former_model``.
+The queries learn to extract from the frozen encoder what reports describe. Two of BLIP-2's
+losses are used: contrast, which compares an image with the texts in a batch, and matching, which
+distinguishes pairs from hard negatives (after ALBEF, Li et al. 2021). BLIP-2's third loss,
+generation, is the LLM's own loss in the next stage, which loads this run with
+``model.q_former_model``.
 
-Notation: B rows, R of them with an image, L patch tokens, D the encoder's width, Q queries, K the
-Q-Former's width, E the shared space, T text tokens.
+Notation: B rows, R of them with an image, L patch tokens, Q queries, T text tokens; D is the
+encoder's width, K the Q-Former's width, E the width of the shared space.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ class Aligned:
     """Result of a forward pass.
 
     Attributes:
-        similarity: (R, B) float32, highest cosine of an image's queries with each text.
-        rows: (R,) int64, rows that have an image.
-        scale: (), factor on cosines: one over the temperature.
-        matched: (R, 3) float32, logits that image and text belong together: for the true pair,
+        similarity: (R, B) float32, the highest cosine of an image's queries with each text.
+        rows: (R,) int64, the rows that have an image.
+        scale: (), the factor on cosines, which is the inverse temperature.
+        matched: (R, 3) float32, the logits that image and text belong together: for the true pair,
             with a wrong text, and with a wrong image.
     """
 
@@ -59,7 +60,7 @@ class Aligned:
 
 @dataclass(kw_only=True)
 class AlignedEncoder(EncoderConfig):
-    """The vision encoder; its default is small."""
+    """The vision encoder; the default encoder is small."""
 
     encoder: str = "efficientnet_lite0"
 
@@ -70,19 +71,19 @@ class QFormerAlignment(BaseModel):
 
     @dataclass(kw_only=True)
     class Config(BaseModel.Config):
-        """Encoder and Q-Former must be those of the next stage."""
+        """Settings of the encoder and Q-Former, which must match those in the next stage."""
 
         vision: AlignedEncoder = field(default_factory=AlignedEncoder)
-        """The frozen encoder; any name that `arch: xraygpt` accepts but `precomputed`."""
+        """The frozen encoder; any that `arch: xraygpt` accepts except `precomputed`."""
         qformer: QFormerConfig = field(default_factory=QFormerConfig)
         text: TextConfig = field(default_factory=TextConfig)
         """`max_txt_len` truncates reports; `prompt_path` has no effect."""
         vocab_size: int = 2048
-        """Entries of the byte-level BPE tokenizer trained on the training reports."""
+        """Vocabulary size of the byte-level BPE tokenizer trained on the training reports."""
         embed_dim: int = 256
         """Width E of the space in which images and texts are compared."""
         temperature: float = 0.07
-        """Initial value; cosine similarities are divided by it. It is learned."""
+        """Initial value of the learned temperature, by which cosine similarities are divided."""
         seed: int = 0
         """Seed of the random initial weights."""
 
@@ -116,24 +117,24 @@ class QFormerAlignment(BaseModel):
         self.renderer = build_renderer(config.text, self.tokenizer, assets=assets)
 
     def no_weight_decay(self) -> tuple[str, ...]:
-        """The Q-Former's queries."""
+        """Return the name of the Q-Former's queries."""
         return ("query_tokens",)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """All but the projections into the shared space, and the scoring layer."""
+        """Return the trained matrices except the shared-space projections and the matching head."""
         heads = (self.image_proj, self.text_proj, self.match_head)
         return param_groups.hidden_matrices(self, heads)
 
     @property
     def image_spec(self) -> ImageSpec:  # type: ignore[override]
-        """The input size and normalization of the encoder."""
+        """The input size and normalization that the encoder requires."""
         return ImageSpec(**vars(self.vision.input_spec), tokens_per_image=1)
 
     def forward(self, batch: Batch, return_logits: bool = False) -> Any:
         """Compute an `Aligned`: similarities of all pairs, and matching logits.
 
-        The first image of a row is used. Hard negatives are sampled by similarity among the rows
-        with other findings (`extra.findings`), or among all others if there is no such row.
+        Only the first image of a row is used. Hard negatives are sampled by similarity from the
+        rows with other findings (`extra.findings`), or from all other rows if there are none.
         """
         ids, mask = self._texts(batch)
         patches, patch_mask, rows = self._patches(batch)
@@ -158,7 +159,7 @@ class QFormerAlignment(BaseModel):
         return Aligned(similarity, rows, scale, logits.view(3, -1).T)
 
     def _texts(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(B, T) ids and mask of the answers, after a first token that represents the text."""
+        """Return the answers' (B, T) ids and mask, after a first token that represents the text."""
         is_answer = batch["labels"] != IGNORE_INDEX
         width = int(is_answer.sum(dim=1).max()) + 1
         ids = batch["input_ids"].new_full((len(is_answer), width), self.tokenizer.bos_token_id or 0)
@@ -170,7 +171,7 @@ class QFormerAlignment(BaseModel):
         return ids, mask
 
     def _patches(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
-        """(R, L, D) patch tokens of each row's first image, their mask, and the (R,) rows."""
+        """Return (R, L, D) tokens of each row's first image, their mask, and the (R,) rows."""
         counts = torch.tensor(images_per_row(batch), device=batch["input_ids"].device)
         rows = counts.nonzero().flatten()
         inputs = batch["media_inputs"]
@@ -178,14 +179,14 @@ class QFormerAlignment(BaseModel):
             tokens, mask = inputs["features"], inputs.get("feature_mask")
         elif "pixel_values" in inputs:
             tokens, mask = self.encode_frozen(inputs["pixel_values"]), None
-        else:  # texts only; DDP still needs gradients of all parameters
+        else:  # texts only; DDP still needs gradients for all parameters
             shape = (1, self.vision.num_tokens, self.vision.width)
             return self.match_head.weight.new_zeros(shape), None, rows.new_zeros(1)
         first = (counts.cumsum(dim=0) - counts)[rows]
         return tokens[first], None if mask is None else mask[first], rows
 
     def _negatives(self, logits: Tensor, rows: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """For each image, the row of a wrong text and the index of a wrong image, both (R,)."""
+        """Choose a wrong text's row and a wrong image's index for each image, both (R,)."""
         own = torch.zeros_like(logits, dtype=torch.bool)
         own[torch.arange(len(rows)), rows] = True
         findings = batch["extra"].get("findings")
@@ -200,19 +201,19 @@ class QFormerAlignment(BaseModel):
 
     @torch.no_grad()
     def encode_frozen(self, pixel_values: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, L, D) float32, for the feature cache."""
+        """Encode (N, C, H, W) images as (N, L, D) float32 features for the feature cache."""
         return self.vision.encode(pixel_values).float()
 
     def feature_key(self) -> str | None:
-        """Hash of the frozen encoder's weights."""
+        """Return a key with a hash of the frozen encoder's weights."""
         return f"{self.config.vision.encoder} fp32 {self.vision.digest()}"
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """All weights but the frozen encoder's."""
+        """Return all weights except the frozen encoder's."""
         return {n: t for n, t in self.state_dict().items() if not n.startswith("vision.")}
 
     def check_assets(self, folder: Path) -> None:
-        """Check that tokenizer and encoder are those the weights were trained with.
+        """Check that the tokenizer and the encoder are those the weights were trained with.
 
         Raises:
             WeightsError: The corpus or the encoder has changed since.
@@ -232,10 +233,10 @@ class QFormerAlignment(BaseModel):
 
 
 def _sample_negatives(logits: Tensor, same: Tensor, own: Tensor, training: bool = True) -> Tensor:
-    """One column per row of (R, C) similarities, never the row's own pair.
+    """Choose a column for each row of (R, C) similarities, never the row's own pair.
 
     In training, columns are sampled in proportion to their softmax; in evaluation the most similar
-    one is taken, so that the loss is reproducible.
+    column is chosen, so that the loss is reproducible.
     """
     none_left = same.all(dim=1, keepdim=True)
     excluded = torch.where(none_left, own, same)

@@ -18,7 +18,7 @@ PARTS = "parts.json"
 
 
 def encoder_digest(name: str, encoder: VisionEncoder | None, *, frozen: bool) -> dict[str, str]:
-    """Digest of a frozen encoder that was trained in a run, else nothing.
+    """Return the digest of a frozen encoder that was trained in a run; otherwise an empty dict.
 
     The run may be trained again in the same folder, so its name does not identify the weights.
     """
@@ -33,7 +33,7 @@ def write_parts(folder: Path, parts: Mapping[str, Any]) -> None:
 
 
 def read_parts(folder: Path) -> dict[str, Any] | None:
-    """The file's content; None for weights that have none, such as those of other projects."""
+    """Read the file; None if there is none, as with weights from other projects."""
     if not (folder / PARTS).is_file():
         return None
     parts: dict[str, Any] = json.loads((folder / PARTS).read_text(encoding="utf-8"))
@@ -44,8 +44,8 @@ def check_encoder(folder: Path, digest: Mapping[str, str]) -> None:
     """Refuse weights that were trained on the features of another encoder.
 
     Args:
-        folder: Contains the weights.
-        digest: `encoder_digest` of the model that loads them.
+        folder: The folder that contains the weights.
+        digest: The `encoder_digest` of the model that loads the weights.
 
     Raises:
         WeightsError: The encoder's run has been trained again since.
@@ -55,21 +55,21 @@ def check_encoder(folder: Path, digest: Mapping[str, str]) -> None:
         return
     if saved.get("vision") != digest["vision"]:
         raise WeightsError(
-            f"{folder} was trained on features of another encoder than model.vit_model is now: "
+            f"{folder} was trained on the features of another encoder than model.vit_model is now: "
             "retrain this model, or name the encoder's old run or checkpoint"
         )
 
 
 def check_parts(folder: Path, own: Mapping[str, Any], llm: str | None) -> None:
-    """Refuse a checkpoint of another LLM or encoder; warn about other text or LoRA settings.
+    """Refuse checkpoints for another LLM or encoder; warn about other text or LoRA settings.
 
     Args:
-        folder: A checkpoint.
+        folder: The checkpoint.
         own: What `write_parts` would write for the model that loads it.
-        llm: `model.llama_model`, for the message.
+        llm: The value of `model.llama_model`, used in the message.
 
     Raises:
-        WeightsError: It was trained with another LLM or encoder.
+        WeightsError: The checkpoint was trained with another LLM or encoder.
     """
     saved = read_parts(folder)
     if saved is None:

@@ -1,4 +1,4 @@
-"""Builds the vision encoder and the LLM of a Q-Former model from its configuration."""
+"""Builds a Q-Former model's vision encoder and LLM from its configuration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def build_encoder(config: EncoderConfig) -> VisionEncoder:
     """Build an encoder and load its weights.
 
     Raises:
-        WeightsError: The file is missing or does not fit; the message names the YAML key.
+        WeightsError: The weight file is missing or does not fit; the message names the YAML key.
     """
     try:
         return encoders.build_vision(config.encoder, config.image_size, config.ckpt)
@@ -36,10 +36,10 @@ def build_encoder(config: EncoderConfig) -> VisionEncoder:
 
 
 def build_vision(config: VisionConfig, model_ckpt: Path | None) -> VisionEncoder | None:
-    """Build the encoder, frozen if configured so; None for pre-computed features.
+    """Build the encoder and freeze it if configured so; None for pre-computed features.
 
     Args:
-        config: The encoder and how it is used.
+        config: The `vision` section.
         model_ckpt: The whole model's checkpoint, which may contain the encoder's weights.
     """
     if config.width is not None:
@@ -61,14 +61,14 @@ def build_llm(config: LLMConfig, seed: int) -> tuple[Any, Any]:
 
     Args:
         config: The `llm` section.
-        seed: For the weights of a random LLM.
+        seed: Seed for the weights of a random LLM.
     """
     if config.source is None:
         tokenizer = small_llm.new_tokenizer([], 260)
         return small_llm.new_llm(config.size, tokenizer, seed), tokenizer
     dtype = config.dtype
     if dtype == "auto" and not config.freeze:
-        dtype = "float32"  # AdamW's small updates vanish in bfloat16 weights
+        dtype = "float32"  # AdamW's small updates would vanish in bfloat16 weights
     return llm_files.load_llm(
         config.source,
         dtype,
@@ -82,8 +82,8 @@ def build_llm(config: LLMConfig, seed: int) -> tuple[Any, Any]:
 def init_projection(proj: nn.Linear, llm: Any) -> None:
     """Initialize the projection so that image tokens are as large as the LLM's embeddings.
 
-    Larger ones dominate the residual stream and shrink gradients through its norms, so that a
-    Q-Former from scratch learns many times more slowly.
+    Larger image tokens dominate the residual stream and shrink gradients through its norms, so that
+    a Q-Former trained from scratch learns many times more slowly.
     """
     embedding = llm.get_input_embeddings().weight.float()
     size = float(embedding.pow(2).mean().sqrt())
@@ -92,7 +92,7 @@ def init_projection(proj: nn.Linear, llm: Any) -> None:
 
 
 def encode(vision: VisionEncoder, config: VisionConfig, pixel_values: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, L, D) float32, in the configured precision and on its device."""
+    """Encode (N, C, H, W) images as (N, L, D) float32, in the configured precision and device."""
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.precision)
     device = pixel_values.device
     if config.on_cpu:

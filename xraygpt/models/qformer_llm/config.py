@@ -1,4 +1,4 @@
-"""The sections of the configuration that belong to the Q-Former family."""
+"""The configuration sections that belong to the Q-Former family."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class BridgeConfig(QFormerConfig):
     """The Q-Former between a vision encoder and an LLM."""
 
     init_from: Path | None = None
-    """Take the Q-Former of this run with another LLM, or of this BLIP-2 file; the projection is
-    new. No effect with a `ckpt` that contains a Q-Former."""
+    """Run or BLIP-2 file to load the Q-Former from, for example for another LLM; the projection is
+    initialised anew. Has no effect if `ckpt` contains a Q-Former."""
     freeze: bool = False
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
             check.include(super().__post_init__)
             random = self.freeze and self.new_cross_attention
-            why = "would leave qformer.new_cross_attention at random"
+            why = "would leave qformer.new_cross_attention at its random initial weights"
             check.refuse(random, "freeze", why, "new_cross_attention")

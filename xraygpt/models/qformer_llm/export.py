@@ -38,7 +38,7 @@ def to_pth(model: Composition, out: Path, settings: ExportSettings) -> str:
         publish_folder(
             folder, lambda f: write_llm(model.llm, model.tokenizer, f), {"converted": []}
         )
-        llm_note = f"; the LLM, which was trained, is in {folder}"
+        llm_note = f"; the LLM, which was also trained, is in {folder}"
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     try:
@@ -59,7 +59,7 @@ def to_transformers(model: Composition, out: Path, settings: ExportSettings) -> 
         state = {n: t.to(dtype) for n, t in state.items()}
     effect = export_names.eps_effect(model)
     (log.warning if effect > 1e-4 else log.info)(
-        "transformers has one layer-norm eps and BLIP-2 two: features change by up to %.1e",
+        "transformers has one layer-norm eps but BLIP-2 has two: features change by up to %.1e",
         effect,
     )
     image_id, origin = export_names.image_token_id(model, state)
@@ -73,7 +73,7 @@ def to_transformers(model: Composition, out: Path, settings: ExportSettings) -> 
     same = retokenized == export_names.with_image_id(ids, image_id)
     if not same:
         log.warning(
-            "the tokenizer splits the prompt into other tokens than in training (%d, %d): "
+            "the tokenizer splits the prompt differently than in training (%d and %d tokens): "
             "pass the ids of prompt.json to generate()",
             len(retokenized),
             len(ids),
@@ -112,7 +112,7 @@ def _image_processor(settings: ExportSettings) -> XrayImage:
 
 
 def _card(model: Composition, licence: str, token: str, same: bool) -> str:
-    """Write README.md of an exported model: hub metadata, an example, the notice."""
+    """Compose the README.md of an exported model: hub metadata, an example, the notice."""
     llm = (model.config.llm.source or "a small random LLM").rstrip("/").split("/")[-1]
     count = model.config.qformer.num_queries
     tiny = model.config.vision.encoder == "eva_tiny"
@@ -165,8 +165,8 @@ for the image, and tokenize with `add_special_tokens=False`. Bones must be brigh
 
 def write_llm(llm: Any, tokenizer: Any, folder: Path) -> None:
     """Write an LLM and its tokenizer as a transformers folder."""
-    llm.config.quantization_config = None  # of the GGUF it was read from
-    llm.config._name_or_path = ""  # a path of this machine
+    llm.config.quantization_config = None  # names the GGUF file it was read from
+    llm.config._name_or_path = ""  # a path on this machine
     del llm.config.quantization_config
     llm.save_pretrained(folder, max_shard_size=SHARD)
     tokenizer.save_pretrained(folder)

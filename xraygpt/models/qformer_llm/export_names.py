@@ -1,6 +1,7 @@
-"""Renames our weights for other projects: XrayGPT's `.pth`, and BLIP-2 of transformers.
+"""Renames our weights for other projects: XrayGPT's `.pth`, and BLIP-2 in transformers.
 
-A model that cannot be represented completely is refused. Notation: Q queries, D encoder width.
+A model that cannot be represented completely is refused. Notation: Q queries; D is the encoder's
+width.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from xraygpt.prompting.content import Turn
 from xraygpt.prompting.renderer import IMAGE_TOKEN_ID, Run
 
 IMAGE_TOKEN = "<image>"
-VISION_EPS = 1e-6  # of EVA's blocks; LAVIS's ln_vision has 1e-5, transformers one value for both
+VISION_EPS = 1e-6  # in EVA's blocks; LAVIS's ln_vision has 1e-5, transformers one value for both
 _RESERVED = re.compile(r"reserved|unused|extra_id", re.IGNORECASE)
 
 _LAYER = r"qformer\.qformer\.(encoder\.layer\.\d+\.(?:cross)?attention)\.attention\.(.+)"
@@ -71,17 +72,17 @@ def check_exportable(model: Composition, kind: str) -> None:
     """Check that a model has no part that `kind` cannot represent.
 
     Raises:
-        WeightsError: It has; the message lists the parts.
+        WeightsError: Some parts cannot be represented; the message lists them.
     """
     reasons = []
     if not isinstance(model.qformer, QFormer):
         reasons.append(f"its Q-Former is a {type(model.qformer).__name__}")
     elif model.qformer.adapter is not None:
-        reasons.append("it has an adapter between encoder and Q-Former")
+        reasons.append("it has an adapter between the encoder and the Q-Former")
     elif model.qformer.patch_position is not None:
         reasons.append(
             f"its encoder is {model.config.vision.encoder}, to whose tokens the Q-Former adds "
-            "positions, as it does not for EVA-CLIP-g"
+            "positions, unlike for EVA-CLIP-g"
         )
     if model.config.llm.bits or model.config.llm.low_resource:
         reasons.append(
@@ -97,7 +98,7 @@ def pth_state(model: Composition, *, with_vision: bool) -> dict[str, Tensor]:
     """Rename the weights for XrayGPT, MiniGPT-4 and LAVIS.
 
     Args:
-        model: With or without a text-conditioned Q-Former.
+        model: The model, with or without a text-conditioned Q-Former.
         with_vision: Include the encoder, which the originals store in a separate file.
 
     Raises:
@@ -115,10 +116,10 @@ def pth_state(model: Composition, *, with_vision: bool) -> dict[str, Tensor]:
 
 
 def _check_vision(model: Composition, with_vision: bool) -> None:
-    """Check whether the encoder has to be, and can be, part of the file.
+    """Check that the encoder is included if it has to be, and only if the layout supports it.
 
     Raises:
-        WeightsError: It was trained and is omitted, or it is another encoder than EVA-CLIP-g.
+        WeightsError: The encoder was trained but is omitted, or it is included but not EVA-CLIP-g.
     """
     loaded = any(name.startswith("vision.") for name in model.loaded_keys)
     if (loaded or not model.config.vision.freeze) and not with_vision:
@@ -131,7 +132,7 @@ def _check_vision(model: Composition, with_vision: bool) -> None:
 
 
 def blip2_state(model: Composition) -> dict[str, Tensor]:
-    """Rename the weights, LLM included, for `Blip2ForConditionalGeneration`.
+    """Rename the weights, including the LLM's, for `Blip2ForConditionalGeneration`.
 
     Raises:
         WeightsError: A part cannot be represented.
@@ -157,7 +158,7 @@ def blip2_state(model: Composition) -> dict[str, Tensor]:
 
 
 def image_token_id(model: Composition, state: dict[str, Tensor]) -> tuple[int, str]:
-    """Find a token id for images that no text uses; extends the embedding in `state` if needed.
+    """Find an image token id that no text uses, and extend the embedding in `state` if needed.
 
     Returns:
         The id, and a description of its origin.
@@ -173,20 +174,20 @@ def image_token_id(model: Composition, state: dict[str, Tensor]) -> tuple[int, s
     head = model.llm.get_output_embeddings()
     heads = [f"language_model.{n}.weight" for n, m in model.llm.named_modules() if m is head]
     for key in (name, *heads):
-        if key in state:  # zeros: its logit is 0, below those of likely tokens
+        if key in state:  # zeros make its logit 0, below those of likely tokens
             state[key] = torch.cat([state[key], torch.zeros_like(state[key][:1])])
     return taken, f"id {taken}, for which the embedding grew from {rows} to {rows + 1} rows"
 
 
 def embedding_name(model: Composition) -> str:
-    """Key of the LLM's token embedding in an exported state."""
+    """Return the key of the LLM's token embedding in an exported state."""
     embedding = model.llm.get_input_embeddings()
     name = next(n for n, m in model.llm.named_modules() if m is embedding)
     return f"language_model.{name}.weight"
 
 
 def blip2_config(model: Composition, state: dict[str, Tensor], image_id: int) -> Blip2Config:
-    """Build the configuration of an exported `state`."""
+    """Build the configuration for an exported `state`."""
     net: Any = model.vision.net  # type: ignore[union-attr]
     input_spec = model.vision.input_spec  # type: ignore[union-attr]
     block = net.blocks[0]
@@ -203,7 +204,7 @@ def blip2_config(model: Composition, state: dict[str, Tensor], image_id: int) ->
     )
     text = model.llm.config.to_dict()
     text["vocab_size"] = len(state[embedding_name(model)])
-    text.pop("_name_or_path", None)  # a path of this machine
+    text.pop("_name_or_path", None)  # a path on this machine
     config = Blip2Config(
         vision_config=vision,
         qformer_config=Blip2QFormerConfig(**network_sizes(model.config.qformer, net.embed_dim)),
@@ -225,7 +226,7 @@ def blip2_processor(model: Composition, vis: XrayImage, image_id: int) -> Blip2P
     """
     if vis.fit != "squash" or vis.grey or vis.channels != 3:
         raise WeightsError(
-            f"the run's vis_processor has fit: {vis.fit}; the BLIP-2 processor of transformers "
+            f"the run's vis_processor has fit: {vis.fit}, but transformers' BLIP-2 processor "
             "only supports squash"
         )
     images = BlipImageProcessor(
@@ -242,18 +243,18 @@ def blip2_processor(model: Composition, vis: XrayImage, image_id: int) -> Blip2P
         token = AddedToken(IMAGE_TOKEN, normalized=False, special=True)
         tokenizer.add_tokens([token], special_tokens=True)
         if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != image_id:
-            raise WeightsError(f"the tokenizer did not give {IMAGE_TOKEN} the id {image_id}")
-    # With num_query_tokens the processor would put the image first; ours is inside the text.
+            raise WeightsError(f"the tokenizer did not assign the id {image_id} to {IMAGE_TOKEN}")
+    # With num_query_tokens, the processor would put the image first; ours is inside the text.
     tokenizer.image_token = AddedToken(image_token or IMAGE_TOKEN, normalized=False, special=True)
     return Blip2Processor(images, tokenizer, num_query_tokens=None)
 
 
 @torch.no_grad()
 def eps_effect(model: Composition) -> float:
-    """Estimate the largest relative change of features from transformers' single layer-norm eps.
+    """Estimate the largest relative change in features due to transformers' single eps.
 
     LAVIS uses 1e-5 after the encoder and 1e-6 inside it. The change is half the difference divided
-    by the variance of a token, which is measured on an image of noise.
+    by the variance of a token, which is measured on a noise image.
     """
     input_spec = model.vision.input_spec  # type: ignore[union-attr]
     shape = (1, input_spec.channels, input_spec.image_size, input_spec.image_size)
@@ -263,10 +264,10 @@ def eps_effect(model: Composition) -> float:
 
 
 def prompt_text(model: Composition, question: str, image_token: str) -> tuple[str, list[int]]:
-    """A question about one image as text for the exported processor, and the expected ids.
+    """Write a question about one image as text for the exported processor, and its ids.
 
-    The ids are those of our renderer, with `IMAGE_TOKEN_ID` as placeholder. The text includes its
-    special tokens, so it must be tokenized with `add_special_tokens=False`.
+    The ids are those our renderer produces, with `IMAGE_TOKEN_ID` as the placeholder. The text
+    includes its special tokens, so it must be tokenized with `add_special_tokens=False`.
     """
     turns = [Turn(role="user", text=f"<image> {question}")]
     count = model.config.qformer.num_queries
@@ -277,5 +278,5 @@ def prompt_text(model: Composition, question: str, image_token: str) -> tuple[st
 
 
 def with_image_id(ids: list[int], image_id: int) -> list[int]:
-    """Replace the placeholders in `ids` by `image_id`."""
+    """Replace the placeholders in `ids` with `image_id`."""
     return [image_id if i == IMAGE_TOKEN_ID else i for i in ids]

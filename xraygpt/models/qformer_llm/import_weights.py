@@ -1,4 +1,4 @@
-"""Loads weights of other runs and of other projects into a Q-Former model."""
+"""Loads weights from other runs and other projects into a Q-Former model."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from xraygpt.models.weights.rules import load_exactly
 
 log = logging.getLogger(__name__)
 
-# Missing in BLIP-2, whose Q-Former has its encoder's width and whose patch tokens have positions.
+# Missing in BLIP-2, whose Q-Former matches the encoder's width and whose tokens have positions.
 ADDED = ("qformer.adapter.", "qformer.patch_position")
 _TEXT = re.compile(r"(?:word|position)_embeddings\.|\.(?:intermediate|output)\.")
-_SHARED = re.compile(r"attention\.output\.")  # matches _TEXT, but queries use it, too
+_SHARED = re.compile(r"attention\.output\.")  # matches _TEXT, but queries use it too
 
 
 def load_qformer(model: Composition, path: Path) -> None:
     """Initialize the Q-Former from another model's run, or from a BLIP-2 file.
 
     Raises:
-        WeightsError: It has another shape, or was trained on another encoder's features.
+        WeightsError: The Q-Former has another shape or was trained on another encoder's features.
     """
     source, state = read_weights(path)
     may_lack: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ def load_qformer(model: Composition, path: Path) -> None:
     prefix = "qformer."
     weights = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     if not weights:
-        raise WeightsError(f"model.q_former_model: {source} holds no Q-Former")
+        raise WeightsError(f"model.q_former_model: {source} contains no Q-Former")
     if not _reads_text(model):
         weights = remove_text_weights(weights)
     elif parts is not None:  # its word embeddings belong to its tokenizer
@@ -58,13 +58,13 @@ def _check_source_encoder(model: Composition, source: Path, parts: dict[str, str
     """Check that a Q-Former was trained on the features of this model's encoder.
 
     Raises:
-        WeightsError: It was trained on another encoder.
+        WeightsError: The Q-Former was trained on the features of another encoder.
     """
     vision = model.config.vision
     encoder = vision.encoder if parts is None else parts["vit_model"]
     if encoder != vision.encoder:
         raise WeightsError(
-            f"model.q_former_model: the Q-Former of {source} reads features of {encoder}, not of "
+            f"model.q_former_model: the Q-Former in {source} reads features of {encoder}, not of "
             f"model.vit_model ({vision.encoder})"
         )
     digest = encoder_digest(vision.encoder, model.vision, frozen=vision.freeze)
@@ -83,7 +83,7 @@ def _warn_random(names: set[str], source: Path) -> None:
     if names:
         some = ", ".join(sorted(names)[:3])
         log.warning(
-            "%s lacks %d weights or has them in another width; they start at random and need "
+            "%s lacks %d weights or has them in another width; they start random and need "
             "training: %s%s", source, len(names), some, ", …" if len(names) > 3 else "",
         )  # fmt: skip
 
@@ -93,7 +93,7 @@ def _reads_text(model: Composition) -> bool:
 
 
 def _resized_keys(model: Composition, weights: dict[str, Tensor], source: Path) -> set[str]:
-    """Keys that have another shape because the encoder's width differs, if that is allowed.
+    """Return the keys whose shape differs with the encoder's width, if that is allowed.
 
     Raises:
         WeightsError: The widths differ and `qformer.new_cross_attention` is not set.
@@ -105,7 +105,7 @@ def _resized_keys(model: Composition, weights: dict[str, Tensor], source: Path) 
     if not model.config.qformer.new_cross_attention:
         raise WeightsError(
             f"{source}: its Q-Former reads features of width {len(theirs)}, but "
-            f"{model.config.vision.encoder} gives {len(ours)}. There are two ways out, both of "
+            f"{model.config.vision.encoder} outputs {len(ours)}. There are two solutions, both of "
             f"which need training: model.qformer.adapter: {len(theirs)} puts a linear layer "
             "between them; model.qformer.new_cross_attention: true reinitializes the layers that "
             "read the image"
@@ -116,13 +116,13 @@ def _resized_keys(model: Composition, weights: dict[str, Tensor], source: Path) 
 def convert_foreign_state(
     model: Composition, state: dict[str, Tensor], source: Path
 ) -> tuple[dict[str, Tensor], set[str]] | None:
-    """Convert weights of XrayGPT, MiniGPT-4 or LAVIS to the names of `model`.
+    """Convert weights from XrayGPT, MiniGPT-4 or LAVIS to the names used in `model`.
 
     Returns:
-        Tensors of complete parts, and the keys they must have; None if the file is ours.
+        The tensors of complete parts and the keys they must have, or None if the file is ours.
 
     Raises:
-        WeightsError: A part is missing that no other file provides, or a part does not fit.
+        WeightsError: A part is missing and no other file provides it, or a part does not fit.
     """
     if not lavis.is_foreign(state, source):
         return None
@@ -146,7 +146,7 @@ def _without(state: dict[str, Tensor], drop: Callable[[str], bool]) -> dict[str,
 
 
 def _provide_missing_parts(model: Composition, parts: set[str], source: Path) -> None:
-    """Load the Q-Former from its own file if `source` has none; check that the encoder has one.
+    """Load the Q-Former from its own file if `source` lacks it; check the encoder's file.
 
     Raises:
         WeightsError: Neither `source` nor the configuration provides the Q-Former or the encoder.
@@ -155,14 +155,14 @@ def _provide_missing_parts(model: Composition, parts: set[str], source: Path) ->
     if "qformer" not in parts:
         if config.qformer.init_from is None:
             raise WeightsError(
-                f"{source} holds no Q-Former, as is usual for XrayGPT and MiniGPT-4; set "
+                f"{source} contains no Q-Former, as is usual for XrayGPT and MiniGPT-4; set "
                 "model.q_former_model to the BLIP-2 file it was trained with"
             )
         load_qformer(model, config.qformer.init_from)
     has_encoder = config.vision.ckpt or encoders.has_weights(config.vision.encoder)
     if "vision" not in parts and model.vision is not None and not has_encoder:
         raise WeightsError(
-            f"{source} holds no vision encoder, so {config.vision.encoder} would stay random; set "
+            f"{source} has no vision encoder, so {config.vision.encoder} would stay random; set "
             "model.vit_ckpt to its file (eva_vit_g.pth)"
         )
 
@@ -171,11 +171,11 @@ def _check_projection(model: Composition, state: dict[str, Tensor], source: Path
     """Check the projection's width; warn if there is none.
 
     Raises:
-        WeightsError: It belongs to an LLM of another width.
+        WeightsError: The projection belongs to an LLM of another width.
     """
     projection = state.get("proj.weight")
     if projection is None:
-        log.warning("%s has no projection to the LLM: it starts at random", source)
+        log.warning("%s has no projection to the LLM; it starts with random weights", source)
     elif len(projection) != model.proj.out_features:
         raise WeightsError(
             f"{source}: its projection is for an LLM of width {len(projection)}, but "

@@ -1,6 +1,6 @@
 """`xraygpt` whose Q-Former also reads the question, as in InstructBLIP (Dai et al. 2023).
 
-Notation as in `qformer.py`; T tokens of a question.
+Notation as in `qformer.py`; a question has T tokens.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 
 
 class TextQFormer(QFormer):
-    """Patch tokens and a question -> query tokens.
+    """Turns patch tokens and a question into query tokens.
 
     Args:
-        config: Its size.
-        vocab_size: Entries of the question's tokenizer.
-        sizes: As `QFormer`'s.
+        config: Size of the Q-Former.
+        vocab_size: Vocabulary size of the question's tokenizer.
+        sizes: The remaining arguments of `QFormer`.
     """
 
     reads_text = True
@@ -42,7 +42,7 @@ class TextQFormer(QFormer):
         super().__init__(config, **sizes)
 
     def make_network(self, config: QFormerConfig, vision_width: int) -> nn.Module:
-        """Build the transformer of queries and words."""
+        """Build the transformer that processes queries and words."""
         settings = network_sizes(config, vision_width) | {"vocab_size": self._vocab_size}
         return InstructBlipQFormerModel(InstructBlipQFormerConfig(**settings))
 
@@ -54,7 +54,7 @@ class TextQFormer(QFormer):
         text_ids: Tensor | None = None,
         text_mask: Tensor | None = None,
     ) -> Tensor:
-        """(N, Q, K) queries, (N, L, D) tokens, (N, T) question ids and their mask -> (N, Q, K).
+        """Update (N, Q, K) queries from (N, L, D) tokens and (N, T) question ids with their mask.
 
         Without a question, the queries read the image alone.
         """
@@ -77,20 +77,20 @@ class InstructXrayGPT(XrayGPT):
 
     @dataclass(kw_only=True)
     class Config(XrayGPT.Config):
-        """Settings of `xraygpt`, and how the Q-Former reads the question."""
+        """Settings of `xraygpt`, and settings for how the Q-Former reads the question."""
 
         qformer_tokenizer: Path | None = None
-        """Folder of the Q-Former's own tokenizer (InstructBLIP: `qformer_tokenizer/`); null: the
-        LLM's, for a Q-Former trained from scratch."""
+        """Folder of the Q-Former's own tokenizer (InstructBLIP: `qformer_tokenizer/`); null uses
+        the LLM's, for a Q-Former trained from scratch."""
         max_question_len: int = 128
-        """Tokens of a question that the Q-Former reads, 1 to 512; the rest is cut off."""
+        """Maximum number of question tokens for the Q-Former, 1 to 512; the rest is cut off."""
 
         def __post_init__(self) -> None:
             length = self.max_question_len
             with Checks(self) as check:
                 check.include(super().__post_init__)
                 wrong = not 1 <= length <= 512
-                check.refuse(wrong, "max_question_len", f"must lie in 1..512, got {length}")
+                check.refuse(wrong, "max_question_len", f"must be in 1..512, got {length}")
 
     config: Config
     reads_question = True
@@ -120,11 +120,11 @@ class InstructXrayGPT(XrayGPT):
         except llm_files.LOAD_ERRORS as error:
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise WeightsError(
-                f"model.qformer_tokenizer: {folder} holds no tokenizer: {why}"
+                f"model.qformer_tokenizer: {folder} contains no tokenizer: {why}"
             ) from None
 
     def qformer_text(self, batch: Batch) -> dict[str, Tensor]:
-        """(N, T) ids and mask of the question that belongs to each image of the batch."""
+        """Return (N, T) ids and their mask of the question that belongs to each image."""
         ids = batch["input_ids"]
         images = torch.tensor(images_per_row(batch, self.config.qformer.num_queries))
         tokenizer, max_length = self.question_tokenizer, self.config.max_question_len

@@ -48,7 +48,7 @@ class XrayGPT(CausalModel):
 
     @dataclass(kw_only=True)
     class Config(CausalModel.Config):
-        """Its parts. YAML may also use the flat keys of LAVIS (`common.model_keys.MODEL_KEYS`)."""
+        """Settings for the model; LAVIS's flat keys work too (`common.model_keys.MODEL_KEYS`)."""
 
         vision: VisionConfig = field(default_factory=VisionConfig)
         qformer: BridgeConfig = field(default_factory=BridgeConfig)
@@ -56,7 +56,7 @@ class XrayGPT(CausalModel):
         text: TextConfig = field(default_factory=TextConfig)
         finding_head: Path | None = None
         """A finding head fitted by `python -m xraygpt.probe --save` on the frozen encoder's
-        features, for plans with `by: head`; null: none."""
+        features, for plans with `by: head`; null disables it."""
         seed: int = 0
         """Seed of the random initial weights."""
 
@@ -78,9 +78,9 @@ class XrayGPT(CausalModel):
             self._build_llm()
         self.media_collator = QueryCollator(config.qformer.num_queries)
         self.renderer = build_renderer(config.text, self.tokenizer, assets=assets)
-        if not hasattr(self.qformer, "qformer"):  # replaced by a plug-in
+        if not hasattr(self.qformer, "qformer"):  # the Q-Former was replaced by a plug-in
             self.unsupported = {
-                "maps": "the module in place of its Q-Former has no cross-attention"
+                "maps": "the module that replaces its Q-Former has no cross-attention"
             }
         self.caches_queries = False  # whether cached features are the Q-Former's output
 
@@ -101,7 +101,7 @@ class XrayGPT(CausalModel):
             self.qformer.get_submodule("adapter").requires_grad_(True)
 
     def _build_llm(self) -> None:
-        """The LLM, the projection to its width, and the average image."""
+        """Build the LLM, the projection to its width, and the average image."""
         config = self.config
         self.llm: Any
         self.llm, self.tokenizer = build.build_llm(config.llm, config.seed)
@@ -127,8 +127,8 @@ class XrayGPT(CausalModel):
         """Build the module between encoder and projection; a subclass may return another one.
 
         Args:
-            width: D of the features.
-            patches: Features per image, if the encoder adds no positions; else None.
+            width: D, the width of the features.
+            patches: Number of features per image if the encoder adds no positions; otherwise None.
 
         Returns:
             A module that maps (N, L, D) features and their (N, L) mask, or None, to
@@ -140,14 +140,14 @@ class XrayGPT(CausalModel):
 
     @property
     def image_spec(self) -> ImageSpec:  # type: ignore[override]
-        """What the encoder expects; for pre-computed features only the token count matters."""
+        """The encoder's requirements; for pre-computed features, only the token count matters."""
         count = self.config.qformer.num_queries
         if self.vision is None:
             return ImageSpec(image_size=224, mean=(0.5,), std=(0.5,), tokens_per_image=count)
         return ImageSpec(**vars(self.vision.input_spec), tokens_per_image=count)
 
     def train(self, mode: bool = True) -> Self:
-        """As torch's, but frozen parts stay in evaluation mode, without dropout."""
+        """Set the mode as torch does, but keep frozen parts in evaluation mode, without dropout."""
         super().train(mode)
         if self.config.qformer.freeze:
             self.qformer.eval()
@@ -159,7 +159,7 @@ class XrayGPT(CausalModel):
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """As torch's `to`, but parts with a fixed device stay there."""
+        """Convert as torch's `to` does, but keep parts with a fixed device on that device."""
         fixed = ["llm"] if self.config.llm.device_map else []
         fixed += ["vision"] if self.config.vision.on_cpu and self.vision is not None else []
         modules = {name: self._modules[name] for name in fixed}
@@ -172,11 +172,11 @@ class XrayGPT(CausalModel):
 
     @property
     def device(self) -> torch.device:
-        """Of all parts but an encoder with `vision.on_cpu`."""
+        """The device of all parts except an encoder with `vision.on_cpu`."""
         return self.proj.weight.device
 
     def no_weight_decay(self) -> tuple[str, ...]:
-        """The Q-Former's queries."""
+        """Return the name of the Q-Former's queries."""
         return ("query_tokens",)
 
     def merge_lora(self) -> None:
@@ -188,16 +188,16 @@ class XrayGPT(CausalModel):
     # --- images to tokens ----------------------------------------------------------------------
 
     def embed(self, batch: Batch, tokens: Sequence[Tensor] | None = None) -> Tensor:
-        """As every causal model's; in training it uses all parameters even without an image."""
+        """Embed as every causal model does; in training, use all parameters even without images."""
         embeds = super().embed(batch, tokens)
         if tokens is None and not batch["media_inputs"] and self.training:
-            # DDP needs gradients of the same parameters on all ranks.
+            # DDP needs gradients for the same parameters on all ranks.
             unused = 0 * self.image_tokens(**self._dummy_image(embeds)).sum()
             return embeds + unused.to(embeds.dtype)
         return embeds
 
     def embed_average(self, batch: Batch) -> Tensor | None:
-        """As `embed`, with the average training image in place of every image."""
+        """Embed with the average training image in place of every image."""
         if not self.average_count and batch["media_inputs"]:
             return None
         count = self.config.qformer.num_queries
@@ -205,14 +205,14 @@ class XrayGPT(CausalModel):
         return self.embed(batch, average)
 
     def media_tokens(self, batch: Batch) -> list[Tensor]:
-        """(L, H) tokens of each medium of a batch, in the order of its token runs."""
+        """Compute the (L, H) tokens of each medium in a batch, in the order of the token runs."""
         tokens = self.image_tokens(**batch["media_inputs"], **self.qformer_text(batch))
         self._update_average(tokens)
         return split_by_run(tokens, batch, self.config.qformer.num_queries)
 
     @torch.no_grad()
     def traced_tokens(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        """Per medium its tokens, and each token's attention to each feature of the encoder."""
+        """Return each medium's tokens and their attention to each of the encoder's features."""
         count = self.config.qformer.num_queries
         qformer: Any = self.qformer
         with cross_attentions(qformer.qformer) as layers:
@@ -222,12 +222,12 @@ class XrayGPT(CausalModel):
         return list(zip(tokens, attention.split(frames), strict=True))
 
     def qformer_text(self, batch: Batch) -> dict[str, Tensor]:
-        """What the Q-Former reads in addition to the images; nothing by default."""
+        """Return what the Q-Former reads in addition to the images; by default, nothing."""
         return {}
 
     @torch.no_grad()
     def _update_average(self, tokens: Tensor) -> None:
-        """Running mean of training images' (N, Q, H) tokens over about 100 batches."""
+        """Update the running mean of training images' (N, Q, H) tokens over about 100 batches."""
         if self.training:
             self.average_count += 1
             weight = (1 / self.average_count).clamp(min=0.01)
@@ -240,7 +240,7 @@ class XrayGPT(CausalModel):
         feature_mask: Tensor | None = None,
         **text: Tensor,
     ) -> Tensor:
-        """(N, C, H, W) pixels, or (N, L, D) features with their (N, L) mask -> (N, Q, H).
+        """Compute (N, Q, H) tokens from (N, C, H, W) pixels, or (N, L, D) features and their mask.
 
         `text` is what the Q-Former reads in addition (`qformer_text`).
         """
@@ -254,17 +254,17 @@ class XrayGPT(CausalModel):
         return tokens
 
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, L, D), without gradient if the encoder is frozen.
+        """Encode (N, C, H, W) images as (N, L, D), without gradients if the encoder is frozen.
 
         Raises:
             ValueError: The model has no encoder.
         """
         if self.vision is None:
-            raise ValueError("vit_model is precomputed: the corpus must contain .npy features")
+            raise ValueError("vit_model is precomputed, so the corpus must contain .npy features")
         return build.encode(self.vision, self.config.vision, pixel_values)
 
     def _dummy_image(self, like: Tensor) -> dict[str, Tensor]:
-        """One black image, or one zero feature, on the device of `like`."""
+        """Create one black image, or one zero feature, on the device of `like`."""
         if self.vision is not None and not self.config.vision.freeze:
             spec = self.vision.input_spec
             shape = (1, spec.channels, spec.image_size, spec.image_size)
@@ -279,7 +279,7 @@ class XrayGPT(CausalModel):
 
     @torch.no_grad()
     def encode_frozen(self, pixel_values: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, L, D) float32, for the feature cache."""
+        """Encode (N, C, H, W) images as (N, L, D) float32 features for the feature cache."""
         features = self.encode(pixel_values)
         return (self.qformer(features, None) if self.caches_queries else features).float()
 
@@ -294,7 +294,7 @@ class XrayGPT(CausalModel):
         return key
 
     def feature_key(self) -> str | None:
-        """Identifies the frozen encoder's weights; None if it is trained or absent."""
+        """Return an identifier of the frozen encoder's weights; None if it is trained or absent."""
         config = self.config.vision
         if self.vision is None or not config.freeze:
             return None
@@ -305,7 +305,7 @@ class XrayGPT(CausalModel):
     # --- checkpoints and export ----------------------------------------------------------------
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """Q-Former and projection always; LLM and encoder only as far as they are trained."""
+        """Return the Q-Former and projection, and the trained weights of the LLM and encoder."""
         trained = {name for name, _ in self.trainable_parameters()}
         train_vision = not self.config.vision.freeze
         buffers = {name for name, _ in self.named_buffers()} if train_vision else set()
@@ -319,7 +319,7 @@ class XrayGPT(CausalModel):
         }
 
     def save_assets(self, folder: Path) -> None:
-        """Write the prompts, and which LLM, encoder and text settings the weights belong to."""
+        """Write the prompts, and the LLM, encoder and text settings that the weights belong to."""
         super().save_assets(folder)
         model_assets.write_parts(folder, self._description())
 
@@ -342,40 +342,40 @@ class XrayGPT(CausalModel):
         }
 
     def pack_into(self, state: dict[str, Tensor], folder: Path, out: Path) -> Config:
-        """As every model's, with the encoder, LLM and finding head that were trained here."""
+        """Write a bundle that includes the encoder, LLM and finding head if runs trained them."""
         packed: XrayGPT.Config = pack_parts(self, state, folder, out)
         return packed
 
     def export_layouts(self) -> tuple[str, ...]:
-        """XrayGPT's `.pth` file, and BLIP-2 of transformers."""
+        """Return the layouts for XrayGPT's `.pth` file and for BLIP-2 in transformers."""
         return ("pth", "transformers")
 
     def export(self, layout: str, out: Path, settings: ExportSettings) -> str:
         """Write the model in the layout of another project.
 
         Raises:
-            WeightsError: The layout cannot represent a part of the model; says which.
+            WeightsError: The layout cannot represent a part of the model; the message names it.
         """
         from xraygpt.models.qformer_llm.export import to_pth, to_transformers
 
         return (to_pth if layout == "pth" else to_transformers)(self, out, settings)
 
     def facts(self) -> dict[str, str]:
-        """The encoder and the LLM."""
+        """Return the names of the encoder and the LLM."""
         llm = Path(self.config.llm.source or "random, for tests").name
         return {"vision encoder": self.config.vision.encoder, "LLM": llm}
 
     def parts(self) -> dict[str, str]:
-        """Digests of the LLM before any checkpoint was loaded, and of the finding head."""
+        """Return digests of the LLM before any checkpoint was loaded and of the finding head."""
         head = self.finding_head
         return {**self._digests, **({} if head is None else {"finding_head": head.digest()})}
 
     def convert_state(
         self, state: dict[str, Tensor], source: Path
     ) -> tuple[dict[str, Tensor], set[str]] | None:
-        """Convert weights of XrayGPT, MiniGPT-4 or LAVIS; each part complete or absent."""
+        """Convert weights from XrayGPT, MiniGPT-4 or LAVIS, whose parts are complete or absent."""
         return import_weights.convert_foreign_state(self, state, source)
 
     def fresh_keys(self) -> tuple[str, ...]:
-        """LoRA, which starts as no change, and the average image, which LAVIS models lack."""
+        """Return LoRA, which initially has no effect, and the average image, which LAVIS lacks."""
         return ("lora_", "average_")

@@ -24,13 +24,13 @@ def pack_parts(model: Composition, state: dict[str, Tensor], folder: Path, out: 
     """Write a checkpoint's weights, and the encoder, LLM and finding head trained in runs.
 
     Args:
-        model: Built from the run's configuration.
+        model: The model, built from the run's configuration.
         state: The checkpoint's weights.
-        folder: Where to write.
-        out: What `folder` will be renamed to.
+        folder: The folder to write to.
+        out: The path that `folder` will be renamed to.
 
     Returns:
-        The configuration that loads `out`.
+        The configuration with which `out` can be loaded.
 
     Raises:
         WeightsError: A value is too large for half precision.
@@ -51,7 +51,7 @@ def pack_parts(model: Composition, state: dict[str, Tensor], folder: Path, out: 
 
 
 def _pack_encoder(config: Any, folder: Path, out: Path) -> tuple[Any, Any]:
-    """Write the encoder, if it was trained in a run.
+    """Write the encoder if it was trained in a run.
 
     Returns:
         The configuration that loads it from `folder`, and the one that loads it from `out`.
@@ -78,13 +78,13 @@ def _pack_encoder(config: Any, folder: Path, out: Path) -> tuple[Any, Any]:
 
 
 def _pack_llm(now: Any, later: Any, folder: Path, out: Path) -> tuple[Any, Any]:
-    """Write the LLM, if it was trained in a run; returns configurations as `_pack_encoder`."""
+    """Write the LLM if it was trained in a run; return configurations like `_pack_encoder`."""
     source = now.llm.source
     if source is None or not is_run_or_checkpoint(Path(source)):
         return now, later
     loaded, tokenizer = llm_files.load_llm(source, "float32")
     llm: Any = loaded
-    llm.config._name_or_path = ""  # a path of this machine
+    llm.config._name_or_path = ""  # a path on this machine
     llm.half().save_pretrained(folder / LLM)
     tokenizer.save_pretrained(folder / LLM)
     write_manifest(folder / LLM, packed=find_checkpoint(Path(source)).name, xraygpt=__version__)

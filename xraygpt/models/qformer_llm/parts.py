@@ -1,4 +1,4 @@
-"""The parts of an `xraygpt` model, as code that loads, packs or exports them sees them."""
+"""The parts of an `xraygpt` model as seen by code that loads, packs or exports them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xraygpt.prompting.renderer import PromptRenderer
 
 
 class Composition(Protocol):
-    """Vision encoder, Q-Former, projection, LLM."""
+    """A model composed of a vision encoder, a Q-Former, a projection and an LLM."""
 
     config: Any
     vision: VisionEncoder | None
@@ -25,7 +25,7 @@ class Composition(Protocol):
     loaded_keys: set[str]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All weights by name."""
+        """Return all weights by name."""
 
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, L, D)."""
+        """Encode images of shape (N, C, H, W) as features of shape (N, L, D)."""

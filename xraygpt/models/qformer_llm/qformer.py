@@ -1,9 +1,9 @@
 """The Q-Former: learned queries read an image's patch tokens and become a fixed number of tokens.
 
-The transformer is `Blip2QFormerModel` of transformers, with queries only. Added around it, as in
-BLIP-2: a layer norm of the patch tokens and the learned queries; and a position embedding for
-encoders whose patch tokens have none. Notation: N images, L patch tokens, D vision width, Q
-queries, K the Q-Former's width.
+The transformer is `Blip2QFormerModel` of transformers, with queries only. As in
+BLIP-2, this module adds the learned queries and a layer norm for the patch tokens; it also adds a
+position embedding for encoders whose patch tokens have none. Notation: N images, L patch tokens, Q
+queries; D is the encoder's width and K the Q-Former's width.
 """
 
 from __future__ import annotations
@@ -24,31 +24,32 @@ class QFormerConfig:
     """Size of the Q-Former; the defaults are BLIP-2's."""
 
     num_queries: int = 32
-    """Tokens one image becomes."""
+    """Number of tokens that represent one image."""
     layers: int = 12
     hidden: int = 768
-    """Width K; attention heads are 64 wide."""
+    """Width K, a multiple of the attention heads' 64."""
     cross_attention_every: int = 2
     """Every n-th layer reads the image."""
     dropout: float = 0.1
-    """Of attention and hidden states, in [0, 1)."""
+    """Dropout rate for attention and hidden states, in [0, 1)."""
 
     patch_dropout: float = 0.0
-    """Share of patch tokens hidden from the queries in each training pass, in [0, 1): augmentation
-    that works with cached features."""
+    """Share of patch tokens hidden from the queries in each training pass, in [0, 1). This
+    augmentation also works with cached features."""
 
     adapter: int | None = None
-    """Width of a trained linear layer between encoder and Q-Former; null: none. With 1408, BLIP-2's
-    Q-Former can read another encoder. It is trained even if the Q-Former is frozen."""
+    """Output width of a trained linear layer between the encoder and the Q-Former; null adds none.
+    With 1408, BLIP-2's Q-Former can read another encoder. The layer is trained even if the Q-Former
+    is frozen."""
     new_cross_attention: bool = False
-    """Reinitialize the cross-attention if the loaded Q-Former read an encoder of another width; the
-    other way to use BLIP-2's Q-Former with another encoder."""
+    """Reinitialize the cross-attention if the loaded Q-Former read an encoder of another width: the
+    alternative way to use BLIP-2's Q-Former with another encoder."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
             check.at_least(1, "num_queries", "adapter")
             check.fraction_below_one("dropout", "patch_dropout")
-            multiple = f"must be a multiple of 64, the width of a head; got {self.hidden}"
+            multiple = f"must be a multiple of 64, the width of a head, got {self.hidden}"
             check.refuse(self.hidden % 64, "hidden", multiple)
             both = self.adapter is not None and self.new_cross_attention
             why = "and new_cross_attention are alternatives; choose one"
@@ -56,12 +57,12 @@ class QFormerConfig:
 
 
 class QFormer(nn.Module):
-    """Patch tokens -> query tokens.
+    """Turns patch tokens into query tokens.
 
     Args:
-        config: Its size.
-        vision_width: D.
-        num_patches: L, if the patch tokens need a position embedding; None if they have one.
+        config: Size of the Q-Former.
+        vision_width: D, the encoder's width.
+        num_patches: L if the patch tokens need a position embedding; None if they have one.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class QFormer(nn.Module):
         if config.adapter is not None:
             self.adapter = nn.Linear(vision_width, config.adapter)
             vision_width = config.adapter
-        self.ln_vision = nn.LayerNorm(vision_width, eps=1e-5)  # LAVIS's eps here; 1e-6 elsewhere
+        self.ln_vision = nn.LayerNorm(vision_width, eps=1e-5)  # LAVIS's eps; 1e-6 elsewhere
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_queries, config.hidden))
         nn.init.normal_(self.query_tokens, std=0.02)
         self.patch_dropout = config.patch_dropout
@@ -82,16 +83,16 @@ class QFormer(nn.Module):
         self.qformer = self.make_network(config, vision_width)
 
     def make_network(self, config: QFormerConfig, vision_width: int) -> nn.Module:
-        """Build the transformer of the queries."""
+        """Build the transformer that processes the queries."""
         return Blip2QFormerModel(Blip2QFormerConfig(**network_sizes(config, vision_width)))
 
     def forward(self, patches: Tensor, mask: Tensor | None = None, **text: Tensor) -> Tensor:
-        """(N, L, D) patch tokens and their (N, L) mask, 1 for valid -> (N, Q, K) query tokens.
+        """Compute (N, Q, K) query tokens from (N, L, D) patch tokens and their (N, L) mask.
 
-        `text` is passed to `read`.
+        The mask is 1 for valid patches; `text` is passed to `read`.
 
         Raises:
-            InputError: The number of patch tokens differs from training.
+            InputError: The number of patch tokens differs from that in training.
         """
         patches = patches.to(self.ln_vision.weight.dtype)
         if self.adapter is not None:
@@ -112,7 +113,7 @@ class QFormer(nn.Module):
         return self.read(queries, patches, mask, **text)
 
     def read(self, queries: Tensor, patches: Tensor, mask: Tensor | None) -> Tensor:
-        """(N, Q, K) queries and (N, L, D) normalized patch tokens -> (N, Q, K)."""
+        """Update (N, Q, K) queries from (N, L, D) normalized patch tokens."""
         out: Tensor = self.qformer(
             query_embeds=queries, encoder_hidden_states=patches, encoder_attention_mask=mask
         ).last_hidden_state
@@ -120,7 +121,7 @@ class QFormer(nn.Module):
 
 
 def network_sizes(config: QFormerConfig, vision_width: int) -> dict[str, Any]:
-    """Arguments of transformers' Q-Former configurations."""
+    """Return the arguments for transformers' Q-Former configurations."""
     return {
         "hidden_size": config.hidden,
         "num_hidden_layers": config.layers,
@@ -134,17 +135,18 @@ def network_sizes(config: QFormerConfig, vision_width: int) -> dict[str, Any]:
 
 
 def sin_cos_2d(num_patches: int, width: int) -> Tensor:
-    """Sine–cosine position embedding of a square grid, (1, L, D), in [-1, 1].
+    """Build the (1, L, D) sine–cosine position embedding of a square grid, in [-1, 1].
 
-    The 2-D form of Vaswani et al. 2017. Its magnitude matches the normalized tokens it is added to:
-    with the usual small random embedding, the Q-Former needs thousands of steps to notice it.
+    This is the 2-D form of Vaswani et al. 2017. Its magnitude matches the normalized tokens it is
+    added to: with the usual small random embedding, the Q-Former would need thousands of steps to
+    notice it.
 
     Raises:
         InputError: L is not a square number.
     """
     side = round(num_patches**0.5)
     if side * side != num_patches:
-        raise InputError(f"model.vit_model: its {num_patches} patch tokens are not a square grid")
+        raise InputError(f"model.vit_model: its {num_patches} patch tokens form no square grid")
     quarter = max(width // 4, 1)
     frequency = 1.0 / 100 ** (torch.arange(quarter) / quarter)
     angle = torch.arange(side)[:, None] * frequency  # (side, D/4)

@@ -20,7 +20,7 @@ class QueryCollator:
         self.num_queries = num_queries
 
     def token_runs(self, media: Sequence[Media]) -> list[Run]:
-        """Placeholders of (C, H, W) images, (F, C, H, W) clips or (L, D) features."""
+        """Plan the placeholders for (C, H, W) images, (F, C, H, W) clips or (L, D) features."""
         frames = [len(m.data) if m.data.dim() == 4 else 1 for m in media]
         return [Run(self.num_queries * n, m.kind) for n, m in zip(frames, media, strict=True)]
 
@@ -28,11 +28,11 @@ class QueryCollator:
         """Stack all media of a batch, in order.
 
         Returns:
-            `pixel_values` (N, C, H, W), the frames of a clip one after the other; or `features`
-            (N, L, D), padded, with `feature_mask` (N, L).
+            `pixel_values` of shape (N, C, H, W), with the frames of a clip one after the other; or
+            padded `features` of shape (N, L, D) with a `feature_mask` of shape (N, L).
 
         Raises:
-            DataError: The batch has both pixels and features.
+            DataError: The batch contains both pixels and features.
         """
         tensors = [m.data for media in samples for m in media]
         is_features = [data.dim() == 2 for data in tensors]
@@ -43,5 +43,5 @@ class QueryCollator:
                 "feature_mask": pad_sequence(mask, batch_first=True),
             }
         if any(is_features):
-            raise DataError("a batch has both images and pre-computed features; use one of them")
+            raise DataError("a batch contains both images and pre-computed features; use only one")
         return {"pixel_values": torch.cat([d if d.dim() == 4 else d[None] for d in tensors])}

@@ -14,11 +14,11 @@ class EncoderConfig:
     """Which vision encoder a model uses."""
 
     encoder: str = "eva_clip_g"
-    """A name of `registry.list_encoders()`."""
+    """One of the names in `registry.list_encoders()`."""
     ckpt: Path | None = None
-    """The encoder's weights: a file, or a folder as downloaded."""
+    """The encoder's weights: a file, or a downloaded folder."""
     image_size: int | None = None
-    """Pixels, square; null: the encoder's own size."""
+    """Side of the square input in pixels; null uses the encoder's own size."""
 
 
 @dataclass(kw_only=True)
@@ -26,9 +26,9 @@ class VisionConfig(EncoderConfig):
     """The vision encoder of a model that reads images into an LLM."""
 
     width: int | None = None
-    """Width of pre-computed features; only with `encoder: precomputed`."""
+    """Width of pre-computed features; set it only with `encoder: precomputed`."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Used on a GPU; a CPU always computes in fp32."""
+    """Precision on a GPU; a CPU always computes in fp32."""
     on_cpu: bool = False
     """Keep a frozen encoder on the CPU to save GPU memory; one process only."""
     freeze: bool = True
@@ -39,7 +39,7 @@ class VisionConfig(EncoderConfig):
             check.refuse(
                 has_width != (self.encoder == "precomputed"),
                 "width" if has_width else "encoder",
-                "vit_model: precomputed and vit_width go together",
+                "vit_model: precomputed and vit_width require each other",
                 *("encoder", "width"),
             )
             check.needs("freeze", "on_cpu", why="for frozen encoders", key="freeze_vit")

@@ -1,7 +1,7 @@
 """Builds vision encoders from the names that `model.vit_model` accepts.
 
 `published.py`, `hf.py` and `run_encoder.py` register the package's encoders; modules that a YAML
-imports may register others.
+file imports may register others.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class BaseEncoder:
     Attributes:
         has_weights: Whether the encoder has useful weights without a file.
         takes_file: Whether `model.vit_ckpt` may be a file or folder with its weights.
-        key_prefixes: Prefixes of keys that only this encoder's weight file has.
+        key_prefixes: Prefixes of keys that occur only in this encoder's weight file.
 
     Args:
-        name: Value of `model.vit_model`.
-        rest: Part of the name that matches the placeholder of an entry like ``timm/<name>``.
+        name: The value of `model.vit_model`.
+        rest: The part of the name that matches the placeholder in an entry like ``timm/<name>``.
     """
 
     has_weights: ClassVar[bool] = False
@@ -46,11 +46,11 @@ class BaseEncoder:
         """Build the encoder.
 
         Args:
-            image_size: Pixels; None uses the encoder's default.
-            weights: A file or folder; None if `takes_file` is False or `vit_ckpt` is not set.
+            image_size: Size in pixels; None uses the encoder's default.
+            weights: A file or folder, or None if `takes_file` is False or `vit_ckpt` is not set.
 
         Raises:
-            InputError: There is no such encoder, or it does not support the size.
+            InputError: The encoder does not exist or does not support the size.
             WeightsError: The weights are missing or do not fit.
         """
         raise NotImplementedError
@@ -65,10 +65,10 @@ class BaseEncoder:
 
 
 def find_encoder(vit_model: str) -> BaseEncoder:
-    """Look up the registered encoder of a name.
+    """Look up a registered encoder by name.
 
     Raises:
-        InputError: There is none.
+        InputError: There is no such encoder.
     """
     if vit_model not in ENCODERS:
         raise InputError(f"model.vit_model: '{vit_model}' is none of {', '.join(ENCODERS)}")
@@ -81,9 +81,9 @@ def build_vision(vit_model: str, image_size: int | None, weights: Path | None) -
     """Build an encoder by name.
 
     Args:
-        vit_model: A name of `registry.list_encoders()`.
-        image_size: Pixels; None uses the encoder's default.
-        weights: Weight file or folder, for encoders that accept one.
+        vit_model: One of the names in `registry.list_encoders()`.
+        image_size: Size in pixels; None uses the encoder's default.
+        weights: A weight file or folder, for encoders that accept one.
 
     Raises:
         InputError: There is no such encoder, or it accepts no file.
@@ -104,7 +104,7 @@ def build_vision(vit_model: str, image_size: int | None, weights: Path | None) -
 
 
 def has_weights(vit_model: str) -> bool:
-    """Whether an encoder has useful weights without `vit_ckpt`."""
+    """Return whether an encoder has useful weights without `vit_ckpt`."""
     return vit_model in ENCODERS and find_encoder(vit_model).has_weights
 
 
@@ -112,7 +112,7 @@ def convert_encoder_file(vit_model: str, path: Path) -> ConvertedState:
     """Read an encoder's weight file under the names of its network.
 
     Raises:
-        InputError: There is no such encoder, or it has no file.
+        InputError: There is no such encoder, or it has no weight file.
         WeightsError: The file is missing, damaged or of another kind.
     """
     if vit_model not in ENCODERS or not find_encoder(vit_model).takes_file:
@@ -122,7 +122,7 @@ def convert_encoder_file(vit_model: str, path: Path) -> ConvertedState:
 
 
 def detect_encoder(keys: Iterable[str]) -> str | None:
-    """Name of the encoder whose weight file has these keys; None if they are ambiguous."""
+    """Return the encoder whose weight file has these keys; None if they are ambiguous."""
     keys = list(keys)
     for name in ENCODERS:
         key_prefixes = ENCODERS.get(name).key_prefixes

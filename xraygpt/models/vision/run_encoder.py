@@ -1,4 +1,4 @@
-"""Encoders trained by a run of `arch: image_text`, for use in another model."""
+"""Encoders that were trained in a run of `arch: image_text`, for use in another model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from xraygpt.models.weights.files import read_weights
 from xraygpt.models.weights.rules import load_exactly
 
 RUN_PREFIX = "run/"
-BASE_SUFFIX = "+base"  # appends the features of the encoder that training started from
+BASE_SUFFIX = "+base"  # appends features from the encoder that training started from
 
 
 class ConcatenatedNetworks(nn.Module):
@@ -29,14 +29,14 @@ class ConcatenatedNetworks(nn.Module):
         self.first, self.second = first, second
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, D1 + D2, h, w) of CNNs, (N, L, D1 + D2) of transformers."""
+        """Compute (N, D1 + D2, h, w) features for CNNs or (N, L, D1 + D2) for transformers."""
         features = [_last_features(net(pixels)) for net in (self.first, self.second)]
         return torch.cat(features, dim=1 if features[0].dim() == 4 else -1)
 
 
 @registry.register_encoder(f"{RUN_PREFIX}<folder>", f"{RUN_PREFIX}<folder>{BASE_SUFFIX}")
 class TrainedEncoder(BaseEncoder):
-    """The encoder trained by a run of `arch: image_text`."""
+    """The encoder that was trained in a run of `arch: image_text`."""
 
     has_weights = True
     takes_file = False
@@ -47,12 +47,12 @@ class TrainedEncoder(BaseEncoder):
 
 
 def trained_encoder(name: str, image_size: int | None) -> VisionEncoder:
-    """Load the encoder of a run.
+    """Load the encoder that was trained in a run.
 
     Args:
         name: The part after ``run/``: a run folder, a folder of runs, a checkpoint or
-            ``<run>/best``; ``+base`` at its end appends the features of the initial encoder.
-        image_size: Pixels; None uses the size in training.
+            ``<run>/best``; a final ``+base`` appends the features of the initial encoder.
+        image_size: Size in pixels; None uses the size in training.
 
     Raises:
         WeightsError: There is no such run, or it trained no encoder.
@@ -79,7 +79,7 @@ def trained_encoder(name: str, image_size: int | None) -> VisionEncoder:
 
 
 def _read_model_config(folder: Path, name: str) -> dict[str, Any]:
-    """The section `model` of a run's configuration."""
+    """Read the section `model` in a run's configuration."""
     path = folder / "config.yaml"
     if not path.is_file():
         raise WeightsError(f"model.vit_model: {folder} has no config.yaml")
@@ -88,7 +88,7 @@ def _read_model_config(folder: Path, name: str) -> dict[str, Any]:
     if model.get("arch") != "image_text":
         raise WeightsError(
             f"model.vit_model: run/{name} is a run of arch {model.get('arch')}, which trains no "
-            "encoder; choose one of arch image_text"
+            "encoder; choose a run of arch image_text"
         )
     return model
 

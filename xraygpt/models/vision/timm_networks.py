@@ -1,4 +1,4 @@
-"""Creates timm's networks with weights from files of other projects."""
+"""Creates timm networks with weights from other projects' files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xraygpt.models.weights.files import read_state_dict
 from xraygpt.models.weights.rules import ConvertedState, Rule, apply_rules, load_exactly
 from xraygpt.processors.image import InputSpec
 
-_FIXED_SIZE = ("vit", "eva", "swin", "deit", "beit")  # networks built for one image size
+_FIXED_SIZE = ("vit", "eva", "swin", "deit", "beit")  # networks that are built for one image size
 Converter = Callable[[Path], ConvertedState]
 
 
@@ -28,10 +28,10 @@ def create_timm_encoder(
     weights: Path | None,
     convert: Converter,
 ) -> VisionEncoder:
-    """Create timm's network `name` with the `weights` read by `convert`; random without a file.
+    """Create the timm network `name` with `weights` read by `convert`, or random weights.
 
-    If possible, it is created on the meta device, so that a file that does not fit is rejected
-    first and one that fits is not copied.
+    If possible, the network is created on the meta device, so that a file that does not fit is
+    rejected first and a file that fits is not copied.
     """
     settings: dict[str, Any] = {"num_classes": 0, "global_pool": "", **options}
     native: Any = timm.get_pretrained_cfg(name)
@@ -50,7 +50,7 @@ def create_timm_encoder(
 
 
 def _create_on_meta(name: str, settings: dict[str, Any]) -> nn.Module:
-    """Timm's network on the meta device, or on the CPU if its buffers could not be recomputed."""
+    """Create a timm network on the meta device, or on the CPU if buffers need their values."""
     with torch.device("meta"):
         net: nn.Module = timm.create_model(name, pretrained=False, **settings)
     if all(hasattr(m, "init_non_persistent_buffers") for m in _modules_with_buffers(net)):
@@ -59,7 +59,7 @@ def _create_on_meta(name: str, settings: dict[str, Any]) -> nn.Module:
 
 
 def _modules_with_buffers(net: nn.Module) -> list[Any]:
-    """Modules with non-persistent buffers, such as tables of positions."""
+    """Return the modules with non-persistent buffers, such as tables of positions."""
     return [m for m in net.modules() if m._non_persistent_buffers_set]
 
 
@@ -75,7 +75,7 @@ def _init_buffers(net: nn.Module) -> None:
 
 
 def fit_position(net: nn.Module, state: dict[str, Tensor]) -> None:
-    """Resample saved position embeddings to the network's grid, as LAVIS: bicubic, no antialias."""
+    """Resample saved position embeddings to the network's grid, like LAVIS (bicubic, aliased)."""
     current, saved = getattr(net, "pos_embed", None), state.get("pos_embed")
     if current is None or saved is None or current.shape == saved.shape:
         return
@@ -89,7 +89,7 @@ def fit_position(net: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def rule_converter(rules: tuple[Rule, ...], kind: str) -> Converter:
-    """A function that reads weight files of `kind` by rules, or files with this project's names."""
+    """Return a function that reads weight files by rules, or as is if they have our names."""
 
     def convert(path: Path) -> ConvertedState:
         state = read_state_dict(path)
@@ -97,7 +97,7 @@ def rule_converter(rules: tuple[Rule, ...], kind: str) -> Converter:
             return extract_encoder(state, path)
         converted = apply_rules(rules, state)
         if not converted.state:
-            raise WeightsError(f"{path} has no weights of {kind}")
+            raise WeightsError(f"{path} contains no weights of {kind}")
         converted.check_and_log(path, kind)
         return converted
 
@@ -105,7 +105,7 @@ def rule_converter(rules: tuple[Rule, ...], kind: str) -> Converter:
 
 
 def has_native_names(state: Mapping[str, Tensor]) -> bool:
-    """Whether keys are this project's: a converted folder, or a run that trained its encoder."""
+    """Return whether keys are ours: from a converted folder, or a run that trained its encoder."""
     return any(name.startswith(("vision.net.", "qformer.qformer.")) for name in state)
 
 
@@ -113,11 +113,13 @@ def extract_encoder(state: Mapping[str, Tensor], path: Path) -> ConvertedState:
     """Extract the encoder from a state with this project's names.
 
     Raises:
-        WeightsError: The state has no encoder.
+        WeightsError: The state contains no encoder.
     """
     rules = (Rule(r"vision\.net\.(.+)", r"\1"), Rule(r".+", None, "other parts of the model"))
     converted = apply_rules(rules, state)
     if not converted.state:
-        raise WeightsError(f"{path} has no vision encoder: it was frozen when this was saved")
+        raise WeightsError(
+            f"{path} contains no vision encoder, because the encoder was frozen in training"
+        )
     converted.check_and_log(path, "XrayGPT models")
     return converted

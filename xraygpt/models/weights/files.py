@@ -1,4 +1,4 @@
-"""Reads weight files of any kind as named tensors, without running code in them."""
+"""Reads weight files of any kind as named tensors, without running code that they contain."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from xraygpt.common.checkpoint import find_checkpoint, read_manifest, verify_manifest
 from xraygpt.common.errors import WeightsError
 
-WEIGHTS = "model.safetensors"  # of this project's checkpoints
-# Possible weight files of a folder, in the order of transformers; an index lists shards.
+WEIGHTS = "model.safetensors"  # in this project's checkpoints
+# Possible weight files in a folder, in transformers' order; an index lists shards.
 _CANDIDATES = (
     WEIGHTS,
     "model.safetensors.index.json",
@@ -38,14 +38,14 @@ _DAMAGED = (
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a file or folder, memory-mapped where possible.
+    """Read the tensors in a file or folder, memory-mapped where possible.
 
     Args:
         path: A safetensors file, a PyTorch file of any version, or a folder with such files, as
             written by transformers, open_clip and MedCLIP.
 
     Raises:
-        WeightsError: Missing or damaged, or a pickle with more than tensors and plain layers.
+        WeightsError: The file is missing or damaged, or a pickle with more than tensors and layers.
     """
     state: dict[str, Tensor] = {}
     for file in weight_files(path):
@@ -54,10 +54,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def weight_files(path: Path, *, check: bool = True) -> list[Path]:
-    """The file itself, or the weight files of a folder.
+    """Return the file itself, or the weight files in a folder.
 
     Args:
-        path: File or folder.
+        path: The file or folder.
         check: Verify checksums if the folder was written by `xraygpt.convert`.
 
     Raises:
@@ -72,7 +72,11 @@ def weight_files(path: Path, *, check: bool = True) -> list[Path]:
     name = next((n for n in _CANDIDATES if (path / n).is_file()), None)
     if name is None:
         candidates = ", ".join(_CANDIDATES)
-        missing = f"none of {candidates} in {path}" if path.is_dir() else f"no weights at {path}"
+        missing = (
+            f"{path} contains none of {candidates}"
+            if path.is_dir()
+            else f"there are no weights at {path}"
+        )
         raise WeightsError(missing)
     return _shards(path / name) if name.endswith(".json") else [path / name]
 
@@ -99,7 +103,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         content = _load_pickle(path)
     except _DAMAGED as error:
         raise WeightsError(
-            f"{path} ({path.stat().st_size} bytes) is cut off, damaged or no weight file "
+            f"{path} ({path.stat().st_size} bytes) is truncated, damaged or not a weight file "
             f"({type(error).__name__}: {error})"
         ) from None
     except pickle.UnpicklingError:
@@ -110,12 +114,12 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     tensors = _collect_tensors(content) if isinstance(content, _Inert) else _named_tensors(content)
     if not tensors:
         content_type = type(_unwrap(content)).__name__
-        raise WeightsError(f"{path} has no named tensors but a {content_type}")
+        raise WeightsError(f"{path} contains a {content_type} instead of named tensors")
     return tensors
 
 
 def _unwrap(content: Any) -> Any:
-    """The state in a checkpoint ``{"model": …}`` or ``{"state_dict": …}``."""
+    """Return the state in a checkpoint ``{"model": …}`` or ``{"state_dict": …}``."""
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -129,7 +133,7 @@ def _named_tensors(content: Any) -> dict[str, Tensor]:
 
 
 def _looks_like_safetensors(path: Path) -> bool:
-    """Whether a file starts with the length of a JSON header and the header itself."""
+    """Return whether a file starts with the length of a JSON header and the header itself."""
     with path.open("rb") as file:
         start = file.read(9)
     length = int.from_bytes(start[:8], "little")
@@ -137,10 +141,10 @@ def _looks_like_safetensors(path: Path) -> bool:
 
 
 def _load_pickle(path: Path) -> Any:
-    """Load a PyTorch file; the only classes it may name are torch's layers, and no code is run.
+    """Load a PyTorch file without running code; it may name no classes but torch's layers.
 
     Raises:
-        pickle.UnpicklingError: It names other objects.
+        pickle.UnpicklingError: The file names other objects.
     """
     with torch.serialization.safe_globals(_inert_layers()):
         try:
@@ -149,7 +153,7 @@ def _load_pickle(path: Path) -> Any:
         except pickle.UnpicklingError:
             if mapped:
                 raise
-    # torch's safe reader does not support whole modules saved by torch before 1.6.
+    # torch's safe reader does not support whole modules saved by torch versions before 1.6.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about changed source code of layers
         restricted: Any = _Restricted
@@ -157,13 +161,13 @@ def _load_pickle(path: Path) -> Any:
 
 
 class _Inert:
-    """Replaces a layer of a pickled module: has its attributes, but none of its code."""
+    """Replaces a layer in a pickled module: it has the layer's attributes, but not its code."""
 
     def __init__(self, *_: Any) -> None: ...
 
 
 def _collect_tensors(module: _Inert, prefix: str = "", seen: frozenset[int] = frozenset()) -> Any:
-    """Parameters and persistent buffers, named as in `state_dict`."""
+    """Collect parameters and persistent buffers, named as in `state_dict`."""
     tensors: dict[str, Tensor] = {}
     content = vars(module)
     unsaved = content.get("_non_persistent_buffers_set")
@@ -179,16 +183,16 @@ def _collect_tensors(module: _Inert, prefix: str = "", seen: frozenset[int] = fr
 
 
 class _Restricted:
-    """Replacement for the module `pickle` in `torch.load`, restricted to allowed objects."""
+    """Replaces the module `pickle` in `torch.load`, but allows only certain objects."""
 
     class Unpickler(pickle.Unpickler):
         """Finds only functions that rebuild tensors, and inert layers."""
 
         def find_class(self, module: str, name: str) -> Any:
-            """The object called ``module.name``.
+            """Return the object called ``module.name``.
 
             Raises:
-                pickle.UnpicklingError: It is not allowed.
+                pickle.UnpicklingError: The object is not allowed.
             """
             inert = {qualified: layer for layer, qualified in _inert_layers()}
             allowed = {
@@ -209,13 +213,13 @@ class _Restricted:
 
     @staticmethod
     def load(file: Any, **options: Any) -> Any:
-        """Load as `pickle.load` does."""
+        """Load a file the way `pickle.load` does."""
         return _Restricted.Unpickler(file, **options).load()
 
 
 @functools.cache
 def _inert_layers() -> list[Any]:
-    """Layers of torch and of torchxrayvision, which publishes whole pickled modules."""
+    """List layers in torch, and in torchxrayvision, which publishes whole pickled modules."""
     layers = [v for v in vars(nn).values() if isinstance(v, type) and issubclass(v, nn.Module)]
     names = {f"{layer.__module__}.{layer.__qualname__}" for layer in layers}
     names |= {f"torchxrayvision.models.{n}" for n in ("DenseNet", "_DenseLayer", "_DenseBlock")}
@@ -234,9 +238,9 @@ def check_weight_file(path: Path) -> None:
     if not start:
         raise WeightsError(f"{path} is empty; download it again")
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise WeightsError(f"{path} is a web page instead of the file; download it again")
+        raise WeightsError(f"{path} is a web page, not the weight file; download it again")
     if start.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path} is a Git LFS pointer, not the file; run: git lfs pull")
+        raise WeightsError(f"{path} is a Git LFS pointer, not the weight file; run: git lfs pull")
     if path.stat().st_size < 4096 and start.isascii() and start.decode().isprintable():
         raise WeightsError(
             f"{path} is text, not weights ('{start[:60].decode()}'); download it again"
@@ -244,10 +248,10 @@ def check_weight_file(path: Path) -> None:
 
 
 def read_weights(path: Path) -> tuple[Path, dict[str, Tensor]]:
-    """Read the weights of a run, a checkpoint, a file or a folder.
+    """Read the weights in a run, a checkpoint, a file or a folder.
 
     Returns:
-        The weight file or folder, as `weight_source`, and its tensors.
+        The weight file or folder (see `weight_source`), and its tensors.
 
     Raises:
         WeightsError: There are no usable weights.
@@ -257,7 +261,7 @@ def read_weights(path: Path) -> tuple[Path, dict[str, Tensor]]:
 
 
 def weight_source(path: Path) -> Path:
-    """The weights at `path`: the file or downloaded folder itself, or the checkpoint's file.
+    """Find the weights at `path`: the file or downloaded folder, or the checkpoint's file.
 
     Raises:
         WeightsError: There are no usable weights.
@@ -268,18 +272,18 @@ def weight_source(path: Path) -> Path:
 
 
 def is_converted(source: Path) -> bool:
-    """Whether a folder, or a file's folder, was written by `python -m xraygpt.convert`."""
+    """Return whether a folder, or a file's folder, was written by `python -m xraygpt.convert`."""
     return "converted" in read_manifest(source if source.is_dir() else source.parent)
 
 
 def is_downloaded(folder: Path) -> bool:
-    """Whether a folder has another project's weights, and is neither a run nor a checkpoint."""
+    """Return whether a folder with weights is neither a run nor a checkpoint of this project."""
     has_weights = any((folder / name).is_file() for name in _CANDIDATES)
     return has_weights and not (folder / "config.yaml").is_file()
 
 
 def save_half(state: dict[str, Tensor], path: Path) -> None:
-    """Save matrices in half precision; vectors, which include running variances, are unchanged.
+    """Save matrices in half precision; leave vectors, such as running variances, unchanged.
 
     Raises:
         WeightsError: A value is too large for half precision.

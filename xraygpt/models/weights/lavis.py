@@ -1,8 +1,9 @@
-"""Renames the keys of weight files of LAVIS, MiniGPT-4 and XrayGPT.
+"""Renames the keys in weight files from LAVIS, MiniGPT-4 and XrayGPT.
 
 A model consists of several files: `eva_vit_g.pth` (the vision encoder, without prefixes), BLIP-2's
 Q-Former (`blip2_pretrained_*.pth`), and the projection trained by XrayGPT or MiniGPT-4, in a
-dictionary ``{"model": …}``. The originals load each with `strict=False` and ignore the result.
+dictionary ``{"model": …}``. The original projects load each file with
+`strict=False` and ignore the result.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from xraygpt.common.errors import WeightsError
 from xraygpt.models.weights.files import is_converted
 from xraygpt.models.weights.rules import ConvertedState, Rule, apply_rules
 
-OWN_PREFIX = "xraygpt."  # of keys that only this project has; the originals ignore them
+OWN_PREFIX = "xraygpt."  # of keys that only this project has and the original projects ignore
 _VISION_STEMS = ("cls_token", "pos_embed", "patch_embed.", "blocks.")
 # Names in transformers' BLIP-2 and InstructBLIP (Salesforce/blip2-*, instructblip-*).
 _HF_STEMS = ("vision_model.embeddings.", "qformer.encoder.", "language_projection.")
-_LLAMA_2_WIDTH = 5632  # four patches of 1408: MiniGPT-4 for Llama 2 has no Q-Former
+_LLAMA_2_WIDTH = 5632  # four patches of width 1408: MiniGPT-4 for Llama 2 has no Q-Former
 
 _TEXT, _STAGE_1 = "the Q-Former's text side", "heads of BLIP-2's first stage"
 _CONSTANT, _OTHER, _LLM = "constants", "projection to another LLM", "the LLM"
@@ -76,7 +77,7 @@ _HF = (
     Rule(r"qformer\.embeddings\.position_ids", None, _CONSTANT),
     Rule(r"(?:embeddings|itm_head|vision_projection|text_projection)\..+", None, _STAGE_1),
 )
-# For a Q-Former without text input, and one that also reads the question.
+# For a Q-Former without text input, and for one that also reads the question.
 _QUERIES_ONLY = (
     Rule(r"Qformer\.bert\.embeddings\.LayerNorm\.(.+)", r"qformer.qformer.layernorm.\1"),
     Rule(_LAYER + r"(?:intermediate|output)\..+", None, _TEXT),
@@ -96,7 +97,7 @@ _WITH_TEXT = (
     Rule(_HF_LAYER + r"(?:intermediate|output)\..+)", r"qformer.qformer.\1"),
     Rule(r"qformer\.layernorm\.(.+)", r"qformer.qformer.embeddings.layernorm.\1"),
 )
-# For folders written by `python -m xraygpt.convert`: our names, possibly with the text side.
+# For folders written by `python -m xraygpt.convert`, with our names and maybe the text side.
 _CONVERTED = (Rule(r"((?:qformer|vision|proj|average_).+)", r"\1"),)
 _CONVERTED_QUERIES_ONLY = (
     Rule(r"qformer\.qformer\.embeddings\.layernorm\.(.+)", r"qformer.qformer.layernorm.\1"),
@@ -104,7 +105,7 @@ _CONVERTED_QUERIES_ONLY = (
     Rule(r"qformer\.qformer\.encoder\.layer\.\d+\.(?:intermediate|output)\..+", None, _TEXT),
     *_CONVERTED,
 )
-# For files of the encoder only. It has 40 blocks; BLIP-2 uses the output of the 39th.
+# For files with the encoder only. It has 40 blocks, and BLIP-2 uses the output of the 39th.
 _VISION = (
     Rule(
         r"blocks\.39\..+|(?:fc_)?norm\..+|head\..+", None, "the encoder's last block, norm and head"
@@ -114,12 +115,12 @@ _VISION = (
 
 
 def is_foreign(state: Mapping[str, Tensor], source: Path) -> bool:
-    """Whether weights are another project's, or were converted from them."""
+    """Return whether weights are from another project, or were converted from such weights."""
     return is_lavis(state) or is_converted(source)
 
 
 def is_lavis(state: Mapping[str, Tensor]) -> bool:
-    """Whether keys are those of a LAVIS-family model, or of transformers' BLIP-2."""
+    """Return whether keys are those of a LAVIS-family model or of transformers' BLIP-2."""
     prefixes = ("Qformer.", "llama_proj.", "visual_encoder.", *_VISION_STEMS[2:], *_HF_STEMS)
     return any(name.removeprefix("module.").startswith(prefixes) for name in state)
 
@@ -127,12 +128,12 @@ def is_lavis(state: Mapping[str, Tensor]) -> bool:
 def convert_state(
     state: Mapping[str, Tensor], source: Path, *, text: bool = False
 ) -> ConvertedState:
-    """Rename the tensors of a LAVIS-family file and log the numbers of keys.
+    """Rename the tensors in a LAVIS-family file and log the numbers of keys.
 
     Args:
-        state: Tensors of an `eva_vit_g.pth`, `blip2_pretrained_*.pth`, of the `model` in a
-            checkpoint of XrayGPT, MiniGPT-4 or LAVIS, or of transformers' BLIP-2 or InstructBLIP.
-        source: The file, for messages.
+        state: Tensors from an `eva_vit_g.pth` or `blip2_pretrained_*.pth`, from the `model` in a
+            checkpoint of XrayGPT, MiniGPT-4 or LAVIS, or from transformers' BLIP-2 or InstructBLIP.
+        source: The file, named in messages.
         text: Whether the target Q-Former also reads the question.
 
     Raises:
@@ -162,20 +163,22 @@ def _check_projection(renamed: ConvertedState, source: Path) -> None:
     projection = renamed.state.get("proj.weight")
     if projection is not None and projection.dim() == 2 and projection.shape[1] == _LLAMA_2_WIDTH:
         raise WeightsError(
-            f"{source}: its projection has an input width of {_LLAMA_2_WIDTH}, four image tokens: "
-            "this is MiniGPT-4 for Llama 2, which has no Q-Former and is another model"
+            f"{source}: the projection's input is {_LLAMA_2_WIDTH} wide (four image tokens): this "
+            "is MiniGPT-4 for Llama 2, a different model without a Q-Former"
         )
 
 
 def _split_bias(renamed: ConvertedState, source: Path) -> None:
-    """Split the bias of query, key and value; EVA-CLIP-g has none for the key.
+    """Split the bias of query, key and value; EVA-CLIP-g has no bias for the key.
 
     Raises:
-        WeightsError: The bias of the key is not 0.
+        WeightsError: The bias for the key is not 0.
     """
     for name in [n for n in renamed.state if n.endswith(".attn.qkv.bias")]:
         query, key, value = renamed.state.pop(name).chunk(3)
         if key.any():
-            raise WeightsError(f"{source}: {name} has a bias for the key, so this is no EVA-CLIP-g")
+            raise WeightsError(
+                f"{source}: {name} has a bias for the key, so this is not EVA-CLIP-g"
+            )
         stem = name.removesuffix("qkv.bias")
         renamed.state |= {f"{stem}q_bias": query.clone(), f"{stem}v_bias": value.clone()}

@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rule:
-    """How keys that fully match a pattern are renamed.
+    """A rule for renaming keys that fully match a pattern.
 
     Attributes:
-        pattern: Regular expression.
-        to: New name, a template with the pattern's groups; None drops the key.
-        why: Reason for dropping the key.
+        pattern: A regular expression.
+        to: The new name, a template with the pattern's groups; None drops the key.
+        why: The reason for dropping the key.
     """
 
     pattern: str
@@ -31,19 +31,19 @@ class Rule:
     why: str = ""
 
     def __str__(self) -> str:
-        """The rule as written in a manifest."""
+        """Return the rule as written in a manifest."""
         return f"{self.pattern} -> {self.to if self.to is not None else f'left out: {self.why}'}"
 
 
 @dataclass
 class ConvertedState:
-    """Result of renaming the keys of a file.
+    """Result of renaming the keys in a file.
 
     Attributes:
-        state: Tensors under their new names.
-        dropped: Reason -> dropped keys.
+        state: The tensors under their new names.
+        dropped: Maps a reason to the keys dropped for it.
         unknown: Keys that no rule matches.
-        applied: Rule as text -> number of keys it matched.
+        applied: Maps a rule as text to the number of keys it matched.
     """
 
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -52,9 +52,9 @@ class ConvertedState:
     applied: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
-        """Numbers of used and dropped keys, with reasons, in one line."""
+        """Return the numbers of used and dropped keys, with reasons, in one line."""
         parts = [f"{len(self.state)} used"]
-        parts += [f"{len(keys)} left out ({why})" for why, keys in self.dropped.items()]
+        parts += [f"{len(keys)} skipped ({why})" for why, keys in self.dropped.items()]
         return ", ".join(parts)
 
     def check_and_log(self, source: Path, kind: str) -> None:
@@ -106,13 +106,13 @@ def load_exactly(
 
     Args:
         model: Module with the parameters and buffers named in `state`.
-        state: Saved tensors.
-        source: The file, for messages.
-        required: Names that `state` must have, except those that match `fresh`.
+        state: The saved tensors.
+        source: The file, named in messages.
+        required: Names that `state` must contain, except those that match `fresh`.
         fresh: Parts of names that `state` may lack because they are newly initialised (LoRA).
 
     Returns:
-        Required names that `state` lacks and the model keeps.
+        The required names that `state` lacks, whose values in the model are kept.
 
     Raises:
         WeightsError: A key is unknown or missing, or a tensor has another shape.
@@ -124,7 +124,7 @@ def load_exactly(
     missing = [name for name in absent if not any(part in name for part in fresh)]
     if mismatched or unknown or missing:
         raise WeightsError(_mismatch_message(source, mismatched, unknown, missing))
-    # Tensors of a model on the meta device are assigned, not copied: the file stays mapped.
+    # In a model on the meta device, tensors are assigned, not copied, so the file stays mapped.
     on_meta = any(t.is_meta for t in current.values())
     if on_meta:
         state = {name: t.to(current[name].dtype) for name, t in state.items()}
