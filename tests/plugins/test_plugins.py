@@ -278,7 +278,9 @@ def test_an_unusable_row_does_not_stop_the_others(base, trained, tmp_path):
         )  # fmt: skip
 
     first = predicted()
-    with pytest.raises(SomeFailed, match=r"1 of 3 inputs could not be read.*\n  long: .*has \d+ tokens"):
+    with pytest.raises(
+        SomeFailed, match=r"1 of 3 inputs could not be read.*\n  long: .*has \d+ tokens"
+    ):
         first.run()
     predictions = read_rows(first.folder / "predictions.jsonl")[1:]
     assert [r["sample_id"] for r in predictions] == ["good", "second"]
