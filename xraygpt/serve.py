@@ -39,8 +39,8 @@ def main() -> None:
     key = os.environ.get("XRAYGPT_SERVE_KEY", "")
     if not (is_loopback_host(args.host) or key or args.print_config):
         raise InputError(
-            f"--host {args.host} is open to others; set a key in XRAYGPT_SERVE_KEY and put a "
-            "TLS proxy in front of the server"
+            f"--host {args.host} accepts connections from other machines; set "
+            "XRAYGPT_SERVE_KEY and put a TLS proxy in front of the server"
         )
     # Torch takes seconds to import; help and argument errors do not wait for it.
     from xraygpt.common.config import load, to_yaml

@@ -101,7 +101,7 @@ def test_every_invalid_field_is_reported_with_its_line(tmp_path):
         "line 5: model.num_query_token: must be at least 1, got 0",
         "line 6: model.max_txt_len: must be at least 2, got 1",
         "line 8: model.lora: needs freeze_llm: true; an LLM is trained either with LoRA or in full",
-        "line 10: model.qformer.hidden: must be a multiple of 64, the width of a head; got 100",
+        "line 10: model.qformer.hidden: must be a multiple of 64, the width of a head, got 100",
         "line 11: model.qformer.dropout: must be in [0, 1), got 1.5",
         "line 16: datasets.toy.weight: must be at least 0, got -1.0",
         "line 17: datasets.toy.findings_in_prompt: must be in [0, 1], got 2.0",

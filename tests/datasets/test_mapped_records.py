@@ -116,9 +116,9 @@ def test_links_out_of_the_folder_are_refused(tmp_path):
         "deep/..",
         str(tmp_path / "out.png"),
     ):
-        with pytest.raises(RecordError, match="leaves the image folder"):
+        with pytest.raises(RecordError, match="points outside the image folder"):
             resolve_within(root, name)
-        with pytest.raises(RecordError, match="leaves the image folder"):
+        with pytest.raises(RecordError, match="points outside the image folder"):
             resolve_image(root, name)
     (root / "empty.png").touch()
     for name, reason in (

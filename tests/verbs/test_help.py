@@ -59,7 +59,7 @@ MISTAKES = [
     ("xraygpt.serve", ["--cfg-path", "gone.yaml"], "cannot read gone.yaml: No such file"),
     ("xraygpt.serve", [*YAML, "--port", "http"], "'http' is not a whole number"),
     ("xraygpt.serve", [*YAML, "--gpu-id", "0", "--device", "cpu"], "name different devices"),
-    ("xraygpt.serve", [*YAML, "--host", "0.0.0.0"], "--host 0.0.0.0 is open to others"),
+    ("xraygpt.serve", [*YAML, "--host", "0.0.0.0"], "--host 0.0.0.0 accepts connections"),
     ("xraygpt.probe", ["--cfg-path", "gone.yaml"], "cannot read gone.yaml: No such file"),
     ("xraygpt.probe", [*YAML, "--over", "-1"], "-1: must be above 0 and finite"),
     ("xraygpt.probe", [*YAML, "--strength", "much"], "'much' is not a number"),

@@ -200,7 +200,7 @@ def picture_names(pictures: Sequence[Picture]) -> dict[Path, str]:
         if name in used:  # file names often repeat between patients' folders
             name = f"{path.parent.name}_{name}"
         if name in used:
-            raise DataError(f"two pictures would both be called {name}: {path} is one of them")
+            raise DataError(f"two pictures would be saved as {name}; one of them is {path}")
         used.add(name)
         names[path] = name
     return names

@@ -97,7 +97,7 @@ def _read_pictures(
 
 
 def _stamp(path: Path) -> str:
-    """Return the path, size and modification time of a file; a change gives another stamp."""
+    """Return a file's path, size and modification time, so that any change is noticed."""
     status = path.stat()
     return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
 

@@ -31,7 +31,7 @@ def resolve_within(root: Path, name: object) -> Path:
         raise RecordError(f"{name!r} is not a valid image path")
     path = root / name
     if not is_within(path, root):
-        raise RecordError(f"image path {name!r} leaves the image folder")
+        raise RecordError(f"image path {name!r} points outside the image folder")
     return path
 
 

@@ -233,7 +233,7 @@ class Evaluator(Plugin):
     def _predictions_from_training(
         self, predictions: list[Prediction]
     ) -> dict[str, list[Prediction]]:
-        """Write and return the predictions of controls with answers from the training split."""
+        """Write and return predictions for the controls that answer from the training split."""
         controls, left_out = answers_from_training(
             self.data, self.train, self.controls, self._feature_caching
         )

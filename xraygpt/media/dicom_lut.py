@@ -54,7 +54,7 @@ def _parse_descriptor(value: Any) -> tuple[int, int, int]:
     count, first, bits = (int(number) for number in value)
     if not 1 <= bits <= 16:
         raise ImageError(
-            f"the file has a lookup table of {bits} bits, not 1 to 16; export it again"
+            f"the file has a lookup table of {bits} bits, expected 1 to 16; export it again"
         )
     return (count & 0xFFFF) or 65536, first, bits  # 0 means 65536; in an SS, 40000 reads negative
 

@@ -1,7 +1,7 @@
 """BLEU, ROUGE-L, METEOR and CIDEr-D as in report papers, by the COCO caption evaluation.
 
 pycocoevalcap does the counting. Only the final formulas, from counts to scores, are implemented
-here, so that intervals and paired differences can resample the counts of single reports.
+here, so that intervals and paired differences can resample the counts of individual reports.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def meteor_counts(predictions: Sequence[str], references: Sequence[str]) -> list
     """Return METEOR's 23 counts for each pair; the Java program scores equal pairs once.
 
     Raises:
-        InputError: If the program ended early.
+        InputError: The Java process exited unexpectedly.
     """
     from pycocoevalcap.meteor.meteor import Meteor
 
@@ -174,7 +174,7 @@ def _parse_meteor_line(line: str) -> list[float]:
     """Parse the counts of one pair; a complete match in one chunk counts as no chunks."""
     row = [float(v) for v in line.split()]
     if len(row) != _METEOR_COUNTS:
-        raise InputError("METEOR's Java program ended early")
+        raise InputError("the METEOR Java process exited unexpectedly")
     chunks, *matched = row[20:]
     if chunks == 1 and matched == row[:2]:
         row[20] = 0.0

@@ -40,7 +40,7 @@ def auroc(probabilities: np.ndarray, truth: np.ndarray) -> float:
         truth: (n,) references: 1 yes, 0 no, NaN unknown and excluded.
 
     Returns:
-        The area; nan if there is no positive or no negative.
+        The area; NaN if there are no positives or no negatives.
     """
     ones = np.ones((1, len(probabilities)))
     return float(_auroc(_rank(np.asarray(probabilities), np.asarray(truth)), ones)[0])
@@ -50,7 +50,7 @@ def average_precision(probabilities: np.ndarray, truth: np.ndarray) -> float:
     """Compute the mean precision at the positives, ranked by probability, in [0, 1].
 
     The arguments are those of `auroc`. The result is the step-wise sum over distinct probabilities,
-    without interpolation, as in scikit-learn; it is nan if there is no positive.
+    without interpolation, as in scikit-learn; it is NaN if there are no positives.
     """
     ones = np.ones((1, len(probabilities)))
     return float(_average_precision(_rank(np.asarray(probabilities), np.asarray(truth)), ones)[0])
@@ -211,7 +211,7 @@ def resampled_score(
 
 
 def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Average the values that are not nan along an axis of a 2-D array; nan if there are none."""
+    """Average the values that are not NaN along an axis of a 2-D array; NaN if there are none."""
     valid = ~np.isnan(values)
     sums, n = np.where(valid, values, 0.0).sum(axis=axis), valid.sum(axis=axis)
     return np.divide(sums, n, out=np.full(len(sums), np.nan), where=n > 0)

@@ -116,7 +116,7 @@ def annotate(reports: Sequence[str], folder: Path, model: str = "radgraph-xl") -
     """
     missing = [n for n in ("config.json", "weights.th") if not (folder / model / n).is_file()]
     if missing:
-        raise InputError(f"{folder / model} has no {' and no '.join(missing)}. {INSTALL}")
+        raise InputError(f"{folder / model} is missing {' and '.join(missing)}. {INSTALL}")
     nonempty = [i for i, r in enumerate(reports) if r.strip()]
     results = _run_annotator([reports[i] for i in nonempty], folder, model)
     annotations: list[Annotation] = [{"entities": {}} for _ in reports]

@@ -119,7 +119,8 @@ def convert_foreign_state(
     """Convert weights from XrayGPT, MiniGPT-4 or LAVIS to the names used in `model`.
 
     Returns:
-        The tensors of complete parts and the keys they must have, or None if the file is ours.
+        The tensors of every complete part and the keys these parts require, or None if the
+            file already uses our names.
 
     Raises:
         WeightsError: A part is missing and no other file provides it, or a part does not fit.

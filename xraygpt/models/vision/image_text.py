@@ -190,7 +190,7 @@ class ImageText(BaseModel):
             DataError: The batch contains precomputed features instead of pixels.
         """
         if "features" in batch["media_inputs"]:
-            raise DataError("an encoder is trained on pixels, not on precomputed features")
+            raise DataError("training an encoder requires images, not precomputed features")
         counts = torch.tensor(images_per_row(batch), device=batch["input_ids"].device)
         rows = counts.nonzero().flatten()
         pixels = batch["media_inputs"].get("pixel_values")
