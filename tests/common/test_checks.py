@@ -95,7 +95,7 @@ run:
 
 
 def test_every_invalid_field_is_reported_with_its_line(tmp_path):
-    messages = [p.split(" is none of")[0] for p in problems(tmp_path, MANY)]
+    messages = [p.split(" is not one of")[0] for p in problems(tmp_path, MANY)]
     train = "datasets.toy.vis_processor.train"
     assert messages == [
         "line 5: model.num_query_token: must be at least 1, got 0",
@@ -112,7 +112,7 @@ def test_every_invalid_field_is_reported_with_its_line(tmp_path):
         "line 26: datasets.toy.split.fold: must be at least 0 and below folds (1), got -1",
         "line 31: run.task.generate.guidance: must be at least 0, got -1.0",
         "line 32: run.task.generate.top_p: must be in (0, 1], got 2.0",
-        "line 32: run.task.generate.top_p: acts on sampling only; set do_sample: true",
+        "line 32: run.task.generate.top_p: only affects sampling; set do_sample: true",
         "line 36: run.task.plan.findings.1: heart",
         "line 38: run.task.plan.thresholds.edema: must be in [0, 1], got 1.5",
         "line 39: run.task.plan.thresholds.lungs: lungs",

@@ -135,7 +135,7 @@ def test_broken_annotations_raise(broken):
 
 def test_annotate_without_the_model_says_how_to_install_it(tmp_path):
     with pytest.raises(
-        InputError, match=r"no config\.json and no weights\.th.*\n.*\n.*pip install"
+        InputError, match=r"missing config\.json and weights\.th.*\n.*\n.*pip install"
     ):
         annotate(["x"], tmp_path)
 
