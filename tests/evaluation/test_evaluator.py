@@ -132,7 +132,7 @@ def test_scoring_again_does_not_use_the_judge(reading, tmp_path):
     evaluator.task.go_offline()
     evaluator.run()
     again = scoring.score_folder(evaluator.folder)
-    assert "never asks one" in again["left_out"]["GREEN"]
+    assert "never contacts one" in again["left_out"]["GREEN"]
 
 
 @pytest.mark.slow

@@ -393,7 +393,7 @@ def test_nothing_to_train_on(tmp_path, toy):
 @pytest.mark.slow
 def test_wrong_checkpoint_is_refused(tmp_path, toy):
     runner_of(tmp_path, toy).train()
-    with pytest.raises(WeightsError, match=r"query_tokens: .*config\.yaml beside it"):
+    with pytest.raises(WeightsError, match=r"query_tokens: .*config\.yaml in the same folder"):
         runner_of(tmp_path, toy, "model.num_query_token=3", f"model.ckpt={tmp_path / 'out'}")
     with pytest.raises(WeightsError, match="in nowhere: there is no such folder"):
         runner_of(tmp_path, toy, "model.ckpt=nowhere")
@@ -610,6 +610,6 @@ def test_versions_and_config_lie_in_every_run_and_checkpoint(tmp_path, toy):
     runner = runner_of(tmp_path, toy)
     runner.train()
     for folder in (runner.run_folder, checkpoint.find_checkpoint(runner.run_folder)):
-        assert "num_query_token: 4" in (folder / "config.yaml").read_text()
+        assert "num_queries: 4" in (folder / "config.yaml").read_text()
         installed = json.loads((folder / "versions.json").read_text())["torch"]
         assert torch.__version__.startswith(installed)
