@@ -168,11 +168,13 @@ def test_files_with_the_same_name_have_different_views(toy, model):
         (toy / folder).mkdir()
         shutil.copy(toy / "images" / "s0.png", toy / folder / "view1.png")
     data = dataset(toy, model, vis_processor={"train": XrayImageTrain.Config()})
-    first, second = (
-        feature_cache.read_pixels(data.read_media, MediaRef(toy / p / "view1.png"), 0, 2)
-        for p in ("p1", "p2")
-    )
-    assert not torch.equal(first, second)
+    refs = [MediaRef(toy / folder / "view1.png") for folder in ("p1", "p2")]
+
+    def views(view: int) -> list[torch.Tensor]:
+        return [feature_cache.read_pixels(data.read_media, ref, view, 5) for ref in refs]
+
+    # Two random crops of a picture this small are the same one in a hundred.
+    assert any(not torch.equal(*views(view)) for view in range(5))
 
 
 def files_in(folder):
