@@ -102,7 +102,7 @@ class ZeroStepper(Stepper):
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate gradients, undoing the engine's division by their number per step."""
+        """Accumulate gradients, undoing the engine's mean over processes and micro-batches."""
         self.wrapped.set_gradient_accumulation_boundary(self._last)
         divisor = self.accelerator.num_processes * self.config.accum_grad_iters
         self.wrapped.backward(loss * divisor)
