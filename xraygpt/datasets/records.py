@@ -129,7 +129,8 @@ class RecordsBuilder(BaseBuilder):
             return Path(paths[0].name)
         names = ", ".join(p.name for p in paths) or "none"
         raise DataError(
-            f"{storage}: expected one annotation file, found {names}; set annotations to one of them"
+            f"{storage}: expected one annotation file, found {names}; set annotations to one of "
+            "them"
         )
 
     def _find_askable_names(self, reader: RowReader, rows: NumberedRows) -> list[str]:
