@@ -8,7 +8,7 @@ from pathlib import Path
 
 def main() -> None:
     """Parse the command line, answer and print the paths of the results."""
-    from xraygpt.common.cli import at_least, config_parser, existing_path, shard
+    from xraygpt.common.cli import add_strict, at_least, config_parser, existing_path, shard
 
     parser = config_parser(__doc__)
     parser.add_argument(
@@ -31,17 +31,27 @@ def main() -> None:
         metavar="K/N",
         help="answer only every N-th image, starting with the K-th",
     )
+    add_strict(parser)
     args = parser.parse_args()
     if args.input is None and not args.print_config:
         parser.error("--input is missing; pass an image, a DICOM file, a folder or a table")
-    # Torch takes seconds to import; help and argument errors do not wait for it.
-    from xraygpt.common.config import load, to_yaml
-    from xraygpt.experiment import Evaluation, build_predictor
+    # Torch takes seconds to import; help, argument errors and missing files do not wait for it.
+    from xraygpt.common.config import to_yaml
+    from xraygpt.requirements_check import load_complete
 
-    experiment = load(Evaluation, args.cfg_path, args.options)
+    experiment = load_complete(
+        "Evaluation",
+        args.cfg_path,
+        args.options,
+        need="model",
+        device=args.device,
+        check=not args.print_config,
+    )
     if args.print_config:
         print(to_yaml(experiment), end="")
         return
+    from xraygpt.experiment import build_predictor
+
     predictor = build_predictor(
         experiment,
         args.input,
@@ -51,6 +61,7 @@ def main() -> None:
         batch_size=args.batch_size,
         workers=args.workers,
         shard=args.shard,
+        strict=args.strict,
     )
     if args.dry_run:
         print(f"{len(predictor.indices)} inputs; results would be written to {predictor.folder}")
@@ -65,6 +76,7 @@ def main() -> None:
         )
         return
     print(predictor.folder / "predictions.jsonl")
+    print(predictor.folder / "predictions.csv")
     print(predictor.folder / "report.html")
 
 

@@ -11,14 +11,17 @@ def main() -> None:
     from xraygpt.common.cli import config_parser
 
     args = config_parser(__doc__).parse_args()
-    # Torch takes seconds to import; help and argument errors do not wait for it.
-    from xraygpt.common.config import load, to_yaml
-    from xraygpt.experiment import Training, build_runner
+    # Torch takes seconds to import; help, argument errors and missing files do not wait for it.
+    from xraygpt.common.config import to_yaml
+    from xraygpt.requirements_check import load_complete
 
-    experiment = load(Training, args.cfg_path, args.options)
+    check = not args.print_config
+    experiment = load_complete("Training", args.cfg_path, args.options, check=check)
     if args.print_config:
         print(to_yaml(experiment), end="")
         return
+    from xraygpt.experiment import build_runner
+
     runner = build_runner(experiment)
     if args.dry_run:
         print(json.dumps(runner.dry_run()))

@@ -4,11 +4,12 @@ import os
 import shutil
 import sys
 
-NEEDED_GIB = 8  # torch with its libraries, and pip's downloads
+NEEDED_GIB = 8  # torch with the CUDA libraries, and pip's downloads
+NEEDED_GIB_CPU = 4  # torch without them
 
 
-def problems(folder):
-    """Return the unmet requirements, one message each with the fix."""
+def problems(folder, needed=NEEDED_GIB):
+    """Return the unmet requirements, one message each with the fix; `needed`: GiB of disk space."""
     messages = []
     if sys.version_info < (3, 11):
         version = ".".join(map(str, sys.version_info[:3]))
@@ -30,17 +31,23 @@ def problems(folder):
         )
     free = shutil.disk_usage(folder).free / 2.0**30
     has_environment = os.path.isdir(os.path.join(folder, ".venv", "lib"))
-    if free < NEEDED_GIB and not has_environment:
+    if free < needed and not has_environment:
         messages.append(
-            "{0:.1f} GiB are free in {1}, but about {2} are needed. Free some space, or clone to "
-            "a larger disk".format(free, folder, NEEDED_GIB)
+            "{0:.1f} GiB are free in {1}, but about {2} are needed{3}. Free some space, or clone "
+            "to a larger disk".format(
+                free,
+                folder,
+                needed,
+                " ({0} with CPU=1)".format(NEEDED_GIB_CPU) if needed > NEEDED_GIB_CPU else "",
+            )
         )
     return messages
 
 
 def main():
     """Print the unmet requirements; return 2 if there are any."""
-    messages = problems(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    messages = problems(folder, NEEDED_GIB_CPU if "--cpu" in sys.argv[1:] else NEEDED_GIB)
     for message in messages:
         sys.stderr.write("make install: {0}\n".format(message))
     return 2 if messages else 0

@@ -40,6 +40,7 @@ from xraygpt.curation.llm.endpoint import PROVIDERS, Endpoint
 from xraygpt.curation.llm.prices import load_price
 from xraygpt.curation.llm.privacy import check_privacy
 from xraygpt.curation.pictures import select_pictures
+from xraygpt.curation.recipe_table import CODED_CORPORA
 from xraygpt.curation.select import Filters, Selection, get_corpus, select_reports
 from xraygpt.curation.sources import CORPORA
 
@@ -114,6 +115,8 @@ def _build_parser() -> argparse.ArgumentParser:
         step.set_defaults(run=_run_curate, corpus=name)
         _add_source(step, out="the training folder")
         _add_filters(step)
+        if name in CODED_CORPORA:
+            _add_codes(step)
         _add_model(step)
     step = steps.add_parser("filter", help="write the selected reports as JSON lines")
     step.set_defaults(run=_run_filter)
@@ -164,6 +167,17 @@ def _add_filters(step: argparse.ArgumentParser) -> None:
         "--region", choices=("chest", "any"), default=default.region,
         help="for captions: the body region to select",
     )  # fmt: skip
+
+
+def _add_codes(step: argparse.ArgumentParser) -> None:
+    group = step.add_argument_group("for the recipes train_configs/iu_xray_*.yaml")
+    add = group.add_argument
+    add(
+        "--codes", action="store_true",
+        help="write reports.jsonl with the reports as dictated and their human coding",
+    )  # fmt: skip
+    add("--splits", type=Path, help="R2Gen's annotation.json; default: lists in the package")
+    add("--projections", type=Path, help="indiana_projections.csv: the views, for the XML reports")
 
 
 def _add_model(step: argparse.ArgumentParser) -> None:
@@ -230,6 +244,13 @@ def _run_curate(args: argparse.Namespace) -> None:
     from xraygpt.curation.pipeline import curate
 
     filters = _filters_from(args)
+    if getattr(args, "codes", False):
+        _refuse_model_options(args)
+        _write_codes(args, filters)
+        return
+    for name in ("splits", "projections"):
+        if getattr(args, name, None) is not None:
+            raise InputError(f"--{name} needs --codes")
     settings = None
     if args.provider == "rules":
         _refuse_model_options(args)
@@ -257,6 +278,25 @@ def _run_curate(args: argparse.Namespace) -> None:
         raise SomeReportsFailed(f"{', '.join(failures)}: see {args.out / HELD_BACK_FILE}")
 
 
+def _write_codes(args: argparse.Namespace, filters: Filters) -> None:
+    from xraygpt.curation.recipe_table import TABLE_FILE, write_recipe_table
+
+    manifest = write_recipe_table(
+        args.corpus, args.reports, args.images, args.out, filters,
+        splits=args.splits, projections=args.projections, copy=args.copy,
+    )  # fmt: skip
+    counts = ", ".join(f"{n} {split}" for split, n in manifest["pictures_by_split"].items())
+    print_line(f"{args.out / TABLE_FILE}: {manifest['pictures']} pictures ({counts})")
+    print_line(f"licence: {manifest['licence']}, {manifest['terms']}")
+    if unknown := manifest["pictures_by_view"].get("unknown"):
+        print_line(
+            f"the view of {unknown} pictures is unknown, so laterals are among them; "
+            "--projections names Kaggle's table of views"
+        )
+    if absent := sum(manifest["left_out"].get(s, 0) for s in ("unreadable", "picture")):
+        print_line(f"{absent} reports or pictures left out: see {args.out / HELD_BACK_FILE}")
+
+
 def _print_result(result: CurationResult, out: Path) -> None:
     manifest, rate = result.manifest, result.manifest["acceptance"]
     steps = " > ".join(f"{count} {name}" for name, count in manifest["left_after"].items())
@@ -268,7 +308,8 @@ def _print_result(result: CurationResult, out: Path) -> None:
     print_line(f"excluded: {left_out or 'nothing'}")
     print_line(
         f"{out}: {manifest['pictures']} pictures, "
-        f"{manifest['pictures_of_published_test_split']} of them in the published test split"
+        f"{manifest['pictures_of_published_test_split']} of them in the published test split, "
+        f"{manifest['pictures_of_lockbox']} in the lockbox"
     )
 
 

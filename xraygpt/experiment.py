@@ -11,21 +11,33 @@ from typing import Any
 
 import torch
 
+from xraygpt.answering import Answerer
 from xraygpt.common import checkpoint
 from xraygpt.common import config as configuration
 from xraygpt.common.checks import Checks
 from xraygpt.common.errors import DataError, InputError
 from xraygpt.common.keyed_random import keyed_random
+from xraygpt.common.paths import cache_root
+from xraygpt.common.training_data import (
+    PHANTOMS,
+    TrainingData,
+    corpus_name,
+    log_training_data,
+    merge,
+    training_data_of_parts,
+)
 from xraygpt.conversation import ChatEngine
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import Split, StudyDataset, read_media
-from xraygpt.datasets.builder import BaseBuilder
+from xraygpt.datasets.builder import BaseBuilder, build_corpora
+from xraygpt.datasets.input_check import InputCheck
 from xraygpt.datasets.mixture import Mixture
 from xraygpt.evaluation.evaluator import Evaluator
 from xraygpt.evaluation.history import load_history
-from xraygpt.evaluation.inputs import find_inputs
+from xraygpt.evaluation.inputs import find_inputs, folder_name
 from xraygpt.evaluation.predictor import Predictor
 from xraygpt.media.base import Media, MediaRef
+from xraygpt.models.abilities import abilities_of
 from xraygpt.models.base import BaseModel, Generation
 from xraygpt.models.capabilities import Chats, require
 from xraygpt.models.text_assets import checkpoint_assets
@@ -35,7 +47,6 @@ from xraygpt.runners.base import BaseRunner
 from xraygpt.runners.settings import RunSettings
 from xraygpt.runners.state import load_weights, resume_from
 from xraygpt.runners.train_loop import Runner
-from xraygpt.tasks.plan import PlannedQuestion, plan_question
 from xraygpt.version import __version__
 
 log = logging.getLogger(__name__)
@@ -96,6 +107,7 @@ def build_model(experiment: Experiment, seed: int, resumed: Path | None = None) 
     with torch.random.fork_rng(devices=[]):  # for models that initialise weights without a seed
         torch.manual_seed(seed)
         model: BaseModel = experiment.model.build(texts=texts, codes=codes, assets=assets)
+    model.trained_on = training_data_of_parts(experiment.model)
     if experiment.model.ckpt is not None:
         source, fresh = load_weights(model, experiment.model.ckpt)
         log.info(
@@ -118,6 +130,10 @@ def build_runner(experiment: Training) -> Runner:
             f"there is nothing to train on: no sample in {' + '.join(run.train_splits)} of "
             f"{', '.join(experiment.datasets)}"
         )
+    model.abilities = abilities_of(splits["train"].parts, model.renderer.prompts)
+    own = _training_data(experiment, splits["train"].parts)
+    model.trained_on = merge([*own, *model.trained_on])
+    log_training_data(model.trained_on)
     sizes = ", ".join(f"{len(v)} {k}" for k, v in splits.items())
     log.info("samples: %s", sizes)
     resolved = configuration.to_yaml(experiment)
@@ -125,14 +141,27 @@ def build_runner(experiment: Training) -> Runner:
     return runner
 
 
+def _training_data(experiment: Training, parts: Sequence[StudyDataset]) -> Iterator[TrainingData]:
+    """Yield the corpora that a run trains on; `parts` repeats all corpora for each split."""
+    images: dict[str, set[Path]] = {}
+    configs = list(experiment.datasets.items())
+    for i, part in enumerate(parts):
+        label, config = configs[i % len(configs)]
+        name = PHANTOMS if config.synthetic else corpus_name(config.storage, label)
+        seen = images.setdefault(name, set())
+        paths = (ref.path for record in part.records for ref in record.media)
+        # Copies drawn into real images (`planted_lesions`) are no further images.
+        seen.update(p for p in paths if config.synthetic or not p.is_relative_to(cache_root()))
+        if len(part) and config.weight:
+            yield TrainingData(name, config.licence, len(seen), config.synthetic)
+
+
 def _build_mixtures(
     experiment: Training, model: BaseModel, run: RunSettings, uses_images: bool
 ) -> dict[str, Mixture]:
     """Build the training and validation data of all corpora, under "train" and "val"."""
     sampling = [(c.weight, c.balance) for c in experiment.datasets.values()]
-    corpora = [
-        c.build(image_spec=model.image_spec, seed=run.seed) for c in experiment.datasets.values()
-    ]
+    corpora = build_corpora(experiment.datasets, model.image_spec, run.seed)
     splits_of: dict[str, list[Split]] = {"train": list(run.train_splits), "val": ["val"]}
     mixtures = {}
     for name, splits in splits_of.items():
@@ -144,8 +173,13 @@ def _build_mixtures(
     return mixtures
 
 
-def build_evaluator(experiment: Evaluation) -> Evaluator:
-    """Build the model, data and task, and combine them into an evaluator."""
+def build_evaluator(experiment: Evaluation, *, strict: bool = False) -> Evaluator:
+    """Build the model, data and task, and combine them into an evaluator.
+
+    Args:
+        experiment: An evaluation configuration.
+        strict: Whether to refuse images with a warning.
+    """
     run = experiment.run
     if len(experiment.datasets) != 1:
         raise InputError(
@@ -156,9 +190,7 @@ def build_evaluator(experiment: Evaluation) -> Evaluator:
         log.warning("model.ckpt is not set: evaluating a model with an untrained Q-Former")
     model = build_model(experiment, run.seed)
     model.merge_lora()
-    builder = next(iter(experiment.datasets.values())).build(
-        image_spec=model.image_spec, seed=run.seed
-    )
+    builder = build_corpora(experiment.datasets, model.image_spec, run.seed)[0]
     data, train = builder.build(run.split, "eval"), builder.build("train", "eval")
     identity = {
         **_identity(experiment, model),
@@ -177,6 +209,8 @@ def build_evaluator(experiment: Evaluation) -> Evaluator:
         identity=identity,
         resolved=configuration.to_yaml(experiment),
         history=load_history(configuration.to_tree(experiment.model)),
+        input_check=builder.input_check(),
+        strict=strict,
     )
 
 
@@ -199,10 +233,12 @@ def build_predictor(
     """
     records = find_inputs(source, question)
     model = build_model(experiment, experiment.run.seed)
+    log_training_data(model.trained_on)
     model.merge_lora()
-    builder = next(iter(experiment.datasets.values())).build(image_spec=model.image_spec)
+    builder = build_corpora(experiment.datasets, model.image_spec)[0]
     vis = builder.processor("vis", "eval")
-    data = StudyDataset(records, partial(read_media, processor=vis), signature=vis.signature())
+    read = partial(read_media, processor=vis, check=builder.input_check())
+    data = StudyDataset(records, read, signature=vis.signature())
     identity = {
         **_identity(experiment, model),
         "input": str(source.resolve()),
@@ -214,6 +250,7 @@ def build_predictor(
         data,
         output_dir=output_dir,
         identity=identity,
+        name=folder_name(source),
         resolved=configuration.to_yaml(experiment),
         history=load_history(configuration.to_tree(experiment.model)),
         **settings,
@@ -230,8 +267,8 @@ class ChatParts:
         fit: How the image processor makes an image square.
         generation: Decoding settings from the configuration.
         facts: Facts about the model and its weights, for the page and for exports.
-        plan: Adds a plan of findings to the question for a report, given the images of the study;
-            None if the configuration has no `run.task.plan`.
+        input_check: Check of the images, whose warnings `read_media` returns; None if it is
+            switched off.
     """
 
     engine: ChatEngine
@@ -239,7 +276,7 @@ class ChatParts:
     fit: Fit
     generation: Generation
     facts: dict[str, Any]
-    plan: Callable[[Sequence[Media], str], PlannedQuestion] | None = None
+    input_check: InputCheck | None = field(default_factory=InputCheck)
 
 
 def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
@@ -254,11 +291,13 @@ def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
     """
     target_device = find_device(device)
     model = build_model(experiment, experiment.run.seed)
+    log_training_data(model.trained_on)
     model.merge_lora()
     require(model, Chats)
-    builder = next(iter(experiment.datasets.values())).build(image_spec=model.image_spec)
-    vis = builder.processor("vis", "eval")
-    plan: Any = getattr(experiment.run.task, "plan", None)
+    builder = build_corpora(experiment.datasets, model.image_spec)[0]
+    vis, check = builder.processor("vis", "eval"), builder.input_check()
+    model = model.to(target_device).eval()
+    model.renderer.prompts = model.renderer.prompts[:1]  # the prompt used in evaluation
     facts = {
         "arch": type(model).__name__,
         **model.facts(),
@@ -267,19 +306,13 @@ def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
         "device": str(target_device),
         "xraygpt": __version__,
     }
-    engine = ChatEngine(model.to(target_device))
-
-    def add_plan(images: Sequence[Media], question: str) -> PlannedQuestion:
-        with engine.lock:  # so that no other answer or map is computed at the same time
-            return plan_question(model, plan, images, question)
-
     return ChatParts(
-        engine,
-        lambda path, frame=None: read_media(MediaRef(path, index=frame), "", vis),
+        ChatEngine(model, Answerer(model, experiment.run.task.build())),
+        lambda path, frame=None: read_media(MediaRef(path, index=frame), "", vis, check),
         getattr(vis, "fit", "squash"),
         experiment.run.task.generate,
         facts,
-        None if plan is None else add_plan,
+        check,
     )
 
 
@@ -297,7 +330,7 @@ def reference_images(experiment: Evaluation, spec: ImageSpec, max_images: int) -
     try:
         corpus = _datasets(experiment, "train", spec, experiment.run.seed)[0]
     except (InputError, OSError) as error:
-        log.info("no reference images: %s", str(error).splitlines()[0])
+        log.debug("no reference images: %s", str(error).splitlines()[0])
         return
     rng = keyed_random("reference", experiment.run.seed)
     for i in rng.sample(range(len(corpus)), len(corpus))[:max_images]:
@@ -333,7 +366,10 @@ def _identity(experiment: Evaluation, model: BaseModel) -> dict[str, Any]:
     return {
         "model": configuration.to_tree(experiment.model),
         "weights": _weights_digest(experiment.model.ckpt),
-        "datasets": configuration.to_tree(experiment.datasets),
+        "datasets": {
+            label: {key: value for key, value in corpus.items() if key != "licence"}
+            for label, corpus in configuration.to_tree(experiment.datasets).items()
+        },
         "task": configuration.to_tree(experiment.run.task),
         "parts": model.parts(),
         "version": __version__,
@@ -351,4 +387,4 @@ def _weights_digest(ckpt: Path | None) -> str | None:
 def _datasets(
     experiment: Experiment, split: Split, spec: ImageSpec, seed: int
 ) -> list[StudyDataset]:
-    return [c.build(image_spec=spec, seed=seed).build(split) for c in experiment.datasets.values()]
+    return [builder.build(split) for builder in build_corpora(experiment.datasets, spec, seed)]

@@ -12,9 +12,10 @@ only, not for diagnosis.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,24 +25,29 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from xraygpt.answering import Answerer
+from xraygpt.answering.answerer import make_sample
 from xraygpt.common.checkpoint import find_checkpoint, read_manifest
 from xraygpt.common.config import from_tree, load
 from xraygpt.common.config_reading import PRESETS
-from xraygpt.common.distributed import to_device
 from xraygpt.common.errors import InputError
 from xraygpt.common.model_keys import with_replaced
+from xraygpt.common.project_paths import find_project, resolve_paths
 from xraygpt.common.registry import MODELS, did_you_mean
 from xraygpt.conversation import ChatEngine, Conversation
-from xraygpt.datasets.base import Sample, read_media
-from xraygpt.datasets.collate import Collator
+from xraygpt.datasets.base import read_media
+from xraygpt.datasets.builder import build_corpora
+from xraygpt.datasets.input_check import InputCheck, study_warnings
 from xraygpt.experiment import Evaluation, build_model, find_device
 from xraygpt.media.base import Media, MediaRef, media_from_tensor
+from xraygpt.media.content import digest_values
 from xraygpt.media.geometry import Geometry
 from xraygpt.models.base import BaseModel
 from xraygpt.processors.base import BaseProcessor
-from xraygpt.prompting.content import IMAGE, Turn
 from xraygpt.tasks.base import BaseTask
-from xraygpt.tasks.payload import Answer, as_answers
+from xraygpt.tasks.payload import Answer
+
+log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).resolve().parent.parent
 PICTURES = (str, PathLike, MediaRef, Media, Image, np.ndarray, Tensor)
@@ -58,15 +64,23 @@ class LoadedModel:
         task: The task that generates answers.
         processor: The image processor, which turns pictures into tensors.
         device: The device of the model.
+        answerer: Decides how questions are answered.
+        check: The check of images before the model reads them; None checks nothing.
     """
 
     def __init__(
-        self, model: BaseModel, task: BaseTask, processor: BaseProcessor, device: torch.device
+        self,
+        model: BaseModel,
+        task: BaseTask,
+        processor: BaseProcessor,
+        device: torch.device,
+        check: InputCheck | None = None,
     ) -> None:
+        self.check = check
         self.model, self.task, self.processor, self.device = model, task, processor, device
         if not model.training:  # always use the same prompt, as in evaluation
             model.renderer.prompts = model.renderer.prompts[:1]
-        self._collate = Collator(model.renderer, model.media_collator, max_len=model.context_len)
+        self.answerer = Answerer(model, task)
 
     def report(self, images: Picture | Sequence[Picture], question: str = "") -> str:
         """Generate a report on one study.
@@ -96,7 +110,10 @@ class LoadedModel:
         return self.answer(images, question).text
 
     def answer(self, images: Picture | Sequence[Picture], question: str = "") -> Answer:
-        """Answer like `ask`, but return the full answer with any boxes, masks or numbers.
+        """Answer like `ask`, but return the full answer with its findings, boxes, masks or numbers.
+
+        Images that do not look like what the model reads are logged, and `Answer.warnings` lists
+        the reasons.
 
         Args:
             images: One image, or all images of the study.
@@ -104,20 +121,13 @@ class LoadedModel:
         """
         pictures: list[Picture] = [images] if isinstance(images, PICTURES) else list(images)
         media = [self.read(picture) for picture in pictures]
-        image_marks = " ".join([IMAGE] * len(media))
+        answer = self.answerer.answer([make_sample(media, question)])[0]
+        warnings = study_warnings([m.warnings for m in media])
         first = pictures[0] if pictures else ""
-        sample = Sample(
-            # Random choices depend on the id; predict.py also uses the file name.
-            sample_id=Path(first).name if isinstance(first, (str, PathLike)) else "",
-            study_id="",
-            media=media,
-            turns=[Turn(role="user", text=f"{image_marks} {question}".strip())],
-            meta={},
-            rng_key="",
-        )
-        batch = to_device(self._collate.prompts([sample]), self.device)
-        (answer,) = as_answers(self.task.predict(self.model, batch))
-        return answer
+        name = Path(first).name if isinstance(first, (str, PathLike)) else "the image"
+        for warning in warnings:
+            log.warning("%s: %s", name, warning)
+        return replace(answer, warnings=tuple(warnings))
 
     def read(self, picture: Picture) -> Media:
         """Process a picture for the model.
@@ -134,12 +144,15 @@ class LoadedModel:
         if isinstance(picture, Tensor):
             return media_from_tensor(picture)
         if isinstance(picture, MediaRef):
-            return read_media(picture, "", self.processor)
+            return read_media(picture, "", self.processor, self.check)
         if isinstance(picture, (str, PathLike)):
-            return read_media(MediaRef(Path(picture)), "", self.processor)
+            return read_media(MediaRef(Path(picture)), "", self.processor, self.check)
         pixels = torch.from_numpy(_pixels(picture)).float()
         size = (int(pixels.shape[0]), int(pixels.shape[1]))
-        return self.processor.process(Media(pixels, size=size, geometry=Geometry()))
+        content = digest_values(pixels)
+        media = Media(pixels, size=size, geometry=Geometry(), content=content)
+        warnings = () if self.check is None else self.check(media)
+        return replace(self.processor.process(media), warnings=warnings)
 
     def chat(self, system: str = "") -> Conversation:
         """Start a conversation, in which each turn processes only its new tokens.
@@ -150,7 +163,7 @@ class LoadedModel:
         Raises:
             InputError: The model cannot chat; the message says why.
         """
-        return ChatEngine(self.model).start(system)
+        return ChatEngine(self.model, self.answerer).start(system)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the network's `forward`."""
@@ -164,7 +177,8 @@ def load_model(
 
     Args:
         source: An evaluation YAML file; the name of one in `eval_configs/`, such as "xraygpt_mini";
-            or the folder of a bundle, a run or a checkpoint, which uses default decoding.
+            or the folder of a bundle, which uses its own decoding, or of a run or a checkpoint,
+            which uses default decoding.
         options: ``key=value`` overrides for the YAML file.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
@@ -172,15 +186,15 @@ def load_model(
         InputError: The model, device or a setting does not exist.
     """
     target_device = find_device(device)
-    path, root = _find_source(Path(source))
-    with contextlib.chdir(root):  # paths in a named YAML are relative to the project
-        experiment = _load_folder(path) if path.is_dir() else load(Evaluation, path, options)
-        model = build_model(experiment, experiment.run.seed)
-        model.merge_lora()
-        builder = next(iter(experiment.datasets.values())).build(image_spec=model.image_spec)
-        processor = builder.processor("vis", "eval")
-        task = experiment.run.task.build()
-    return LoadedModel(model.to(target_device).eval(), task, processor, target_device)
+    path = _find_source(Path(source))
+    experiment = _load_folder(path) if path.is_dir() else load(Evaluation, path, options)
+    model = build_model(experiment, experiment.run.seed)
+    model.merge_lora()
+    builder = build_corpora(experiment.datasets, model.image_spec)[0]
+    processor = builder.processor("vis", "eval")
+    task = experiment.run.task.build()
+    network = model.to(target_device).eval()
+    return LoadedModel(network, task, processor, target_device, builder.input_check())
 
 
 def load_model_and_preprocess(
@@ -211,28 +225,27 @@ def load_model_and_preprocess(
         section |= _preset(name, model_type)
     experiment = _experiment(section, name)
     model = build_model(experiment, experiment.run.seed)
-    builder = next(iter(experiment.datasets.values())).build(image_spec=model.image_spec)
+    builder = build_corpora(experiment.datasets, model.image_spec)[0]
     vis = {phase: builder.processor("vis", phase) for phase in ("train", "eval")}
     text = {phase: builder.processor("text", phase) for phase in ("train", "eval")}
     task = experiment.run.task.build()
-    loaded = LoadedModel(
-        model.to(target_device).train(not is_eval), task, vis["eval"], target_device
-    )
+    network = model.to(target_device).train(not is_eval)
+    loaded = LoadedModel(network, task, vis["eval"], target_device, builder.input_check())
     return loaded, vis, text
 
 
-def _find_source(source: Path) -> tuple[Path, Path]:
-    """Return the path of a YAML file or folder, and the folder that its paths are relative to.
+def _find_source(source: Path) -> Path:
+    """Return the path of a YAML file or folder, which may be in this project.
 
     Raises:
         InputError: There is no such YAML file or folder.
     """
     if source.exists():
-        return source.resolve(), Path.cwd()
+        return source.resolve()
     for root in (Path.cwd(), PROJECT):
         for path in (root / "eval_configs" / f"{source.name}.yaml", root / source):
             if path.exists():
-                return path.resolve(), root
+                return path.resolve()
     roots = (Path.cwd(), PROJECT)
     names = sorted({p.stem for root in roots for p in (root / "eval_configs").glob("*.yaml")})
     raise InputError(f"there is no model {source}{did_you_mean(source.name, names)}")
@@ -260,16 +273,22 @@ def _load_folder(folder: Path) -> Evaluation:
     for module in tree.get("imports") or []:
         importlib.import_module(module)
     datasets = dict(list((tree.get("datasets") or {}).items())[:1])
-    return _experiment(model, str(folder), datasets)
+    task = (tree.get("run") or {}).get("task") if is_bundle else None
+    experiment = _experiment(model, str(folder), datasets, task)
+    resolve_paths(experiment, find_project(source / "config.yaml"))
+    return experiment
 
 
 def _experiment(
-    model: dict[str, Any], where: str, datasets: dict[str, Any] | None = None
+    model: dict[str, Any],
+    where: str,
+    datasets: dict[str, Any] | None = None,
+    task: dict[str, Any] | None = None,
 ) -> Evaluation:
     tree = {
         "model": model,
         "datasets": datasets or {"none": {"builder": "records"}},
-        "run": {"task": {"name": "report_generation"}},
+        "run": {"task": task or {"name": "report_generation"}},
     }
     experiment: Evaluation = from_tree(Evaluation, tree, where)
     return experiment

@@ -29,6 +29,12 @@ def main() -> None:
     parser.add_argument(
         "--finding-head", type=readable_file, default=None, help="finding head to include"
     )
+    parser.add_argument(
+        "--evaluation",
+        type=readable_file,
+        default=None,
+        help="evaluation YAML file whose task (plan and decoding) becomes the bundle's default",
+    )
     args = parser.parse_args()
     require_new_folder(args.out)
     if not is_run_or_checkpoint(args.run):
@@ -36,7 +42,7 @@ def main() -> None:
     # Torch takes seconds to import; help and argument errors do not wait for it.
     from xraygpt.jobs.pack import pack
 
-    pack(args.run, args.out, args.finding_head)
+    pack(args.run, args.out, args.finding_head, args.evaluation)
     size = sum(p.stat().st_size for p in args.out.rglob("*") if p.is_file())
     sys.stdout.write(f"{args.out}: {size / 2**20:.1f} MiB\n")
 

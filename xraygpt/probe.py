@@ -38,10 +38,11 @@ def main() -> None:
     )
     add("--save", type=Path, default=None, help="file to create for model.finding_head")
     add(
-        "--over",
-        type=above_zero,
-        default=1.5,
-        help="with --save: how often a finding is predicted, relative to its frequency in training",
+        "--held-out-run",
+        type=Path,
+        default=None,
+        help="with --save, for an encoder that was trained on these images: run of the same recipe "
+        "that held part of them out (its val split); calibration and thresholds are set on those",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add_overrides(parser)
@@ -65,7 +66,7 @@ def main() -> None:
         strength=args.strength,
         min_positives=args.min_positives,
         save=args.save,
-        over=args.over,
+        held_out_run=args.held_out_run,
     )
     sys.stdout.write(f"Split `{experiment.run.split}`. Research use only, not for diagnosis.\n\n")
     sys.stdout.write(table)

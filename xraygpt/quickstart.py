@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import logging
+import math
 import resource
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from xraygpt.common.cli import run_main
 from xraygpt.common.config import load, to_yaml
 from xraygpt.common.errors import TrainingError
 from xraygpt.common.model_keys import config_value
+from xraygpt.common.numbers import decimal
 
 if TYPE_CHECKING:
     from xraygpt.experiment import Experiment
@@ -121,7 +123,7 @@ def _run_step(step: Step, number: int, state: dict[str, Any], marker: Path) -> d
     state = state | {
         "seconds": state["seconds"] + time.monotonic() - start,
         "peak_gib": max(state["peak_gib"], peak),
-        "result": output.strip().splitlines()[-1] if code == 0 else "",
+        "result": _result_path(output) if code == 0 else "",
     }
     write_text_atomic(marker, json.dumps(state))
     if code in STOPPED_CODES:
@@ -132,6 +134,18 @@ def _run_step(step: Step, number: int, state: dict[str, Any], marker: Path) -> d
             "problem above and repeat the command, which continues from there"
         )
     return state
+
+
+def _result_path(output: str) -> str:
+    """Return the last line that is a path: the run folder of train.py, or evaluate.py's page."""
+    return next((line for line in reversed(output.splitlines()) if _is_path(line)), "")
+
+
+def _is_path(line: str) -> bool:
+    try:
+        return bool(line.strip()) and Path(line).exists()
+    except OSError:  # a sentence that is too long for a file name
+        return False
 
 
 def _call(command: list[str]) -> tuple[int, str]:
@@ -185,12 +199,13 @@ def _load_state(marker: Path, experiment: Any, previous: str) -> dict[str, Any]:
 
 
 def _print_summary(page: Path, seconds: float, peak: float, last: Step) -> None:
-    scores = json.loads((page.parent / "scores.json").read_text(encoding="utf-8"))["scores"]
+    result = json.loads((page.parent / "scores.json").read_text(encoding="utf-8"))
+    scores = result["scores"]
     conditions = list(dict.fromkeys(row["condition"] for row in scores))
     lines = ["", f"{'':18}" + "".join(f"{c:>13}" for c in conditions)]
     for name in HEADLINES:
         values = {r["condition"]: r["value"] for r in scores if r["name"] == name}
-        cells = (f"{values.get(c, float('nan')):13.3f}" for c in conditions)
+        cells = (f"{decimal(values.get(c, math.nan)):>13}" for c in conditions)
         lines.append(f"{name:18}" + "".join(cells))
     lines += [
         "",
@@ -199,11 +214,19 @@ def _print_summary(page: Path, seconds: float, peak: float, last: Step) -> None:
         "",
         f"The page:         {page.resolve()}",
         f"An image:         .venv/bin/python predict.py --cfg-path {last.config} --input my.png",
-        *(["In the browser:   make demo"] if last.config == "eval_configs/quickstart.yaml" else []),
+        f"In the browser:   make demo DEMO={last.config}",
         "Your own corpus:  docs/data.md",
         "",
+        *_verdict_lines(result),
     ]
     sys.stdout.write("\n".join(lines))
+
+
+def _verdict_lines(result: dict[str, Any]) -> list[str]:
+    """Return the verdict and an empty line; nothing for scores of an earlier version."""
+    if "verdict" not in result:
+        return []
+    return [" ".join(result["verdict"]["sentences"]), ""]
 
 
 def main() -> None:

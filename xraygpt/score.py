@@ -11,7 +11,7 @@ import sys
 
 
 def main() -> None:
-    """Parse the command line, score and print the table."""
+    """Parse the command line, score and print the table and the verdict."""
     from xraygpt.common.cli import add_imports, existing_path, import_plugins
 
     parser = argparse.ArgumentParser(
@@ -25,9 +25,10 @@ def main() -> None:
     import_plugins(args.imports)
     # Torch takes seconds to import; help and argument errors do not wait for it.
     from xraygpt.evaluation.score_table import as_markdown
-    from xraygpt.evaluation.scoring import score_folder
+    from xraygpt.evaluation.scoring import score_folder, verdict_text
 
-    sys.stdout.write(as_markdown(score_folder(args.folder)))
+    result = score_folder(args.folder)
+    sys.stdout.write(f"{as_markdown(result)}\n{verdict_text(result)}\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Research use only, not for diagnosis.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -25,16 +26,9 @@ _MISSING = (
 def main() -> None:
     """Parse the command line, load the model and serve it."""
     from xraygpt.common.addresses import is_loopback_host
-    from xraygpt.common.cli import add_device, at_least, config_parser, device_from
+    from xraygpt.common.cli import device_from
 
-    parser = config_parser(__doc__)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=at_least(0), default=8001)
-    parser.add_argument(
-        "--name", default="", help="model name for clients; default: the name of the YAML file"
-    )
-    add_device(parser)
-    args = parser.parse_args()
+    args = _parser().parse_args()
     device = device_from(args)
     key = os.environ.get("XRAYGPT_SERVE_KEY", "")
     if not (is_loopback_host(args.host) or key or args.print_config):
@@ -42,14 +36,23 @@ def main() -> None:
             f"--host {args.host} accepts connections from other machines; set "
             "XRAYGPT_SERVE_KEY and put a TLS proxy in front of the server"
         )
-    # Torch takes seconds to import; help and argument errors do not wait for it.
-    from xraygpt.common.config import load, to_yaml
-    from xraygpt.experiment import Evaluation, build_chat, find_device
+    # Torch takes seconds to import; help, argument errors and missing files do not wait for it.
+    from xraygpt.common.config import to_yaml
+    from xraygpt.requirements_check import load_complete
 
-    experiment = load(Evaluation, args.cfg_path, args.options)
+    experiment = load_complete(
+        "Evaluation",
+        args.cfg_path,
+        args.options,
+        need="model",
+        device=device,
+        check=not args.print_config,
+    )
     if args.print_config:
         sys.stdout.write(to_yaml(experiment))
         return
+    from xraygpt.experiment import build_chat, find_device
+
     try:
         import uvicorn
 
@@ -69,7 +72,7 @@ def main() -> None:
         ApiLimits(),
         key,
         parts.facts,
-        parts.plan,
+        args.strict,
     )
     app = make_app(service)
     if args.dry_run:
@@ -78,9 +81,23 @@ def main() -> None:
             f"{name} is loaded on {parts.facts['device']} and would be served on {address}\n"
         )
         return
-    log.info("%s on %s: http://%s:%d/v1", name, parts.facts["device"], args.host, args.port)
     log.info("%s", NOTICE)
+    log.info("%s on %s: http://%s:%d/v1", name, parts.facts["device"], args.host, args.port)
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning", access_log=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from xraygpt.common.cli import add_device, add_strict, at_least, config_parser
+
+    parser = config_parser(__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=at_least(0), default=8001)
+    parser.add_argument(
+        "--name", default="", help="model name for clients; default: the name of the YAML file"
+    )
+    add_device(parser)
+    add_strict(parser)
+    return parser
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from xraygpt.common.cli import add_overrides, readable_file, run_main
+from xraygpt.common.cli import add_overrides, add_strict, readable_file, run_main
 from xraygpt.common.errors import InputError
 
 MAX_PRINTED = 20  # problems
@@ -23,14 +23,16 @@ def main() -> None:
         "--cfg-path", type=readable_file, required=True, help="a training YAML file"
     )
     add_overrides(parser)
+    add_strict(parser)
     parser.add_argument("--sheet", type=Path, default=Path("output/contact_sheet.png"))
     args = parser.parse_args()
-    # Torch takes seconds to import; help and argument errors do not wait for it.
-    from xraygpt.common.config import load
-    from xraygpt.experiment import Training
+    # Torch takes seconds to import; help, argument errors and missing files do not wait for it.
+    from xraygpt.requirements_check import load_complete
+
+    experiment = load_complete("Training", args.cfg_path, args.options, need="corpus")
     from xraygpt.jobs.validate import check
 
-    problems = check(load(Training, args.cfg_path, args.options), args.sheet)
+    problems = check(experiment, args.sheet, strict=args.strict)
     if problems:
         more = f"\n… and {len(problems) - MAX_PRINTED} more" if len(problems) > MAX_PRINTED else ""
         raise InputError(f"{len(problems)} problems:\n" + "\n".join(problems[:MAX_PRINTED]) + more)

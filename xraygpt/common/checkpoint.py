@@ -29,13 +29,14 @@ BEST = "best.json"
 _STEP = re.compile(r"^step-(\d+)$")
 
 
-def save_checkpoint(run: Path, step: int, write: Callable[[Path], None]) -> Path:
+def save_checkpoint(run: Path, step: int, write: Callable[[Path], None], **facts: Any) -> Path:
     """Create ``checkpoints/step-<step>`` atomically.
 
     Args:
         run: The run folder.
         step: Number of completed optimizer steps.
         write: Function that writes the files into the empty folder it is given.
+        facts: Entries to store in the manifest.
 
     Raises:
         TrainingError: The checkpoint cannot be written, e.g. because the disk is full; earlier
@@ -48,7 +49,7 @@ def save_checkpoint(run: Path, step: int, write: Callable[[Path], None]) -> Path
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         write(temporary)
-        write_manifest(temporary, step=step)
+        write_manifest(temporary, step=step, **facts)
         if target.exists():  # left by an earlier attempt and possibly damaged
             shutil.rmtree(target)
         temporary.rename(target)
@@ -162,6 +163,15 @@ def find_checkpoint(path: Path) -> Path:
     if not base.exists():
         reason = f": there is no such folder (relative paths are resolved from {Path.cwd()})"
     raise WeightsError(f"no usable checkpoint in {path}{reason}")
+
+
+def peek_checkpoint(path: Path) -> Path | None:
+    """Return the folder that `find_checkpoint` tries first, without verifying it; None if none."""
+    want_best = path.name == "best" and not path.exists()
+    base = path.parent if want_best else path
+    if (base / MANIFEST).is_file() or _STEP.match(base.name):
+        return base if base.is_dir() else None
+    return next((c for run in _runs(base) for c in _candidates(run, want_best)), None)
 
 
 def _candidates(run: Path, want_best: bool) -> list[Path]:

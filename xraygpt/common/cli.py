@@ -72,6 +72,15 @@ def _check_override(text: str) -> str:
     return text
 
 
+def add_strict(parser: argparse.ArgumentParser) -> None:
+    """Add the argument `--strict`."""
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse images that do not look like what the model reads, instead of warning",
+    )
+
+
 def add_imports(parser: argparse.ArgumentParser) -> None:
     """Add the argument `--imports`."""
     parser.add_argument(

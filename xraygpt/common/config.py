@@ -28,6 +28,7 @@ from xraygpt.common.config_reading import (
 )
 from xraygpt.common.errors import ConfigError
 from xraygpt.common.legacy import modernise
+from xraygpt.common.project_paths import find_project, resolve_paths
 from xraygpt.common.registry import BUILDERS, MODELS, Registry, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def load(schema: type, path: str | Path, options: Iterable[str] = ()) -> Any:
         raise ConfigError(str(path), [message for _, message in ordered])
     for note in notes:
         log.warning("%s: %s", path, note)
+    resolve_paths(config, find_project(path))
     return config
 
 

@@ -20,7 +20,7 @@ IGNORED = {
     "model.drop_path_rate": "the vision encoder is frozen",
     "model.prompt": "see model.prompt_path",
     "model.img_size": "see model.image_size",
-    "model.preprocess": "processors are set under datasets.<label>",
+    "model.preprocess": "processors are set in the section of each corpus under datasets",
     "datasets.*.data_type": "the builder knows",
 }
 RENAMED = {

@@ -112,7 +112,7 @@ def read_key(model: Mapping[str, Any], flat: str) -> Any:
 def with_replaced(model: Mapping[str, Any], flat: str, old: str, new: str) -> dict[str, Any]:
     """Return a copy of a saved model section with `old` replaced once in a value that is text."""
     result = _copy(dict(model))
-    for path in (flat, MODEL_KEYS.get(flat, flat)):
+    for path in dict.fromkeys((flat, MODEL_KEYS.get(flat, flat))):
         if _has(result, path) and isinstance(_get(result, path), str):
             _put(result, path, _get(result, path).replace(old, new, 1))
     copy: dict[str, Any] = result

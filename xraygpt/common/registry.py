@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, is_dataclass
 from typing import Any, ClassVar, cast
 
+from xraygpt.common.requirements import Missing, missing_paths
+
 
 class Plugin:
     """A class that a YAML file can name, built from its `Config` and runtime keyword arguments."""
@@ -28,6 +30,17 @@ class Plugin:
             """Build the plug-in; `runtime` contains objects that a YAML file cannot express."""
             assert self.owner is not None, "only a registered plug-in's Config can build"
             return self.owner(self, **runtime)
+
+        def missing(self, where: str) -> list[Missing]:
+            """List what the plug-in needs but this machine lacks, with the command that gets it.
+
+            Commands call this before they build anything. The default lists every path among the
+            fields, also in nested sections, that is set but does not exist. It must not load files.
+
+            Args:
+                where: Dotted path of this section in the YAML file.
+            """
+            return missing_paths(self, where)
 
 
 class Registry:

@@ -1,9 +1,14 @@
-"""OpenMP settings that determine how long waiting threads spin."""
+"""Threads of torch on a CPU: how long they wait, and work that each does by itself."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
 
 SPINS = "10000"  # for GNU OpenMP: a few microseconds, the usual gap between parallel regions
 
@@ -23,3 +28,31 @@ def limit_openmp_spinning() -> bool:
         return False
     os.environ["GOMP_SPINCOUNT"] = SPINS
     return True
+
+
+def in_threads(jobs: Sequence[Callable[[], T]]) -> list[T]:
+    """Run jobs side by side, each in a single thread, without gradients.
+
+    With small tensors, torch's threads spend more time waiting for each other than computing, above
+    all if another program uses a core too. Threads with a job each do not wait.
+
+    Args:
+        jobs: Functions that use torch; at most as many run at once as torch has threads.
+
+    Returns:
+        The results in the order of the jobs.
+    """
+    import torch
+
+    count = torch.get_num_threads()
+
+    def run(job: Callable[[], T]) -> T:
+        torch.set_num_threads(1)
+        with torch.inference_mode():
+            return job()
+
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            return list(pool.map(run, jobs))
+    finally:
+        torch.set_num_threads(count)

@@ -16,6 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 from xraygpt.conversation.engine import EncodedMedium
 from xraygpt.models.llm.decoding import Decoder
 from xraygpt.prompting.renderer import Rendered
+from xraygpt.tasks.payload import Payload
 
 FinishReason = Literal["end", "length", "cancelled"]
 
@@ -52,6 +53,8 @@ class Answer:
         prompt_tokens: Length of the prompt, including the earlier conversation.
         cached_tokens: Prompt tokens that were already in the key-value cache.
         seed: Sampling seed; None for greedy and beam search.
+        payload: Findings, probabilities and remarks that accompany the text.
+        progress: Share of the maximum length that has been generated, in [0, 1].
         finish_reason: ``end`` (the model stopped), ``length``, ``cancelled``, or None while
             generating.
     """
@@ -59,6 +62,8 @@ class Answer:
     def __init__(self, dropped: int, prompt_tokens: int, seed: int | None) -> None:
         self.dropped, self.prompt_tokens, self.seed = dropped, prompt_tokens, seed
         self.cached_tokens = 0
+        self.payload = Payload()
+        self.progress = 0.0
         self.finish_reason: FinishReason | None = None
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._done = threading.Event()
@@ -74,6 +79,21 @@ class Answer:
         while (piece := self._pieces.get()) is not None:
             yield piece
         self._pieces.put(None)  # a second iteration ends at once
+        if self._error is not None:
+            raise self._error
+
+    def pieces(self, seconds: float) -> Iterator[str]:
+        """Yield like `__iter__`, and also "" whenever there is no new text for some seconds."""
+        while True:
+            try:
+                piece = self._pieces.get(timeout=seconds)
+            except queue.Empty:
+                yield ""
+                continue
+            if piece is None:
+                break
+            yield piece
+        self._pieces.put(None)
         if self._error is not None:
             raise self._error
 
@@ -102,22 +122,34 @@ class Answer:
         self._pieces.put(piece)
 
     def finish(
-        self, text: str, reason: FinishReason | None, error: BaseException | None = None
+        self,
+        text: str,
+        reason: FinishReason | None,
+        error: BaseException | None = None,
+        payload: Payload | None = None,
     ) -> None:
         """Publish the result; called by the generating thread."""
         self._text, self.finish_reason, self._error = text, reason, error
+        self.payload, self.progress = payload or Payload(), 1.0
         self._done.set()
         self._pieces.put(None)
 
 
-class CancelCriteria(StoppingCriteria):
-    """Stops all rows once an event is set."""
+class StepCriteria(StoppingCriteria):
+    """Stops all rows once an event is set, and reports the progress of each step.
 
-    def __init__(self, cancel: threading.Event) -> None:
-        self.cancel = cancel
+    Args:
+        cancel: The event.
+        answer: The answer that is being generated.
+        max_new_tokens: Maximum length of the answer.
+    """
+
+    def __init__(self, cancel: threading.Event, answer: Answer, max_new_tokens: int) -> None:
+        self.cancel, self.answer, self.max_new_tokens = cancel, answer, max_new_tokens
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
         """Return a boolean tensor of shape (B,): whether generation should stop for each row."""
+        self.answer.progress = input_ids.shape[1] / self.max_new_tokens
         return torch.full((len(input_ids),), self.cancel.is_set(), device=input_ids.device)
 
 

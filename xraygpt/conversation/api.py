@@ -146,7 +146,16 @@ async def _complete(service: Service, body: ChatRequest, request: Request) -> Re
         "index": 0, "message": reply, "finish_reason": _finish_reason(answer), "logprobs": None,
     }  # fmt: skip
     usage = _usage(answer, conversation)
-    return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
+    return JSONResponse(
+        {
+            **head,
+            "object": "chat.completion",
+            "choices": [choice],
+            "usage": usage,
+            **answer.payload,
+            "warnings": conversation.warnings,
+        }
+    )
 
 
 async def _watch_disconnect(request: Request, on_disconnect: Callable[[], None]) -> None:
@@ -162,9 +171,9 @@ async def _events(
     answer: Answer,
     head: dict[str, Any],
 ) -> AsyncIterator[str]:
-    def event(delta: dict[str, Any], reason: str | None = None) -> str:
+    def event(delta: dict[str, Any], reason: str | None = None, **details: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
-        chunk = {**head, "object": "chat.completion.chunk", "choices": [choice]}
+        chunk = {**head, "object": "chat.completion.chunk", "choices": [choice], **details}
         return f"data: {json.dumps(chunk)}\n\n"
 
     try:
@@ -172,7 +181,8 @@ async def _events(
         async for piece in iterate_in_threadpool(iter(answer)):
             yield event({"content": piece})
         service.store(body.messages, answer.text(), conversation)
-        yield event({}, _finish_reason(answer))
+        details = {**answer.payload, "warnings": conversation.warnings}
+        yield event({}, _finish_reason(answer), **details)
         yield "data: [DONE]\n\n"
     finally:
         conversation.cancel()

@@ -14,7 +14,7 @@ import json
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,6 @@ from xraygpt.conversation.api_schema import ApiError, ApiLimits, ChatRequest, Me
 from xraygpt.conversation.chat import ChatEngine, Conversation
 from xraygpt.media.base import Media
 from xraygpt.models.base import Generation
-from xraygpt.prompting.content import strip_marks
-from xraygpt.tasks.plan import PlannedQuestion
 
 MAX_STORED = 8
 """Number of conversations whose caches are kept for follow-up requests."""
@@ -44,9 +42,7 @@ class Service:
         limits: Limits on a request.
         key: Bearer token that requests must send; if empty, none is required.
         facts: Additional values for `/health`.
-        plan: Function that adds the model's findings to a report question, given its images. It is
-            called when a conversation starts with images and either one of the model's own
-            prompts or no text. None adds nothing.
+        strict: Whether images with a warning are refused.
     """
 
     engine: ChatEngine
@@ -56,7 +52,7 @@ class Service:
     limits: ApiLimits
     key: str
     facts: dict[str, Any]
-    plan: Callable[[Sequence[Media], str], PlannedQuestion] | None = None
+    strict: bool = False
 
     def __post_init__(self) -> None:
         self._stored: OrderedDict[str, Conversation] = OrderedDict()
@@ -71,15 +67,13 @@ class Service:
         Raises:
             ApiError: The messages are not a valid conversation or do not fit in the context.
         """
-        conversation, planned = self.conversation(request.messages)
+        conversation, question = self.conversation(request.messages)
         try:
-            return conversation, conversation.ask(
-                planned.question, generation, caption=planned.caption, bonus=planned.bonus
-            )
+            return conversation, conversation.ask(question, generation)
         except InputError as error:
             raise ApiError(400, str(error), "context_length_exceeded", "messages") from None
 
-    def conversation(self, messages: list[Message]) -> tuple[Conversation, PlannedQuestion]:
+    def conversation(self, messages: list[Message]) -> tuple[Conversation, str]:
         """Return the conversation before the last message, and the question in that message.
 
         Raises:
@@ -97,17 +91,11 @@ class Service:
         conversation = stored or self._rebuild(previous)
         return conversation, self._add_question(conversation, last)
 
-    def _add_question(self, conversation: Conversation, message: Message) -> PlannedQuestion:
-        """Add a message's images and return its question, planned if it asks for a first report."""
-        images = [self._read_image(url) for url in message.image_urls()]
-        for image in images:
+    def _add_question(self, conversation: Conversation, message: Message) -> str:
+        """Add a message's images and return its question."""
+        for image in [self._read_image(url) for url in message.image_urls()]:
             conversation.add_image(image)
-        text = message.text()
-        prompts = [" ".join(strip_marks(p).split()) for p in self.engine.renderer.prompts]
-        is_first = bool(images) and not conversation.history
-        if self.plan is None or not is_first or " ".join(text.split()) not in ("", *prompts):
-            return PlannedQuestion(text)
-        return self.plan(images, text or (prompts[0] if prompts else ""))
+        return message.text()
 
     def store(self, messages: list[Message], answer: str, conversation: Conversation) -> None:
         """Store a conversation for a follow-up request."""
@@ -120,7 +108,7 @@ class Service:
     def _rebuild(self, messages: list[Message]) -> Conversation:
         system = " ".join(m.text() for m in messages if m.role in ("system", "developer"))
         conversation = self.engine.start(system)
-        question: PlannedQuestion | None = None
+        question: str | None = None
         for message in messages:
             if message.role == "user":
                 if question is not None:
@@ -129,7 +117,7 @@ class Service:
             elif message.role == "assistant":
                 if question is None:
                     raise _invalid_messages("there is no user message before an assistant message")
-                conversation.restore(question.question, message.text(), question.caption)
+                conversation.restore(question, message.text())
                 question = None
         if question is not None:
             raise _invalid_messages("there are two user messages in a row")
@@ -155,10 +143,14 @@ class Service:
             path = Path(folder) / "image"
             path.write_bytes(content)
             try:
-                return self.read_media(path)
+                media = self.read_media(path)
             except InputError as error:
                 message = without_path(error, path)
                 raise ApiError(400, message, "invalid_image", "messages") from None
+        if self.strict and media.warnings:
+            message = f"the image was refused: {' '.join(media.warnings)}"
+            raise ApiError(400, message, "image_refused", "messages")
+        return media
 
     def generation_for(self, request: ChatRequest) -> Generation:
         """Return a request's decoding settings; sampling needs a temperature above 0.

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
@@ -38,6 +39,8 @@ from xraygpt.processors.image import Fit
 
 MIN_REFERENCES = 8
 """Minimum number of reference images; with fewer, no average is subtracted."""
+SMOOTHING = 0.4
+"""Standard deviation of the Gaussian that smooths a displayed map, in patches."""
 MAX_ROWS = 400
 """Maximum number of an answer's tokens from which its mean attention is computed."""
 
@@ -231,7 +234,8 @@ def heat_to_image(heat: Tensor, fit: Fit, height: int, width: int) -> np.ndarray
     side = {"squash": None, "pad": max(height, width), "crop": min(height, width)}[fit]
     square = (height, width) if side is None else (side, side)
     resized = F.interpolate(heat[None, None].float(), square, mode="bilinear", align_corners=False)
-    pixels = resized[0, 0].numpy()
+    cell = [SMOOTHING * n / cells for n, cells in zip(square, heat.shape, strict=True)]
+    pixels = ndimage.gaussian_filter(resized[0, 0].numpy(), cell, mode="nearest")
     if side is None:
         return pixels
     top, left = (side - height) // 2, (side - width) // 2

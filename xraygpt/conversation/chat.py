@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from xraygpt.answering.routes import Kind
 from xraygpt.common.errors import InputError
 from xraygpt.conversation.answer import Answer, AnswerContext
 from xraygpt.conversation.engine import EncodedMedium, Engine
@@ -27,9 +28,12 @@ from xraygpt.conversation.history import (
     remove_marks,
 )
 from xraygpt.conversation.prefix_cache import PrefixCache
+from xraygpt.datasets.input_check import study_warnings
 from xraygpt.media.base import Media, media_from_tensor
-from xraygpt.models.base import Bonus, Generation
+from xraygpt.models.base import Generation
 from xraygpt.prompting.renderer import Rendered
+from xraygpt.tasks.payload import Answer as TaskAnswer
+from xraygpt.tasks.payload import Payload
 
 
 class Busy(InputError):
@@ -72,6 +76,11 @@ class Conversation:
             self._media.append(EncodedMedium(media))
             self._num_pending += 1
 
+    @property
+    def warnings(self) -> list[str]:
+        """Reasons to doubt that the model can read the images, one sentence each."""
+        return study_warnings([medium.media.warnings for medium in self._media])
+
     def remove_pending_images(self) -> None:
         """Remove the images about which no question has been asked yet.
 
@@ -109,21 +118,12 @@ class Conversation:
         prefill_media(self.engine, rendered, self._media, self._cache)
         return len(self._cache)
 
-    def ask(
-        self,
-        question: str,
-        generation: Generation | None = None,
-        *,
-        caption: str = "",
-        bonus: Bonus | None = None,
-    ) -> Answer:
-        """Ask a question; the answer is generated in the background.
+    def ask(self, question: str, generation: Generation | None = None) -> Answer:
+        """Ask a question; text of the language model is generated in the background.
 
         Args:
             question: Text of the question; media marks are removed, as `add_image` adds the images.
             generation: Decoding settings; greedy by default.
-            caption: Text to place next to the last image of this question.
-            bonus: Function that scores candidates, in addition to their agreement with each other.
 
         Raises:
             Busy: An answer is being generated.
@@ -134,12 +134,49 @@ class Conversation:
             raise InputError("the question is empty")
         self._acquire()
         try:
-            pending = self._num_pending
-            pair = QuestionAnswer(text, pending, caption, bonus, total_media=len(self._media))
-            return self._start(pair, generation or Generation(), list(self.history), pending)
+            prepared = self.engine.prepare(text, self._media, self._current_report())
+            pair = QuestionAnswer(
+                prepared.question,
+                self._num_pending,
+                prepared.caption,
+                prepared.bonus,
+                kind=prepared.kind,
+                text_asked=text,
+                findings=prepared.findings,
+                total_media=len(self._media),
+            )
+            if prepared.answer is not None:
+                return self._reply(pair, prepared.answer)
+            previous, pending = list(self.history), self._num_pending
+            return self._start(pair, generation or Generation(), previous, pending)
         except BaseException:
             self._busy.release()
             raise
+
+    def _current_report(self) -> str:
+        """Return the latest report about all images of the conversation, or ""."""
+        reports = [
+            pair.answer
+            for pair in self.history
+            if pair.kind is Kind.REPORT and pair.total_media == len(self._media)
+        ]
+        return reports[-1] if reports else ""
+
+    def _reply(self, pair: QuestionAnswer, answer: TaskAnswer) -> Answer:
+        """Record an answer that needs no language model; the conversation becomes free again."""
+        pair.answer, pair.payload = answer.text, answer.payload
+        pair.answer_ids = self.engine.decoder.answer_ids(answer.text)
+        pair.first_in_context = min(self._first_in_context, len(self.history))
+        self.history = [*self.history, pair]
+        self._num_pending -= pair.num_media
+        return self._finished(pair)
+
+    def _finished(self, pair: QuestionAnswer) -> Answer:
+        answer = Answer(0, 0, None)
+        answer.add_piece(pair.answer)
+        self._busy.release()
+        answer.finish(pair.answer, "end", payload=pair.payload)
+        return answer
 
     def regenerate(self, generation: Generation | None = None) -> Answer:
         """Answer the last question again, about the same images.
@@ -155,6 +192,8 @@ class Conversation:
             if not self.history:
                 raise InputError("no question has been asked yet")
             *previous, last = self.history
+            if not last.kind.is_generated:
+                return self._finished(last)
             pair = replace(last, answer="", answer_ids=[])
             return self._start(pair, generation or Generation(), previous, 0)
         except BaseException:
@@ -176,24 +215,28 @@ class Conversation:
             self._num_pending = self._first_in_context = 0
             self._cache.clear()
 
-    def restore(self, question: str, answer: str, caption: str = "") -> None:
+    def restore(self, question: str, answer: str) -> None:
         """Append a question and answer of an earlier conversation.
 
         Args:
             question: The question, to which the pending images are attached.
             answer: The answer that was given.
-            caption: Text next to the last of the pending images.
 
         Raises:
             Busy: An answer is being generated.
         """
         with self._exclusive():
+            text = remove_marks(question)
+            prepared = self.engine.prepare(text, self._media, answer)
             pending, self._num_pending = self._num_pending, 0
+            first = len(self.history) if prepared.kind is Kind.REPORT else self._first_in_context
+            self._first_in_context = first
             self.history.append(
                 QuestionAnswer(
-                    remove_marks(question), pending, caption, answer=answer,
+                    prepared.question, pending, prepared.caption, kind=prepared.kind,
+                    text_asked=text, findings=prepared.findings, answer=answer,
                     answer_ids=self.engine.decoder.answer_ids(answer),
-                    first_in_context=self._first_in_context, total_media=len(self._media),
+                    first_in_context=first, total_media=len(self._media),
                 )
             )  # fmt: skip
 
@@ -283,6 +326,8 @@ class Conversation:
         """Drop old pairs until the prompt fits, and start the generating thread."""
         room = self.engine.model.context_len - generation.max_new_tokens
         first = min(self._first_in_context, len(previous))
+        if pair.kind is Kind.REPORT:  # a report depends only on the images
+            first = len(previous)
         while True:
             rendered = self._render([*previous[first:], pair], pair.total_media)
             length = len(rendered["input_ids"])
@@ -296,7 +341,8 @@ class Conversation:
                 )
             first += 1
         pair.first_in_context = first
-        answer = Answer(first, length, generation.seed if generation.do_sample else None)
+        seed = generation.seed if generation.do_sample else None
+        answer = Answer(0 if pair.kind is Kind.REPORT else first, length, seed)
         self._cancel.clear()
         self._num_pending -= num_new_media
         media = self._media[: pair.total_media]
@@ -306,12 +352,14 @@ class Conversation:
 
     def _run(self, request: Request) -> None:
         """Generate an answer; a failure leaves the history and the pending images unchanged."""
-        text, reason, error = "", None, None
-        pair = request.pair
+        text, reason, error, payload = "", None, None, Payload()
+        pair, answerer = request.pair, self.engine.answerer
         try:
             with self.engine.lock, torch.inference_mode():
                 text, ids, reason = generate_answer(self.engine, request, self._cache, self._cancel)
-            pair.answer, pair.answer_ids = text, ids
+            if pair.kind is Kind.REPORT and answerer is not None:
+                payload = answerer.complete(text, pair.findings)
+            pair.answer, pair.answer_ids, pair.payload = text, ids, payload
             self.history = [*request.previous, pair]
             self._first_in_context = pair.first_in_context
         except BaseException as raised:
@@ -320,7 +368,7 @@ class Conversation:
             self._num_pending += request.num_new_media
         finally:
             self._busy.release()
-            request.answer.finish(text, reason, error)
+            request.answer.finish(text, reason, error, payload)
 
 
 class ChatEngine(Engine):

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from xraygpt.answering import Answerer, Prepared
 from xraygpt.common.distributed import to_device
 from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import original_image, pad_rows
 from xraygpt.media.base import Media
+from xraygpt.media.content import row_key
 from xraygpt.models.base import BaseModel
 from xraygpt.models.capabilities import Chats, require
 from xraygpt.models.llm.decoding import Decoder
@@ -49,18 +51,27 @@ class Engine:
 
     Args:
         model: Model on its device; it is switched to evaluation mode.
+        answerer: Decides how questions are answered; None passes all to the language model.
 
     Raises:
         InputError: The model cannot chat; the message gives the reason.
     """
 
-    def __init__(self, model: BaseModel) -> None:
+    def __init__(self, model: BaseModel, answerer: Answerer | None = None) -> None:
+        self.answerer = answerer
         self.chats = require(model, Chats)
         self.model = model.eval()
         self.renderer = model.renderer
         self.decoder = Decoder(self.chats.llm, model.renderer)
         self.lock = threading.Lock()
         self.device = model.device
+
+    def prepare(self, question: str, media: Sequence[EncodedMedium], report: str = "") -> Prepared:
+        """Prepare a question; see `Answerer.prepare`. The caller must not hold the lock."""
+        if self.answerer is None:
+            return Prepared(question)
+        with self.lock, torch.inference_mode():
+            return self.answerer.prepare(question, [medium.media for medium in media], report)
 
     def token_runs(self, media: Sequence[EncodedMedium]) -> list[Run]:
         """Return the token runs of all media in a conversation."""
@@ -89,6 +100,7 @@ class Engine:
             else {},
             extra={},
             question=[question],
+            content_key=[row_key([medium.content_digest for medium in media])],
             sample_id=["chat"],
             skipped=0,
         )

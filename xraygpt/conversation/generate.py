@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from xraygpt.conversation.answer import Answer, AnswerStreamer, CancelCriteria, FinishReason
-from xraygpt.conversation.engine import EncodedMedium, Engine
+from xraygpt.conversation.answer import Answer, AnswerStreamer, FinishReason, StepCriteria
+from xraygpt.conversation.engine import EncodedMedium, Engine, TokenKey
 from xraygpt.conversation.history import QuestionAnswer, join_questions
 from xraygpt.conversation.prefix_cache import PrefixCache
+from xraygpt.media.content import content_key
 from xraygpt.models.base import Generation
 from xraygpt.prompting.renderer import Rendered
 
@@ -73,10 +75,11 @@ def generate_answer(
         torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
         generation,
         average() if generation.guidance else None,
+        names=[content_key([medium.media.content_digest for medium in media])],
         positions=positions,
         past_key_values=cache.kv if single else None,
         streamer=streamer if single else None,
-        stop=CancelCriteria(cancel),
+        stop=StepCriteria(cancel, request.answer, generation.max_new_tokens),
     )
     candidates = [engine.decoder.finalize(row, cancel.is_set()) for row in rows]
     texts = [text for text, _, _ in candidates]
@@ -87,7 +90,31 @@ def generate_answer(
     streamer.send(text)
     if single:
         cache.record([*token_keys, *ids])
+    elif positions is None and not cancel.is_set():
+        _cache_conversation(engine, embeds, [*token_keys, *ids], cache)
     return text, ids, reason
+
+
+def _cache_conversation(
+    engine: Engine, embeds: Tensor, token_keys: Sequence[TokenKey], cache: PrefixCache
+) -> None:
+    """Run a prompt and its chosen answer through the model, so that follow-up questions are fast.
+
+    Args:
+        engine: The chat model; the caller holds its lock.
+        embeds: (1, T, H) embedded prompt.
+        token_keys: Keys of the prompt's T tokens, followed by the token ids of the answer.
+        cache: Cache to extend to the answer's last token but one.
+    """
+    cache.crop_to_prefix(token_keys)
+    ids = torch.tensor([token_keys[embeds.shape[1] :]], device=embeds.device)
+    answer = engine.chats.llm.get_input_embeddings()(ids).to(embeds.dtype)
+    new = torch.cat([embeds, answer], dim=1)[:, len(cache) : -1]
+    if new.shape[1]:
+        engine.chats.llm(
+            inputs_embeds=new, past_key_values=cache.kv, use_cache=True, logits_to_keep=1
+        )
+    cache.record(token_keys)
 
 
 def prefill_media(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from xraygpt.answering.routes import Kind
 from xraygpt.models.base import Bonus
+from xraygpt.models.findings import PredictedFinding
 from xraygpt.prompting.content import (
     IMAGE,
     VIDEO,
@@ -15,6 +17,7 @@ from xraygpt.prompting.content import (
     build_turn,
     plain_text,
 )
+from xraygpt.tasks.payload import Payload
 
 
 @dataclass
@@ -25,6 +28,10 @@ class QuestionAnswer:
     num_media: int = 0  # number of media attached to the question
     caption: str = ""  # text next to the last of these media
     bonus: Bonus | None = None  # scores candidates, in addition to their agreement
+    kind: Kind = Kind.FREE  # which part of the model answers
+    text_asked: str = ""  # the question as asked, if the model's own prompt replaces it
+    findings: Sequence[PredictedFinding] = ()  # predicted from the images, for a report
+    payload: Payload = field(default_factory=Payload)  # of the answer
     answer: str = ""
     answer_ids: list[int] = field(default_factory=list)  # with the end of turn
     first_in_context: int = 0  # older pairs were omitted from the prompt of this answer
@@ -36,16 +43,21 @@ class QuestionAnswer:
         Args:
             dropped_media: Number of media of dropped older pairs, which precede this question's.
         """
-        parts: list[Part] = [MediaPart() for _ in range(dropped_media)]
-        new: list[Part] = [MediaPart() for _ in range(self.num_media)]
-        if new and self.caption:
-            new[-1] = MediaPart(caption=self.caption)
-        parts += new
-        if self.caption and not new:
-            parts.append(f" {self.caption}")
-        if parts and self.question:
-            parts.append(" ")
-        return build_turn("user", [*parts, self.question] if self.question else parts)
+        media = [MediaPart() for _ in range(dropped_media + self.num_media)]
+        if self.num_media and self.caption:
+            media[-1] = MediaPart(caption=self.caption)
+        # One space after each medium, as in training.
+        parts: list[Part] = [part for medium in media for part in (medium, " ")]
+        if self.caption and not self.num_media:
+            parts.append(f"{self.caption} ")
+        if self.question:
+            return build_turn("user", [*parts, self.question])
+        return build_turn("user", parts[:-1])
+
+    @property
+    def shown_question(self) -> str:
+        """The question as asked."""
+        return self.text_asked or self.question
 
     @property
     def question_text(self) -> str:

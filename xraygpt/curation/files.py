@@ -85,7 +85,8 @@ def read_reports(path: Path, corpus: str) -> Iterator[SourceReport | Problem]:
             row = json.loads(line)
             row_corpus = row.pop("corpus")
             images = tuple(ImageName(**image) for image in row.pop("images"))
-            report = SourceReport(**{**row, "images": images})
+            codes = {name: tuple(row.pop(name, ())) for name in ("codes", "automatic_codes")}
+            report = SourceReport(**{**row, "images": images, **codes})
         except (ValueError, TypeError, KeyError, AttributeError):
             yield Problem(where, "not a report as written by the filter step")
             continue

@@ -21,7 +21,7 @@ from xraygpt.curation.llm.ledger import LEDGER_FILE
 from xraygpt.curation.select import Filters, Picture, Selection
 from xraygpt.curation.sources import SourceReport
 from xraygpt.version import __version__
-from xraygpt.vocabulary.openi import is_published_test
+from xraygpt.vocabulary.openi import reserved_split
 
 CAPTIONS_FILE, TURNS_FILE = "filter_cap.json", "vqa.jsonl"
 MANIFEST_FILE, HELD_BACK_FILE = "manifest.json", "held_back.csv"
@@ -245,7 +245,8 @@ def _view(row: _TrainingRow) -> dict[str, str]:
 
 
 def _split(row: _TrainingRow) -> dict[str, str]:
-    return {"split": "test"} if is_published_test(row.report.source_id) else {}
+    split = reserved_split(row.report.source_id)
+    return {"split": split} if split else {}
 
 
 def _build_manifest(
@@ -263,14 +264,8 @@ def _build_manifest(
     low, high = wilson_interval(accepted, judged) if judged else (0.0, 0.0)
     rejections = [r.reason.split("; ") for r in left_out if r.stage in ("check", "invalid")]
     return {
-        "corpus": selection.corpus.name,
-        "licence": selection.corpus.licence,
-        "notice": "research use only, not for diagnosis",
+        **manifest_heading(selection, raw),
         **texts.facts,
-        "xraygpt": __version__,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "inputs": {raw.name: file_sha256(raw)} if raw.is_file() else _hash_tables(raw),
-        "reports_sha256": selection.sources_sha256,
         "filters": asdict(filters),
         "left_after": dict(selection.steps),
         "left_out": dict(sorted(stages.items())),
@@ -279,6 +274,21 @@ def _build_manifest(
         "acceptance": {"rate": accepted / max(judged, 1), "low": low, "high": high},
         "pictures": len(annotations),
         "pictures_of_published_test_split": sum(r.get("split") == "test" for r in annotations),
+        "pictures_of_lockbox": sum(r.get("split") == "lockbox" for r in annotations),
+    }
+
+
+def manifest_heading(selection: Selection, raw: Path) -> dict[str, Any]:
+    """Return the entries of a manifest that say what the raw corpus was and what it allows."""
+    return {
+        "corpus": selection.corpus.name,
+        "licence": selection.corpus.licence,
+        "terms": selection.corpus.terms,
+        "notice": "research use only, not for diagnosis",
+        "xraygpt": __version__,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "inputs": {raw.name: file_sha256(raw)} if raw.is_file() else _hash_tables(raw),
+        "reports_sha256": selection.sources_sha256,
     }
 
 

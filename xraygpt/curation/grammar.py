@@ -13,12 +13,13 @@ _FAULTS = re.compile(
             # The sentence ends too early: "the fibrosis appears slightly increased, in."
             r"\b(?:in|of|from|to|by|with|at|on|for|over|versus|than|as|since|the|a|an|be|has|have|"
             r"is|are|was|were|and|or|which|that|not|significantly|slightly|mildly|moderately|most|"
-            r"recommend|status|post|dr|there|due|appears?|represents?|on a)[,;]?\.?$",
+            r"recommend|status|post|dr|measur(?:es|ing)|there|due|appears?|"
+            r"represents?|on a)[,;]?\.?$",
             # A noun or verb is lost: "lungs have in the", "opacities are represent", "in the the".
             rf"\b{_BE} (?:represents?|{_BE}|has|have|there|since|from)\b",
             r"\b(?:has|have) (?:in|of|from|since|at|on|with|and|but|over|significantly\.)(?!\w)",
             rf"\b(?:the|a|an) (?:in|of|{_BE}|has|have|and|or|the|there|from|with|at|to|"
-            r"bilaterally)\b",
+            r"remains?|bilaterally)\b",
             rf"\b(?:in|of|from|by|at|for|on|between|versus) (?:{_BE}|and|or|but|has|have|from|of|"
             r"partially|to)\b",
             rf"\bwith (?:{_BE}|and|has|have|of)\b|\bto (?:{_BE}|and|or|from|of|slightly)\b",

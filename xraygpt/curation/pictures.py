@@ -6,7 +6,7 @@ import csv
 import gzip
 import re
 from collections import defaultdict
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from xraygpt.common.errors import DataError, ImageError, InputError
 from xraygpt.common.logging import progress
 from xraygpt.curation.files import LeftOut
 from xraygpt.curation.select import Filters, Picture, Selection
-from xraygpt.curation.sources import SourceReport
+from xraygpt.curation.sources import SourceReport, read_projections
 from xraygpt.media.pixels import read_image
 
 MIMIC_METADATA = "mimic-cxr-2.0.0-metadata.csv"
@@ -32,6 +32,7 @@ def select_pictures(
     folder: Path,
     filters: Filters,
     known: MutableMapping[str, tuple[str, str]] | None = None,
+    views: Mapping[Any, str] | None = None,
 ) -> None:
     """Find and read the pictures of each report, and remove reports without a picture.
 
@@ -41,11 +42,13 @@ def select_pictures(
         filters: Which views to select.
         known: Stamp of a file -> (SHA-256, why it cannot be used), from earlier runs; the results
             for new files are added to it.
+        views: Key of a picture's name -> view, from `find_view_table`, for pictures whose report
+            does not name the view.
 
     Raises:
         DataError: The folder is missing or contains no picture.
     """
-    candidates = _find_pictures(selection, folder, filters)
+    candidates = _find_pictures(selection, folder, filters, views or {})
     paths = list(dict.fromkeys(path for _, path, _ in candidates))
     results = _read_pictures(paths, {} if known is None else known)
     for report, path, view in candidates:
@@ -69,7 +72,7 @@ def select_pictures(
 
 
 def _find_pictures(
-    selection: Selection, folder: Path, filters: Filters
+    selection: Selection, folder: Path, filters: Filters, listed_views: Mapping[Any, str]
 ) -> list[tuple[SourceReport, Path, str]]:
     """Return the report, file and view of each picture that has a selected view."""
     index = _FolderIndex.build(folder)
@@ -77,7 +80,8 @@ def _find_pictures(
     return [
         (report, path, view)
         for report in selection.reports
-        for path, view in _pictures_of(report, index, views, selection.left_out)
+        for path, named_view in _pictures_of(report, index, views, selection.left_out)
+        for view in [named_view or listed_views.get(_name_key(path.name), "")]
         if filters.views == "all" or view.lower() in _FRONTAL
     ]
 
@@ -143,9 +147,29 @@ def _name_key(name: str) -> Any:
     match = _OPENI_NAME.match(Path(name).name)
     if match:
         return int(match[1]), match[2]
+    return strip_suffixes(name)
+
+
+def strip_suffixes(name: str) -> str:
+    """Remove all picture suffixes from a name: ``1_IM-0001-4001.dcm.png``."""
     while Path(name).suffix.lower() in _EXTENSIONS:
         name = name[: -len(Path(name).suffix)]
     return name
+
+
+def find_view_table(path: Path) -> dict[Any, str]:
+    """Read the views in Kaggle's `indiana_projections.csv`, which also fit the XML reports.
+
+    Args:
+        path: The table, or the folder that contains it.
+
+    Returns:
+        The view of each picture, by the key of its name.
+
+    Raises:
+        DataError: The table or a column is missing.
+    """
+    return {_name_key(image.name): image.view for image in read_projections(path)}
 
 
 def _pictures_of(

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from xraygpt.curation.grammar import is_broken
-from xraygpt.processors.text import ReportText, split_sentences
+from xraygpt.processors.text import ReportText, remove_masked_measurements, split_sentences
 from xraygpt.vocabulary.chest_labeller import mentions
 
 _STUDY = (
@@ -114,6 +114,7 @@ _RESTORABLE = [
         (rf",? (?:the )?pulmonary {_MASKED},? and\b", " and"),
         (rf"(?<!,) and (?:the )?pulmonary {_MASKED} (?:are|appear)\b", " is"),
         (r"\b(a)n interval (?=[^aeiou])", r"\1 "),
+        (rf"\b(at) {_MASKED} (?=\d)", r"\1 least "),
         (rf"\bthe pulmonary {_MASKED} and\b", "the"),
     )
 ]
@@ -216,7 +217,7 @@ def _clean_sentence(raw: str, priors: bool) -> tuple[str, str]:
         return (text, "") if _has_word(text) else ("", "nothing left beside masks")
     if _NOTHING_NEW.search(raw):
         return "", "prior study"
-    text = _TWO_MASKS.sub("XXXX", _MASKED_PRIOR.sub("", raw))
+    text = _TWO_MASKS.sub("XXXX", _MASKED_PRIOR.sub("", remove_masked_measurements(raw)))
     text = _REMOVE_MASKS(_PARTLY_MASKED.sub("XXXX", text))
     text = text[:1].upper() + text[1:]
     if not _has_word(text):

@@ -134,9 +134,8 @@ def select_reports(corpus_name: str, raw: Path, filters: Filters) -> Selection:
         DataError: The corpus or a column is missing.
         InputError: The `.jsonl` file contains reports from another corpus.
     """
-    corpus = get_corpus(corpus_name)
-    selection = _read_corpus(corpus, raw)
-    for name, passes in _report_filters(corpus, filters):
+    selection = read_corpus(corpus_name, raw)
+    for name, passes in _report_filters(selection.corpus, filters):
         remaining = []
         for report in selection.reports:
             if passes(report):
@@ -149,8 +148,9 @@ def select_reports(corpus_name: str, raw: Path, filters: Filters) -> Selection:
     return selection
 
 
-def _read_corpus(corpus: Corpus, raw: Path) -> Selection:
-    """Read all reports, excluding unreadable and repeated ones."""
+def read_corpus(corpus_name: str, raw: Path) -> Selection:
+    """Read all reports, excluding unreadable and repeated ones; see `select_reports`."""
+    corpus = get_corpus(corpus_name)
     selection = Selection(corpus, [])
     locations: dict[str, str] = {}
     digest = hashlib.sha256()

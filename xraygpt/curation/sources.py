@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 from xraygpt.common.errors import DataError
@@ -50,6 +50,8 @@ class SourceReport:
         sections: Lower-case heading -> text, without empty sections.
         images: The images of the study.
         patient_id: The id of the patient; empty if unknown.
+        codes: Headings coded by people; empty if the corpus has none.
+        automatic_codes: Headings from an automatic indexer.
     """
 
     source_id: str
@@ -57,6 +59,8 @@ class SourceReport:
     sections: dict[str, str]
     images: tuple[ImageName, ...] = ()
     patient_id: str = ""
+    codes: tuple[str, ...] = ()
+    automatic_codes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,13 @@ def _parse_openi(where: str, read: Callable[[], bytes]) -> SourceReport | Proble
     for node in root.iter("AbstractText"):
         parts[str(node.get("Label", "")).lower()].append(node.text or "")
     images = tuple(ImageName(i.get("id", "")) for i in root.iter("parentImage") if i.get("id"))
-    return SourceReport(name, where, _join_sections(parts), images)
+    codes = {
+        tag: tuple(filter(None, ((node.text or "").strip() for node in root.iter(tag))))
+        for tag in ("major", "automatic")
+    }
+    return SourceReport(
+        name, where, _join_sections(parts), images, "", codes["major"], codes["automatic"]
+    )
 
 
 def read_openi_csv(folder: Path) -> Rows:
@@ -161,12 +171,28 @@ def read_openi_csv(folder: Path) -> Rows:
         elif not row["uid"].isdigit():
             yield Problem(where, "the uid is not a number")
         else:
-            parts = {
-                k: [v] for k, v in row.items() if k in ("findings", "impression", "indication")
-            }
-            parts["comparison"] = [row.get("comparison", "")]
+            names = ("findings", "impression", "indication", "comparison")
+            parts = {name: [row.get(name, "")] for name in names}
             uid = row["uid"]
-            yield SourceReport(f"CXR{uid}", where, _join_sections(parts), tuple(images[uid]))
+            # "Opacity/lung/base;Cardiomegaly/mild": headings with side, place and degree.
+            codes = tuple(filter(None, (c.strip() for c in row.get("MeSH", "").split(";"))))
+            sections = _join_sections(parts)
+            yield SourceReport(f"CXR{uid}", where, sections, tuple(images[uid]), "", codes)
+
+
+def read_projections(path: Path) -> Iterator[ImageName]:
+    """Yield the pictures with their views from Kaggle's table, without unreadable rows.
+
+    Args:
+        path: The table, or the folder that contains it.
+
+    Raises:
+        DataError: The file or a column is missing.
+    """
+    file = path / KAGGLE_IMAGES if path.is_dir() else path
+    for _, row in _read_table(file, ("uid", "filename", "projection")):
+        if not isinstance(row, Problem):
+            yield ImageName(row["filename"], row["projection"])
 
 
 def read_roco(path: Path) -> Rows:
@@ -203,8 +229,8 @@ def read_roco(path: Path) -> Rows:
 def read_own(path: Path) -> Rows:
     """Read a user's own table with one row per picture, as described in docs/data.md.
 
-    Columns: `image`, `study`, `findings`, `impression`, optionally `view` and `patient`. The texts
-    of a study are those of its first row.
+    Columns: `image`, `study`, `findings`, `impression`, optionally `view`, `patient`,
+    `indication` and `comparison`. The texts of a study are those of its first row.
 
     Args:
         path: The CSV file, or the folder that contains it as `table.csv`.
@@ -224,7 +250,8 @@ def read_own(path: Path) -> Rows:
             studies.setdefault(row["study"], (where, row))
             images[row["study"]].append(ImageName(row["image"], row.get("view", "")))
     for study, (where, row) in studies.items():
-        parts = {name: [row[name]] for name in ("findings", "impression")}
+        sections = ("findings", "impression", "indication", "comparison")
+        parts = {name: [row.get(name, "")] for name in sections}
         patient = row.get("patient", "")
         yield SourceReport(study, where, _join_sections(parts), tuple(images[study]), patient)
 
@@ -389,7 +416,9 @@ class Corpus:
     Attributes:
         name: Name on the command line.
         read: A function that reads a folder or file.
-        licence: ``open`` or ``credentialed``.
+        licence: The licence of the data, for manifests.
+        terms: Address of its terms; empty if we know none.
+        access: ``public``, or ``credentialed`` for texts that may not be sent to third parties.
         has_sections: Whether the reports have findings and impression; False for captions.
         modality: The modality of the pictures to select unless the user names one; see
             `select.MODALITIES`.
@@ -398,15 +427,24 @@ class Corpus:
     name: str
     read: Callable[[Path], Rows]
     licence: str
+    terms: str = ""
+    access: Literal["public", "credentialed"] = "public"
     has_sections: bool = True
     modality: str = "any"
 
 
+_BY_NC_ND = ("CC BY-NC-ND 4.0", "https://creativecommons.org/licenses/by-nc-nd/4.0/")
 CORPORA = {
-    "openi": Corpus("openi", read_openi_xml, "open"),
-    "openi_kaggle": Corpus("openi_kaggle", read_openi_csv, "open"),
-    "roco": Corpus("roco", read_roco, "open", has_sections=False, modality="xray"),
-    "mimic": Corpus("mimic", read_mimic, "credentialed"),
+    "openi": Corpus("openi", read_openi_xml, *_BY_NC_ND),
+    "openi_kaggle": Corpus("openi_kaggle", read_openi_csv, *_BY_NC_ND),
+    "roco": Corpus(
+        "roco", read_roco, "of each figure; ROCO lists them in licences.txt",
+        "https://www.ncbi.nlm.nih.gov/pmc/tools/openftlist/", has_sections=False, modality="xray",
+    ),
+    "mimic": Corpus(
+        "mimic", read_mimic, "PhysioNet Credentialed Health Data License 1.5.0",
+        "https://physionet.org/content/mimic-cxr/", "credentialed",
+    ),
     # A user's reports, or CheXpert Plus, PadChest or VinDr-CXR in the form of such a table.
-    "own": Corpus("own", read_own, "credentialed"),
-}
+    "own": Corpus("own", read_own, "of your data", access="credentialed"),
+}  # fmt: skip

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypedDict
 
 from torch import Tensor
@@ -24,7 +24,7 @@ from xraygpt.prompting.renderer import Turn
 
 log = logging.getLogger(__name__)
 
-Split = Literal["train", "val", "test"]
+Split = Literal["train", "val", "test", "lockbox"]
 DEFAULT_VOCABULARY = "chest_xray"
 
 
@@ -69,6 +69,7 @@ class Batch(TypedDict):
     media_inputs: dict[str, Tensor]  # output of the model's media collator
     extra: dict[str, Tensor]  # further inputs for the task, each (B, …); see `BaseTask.extra`
     question: list[str]  # one per row, without marks, for models that read it with the image
+    content_key: list[Callable[[], str]]  # one per row: computes a key of its media's content
     sample_id: list[str]  # one per row; empty for a row that only fills an empty batch
     skipped: int  # samples skipped because a medium could not be read
 
@@ -199,11 +200,26 @@ def reference_text(turns: Sequence[Turn]) -> str:
     return next((t["text"] for t in reversed(turns) if t["role"] == "assistant"), "")
 
 
-def read_media(ref: MediaRef, rng_key: str, processor: BaseProcessor) -> Media:
+def read_media(
+    ref: MediaRef,
+    rng_key: str,
+    processor: BaseProcessor,
+    check: Callable[[Media], tuple[str, ...]] | None = None,
+) -> Media:
     """Read and process one medium; embeddings are not processed.
+
+    Args:
+        ref: The medium.
+        rng_key: Seeds the processor's random choices.
+        processor: The image processor.
+        check: Returns the `warnings` of a medium as read, such as `InputCheck`; None, as in
+            training, checks nothing.
 
     Raises:
         DataError: The file cannot be read.
     """
     media = read_media_file(ref, min_side=getattr(processor, "min_side", None))
-    return media if media.kind == "embedding" else processor.process(media, rng_key)
+    if media.kind == "embedding":
+        return media
+    processed = processor.process(media, rng_key)
+    return processed if check is None else replace(processed, warnings=check(media))

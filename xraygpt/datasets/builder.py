@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,12 @@ from typing import Any, ClassVar, Literal
 from xraygpt.common import memory
 from xraygpt.common.checks import Checks
 from xraygpt.common.errors import DataError
+from xraygpt.common.project_paths import ProjectPath
 from xraygpt.common.registry import BUILDERS, Plugin, Registry
+from xraygpt.common.requirements import TABLE, CorpusLayout, Missing, missing_corpus
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, Record, Split, StudyDataset, read_media
+from xraygpt.datasets.input_check import InputCheck
 from xraygpt.datasets.mapped_records import MappedRecords, RecordFile
 from xraygpt.datasets.splits import SplitRule
 from xraygpt.processors.base import BaseProcessor
@@ -36,21 +39,28 @@ class BaseBuilder(Plugin):
         """Settings common to all corpora. Paths may contain `${oc.env:XRAYGPT_DATA}`."""
 
         kind: ClassVar[Registry] = BUILDERS
+        layout: ClassVar[CorpusLayout] = TABLE  # for messages about missing files
+        synthetic: ClassVar[bool] = False  # whether all images are phantoms
 
-        storage: Path = Path()
+        storage: ProjectPath = Path()
         """Folder that contains the corpus."""
+        licence: str = ""
+        """Licence of the corpus, recorded with every model trained on it."""
         annotations: Path | None = None
         """Annotation file, relative to `storage`; None means the builder's default name."""
         images: Path | None = None
         """Folder with the images, relative to `storage`; all images must be inside it."""
         split: SplitRule = field(default_factory=SplitRule)
-        """Which studies belong to train, val and test."""
+        """Which studies belong to train, val, test and lockbox."""
         views: list[str] | None = None
         """Use only images with one of these views; None uses all."""
         on_error: Literal["error", "skip"] = "error"
         """Whether a bad record or image stops the program or is skipped and counted."""
         max_samples: int | None = None
         """Use only the first records of each split, up to this number; None uses all."""
+        input_check: bool = True
+        """Warn about images that do not look like chest radiographs in prediction, evaluation,
+        chat and `xraygpt.validate`; false for a corpus of other images."""
         blank_images: bool = False
         """Replace all images with black ones, in training too: a control that sees only the
         question."""
@@ -73,7 +83,13 @@ class BaseBuilder(Plugin):
                 check.at_least(0, "weight")
                 check.fraction("balance")
 
+        def missing(self, where: str) -> list[Missing]:
+            """List the corpus folder, or its annotation file and image folder, if missing."""
+            return missing_corpus(where, self.layout, self.storage, self.annotations, self.images)
+
     config: Config
+    label = ""
+    """Name of this corpus in the section `datasets`, for messages; set by `build_corpora`."""
 
     def __init__(self, config: Config, *, image_spec: ImageSpec, seed: int = 0) -> None:
         self.config, self.image_spec, self.seed = config, image_spec, seed
@@ -156,6 +172,12 @@ class BaseBuilder(Plugin):
             config = XrayImage.Config() if which == "vis" else Identity.Config()
         return config.for_eval() if phase == "eval" and "eval" not in configs else config
 
+    def input_check(self) -> InputCheck | None:
+        """Return the check of images before a model reads them, or None if it is switched off."""
+        if not self.config.input_check:
+            return None
+        return InputCheck(tuple(self.config.views or ()))
+
     def _report_problems(self, problems: Sequence[str], record_count: int) -> None:
         """Raise an error for bad records or log their number, depending on `on_error`."""
         if not problems:
@@ -175,6 +197,10 @@ class BaseBuilder(Plugin):
             "; ".join(f"{n} × {reason}" for reason, n in reasons.most_common(5)),
         )
 
+    def key(self, name: str) -> str:
+        """Return the YAML key of a setting as the user wrote it: ``datasets.iu_xray.storage``."""
+        return f"datasets.{self.label}.{name}" if self.label else name
+
     def storage_folder(self, name: str, hint: str) -> Path:
         """Return the folder `storage`.
 
@@ -187,5 +213,23 @@ class BaseBuilder(Plugin):
         """
         path = Path(self.config.storage)
         if not path.is_dir():
-            raise DataError(f"{name}: there is no folder {path} (datasets.<label>.storage). {hint}")
+            raise DataError(f"{name}: there is no folder {path} ({self.key('storage')}). {hint}")
         return path
+
+
+def build_corpora(
+    configs: Mapping[str, BaseBuilder.Config], image_spec: ImageSpec, seed: int = 0
+) -> list[Any]:
+    """Build the builder of every corpus in the section `datasets`, each with its label.
+
+    Args:
+        configs: Settings by label.
+        image_spec: Input of the vision encoder.
+        seed: Seed of random choices.
+    """
+    builders = []
+    for label, config in configs.items():
+        builder = config.build(image_spec=image_spec, seed=seed)
+        builder.label = label
+        builders.append(builder)
+    return builders

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from xraygpt.common.errors import DataError
 from xraygpt.common.registry import registry
+from xraygpt.common.requirements import CAPTIONS, CorpusLayout
 from xraygpt.datasets.base import Record
 from xraygpt.datasets.builder import BaseBuilder
 from xraygpt.datasets.media_paths import RecordError, require_file, resolve_within
@@ -33,6 +34,8 @@ class CaptionFolder(BaseBuilder):
     class Config(BaseBuilder.Config):
         """The common settings of all corpora."""
 
+        layout: ClassVar[CorpusLayout] = CAPTIONS
+
     config: Config
 
     def records(self, clean: Callable[[str], str]) -> Iterator[tuple[str | None, Record | str]]:
@@ -40,10 +43,10 @@ class CaptionFolder(BaseBuilder):
         storage = self.storage_folder(
             "caption folder", "It must contain image/ and filter_cap.json; see docs/data.md"
         )
-        path = storage / (self.config.annotations or "filter_cap.json")
-        root = storage / (self.config.images or "image")
+        path = storage / (self.config.annotations or str(CAPTIONS.annotations))
+        root = storage / (self.config.images or str(CAPTIONS.images))
         if not root.is_dir():
-            raise DataError(f"there is no image folder {root} (datasets.<label>.images)")
+            raise DataError(f"there is no image folder {root} ({self.key('images')})")
         for number, row in enumerate(_load_rows(path)):
             try:
                 record = _parse_record(row, root, clean)

@@ -11,6 +11,7 @@ from torch import Tensor
 from xraygpt.common.errors import DataError
 from xraygpt.datasets.base import Batch, MediaRun, Original, Sample
 from xraygpt.media.base import Media
+from xraygpt.media.content import row_key
 from xraygpt.prompting.content import Turn, plain_text, without_media
 from xraygpt.prompting.renderer import (
     IGNORE_INDEX,
@@ -134,6 +135,8 @@ class Collator:
             else {},
             extra=self.extra(samples) if self.extra and samples else {},
             question=questions,
+            content_key=[row_key([m.content_digest for m in s["media"]]) for s in samples]
+            or [row_key([])],
             sample_id=names,
             skipped=skipped,
         )

@@ -20,8 +20,10 @@ from xraygpt.common.errors import DataError
 from xraygpt.common.keyed_random import keyed_random
 from xraygpt.datasets.base import ReadMedia, Record, StudyDataset, reference_text
 from xraygpt.media.base import Media, MediaRef, read_media_file
+from xraygpt.media.content import BLACK
 from xraygpt.media.geometry import Geometry
 from xraygpt.prompting.content import plain_text
+from xraygpt.prompting.renderer import Turn
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +34,10 @@ def shuffled(data: StudyDataset, seed: int) -> StudyDataset:
     """Return `data` with images from other studies that have another answer.
 
     This is a derangement by study and by answer text: no sample keeps its images or gets images for
-    which its answer would be correct. Samples exchange images only with samples that have the same
-    number and kinds of media.
+    which all its answers would be correct. Samples exchange images only with samples that have the
+    same number and kinds of media.
     """
-    texts = [reference_text(data.get_turns(i)) for i in range(len(data))]
+    texts = [_all_answers(data.get_turns(i)) for i in range(len(data))]
     originals = list(data.records)  # unpickled once
     order = derangement(originals, texts, seed)
     unchanged = count_unshuffled(originals, texts, order)
@@ -70,6 +72,10 @@ def blanked(data: StudyDataset) -> StudyDataset:
         return data
     read_black = partial(read_black_image, read_media=data.read_media, cache={})
     return _with_records(data, data.records, read_black)
+
+
+def _all_answers(turns: Sequence[Turn]) -> str:
+    return "\n".join(turn["text"] for turn in turns if turn["role"] == "assistant")
 
 
 def without_images(data: StudyDataset) -> StudyDataset:
@@ -282,15 +288,17 @@ def _shared_black_image(ref: MediaRef, rng_key: str, read_media: Any, processor:
     if encode_black is not None:
         return encode_black()
     if processor is not None:
-        return processor.process(Media(torch.zeros(64, 64)), rng_key)
+        return processor.process(Media(torch.zeros(64, 64), content=BLACK), rng_key)
     media = read_media(ref, rng_key)
-    return media.with_data(torch.zeros_like(media.data))
+    return replace(media.with_data(torch.zeros_like(media.data)), content=BLACK)
 
 
 def _black_of_same_size(ref: MediaRef, rng_key: str, read_media: Any, processor: Any) -> Any:
     media = read_media(ref, rng_key)
     if processor is None or ref.kind == "embedding" or media.size is None:
-        return media.with_data(torch.zeros_like(media.data), media.geometry)
+        zeros = media.with_data(torch.zeros_like(media.data), media.geometry)
+        return replace(zeros, content=BLACK)
     frames = () if ref.kind == "image" else (len(read_media_file(ref).data),)
-    black = Media(torch.zeros(*frames, *media.size), ref.kind, ref.view, geometry=Geometry())
+    pixels = torch.zeros(*frames, *media.size)
+    black = Media(pixels, ref.kind, ref.view, geometry=Geometry(), content=BLACK)
     return processor.process(black, rng_key)

@@ -12,7 +12,7 @@ from xraygpt.datasets.media_paths import RecordError, parse_media_ref, resolve_i
 from xraygpt.datasets.table_fields import Row
 from xraygpt.media.base import MediaRef
 from xraygpt.vocabulary import Vocabulary, get_vocabulary, questions
-from xraygpt.vocabulary.openi import is_published_test
+from xraygpt.vocabulary.openi import reserved_split
 
 if TYPE_CHECKING:
     from xraygpt.datasets.records import RecordsBuilder
@@ -58,17 +58,30 @@ class RowReader:
         return str(name)
 
     def split_of_study(self, study_id: str, row: Row) -> str | None:
-        """Return the split of the row's study, or of its patient."""
+        """Return the split of the row's study, or of its patient.
+
+        A reserved split of OpenI also follows from the row's id or the name of an image.
+        """
+        names = (Path(str(n)).name for n in (row.get(self.names.id), *self._image_names(row)) if n)
+        # "CXR7" alone may be the id of a row in any corpus.
+        reserved = (reserved_split(name) for name in names if "IM-" in name)
+        if split := next(filter(None, reserved), None):
+            return split
         rule = self.config.split
         value = row.get(rule.field) if rule.field else None
         listed_split = str(value) if value else None
         return rule.assign_grouped(study_id, row.get(self.names.patient), listed_split)
 
     def split_of_record(self, row: Row, record: Record) -> str | None:
-        """Return a record's split, which is test if an image is in the published test split."""
-        if any(is_published_test(ref.name) for ref in record.media):
-            return "test"
-        return self.split_of_study(record.study_id, row)
+        """Return a record's split, which is reserved if one of its images is."""
+        reserved = (reserved_split(ref.name) for ref in record.media)
+        return next(filter(None, reserved), None) or self.split_of_study(record.study_id, row)
+
+    def _image_names(self, row: Row) -> Iterator[object]:
+        """Yield the names of the row's images without checking that the files exist."""
+        for item in (row.get(self.names.image), row.get(self.names.images)):
+            for entry in item if isinstance(item, list) else [item]:
+                yield entry.get("path") if isinstance(entry, dict) else entry
 
     def media(self, row: Row) -> Iterator[MediaRef]:
         """Yield the row's media that have one of the configured views.

@@ -1,7 +1,7 @@
-"""Assignment of studies to train, val and test: as published, as listed in the corpus, or by hash.
+"""Assignment of studies to splits: as published, as listed in the corpus, or by hash.
 
-The 590 studies of IU X-ray's published test split are always `test`, so that no training,
-tokenizer or phantom uses their text.
+The 590 studies of IU X-ray's published test split are always `test`, and the 200 studies of its
+lockbox are always `lockbox`, so that no training, tokenizer or phantom uses their text.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 from xraygpt.common.checks import Checks
 from xraygpt.common.keyed_random import keyed_int
-from xraygpt.vocabulary.openi import is_published_test
+from xraygpt.vocabulary.openi import reserved_split
+
+_SPLITS = ("train", "val", "test", "lockbox")
 
 
 @dataclass(kw_only=True)
 class SplitRule:
-    """How a corpus is split into train, val and test; always by study."""
+    """How a corpus is split into train, val, test and lockbox; always by study."""
 
     field: str | None = "split"
     """Field of a record that names its split; null ignores it and uses the hash."""
@@ -28,6 +30,9 @@ class SplitRule:
     """Values of that field that mean val."""
     test: list[str] = dataclasses.field(default_factory=lambda: ["test"])
     """Values of that field that mean test."""
+    lockbox: list[str] = dataclasses.field(default_factory=lambda: ["lockbox"])
+    """Values of that field that mean lockbox, a second test split that `evaluate.py` opens only for
+    `run.split: lockbox`, and counts. OpenI's lockbox studies are in it whatever this says."""
     val_fraction: float = 0.0
     """Fraction of the studies without a listed split that become val, in [0, 1)."""
     test_fraction: float = 0.0
@@ -43,6 +48,7 @@ class SplitRule:
     def __post_init__(self) -> None:
         fractions, total = ("val_fraction", "test_fraction"), self.val_fraction + self.test_fraction
         with Checks(self) as check:
+            self._check_values(check)
             check.at_least(0, *fractions)
             message = f"leaves nothing to train on: with test_fraction the sum is {total}, not < 1"
             check.refuse(total >= 1, "val_fraction", message, "test_fraction")
@@ -53,6 +59,15 @@ class SplitRule:
                 message = "cannot be combined with val_fraction and test_fraction"
                 check.refuse(total > 0, "folds", message, *fractions)
 
+    def _check_values(self, check: Checks) -> None:
+        """Check that no value of `field` means two splits, such as both train and lockbox."""
+        meanings: dict[str, str] = {}
+        for split in _SPLITS[::-1]:
+            for value in dict.fromkeys(getattr(self, split)):
+                other = meanings.setdefault(value, split)
+                message = f"{value!r} is also listed in {other}; a value can mean only one split"
+                check.refuse(other != split, split, message, other)
+
     def assign(self, study_id: str, listed_split: str | None) -> str | None:
         """Return the split of a study.
 
@@ -61,13 +76,13 @@ class SplitRule:
             listed_split: Value of `field` in the corpus, if there is one.
 
         Returns:
-            ``train``, ``val`` or ``test``; None if the listed split is none of them.
+            ``train``, ``val``, ``test`` or ``lockbox``; None if the listed split is none of them.
         """
-        if is_published_test(study_id):
-            return "test"
+        if reserved := reserved_split(study_id):
+            return reserved
         if self.field is not None and listed_split:
-            values = {"train": self.train, "val": self.val, "test": self.test}
-            return next((split for split, v in values.items() if listed_split in v), None)
+            values = ((name, getattr(self, name)) for name in _SPLITS)
+            return next((split for split, v in values if listed_split in v), None)
         point = keyed_int("split", self.seed, study_id) / 2**63
         if self.folds is not None:
             return "val" if int(point * self.folds) == self.fold else "train"
@@ -79,5 +94,5 @@ class SplitRule:
         self, study_id: str, patient: object, listed_split: str | None
     ) -> str | None:
         """Return the split of a study whose patient, if known, must not be in two splits."""
-        by_study = patient in (None, "") or is_published_test(study_id)
+        by_study = patient in (None, "") or reserved_split(study_id) is not None
         return self.assign(study_id if by_study else f"patient {patient}", listed_split)

@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from xraygpt.common.checks import Checks
 from xraygpt.common.paths import cache_root
 from xraygpt.common.registry import registry
+from xraygpt.common.requirements import Missing
 from xraygpt.datasets.base import Record
 from xraygpt.datasets.records import RecordsBuilder
 from xraygpt.phantom.corpus import ROWS, VERSION, Recipe, write_corpus
@@ -26,6 +27,10 @@ class SyntheticCxr(RecordsBuilder):
     class Config(RecordsBuilder.Config):
         """Settings of the phantoms, and of a table of studies."""
 
+        synthetic: ClassVar[bool] = True
+
+        licence: str = "Apache-2.0"
+        """Licence of the phantoms, recorded with every model trained on them."""
         studies: int = 3000
         """Number of studies in all splits together; 80 % are train."""
         phantom_seed: int = 0
@@ -45,6 +50,10 @@ class SyntheticCxr(RecordsBuilder):
             with Checks(self) as check:
                 check.include(super().__post_init__)
                 check.include(self.recipe, size="picture_size", views="picture_views")
+
+        def missing(self, where: str) -> list[Missing]:
+            """Return an empty list, because missing images are drawn."""
+            return []
 
         def recipe(self) -> Recipe:
             """Return the settings for drawing the phantoms."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from xraygpt.answering.wording import predicted_rows
 from xraygpt.common.errors import InputError
 from xraygpt.conversation.attention import AttentionMapper
 from xraygpt.demo.images import ImageManager
@@ -24,7 +25,15 @@ from xraygpt.demo.sessions import Draft, Session, Sessions
 from xraygpt.experiment import ChatParts
 
 _NO_DRAFT = Draft(
-    index=-1, findings="", impression="", prompt="", decoding="", seed=None, ended="", images=[]
+    index=-1,
+    text="",
+    findings="",
+    impression="",
+    prompt="",
+    decoding="",
+    seed=None,
+    ended="",
+    images=[],
 )
 
 
@@ -54,7 +63,7 @@ class DemoController:
     ) -> None:
         self.parts, self.name, self.synthetic = parts, name, synthetic
         self.sessions = Sessions(parts.engine)
-        self.images = ImageManager(self.sessions, parts.read_media, examples)
+        self.images = ImageManager(self.sessions, parts.read_media, examples, parts.input_check)
         self.responder = Responder(parts, self.images)
         self.attention = AttentionMapper(parts.engine)
         self.maps = MapViewer(self.attention, parts.fit)
@@ -86,6 +95,13 @@ class DemoController:
             picture = (image.pixels(), caption)
         return as_download(render_report(report, kind, picture), kind, report.date)
 
+    def _predicted_findings(self, draft: Draft) -> list[str]:
+        answerer = self.parts.engine.answerer
+        if answerer is None:
+            return []
+        rows = predicted_rows(draft.payload, answerer.vocabulary)
+        return [f"{row.name}: {row.likelihood}, {row.probability}" for row in rows if row.present]
+
     def _report(self, session: Session, findings: str, impression: str) -> Report:
         facts = self.parts.facts
         draft = session.draft or _NO_DRAFT
@@ -104,6 +120,11 @@ class DemoController:
             seed=draft.seed,
             ended=draft.ended,
             images=draft.images,
+            predicted=self._predicted_findings(draft),
+            remarks=[
+                f"“{draft.text[remark['start'] : remark['end']]}”: {remark['text']}"
+                for remark in draft.payload.get("remarks", ())
+            ],
             conversation=[
                 pair for i, pair in enumerate(question_answers(session)) if i != draft.index
             ],

@@ -10,15 +10,17 @@ from xraygpt.models.base import Generation
 
 MAX_BEAMS = 8
 AS_EVALUATED = "as evaluated"
-"""Mode that uses the decoding settings of the configuration."""
-MODES = ("greedy", "sampling", "beam search")
+"""Mode that uses the decoding settings of the configuration, which the model was measured with."""
+FAST = "greedy"
+"""Mode of a fast draft."""
+MODES = (AS_EVALUATED, FAST, "sampling", "beam search")
 
 
 @dataclass(frozen=True)
 class DecodingSettings:
     """Decoding settings as entered on the page."""
 
-    mode: str = "greedy"
+    mode: str = AS_EVALUATED
     temperature: float = 0.7
     top_p: float = 0.9
     repetition_penalty: float = 1.0

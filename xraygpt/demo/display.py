@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from xraygpt.demo.input_check import input_warnings
+from xraygpt.datasets.input_check import InputCheck, input_warnings
 from xraygpt.media.pixels import MetaValue, ReadLimits, Window, frame_count, read_image
 from xraygpt.phantom.corpus import SYNTHETIC
 
@@ -39,6 +39,7 @@ class DisplayedImage:
         warnings: Reasons to doubt that the image is a chest radiograph.
         synthetic: Whether the image is a phantom, according to the file's text chunk.
         source_format: File format: ``DICOM``, ``PNG`` or ``JPEG``.
+        check: The check that finds the warnings; None finds none.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class DisplayedImage:
     warnings: list[str] = field(default_factory=list)
     synthetic: bool = False
     source_format: str = ""
+    check: InputCheck | None = field(default_factory=InputCheck)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -71,7 +73,9 @@ class DisplayedImage:
         image = read_image(self.path, frame=frame, limits=LIMITS)
         self.frame, self.window = frame, None
         self.meta, self.source_format = image.meta, image.source_format
-        self.warnings = input_warnings(image.pixels, image.meta)
+        self.warnings = []
+        if self.check is not None:
+            self.warnings = input_warnings(image.pixels, image.meta, self.check.views)
 
     def pixels(self) -> np.ndarray:
         """Return the displayed pixels, (H, W) or (H, W, 3) uint8 with sides up to `VIEW_SIDE`.
@@ -102,13 +106,17 @@ class DisplayedImage:
         return ", ".join(p for p in parts if p)
 
 
-def open_image(path: Path) -> DisplayedImage:
+def open_image(path: Path, check: InputCheck | None = InputCheck()) -> DisplayedImage:  # noqa: B008
     """Open a file at its first frame.
+
+    Args:
+        path: The file.
+        check: The check that finds the warnings; None finds none.
 
     Raises:
         ImageError: The file is not a supported image.
     """
-    opened = DisplayedImage(path, frame_count(path, limits=LIMITS))
+    opened = DisplayedImage(path, frame_count(path, limits=LIMITS), check=check)
     opened.show_frame(0)
     if opened.source_format == "PNG":
         with Image.open(path, formats=["PNG"]) as image:

@@ -1,4 +1,7 @@
-"""Example images to choose from: SYNTHETIC phantoms, or the user's own folder."""
+"""Example images to choose from: real films, SYNTHETIC phantoms, or the user's own folder.
+
+A model is offered images like those it was trained on.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,9 @@ from xraygpt.phantom.render import Study, render
 log = logging.getLogger(__name__)
 
 MAX_EXAMPLES = 24
+FILMS = Path(__file__).resolve().parents[2] / "examples" / "nih_chestxray14"
+"""Six films of NIH ChestX-ray14, which are in the repository but not in a wheel."""
+CREDIT = "Example films: NIH ChestX-ray14, courtesy of the NIH Clinical Center."
 _PHANTOMS: list[tuple[str, dict[str, Any]]] = [
     ("", {}),
     ("pleural_effusion", {"side": "left", "degree": "moderate"}),
@@ -38,6 +44,11 @@ def draw_examples(folder: Path) -> list[tuple[Path, str]]:
         parts = [attributes.get("side", ""), name.replace("_", " ")]
         examples.append((path, f"SYNTHETIC: {' '.join(parts).strip() or 'normal'}"))
     return examples
+
+
+def film_examples() -> list[tuple[Path, str]]:
+    """Return the films and their captions; empty in an installation without the repository."""
+    return [(path, f"NIH {path.stem}") for path in sorted(FILMS.glob("*.png"))]
 
 
 def load_examples(folder: Path) -> list[tuple[Path, str]]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
+from xraygpt.answering.wording import predicted_rows
 from xraygpt.common.errors import InputError
 from xraygpt.demo.controller import DemoController
-from xraygpt.demo.decoding import DecodingSettings
+from xraygpt.demo.decoding import FAST, DecodingSettings
 from xraygpt.demo.display import DisplayedImage
-from xraygpt.demo.layout import NO_SPANS_HTML, QUESTIONS, Layout, status_html
+from xraygpt.demo.layout import NO_SPANS_HTML, Layout, predicted_html, status_html
 from xraygpt.demo.maps import answer_spans
 from xraygpt.demo.report import Format, split_report
 from xraygpt.demo.responder import AnswerUpdate, question_answers
 from xraygpt.demo.sessions import Session
+from xraygpt.tasks.payload import Remark
 
 Values = dict[Any, Any]
 """Maps components to their new values or updates."""
@@ -159,6 +162,8 @@ class ImageHandlers(_Handlers):
             layout.chat: [],
             layout.answer_choice: gr.update(choices=[], value=None, visible=False),
             layout.spans: NO_SPANS_HTML,
+            layout.remarks: "",
+            layout.predicted: "",
         }
 
 
@@ -169,7 +174,14 @@ class AnswerHandlers(_Handlers):
     def buttons(self) -> list[Any]:
         """Buttons whose state depends on whether an answer is being generated."""
         layout = self.layout
-        return [layout.draft, layout.ask, layout.regenerate, layout.stop, *layout.exports.values()]
+        return [
+            layout.draft,
+            layout.fast,
+            layout.ask,
+            layout.regenerate,
+            layout.stop,
+            *layout.exports.values(),
+        ]
 
     def on_begin(self, request: gr.Request) -> Values:
         """Disable all buttons except Stop, and assign a ticket to the question."""
@@ -190,6 +202,13 @@ class AnswerHandlers(_Handlers):
         """Draft the report."""
         session, responder = self.session(request), self.controller.responder
         updates = responder.draft(session, self._settings(inputs), self._ticket(inputs))
+        yield from self._stream(session, updates, responder.report_prompt)
+
+    def on_fast_draft(self, inputs: Values, request: gr.Request) -> Iterator[Values]:
+        """Draft the report with greedy decoding."""
+        session, responder = self.session(request), self.controller.responder
+        settings = replace(self._settings(inputs), mode=FAST)
+        updates = responder.draft(session, settings, self._ticket(inputs))
         yield from self._stream(session, updates, responder.report_prompt)
 
     def on_ask(self, inputs: Values, request: gr.Request) -> Iterator[Values]:
@@ -219,7 +238,7 @@ class AnswerHandlers(_Handlers):
 
     def on_example_question(self, event: gr.EventData) -> str:
         """Copy an example question into the question box."""
-        return QUESTIONS[int(event.pick)]
+        return self.layout.questions_offered[int(event.pick)]
 
     def _ticket(self, inputs: Values) -> int | None:
         ticket = inputs[self.layout.ticket]
@@ -240,7 +259,7 @@ class AnswerHandlers(_Handlers):
             if update.is_report:
                 findings, impression = split_report(update.text, done=update.done)
                 values |= {layout.findings: findings, layout.impression: impression}
-            if update.done:
+            if update.status or update.done:
                 values[layout.status] = status_html(update.status)
             yield values
 
@@ -273,23 +292,26 @@ class MapHandlers(_Handlers):
     def on_answered(self, unit: str, request: gr.Request) -> Values:
         """Offer the new answer's words, and remove the old map."""
         session = self.session(request)
-        pairs = question_answers(session)
-        names = [
-            "the draft"
-            if session.draft and i == session.draft.index
-            else f"{i + 1}. {question[:50]}"
-            for i, (question, _) in enumerate(pairs)
+        written = [
+            (i, pair.shown_question)
+            for i, pair in enumerate(session.conversation.history)
+            if pair.kind.is_generated
         ]
-        last = len(pairs) - 1
+        choices = [
+            ("the draft" if session.draft and i == session.draft.index else question[:50], i)
+            for i, question in written
+        ]
+        last = written[-1][0] if written else -1
         return {
             self.layout.answer_choice: gr.update(
-                choices=[(name, i) for i, name in enumerate(names)],
-                value=last if pairs else None,
-                visible=len(pairs) > 1,
+                choices=choices, value=last if written else None, visible=len(written) > 1
             ),
             self.layout.spans: self._spans(session, unit, last),
+            self.layout.remarks: self._remarks(session, last),
+            self.layout.predicted: self._predicted(session),
             self.layout.viewer: self.controller.images.viewer(session),
             self.layout.map_text: self.layout.map_html(""),
+            self.layout.opacity: gr.update(visible=False),
         }
 
     def on_unit(self, unit: str, index: int | None, request: gr.Request) -> str:
@@ -303,20 +325,52 @@ class MapHandlers(_Handlers):
         session = self.session(request)
         index, start, end = (int(part) for part in str(event.pick).split("-"))
         text = self.controller.maps.show(session, index, (start, end))
-        return self.images.view(session) | {self.layout.map_text: self.layout.map_html(text)}
+        return self.images.view(session) | {
+            self.layout.map_text: self.layout.map_html(text),
+            self.layout.opacity: gr.update(visible=bool(session.heat)),
+        }
+
+    def _remarks(self, session: Session, index: int) -> str:
+        """List the sentences of an answer that contradict something, with the reasons."""
+        history = session.conversation.history
+        if not 0 <= index < len(history):
+            return ""
+        pair = history[index]
+        remarks = [
+            f"“{pair.answer[r['start'] : r['end']]}” {r['text']}."
+            for r in pair.payload.get("remarks", ())
+        ]
+        items = "".join(f"<li>{html.escape(remark)}</li>" for remark in remarks)
+        return f'<ul class="xg-remarks">{items}</ul>' if items else ""
+
+    def _predicted(self, session: Session) -> str:
+        """List the findings predicted from the images, from the last answer that has them."""
+        answerer = self.controller.parts.engine.answerer
+        payloads = [pair.payload for pair in session.conversation.history]
+        payload = next((p for p in reversed(payloads) if p.get("probabilities")), None)
+        if answerer is None or payload is None:
+            return ""
+        return predicted_html(predicted_rows(payload, answerer.vocabulary))
 
     def _spans(self, session: Session, unit: str, index: int) -> str:
         spans = answer_spans(session, index, words=unit == "Words")
         if not spans:
             return NO_SPANS_HTML
         text = session.conversation.history[index].answer
+        remarks = session.conversation.history[index].payload.get("remarks", ())
         cells = "".join(
-            f'<button type="button" data-pick="{index}-{start}-{end}">'
-            f"{html.escape(text[start:end])}</button> "
+            f'<button type="button" data-pick="{index}-{start}-{end}"'
+            f"{_doubt_class(start, end, remarks)}>{html.escape(text[start:end])}</button> "
             for start, end in spans
         )
         label = f"{unit} of the answer"
         return f'<div class="xg-words" role="group" aria-label="{label}">{cells}</div>'
+
+
+def _doubt_class(start: int, end: int, remarks: Sequence[Remark]) -> str:
+    """Return the class of a span that overlaps a remark's sentence."""
+    doubted = any(r["start"] < end and start < r["end"] for r in remarks)
+    return ' class="xg-doubted" title="see the remark below"' if doubted else ""
 
 
 class SessionHandlers(_Handlers):

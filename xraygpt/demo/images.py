@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from xraygpt.common.errors import InputError, without_path
+from xraygpt.datasets.input_check import InputCheck
 from xraygpt.demo.display import open_image, viewer_html
 from xraygpt.demo.sessions import MAX_IMAGES, ImageKey, Session, Sessions
 from xraygpt.media.base import Media
@@ -23,6 +24,7 @@ class ImageManager:
         sessions: Sessions of all open pages.
         read_media: Function that reads a file and frame as in training.
         examples: Example files to choose from, with their captions.
+        check: The check of images that finds their warnings; None finds none.
     """
 
     def __init__(
@@ -30,7 +32,9 @@ class ImageManager:
         sessions: Sessions,
         read_media: Callable[..., Media],
         examples: Sequence[tuple[Path, str]] = (),
+        check: InputCheck | None = None,
     ) -> None:
+        self.check = check
         self.sessions, self.read_media = sessions, read_media
         self.examples = list(examples)
 
@@ -75,7 +79,7 @@ class ImageManager:
                 raise InputError(
                     f"a conversation can have at most {MAX_IMAGES} images; use Clear all first"
                 )
-            session.images.append(open_image(path))
+            session.images.append(open_image(path, self.check))
         except BaseException as error:
             path.unlink(missing_ok=True)
             if not isinstance(error, InputError):

@@ -41,12 +41,19 @@ def main() -> None:
 
     device = device_from(args)
     users = _users(args)
-    # Importing torch takes seconds, so help and argument errors come first.
-    from xraygpt.common.config import load, to_yaml
-    from xraygpt.experiment import Evaluation, find_device
+    # Importing torch takes seconds, so help, argument errors and missing files come first.
+    from xraygpt.common.config import to_yaml
+    from xraygpt.requirements_check import load_complete
 
     options = [*args.options, *(["model.low_resource=true"] if args.low_resource else [])]
-    experiment = load(Evaluation, args.cfg_path, options)
+    experiment = load_complete(
+        "Evaluation",
+        args.cfg_path,
+        options,
+        need="model",
+        device=device,
+        check=not args.print_config,
+    )
     if args.print_config:
         sys.stdout.write(to_yaml(experiment))
         return
@@ -55,6 +62,8 @@ def main() -> None:
             "--share: the page and every uploaded image pass through third-party servers; "
             "do not upload images of patients"
         )
+    from xraygpt.experiment import find_device
+
     find_device(device)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
@@ -164,25 +173,27 @@ def build_controller(
         experiment: Evaluation configuration that describes the model.
         device: Device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         name: Model name, for display.
-        examples: Folder with example images; None draws phantoms.
+        examples: Folder with example images; None offers films, or phantoms if the model was
+            trained on phantoms.
 
     Raises:
         InputError: The model cannot be built, or the folder has no images.
     """
+    from xraygpt.common.config import to_tree
     from xraygpt.demo.controller import DemoController
-    from xraygpt.demo.examples import draw_examples, load_examples
+    from xraygpt.demo.examples import draw_examples, film_examples, load_examples
+    from xraygpt.evaluation.history import load_history
     from xraygpt.experiment import build_chat
 
     own_examples = None if examples is None else load_examples(examples)
     parts = build_chat(experiment, device)
-    synthetic = all(
-        type(corpus).__qualname__.startswith("SyntheticCxr")
-        for corpus in experiment.datasets.values()
-    )
-    controller = DemoController(parts, name, synthetic and experiment.model.ckpt is not None)
+    synthetic = load_history(to_tree(experiment.model)).trained_on_synthetic_only
+    controller = DemoController(parts, name, synthetic)
     try:
+        if own_examples is None and not synthetic:
+            own_examples = film_examples()
         folder = controller.sessions.root / "examples"
-        controller.images.examples = draw_examples(folder) if own_examples is None else own_examples
+        controller.images.examples = own_examples or draw_examples(folder)
     except BaseException:
         controller.sessions.close()
         raise
@@ -294,10 +305,12 @@ def _start_baseline(
     def compute() -> None:
         if not supports(controller.parts.engine.model, AttentionMaps):
             return
+        # Only the average is computed from the corpus; the address stays the last line.
+        logging.getLogger("xraygpt.datasets").setLevel(logging.ERROR)
         try:
             count = controller.attention.set_baseline(images_in_time())
             used = controller.attention.num_references
-            log.info("attention maps: %d reference images, %d used", count, used)
+            log.debug("attention maps: %d reference images, %d used", count, used)
         except Exception as error:  # the page works without the average
             log.warning(
                 "attention maps: cannot compute the average to subtract (%s)", type(error).__name__

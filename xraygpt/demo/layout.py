@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 import gradio as gr
 
+from xraygpt.answering.wording import PredictedRow
 from xraygpt.demo import display
 from xraygpt.demo.controller import DemoController
 from xraygpt.demo.decoding import AS_EVALUATED, MAX_BEAMS, MODES, DecodingSettings
+from xraygpt.demo.examples import CREDIT, FILMS
 from xraygpt.demo.report import MAX_REPORT, NOTICE, SYNTHETIC_WARNING
 
-QUESTIONS = (
-    "Is there a pleural effusion, and on which side?",
-    "Do you see a pneumothorax?",
-    "How large is the heart?",
-    "Are the lungs clear?",
-    "Which tubes, lines or devices are there?",
-    "Is any bone broken?",
-    "Is there a nodule or a mass, and where?",
-    "What is normal in this image?",
-    "What should a reader check first?",
-)
-
-NO_SPANS_HTML = '<p class="xg-small">There is no answer yet.</p>'
+NO_SPANS_HTML = '<p class="xg-small">Draft a report to see its sentences here.</p>'
 """Text shown when there are no words to click."""
 
 
@@ -54,9 +45,12 @@ class Layout:
                 with gr.Column(scale=5, min_width=340):
                     self._add_viewer()
                 with gr.Column(scale=6, min_width=340):
+                    self._add_draft_buttons()
                     self._add_report()
-                    self._add_maps()
                     self._add_chat()
+                    self._add_maps()
+                    self._add_exports()
+                    self._add_decoding()
             self.download = gr.JSON(visible="hidden", elem_id="xg-payload")
             self.ticket = gr.Number(None, visible="hidden", precision=0)
 
@@ -79,7 +73,7 @@ class Layout:
         self.upload = gr.File(
             label="X-rays: PNG, JPEG, DICOM",
             file_count="multiple",
-            height=96,
+            height=64,
             elem_id="xg-upload",
         )
         self.examples = gr.HTML(
@@ -95,7 +89,6 @@ class Layout:
             js_on_load=asset("demo_viewer.js"),
             elem_id="xg-viewer",
         )
-        self.warnings = gr.HTML(visible=False, elem_id="xg-doubts")
         self.facts = gr.HTML(visible=False, elem_id="xg-facts")
         self.frame = gr.Slider(1, 2, 1, step=1, label="Frame", visible=False, elem_id="xg-frame")
         with gr.Row(visible=False, elem_id="xg-window") as self.tools:
@@ -116,35 +109,65 @@ class Layout:
 
         examples = self.controller.images.examples
         cells = [button(i, path, caption) for i, (path, caption) in enumerate(examples)]
-        return f'<div class="xg-examples" role="group" aria-label="Examples">{"".join(cells)}</div>'
+        credit = CREDIT if any(path.parent == FILMS for path, _ in examples) else ""
+        return (
+            f'<div class="xg-examples" role="group" aria-label="Examples">{"".join(cells)}</div>'
+            f'<p class="xg-credit">{credit}</p>'
+        )
 
-    def _add_report(self) -> None:
+    def _add_draft_buttons(self) -> None:
+        self.warnings = gr.HTML(visible=False, elem_id="xg-doubts")
         with gr.Row():
             self.draft = gr.Button(
-                "Draft report", variant="primary", min_width=130, elem_id="xg-draft"
+                "Draft report", variant="primary", min_width=120, elem_id="xg-draft"
+            )
+            self.fast = gr.Button(
+                "Fast draft", min_width=110, elem_id="xg-fast", visible=self._offers_fast_draft()
             )
             self.stop = gr.Button(
-                "Stop", variant="stop", interactive=False, min_width=130, elem_id="xg-stop"
+                "Stop", variant="stop", interactive=False, min_width=90, elem_id="xg-stop"
             )
             self.regenerate = gr.Button(
-                "Regenerate", interactive=False, min_width=130, elem_id="xg-again"
+                "Answer again", interactive=False, min_width=110, elem_id="xg-again"
             )
-            self.clear = gr.Button("Clear all", min_width=130, elem_id="xg-clear")
-        self.status = gr.HTML(status_html(""), elem_id="xg-status")
+            self.clear = gr.Button("Clear all", min_width=90, elem_id="xg-clear")
+        self.status = gr.HTML(status_html(self._fast_draft_note()), elem_id="xg-status")
+
+    def _offers_fast_draft(self) -> bool:
+        """Whether the measured decoding takes longer than greedy decoding."""
+        generation = self.controller.parts.generation
+        return max(generation.candidates, generation.num_beams) > 1
+
+    def _fast_draft_note(self) -> str:
+        """Return what a fast draft costs, from the model's measured scores."""
+        scores = self.controller.parts.engine.model.abilities.decoding_scores
+        full, fast = scores.get(AS_EVALUATED, {}), scores.get("fast draft", {})
+        names = [name for name in full if name in fast]
+        if not names or not self._offers_fast_draft():
+            return ""
+        costs = ", ".join(f"{name} {fast[name]:.3f} instead of {full[name]:.3f}" for name in names)
+        return f"A fast draft is worse: {costs}."
+
+    def _add_report(self) -> None:
         self.findings = gr.Textbox(
             label="Findings (AI draft: edit it)",
-            lines=4,
-            max_lines=14,
+            lines=3,
+            max_lines=10,
             max_length=MAX_REPORT,
             elem_id="xg-findings",
         )
         self.impression = gr.Textbox(
             label="Impression (AI draft: edit it)",
-            lines=2,
-            max_lines=8,
+            lines=1,
+            max_lines=6,
             max_length=MAX_REPORT,
             elem_id="xg-impression",
+            visible=self.controller.responder.writes_impression,
         )
+        self.remarks = gr.HTML("", elem_id="xg-remarks")
+        self.predicted = gr.HTML("", elem_id="xg-predicted")
+
+    def _add_exports(self) -> None:
         with gr.Row():
             self.exports = {
                 kind: gr.Button(
@@ -154,12 +177,12 @@ class Layout:
             }
 
     def _add_maps(self) -> None:
-        with gr.Column(elem_id="xg-where"):
+        with gr.Accordion("Where the model looked", elem_id="xg-where"):
             with gr.Row():
                 self.unit = gr.Radio(
                     ["Sentences", "Words"],
                     value="Sentences",
-                    label="Where the model looked: click a sentence or a word",
+                    label="Click a sentence or a word of a written answer",
                 )
                 self.answer_choice = gr.Dropdown(
                     [], label="Answer", visible=False, elem_id="xg-turn"
@@ -169,44 +192,52 @@ class Layout:
             )
             self.map_text = gr.HTML(self.map_html(""), elem_id="xg-looked")
             self.opacity = gr.Slider(
-                0, 100, 70, step=1, label="Opacity of the map (%)", elem_id="xg-opacity"
-            )
+                0, 100, 70, step=1, label="Opacity of the map (%)", elem_id="xg-opacity",
+                visible=False,
+            )  # fmt: skip
+
+    @property
+    def questions_offered(self) -> list[str]:
+        """Questions that the model can answer."""
+        answerer = self.controller.parts.engine.answerer
+        return [] if answerer is None else answerer.example_questions()
 
     def _add_chat(self) -> None:
-        self.chat = gr.Chatbot(
-            label="Conversation (AI output, not verified)",
-            height=300,
-            render_markdown=False,
-            feedback_options=None,
-            buttons=[],
-            elem_id="xg-chat",
-        )
         with gr.Row():
             self.question = gr.Textbox(
-                label="Question", lines=1, max_lines=4, scale=5, elem_id="xg-question"
+                show_label=False,
+                placeholder="Ask about the image",
+                lines=1,
+                max_lines=4,
+                scale=5,
+                elem_id="xg-question",
             )
             self.ask = gr.Button("Ask", variant="primary", scale=1, min_width=80, elem_id="xg-ask")
         cells = "".join(
             f'<button type="button" data-pick="{i}">{html.escape(q)}</button>'
-            for i, q in enumerate(QUESTIONS)
+            for i, q in enumerate(self.questions_offered)
         )
         self.questions = gr.HTML(
             f'<div class="xg-questions" role="group" aria-label="Example questions">{cells}</div>',
             js_on_load=asset("demo_pick.js"),
             elem_id="xg-questions",
         )
-        self._add_decoding()
+        self.chat = gr.Chatbot(
+            label="Conversation (AI output, not verified)",
+            height=190,
+            render_markdown=False,
+            feedback_options=None,
+            buttons=[],
+            elem_id="xg-chat",
+        )
 
     def _add_decoding(self) -> None:
         evaluated = self.controller.parts.generation
-        modes = list(MODES)
-        if evaluated != DecodingSettings().to_generation(evaluated):
-            modes.append(AS_EVALUATED)
         half_context = self.controller.parts.engine.model.context_len // 2
         start = DecodingSettings(max_new_tokens=evaluated.max_new_tokens)
         with gr.Accordion("Decoding", open=False, elem_id="xg-decoding"):
             self.settings = [
-                gr.Radio(modes, value=start.mode, label="Mode", elem_id="xg-mode"),
+                gr.Radio(list(MODES), value=start.mode, label="Mode", elem_id="xg-mode"),
                 gr.Slider(0.1, 2, start.temperature, step=0.1, label="Temperature (sampling)"),
                 gr.Slider(0.05, 1, start.top_p, step=0.05, label="Top-p (sampling)"),
                 gr.Slider(1, 2, start.repetition_penalty, step=0.05, label="Repetition penalty"),
@@ -226,6 +257,7 @@ class Layout:
     def map_html(self, text: str) -> str:
         """Return text about the maps with a colour legend; an empty text hides both."""
         count = self.controller.attention.num_references
+        note = self.controller.parts.engine.model.abilities.map_note
         baseline = "average of the full answer"
         baseline += f" and {count} training images" if count else ""
         legend = (
@@ -235,10 +267,29 @@ class Layout:
         return (
             f'<div role="status">{f"<p>{html.escape(text)}</p>{legend}" if text else ""}</div>'
             '<p class="xg-small">Attention of the selected words, scaled to its maximum. It '
-            "explains the model and is not evidence of a finding.</p>"
+            f"explains the model and is not evidence of a finding. {html.escape(note)}</p>"
         )
 
 
 def status_html(text: str) -> str:
     """Return the HTML of the status line."""
     return f'<p role="status" class="xg-status">{html.escape(text)}</p>'
+
+
+def predicted_html(rows: Sequence[PredictedRow]) -> str:
+    """Return the HTML of the list of findings predicted from the images."""
+    present = [row for row in rows if row.present]
+    cells = "".join(
+        f"<li><b>{html.escape(row.name)}</b>: {row.likelihood}, {row.probability}</li>"
+        for row in present
+    )
+    others = ", ".join(f"{row.name} {row.probability}" for row in rows if not row.present)
+    listed = (
+        f"<ul>{cells}</ul>" if present else "<p>None of its findings reaches its threshold.</p>"
+    )
+    return (
+        '<div class="xg-predicted" role="group" aria-label="Findings predicted from the image">'
+        f"<h2>What the model finds in the image</h2>{listed}"
+        f"<details><summary>{len(rows) - len(present)} unlikely findings</summary>"
+        f"<p>{html.escape(others)}</p></details></div>"
+    )

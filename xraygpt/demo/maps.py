@@ -13,6 +13,8 @@ from xraygpt.processors.text import split_sentences
 
 MAP_SIDE = 512
 """Maximum side of a map, in pixels."""
+MIN_SHARE = 0.02
+"""Minimum share of the words' attention that must go to images for a map to be shown."""
 _MAX_QUOTE = 60
 Span = tuple[int, int]
 """Range of characters in an answer."""
@@ -41,6 +43,14 @@ class MapViewer:
             Text about the maps.
         """
         maps = self.attention.maps(session.conversation, *span, index=index)
+        text = session.conversation.history[index].answer[slice(*span)]
+        quote = text if len(text) < _MAX_QUOTE else f"{text[: _MAX_QUOTE - 3]}…"
+        if maps[0].images_share < MIN_SHARE:
+            session.heat = {}
+            return (
+                f"“{quote}”: no map, because only {maps[0].images_share:.1%} of the attention "
+                "went to images. These words follow from the text, not from the image."
+            )
         keys = session.model_images[: len(maps)]
         highest = max(float(result.heat.max()) for result in maps)
         session.heat = {
@@ -51,8 +61,6 @@ class MapViewer:
             best = max(range(len(maps)), key=lambda i: float(maps[i].heat.sum()))
             session.selected, frame = keys[best]
             session.images[session.selected].show_frame(frame)
-        text = session.conversation.history[index].answer[slice(*span)]
-        quote = text if len(text) < _MAX_QUOTE else f"{text[: _MAX_QUOTE - 3]}…"
         parts = [f"“{quote}”: {maps[0].images_share:.0%} of the attention went to images."]
         if len(maps) > 1:
             parts += [

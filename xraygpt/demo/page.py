@@ -116,6 +116,7 @@ class Page:
         ).success(**prefill)
         texts = [
             layout.findings, layout.impression, layout.chat, layout.answer_choice, layout.spans,
+            layout.remarks, layout.predicted,
         ]  # fmt: skip
         layout.examples.click(
             show_errors(images.on_example), None, [*self._view, *texts], api_visibility="private"
@@ -145,6 +146,7 @@ class Page:
         layout, answers = self.layout, self.answers
         unqueued: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
         self._connect_answer([layout.draft.click], answers.on_draft, "draft")
+        self._connect_answer([layout.fast.click], answers.on_fast_draft, "fast_draft")
         self._connect_answer([layout.ask.click, layout.question.submit], answers.on_ask, "ask")
         self._connect_answer([layout.regenerate.click], answers.on_regenerate, "regenerate")
         layout.stop.click(
@@ -188,7 +190,15 @@ class Page:
             ).then(
                 show_errors(self.maps.on_answered),
                 layout.unit,
-                [layout.answer_choice, layout.spans, layout.viewer, layout.map_text],
+                [
+                    layout.answer_choice,
+                    layout.spans,
+                    layout.remarks,
+                    layout.predicted,
+                    layout.viewer,
+                    layout.map_text,
+                    layout.opacity,
+                ],
                 api_visibility="private",
                 **unqueued,
             )
@@ -198,7 +208,7 @@ class Page:
         layout.spans.click(
             show_errors(maps.on_span),
             None,
-            self._view,
+            [*self._view, layout.opacity],
             api_visibility="private",
             show_progress="minimal",
             show_progress_on=layout.map_text,
@@ -228,8 +238,8 @@ class Page:
             None,
             [
                 *self._view, *self.answers.buttons, layout.findings, layout.impression,
-                layout.chat, layout.status, layout.answer_choice, layout.spans, layout.question,
-                layout.download, layout.upload,
+                layout.chat, layout.status, layout.answer_choice, layout.spans, layout.remarks,
+                layout.predicted, layout.question, layout.download, layout.upload,
             ],
             api_name="clear",
         )  # fmt: skip

@@ -47,6 +47,8 @@ class Report:
         ended: Reason why the draft ended: ``end``, ``length`` (cut off) or ``cancelled``
             (stopped); empty without a draft.
         images: Descriptions of the images read for the draft, without patient information.
+        predicted: Lines about the findings that the model predicts from the image.
+        remarks: Sentences of the draft that contradict each other or these findings, with reasons.
         conversation: Questions and answers, oldest first.
         facts: Details of the model, to reproduce the draft.
         date: Date of the export (ISO 8601, UTC).
@@ -65,10 +67,20 @@ class Report:
     ended: str
     images: list[str]
     conversation: list[tuple[str, str]]
+    predicted: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     notice: str = NOTICE
     warning: str = ""
+
+    def lists(self) -> list[tuple[str, list[str]]]:
+        """Return the predicted findings and the remarks with their headings, unless empty."""
+        lists = {
+            "Findings predicted from the image": self.predicted,
+            "Sentences to doubt": self.remarks,
+        }
+        return [(name, items) for name, items in lists.items() if items]
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the provenance as pairs of name and text."""
@@ -132,7 +144,9 @@ def _markdown(report: Report) -> str:
     lines = [f"# {NOTICE}", ""]
     lines += [report.warning, ""] if report.warning else []
     lines += ["## Findings", "", safe(report.findings) or "(empty)"]
-    lines += ["", "## Impression", "", safe(report.impression) or "(empty)", ""]
+    lines += ["", "## Impression", "", safe(report.impression), ""] if report.impression else [""]
+    for name, items in report.lists():
+        lines += [f"## {name}", "", *(f"- {safe(item)}" for item in items), ""]
     if report.conversation:
         lines += ["## Conversation", ""]
         for question, answer in report.conversation:
@@ -149,7 +163,7 @@ def _pdf(report: Report, picture: tuple[np.ndarray, str] | None) -> bytes:
     buffer = BytesIO()
     document = SimpleDocTemplate(
         buffer, pagesize=A4, title=NOTICE, author="xraygpt", subject=NOTICE,
-        leftMargin=56, rightMargin=56, topMargin=64, bottomMargin=56,
+        leftMargin=56, rightMargin=56, topMargin=52, bottomMargin=48,
     )  # fmt: skip
     document.build(_story(report, picture), onFirstPage=_draw_notice, onLaterPages=_draw_notice)
     return buffer.getvalue()
@@ -175,7 +189,7 @@ def _story(report: Report, picture: tuple[np.ndarray, str] | None) -> list[Any]:
     normal, bold = _fonts()
     body = ParagraphStyle("body", fontName=normal, fontSize=9.5, leading=14, wordWrap="LTR")
     small = ParagraphStyle("small", parent=body, fontSize=7.5, leading=10, splitLongWords=True)
-    head = ParagraphStyle("head", fontName=bold, fontSize=12, leading=18, spaceBefore=10)
+    head = ParagraphStyle("head", fontName=bold, fontSize=11, leading=16, spaceBefore=6)
 
     def paragraph(text: str, style: ParagraphStyle = body) -> Paragraph:
         return Paragraph(html.escape(text or "(empty)").replace("\n", "<br/>"), style)
@@ -183,12 +197,15 @@ def _story(report: Report, picture: tuple[np.ndarray, str] | None) -> list[Any]:
     story: list[Any] = [paragraph(report.warning)] if report.warning else []
     if picture is not None:
         height, width = picture[0].shape[:2]
-        scale = min(240 / width, 240 / height)
+        scale = min(220 / width, 220 / height)
         story += [
             Image(_png(picture[0]), width * scale, height * scale),
             paragraph(picture[1], small),
         ]
-    for name, text in (("Findings", report.findings), ("Impression", report.impression)):
+    sections = [("Findings", report.findings)]
+    sections += [("Impression", report.impression)] if report.impression else []
+    sections += [(name, "\n".join(items)) for name, items in report.lists()]
+    for name, text in sections:
         story += [Paragraph(name, head), *(paragraph(line) for line in (text or "").split("\n"))]
     if report.conversation:
         story.append(Paragraph("Conversation", head))
@@ -198,7 +215,8 @@ def _story(report: Report, picture: tuple[np.ndarray, str] | None) -> list[Any]:
     rows: Sequence[Any] = [
         [paragraph(name, small), paragraph(value, small)] for name, value in report.rows()
     ]
-    story.append(Table(rows, colWidths=[100, 380], hAlign="LEFT"))
+    padding = ("TOPPADDING", (0, 0), (-1, -1), 0), ("BOTTOMPADDING", (0, 0), (-1, -1), 1)
+    story.append(Table(rows, colWidths=[110, 373], hAlign="LEFT", style=padding))
     return story
 
 

@@ -14,11 +14,11 @@ from xraygpt.demo.report import split_report
 from xraygpt.demo.sessions import Draft, Session
 from xraygpt.experiment import ChatParts
 from xraygpt.models.base import Generation
-from xraygpt.prompting.content import strip_marks
-from xraygpt.tasks.plan import PlannedQuestion
 
 MAX_QUESTION = 2000
 """Maximum number of characters in a question."""
+PROGRESS_SECONDS = 0.5
+"""Longest time between two updates of the status line."""
 _FINISHED = {"length": "Cut off at the token limit. ", "cancelled": "Stopped. "}
 
 
@@ -51,9 +51,14 @@ class Responder:
 
     def __init__(self, parts: ChatParts, images: ImageManager) -> None:
         self.parts, self.images = parts, images
-        prompts = parts.engine.renderer.prompts
-        prompt = strip_marks(prompts[0]).strip() if prompts else ""
+        answerer = parts.engine.answerer
+        prompt = "" if answerer is None else answerer.report_prompt
         self.report_prompt = prompt or "Describe this chest X-ray as a radiologist would."
+
+    @property
+    def writes_impression(self) -> bool:
+        """Whether the model's reports have an impression under its own heading."""
+        return "impression" in self.parts.engine.model.abilities.sections
 
     def draft(
         self, session: Session, settings: DecodingSettings, ticket: int | None = None
@@ -126,8 +131,9 @@ class Responder:
             answer = self._start(session, question, generation, is_report=is_report)
             if session.is_stopped(ticket):
                 session.conversation.cancel()
-            for piece in answer:
+            for piece in answer.pieces(PROGRESS_SECONDS):
                 update.text += piece
+                update.status = f"Writing: {answer.progress:.0%} of the maximum length."
                 yield update
             self._finish(session, update, settings, answer)
             yield update
@@ -150,18 +156,8 @@ class Responder:
         session.heat = {}
         if question is None:
             return conversation.regenerate(generation)
-        planned = self._plan_report(session) if is_report else PlannedQuestion(question)
         self.images.update_model_images(session)
-        return conversation.ask(
-            planned.question, generation, caption=planned.caption, bonus=planned.bonus
-        )
-
-    def _plan_report(self, session: Session) -> PlannedQuestion:
-        """Return the report question, with planned findings if the configuration has a plan."""
-        if self.parts.plan is None:
-            return PlannedQuestion(self.report_prompt)
-        media = [self.parts.read_media(image.path, image.frame) for image in session.images]
-        return self.parts.plan(media, self.report_prompt)
+        return conversation.ask(question, generation)
 
     def _release_when_done(
         self,
@@ -186,20 +182,14 @@ class Responder:
     ) -> None:
         """Complete the update and store the draft."""
         update.text, update.done = answer.text(), True
+        update.status = _FINISHED.get(str(answer.finish_reason), "")
         if update.is_report:
             draft = self._make_draft(session, update.text, settings, answer)
             session.draft = draft
-            if draft.findings and not draft.impression and draft.ended == "end":
-                update.status = (
-                    "The model wrote no “Impression” heading; all text is under Findings. "
-                )
-        update.status += _FINISHED.get(str(answer.finish_reason), "")
-        if answer.seed is not None:
-            update.status += f"Seed {answer.seed}. "
+            update.status += draft.payload.get("note", "")
+            if self.writes_impression and draft.findings and not draft.impression:
+                update.status += " The model wrote no impression."
         update.status += _dropped_message(answer.dropped)
-        generation = settings.to_generation(self.parts.generation)
-        left = session.conversation.tokens_left(generation)
-        update.status += f"{left} tokens of context left."
 
     def _make_draft(
         self, session: Session, text: str, settings: DecodingSettings, answer: Answer
@@ -208,9 +198,11 @@ class Responder:
         findings, impression = split_report(text)
         return Draft(
             index=len(history) - 1,
+            text=text,
             findings=findings,
             impression=impression,
             prompt=history[-1].question_text,
+            payload=answer.payload,
             decoding=settings.describe(self.parts.generation),
             seed=answer.seed,
             ended=str(answer.finish_reason),
@@ -224,7 +216,7 @@ class Responder:
 def question_answers(session: Session) -> list[tuple[str, str]]:
     """Return the questions and answers so far, oldest first."""
     history = list(session.conversation.history)
-    return [(pair.question_text, pair.answer) for pair in history]
+    return [(pair.shown_question, pair.answer) for pair in history]
 
 
 def _dropped_message(dropped: int) -> str:

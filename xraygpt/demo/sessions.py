@@ -16,7 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ import numpy as np
 from xraygpt.common.errors import InputError
 from xraygpt.conversation import ChatEngine, Conversation
 from xraygpt.demo.display import DisplayedImage
+from xraygpt.tasks.payload import Payload
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Draft:
 
     Attributes:
         index: Index of the draft in the conversation's history.
+        text: The whole text.
         findings: Findings as the model wrote them.
         impression: Impression as the model wrote it.
         prompt: The question that asked for the draft.
@@ -56,9 +58,11 @@ class Draft:
         seed: Sampling seed; None without sampling.
         ended: Reason why the draft ended: ``end``, ``length`` (cut off) or ``cancelled`` (stopped).
         images: Descriptions of the images that the model had read.
+        payload: Predicted findings and remarks on sentences.
     """
 
     index: int
+    text: str
     findings: str
     impression: str
     prompt: str
@@ -66,6 +70,7 @@ class Draft:
     seed: int | None
     ended: str
     images: list[str]
+    payload: Payload = field(default_factory=Payload)
 
 
 class Session:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from xraygpt.common.errors import InputError
+from xraygpt.evaluation import prediction_file
 from xraygpt.evaluation.scoring import FITTED_STATE_FILE, build_task
 from xraygpt.metrics.paired import PERMUTATIONS, Difference, paired_difference
 from xraygpt.metrics.statistics import Score
@@ -92,15 +93,13 @@ def _prediction_file(path: Path) -> Path:
 
 
 def _task_tree(file: Path) -> dict[str, Any]:
-    """Read the settings of the task from the first line."""
-    with file.open(encoding="utf-8") as lines:
-        heading = json.loads(next(lines))
-    task = heading.get("identity", {}).get("task") or DEFAULT_TASK
+    """Read the settings of the task."""
+    task = prediction_file.read_settings(file).get("identity", {}).get("task") or DEFAULT_TASK
     return {"name": task} if isinstance(task, str) else dict(task)
 
 
 def _read_predictions(file: Path) -> dict[str, Prediction]:
-    """Read predictions by sample id, skipping lines without a prediction, such as the first."""
+    """Read predictions by sample id, skipping lines without a prediction, such as old headings."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -111,7 +110,7 @@ def _read_predictions(file: Path) -> dict[str, Prediction]:
             row = json.loads(line)
             if "prediction" in row:
                 fields = {"meta": {}, "prompt": "", "seed": 0, **row}
-                predictions[row["sample_id"]] = Prediction(**fields, folder=file.parent)
+                predictions[row["sample_id"]] = Prediction.from_row(fields, file.parent)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise InputError(f"{file}, line {number}: not a prediction ({error})") from None
     if not predictions:

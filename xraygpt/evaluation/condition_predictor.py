@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import torch
 from xraygpt.common import distributed
 from xraygpt.common.logging import progress
 from xraygpt.datasets import controls
-from xraygpt.datasets.base import Sample, StudyDataset, reference_text
+from xraygpt.datasets.base import Record, Sample, StudyDataset, reference_text
 from xraygpt.datasets.collate import Collator
+from xraygpt.datasets.input_check import study_warnings
 from xraygpt.evaluation import prediction_file
+from xraygpt.media.base import MediaRef
 from xraygpt.models.base import BaseModel
 from xraygpt.tasks.base import BaseTask, Prediction
 from xraygpt.tasks.payload import Payload, as_answers, save_mask
@@ -39,7 +41,6 @@ class ConditionPredictor:
         collate: Function that builds batches of prompts.
         device: Device to which batches are moved.
         folder: Folder of the prediction files.
-        identity: Content of the first line of each file.
         batch_size: Number of rows decoded at once.
         seed: Seed stored with the predictions.
     """
@@ -52,13 +53,14 @@ class ConditionPredictor:
         *,
         device: torch.device,
         folder: Path,
-        identity: dict[str, Any],
         batch_size: int,
         seed: int,
     ) -> None:
         self.task, self.model, self.collate, self.device = task, model, collate, device
-        self.folder, self.identity = folder, identity
+        self.folder = folder
         self.batch_size, self.seed = batch_size, seed
+        self.image_warnings: dict[MediaRef, tuple[str, ...]] = {}
+        """Warnings about the images, which are stored with the predictions."""
         self._answers: dict[AnswerKey, _StoredAnswer] = {}
 
     def predict(
@@ -78,7 +80,7 @@ class ConditionPredictor:
                 including those of finished shards.
         """
         path = prediction_file.path_for(self.folder, f"predictions_{condition}", shard)
-        done = prediction_file.resume(path, self.identity)
+        done = prediction_file.resume(path)
         if shard is None:
             done = prediction_file.read_shards(path) | done
         todo = [
@@ -94,9 +96,19 @@ class ConditionPredictor:
                     done[prediction.sample_id] = prediction
                     file.write(json.dumps(prediction.as_row()) + "\n")
                 file.flush()
-        predictions = [done[r.sample_id] for r in data.records if r.sample_id in done]
-        prediction_file.write(path, self.identity, predictions)  # in the order of the samples
+        predictions = [
+            replace(done[r.sample_id], warnings=self._warnings(data, r))
+            for r in data.records
+            if r.sample_id in done
+        ]
+        prediction_file.write(path, predictions)  # in the order of the samples
         return predictions
+
+    def _warnings(self, data: StudyDataset, record: Record) -> list[str]:
+        if controls.is_blank(data):
+            return []
+        refs = [ref._replace(mirrored=False) for ref in record.media]
+        return study_warnings([self.image_warnings.get(ref, ()) for ref in refs])
 
     def unique_samples(self, conditions: dict[str, StudyDataset]) -> list[tuple[str, int]]:
         """Return the condition and index of the first sample with each image and question."""
@@ -147,10 +159,9 @@ class ConditionPredictor:
         prompts = self.collate.prompts(list(samples.values()))
         batch = distributed.to_device(prompts, self.device)
         answers = as_answers(self.task.predict(self.model, batch))
-        rewritten: Sequence[str | None] = self.task.rewritten_prompts or [None] * len(answers)
-        for (key, sample), answer, prompt in zip(samples.items(), answers, rewritten, strict=True):
+        for (key, sample), answer in zip(samples.items(), answers, strict=True):
             payload = save_mask(answer, self.folder, sample["sample_id"], repr(key))
-            self._answers[key] = _StoredAnswer(answer.text, payload, prompt)
+            self._answers[key] = _StoredAnswer(answer.text, payload, answer.prompt or None)
 
     def _question(self, sample: Any) -> str:
         return "\n".join(t["text"] for t in self.collate.question(sample))

@@ -20,6 +20,16 @@ TRUE, SHUFFLED, BLANK, COMMON, NEAREST = "true", "shuffled", "blank", "most_comm
 MIRRORED = "mirrored"
 CONDITIONS = (TRUE, SHUFFLED, BLANK, MIRRORED, COMMON, NEAREST)  # in the order used in tables
 
+CONDITION_NAMES = {
+    "true": "true image",
+    "shuffled": "another study's image",
+    "blank": "black image",
+    "mirrored": "mirrored image",
+    "most_common": "most common answer",
+    "nearest": "answer of the most similar training image",
+}
+"""Names of the conditions in words."""
+
 CacheFeatures = Callable[[StudyDataset], object]
 """Function that makes a dataset read stored features."""
 

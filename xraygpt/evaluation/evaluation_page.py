@@ -11,6 +11,7 @@ from xraygpt.evaluation import result_page
 from xraygpt.evaluation.case_selection import select_cases
 from xraygpt.evaluation.conditions import BLANK, MIRRORED, SHUFFLED, TRUE, condition_of
 from xraygpt.evaluation.history import History
+from xraygpt.evaluation.lockbox import opening_lines
 from xraygpt.tasks.base import BaseTask, Prediction
 from xraygpt.tasks.payload import prediction_text
 
@@ -50,7 +51,17 @@ def write_evaluation_page(
     result_page.write_page(
         path,
         title="xraygpt: evaluation",
-        subtitle=f"Split {result['split']}, {result['n']} samples, run {result['signature']}.",
+        subtitle=" ".join(
+            filter(
+                None,
+                (
+                    f"Split {result['split']}, {result['n']} samples, run {result['signature']}.",
+                    result.get("input_check"),
+                    *opening_lines(result),
+                ),
+            )
+        ),
+        verdict=result["verdict"]["sentences"],
         cases=cases,
         shown=shown,
         scores=result["scores"],
@@ -94,6 +105,7 @@ def _build_cases(
                 prompt=prediction.meta.get("asked", prediction.prompt),
                 **vars(task.display(prediction)),
                 others=others,
+                warnings=prediction.warnings,
                 source=str(prediction.meta.get("source", "")),
                 reason=reason,
                 **vars(comparisons[index]),

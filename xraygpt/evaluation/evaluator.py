@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import logging
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +13,10 @@ from xraygpt.common import distributed
 from xraygpt.common.checks import Checks
 from xraygpt.common.errors import InputError
 from xraygpt.common.registry import Plugin
-from xraygpt.datasets.base import StudyDataset, reference_text
+from xraygpt.datasets.base import Split, StudyDataset, reference_text
 from xraygpt.datasets.collate import Collator
-from xraygpt.evaluation import prediction_file, scoring
+from xraygpt.datasets.input_check import InputCheck
+from xraygpt.evaluation import lockbox, prediction_file, scoring
 from xraygpt.evaluation.condition_predictor import ConditionPredictor
 from xraygpt.evaluation.conditions import (
     TRUE,
@@ -25,13 +27,17 @@ from xraygpt.evaluation.conditions import (
 )
 from xraygpt.evaluation.evaluation_page import write_evaluation_page
 from xraygpt.evaluation.history import History
+from xraygpt.evaluation.input_report import check_images, refuse_warned, summary
 from xraygpt.evaluation.losses import loss_rows, sample_losses
+from xraygpt.evaluation.verdict import judge
 from xraygpt.features import cache as feature_cache
 from xraygpt.features.cache import FeatureStore
 from xraygpt.models.base import BaseModel
 from xraygpt.models.capabilities import FrozenFeatures, require, supports
 from xraygpt.runners import logs
 from xraygpt.tasks.base import BaseTask, Prediction
+
+log = logging.getLogger(__name__)
 
 
 class Evaluator(Plugin):
@@ -46,8 +52,9 @@ class Evaluator(Plugin):
         output_dir: Path = Path("output/evaluate")
         """Parent of the result folder. That folder is named after the model, data and settings, so
         that repeating an interrupted command continues it."""
-        split: Literal["train", "val", "test"] = "val"
-        """Split to evaluate."""
+        split: Split = "val"
+        """Split to evaluate: train, val, test or lockbox. The lockbox is for one measurement of a
+        finished model; each opening is counted."""
         max_samples: int | None = None
         """Maximum number of samples, taken from the start of the split; None means all."""
         batch_size_eval: int = 16
@@ -85,8 +92,11 @@ class Evaluator(Plugin):
         identity: dict[str, Any],
         resolved: str = "",
         history: History | None = None,
+        input_check: InputCheck | None = None,
+        strict: bool = False,
     ) -> None:
         self.config, self.task, self.resolved = config, task, resolved
+        self.input_check, self.strict = input_check, strict
         self.history = history or History()
         self.accelerator = distributed.make_accelerator(config.device)
         self.model = model.to(self.accelerator.device).eval()
@@ -119,15 +129,19 @@ class Evaluator(Plugin):
             self.collate,
             device=self.accelerator.device,
             folder=self.folder,
-            identity=identity,
             batch_size=config.batch_size_eval,
             seed=config.seed,
         )
         self._left_out: dict[str, str] = {}
 
     def run(self) -> dict[str, Any]:
-        """Predict and score, and return the content of scores.json."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Predict and score, and return the content of scores.json.
+
+        Raises:
+            InputError: An image has a warning, and warnings are refused (`--strict`).
+        """
+        input_summary = self._open_folder()
+        opening = self._open_lockbox()
         conditions = self._build_conditions()
         losses = {name: self._sample_losses(name, data) for name, data in conditions.items()}
         predictions: dict[str, list[Prediction]] = {}
@@ -144,11 +158,15 @@ class Evaluator(Plugin):
             "identity": self.identity,
             "versions": logs.versions(),
             "split": self.config.split,
+            **opening,
             "n": len(self.data),
+            "input_check": input_summary,
             "losses": loss_rows(losses, [r.study_id for r in self.data.records]),
             "scores": scores,
             "left_out": {**self._left_out, **left_out},
+            "studies": len({record.study_id for record in self.data.records}),
         }
+        result["verdict"] = judge(self.task, result).as_row()
         scoring.write_scores(self.folder, result)
         write_evaluation_page(
             self.folder / "report.html",
@@ -175,11 +193,12 @@ class Evaluator(Plugin):
             Number of answers in this shard.
 
         Raises:
-            InputError: The task generates no answers.
+            InputError: The task generates no answers, or an image is refused (`--strict`).
         """
         if not self.task.generates:
             raise InputError("this task generates no answers to distribute; omit --shard")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._open_folder()
+        self._open_lockbox()
         self.task.fit(self._training_answers)
         conditions = self._build_conditions()
         shard = self.predictor.unique_samples(conditions)[number - 1 :: count]
@@ -187,6 +206,26 @@ class Evaluator(Plugin):
             indices = [i for condition, i in shard if condition == name]
             self.predictor.predict(name, data, indices, (number, count))
         return len(shard)
+
+    def _open_folder(self) -> str:
+        """Create the result folder, check all images, and return a summary of the warnings."""
+        prediction_file.open_folder(self.folder, self.identity)
+        if self.input_check is None:
+            return ""
+        warnings = check_images(self.data.media_refs(), self.input_check, self.folder)
+        self.predictor.image_warnings = warnings
+        by_name = {ref.name: w for ref, w in warnings.items()}
+        if self.strict:
+            refuse_warned(by_name, len(warnings))
+        return summary(by_name, len(warnings))
+
+    def _open_lockbox(self) -> dict[str, Any]:
+        """Return what scores.json says about opening the lockbox; empty for other splits."""
+        if self.config.split != lockbox.SPLIT:
+            return {}
+        opening = lockbox.open_lockbox(self.identity.get("weights"), self.signature, self.folder)
+        log.warning("%s", opening)
+        return {"lockbox": asdict(opening)}
 
     def _find_feature_key(self) -> str | None:
         """Return the cache key of the frozen features, or None if they are not cached."""
@@ -243,6 +282,5 @@ class Evaluator(Plugin):
             for name, answers in controls.items()
         }
         for name, replaced in result.items():
-            path = self.folder / f"predictions_{name}.jsonl"
-            prediction_file.write(path, self.identity, replaced)
+            prediction_file.write(self.folder / f"predictions_{name}.jsonl", replaced)
         return result

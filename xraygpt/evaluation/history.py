@@ -12,6 +12,7 @@ import yaml
 from xraygpt.common import checkpoint
 from xraygpt.common.errors import WeightsError
 from xraygpt.common.model_keys import read_key
+from xraygpt.common.project_paths import InProject, find_project
 
 SYNTHETIC_BUILDER = "synthetic_cxr"
 SYNTHETIC_ONLY_WARNING = (
@@ -42,9 +43,9 @@ def _runs(model: Mapping[str, Any], visited: tuple[Path, ...] = ()) -> list[Path
     """Return the run folders, each after the runs in which its parts were trained."""
     runs: list[Path] = []
     for key in ("q_former_model", "llama_model", "ckpt"):
-        run = _find_run(read_key(model, key))
+        run = _find_run(read_key(model, key), visited)
         if run is not None and run not in visited:  # a run may start from its own folder
-            runs += [*_runs(_read_config(run).get("model") or {}, (*visited, run)), run]
+            runs += [*_runs(read_run_config(run).get("model") or {}, (*visited, run)), run]
     return runs
 
 
@@ -54,8 +55,8 @@ def _builders(model: Mapping[str, Any], visited: tuple[Path, ...] = ()) -> set[s
     for key in ("q_former_model", "ckpt"):  # the LLM is trained without images
         if not read_key(model, key):
             continue
-        run = _find_run(read_key(model, key))
-        config = _read_config(run) if run is not None else {}
+        run = _find_run(read_key(model, key), visited)
+        config = read_run_config(run) if run is not None else {}
         datasets = config.get("datasets") or {"": {}}
         builders |= {str((d or {}).get("builder") or _UNKNOWN) for d in datasets.values()}
         if run is not None and run not in visited:
@@ -63,8 +64,15 @@ def _builders(model: Mapping[str, Any], visited: tuple[Path, ...] = ()) -> set[s
     return builders
 
 
-def _find_run(source: Any) -> Path | None:
-    """Return the run folder that contains a path, or None if there is none."""
+def _find_run(source: Any, visited: tuple[Path, ...]) -> Path | None:
+    """Return the run folder that contains a path, or None if there is none.
+
+    Args:
+        source: The path, as in the configuration of the last of the runs in `visited`.
+        visited: The runs that led to this path; empty for a resolved path.
+    """
+    if source and visited:
+        source = InProject().resolve(source, find_project(visited[-1] / "config.yaml"))
     if not source or not checkpoint.is_run_or_checkpoint(Path(str(source))):
         return None
     try:
@@ -73,12 +81,12 @@ def _find_run(source: Any) -> Path | None:
         return None
 
 
-def _read_config(run: Path) -> dict[str, Any]:
+def read_run_config(run: Path) -> dict[str, Any]:
     """Read a run's configuration; empty if it is missing or damaged."""
     try:
         tree = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    sections = ("model", "datasets")
+    sections = ("model", "datasets", "run")
     valid = isinstance(tree, dict) and all(isinstance(tree.get(s) or {}, dict) for s in sections)
     return tree if valid else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,17 @@ def find_inputs(path: Path, question: str = "") -> list[Record]:
         raise DataError(f"--input {path} contains no PNG, JPEG or DICOM file")
     _require_unique_ids(records)
     return records
+
+
+def folder_name(source: Path) -> str:
+    """Return a name for the results of an input: its name without suffix, safe in any file system.
+
+    Args:
+        source: An image, a folder or a table.
+    """
+    path = source.resolve()
+    name = path.name if path.is_dir() else path.stem
+    return re.sub(r"[^\w.-]+", "_", name).strip("._")[:60] or "input"
 
 
 def _folder_records(folder: Path, question: str) -> list[Record]:

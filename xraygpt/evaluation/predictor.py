@@ -11,22 +11,25 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from xraygpt.answering import Answerer
 from xraygpt.common import checkpoint, distributed
 from xraygpt.common.errors import DataError, XrayGPTError
 from xraygpt.common.logging import progress
 from xraygpt.datasets.base import Sample, StudyDataset
-from xraygpt.datasets.collate import Collator
+from xraygpt.datasets.input_check import study_warnings
 from xraygpt.evaluation import prediction_file, result_page
 from xraygpt.evaluation.case_selection import sample_indices
 from xraygpt.evaluation.history import SYNTHETIC_ONLY_WARNING, History
+from xraygpt.evaluation.input_report import summary
 from xraygpt.models.base import BaseModel
 from xraygpt.runners import logs
 from xraygpt.tasks.base import BaseTask, Prediction
-from xraygpt.tasks.payload import as_answers, save_mask
+from xraygpt.tasks.payload import save_mask
 
 log = logging.getLogger(__name__)
 
 PAGE_CASES = 200
+OWN_FILES_NOTICE = "Contains the images you passed: treat this page as confidentially as them."
 
 
 class SomeFailed(XrayGPTError):
@@ -34,10 +37,13 @@ class SomeFailed(XrayGPTError):
 
 
 class _ReadableOrError(Dataset[tuple[int, Sample | str]]):
-    """Samples and their indices, read by loader workers; an unreadable sample is its error text."""
+    """Samples and their indices, read by loader workers; an unreadable sample is its error text.
 
-    def __init__(self, data: StudyDataset, indices: Sequence[int]) -> None:
-        self.data, self.indices = data, indices
+    If `strict`, so is a sample with a warning.
+    """
+
+    def __init__(self, data: StudyDataset, indices: Sequence[int], strict: bool) -> None:
+        self.data, self.indices, self.strict = data, indices, strict
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -50,7 +56,14 @@ class _ReadableOrError(Dataset[tuple[int, Sample | str]]):
             message = str(error).removeprefix(f"sample {self.data.records[index].sample_id}: ")
             return index, message.split(" (on_error:")[0]
         assert sample is not None
+        warnings = _warnings(sample)
+        if self.strict and warnings:
+            return index, f"refused by --strict: {' '.join(warnings)}"
         return index, sample
+
+
+def _warnings(sample: Sample) -> list[str]:
+    return study_warnings([media.warnings for media in sample["media"]])
 
 
 class Predictor:
@@ -60,10 +73,10 @@ class Predictor:
         model: Model that answers.
         task: Task that decides how answers are decoded.
         data: Inputs to answer.
-        output_dir: Parent of the result folder, which is named after the model, question and
-            settings.
-        identity: Everything that affects an answer. It determines the folder's name and is stored
-            in the first line of the prediction file.
+        output_dir: Parent of the result folder.
+        identity: Everything that affects an answer. It is stored in `settings.json`, and six digits
+            of its hash end the folder's name.
+        name: Beginning of the folder's name, such as the name of the input.
         device: Device: ``auto``, ``cpu`` or ``cuda``.
         batch_size: Number of rows decoded at once.
         workers: Number of processes that read images; None means one per core, up to four.
@@ -72,6 +85,7 @@ class Predictor:
             all shards.
         resolved: The full configuration, for the page.
         history: Training runs behind the model, for the page.
+        strict: Whether images with a warning are refused and listed with the unreadable ones.
     """
 
     def __init__(
@@ -82,17 +96,21 @@ class Predictor:
         *,
         output_dir: Path,
         identity: dict[str, Any],
+        name: str = "",
         device: str = "auto",
         batch_size: int = 8,
         workers: int | None = None,
         shard: tuple[int, int] | None = None,
         resolved: str = "",
         history: History | None = None,
+        strict: bool = False,
     ) -> None:
+        self.strict = strict
         self.accelerator = distributed.make_accelerator(device)
         self.model, self.task, self.data = model.to(self.accelerator.device).eval(), task, data
         model.renderer.prompts = model.renderer.prompts[:1]  # the prompt used in evaluation
-        self.collate = Collator(model.renderer, model.media_collator, max_len=model.context_len)
+        self.answerer = Answerer(self.model, task)
+        self.collate = self.answerer.collate
         self.batch_size, self.identity = batch_size, identity
         self.resolved, self.history = resolved, history or History()
         self.shard = shard
@@ -104,17 +122,18 @@ class Predictor:
         self.workers = workers
         self._records = {r.sample_id: r for r in data.records}
         self.signature = prediction_file.compute_signature(identity)
-        self.folder = output_dir / self.signature
+        self.folder = output_dir / "-".join(filter(None, (name, self.signature[:6])))
 
     def run(self) -> list[Prediction]:
         """Answer inputs that have no stored answer, then write the page unless this is a shard.
 
         Raises:
-            SomeFailed: Some images could not be read; all others were answered.
+            SomeFailed: Some images could not be read or were refused; all others were answered.
+            InputError: The folder contains predictions made with other settings.
         """
         if self.history.trained_on_synthetic_only:
             log.warning(SYNTHETIC_ONLY_WARNING)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        prediction_file.open_folder(self.folder, self.identity)
         path = prediction_file.path_for(self.folder, "predictions", self.shard)
         done = self._load_done(path)
         names = {i: self.data.records[i].sample_id for i in self.indices}
@@ -124,24 +143,30 @@ class Predictor:
         errors = self._predict(path, todo, done)
         predictions = [done[name] for name in names.values() if name in done]
         # Write answers in the order of the inputs, without those for files that have changed since.
-        prediction_file.write(path, self.identity, predictions)
+        prediction_file.write(path, predictions)
         self._write_errors(errors)
         if self.shard is None:
+            images = {r.sample_id: [ref.file for ref in r.media] for r in self.data.records}
+            prediction_file.write_table(self.folder / "predictions.csv", predictions, images)
             self._write_page(predictions)
+        if warned := summary({p.sample_id: p.warnings for p in predictions}, len(predictions)):
+            log.warning("%s", warned)
         if errors:
             lines = "\n".join(f"  {name}: {message}" for name, message in errors.items())
+            failure = "could not be read or were refused" if self.strict else "could not be read"
             raise SomeFailed(
-                f"{len(errors)} of {len(names)} inputs could not be read; "
+                f"{len(errors)} of {len(names)} inputs {failure}; "
                 f"{len(predictions)} answers are in {self.folder}:\n{lines}"
             )
         return predictions
 
     def _load_done(self, path: Path) -> dict[str, Prediction]:
         """Load the answers of earlier commands and of shards."""
-        predictions = prediction_file.resume(path, self.identity)
+        predictions = prediction_file.resume(path)
         if self.shard is None:
             predictions = prediction_file.read_shards(path) | predictions
-        return {name: p for name, p in predictions.items() if self._is_current(p)}
+        current = {name: p for name, p in predictions.items() if self._is_current(p)}
+        return {name: p for name, p in current.items() if not (self.strict and p.warnings)}
 
     def _predict(
         self, path: Path, todo: Sequence[int], done: dict[str, Prediction]
@@ -168,7 +193,7 @@ class Predictor:
 
     def _batches(self, todo: Sequence[int]) -> Iterator[list[tuple[int, Sample | str]]]:
         loader: DataLoader[Any] = DataLoader(
-            _ReadableOrError(self.data, todo),
+            _ReadableOrError(self.data, todo, self.strict),
             batch_size=self.batch_size,
             num_workers=self.workers,
             collate_fn=list,
@@ -194,10 +219,8 @@ class Predictor:
     def _answer(self, samples: Sequence[Sample]) -> Iterator[Prediction]:
         if not samples:
             return
-        batch = distributed.to_device(self.collate.prompts(samples), self.accelerator.device)
-        answers = as_answers(self.task.predict(self.model, batch))
-        rewritten_prompts = self.task.rewritten_prompts or [""] * len(answers)
-        for sample, answer, rewritten in zip(samples, answers, rewritten_prompts, strict=True):
+        answers = self.answerer.answer(samples)
+        for sample, answer in zip(samples, answers, strict=True):
             yield Prediction(
                 sample_id=sample["sample_id"],
                 study_id=sample["study_id"],
@@ -207,7 +230,8 @@ class Predictor:
                 folder=self.folder,
                 reference="",
                 seed=self.task.config.generate.seed,
-                meta=sample["meta"] | ({"asked": rewritten} if rewritten else {}),
+                meta=sample["meta"] | ({"asked": answer.prompt} if answer.prompt else {}),
+                warnings=_warnings(sample),
             )
 
     def _is_current(self, prediction: Prediction) -> bool:
@@ -234,6 +258,7 @@ class Predictor:
                 sample_id=p.sample_id,
                 images=images[p.sample_id],
                 prompt=p.meta.get("asked", p.prompt),
+                warnings=p.warnings,
                 **vars(self.task.display(p)),
             )
             for p in selected
@@ -243,7 +268,8 @@ class Predictor:
             shown = f", a random sample of {len(selected)} shown"
         result_page.write_page(
             self.folder / "report.html",
-            title="xraygpt: AI drafts",
+            title=f"xraygpt: {self.task.page_title}",
+            notice=OWN_FILES_NOTICE,
             subtitle=f"{len(predictions)} images{shown}, run {self.signature}.",
             cases=cases,
             history=self.history,

@@ -15,22 +15,18 @@ from typing import Any
 import numpy as np
 
 from xraygpt.common.checkpoint import write_text_atomic
+from xraygpt.common.numbers import decimal, interval, with_interval
+from xraygpt.evaluation.conditions import CONDITION_NAMES
 from xraygpt.evaluation.history import SYNTHETIC_ONLY_WARNING, History
-from xraygpt.evaluation.page_charts import loss_chart, score_chart
+from xraygpt.evaluation.loss_curves import loss_chart
+from xraygpt.evaluation.page_charts import score_chart
 from xraygpt.evaluation.page_images import PREDICTION_COLOUR, REFERENCE_COLOUR, thumbnail
 from xraygpt.media.base import MediaRef
 from xraygpt.tasks.payload import LabelledBox
 
 log = logging.getLogger(__name__)
 
-CONDITION_NAMES = {
-    "true": "true image",
-    "shuffled": "another study's image",
-    "blank": "black image",
-    "mirrored": "mirrored image",
-    "most_common": "most common answer",
-    "nearest": "answer of the most similar training image",
-}
+_CORPUS_NOTICE = "Contains images and texts of the corpus: share it only as its licence allows."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +47,10 @@ class Case:
     added: Sequence[str] = ()
     others: Mapping[str, str] = field(default_factory=dict)
     """Predictions by control."""
+    notes: Sequence[str] = ()
+    """Sentences shown under the prediction."""
+    warnings: Sequence[str] = ()
+    """Reasons to doubt that the model can read the images."""
     source: str = ""
     reason: str = ""
     """Why this case is shown, if not all cases are."""
@@ -62,7 +62,9 @@ def write_page(
     title: str,
     subtitle: str,
     cases: Sequence[Case],
+    notice: str = "",
     shown: str = "",
+    verdict: Sequence[str] = (),
     scores: Sequence[Mapping[str, Any]] = (),
     losses: Sequence[Mapping[str, Any]] = (),
     history: History | None = None,
@@ -76,7 +78,9 @@ def write_page(
         title: Heading.
         subtitle: Line below the heading.
         cases: Samples to show, in order.
+        notice: Sentence on who may see the page; empty refers to the licence of the corpus.
         shown: Sentence that says which cases are shown.
+        verdict: Sentences at the top of the page, most important first.
         scores: Rows of scores.json.
         losses: Loss rows of scores.json.
         history: Training runs, whose losses are charted.
@@ -87,12 +91,19 @@ def write_page(
 
     history = history or History()
     source = (resources.files("xraygpt") / "data" / "result_page.html").read_text("utf-8")
-    template = Environment(autoescape=True, trim_blocks=True).from_string(source)
+    environment = Environment(autoescape=True, trim_blocks=True)
+    environment.filters |= {
+        "decimal": decimal,
+        "interval": interval,
+        "with_interval": with_interval,
+    }
+    template = environment.from_string(source)
     conditions = dict.fromkeys(str(row["condition"]) for row in scores)
     html = template.render(
         title=title,
         subtitle=subtitle,
-        notice=_notice(cases, history),
+        verdict=verdict,
+        notice=_notice(cases, history, notice or _CORPUS_NOTICE),
         conditions=[{"key": c, "name": CONDITION_NAMES.get(c, c)} for c in conditions],
         chart=score_chart(scores),
         losses=losses,
@@ -111,10 +122,9 @@ def _is_synthetic(case: Case) -> bool:
     return case.source.startswith("SYNTHETIC")
 
 
-def _notice(cases: Sequence[Case], history: History) -> str:
+def _notice(cases: Sequence[Case], history: History, notice: str) -> str:
     if cases and all(map(_is_synthetic, cases)):
         return "The images are SYNTHETIC."
-    notice = "Contains images and texts of the corpus: share it only as its licence allows."
     if history.trained_on_synthetic_only:
         notice = f"{SYNTHETIC_ONLY_WARNING} {notice}"
     return notice

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from xraygpt.common.numbers import decimal, interval, with_interval
 from xraygpt.evaluation.conditions import TRUE
+from xraygpt.evaluation.lockbox import opening_lines
 
 PUBLISHED_TABLES = {
     "Metrics of papers on IU X-ray": (
@@ -29,6 +31,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     """
     lines = [
         f"Split `{result['split']}`, n = {result['n']}. Research use only, not for diagnosis.",
+        *opening_lines(result),
         "",
         *_loss_table(result["losses"]),
     ]
@@ -42,8 +45,8 @@ def as_markdown(result: Mapping[str, Any]) -> str:
 def _loss_table(losses: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = ["| loss | value | 95 % interval | n |", "|---|---|---|---|"] if losses else []
     for row in losses:
-        interval = f"{row['low']:.4f} … {row['high']:.4f}"
-        lines.append(f"| {row['name']} | {row['value']:.4f} | {interval} | {row['n']} |")
+        value = f"{decimal(row['value'], 4)} | {interval(row, 4)}"
+        lines.append(f"| {row['name']} | {value} | {row['n']} |")
     return lines
 
 
@@ -77,7 +80,7 @@ def _metric_table(
     lines.append("|---" * (len(conditions) + 2) + "|")
     for name, by_condition in cells.items():
         values = [
-            _format_interval(value_of(by_condition[c])) if c in by_condition else ""
+            with_interval(value_of(by_condition[c])) if c in by_condition else ""
             for c in conditions
         ]
         n = next(iter(by_condition.values()))["n"]
@@ -91,10 +94,6 @@ def _condition_table(conditions: Sequence[str], cells: _Cells, columns: Sequence
     lines.append("|---" * (len(columns) + 1) + "|")
     for condition in conditions:
         rows = [cells.get(name, {}).get(condition) for name in columns]
-        values = ["–" if row is None else f"{row['value']:.3f}" for row in rows]
+        values = ["–" if row is None else decimal(row["value"]) for row in rows]
         lines.append(f"| {condition} | {' | '.join(values)} |")
     return lines
-
-
-def _format_interval(row: dict[str, float]) -> str:
-    return f"{row['value']:.3f} ({row['low']:.3f} … {row['high']:.3f})"

@@ -1,8 +1,8 @@
 """Reproducible scoring of stored predictions, without the model or the images.
 
-The folder of an evaluation contains ``predictions_<condition>.jsonl`` (whose first line identifies
-the run) and ``scoring.json`` (what the task computed from the training answers). `score_folder`
-needs only these files.
+The folder of an evaluation contains ``settings.json``, ``predictions_<condition>.jsonl`` and
+``scoring.json`` (what the task computed from the training answers). `score_folder` needs only these
+files.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any
 from xraygpt.common import checkpoint
 from xraygpt.common.config import from_tree
 from xraygpt.common.errors import ConfigError, InputError
+from xraygpt.evaluation import prediction_file
 from xraygpt.evaluation.conditions import CONDITIONS, TRUE, condition_of
 from xraygpt.evaluation.score_table import as_markdown
+from xraygpt.evaluation.verdict import judge
 from xraygpt.metrics.statistics import Score, weighted_sum
 from xraygpt.runners import logs
 from xraygpt.tasks.base import BaseTask, Prediction
@@ -90,7 +92,13 @@ def write_fitted_state(folder: Path, task: BaseTask) -> None:
 def write_scores(folder: Path, result: Mapping[str, Any]) -> None:
     """Write ``scores.json`` and ``scores.md``."""
     checkpoint.write_text_atomic(folder / "scores.json", json.dumps(result, indent=1))
-    checkpoint.write_text_atomic(folder / "scores.md", as_markdown(result))
+    text = f"{verdict_text(result)}\n\n{as_markdown(result)}"
+    checkpoint.write_text_atomic(folder / "scores.md", text)
+
+
+def verdict_text(result: Mapping[str, Any]) -> str:
+    """Return the verdict of a scores.json as one paragraph."""
+    return " ".join(result["verdict"]["sentences"])
 
 
 def score_folder(folder: Path) -> dict[str, Any]:
@@ -104,10 +112,13 @@ def score_folder(folder: Path) -> dict[str, Any]:
         InputError: The folder has no valid predictions.
     """
     files = _prediction_files(folder)
-    heading, *_ = logs.read_rows(files[TRUE]) or [{}]
-    identity = heading.get("identity", {})
+    settings = prediction_file.read_settings(files[TRUE])
+    identity = settings.get("identity", {})
     if "task" not in identity:
-        raise InputError(f"{files[TRUE]}: the first line does not say which task it is from")
+        raise InputError(
+            f"{folder} has no {prediction_file.SETTINGS_FILE} that says which task the predictions "
+            "are from; repeat the evaluate.py command, which writes it"
+        )
     task = build_task(identity["task"])
     if not (folder / FITTED_STATE_FILE).is_file():
         raise InputError(
@@ -122,7 +133,7 @@ def score_folder(folder: Path) -> dict[str, Any]:
     previous = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     previous_left_out = previous.get("left_out", {})
     result = {
-        "signature": heading.get("signature"),
+        "signature": settings.get("signature"),
         "identity": identity,
         "split": identity.get("split", ""),
         "losses": [],
@@ -134,7 +145,9 @@ def score_folder(folder: Path) -> dict[str, Any]:
             **{k: v for k, v in previous_left_out.items() if k.startswith("control ")},
             **left_out,
         },
+        "studies": len({prediction.study_id for prediction in predictions[TRUE]}),
     }
+    result["verdict"] = judge(task, result).as_row()
     write_scores(folder, result)
     return result
 
@@ -196,7 +209,7 @@ def _common_samples(
 
 
 def build_task(tree: Any) -> BaseTask:
-    """Build the task of a prediction file from the settings in its first line.
+    """Build the task of a prediction file from its settings.
 
     Raises:
         ConfigError: The task or one of its settings is unknown to this version.
@@ -213,6 +226,7 @@ def build_task(tree: Any) -> BaseTask:
 
 def _read_predictions(file: Path) -> list[Prediction]:
     try:
-        return [Prediction(**row, folder=file.parent) for row in logs.read_rows(file)[1:]]
-    except TypeError as error:
+        rows = prediction_file.read_rows(file)
+        return [Prediction.from_row(row, file.parent) for row in rows]
+    except (TypeError, ValueError) as error:
         raise InputError(f"{file}: a line is not a prediction ({error})") from None

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,8 @@ from xraygpt.common.paths import cache_root, resolve_cached
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import ReadMedia, StudyDataset
 from xraygpt.features.tensor_store import TensorStore, evict_stores, mark_used
-from xraygpt.media.base import Media, MediaRef
+from xraygpt.media.base import Media, MediaRef, read_digest
+from xraygpt.media.content import BLACK
 from xraygpt.models.base import BaseModel
 from xraygpt.models.capabilities import FrozenFeatures, require
 
@@ -96,7 +97,12 @@ class CachedReader:
             self._refuse_in_worker(ref)
             pixels = read_pixels(self.read_media, ref, view, self.views)
             features = self.encode(pixels[None])[0]
-        return Media(features.float(), "embedding", ref.view)
+        return Media(features.float(), "embedding", ref.view, content=self._content(ref))
+
+    def _content(self, ref: MediaRef) -> Callable[[], str]:
+        """Return a function that reads the digest of the pixels, as it is rarely needed."""
+        processor = getattr(self.read_media, "keywords", {}).get("processor")
+        return partial(read_digest, ref, getattr(processor, "min_side", None))
 
     def _refuse_in_worker(self, ref: MediaRef) -> None:
         """Refuse to encode in a worker: a process forked from one that uses CUDA cannot use it."""
@@ -110,7 +116,7 @@ class CachedReader:
         """Return the features of a black image, of shape (L, D)."""
         processor = self.read_media.keywords["processor"]  # type: ignore[attr-defined]
         pixels: Tensor = processor(np.zeros((64, 64), np.float32), "")
-        return Media(self.encode(pixels[None])[0].float(), "embedding")
+        return Media(self.encode(pixels[None])[0].float(), "embedding", content=BLACK)
 
     def name(self, ref: MediaRef, view: int) -> str:
         """Return the name of a view in the store; the name changes when the file does.

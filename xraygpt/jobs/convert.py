@@ -22,6 +22,7 @@ from xraygpt.common.config import load
 from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.common.publishing import publish_folder
 from xraygpt.common.registry import did_you_mean
+from xraygpt.common.training_data import read_training_data
 from xraygpt.experiment import Training
 from xraygpt.models.base import BaseModel
 from xraygpt.models.capabilities import Exports, ExportSettings, describe_model, require
@@ -224,6 +225,7 @@ def _export(layout: str, args: argparse.Namespace) -> str:
             f"{describe_model(model)} cannot be exported as {layout}{did_you_mean(layout, layouts)}"
         )
     load_weights(model, checkpoint)
+    model.trained_on = read_training_data(checkpoint)
     model.eval()
     settings = ExportSettings(
         merge_lora=args.merge_lora,

@@ -17,13 +17,24 @@ from torch import Tensor
 from xraygpt.common import distributed
 from xraygpt.common.errors import InputError
 from xraygpt.common.logging import progress
+from xraygpt.common.numbers import with_interval
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, StudyDataset, reference_text
+from xraygpt.datasets.builder import build_corpora
+from xraygpt.evaluation import lockbox
 from xraygpt.features import cache as feature_cache
+from xraygpt.jobs.head_thresholds import (
+    HeldOut,
+    calibrate,
+    cross_validated,
+    from_run,
+    thresholds_for,
+)
 from xraygpt.metrics.probabilities import probability_scores
 from xraygpt.metrics.statistics import Score, weighted_sum
 from xraygpt.models.vision.base import VisionEncoder, pooled
 from xraygpt.models.vision.encoders import build_vision
 from xraygpt.models.vision.finding_head import FindingHead
+from xraygpt.models.vision.run_encoder import BASE_SUFFIX
 from xraygpt.processors.image import ImageSpec
 from xraygpt.vocabulary import get_vocabulary
 
@@ -94,7 +105,7 @@ def probe(
     Raises:
         InputError: No finding has enough positives in val.
     """
-    selected = [i for i in _learnable(train) if val.labels[:, i].sum() >= min_positives]
+    selected = [i for i in learnable(train) if val.labels[:, i].sum() >= min_positives]
     if not selected:
         raise InputError(f"no finding has {min_positives} positives in val; lower --min-positives")
     scores = probability_scores(
@@ -108,38 +119,32 @@ def probe(
 
 
 def fit_finding_head(
-    train: Split, val: Split, encoder: str, *, strength: float, over: float
+    train: Split, encoder: str, *, strength: float, held_out: HeldOut | None = None
 ) -> FindingHead:
     """Fit a head for `model.finding_head` on the findings and the frequent codes in train.
 
-    The threshold of a finding is set so that its frequency among the predictions on val is `over`
-    times its frequency in train; the labels in val are not used. Thresholds set on training
-    images, which the encoder has seen, would be too high.
-
     Args:
         train: The regressions are fitted on this split.
-        val: Images that the encoder was not trained on.
         encoder: Digest of the encoder's weights.
         strength: See `fit`.
-        over: Predicted frequency in val divided by the frequency in train.
+        held_out: Predictions for held-out training images, which calibrate the probabilities and
+            determine the thresholds. None makes them by cross-validation, which is right only if
+            the encoder was not trained on these images.
     """
     vocabulary = get_vocabulary(train.vocabulary)
-    selected = [i for i in _learnable(train) if train.names[i] != vocabulary.other_finding]
+    selected = [i for i in learnable(train) if train.names[i] != vocabulary.other_finding]
     codes, code_labels = _frequent_codes(train)
     labels = np.hstack([train.labels[:, selected], code_labels])
     fitted = fit(train.features, labels, strength)
-    frequency = train.labels[:, selected].mean(axis=0)
-    probabilities = fitted(val.features)[:, : len(selected)]
-    thresholds = [
-        np.quantile(p, max(1 - over * f, 0))
-        for p, f in zip(probabilities.T, frequency, strict=True)
-    ]
+    held_out = held_out or cross_validated(train, selected, strength)
+    calibration = calibrate(held_out)
+    names = [train.names[i] for i in selected]
     return FindingHead(
-        [train.names[i] for i in selected],
+        names,
         codes,
-        weight=torch.from_numpy(fitted.weight),
-        bias=torch.from_numpy(fitted.bias),
-        threshold=torch.tensor(thresholds),
+        weight=torch.from_numpy(calibration.slope * fitted.weight),
+        bias=torch.from_numpy(calibration.slope * fitted.bias + calibration.intercept),
+        threshold=torch.tensor(thresholds_for(names, held_out, calibration)),
         encoder=encoder,
     )
 
@@ -157,7 +162,7 @@ def _frequent_codes(train: Split) -> tuple[list[str], np.ndarray]:
     return codes, present.reshape(len(train.labels), len(codes))
 
 
-def _learnable(train: Split) -> list[int]:
+def learnable(train: Split) -> list[int]:
     """Return the indices of the findings that some training samples have and some do not."""
     counts = train.labels.sum(axis=0)
     return [i for i in range(len(train.names)) if 0 < counts[i] < len(train.labels)]
@@ -264,23 +269,23 @@ def _load_split(
 
 
 def load_splits(
-    experiment: Any, vit_model: str, accelerator: Accelerator
+    experiment: Any, vit_model: str, accelerator: Accelerator, split: str
 ) -> tuple[VisionEncoder, Split, Split]:
     """Build an encoder and compute its features for the training and the evaluation split.
 
     Args:
-        experiment: An evaluation configuration; its first corpus is used.
+        experiment: A configuration; its first corpus is used.
         vit_model: A value for `model.vit_model`, optionally with ``@pixels`` to set the image size.
         accelerator: Determines the device to compute on.
+        split: The evaluation split.
     """
     name, _, size = vit_model.partition("@")
     pixels = int(size) if size else None
     encoder = build_vision(name, pixels, None).freeze().to(accelerator.device)
     spec = ImageSpec(**vars(encoder.input_spec), tokens_per_image=1)
-    builder = next(iter(experiment.datasets.values())).build(image_spec=spec)
+    builder = build_corpora(experiment.datasets, spec)[0]
     train, val = (
-        _load_split(encoder, name, builder.build(s, "eval"), accelerator)
-        for s in ("train", experiment.run.split)
+        _load_split(encoder, name, builder.build(s, "eval"), accelerator) for s in ("train", split)
     )
     return encoder, train, val
 
@@ -303,7 +308,7 @@ def as_markdown(scores: dict[str, list[Score]], positives: dict[str, int]) -> st
             difference = weighted_sum([(1.0, other), (-1.0, first)])
             cells += [
                 _cell(other),
-                f"{difference.value:+.3f} ({difference.low:+.3f} … {difference.high:+.3f})",
+                with_interval(difference.as_row(), signed=True),
             ]
         finding = first.name.rpartition("/")[2]
         lines.append(f"| {finding} | {positives.get(finding, '')} | {' | '.join(cells)} |")
@@ -311,7 +316,7 @@ def as_markdown(scores: dict[str, list[Score]], positives: dict[str, int]) -> st
 
 
 def _cell(score: Score) -> str:
-    return f"{score.value:.3f} ({score.low:.3f} … {score.high:.3f})"
+    return with_interval(score.as_row())
 
 
 def run_probe(
@@ -322,7 +327,7 @@ def run_probe(
     strength: float,
     min_positives: int,
     save: Path | None = None,
-    over: float = 1.5,
+    held_out_run: Path | None = None,
 ) -> str:
     """Probe encoders on the split that an evaluation configuration selects.
 
@@ -333,23 +338,36 @@ def run_probe(
         strength: See `fit`.
         min_positives: See `probe`.
         save: File to which the encoder's finding head is written; None writes no file.
-        over: See `fit_finding_head`.
+        held_out_run: Run of the encoder's recipe that held training images out; see
+            `head_thresholds.from_run`. None sets the thresholds by cross-validation.
 
     Returns:
-        The table from `as_markdown`.
+        The table from `as_markdown`, after sentences about the lockbox if it was opened.
+
+    Raises:
+        InputError: A head is to be fitted with the images of a reserved split.
     """
+    split = experiment.run.split
+    if save is not None and split in ("test", lockbox.SPLIT):
+        raise InputError(f"--save sets thresholds on run.split; it must be val, not {split}")
     accelerator = distributed.make_accelerator(device)
-    scores = {}
+    scores, openings = {}, ""
     for name in names:
-        encoder, train, val = load_splits(experiment, name, accelerator)
+        encoder, train, val = load_splits(experiment, name, accelerator, split)
+        if split == lockbox.SPLIT:
+            openings += f"{name}: {lockbox.open_lockbox(encoder.digest(), 'probe')}\n\n"
         if save is not None:
+            held_out = None
+            if held_out_run is not None:
+                base = name.endswith(BASE_SUFFIX)
+                held_out = from_run(held_out_run, base, strength, accelerator)
             digest = encoder.digest()
-            fit_finding_head(train, val, digest, strength=strength, over=over).save(save)
+            fit_finding_head(train, digest, strength=strength, held_out=held_out).save(save)
         scores[name] = probe(train, val, strength=strength, min_positives=min_positives)
     builder = next(iter(experiment.datasets.values())).build(
         image_spec=ImageSpec(image_size=8, mean=(0.5,), std=(0.5,), tokens_per_image=1)
     )
-    data = builder.build(experiment.run.split, "eval")
+    data = builder.build(split, "eval")
     counts, findings = np.nansum(labels_of(data), axis=0), get_vocabulary(data.vocabulary).findings
     positives = {name: int(n) for name, n in zip(findings, counts, strict=True)}
-    return as_markdown(scores, positives)
+    return openings + as_markdown(scores, positives)

@@ -15,7 +15,10 @@ from xraygpt.common.errors import DataError, InputError
 from xraygpt.common.logging import progress
 from xraygpt.common.model_keys import config_value
 from xraygpt.datasets.base import Record, reference_text
-from xraygpt.datasets.builder import BaseBuilder
+from xraygpt.datasets.builder import BaseBuilder, build_corpora
+from xraygpt.datasets.input_check import InputCheck
+from xraygpt.evaluation import lockbox
+from xraygpt.evaluation.input_report import summary as input_summary
 from xraygpt.experiment import NO_IMAGES, Experiment
 from xraygpt.media.base import MediaRef, read_media_file
 from xraygpt.models.llm.llm_files import load_tokenizer
@@ -23,16 +26,21 @@ from xraygpt.models.llm.llm_files import load_tokenizer
 log = logging.getLogger(__name__)
 
 TILE, COLUMNS = 160, 8  # pixels; images per row of the contact sheet
+STUDIES_FROM_SCRATCH = 1000  # below, nearly every report comes out the same
+STUDIES_TO_FINE_TUNE = 50
+FINE_TUNING = "train_configs/own_finetune.yaml"
 NOTICE = "Research use only. Contains images of patients: handle as the corpus demands."
 
 
-def check(experiment: Experiment, sheet: Path | None) -> list[str]:
-    """Read all corpora of `experiment` and print their statistics.
+def check(experiment: Experiment, sheet: Path | None, *, strict: bool = False) -> list[str]:
+    """Read all corpora of `experiment`, except lockboxes, and print their statistics.
 
     Args:
         experiment: The configuration, whose datasets are read completely. Its LLM's tokenizer,
             if any, counts tokens.
         sheet: Path of the contact sheet; None writes no sheet.
+        strict: Whether images that do not look like chest radiographs are a problem, instead of
+            being counted in the statistics.
 
     Returns:
         The problems found, one message each.
@@ -42,17 +50,28 @@ def check(experiment: Experiment, sheet: Path | None) -> list[str]:
     limit = config_value(experiment.model, "max_txt_len")
     pictures: list[tuple[str, np.ndarray]] = []
     seen: set[MediaRef] = set()  # several datasets may read the same images
-    for label, config in experiment.datasets.items():
-        builder: BaseBuilder = config.build(image_spec=NO_IMAGES)
+    train_studies: set[str] = set()
+    builders: list[BaseBuilder] = build_corpora(experiment.datasets, NO_IMAGES)
+    for builder in builders:
+        label = builder.label
         by_split, survey_problems = builder.records_by_split()
         problems += [f"{label}: {p}" for p in _without_known(survey_problems, problems)]
         problems += [f"{label}: {p}" for p in _studies_in_two_splits(by_split)]
         _print_sizes(label, by_split)
-        records = [r for split_records in by_split.values() for r in split_records]
+        train_studies |= {r.study_id for r in by_split.get("train", ())}
+        records = [r for s, group in by_split.items() if s != lockbox.SPLIT for r in group]
         if not records:
             problems.append(f"{label} has no samples, so nothing would be learned from it")
-        problems += [f"{label}: {p}" for p in _check_images(records, pictures, seen)]
+        warnings: dict[str, tuple[str, ...]] = {}
+        found = _check_images(records, pictures, seen, builder.input_check(), warnings)
+        problems += [f"{label}: {p}" for p in found]
+        if warned := input_summary(warnings, len(warnings)):
+            if strict:
+                problems.append(f"{label}: --strict: {warned}")
+            else:
+                print(f"{label} input check: {warned}")
         print(f"{label} answers: {_describe_lengths(records, tokenizer, limit)}")
+    advise_on_size(len(train_studies), from_scratch=experiment.model.ckpt is None)
     if sheet is not None and pictures:
         contact_sheet(pictures, sheet)
         print(f"contact sheet: {sheet}")
@@ -68,7 +87,40 @@ def _print_sizes(label: str, by_split: Mapping[str | None, Sequence[Record]]) ->
     for split, records in by_split.items():
         studies = len({r.study_id for r in records})
         name = split or "(in a split that is not used)"
-        print(f"{label} {name}: {len(records)} samples from {studies} studies")
+        unread = ", whose images and answers are not read" if split == lockbox.SPLIT else ""
+        print(f"{label} {name}: {len(records)} samples from {studies} studies{unread}")
+
+
+def advise_on_size(studies: int, *, from_scratch: bool) -> None:
+    """Print how many studies the recipe needs, and log a warning if there are fewer.
+
+    Args:
+        studies: Number of different studies in the training split.
+        from_scratch: Whether the recipe starts from new weights (`model.ckpt` is not set).
+    """
+    needed = STUDIES_FROM_SCRATCH if from_scratch else STUDIES_TO_FINE_TUNE
+    kind = "trains from scratch" if from_scratch else "starts from a trained model (model.ckpt)"
+    print(
+        f"{studies:,} studies to train on. This recipe {kind}, for which about {needed:,} studies "
+        "or more are needed"
+    )
+    if studies >= needed:
+        return
+    if from_scratch:
+        log.warning(
+            "%d studies are too few to train from scratch: the model would write much the same "
+            "report for every image. Start from the model in the box, which needs about %d: "
+            "--cfg-path %s",
+            studies,
+            STUDIES_TO_FINE_TUNE,
+            FINE_TUNING,
+        )
+    else:
+        log.warning(
+            "%d studies are few even for fine-tuning: the model can pick up their wording, but "
+            "hardly anything about the images. Add studies, or use the trained model as it is",
+            studies,
+        )
 
 
 def _load_tokenizer(model: Any, problems: list[str]) -> Any:
@@ -93,9 +145,21 @@ def _studies_in_two_splits(by_split: Mapping[str | None, Sequence[Record]]) -> I
 
 
 def _check_images(
-    records: Sequence[Record], pictures: list[tuple[str, np.ndarray]], seen: set[MediaRef]
+    records: Sequence[Record],
+    pictures: list[tuple[str, np.ndarray]],
+    seen: set[MediaRef],
+    input_check: InputCheck | None,
+    warnings: dict[str, tuple[str, ...]],
 ) -> Iterator[str]:
-    """Read each image that is not in `seen`; add some to `pictures` for the contact sheet."""
+    """Read each image that is not in `seen` and yield the problems.
+
+    Args:
+        records: The records whose images are read.
+        pictures: Names and pixels for the contact sheet, to which some images are added.
+        seen: Images that were read already, to which these are added.
+        input_check: Returns the warnings about an image; None checks nothing.
+        warnings: Dict to which the warnings about every image are added, by file name.
+    """
     all_refs = ((ref, r.sample_id) for r in records for ref in r.media)
     refs = {ref: n for ref, n in all_refs if ref.kind != "embedding" and ref not in seen}
     seen.update(refs)
@@ -105,11 +169,14 @@ def _check_images(
     sizes: Counter[tuple[int, ...]] = Counter()
     for i, (ref, sample_id) in enumerate(progress(refs.items(), desc="images", unit="image")):
         try:
-            pixels = read_media_file(ref).still_image()
+            media = read_media_file(ref)
+            pixels = media.still_image()
         except DataError as error:
             yield f"record {sample_id}: {error}"
             continue
         sizes[pixels.shape] += 1
+        if input_check is not None:
+            warnings[ref.name] = input_check(media)
         if i % interval == 0:
             pictures.append((sample_id, pixels))
         if pixels.std() < 0.01:

@@ -7,8 +7,8 @@ contains the pixels together with the file's metadata (spacing, window, frame ti
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from xraygpt.common.errors import DataError
+from xraygpt.media.content import ContentDigest, digest_values
 from xraygpt.media.geometry import MIRRORED, Geometry
-from xraygpt.media.picture import DEFAULT_LIMITS, PixelImage, ReadLimits
+from xraygpt.media.picture import DEFAULT_LIMITS, MetaValue, PixelImage, ReadLimits
 from xraygpt.media.pixels import read_image
 
 Kind = Literal["image", "clip", "volume", "embedding"]
@@ -132,6 +133,10 @@ class Media:
         size: Height and width of the image in the file, in pixels.
         geometry: Map from normalised coordinates in the file's image to those in `data`; None if
             the processor does not provide a geometry.
+        meta: The reader's facts about the file, see `PixelImage.meta`; empty for arrays.
+        warnings: Reasons to doubt that a model can read this medium, one sentence each.
+        content: Digest of the values as read, or a function that computes it; None means that
+            of `data`. Random numbers for answers depend on it.
     """
 
     data: Tensor
@@ -142,6 +147,14 @@ class Media:
     frame_times: tuple[float, ...] | None = None
     size: tuple[int, int] | None = None
     geometry: Geometry | None = None
+    meta: Mapping[str, MetaValue] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    content: ContentDigest | None = None
+
+    @property
+    def content_digest(self) -> ContentDigest:
+        """The digest of the content, or a function that computes it."""
+        return digest_values(self.data) if self.content is None else self.content
 
     def with_data(self, data: Tensor, geometry: Geometry | None = None) -> Media:
         """Return a copy with different data and geometry."""
@@ -200,7 +213,13 @@ def read_media_file(
     """
     is_array = ref.file.endswith(ARRAY_SUFFIXES)
     media = _read_array(ref) if is_array else _read_picture(ref, limits, min_side)
-    return _mirrored(media, ref.file) if ref.mirrored else media
+    media = _mirrored(media, ref.file) if ref.mirrored else media
+    return replace(media, content=digest_values(media.data))
+
+
+def read_digest(ref: MediaRef, min_side: int | None = None) -> str:
+    """Return the digest of a file's content; see `read_media_file`."""
+    return digest_values(read_media_file(ref, min_side=min_side).data)
 
 
 def _mirrored(media: Media, file: str) -> Media:
@@ -263,6 +282,7 @@ def _read_picture(ref: MediaRef, limits: ReadLimits, min_side: int | None) -> Me
         frame_times=times,
         size=_picture_size(ref.kind, pixels),
         geometry=Geometry(),
+        meta=dict(picture.meta),
     )
 
 

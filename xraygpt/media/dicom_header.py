@@ -33,6 +33,7 @@ _CODES = {
     "ImageLaterality": "laterality",
     "Laterality": "laterality",
     "BodyPartExamined": "body_part",
+    "PresentationIntentType": "presentation_intent",  # C.8.11.1.1.1
 }
 _SPACINGS = {  # 10.7.1.3: (row, column), in mm in the patient or at the detector
     "PixelSpacing": "pixel_spacing",

@@ -58,10 +58,11 @@ class PixelImage:
     `lut` or `window` (from the file), `range` (the frame's own values, if the file has neither),
     or `identity` (colour, PNG, JPEG). Grey images also have `window`, the displayed (center, width)
     (for `lut`, a window that spans the frame's values), and `values`, the lowest and the highest
-    value in the frame, both in the units of `read_image(window=…)`. DICOM files also have
-    `photometric` and `transfer_syntax` and, if known, `modality`, `view_position`, `laterality`,
-    `body_part`, `pixel_spacing` and `imager_pixel_spacing` (row, column; mm), `slice_spacing` (mm)
-    and `frame_times` (seconds after the first frame)."""
+    value in the frame, both in the units of `read_image(window=…)`. A JPEG that was decoded at a
+    fraction of its size has `file_size` (height, width), the size in the file. DICOM files also
+    have `photometric` and `transfer_syntax` and, if known, `modality`, `view_position`,
+    `laterality`, `body_part`, `presentation_intent`, `pixel_spacing` and `imager_pixel_spacing`
+    (row, column; mm), `slice_spacing` (mm) and `frame_times` (seconds after the first frame)."""
 
 
 def check_size(rows: int, columns: int, samples: int, frames: int, limits: ReadLimits) -> None:

@@ -176,7 +176,7 @@ def _read_raster(
     """Read a PNG or JPEG, mapping stored values 0..2**bits - 1 to display values in [0, 1]."""
     if frame:
         raise ImageError(f"frame {frame} was requested, but a PNG or JPEG has only frame 0")
-    image, source_format = _load_raster(file, limits, min_side)
+    image, source_format, factor = _load_raster(file, limits, min_side)
     display, bits = _raster_values(image)
     lowest, highest = float(display.min()), float(display.max())
     if window:
@@ -188,6 +188,8 @@ def _read_raster(
         display = apply_window(stored, *window).astype(np.float32)
     meta: dict[str, MetaValue] = {"rows": display.shape[0], "columns": display.shape[1]}
     meta |= {"frames": 1, "voi": "argument" if window else "identity"}
+    if factor > 1:
+        meta["file_size"] = tuple(float(round(n * factor)) for n in display.shape[:2])
     if display.ndim == 2:
         full_scale = 2**bits - 1
         meta["window"] = window or ((full_scale + 1) / 2, full_scale + 1)
@@ -195,8 +197,14 @@ def _read_raster(
     return PixelImage(display[None] if frame is None else display, bits, source_format, meta)
 
 
-def _load_raster(file: Path, limits: ReadLimits, min_side: int | None) -> tuple[PillowImage, str]:
-    """Decode the file with Pillow and apply its EXIF orientation."""
+def _load_raster(
+    file: Path, limits: ReadLimits, min_side: int | None
+) -> tuple[PillowImage, str, float]:
+    """Decode the file with Pillow and apply its EXIF orientation.
+
+    Returns:
+        The image, its format, and the factor by which the image in the file is larger.
+    """
     from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
     if ImageFile.LOAD_TRUNCATED_IMAGES:
@@ -219,15 +227,17 @@ def _load_raster(file: Path, limits: ReadLimits, min_side: int | None) -> tuple[
     with image:
         check_size(image.height, image.width, len(image.getbands()), 1, limits)
         source_format = "PNG" if image.format == "PNG" else "JPEG"  # a JPEG may call itself MPO
+        full_width = image.width
         if min_side:
             image.draft(None, (min_side, min_side))  # no effect on a PNG
         image.load()
+        factor = full_width / image.width
         try:
             with suppress_library_output("PIL"):
-                return ImageOps.exif_transpose(image), source_format
+                return ImageOps.exif_transpose(image), source_format, factor
         except Exception:
             # The pixels are intact; an EXIF block that cannot be parsed specifies no orientation.
-            return image.copy(), source_format
+            return image.copy(), source_format, factor
 
 
 def _raster_values(image: PillowImage) -> tuple[np.ndarray, int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from xraygpt.common.numbers import decimal, with_interval
 from xraygpt.metrics.statistics import Score, sum_by_group, weighted_sum
 
 PERMUTATIONS = 2000
@@ -74,10 +75,10 @@ def as_markdown(rows: Sequence[Difference]) -> str:
     """Format the differences as a Markdown table with one row per score."""
     lines = ["| metric | first | second | difference | p | p, Holm | n |", "|---" * 7 + "|"]
     for row, adjusted in zip(rows, holm([r.p for r in rows]), strict=True):
-        gap = f"{row.value:+.3f} ({row.low:+.3f} … {row.high:+.3f})"
+        gap = with_interval(vars(row), signed=True)
         lines.append(
-            f"| {row.name} | {row.first:.3f} | {row.second:.3f} | {gap} | {row.p:.4f} "
-            f"| {adjusted:.4f} | {row.n} |"
+            f"| {row.name} | {decimal(row.first)} | {decimal(row.second)} | {gap} "
+            f"| {decimal(row.p, 4)} | {decimal(adjusted, 4)} | {row.n} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -13,10 +13,15 @@ from torch import Tensor, nn
 
 from xraygpt.common.checks import Checks
 from xraygpt.common.config import from_tree, to_tree
+from xraygpt.common.model_keys import config_value
+from xraygpt.common.project_paths import ProjectPath
 from xraygpt.common.registry import MODELS, Plugin, Registry
+from xraygpt.common.requirements import FrozenParts, Missing, missing_prompts
+from xraygpt.common.training_data import TrainingData
 from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import MediaCollator
 from xraygpt.models import param_groups
+from xraygpt.models.abilities import Abilities
 from xraygpt.models.text_assets import saved_prompts, write_renderer
 from xraygpt.models.weights.files import WEIGHTS, save_half
 from xraygpt.processors.image import ImageSpec
@@ -73,7 +78,8 @@ class Generation:
     """Additional answers sampled at temperature 1, which represent the model's unsharpened
     distribution. Candidates are then compared only with these answers, which are candidates too."""
     seed: int = 0
-    """Seed for sampling. Random numbers depend on it and on the sample's id, not on the batch."""
+    """Seed for sampling. Random numbers depend on it and on the content of the sample's images, not
+    on their names or on the batch."""
 
     @property
     def answers_per_prompt(self) -> int:
@@ -115,6 +121,9 @@ class BaseModel(nn.Module, Plugin):
             contains no key of a part, that part stays unchanged.
         unsupported: Maps a capability ("chat", "maps" …, see `capabilities`) to the reason why the
             model lacks it.
+        abilities: What the model was trained to do, saved with its weights.
+        trained_on: Corpora that the model and its parts were trained on, as far as it is known;
+            saved in the manifest.
         loaded_keys: State keys that came from a checkpoint and are therefore saved again.
     """
 
@@ -126,7 +135,7 @@ class BaseModel(nn.Module, Plugin):
 
         model_type: str | None = None
         """Preset of defaults: a file name in `xraygpt/configs/models/<arch>/`."""
-        ckpt: Path | None = None
+        ckpt: ProjectPath | None = None
         """Initial weights: a run folder, a checkpoint folder, or `<run folder>/best`."""
 
         @classmethod
@@ -139,6 +148,21 @@ class BaseModel(nn.Module, Plugin):
             config: Self = from_tree(cls, to_tree(keys), "model")
             return config
 
+        def required_weights(self) -> FrozenParts | None:
+            """Return the parts that stay at their initial weights; None if all are trained."""
+            return None
+
+        def missing(self, where: str) -> list[Missing]:
+            """List missing files, and frozen parts that would keep random weights."""
+            found = super().missing(where)
+            prompts = next((m.key for m in found if m.key.endswith(".prompt_path")), None)
+            if prompts is not None:  # a checkpoint has its own copy
+                path = config_value(self, "prompt_path")
+                found = [m for m in found if m.key != prompts]
+                found += missing_prompts(prompts, path, self.ckpt)
+            frozen = self.required_weights()
+            return found + (frozen.missing() if frozen is not None else [])
+
     renderer: PromptRenderer = NO_TEXT
     media_collator: MediaCollator | None = None
     image_spec: ImageSpec
@@ -147,6 +171,8 @@ class BaseModel(nn.Module, Plugin):
     reads_question = False
     frozen_parts: ClassVar[tuple[str, ...]] = ()
     unsupported: Mapping[str, str] = {}
+    abilities: Abilities = Abilities()
+    trained_on: tuple[TrainingData, ...] = ()
 
     config: Config
 
@@ -233,7 +259,8 @@ class BaseModel(nn.Module, Plugin):
         return ()
 
     def save_assets(self, folder: Path) -> None:
-        """Write a checkpoint's other files: by default, the prompt settings."""
+        """Write a checkpoint's other files: by default, the prompt settings and the abilities."""
+        self.abilities.save(folder)
         if self.renderer is not NO_TEXT:
             write_renderer(folder, self.renderer)
 
@@ -302,7 +329,7 @@ def build_renderer(
     path = config.prompt_path
     saved = None if path is None or path.is_file() else saved_prompts(assets)
     if saved is not None:
-        log.info("%s does not exist: using the prompts saved in %s", path, assets)
+        log.debug("%s does not exist: using the prompts saved in %s", path, assets)
     return PromptRenderer(
         cast(Tokenizer, tokenizer),
         config.prompt_template,

@@ -18,6 +18,7 @@ from xraygpt.common.errors import InputError
 if TYPE_CHECKING:
     from xraygpt.datasets.base import Batch
     from xraygpt.models.base import BaseModel
+    from xraygpt.models.findings import FindingScores
     from xraygpt.processors.base import BaseProcessor
 
 
@@ -54,6 +55,16 @@ class CachesQueries(Protocol):
         Returns:
             An identifier of these parts' weights, like `feature_key`.
         """
+
+
+class PredictsFindings(Protocol):
+    """A model with a classifier for findings next to its language model."""
+
+    def predictable_findings(self) -> Sequence[str]:
+        """Return the names of the findings."""
+
+    def finding_scores(self, batch: Batch) -> FindingScores:
+        """Compute the probabilities of the findings for each of the B rows, which need images."""
 
 
 class HasDecoder(Protocol):
@@ -116,6 +127,7 @@ _DESCRIPTIONS: dict[type, tuple[str, str]] = {
     Chats: ("chat", "chat"),
     FrozenFeatures: ("features", "store features of a frozen encoder"),
     CachesQueries: ("features", "store features of frozen parts"),
+    PredictsFindings: ("findings", "predict findings"),
     HasDecoder: ("decoder", "have the layers of its language model compiled or sharded"),
     AttentionMaps: ("maps", "show where it looked"),
     Exports: ("export", "be converted into the formats of other projects"),

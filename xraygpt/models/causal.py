@@ -81,7 +81,7 @@ class CausalModel(BaseModel):
             generation,
             self.embed_average(batch) if generation.guidance else None,
             bonus,
-            batch["sample_id"],
+            [key() for key in batch["content_key"]] if generation.do_sample else (),
             self.positions(batch),
         )
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from xraygpt.common.checks import Checks
+from xraygpt.common.project_paths import ProjectPath
 
 
 @dataclass(kw_only=True)
@@ -16,7 +16,7 @@ class TextConfig:
     """`xraygpt`, `vicuna_v1`, `legacy_train`, `legacy_chat`, `chat_template` (the tokenizer's),
     a text with one `{}`, or `none`: no text around the image and the answer, as in XrayGPT's first
     stage."""
-    prompt_path: Path | None = None
+    prompt_path: ProjectPath | None = None
     """File with one prompt per line; samples without a prompt get a randomly chosen one."""
     end_sym: str | None = None
     """End of every answer; null uses the template's."""

@@ -1,7 +1,7 @@
 """Realistic sets of findings, from OpenI's coded reports in the package torchxrayvision.
 
-Studies in the published validation and test splits are never used. The package's code is not
-imported.
+Studies in the published validation and test splits and in the lockbox are never used. The
+package's code is not imported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from xml.etree import ElementTree
 from xraygpt.common.errors import DataError
 from xraygpt.phantom import design
 from xraygpt.phantom.findings import KINDS, Finding, Side
-from xraygpt.vocabulary.openi import published_test_studies, published_val_studies
+from xraygpt.vocabulary.openi import (
+    lockbox_studies,
+    published_test_studies,
+    published_val_studies,
+)
 
 _ARCHIVE = "NLMCXR_reports.tgz"
 _KINDS: dict[str, re.Pattern[str]] = {
@@ -62,13 +66,13 @@ class CodedStudy:
 
 @cache
 def coded_studies() -> tuple[CodedStudy, ...]:
-    """Return all coded studies outside the published validation and test splits, ordered by id.
+    """Return all coded studies outside the published val and test splits and the lockbox, by id.
 
     Raises:
         DataError: If the package is not installed.
     """
     selected = []
-    reserved = published_test_studies() | published_val_studies()
+    reserved = published_test_studies() | published_val_studies() | lockbox_studies()
     with tarfile.open(_archive()) as archive:
         for member in archive:
             file = archive.extractfile(member) if member.name.endswith(".xml") else None

@@ -21,6 +21,38 @@ _RESTORABLE = [
     (re.compile(rf"{_MASK}[- ]year[- ]old\b\s*"), ""),
 ]
 
+_NUMBER = r"\d+(?:\.\d+)?"
+# "Measuring 7 XXXX in diameter", "a XXXX 1.2 x 3 XXXX nodule": without its unit, a number is noise.
+# "Rib 8 XXXX" and "grade 2 XXXX" are names, not measurements.
+_MASKED_MEASUREMENT = re.compile(
+    rf"(?P<article>\ban? )?(?P<clause>,? ?\b(?:which measures|measuring) )?(?:{_MASK} )*"
+    r"(?:\b(?:approximately|about|around|roughly|nearly|up to) )?"
+    r"(?<![\w.])(?<!\brib )(?<!\bribs )(?<!\bgrade )(?<!\blevel )"
+    rf"{_NUMBER}(?: ?(?:x|by|to|-|) ?{_NUMBER})* ?-?{_MASK}(?: ?(?:x|by) ?{_NUMBER} ?{_MASK})*"
+    r"(?: in (?:(?:greatest|maximum|maximal|largest) )?"
+    r"(?:diameter|dimension|size|length|width|thickness))?(?(clause),?)(?P<next> \w)?",
+    re.IGNORECASE,
+)
+
+
+def remove_masked_measurements(text: str) -> str:
+    """Remove numbers whose unit is masked, and correct the article before them.
+
+    "There is a XXXX 7 XXXX opacity" becomes "There is an opacity".
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        article, following = match["article"] or "", match["next"] or ""
+        before = text[: match.start()]
+        if article and following:
+            return article[0] + ("n" if following[1].lower() in "aeiou" else "") + following
+        if following and (not before or before[-1].isspace()):
+            starts_sentence = not before or before.rstrip().endswith(".")
+            following = following[1].upper() if starts_sentence else following[1]
+        return article.rstrip() + following
+
+    return _MASKED_MEASUREMENT.sub(replace, text)
+
 
 @registry.register_processor("report_text")
 class ReportText(BaseProcessor):
@@ -57,6 +89,7 @@ class ReportText(BaseProcessor):
         if self.config.masks == "drop_sentence":
             sentences = [s for s in split_sentences(text) if not re.search(_MASK, s)]
             text = " ".join(sentences) if sentences else text
+        text = remove_masked_measurements(text)
         text = re.sub(rf"\s*{_MASK}", "", text)
         text = re.sub(r"\s+([.,;:)])", r"\1", text)
         text = re.sub(r"([,;:])(?:\s*[,;:])+", r"\1", text)

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from xraygpt.common import checkpoint, distributed
 from xraygpt.common.errors import InputError, TrainingError
+from xraygpt.common.training_data import manifest_entry
 from xraygpt.models.base import BaseModel
 from xraygpt.runners import logs, optimizers, state
 from xraygpt.runners.averaging import Average
@@ -147,6 +148,7 @@ class Checkpointer:
             self.run_folder,
             self.progress.step,
             lambda folder: state.write_state(folder, self.model, facts, self.resolved, versions),
+            **manifest_entry(self.model.trained_on),
         )
         if self.progress.best_step == self.progress.step:
             self._mark_best()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from xraygpt.common.registry import registry
-from xraygpt.runners.schedules import Schedule
+from xraygpt.runners.schedules import Schedule, capped_warmup
 from xraygpt.runners.settings import RunSettings
 
 
@@ -41,7 +41,7 @@ class LearningRate:
             init_lr=config.init_lr,
             min_lr=config.min_lr,
             warmup_lr=config.warmup_lr,
-            warmup_steps=config.warmup_steps,
+            warmup_steps=capped_warmup(config.warmup_steps, self.max_steps),
             total_steps=self.max_steps,
             steps_per_epoch=self.steps_per_epoch,
             decay_rate=config.lr_decay_rate,

@@ -32,6 +32,17 @@ class Schedule:
     val_losses: tuple[tuple[int, float], ...] = ()
 
 
+LONG_WARMUP, SHORT_WARMUP = 0.2, 0.1
+"""A warm-up above the first share of a run is shortened to the second share."""
+
+
+def capped_warmup(warmup_steps: int, total_steps: int) -> int:
+    """Return the steps of warm-up, at most a tenth of the run if more than a fifth is asked for."""
+    if warmup_steps <= LONG_WARMUP * total_steps:
+        return warmup_steps
+    return int(SHORT_WARMUP * total_steps)
+
+
 def _warmup(step: int, s: Schedule) -> float:
     return s.warmup_lr + (s.init_lr - s.warmup_lr) * step / max(s.warmup_steps, 1)
 

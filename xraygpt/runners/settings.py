@@ -62,7 +62,8 @@ class RunSettings(BaseRunner.Config):
     warmup_lr: float = 0.0
     """Learning rate in the first step."""
     warmup_steps: int = 0
-    """Steps of linear warm-up from `warmup_lr` to `init_lr`, once per run."""
+    """Steps of linear warm-up from `warmup_lr` to `init_lr`, once per run. If they are more than a
+    fifth of the run, they are shortened to a tenth of it."""
     lr_sched: Annotated[str, Choice(LR_SCHEDULERS)] = "linear_warmup_cosine_lr"
     lr_decay_rate: float = 0.9
     """Factor per epoch in `linear_warmup_step_lr` and per plateau in `reduce_on_plateau_lr`."""

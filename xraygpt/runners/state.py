@@ -14,6 +14,7 @@ from xraygpt.common import checkpoint
 from xraygpt.common.distributed import gather_lists
 from xraygpt.common.errors import TrainingError, WeightsError
 from xraygpt.common.keyed_random import keyed_int
+from xraygpt.models.abilities import Abilities
 from xraygpt.models.base import BaseModel
 from xraygpt.models.weights.files import WEIGHTS, read_weights
 from xraygpt.models.weights.rules import load_exactly
@@ -110,6 +111,7 @@ def load_weights(model: BaseModel, path: Path) -> tuple[Path, list[str]]:
         state, required = foreign
     else:
         model.check_assets(source.parent)
+        model.abilities = Abilities.load(source.parent)
         # A part that was frozen when this was saved has already been loaded from its own source.
         complete = tuple(p for p in model.frozen_parts if not any(n.startswith(p) for n in state))
         required = {n for n in model.checkpoint_state() if not (state and n.startswith(complete))}

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 from xraygpt.common import distributed, memory
 from xraygpt.common.errors import TrainingError
 from xraygpt.common.logging import progress as progress_bar
+from xraygpt.common.numbers import decimal
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import Collator
@@ -44,6 +45,7 @@ from xraygpt.runners.checkpointing import Checkpointer
 from xraygpt.runners.dry_run import dry_run
 from xraygpt.runners.learning_rate import LearningRate
 from xraygpt.runners.progress import Progress
+from xraygpt.runners.schedules import capped_warmup
 from xraygpt.runners.settings import RunSettings
 from xraygpt.runners.signals import StopSignals, ignore_in_worker
 from xraygpt.runners.validation import Validator
@@ -117,10 +119,11 @@ class Runner(BaseRunner):
         one_pass = math.ceil(self.splits["train"].epoch_size() / self.global_batch)
         self.steps_per_epoch = config.iters_per_epoch or max(1, one_pass)
         self.max_steps = config.max_steps or (config.max_epoch or 1) * self.steps_per_epoch
-        if 2 * config.warmup_steps > self.max_steps > 1:
-            log.warning(
-                "warmup_steps (%d) is most of this run's %d steps, so init_lr is hardly ever "
-                "reached; lower warmup_steps",
+        warmup = capped_warmup(config.warmup_steps, self.max_steps)
+        if warmup != config.warmup_steps:
+            log.info(
+                "warm-up: %d steps instead of %d, because the run has only %d steps",
+                warmup,
                 config.warmup_steps,
                 self.max_steps,
             )
@@ -174,7 +177,7 @@ class Runner(BaseRunner):
                 profiler.step()
                 if self.step % self.config.log_every == 0 or self.step == self.max_steps:
                     self.metrics.add(self.step, {**values, "train/lr": lr})
-                    bar.set_postfix_str(f"loss {values['train/loss']:.3f}", refresh=False)
+                    bar.set_postfix_str(f"loss {decimal(values['train/loss'])}", refresh=False)
                 if self._due(self.config.eval_every):
                     last = self._validate()
                 if self._due(self.config.save_every) or self._stop:
@@ -237,7 +240,9 @@ class Runner(BaseRunner):
         with self.checkpointer.averaged_weights(), compiling.uncompiled():
             values = self.validator.losses(self.splits["val"])
         self.metrics.add(self.step, values)
-        log.info("step %d: %s", self.step, "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+        log.info(
+            "step %d: %s", self.step, "  ".join(f"{k} {decimal(v, 4)}" for k, v in values.items())
+        )
         if self.progress.record(values["val/loss"]):
             self.save()
         return values

@@ -56,6 +56,7 @@ class QFormerAlignmentTask(BaseTask):
 
     config: Config
     generates = False
+    loss_unit = "nats per row"
 
     def extra(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Return `findings`, (B, F) float32: 1 for findings that the labeller reads in the text."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,7 +14,13 @@ from xraygpt.datasets.base import Batch, Sample
 from xraygpt.metrics.statistics import Score
 from xraygpt.models.base import BaseModel, Generation, Output
 from xraygpt.prompting.renderer import IGNORE_INDEX
-from xraygpt.tasks.payload import Answer, LabelledBox, Prediction, prediction_text
+from xraygpt.tasks.payload import (
+    Answer,
+    LabelledBox,
+    Prediction,
+    payload_notes,
+    prediction_text,
+)
 
 __all__ = ["Answer", "BaseTask", "CaseDisplay", "Comparison", "Prediction"]
 
@@ -41,6 +47,7 @@ class CaseDisplay:
         reference_boxes: Ground-truth boxes, drawn in another colour.
         mask: Predicted classes, (H, W) uint8, outlined on the first image.
         reference_mask: Ground-truth classes, outlined in another colour.
+        notes: Sentences shown under the prediction.
     """
 
     prediction: str
@@ -49,6 +56,7 @@ class CaseDisplay:
     reference_boxes: Sequence[LabelledBox] = ()
     mask: np.ndarray | None = None
     reference_mask: np.ndarray | None = None
+    notes: Sequence[str] = ()
 
 
 class BaseTask(Plugin):
@@ -67,6 +75,11 @@ class BaseTask(Plugin):
     uses_images = True
     shuffle_per_image = False
     """Whether the shuffled control uses the same other image for all questions about an image."""
+    routes_questions = False
+    """Whether questions that a classifier answers better, or that the model was not trained on, are
+    not passed to the language model (`xraygpt.answering`)."""
+    page_title = "predictions"
+    """What the page of `predict.py` is titled."""
     generates = True
     """Whether evaluation decodes answers; otherwise it only computes the loss."""
     controls: ClassVar[tuple[str, ...]] = CONTROLS
@@ -74,12 +87,18 @@ class BaseTask(Plugin):
     default_controls: ClassVar[tuple[str, ...]] = ("shuffled", "blank", "most_common", "nearest")
     """Controls that run unless the configuration names others."""
 
+    deciding_scores: ClassVar[Mapping[str, str]] = {}
+    """Scores that decide whether a model reads its images, by name, with their names in words. The
+    first one that could be computed counts; without any, the loss decides. Higher is better."""
+    answer_noun: ClassVar[str] = "answer"
+    """What sentences about this task's answers call them."""
+    loss_unit: ClassVar[str] = "nats per target token"
+    """Unit of the loss, which is divided by `count_targets`."""
+
     def __init__(self, config: Config) -> None:
         self.config = config
         self.left_out: dict[str, str] = {}
         """Reasons, by name, why the last `score` could not compute some scores."""
-        self.rewritten_prompts: list[str] = []
-        """Prompts used by the last `predict`, if it replaced the questions of its rows."""
 
     def fit(self, training: Callable[[], Sequence[str]]) -> None:
         """Compute what scoring needs from the training answers; nothing by default."""
@@ -125,4 +144,16 @@ class BaseTask(Plugin):
             prediction_text(prediction),
             prediction.reference,
             boxes=prediction.payload.get("boxes", ()),
+            notes=payload_notes(prediction),
         )
+
+
+def loss_unit(task: Any) -> str:
+    """Return the unit of the loss of a task.
+
+    Args:
+        task: The section `run.task` of a saved configuration, or the name of the task. A task that
+            is not known, such as a plug-in that is not imported, has the unit of `BaseTask`.
+    """
+    name = str(task.get("name") if isinstance(task, dict) else task)
+    return str(TASKS.get(name).loss_unit if name in TASKS else BaseTask.loss_unit)

@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xraygpt.common.checks import Checks
 from xraygpt.common.errors import InputError, XrayGPTError
+from xraygpt.common.project_paths import ProjectPath
 from xraygpt.metrics import bertscore, chexbert, green, radcliq, radgraph
 from xraygpt.metrics.statistics import Score
 
@@ -23,15 +23,15 @@ JUDGE_KEY = "XRAYGPT_JUDGE_KEY"  # environment variable with the API key of the 
 class ClinicalMetrics:
     """Paths of the weights; the results give the reason for each score skipped without a path."""
 
-    bertscore: Path | None = None
+    bertscore: ProjectPath | None = None
     """Folder of a transformers encoder; RadCliQ was fitted with distilroberta-base."""
     bertscore_layer: int = radcliq.BERTSCORE_LAYER
     """Layer whose hidden states BERTScore compares."""
-    chexbert: Path | None = None
+    chexbert: ProjectPath | None = None
     """The file `chexbert.pth` as published by its authors."""
-    chexbert_bert: Path | None = None
+    chexbert_bert: ProjectPath | None = None
     """Folder with the `config.json` and vocabulary of bert-base-uncased."""
-    radgraph: Path | None = None
+    radgraph: ProjectPath | None = None
     """Folder of the unpacked model `radgraph-xl`."""
     judge_url: str | None = None
     """Base URL of an OpenAI-compatible endpoint that judges reports for GREEN. Reports are sent

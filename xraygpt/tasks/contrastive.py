@@ -73,6 +73,7 @@ class ImageTextContrastive(BaseTask):
 
     config: Config
     generates = False
+    loss_unit = "nats per row"
 
     def extra(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Return the targets of the losses.

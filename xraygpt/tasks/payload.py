@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image
 
 from xraygpt.common.errors import DataError
+
+_ROW_FIELDS = ("findings", "probabilities")  # of the payload, stored as fields of the line
 
 
 class LabelledBox(TypedDict):
@@ -24,13 +26,24 @@ class LabelledBox(TypedDict):
     score: NotRequired[float]  # in [0, 1]
 
 
+class Remark(TypedDict):
+    """A reason to doubt part of an answer's text."""
+
+    start: int  # index of the part's first character
+    end: int  # index after its last character
+    text: str
+
+
 class Payload(TypedDict, total=False):
     """What a prediction contains in addition to text; a task fills only some of the keys."""
 
     boxes: list[LabelledBox]
     mask: str  # file with the classes (0 is background), relative to the prediction file
     numbers: dict[str, float]  # by a name that includes the unit: {"EDV_ml": 142.0}
-    probabilities: dict[str, float]  # in [0, 1]
+    findings: list[str]  # names of the findings that the model decided on
+    probabilities: dict[str, float]  # in [0, 1], by finding, or by answer to a yes/no question
+    remarks: list[Remark]  # reasons to doubt sentences of a report
+    note: str  # a sentence to show next to the answer
 
 
 @dataclass(frozen=True)
@@ -42,16 +55,23 @@ class Answer:
         payload: Everything else except the mask.
         mask: Classes (0 is background), (H, W) or (D, H, W) uint8. The mask is written to a file,
             which the stored payload names.
+        prompt: The prompt that the language model was given, if it differs from the question.
+        warnings: Reasons to doubt that the model can read the images, one sentence each.
     """
 
     text: str = ""
     payload: Payload = field(default_factory=Payload)
     mask: np.ndarray | None = None
+    prompt: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One line of predictions.jsonl."""
+    """One line of predictions.jsonl.
+
+    In the line, the findings and probabilities of the payload are fields of their own.
+    """
 
     sample_id: str
     study_id: str
@@ -61,16 +81,36 @@ class Prediction:
     seed: int
     meta: dict[str, Any] = field(default_factory=dict)
     payload: Payload = field(default_factory=Payload)
+    warnings: list[str] = field(default_factory=list)
+    """Reasons to doubt that the model can read the images, one sentence each."""
     folder: Path | None = field(default=None, compare=False, repr=False)
     """Folder of the prediction file; not stored in the line."""
 
-    def as_row(self) -> dict[str, object]:
+    def as_row(self) -> dict[str, Any]:
         """Return the line as a dict, without the payload if that is empty."""
         row = asdict(self)
         del row["folder"]
-        if not row["payload"]:
-            del row["payload"]
-        return row
+        payload = row.pop("payload")
+        for key in _ROW_FIELDS:
+            if key in payload:
+                row[key] = payload.pop(key)
+        return {**row, "payload": payload} if payload else row
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], folder: Path) -> Prediction:
+        """Build a prediction from a line; the inverse of `as_row`.
+
+        Args:
+            row: The line as a dict, possibly written by an earlier version.
+            folder: Folder of the prediction file.
+
+        Raises:
+            TypeError: The line is not a prediction.
+        """
+        values = dict(row)
+        payload = dict(values.pop("payload", None) or {})
+        payload |= {key: values.pop(key) for key in _ROW_FIELDS if key in values}
+        return cls(**values, payload=cast(Payload, payload), folder=folder)
 
     def mask(self) -> np.ndarray | None:
         """Return the predicted classes, (H, W) or (D, H, W) uint8, or None without a mask.
@@ -157,3 +197,16 @@ def prediction_text(prediction: Prediction) -> str:
     if "mask" in payload:
         parts.append(f"mask in {payload['mask']}")
     return "; ".join(parts)
+
+
+def payload_notes(prediction: Prediction) -> list[str]:
+    """Return sentences about the predicted findings and the doubtful sentences of a prediction."""
+    payload = prediction.payload
+    probabilities = payload.get("probabilities", {})
+    named = [f"{n.replace('_', ' ')} {probabilities[n]:.0%}" for n in payload.get("findings", ())]
+    notes = [f"Predicted from the image: {', '.join(named)}."] if named else []
+    notes += [
+        f"“{prediction.prediction[remark['start'] : remark['end']]}”: {remark['text']}."
+        for remark in payload.get("remarks", ())
+    ]
+    return [*notes, payload["note"]] if "note" in payload else notes

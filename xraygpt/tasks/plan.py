@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from torch import Tensor
-
 from xraygpt.common.checks import Checks
 from xraygpt.common.config import Choice
 from xraygpt.common.distributed import to_device
@@ -18,13 +16,12 @@ from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch, Sample
 from xraygpt.datasets.collate import Collator
 from xraygpt.media.base import Media
 from xraygpt.models.base import Bonus
-from xraygpt.models.capabilities import FrozenFeatures, supports
-from xraygpt.models.media_tokens import images_per_row
-from xraygpt.models.vision.finding_head import FindingHead
+from xraygpt.models.capabilities import FrozenFeatures, PredictsFindings, supports
+from xraygpt.models.findings import FindingScores
 from xraygpt.prompting.content import IMAGE, Turn, strip_marks
 from xraygpt.tasks.questions import replace_questions, yes_probability
 from xraygpt.vocabulary import Vocabulary, get_vocabulary
-from xraygpt.vocabulary.questions import codes_in_words
+from xraygpt.vocabulary.questions import coded_sides, codes_in_words
 
 
 @dataclass(kw_only=True)
@@ -79,14 +76,18 @@ def predict_findings(model: Any, prompts: Batch, plan: Plan) -> list[list[str]]:
     Raises:
         InputError: The plan uses the head, but the model has none.
     """
-    media = prompts["media_inputs"]
-    if set(media) == {"pixel_values"} and supports(model, FrozenFeatures):
-        # The media are encoded once for all questions.
-        features = model.encode_frozen(media["pixel_values"])
-        prompts = {**prompts, "media_inputs": {"features": features}}
+    prompts = encode_once(model, prompts)
     predict = _findings_by_head if plan.by == "head" else _findings_by_questions
     normal = get_vocabulary(plan.vocabulary).normal
     return [findings or [normal] for findings in predict(model, prompts, plan)]
+
+
+def encode_once(model: Any, prompts: Batch) -> Batch:
+    """Replace pixels by the frozen encoder's features, so that they are encoded only once."""
+    media = prompts["media_inputs"]
+    if set(media) != {"pixel_values"} or not supports(model, FrozenFeatures):
+        return prompts
+    return {**prompts, "media_inputs": {"features": model.encode_frozen(media["pixel_values"])}}
 
 
 def _findings_by_questions(model: Any, prompts: Batch, plan: Plan) -> list[list[str]]:
@@ -102,36 +103,30 @@ def _findings_by_questions(model: Any, prompts: Batch, plan: Plan) -> list[list[
 
 
 def _findings_by_head(model: Any, prompts: Batch, plan: Plan) -> list[list[str]]:
-    head = getattr(model, "finding_head", None)
-    if head is None:
+    if not supports(model, PredictsFindings):
         raise InputError(
             "run.task.plan.by is head, but the model has none; set model.finding_head to the file "
             "written by `python -m xraygpt.probe … --save`"
         )
     if not prompts["media_inputs"]:
         return [[] for _ in prompts["input_ids"]]
-    images = images_per_row(prompts, model.config.qformer.num_queries)
+    scores = model.finding_scores(prompts)
     thresholds = {
         name: plan.thresholds.get(name, default if plan.threshold is None else plan.threshold)
-        for name, default in zip(head.names, head.threshold.tolist(), strict=True)
+        for name, default in zip(scores.names, scores.thresholds, strict=True)
         if name in plan.considered_findings
     }
-    probabilities = head(prompts["media_inputs"]["features"], images)
-    return describe_head_findings(head, get_vocabulary(plan.vocabulary), probabilities, thresholds)
+    return describe_findings(scores, get_vocabulary(plan.vocabulary), thresholds)
 
 
-def describe_head_findings(
-    head: FindingHead,
-    vocabulary: Vocabulary,
-    probabilities: Tensor,
-    thresholds: Mapping[str, float],
+def describe_findings(
+    scores: FindingScores, vocabulary: Vocabulary, thresholds: Mapping[str, float]
 ) -> list[list[str]]:
     """Describe each finding above its threshold by the likeliest code that implies the finding.
 
     Args:
-        head: Head that computed the probabilities.
-        vocabulary: Vocabulary with the head's findings.
-        probabilities: (B, F + K) output of the head for F findings and K codes.
+        scores: Probabilities for the findings and codes of B studies.
+        vocabulary: Vocabulary with these findings.
         thresholds: Minimum probability by finding; findings without one are ignored.
 
     Returns:
@@ -139,41 +134,68 @@ def describe_head_findings(
         findings that no code implies.
 
     Raises:
-        InputError: The head has a finding that is not in the vocabulary.
+        InputError: A finding is not in the vocabulary.
     """
-    unknown = [n for n in head.names if n not in vocabulary.findings]
+    unknown = [n for n in scores.names if n not in vocabulary.findings]
     if unknown:
         raise InputError(f"{unknown[0]} in model.finding_head is not in the plan's vocabulary")
-    code_findings = [vocabulary.findings_of([code]) for code in head.codes]
+    code_findings = [vocabulary.findings_of([code]) for code in scores.codes]
+    rows = zip(scores.probabilities.tolist(), scores.code_probabilities.tolist(), strict=True)
     return [
-        _describe_row(head, vocabulary, code_findings, row, thresholds)
-        for row in probabilities.tolist()
+        _describe_row(
+            [n for n, p in zip(scores.names, row, strict=True) if p >= thresholds.get(n, math.inf)],
+            dict(zip(scores.codes, codes, strict=True)),
+            code_findings,
+            vocabulary,
+        )
+        for row, codes in rows
     ]
+
+
+def describe_sides(scores: FindingScores, vocabulary: Vocabulary) -> list[dict[str, str]]:
+    """Return, for each row, the sides of the present findings whose likeliest code has one.
+
+    Args:
+        scores: Probabilities for the findings and codes of B studies.
+        vocabulary: Vocabulary with these findings.
+
+    Returns:
+        For each row, for example ``{"atelectasis": "on the left"}``.
+    """
+    code_findings = {code: vocabulary.findings_of([code]) for code in scores.codes}
+    rows = zip(scores.rows(), scores.code_probabilities.tolist(), strict=True)
+    sides: list[dict[str, str]] = []
+    for findings, probabilities in rows:
+        by_code = dict(zip(scores.codes, probabilities, strict=True))
+        row = {}
+        for finding in findings:
+            matches = [code for code in by_code if finding.name in code_findings[code]]
+            best = max(matches, key=by_code.__getitem__, default="")
+            side = next(iter(coded_sides([best]).values()), "")
+            if finding.is_present and side:
+                row[finding.name] = "on both sides" if " and " in side else f"on the {side}"
+        sides.append(row)
+    return sides
 
 
 def _describe_row(
-    head: FindingHead,
-    vocabulary: Vocabulary,
+    present: Sequence[str],
+    codes: Mapping[str, float],
     code_findings: Sequence[set[str]],
-    probabilities: Sequence[float],
-    thresholds: Mapping[str, float],
+    vocabulary: Vocabulary,
 ) -> list[str]:
-    present = [
-        name
-        for name, p in zip(head.names, probabilities, strict=False)
-        if p >= thresholds.get(name, math.inf)
-    ]
-    codes: list[int] = []
+    names, probabilities = list(codes), list(codes.values())
+    chosen: list[int] = []
     uncoded: list[str] = []
     for name in present:
         matches = [k for k, findings in enumerate(code_findings) if name in findings]
-        if any(name in code_findings[k] for k in codes):
+        if any(name in code_findings[k] for k in chosen):
             continue  # implied by the code chosen for another finding
         if matches:
-            codes.append(max(matches, key=lambda k: probabilities[len(head.names) + k]))
+            chosen.append(max(matches, key=probabilities.__getitem__))
         else:
             uncoded.append(vocabulary.in_words(name))
-    return sorted([*codes_in_words([head.codes[k] for k in codes]), *uncoded])
+    return sorted([*codes_in_words([names[k] for k in chosen]), *uncoded])
 
 
 def agreement_bonus(
@@ -214,7 +236,7 @@ def add_plan(model: Any, prompts: Batch, plan: Plan) -> tuple[Batch, Bonus | Non
         The prompts, and the bonus for answers that follow the plan, or None if the bonus has no
         weight.
     """
-    standard = {"", *(" ".join(strip_marks(p).split()) for p in model.renderer.prompts)}
+    standard = standard_questions(model)
     predicted = predict_findings(model, prompts, plan)
     findings = [
         texts if question in standard else []
@@ -223,6 +245,11 @@ def add_plan(model: Any, prompts: Batch, plan: Plan) -> tuple[Batch, Bonus | Non
     captions = [_caption(texts) for texts in findings]
     planned = replace_questions(model, prompts, prompts["question"], captions)
     return planned, _bonus(findings, plan)
+
+
+def standard_questions(model: Any) -> set[str]:
+    """Return the texts that ask for a report: the model's prompts, or no text."""
+    return {"", *(" ".join(strip_marks(p).split()) for p in model.renderer.prompts)}
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from xraygpt.common.config import Choice
 from xraygpt.common.registry import VOCABULARIES, registry
@@ -15,15 +15,20 @@ from xraygpt.metrics.protocols import R2Gen
 from xraygpt.metrics.reports import report_scores
 from xraygpt.metrics.statistics import Score
 from xraygpt.models.base import BaseModel
+from xraygpt.models.capabilities import PredictsFindings, require, supports
+from xraygpt.models.findings import PredictedFinding
 from xraygpt.tasks import plan
-from xraygpt.tasks.base import BaseTask, Comparison, Prediction
+from xraygpt.tasks.base import Answer, BaseTask, Comparison, Prediction
 from xraygpt.tasks.clinical import ClinicalMetrics, ClinicalScorer
+from xraygpt.tasks.report_review import report_payload
 from xraygpt.vocabulary import get_vocabulary
 
 
 @registry.register_task("report_generation")
 class ReportGeneration(BaseTask):
     """Writes the report, which is scored by text overlap and by the findings it names."""
+
+    page_title = "AI drafts"
 
     @dataclass(kw_only=True)
     class Config(BaseTask.Config):
@@ -43,19 +48,49 @@ class ReportGeneration(BaseTask):
         """Model weights for BERTScore, CheXbert, RadGraph, RadCliQ and GREEN."""
 
     config: Config
+    routes_questions = True
+    answer_noun = "report"
+    deciding_scores: ClassVar[Mapping[str, str]] = {
+        "drawn_macro_F1": "macro F1 of findings",
+        "frequent_coding_macro_F1": "macro F1 of findings",
+        "frequent_text_macro_F1": "macro F1 of findings",
+        "findings_text_F1": "micro F1 of findings",
+        "ROUGE-L": "ROUGE-L",  # for corpora in which the labeller finds nothing
+    }
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.protocol = R2Gen(None, None)
         self.clinical = ClinicalScorer(config.clinical)
 
-    def predict(self, model: BaseModel, prompts: Batch) -> list[str]:
+    def predict(self, model: BaseModel, prompts: Batch) -> list[Answer]:
         """Write one report per row, following the plan if there is one."""
-        self.rewritten_prompts, bonus = [], None
+        prompts, bonus = plan.encode_once(model, prompts), None
+        questions = prompts["question"]
+        findings = self._predict_findings(model, prompts)
         if self.config.plan is not None:
             prompts, bonus = plan.add_plan(model, prompts, self.config.plan)
-            self.rewritten_prompts = prompts["question"]
-        return model.generate(prompts, self.config.generate, bonus)
+        texts = model.generate(prompts, self.config.generate, bonus)
+        vocabulary = get_vocabulary(self.config.vocabulary)
+        is_report = plan.standard_questions(model)
+        return [
+            Answer(
+                text,
+                report_payload(text, row, vocabulary) if question in is_report else {},
+                prompt=prompt if prompt != question else "",
+            )
+            for text, row, question, prompt in zip(
+                texts, findings, questions, prompts["question"], strict=True
+            )
+        ]
+
+    def _predict_findings(self, model: BaseModel, prompts: Batch) -> list[list[PredictedFinding]]:
+        """Return each row's findings by the model's classifier; empty lists without one."""
+        if not supports(model, PredictsFindings) or not prompts["media_inputs"]:
+            return [[] for _ in prompts["question"]]
+        names = get_vocabulary(self.config.vocabulary).askable_findings
+        rows = require(model, PredictsFindings).finding_scores(prompts).rows()
+        return [[finding for finding in row if finding.name in names] for row in rows]
 
     def fit(self, training: Callable[[], Sequence[str]]) -> None:
         """Collect the protocol's word list from the training reports."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from xraygpt.common.registry import registry
 from xraygpt.metrics.statistics import Score
@@ -16,6 +17,8 @@ from xraygpt.tasks.base import BaseTask, Comparison, Prediction
 class Vqa(BaseTask):
     """Answers questions, scored by normalised accuracy overall, for closed and for open ones."""
 
+    page_title = "answers"
+
     @dataclass(kw_only=True)
     class Config(BaseTask.Config):
         """Settings of visual question answering."""
@@ -27,6 +30,8 @@ class Vqa(BaseTask):
         question is closed if its answer is yes or no."""
 
     config: Config
+    routes_questions = True
+    deciding_scores: ClassVar[Mapping[str, str]] = {"accuracy": "accuracy"}
 
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
         """Compute the accuracy over all, closed and open questions."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -46,7 +47,9 @@ class YesNo(BaseTask):
                 check.refuse(same, "no", f"is the same as the answer for yes ({self.yes!r})", "yes")
 
     config: Config
+    page_title = "answers to yes/no questions"
     shuffle_per_image = True
+    deciding_scores: ClassVar[Mapping[str, str]] = {"AUROC_macro": "mean AUROC"}
 
     def predict(self, model: BaseModel, prompts: Batch) -> list[Answer]:
         """Compute P(yes) for each row from the likelihoods of the two answers."""

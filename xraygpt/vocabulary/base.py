@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar, Literal
@@ -45,6 +46,11 @@ class Vocabulary(Plugin):
         """Findings that can be asked about: all except `no_finding` and `other_finding`."""
         return [n for n in self.findings if n not in (self.no_finding, self.other_finding)]
 
+    @property
+    def example_questions(self) -> Sequence[str]:
+        """Questions to offer to a user; by default, one for each of the first findings."""
+        return [self.question(name) for name in self.askable_findings[:8]]
+
     def label(self, text: str) -> Mapping[str, Status]:
         """Return the status of each finding that a report mentions."""
         raise NotImplementedError
@@ -60,6 +66,20 @@ class Vocabulary(Plugin):
     def in_words(self, finding: str) -> str:
         """Return a finding's name as written in text: ``pleural effusion``."""
         return finding.replace("_", " ")
+
+    def finding_of_question(self, question: str) -> str | None:
+        """Return the finding if the text is the wording of `question` for one; otherwise None."""
+        wordings = {self.question(name).lower(): name for name in self.findings}
+        return wordings.get(" ".join(question.lower().split()))
+
+    def asked_findings(self, question: str) -> list[str]:
+        """Return the findings that a free question is about; by default, those it names."""
+        text = f" {re.sub(r'[^a-z0-9]+', ' ', question.lower())} "
+        return [n for n in self.askable_findings if f" {self.in_words(n).lower()} " in text]
+
+    def asks_for_overview(self, question: str) -> bool:
+        """Return whether a free question is about the study as a whole."""
+        return "finding" in question.lower() or "normal" in question.lower()
 
     def is_coded(self, codes: Iterable[str]) -> bool:
         """Return whether the study has been coded."""

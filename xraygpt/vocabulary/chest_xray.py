@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from xraygpt.common.registry import registry
-from xraygpt.vocabulary import chest_mesh
+from xraygpt.vocabulary import chest_mesh, chest_questions
 from xraygpt.vocabulary.base import Vocabulary
 from xraygpt.vocabulary.chest_labeller import FINDINGS, LASTING_FINDINGS, Status, label, mentions
 
@@ -24,9 +24,22 @@ class ChestXray(Vocabulary):
     no_finding = "no_finding"
     other_finding = "other_finding"
 
+    @property
+    def example_questions(self) -> tuple[str, ...]:
+        """Questions that a reader of chest X-rays asks."""
+        return chest_questions.EXAMPLES
+
     def label(self, text: str) -> Mapping[str, Status]:
         """Label a report with the rules in `chest_labeller`."""
         return label(text)
+
+    def asked_findings(self, question: str) -> list[str]:
+        """Return the findings that a question names or, if it names none, those of its topic."""
+        return chest_questions.asked_findings(question)
+
+    def asks_for_overview(self, question: str) -> bool:
+        """Return whether a question is about the image as a whole."""
+        return chest_questions.asks_for_overview(question)
 
     def is_coded(self, codes: Iterable[str]) -> bool:
         """Return whether the study has any code; "normal" is a code, but "No Indexing" is not."""

@@ -19,6 +19,7 @@ from xraygpt.vocabulary import Vocabulary
 
 SPACED_MARK_PATTERN = re.compile(f" {MARK_PATTERN.pattern}")
 LIST_QUESTION = "List the coded findings."
+_REPORT_WITH_FINDINGS = "Write the report. Seen:"
 NORMAL = "normal"  # the code of a study without findings
 BOTH = "bilateral"
 SIDES = frozenset({"left", "right", BOTH})
@@ -69,6 +70,16 @@ def coded_sides(codes: Iterable[str]) -> dict[str, str]:
 def code_question(heading: str) -> str:
     """Return the yes/no question about a heading."""
     return f"Is this coded: {heading}?"
+
+
+def is_code_question(question: str) -> bool:
+    """Return whether a question is about the human codes themselves."""
+    return question == LIST_QUESTION or question.startswith(code_question("").removesuffix("?"))
+
+
+def asks_for_report_with_findings(question: str) -> bool:
+    """Return whether a question was written by `question_with_findings`."""
+    return question.startswith(_REPORT_WITH_FINDINGS)
 
 
 class CodeQuestions:
@@ -176,7 +187,7 @@ class PromptFindings:
 def question_with_findings(marks: str, names: Iterable[str], vocabulary: Vocabulary) -> str:
     """Return a report request that lists findings."""
     texts = [vocabulary.in_words(n) for n in sorted(set(names) - {vocabulary.no_finding})]
-    return f"{marks} Write the report. Seen: {', '.join(texts) or 'nothing abnormal'}."
+    return f"{marks} {_REPORT_WITH_FINDINGS} {', '.join(texts) or 'nothing abnormal'}."
 
 
 def add_caption(turns: Sequence[Turn], findings: Sequence[str]) -> list[Turn]:

@@ -30,8 +30,8 @@ def check_privacy(corpus: Corpus, endpoint: Endpoint | None, agreement: str, bat
     host = urlsplit(url).hostname
     if is_loopback(url):
         return f"sent to {host}: this machine"
-    if corpus.licence != "credentialed":
-        return f"sent to {host}: {corpus.name} is open data"
+    if corpus.access != "credentialed":
+        return f"sent to {host}: {corpus.name} is public data"
     if batch:
         raise InputError(
             f"{corpus.name} is credentialed data and --batch stores its reports at {host}; omit "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
+
+import numpy as np
 
 _WORDS = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|\w+|[^\w\s]")
 
@@ -29,26 +31,59 @@ def minimum_bayes_risk(
     if len(answers) < 3:
         return bonus.index(max(bonus))
     first = len(answers) - references if references else 0
+    words = [tuple(answer) for answer in answers]
+    compared = words[first:]
+    lengths = lcs_lengths({*words}, compared)
     gains = []
-    for i, (answer, extra) in enumerate(zip(answers, bonus, strict=True)):
-        others = [other for j, other in enumerate(answers[first:], first) if i != j]
-        total = sum(_rouge_l(answer, other) for other in others)
-        gains.append(total / max(len(others), 1) + extra)
+    for i, (answer, extra) in enumerate(zip(words, bonus, strict=True)):
+        common = lengths[answer]
+        total = sum(
+            _f1(common[other], len(answer), len(other))
+            for j, other in enumerate(compared, first)
+            if i != j
+        )
+        gains.append(total / max(len(compared) - (i >= first), 1) + extra)
     return gains.index(max(gains))
 
 
-def _rouge_l(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
-    """Compute F1 = 2 P R / (P + R), expressed in lengths."""
-    return 2 * lcs_length(a, b) / max(len(a) + len(b), 1)
+def _f1(common: int, a: int, b: int) -> float:
+    """Compute F1 = 2 P R / (P + R) from the lengths of a common subsequence and of both texts."""
+    return 2 * common / max(a + b, 1)
+
+
+Words = tuple[Hashable, ...]
+
+
+def lcs_lengths(
+    answers: Collection[Words], others: Collection[Words]
+) -> dict[Words, dict[Words, int]]:
+    """Compute the length of the longest common subsequence of each answer and each other text.
+
+    The bit-parallel algorithm of Hyyrö (2004) keeps one bit for each word of a text. Here, the bits
+    of all other texts are concatenated in one number, so that one addition advances all of them. A
+    bit that is always 0 follows each text and takes up the carry of its addition.
+    """
+    texts = list(dict.fromkeys(others))
+    starts, positions, end, all_bits = [], dict[Hashable, int](), 0, 0
+    for text in texts:
+        starts.append(end // 8)
+        for i, word in enumerate(text, end):
+            positions[word] = positions.get(word, 0) | 1 << i
+        all_bits |= ((1 << len(text)) - 1) << end
+        end += (len(text) // 8 + 1) * 8  # whole bytes, with at least one bit for the carry
+    lengths = {}
+    for answer in answers:
+        row = all_bits
+        for word in answer:
+            matches = row & positions.get(word, 0)
+            row = (row + matches | row - matches) & all_bits
+        matched = np.frombuffer((all_bits ^ row).to_bytes(end // 8, "little"), dtype=np.uint8)
+        counts = np.add.reduceat(np.bitwise_count(matched), starts, dtype=np.int64)
+        lengths[answer] = dict(zip(texts, counts.tolist(), strict=True))
+    return lengths
 
 
 def lcs_length(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """Compute the length of the longest common subsequence, bit-parallel (Hyyrö 2004)."""
-    positions: dict[Hashable, int] = {}
-    for i, token in enumerate(a):
-        positions[token] = positions.get(token, 0) | 1 << i
-    row = all_bits = (1 << len(a)) - 1
-    for token in b:
-        matches = row & positions.get(token, 0)
-        row = (row + matches | row - matches) & all_bits
-    return len(a) - row.bit_count()
+    """Compute the length of the longest common subsequence of two texts."""
+    first, second = tuple(a), tuple(b)
+    return lcs_lengths([first], [second])[first][second]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from xraygpt.common.checks import Checks
+from xraygpt.common.project_paths import ProjectName
+from xraygpt.common.requirements import Missing, missing_llm
 from xraygpt.models.llm.llm_files import Attention, Bits, Dtype
 from xraygpt.models.llm.small_llm import LoraSettings, SmallLLM
 
@@ -13,7 +15,7 @@ from xraygpt.models.llm.small_llm import LoraSettings, SmallLLM
 class LLMConfig:
     """The language model that reads image tokens."""
 
-    source: str | None = None
+    source: ProjectName | None = None
     """A transformers folder, a `.gguf` file, `package:<name>`, or a run of the task
     `language_modeling`; null creates a random model of size `size`, for tests."""
     size: SmallLLM = field(default_factory=SmallLLM)
@@ -41,3 +43,7 @@ class LLMConfig:
             check.needs("freeze", "bits", "low_resource", why=why, key="freeze_llm")
             why = "an LLM is trained either with LoRA or in full"
             check.needs("freeze", "lora", why=why, key="freeze_llm")
+
+    def missing(self, where: str) -> list[Missing]:
+        """List the source if there is no LLM."""
+        return missing_llm(f"{where}.source", self.source)

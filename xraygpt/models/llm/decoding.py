@@ -6,8 +6,9 @@ Notation: B rows, T tokens; H is the LLM's width.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,10 +20,18 @@ from transformers import (
 )
 
 from xraygpt.common.errors import InputError
+from xraygpt.common.threads import in_threads
 from xraygpt.models.base import Bonus, Generation
 from xraygpt.models.llm.candidates import minimum_bayes_risk, split_words
 from xraygpt.models.llm.guidance import Guidance
-from xraygpt.models.llm.sampling import Temperature, has_unsupported_settings, sample
+from xraygpt.models.llm.llama_steps import LlamaSteps, has_llama_steps
+from xraygpt.models.llm.sampling import (
+    Temperature,
+    has_unsupported_settings,
+    keyed_seed,
+    sample,
+    sample_branches,
+)
 from xraygpt.prompting.renderer import PromptRenderer
 
 # The rule applies to the answer only, as intended: n-grams of the question may occur in it.
@@ -115,7 +124,48 @@ class Decoder:
         Raises:
             InputError: As in `__call__`, or beam search is combined with `positions`.
         """
+        steps = self._llama_steps(generation, past_key_values, positions)
+        settings: dict[str, Any] = {
+            "stop": stop, "past_key_values": past_key_values, "streamer": streamer,
+        }  # fmt: skip
+        if generation.answers_per_prompt == 1 or embeds.device.type != "cpu":
+            return self._generate(
+                embeds, attention_mask, generation, average_embeds, names, positions, steps,
+                **settings,
+            )  # fmt: skip
+
+        # The answers to one prompt fill a CPU, and no answer may depend on the other prompts in the
+        # batch, not even through rounding.
+        def one(row: _Prompt, steps: LlamaSteps | None) -> list[list[int]]:
+            return self._generate(
+                row.embeds, row.mask, generation, row.average, row.names, row.positions, steps,
+                **settings,
+            )  # fmt: skip
+
+        rows = list(_prompts(embeds, attention_mask, average_embeds, names, positions))
+        if steps is not None and steps.is_small:
+            parts = in_threads([partial(one, row, steps.another()) for row in rows])
+        else:
+            parts = [one(row, steps) for row in rows]
+        return [ids for part in parts for ids in part]
+
+    def _generate(
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor,
+        generation: Generation,
+        average_embeds: Tensor | None,
+        names: Sequence[str],
+        positions: Tensor | None,
+        steps: LlamaSteps | None,
+        *,
+        stop: StoppingCriteria | None,
+        past_key_values: Any,
+        streamer: Any,
+    ) -> list[list[int]]:
+        """Generate answers to prompts that are decoded together; see `generate_ids`."""
         guidance = self._guidance(attention_mask, generation, average_embeds, positions)
+        name = names[0] if names else ""
         stops = StoppingCriteriaList([*self._criteria(), *([stop] if stop else [])])
         if positions is not None and generation.num_beams > 1:
             raise InputError(
@@ -132,6 +182,7 @@ class Decoder:
                 generation,
                 guidance,
                 stops,
+                name,
                 past_key_values=past_key_values,
                 streamer=streamer,
             )
@@ -139,11 +190,22 @@ class Decoder:
             embeds = embeds[:, int(past_key_values.get_seq_length()) :]
         if streamer is not None:
             streamer.put(attention_mask)  # stands for the prompt, which streamers skip
+        has_ended = self._end_test(stops, embeds.device)
+        on_token = None if streamer is None else streamer.put
+        if steps is not None:
+            return sample_branches(steps, embeds, generation, has_ended, name, on_token=on_token)
         return sample(
-            self.llm, embeds, attention_mask, generation, self._end_test(stops, embeds.device),
-            guidance, names, positions=positions, cache=past_key_values,
-            on_token=None if streamer is None else streamer.put,
+            self.llm, embeds, attention_mask, generation, has_ended, guidance, names,
+            positions=positions, cache=past_key_values, on_token=on_token,
         )  # fmt: skip
+
+    def _llama_steps(
+        self, generation: Generation, past_key_values: Any, positions: Tensor | None
+    ) -> LlamaSteps | None:
+        """Return the faster forward pass for many answers to one prompt, or None if unsuitable."""
+        several = generation.answers_per_prompt > 1 and not generation.guidance
+        plain = past_key_values is None and positions is None
+        return LlamaSteps(self.llm) if several and plain and has_llama_steps(self.llm) else None
 
     def _guidance(
         self,
@@ -187,6 +249,7 @@ class Decoder:
         generation: Generation,
         guidance: Guidance | None,
         stops: StoppingCriteriaList,
+        name: str = "",
         **inputs: Any,
     ) -> list[list[int]]:
         """Decode with transformers' `generate`: beams, caches, streamers, special LLM settings."""
@@ -207,7 +270,7 @@ class Decoder:
         options["no_repeat_ngram_size"] = generation.no_repeat_ngram_size
         with torch.random.fork_rng(devices=[], enabled=generation.do_sample):
             if generation.do_sample:
-                torch.manual_seed(generation.seed)
+                torch.manual_seed(keyed_seed(generation.seed, name))
             output = self.llm.generate(
                 inputs_embeds=embeds,
                 attention_mask=attention_mask,
@@ -298,3 +361,32 @@ class Decoder:
         for stop in self.text_stops:
             text = text.split(stop)[0]
         return text.strip()
+
+
+class _Prompt(NamedTuple):
+    """The inputs of one prompt, (1, T, …) without padding; see `Decoder.__call__`."""
+
+    embeds: Tensor
+    mask: Tensor
+    average: Tensor | None
+    names: Sequence[str]
+    positions: Tensor | None
+
+
+def _prompts(
+    embeds: Tensor,
+    mask: Tensor,
+    average: Tensor | None,
+    names: Sequence[str],
+    positions: Tensor | None,
+) -> Iterator[_Prompt]:
+    """Yield each prompt of a left-padded batch by itself."""
+    for i, padding in enumerate((mask == 0).sum(dim=1).tolist()):
+        row = slice(i, i + 1)
+        yield _Prompt(
+            embeds[row, padding:],
+            mask[row, padding:],
+            None if average is None else average[row, padding:],
+            names[row],
+            None if positions is None else positions[..., row, padding:],
+        )

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xraygpt.common.checks import Checks
+from xraygpt.common.project_paths import ProjectName, ProjectPath
 from xraygpt.common.registry import registry
+from xraygpt.common.requirements import Missing, missing_llm
 from xraygpt.models.base import TextSource, build_renderer
 from xraygpt.models.causal import CausalModel
 from xraygpt.models.llm import llm_files
@@ -31,7 +33,7 @@ class LanguageModel(CausalModel):
 
         llm: language.SmallLLM = field(default_factory=language.SmallLLM)
         """Size of the network and of the vocabulary."""
-        llama_model: str | None = None
+        llama_model: ProjectName | None = None
         """LLM to start from instead of random weights; its tokenizer is used."""
         dropout: float = 0.0
         """Dropout rate for embeddings and for the output of each attention and MLP, in [0, 1)."""
@@ -39,7 +41,7 @@ class LanguageModel(CausalModel):
         """Maximum length of an answer in tokens, including its end."""
         end_sym: str | None = None
         """End of every answer; None uses the template's."""
-        prompt_path: Path | None = None
+        prompt_path: ProjectPath | None = None
         """File with one question per line; samples without a question get a randomly chosen one."""
         prompt_template: str = "xraygpt"
         """The template that the model using this LLM will have."""
@@ -49,6 +51,10 @@ class LanguageModel(CausalModel):
         def __post_init__(self) -> None:
             with Checks(self) as check:
                 check.fraction_below_one("dropout")
+
+        def missing(self, where: str) -> list[Missing]:
+            """List the LLM and the files that do not exist."""
+            return super().missing(where) + missing_llm(f"{where}.llama_model", self.llama_model)
 
     config: Config
     loss_on_all_tokens = True

@@ -26,6 +26,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from xraygpt.common.checkpoint import find_checkpoint, is_run_or_checkpoint
 from xraygpt.common.errors import WeightsError
+from xraygpt.common.requirements import PACKAGE
 from xraygpt.models.weights.files import check_weight_file, weight_files
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,6 @@ log = logging.getLogger(__name__)
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Bits = Literal[4, 8]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
-PACKAGE = "package:"
 # Exceptions that transformers raises for damaged folders.
 LOAD_ERRORS = (
     OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError, EOFError,

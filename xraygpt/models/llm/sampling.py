@@ -1,6 +1,8 @@
 """Greedy decoding and sampling of many rows at once.
 
-A prompt is processed once for all its candidates, and rows that have ended are dropped.
+A prompt is processed once for all its candidates, and rows that have ended are dropped. `sample`
+works with every LLM; `sample_branches` is faster for many answers to one prompt, if the LLM is one
+for which `has_llama_steps` holds.
 
 Notation: B prompts, R rows being decoded (at first B times the answers per prompt), T tokens; V is
 the size of the vocabulary, A the number of position axes.
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -22,7 +25,9 @@ from transformers import (
 )
 
 from xraygpt.models.base import Generation
+from xraygpt.models.llm.branches import Branches
 from xraygpt.models.llm.kv_cache import preallocated_cache
+from xraygpt.models.llm.llama_steps import LlamaSteps
 from xraygpt.models.llm.positions import count_positions, expand_axes, next_positions
 
 DROP_FRACTION = 0.125  # of rows that must have ended before dropping them is worth a copy
@@ -228,12 +233,69 @@ def sample(
     return [row[:n] for row, n in zip(ids.tolist(), length.tolist(), strict=True)]
 
 
+def sample_branches(
+    steps: LlamaSteps,
+    embeds: Tensor,
+    generation: Generation,
+    has_ended: Callable[[Tensor, Tensor], Tensor],
+    name: str = "",
+    *,
+    on_token: Callable[[Tensor], None] | None = None,
+) -> list[list[int]]:
+    """Sample many answers to one prompt, computing equal beginnings once.
+
+    The answers are those of `sample`, up to rounding.
+
+    Args:
+        steps: The LLM.
+        embeds: (1, T, H), the prompt without padding.
+        generation: The decoding settings; `do_sample` is set.
+        has_ended: As in `sample`.
+        name: Name of the prompt, on which the random numbers depend.
+        on_token: As in `sample`.
+
+    Returns:
+        The new ids of the candidates and then the references, as in `sample`.
+    """
+    count, max_new = generation.answers_per_prompt, generation.max_new_tokens
+    by_branch = score_processors(replace(generation, top_p=1.0), None, None)
+    temperature = Temperature(generation, 1, embeds.device)
+    by_row = score_processors(
+        replace(generation, repetition_penalty=1.0, no_repeat_ngram_size=0), None, temperature
+    )
+    uniform = _uniform_numbers(generation, [name])
+    ids = torch.zeros(count, max_new, dtype=torch.long)
+    length = torch.full((count,), max_new)
+    branches, index = Branches(count), torch.arange(count)
+    logits = steps.start(embeds, count, max_new)
+    for step in range(max_new):
+        scores: Any = by_branch(branches.ids, logits.float())  # type: ignore[arg-type]
+        scores = by_row(branches.ids[branches.of_row], scores[branches.of_row])  # type: ignore[arg-type]
+        tokens = _pick(scores, uniform[index, step])
+        ids[index, step] = tokens
+        if on_token is not None:
+            on_token(tokens)
+        ended, sources, targets = branches.extend(tokens, scores, has_ended)
+        length[index[ended]] = step + 1
+        index = index[~ended]
+        if not len(index) or step + 1 == max_new:
+            break
+        temperature.select(~ended)
+        steps.copy(sources, targets)
+        logits = steps.step(branches.ids[:, -1])
+    return [row[:n] for row, n in zip(ids.tolist(), length.tolist(), strict=True)]
+
+
+def keyed_seed(seed: int, name: str) -> int:
+    """Return a seed for torch that depends on a seed and the name of a prompt."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7], "little")
+
+
 def _uniform_numbers(generation: Generation, names: Sequence[str]) -> Tensor:
     """Return (R, T) uniform random numbers in [0, 1) that depend on the seed and each name."""
     rows = []
     for name in names:
-        key = hashlib.sha256(f"{generation.seed} {name}".encode()).digest()[:7]
-        generator = torch.Generator().manual_seed(int.from_bytes(key, "little"))
+        generator = torch.Generator().manual_seed(keyed_seed(generation.seed, name))
         shape = (generation.answers_per_prompt, generation.max_new_tokens)
         rows.append(torch.rand(*shape, generator=generator))
     return torch.cat(rows)

@@ -22,14 +22,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from xraygpt.common.checks import Checks
+from xraygpt.common.project_paths import EncoderName
 from xraygpt.common.registry import registry
+from xraygpt.common.requirements import FrozenParts
 from xraygpt.datasets.base import Batch
 from xraygpt.models import param_groups
 from xraygpt.models.base import BaseModel, TextSource, build_renderer
 from xraygpt.models.llm.small_llm import check_tokenizer, new_tokenizer
 from xraygpt.models.media_tokens import images_per_row
 from xraygpt.models.qformer_llm import assets as model_assets
-from xraygpt.models.qformer_llm.build import build_encoder
+from xraygpt.models.qformer_llm.build import build_encoder, frozen_parts
 from xraygpt.models.qformer_llm.instruct import TextQFormer
 from xraygpt.models.qformer_llm.qformer import QFormerConfig
 from xraygpt.models.qformer_llm.query_collator import QueryCollator
@@ -62,7 +64,7 @@ class Aligned:
 class AlignedEncoder(EncoderConfig):
     """The vision encoder; the default encoder is small."""
 
-    encoder: str = "efficientnet_lite0"
+    encoder: EncoderName = "efficientnet_lite0"
 
 
 @registry.register_model("qformer_alignment", "blip2_qformer")
@@ -90,6 +92,10 @@ class QFormerAlignment(BaseModel):
         def __post_init__(self) -> None:
             with Checks(self) as check:
                 check.above(0, "temperature")
+
+        def required_weights(self) -> FrozenParts | None:
+            """Return the encoder, which is always frozen."""
+            return frozen_parts(self.vision, self.ckpt)
 
     config: Config
     context_len = 512  # position embeddings of the Q-Former's text

@@ -82,6 +82,8 @@ def check_parts(folder: Path, own: Mapping[str, Any], llm: str | None) -> None:
         )
     check_encoder(folder, {k: v for k, v in own.items() if k == "vision"})
     changed = [key for key in own if saved.get(key) != own[key]]
+    if "vit_model" in changed and "vision" not in changed:
+        changed.remove("vit_model")  # the same weights at another path
     if changed:
         log.warning(
             "%s was trained with %s",

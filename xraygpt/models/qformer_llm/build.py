@@ -11,13 +11,29 @@ import torch
 from torch import Tensor, nn
 
 from xraygpt.common.errors import WeightsError
+from xraygpt.common.requirements import FrozenParts
 from xraygpt.models.llm import llm_files, small_llm
 from xraygpt.models.llm.config import LLMConfig
+from xraygpt.models.qformer_llm.config import BridgeConfig
 from xraygpt.models.vision import encoders
 from xraygpt.models.vision.base import VisionEncoder
 from xraygpt.models.vision.config import EncoderConfig, VisionConfig
+from xraygpt.models.vision.finding_head import FindingHead
 
 log = logging.getLogger(__name__)
+
+
+def find_unsupported(qformer: nn.Module, head: FindingHead | None) -> dict[str, str]:
+    """Return the reasons why a model cannot trace its attention or predict findings."""
+    unsupported = {}
+    if not hasattr(qformer, "qformer"):  # the Q-Former was replaced by a plug-in
+        unsupported["maps"] = "the module that replaces its Q-Former has no cross-attention"
+    if head is None:
+        unsupported["findings"] = (
+            "it has no finding head; set model.finding_head to the file written by "
+            "`python -m xraygpt.probe … --save`"
+        )
+    return unsupported
 
 
 def build_encoder(config: EncoderConfig) -> VisionEncoder:
@@ -54,6 +70,31 @@ def build_vision(config: VisionConfig, model_ckpt: Path | None) -> VisionEncoder
                 config.encoder,
             )
     return encoder
+
+
+def frozen_parts(
+    vision: EncoderConfig,
+    ckpt: Path | None,
+    qformer: BridgeConfig | None = None,
+    llm: LLMConfig | None = None,
+) -> FrozenParts | None:
+    """Return a model's frozen parts; None if its encoder is trained or has weights of its own.
+
+    Args:
+        vision: The encoder, which is trained if it has a field `freeze` that is False.
+        ckpt: The model's checkpoint.
+        qformer: The Q-Former, if it may be frozen.
+        llm: The LLM, if there is one.
+    """
+    precomputed = getattr(vision, "width", None) is not None
+    if precomputed or not getattr(vision, "freeze", True) or encoders.has_weights(vision.encoder):
+        return None
+    sources: dict[str, tuple[str, Any]] = {"vision.": ("model.vit_ckpt", vision.ckpt)}
+    if qformer is not None and qformer.freeze:
+        sources["qformer."] = ("model.q_former_model", qformer.init_from)
+    if llm is not None and llm.freeze:
+        sources["llm."] = ("model.llama_model", llm.source)
+    return FrozenParts(vision.encoder, ckpt, sources)
 
 
 def build_llm(config: LLMConfig, seed: int) -> tuple[Any, Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from xraygpt.common.checks import Checks
+from xraygpt.common.project_paths import ProjectPath
 from xraygpt.models.qformer_llm.qformer import QFormerConfig
 
 
@@ -13,7 +13,7 @@ from xraygpt.models.qformer_llm.qformer import QFormerConfig
 class BridgeConfig(QFormerConfig):
     """The Q-Former between a vision encoder and an LLM."""
 
-    init_from: Path | None = None
+    init_from: ProjectPath | None = None
     """Run or BLIP-2 file to load the Q-Former from, for example for another LLM; the projection is
     initialised anew. Has no effect if `ckpt` contains a Q-Former."""
     freeze: bool = False

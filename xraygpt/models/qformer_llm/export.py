@@ -14,6 +14,7 @@ from torch import Tensor
 
 from xraygpt.common.errors import WeightsError
 from xraygpt.common.publishing import publish_folder, report_write_errors
+from xraygpt.common.training_data import manifest_entry
 from xraygpt.models.capabilities import ExportSettings
 from xraygpt.models.llm.small_llm import merge_lora_weights
 from xraygpt.models.qformer_llm import export_names
@@ -95,7 +96,8 @@ def to_transformers(model: Composition, out: Path, settings: ExportSettings) -> 
             _card(model, settings.license, token, same), encoding="utf-8"
         )
 
-    publish_folder(out, write, {"exported": __version__, "image_token": origin})
+    facts = {"exported": __version__, "image_token": origin, **manifest_entry(model.trained_on)}
+    publish_folder(out, write, facts)
     return f"{out}: load with Blip2ForConditionalGeneration.from_pretrained; {origin}"
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from transformers import AutoTokenizer, InstructBlipQFormerConfig, InstructBlipQ
 
 from xraygpt.common.checks import Checks
 from xraygpt.common.errors import WeightsError
+from xraygpt.common.project_paths import ProjectPath
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
 from xraygpt.models.llm import llm_files, small_llm
@@ -79,7 +79,7 @@ class InstructXrayGPT(XrayGPT):
     class Config(XrayGPT.Config):
         """Settings of `xraygpt`, and settings for how the Q-Former reads the question."""
 
-        qformer_tokenizer: Path | None = None
+        qformer_tokenizer: ProjectPath | None = None
         """Folder of the Q-Former's own tokenizer (InstructBLIP: `qformer_tokenizer/`); null uses
         the LLM's, for a Q-Former trained from scratch."""
         max_question_len: int = 128

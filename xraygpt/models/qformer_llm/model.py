@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from xraygpt.common.checks import Checks
+from xraygpt.common.project_paths import ProjectPath
 from xraygpt.common.registry import registry
+from xraygpt.common.requirements import FrozenParts
 from xraygpt.datasets.base import Batch
 from xraygpt.models.base import build_renderer
 from xraygpt.models.capabilities import ExportSettings
@@ -31,6 +33,7 @@ from xraygpt.models.media_tokens import split_by_run
 from xraygpt.models.qformer_llm import assets as model_assets
 from xraygpt.models.qformer_llm import build, import_weights
 from xraygpt.models.qformer_llm.config import BridgeConfig
+from xraygpt.models.qformer_llm.head import WithFindingHead
 from xraygpt.models.qformer_llm.pack import pack_parts
 from xraygpt.models.qformer_llm.qformer import QFormer
 from xraygpt.models.qformer_llm.query_collator import QueryCollator
@@ -43,7 +46,7 @@ from xraygpt.processors.image import ImageSpec
 
 
 @registry.register_model("xraygpt", "mini_gpt4")
-class XrayGPT(CausalModel):
+class XrayGPT(WithFindingHead, CausalModel):
     """Frozen vision encoder, Q-Former, projection, frozen LLM."""
 
     @dataclass(kw_only=True)
@@ -54,7 +57,7 @@ class XrayGPT(CausalModel):
         qformer: BridgeConfig = field(default_factory=BridgeConfig)
         llm: LLMConfig = field(default_factory=LLMConfig)
         text: TextConfig = field(default_factory=TextConfig)
-        finding_head: Path | None = None
+        finding_head: ProjectPath | None = None
         """A finding head fitted by `python -m xraygpt.probe --save` on the frozen encoder's
         features, for plans with `by: head`; null disables it."""
         seed: int = 0
@@ -64,6 +67,10 @@ class XrayGPT(CausalModel):
             with Checks(self) as check:
                 why = "for frozen encoders"
                 check.needs("vision.freeze", "finding_head", why=why, key="freeze_vit")
+
+        def required_weights(self) -> FrozenParts | None:
+            """Return the frozen ones among the encoder, the Q-Former and the LLM."""
+            return build.frozen_parts(self.vision, self.ckpt, self.qformer, self.llm)
 
     config: Config
     frozen_parts = ("llm.", "vision.")
@@ -78,10 +85,7 @@ class XrayGPT(CausalModel):
             self._build_llm()
         self.media_collator = QueryCollator(config.qformer.num_queries)
         self.renderer = build_renderer(config.text, self.tokenizer, assets=assets)
-        if not hasattr(self.qformer, "qformer"):  # the Q-Former was replaced by a plug-in
-            self.unsupported = {
-                "maps": "the module that replaces its Q-Former has no cross-attention"
-            }
+        self.unsupported = build.find_unsupported(self.qformer, self.finding_head)
         self.caches_queries = False  # whether cached features are the Q-Former's output
 
     def _build_vision_and_qformer(self) -> None:

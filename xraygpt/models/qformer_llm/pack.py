@@ -44,7 +44,7 @@ def pack_parts(model: Composition, state: dict[str, Tensor], folder: Path, out: 
     if model.finding_head is not None and packed.vision is not None:
         model.finding_head.encoder = packed.vision.digest()  # changed by half precision
         model.finding_head.save(folder / HEAD)
-    packed.renderer = model.renderer
+    packed.renderer, packed.abilities = model.renderer, model.abilities
     packed.save_assets(folder)
     write_parts(folder, {**(read_parts(folder) or {}), "vit_model": later.vision.encoder})
     return later

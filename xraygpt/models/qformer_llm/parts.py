@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from xraygpt.common.training_data import TrainingData
+from xraygpt.models.abilities import Abilities
 from xraygpt.models.vision.base import VisionEncoder
 from xraygpt.models.vision.finding_head import FindingHead
 from xraygpt.prompting.renderer import PromptRenderer
@@ -21,6 +23,8 @@ class Composition(Protocol):
     llm: Any
     tokenizer: Any
     renderer: PromptRenderer
+    abilities: Abilities
+    trained_on: tuple[TrainingData, ...]
     finding_head: FindingHead | None
     loaded_keys: set[str]
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from xraygpt.common.checks import Checks
+from xraygpt.common.project_paths import EncoderName, ProjectPath
+from xraygpt.common.requirements import Missing, missing_encoder, missing_paths
 
 
 @dataclass(kw_only=True)
 class EncoderConfig:
     """Which vision encoder a model uses."""
 
-    encoder: str = "eva_clip_g"
+    encoder: EncoderName = "eva_clip_g"
     """One of the names in `registry.list_encoders()`."""
-    ckpt: Path | None = None
+    ckpt: ProjectPath | None = None
     """The encoder's weights: a file, or a downloaded folder."""
     image_size: int | None = None
     """Side of the square input in pixels; null uses the encoder's own size."""
+
+    def missing(self, where: str) -> list[Missing]:
+        """List the weight file, and the run or folder that the encoder's name refers to."""
+        return missing_encoder(f"{where}.encoder", self.encoder) + missing_paths(self, where)
 
 
 @dataclass(kw_only=True)

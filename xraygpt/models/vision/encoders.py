@@ -99,7 +99,7 @@ def build_vision(vit_model: str, image_size: int | None, weights: Path | None) -
     if weights is not None and not encoder.takes_file:
         raise InputError(f"model.vit_ckpt: {vit_model} has its own weights; remove this key")
     network = encoder.build(image_size, weights)
-    log.info("vision encoder %s: %s", vit_model, network)
+    log.debug("vision encoder %s: %s", vit_model, network)
     return network
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from xraygpt.common.errors import WeightsError
+from xraygpt.models.findings import FindingScores
 from xraygpt.models.vision.base import VisionEncoder, pooled
 
 _KIND = "xraygpt finding head"
@@ -69,6 +70,18 @@ class FindingHead(nn.Module):
         image_features = pooled(features.float())
         mean = torch.stack([part.mean(dim=0) for part in image_features.split(list(images))])
         return (mean @ self.weight.T + self.bias).sigmoid()
+
+    def score(self, features: Tensor, images: Sequence[int]) -> FindingScores:
+        """Compute the probabilities of findings and codes; arguments as in `forward`."""
+        probabilities = self(features, images)
+        count = len(self.names)
+        return FindingScores(
+            names=tuple(self.names),
+            thresholds=tuple(self.threshold.tolist()),
+            probabilities=probabilities[:, :count],
+            codes=tuple(self.codes),
+            code_probabilities=probabilities[:, count:],
+        )
 
     def digest(self) -> str:
         """Compute the SHA-256 of the names, the codes and all numbers."""

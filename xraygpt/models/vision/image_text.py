@@ -27,7 +27,9 @@ from transformers import BertConfig, BertModel
 from xraygpt.common.checks import Checks
 from xraygpt.common.config import Choice
 from xraygpt.common.errors import DataError, InputError
+from xraygpt.common.project_paths import EncoderName, ProjectPath
 from xraygpt.common.registry import VOCABULARIES, registry
+from xraygpt.common.requirements import Missing, missing_encoder
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch
 from xraygpt.models import param_groups
 from xraygpt.models.base import BaseModel, TextSource, build_renderer
@@ -86,9 +88,9 @@ class ImageText(BaseModel):
     class Config(BaseModel.Config):
         """Settings for the two towers."""
 
-        vit_model: str = "timm/vit_small_patch16_224"
+        vit_model: EncoderName = "timm/vit_small_patch16_224"
         """The encoder to train, with the same names as in `arch: xraygpt`."""
-        vit_ckpt: Path | None = None
+        vit_ckpt: ProjectPath | None = None
         """Initial weights; null uses the encoder's own weights, or random weights."""
         image_size: int | None = None
         """Size in pixels; None uses the encoder's default."""
@@ -111,7 +113,7 @@ class ImageText(BaseModel):
         """Maximum length of a report in tokens; longer reports are truncated."""
         prompt_template: str = "none"
         """Template for texts. Text around a report has no effect, so `none` is recommended."""
-        prompt_path: Path | None = None
+        prompt_path: ProjectPath | None = None
         """Has no effect."""
         end_sym: str | None = None
         """End of every text; None uses the template's."""
@@ -122,6 +124,10 @@ class ImageText(BaseModel):
             with Checks(self) as check:
                 check.fraction_below_one("dropout")
                 check.above(0, "temperature")
+
+        def missing(self, where: str) -> list[Missing]:
+            """List the encoder's folder and the files that do not exist."""
+            return missing_encoder(f"{where}.vit_model", self.vit_model) + super().missing(where)
 
     config: Config
 

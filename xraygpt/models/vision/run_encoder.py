@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from xraygpt.common.checkpoint import find_checkpoint
 from xraygpt.common.errors import WeightsError
 from xraygpt.common.registry import registry
+from xraygpt.common.requirements import BASE_SUFFIX, RUN_PREFIX
 from xraygpt.models.vision.base import VisionEncoder
 from xraygpt.models.vision.encoders import BaseEncoder, build_vision, has_weights
 from xraygpt.models.weights.files import read_weights
 from xraygpt.models.weights.rules import load_exactly
-
-RUN_PREFIX = "run/"
-BASE_SUFFIX = "+base"  # appends features from the encoder that training started from
 
 
 class ConcatenatedNetworks(nn.Module):

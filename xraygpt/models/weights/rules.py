@@ -69,7 +69,7 @@ class ConvertedState:
                 f"{source}: {len(self.unknown)} keys are unknown in files of {kind}: {some}"
                 f"{', …' if len(self.unknown) > 5 else ''}"
             )
-        log.info("%s: %s", source, self)
+        log.debug("%s: %s", source, self)
 
 
 def apply_rules(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> ConvertedState:
