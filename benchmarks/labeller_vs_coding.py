@@ -18,6 +18,7 @@ from typing import Any
 from xraygpt.metrics.labelled_findings import UncertainPolicy, labelled_finding_scores
 from xraygpt.vocabulary.chest_labeller import FINDINGS, Status, label
 from xraygpt.vocabulary.chest_mesh import findings_of, is_coded
+from xraygpt.vocabulary.openi import reserved_split
 
 ROOT = Path(__file__).resolve().parents[1]
 MIN_SUPPORT = 8
@@ -35,13 +36,12 @@ def read_reports(folder: Path, splits: set[str]) -> tuple[list[tuple[str, list[s
         The reports, the number of their rows (images), and the number of rows that were left out
         because they are not coded.
     """
-    test_studies = set((folder / "iu_xray" / "test_split_studies.txt").read_text("utf-8").split())
     studies: dict[str, tuple[str, list[str]]] = {}
     rows = uncoded = 0
     with (folder / "iu_xray" / "reports.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
             row: dict[str, Any] = json.loads(line)
-            if row["split"] not in splits or row["study"] in test_studies:
+            if row["split"] not in splits or reserved_split(row["study"]):
                 continue
             if not is_coded(row["mesh_major"]):
                 uncoded += 1

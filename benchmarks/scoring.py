@@ -18,6 +18,7 @@ from pathlib import Path
 from xraygpt.metrics.coco import coco_scores
 from xraygpt.metrics.protocols import R2Gen
 from xraygpt.metrics.reports import report_scores
+from xraygpt.vocabulary.openi import reserved_split
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,7 +28,8 @@ def read_findings(count: int) -> list[str]:
     folder = Path(os.environ.get("XRAYGPT_DATA", ROOT.parent / "shared" / "data"))
     file = folder / "iu_xray" / "reports.jsonl"
     rows = [json.loads(line) for line in file.open(encoding="utf-8")]
-    findings = [r["findings"] for r in rows if r["split"] in ("train", "extra") and r["findings"]]
+    rows = [r for r in rows if r["split"] in ("train", "extra") and not reserved_split(r["study"])]
+    findings = [r["findings"] for r in rows if r["findings"]]
     return [findings[i % len(findings)] for i in range(count)]
 
 

@@ -19,9 +19,10 @@ from typing import Any
 
 from xraygpt.common.cli import run_main
 from xraygpt.common.errors import TrainingError
+from xraygpt.common.numbers import with_interval
+from xraygpt.evaluation.prediction_file import read_rows
 from xraygpt.metrics.statistics import Score, weighted_sum
 from xraygpt.metrics.vqa import vqa_scores
-from xraygpt.runners.logs import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {"image": "false", "question_only": "true"}  # -> blank_images
@@ -62,7 +63,7 @@ def fold_answers(args: argparse.Namespace, kind: str, fold: int) -> dict[str, li
         _run("evaluate.py", "eval_configs/vqa_rad.yaml", [*data, *evaluate])
     evaluation = next(folder.glob("evaluate/*/scores.json")).parent
     names = ("true", "most_common", "shuffled-0")
-    return {n: read_rows(evaluation / f"predictions_{n}.jsonl")[1:] for n in names}
+    return {n: read_rows(evaluation / f"predictions_{n}.jsonl") for n in names}
 
 
 def _run(script: str, yaml: str, options: list[str]) -> None:
@@ -91,10 +92,10 @@ def format_table(systems: dict[str, dict[str, Score]]) -> str:
         cells = []
         for system, scores in systems.items():
             score = scores[name]
-            cell = f"{score.value:.3f} ({score.low:.3f} … {score.high:.3f})"
+            cell = with_interval(score.as_row())
             if system != "image":
                 gap = weighted_sum([(1.0, image_score), (-1.0, score)])
-                cell += f"; image {gap.value:+.3f} ({gap.low:+.3f} … {gap.high:+.3f})"
+                cell += f"; image {with_interval(gap.as_row(), signed=True)}"
             cells.append(cell)
         lines.append(f"| {name} | {image_score.n} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

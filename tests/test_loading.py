@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +13,14 @@ import torch
 from PIL import Image
 
 import xraygpt
-from tests.conftest import toy_yaml
+from tests import processes
+from tests.conftest import REPO, toy_yaml
 from tests.runners.test_train_loop import MODEL
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
-from xraygpt.experiment import Evaluation, build_predictor
+from xraygpt.datasets.input_check import InputCheck
+from xraygpt.experiment import Evaluation, build_chat, build_predictor
+from xraygpt.phantom.render import Study, render
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +52,43 @@ def test_answers_equal_those_of_predict(trained, tmp_path):
         assert model.ask(np.asarray(picture), question) == answers[0]
         assert model.ask(np.asarray(picture, dtype=np.float32) / 255, question) == answers[0]
     assert model.ask(model.read(corpus / "images/s0.png"), question) == answers[0]
+
+
+@pytest.mark.slow
+def test_sampled_answers_depend_on_the_content_alone(trained, tmp_path):
+    """Not on the file's name, the entry point or the other images in the batch."""
+    path, corpus = trained
+    settings = {"do_sample": "true", "temperature": 9, "candidates": 2}
+    options = [f"run.task.generate.{key}={value}" for key, value in settings.items()]
+    first, other = (corpus / f"images/s{i}.png" for i in (0, 1))
+    question = "What is there?"
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    for name, source in (("a", first), ("b", other), ("c", first), ("d", first)):
+        (inputs / f"{name}.png").write_bytes(source.read_bytes())
+    expected = {}
+    for size in (1, 4):
+        experiment = load(Evaluation, path, options)
+        predictor = build_predictor(
+            experiment, inputs, output_dir=tmp_path / str(size), question=question, device="cpu",
+            batch_size=size,
+        )  # fmt: skip
+        expected[size] = [p.prediction for p in predictor.run()]
+    assert expected[1] == expected[4]
+    a, b, c, d = expected[1]
+    assert a == c == d and a != b
+    model = xraygpt.load_model(path, options, device="cpu")
+    with Image.open(first) as picture:
+        assert model.report(picture, question) == model.report(first, question) == a
+    generation = model.task.config.generate
+    chat = model.chat()
+    chat.add_image(model.read(inputs / "c.png"))
+    assert chat.ask(question, generation).text() == a
+    seeds = {model.report(other, question)} | {
+        xraygpt.load_model(path, [*options, f"run.task.generate.seed={s}"]).report(other, question)
+        for s in (1, 2)
+    }
+    assert len(seeds) > 1, "the test needs answers that depend on the random numbers"
 
 
 def test_reports_and_chats(trained):
@@ -92,3 +135,47 @@ def test_load_model_and_preprocess():
         xraygpt.load_model_and_preprocess("xraygtp")
     with pytest.raises(AttributeError, match="no attribute 'load_modell'"):
         xraygpt.load_modell  # noqa: B018
+
+
+def test_answers_carry_the_warnings_about_their_images(trained, tmp_path, caplog):
+    path, _ = trained
+    model = xraygpt.load_model(path, device="cpu")
+    blank = "It is blank: all parts of it are equally bright."
+    white = np.ones((160, 160), np.float32)
+    assert model.answer(white, "What is there?").warnings == (blank,)
+    assert f"the image: {blank}" in caplog.text
+    Image.fromarray((white * 255).astype(np.uint8)).save(tmp_path / "white.png")
+    assert model.answer(tmp_path / "white.png", "What is there?").warnings == (blank,)
+    chest = render(Study("chest", [], seed=3), "frontal", 160).pixels
+    assert model.answer(chest, "What is there?").warnings == ()
+    unchecked = xraygpt.load_model(path, ["datasets.toy.input_check=false"], device="cpu")
+    assert unchecked.answer(white, "What is there?").warnings == ()
+
+
+@pytest.mark.slow
+def test_the_included_model_loads_from_any_folder_and_thread(tmp_path, monkeypatch):
+    """The working directory is empty, and it stays the same."""
+    monkeypatch.chdir(tmp_path)
+    config = REPO / "eval_configs/xraygpt_mini.yaml"
+    fast = ["run.task.generate.candidates=1", "run.task.generate.references=0"]
+    picture = render(Study("chest", [], seed=3), "frontal", 160).pixels
+    answers = [
+        xraygpt.load_model(source, options, device="cpu").report(picture)
+        for source, options in ((config, fast), ("xraygpt_mini", fast))
+    ]
+    assert answers[0] == answers[1] != ""
+    assert xraygpt.load_model(REPO / "weights/xraygpt_mini", device="cpu").report(picture)
+    assert Path.cwd() == tmp_path and not list(tmp_path.iterdir())
+    Image.fromarray(picture).save(tmp_path / "chest.png")
+    command = [str(REPO / "predict.py"), "--cfg-path", str(config), "--input", "chest.png"]
+    done = processes.run(
+        [sys.executable, *command, "--device", "cpu", "--options", *fast],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert next((tmp_path / "output/predict").glob("chest-*/predictions.csv"))
+    experiment = load(Evaluation, config, fast)
+    assert build_chat(experiment, "cpu").input_check == InputCheck(("frontal",))  # demo and serve

@@ -290,7 +290,7 @@ def test_every_yaml_of_the_project_loads(monkeypatch):
     training = sorted((REPO / "train_configs").rglob("*.yaml"))
     evaluation = sorted((REPO / "eval_configs").rglob("*.yaml"))
     presets = sorted((REPO / "xraygpt" / "configs" / "models").rglob("*.yaml"))
-    assert (len(training), len(evaluation), len(presets)) == (23, 12, 5)
+    assert (len(training), len(evaluation), len(presets)) == (24, 13, 5)
     for path in training:
         load(Training, path)
     for path in evaluation:

@@ -1,4 +1,4 @@
-"""Waiting threads sleep soon, unless the user has configured OpenMP."""
+"""Waiting threads sleep soon, unless the user has configured OpenMP; jobs have a thread each."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from xraygpt.common.threads import in_threads
 
 SCRIPT = """
 import os
@@ -34,3 +37,18 @@ def test_spinning_is_limited_unless_configured(first, variables, expected):
         script, env=clean | variables, capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == expected
+
+
+def test_jobs_have_one_thread_each_and_keep_their_order():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        jobs = [lambda i=i: (i, torch.get_num_threads(), torch.is_inference_mode_enabled())
+                for i in range(7)]  # fmt: skip
+        assert in_threads(jobs) == [(i, 1, True) for i in range(7)]
+        assert torch.get_num_threads() == 3
+        with pytest.raises(ZeroDivisionError):
+            in_threads([lambda: 1 / 0])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

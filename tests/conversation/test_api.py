@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,17 @@ import openai
 import pytest
 import torch
 import uvicorn
+from fastapi.testclient import TestClient
 from PIL import Image
 
 from tests.conversation.test_chat import SHORT, build_tiny, image
+from xraygpt.answering import Prepared
 from xraygpt.conversation import ChatEngine
 from xraygpt.conversation.api import NOTICE, make_app
 from xraygpt.conversation.api_schema import ApiLimits, Message
 from xraygpt.conversation.api_service import Service
+from xraygpt.media.base import Media, media_from_tensor
 from xraygpt.media.pixels import read_image
-from xraygpt.tasks.plan import PlannedQuestion
 
 
 def features(path: Path) -> torch.Tensor:
@@ -95,6 +98,38 @@ def engine_answer(engine: ChatEngine, *greys: int, question: str = "What is this
     return conversation.ask(question, SHORT).text()
 
 
+def checked(path: Path) -> Media:
+    """Like `features`, with a warning about bright images."""
+    bright = float(read_image(path).pixels.mean()) > 0.5
+    return replace(media_from_tensor(features(path)), warnings=("It is bright.",) * bright)
+
+
+def test_warnings_are_in_the_response_in_the_last_chunk_and_in_later_turns():
+    service = build_service()
+    service.read_media = checked
+    with TestClient(make_app(service)) as client:
+
+        def post(messages: list, **more: Any) -> Any:
+            return client.post("/v1/chat/completions", json={"messages": messages, **more})
+
+        assert post([user("What?", picture(40))]).json()["warnings"] == []
+        first = [user("What?", picture(200))]
+        response = post(first).json()
+        assert response["warnings"] == ["It is bright."]
+        reply = {"role": "assistant", "content": response["choices"][0]["message"]["content"]}
+        follow_up = post([*first, reply, user("And now?")]).json()
+        assert follow_up["warnings"] == ["It is bright."]
+        lines = post([user("What?", picture(40), picture(200))], stream=True).text.split("\n\n")
+        chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line[6:7] == "{"]
+        assert chunks[-1]["warnings"] == ["Image 2: It is bright."]
+        assert not any("warnings" in chunk for chunk in chunks[:-1])
+        service.strict = True
+        assert post([user("What?", picture(40))]).status_code == 200
+        refused = post(first)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["message"] == "the image was refused: It is bright."
+
+
 @pytest.mark.parametrize("greys", [(40,), (40, 200)])
 def test_the_official_client_gets_the_engines_answer(served, greys):
     messages = [user("What is this?", *map(picture, greys))]
@@ -137,29 +172,27 @@ def test_a_follow_up_uses_its_cache_and_is_the_same_without_it(served):
     assert uncached.choices[0].message.content == second.choices[0].message.content
 
 
-def test_the_plan_is_added_to_a_first_report_question():
+def test_questions_are_prepared_with_all_images_so_far(monkeypatch):
+    """Every question, also a restored one, is prepared with the images up to it."""
     service = build_service()
-    service.engine.renderer.prompts = ["<image> Describe it.", "Another."]
-    service.plan = lambda images, question: PlannedQuestion(question, f"{len(images)} seen")
+    prepared: list[tuple[str, int]] = []
+
+    def prepare(text, media, report=""):
+        prepared.append((text, len(media)))
+        return Prepared(text, caption=f"{len(media)} seen")
+
+    monkeypatch.setattr(service.engine, "prepare", prepare)
 
     def user(text, *greys):
         parts = [{"type": "image_url", "image_url": {"url": picture(g)}} for g in greys]
         return Message(role="user", content=[{"type": "text", "text": text}, *parts])
 
-    assert service.conversation([user("Describe  it.", 3, 9)])[1] == PlannedQuestion(
-        "Describe  it.", "2 seen"
-    )
-    assert service.conversation([user("", 3, 9)])[1] == PlannedQuestion("Describe it.", "2 seen")
-    assert service.conversation([user("Is it large?", 3)])[1] == PlannedQuestion("Is it large?")
-    assert service.conversation([user("Describe it.")])[1] == PlannedQuestion("Describe it.")
-    reply = Message(role="assistant", content="Clear.")
-    conversation, question = service.conversation(
-        [user("Another.", 3), reply, user("Describe it.", 9)]
-    )
-    assert question == PlannedQuestion("Describe it.")  # not the first
-    assert conversation.history[0].question_text == "(found: 1 seen) Another."
-    service.plan = None
-    assert service.conversation([user("Describe it.", 3)])[1] == PlannedQuestion("Describe it.")
+    messages = [user("A", 3), Message(role="assistant", content="Clear."), user("B", 9)]
+    conversation, question = service.conversation(messages)
+    assert conversation.history[0].question_text == "(found: 1 seen) A"
+    conversation.ask(question, SHORT).text()
+    assert conversation.history[1].question_text == "(found: 2 seen) B"
+    assert prepared == [("A", 1), ("B", 2)]
 
 
 @pytest.mark.slow

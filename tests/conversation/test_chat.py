@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from xraygpt.answering import Prepared
 from xraygpt.common.errors import InputError
 from xraygpt.conversation import Answer, Busy, ChatEngine, Conversation
 from xraygpt.datasets.base import Sample
@@ -167,9 +168,12 @@ def test_the_answer_equals_that_of_evaluation(
     )
     collate = Collator(model.renderer, model.media_collator, max_len=model.context_len)
     (expected,) = model.generate(collate.prompts([sample]), generation, bonus)
+    monkeypatch.setattr(
+        engine, "prepare", lambda text, *_: Prepared(text, caption=caption, bonus=bonus)
+    )
     conversation = engine.start()
     conversation.add_image(image(4))
-    answer = conversation.ask("What is this?", generation, caption=caption, bonus=bonus)
+    answer = conversation.ask("What is this?", generation)
     assert answer.text() == expected
     assert conversation.regenerate(generation).text() == expected
     if weight and caption and llm_rules:

@@ -48,6 +48,22 @@ from xraygpt.vocabulary.openi import is_published_test
         ("Mild interstitial markings which are unchanged.", "Mild interstitial markings."),
         ("Kyphosis similar to the prior study.", "Kyphosis."),
         ("Critical result notification documented.", ""),
+        ("There is a XXXX 7 XXXX nodular density.", "There is a nodular density."),
+        ("There is a 7 XXXX opacity.", "There is an opacity."),
+        ("An 8 to 9 XXXX nodule is seen.", "A nodule is seen."),
+        ("Right nodule measuring 7 XXXX in diameter.", "Right nodule."),
+        ("Ovoid opacity (4.3 x 2.8 XXXX) is seen.", "Ovoid opacity is seen."),
+        ("A mass, which measures approximately 2 XXXX by 3 XXXX, is seen.", "A mass is seen."),
+        ("XXXX 1.9 XXXX left nodule without calcification.", "Left nodule without calcification."),
+        ("The nodule measures 7 XXXX.", ""),
+        ("The 3 XXXX XXXX remain intact.", ""),
+        (
+            "Deformities of at XXXX 2 vertebral bodies.",
+            "Deformities of at least 2 vertebral bodies.",
+        ),
+        ("A 1.2 x 3.4 cm nodule.", "A 1.2 x 3.4 cm nodule."),
+        ("Severe L1 XXXX deformity.", "Severe L1 deformity."),
+        ("Callus at rib 8 XXXX is seen.", "Callus at rib 8 is seen."),
     ],
 )
 def test_priors_masks_and_views_are_removed(text: str, expected: str):

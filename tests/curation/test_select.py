@@ -185,7 +185,7 @@ def test_a_users_own_table(tmp_path):
         ("a", "s1", "p1"), ("s2_a", "s2", "p2"),
     ]  # fmt: skip
     assert captions[0]["caption"].startswith("Cardiomegaly. The lungs are clear")
-    assert manifest["licence"] == "credentialed"
+    assert manifest["licence"] == "of your data"
     assert manifest["left_out"] == {"unreadable": 1}
 
 

@@ -12,7 +12,11 @@ from tests.datasets.toy_images import save_image
 from xraygpt.common.errors import DataError
 from xraygpt.datasets.caption_folder import CaptionFolder
 from xraygpt.processors.image import ImageSpec, XrayImageTrain
-from xraygpt.vocabulary.openi import is_published_test, published_test_studies
+from xraygpt.vocabulary.openi import (
+    is_published_test,
+    lockbox_studies,
+    published_test_studies,
+)
 
 SPEC = ImageSpec(image_size=16, mean=(0.5,), std=(0.5,), tokens_per_image=4)
 
@@ -137,3 +141,11 @@ def test_published_test_studies_override_the_listed_split(tmp_path):
     corpus = folder(tmp_path, rows, "CXR1004_IM-0005-1001.png")
     assert len(build(corpus)) == 0
     assert len(build(corpus, "test")) == 1
+
+
+def test_lockbox_studies_override_the_listed_split(tmp_path):
+    name = f"{min(lockbox_studies())[3:]}_IM-0005-1001.dcm"
+    rows = [{"image_id": name, "caption": "secret", "split": "train"}]
+    corpus = folder(tmp_path, rows, f"{name}.png")
+    sizes = {split: len(build(corpus, split)) for split in ("train", "val", "test", "lockbox")}
+    assert sizes == {"train": 0, "val": 0, "test": 0, "lockbox": 1}

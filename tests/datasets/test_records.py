@@ -16,7 +16,7 @@ from xraygpt.datasets.splits import SplitRule
 from xraygpt.datasets.table_fields import FieldMap
 from xraygpt.processors.image import ImageSpec
 from xraygpt.prompting.renderer import Turn
-from xraygpt.vocabulary.openi import is_published_test
+from xraygpt.vocabulary.openi import lockbox_studies, reserved_split
 from xraygpt.vocabulary.questions import CodesAsImage
 
 SPEC = ImageSpec(image_size=16, mean=(0.5,), std=(0.5,), tokens_per_image=4)
@@ -283,9 +283,16 @@ def test_iu_xray_and_vqa_rad(real_data):
     iu = {"annotations": Path("reports.jsonl"), "fields": fields}
     assert len(records(real_data / "iu_xray", "val", **iu)) == 300
     assert len(records(real_data / "iu_xray", "train", **iu)) == 2142
+    iu_with_extra = {**iu, "split": SplitRule(train=["train", "extra"])}
+    assert len(records(real_data / "iu_xray", "train", **iu_with_extra)) == 2682
+    lockbox = records(real_data / "iu_xray", "lockbox", **iu_with_extra)
+    assert {r.study_id for r in lockbox.records} == lockbox_studies()
+    assert len(lockbox) == 200
+    ids = (real_data / "iu_xray" / "lockbox_studies.txt").read_text().split()
+    assert lockbox_studies() == set(ids)
     for split in ("train", "val"):
         studies = {r.study_id for r in records(real_data / "iu_xray", split, **iu).records}
-        assert not any(is_published_test(s) for s in studies)
+        assert not any(reserved_split(s) for s in studies)
     vqa = {
         "annotations": Path("trainset.json"),
         "images": Path("images"),

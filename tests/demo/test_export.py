@@ -69,7 +69,7 @@ def test_an_export_describes_the_draft_and_no_other_answer(controller, tmp_path)
     upload(controller, session, square(tmp_path, "left"))
     session.images[0].show_frame(1)
     content = json.loads(exported_content(controller.export(session, "F", "I", "json")))
-    assert content["seed"] is None and content["decoding"].startswith("greedy")
+    assert content["seed"] is None and content["decoding"].startswith("as evaluated")
     assert content["images"] == ["image 1: 32 × 32 pixels, frame 1 of 2"]
     assert (
         content["ended"] == "length"

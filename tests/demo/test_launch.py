@@ -15,7 +15,7 @@ from xraygpt.common.errors import InputError
 from xraygpt.demo import launch
 from xraygpt.demo.examples import load_examples
 
-QUICKSTART = str(REPO / "eval_configs" / "quickstart.yaml")
+QUICKSTART = str(REPO / "eval_configs" / "xraygpt_mini.yaml")  # its model is in the repository
 
 
 def start(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
@@ -27,7 +27,7 @@ def start(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
     (["--host", "0.0.0.0"], "--host 0.0.0.0 opens the page to others; give a file of users"),
     (["--share"], "--share opens the page to others; give a file of users with --auth"),
     (["--device", "tpu"], "--device tpu: must be auto, cpu, cuda or cuda:N"),
-    (["--device", "cuda:99"], "--device cuda:99: this machine has"),
+    (["--device", "cuda:99"], "cuda:99, but this machine"),
     (["--gpu_id", "0", "--device", "cpu"], "name different devices; pass only one"),
     (["--auth", "/nowhere"], "--auth /nowhere: No such file"),
     (["--options", "model.nonsense=1"], "model.nonsense"),

@@ -25,8 +25,8 @@ from tests.media.dicom_files import dataset, save
 from xraygpt.demo.display import VIEW_SIDE, thumbnail
 from xraygpt.demo.examples import draw_examples
 from xraygpt.demo.launch import serve
-from xraygpt.demo.layout import QUESTIONS
 from xraygpt.media.pixels import read_image
+from xraygpt.vocabulary.chest_questions import EXAMPLES
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
@@ -132,7 +132,7 @@ def ask_questions(visitor: Visitor) -> None:
         visitor.ask(question)
         assert question in visitor.text("#xg-chat")
     page.click('#xg-questions [data-pick="3"]')
-    visitor.until(f"value('question') === '{QUESTIONS[3]}'")
+    visitor.until(f"value('question') === '{EXAMPLES[3]}'")
     page.click("#xg-ask")
     visitor.until("value('question') === ''")
     visitor.wait()

@@ -10,13 +10,14 @@ import torch
 
 from tests.demo.helpers import SHORT, final_text, upload
 from tests.demo.trained_model import square
+from xraygpt.answering.answerer import Prepared
+from xraygpt.answering.routes import Kind
 from xraygpt.common.errors import InputError
 from xraygpt.conversation import Busy
 from xraygpt.demo.decoding import DecodingSettings
 from xraygpt.demo.examples import draw_examples
 from xraygpt.demo.responder import question_answers
 from xraygpt.models.base import Generation
-from xraygpt.tasks.plan import PlannedQuestion
 
 
 @pytest.mark.parametrize(("question", "message"), [
@@ -89,7 +90,7 @@ def test_dropped_questions_are_reported(controller, tmp_path):
     statuses = [
         list(controller.responder.ask(session, f"Q{i} " * 20, SHORT))[-1].status for i in range(5)
     ]
-    assert "left" in statuses[0] and "oldest" not in statuses[0]
+    assert "oldest" not in statuses[0]
     assert "oldest" in statuses[-1] and "omitted from the prompt" in statuses[-1]
 
 
@@ -149,19 +150,22 @@ def test_integers_and_an_empty_seed_are_accepted(controller, tmp_path):
     assert final_text(controller.responder.draft(session, sampled)) and session.draft.seed == 0
 
 
-def test_the_plan_is_added_to_the_question_for_a_draft(controller, tmp_path):
+def test_a_draft_is_prepared_with_all_images_and_shown_without_its_plan(
+    controller, tmp_path, monkeypatch
+):
     session = controller.sessions.get("a")
     upload(controller, session, square(tmp_path, "left"))
     planned: list[list] = []
 
-    def plan(images, question):
-        planned.append(list(images))
-        return PlannedQuestion(question, "opacity, left")
+    def prepare(text, media, report=""):
+        planned.append([medium.media for medium in media])
+        return Prepared(text, Kind.REPORT, "opacity, left")
 
-    controller.responder.parts = dataclasses.replace(controller.parts, plan=plan)
+    monkeypatch.setattr(controller.parts.engine, "prepare", prepare)
     assert final_text(controller.responder.draft(session, SHORT))
-    expected = f"(found: opacity, left) {controller.responder.report_prompt}"
-    assert question_answers(session)[-1][0] == expected == session.draft.prompt
+    prompt = controller.responder.report_prompt
+    assert question_answers(session)[-1][0] == prompt
+    assert session.draft.prompt == f"(found: opacity, left) {prompt}"
     image = session.images[0]
     assert len(planned) == 1 and torch.equal(
         planned[0][0].data, controller.parts.read_media(image.path, image.frame).data

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.conftest import toy_image
 from tests.models.qformer_llm.test_model import collator, sample, tiny
+from xraygpt.answering import Answerer
 from xraygpt.conversation import ChatEngine
 from xraygpt.datasets.base import read_media
 from xraygpt.demo.controller import DemoController
@@ -21,6 +22,7 @@ from xraygpt.models.base import Generation
 from xraygpt.models.llm.small_llm import SmallLLM
 from xraygpt.models.qformer_llm.model import XrayGPT
 from xraygpt.processors.image import XrayImage
+from xraygpt.tasks.report_generation import ReportGeneration
 
 REPORTS = {
     "left": "Findings: A square is on the left. No bone is broken. Impression: Left square.",
@@ -72,7 +74,7 @@ def build_parts(model: XrayGPT | None = None, **generation: Any) -> ChatParts:
     vis = processor(model)
     facts = {"arch": "XrayGPT", "weights": "0" * 64, "device": "cpu", "xraygpt": "test"}
     return ChatParts(
-        ChatEngine(model),
+        ChatEngine(model, Answerer(model, ReportGeneration(ReportGeneration.Config()))),
         lambda path, frame=0: read_media(MediaRef(path, index=frame), "", vis),
         vis.fit,
         Generation(**{"max_new_tokens": 100, **generation}),

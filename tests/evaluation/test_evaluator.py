@@ -21,6 +21,7 @@ from xraygpt.datasets.base import Record, StudyDataset
 from xraygpt.datasets.controls import derangement, most_common_answer
 from xraygpt.evaluation import prediction_file, result_page, score_table, scoring
 from xraygpt.evaluation.case_selection import BEST, RANDOM, WORST, select_cases
+from xraygpt.evaluation.compare import compare
 from xraygpt.evaluation.evaluator import Evaluator
 from xraygpt.experiment import Evaluation, build_evaluator
 from xraygpt.media.base import MediaRef
@@ -71,7 +72,7 @@ def test_the_nearest_training_image_is_found_by_its_features(reading, tmp_path):
     """Pooled random features separate images with a bright square from those without."""
     evaluator = evaluator_of(reading, tmp_path)
     evaluator.run()
-    rows = (evaluator.folder / "predictions_nearest.jsonl").read_text().splitlines()[1:]
+    rows = (evaluator.folder / "predictions_nearest.jsonl").read_text().splitlines()
     answers = [json.loads(r) for r in rows]
     normal = [r for r in answers if r["reference"] == ANSWERS["none"]]
     assert len(answers) == 12 and len(normal) == 4
@@ -158,7 +159,7 @@ def test_scoring_names_what_is_missing(tmp_path):
     with pytest.raises(InputError, match=r"no predictions_true\.jsonl"):
         scoring.score_folder(tmp_path)
     (tmp_path / "predictions_true.jsonl").write_text('{"signature": "x"}\n')
-    with pytest.raises(InputError, match="does not say which task"):
+    with pytest.raises(InputError, match=r"no settings\.json that says which task"):
         scoring.score_folder(tmp_path)
 
 
@@ -371,3 +372,49 @@ def test_a_task_without_answers_is_evaluated_by_its_loss(reading, tmp_path):
     assert result["scores"] == [] and loss(result, "loss_shuffled_minus_true")["low"] > 0.05
     page = (next((tmp_path / "results").iterdir()) / "report.html").read_text()
     assert "loss_shuffled_minus_true" in page or "nats" in page
+
+
+def test_warnings_are_stored_with_every_prediction_and_shown(reading, tmp_path):
+    evaluator = evaluator_of(reading, tmp_path, "run.shuffles=1")
+    result = evaluator.run()
+    assert result["input_check"].startswith("12 of 12 images may not be what the model expects")
+    for condition, expected in (("true", 2), ("shuffled-0", 2), ("blank", 0)):
+        rows = prediction_file.read_rows(evaluator.folder / f"predictions_{condition}.jsonl")
+        assert {len(row["warnings"]) for row in rows} == {expected}, condition
+    page = (evaluator.folder / "report.html").read_text()
+    assert page.count('class="warning">It has only 32 × 32 pixels.') == 12
+    assert "12 of 12 images may not" in page
+    stored = json.loads((evaluator.folder / "input_check.json").read_text())
+    assert len(stored) == 12
+    with pytest.raises(
+        InputError, match=r"--strict: 12 of 12 images .*\(s3\.png, s7\.png, s11\.png, …\)"
+    ):
+        strict = evaluator_of(reading, tmp_path, "run.shuffles=1")
+        strict.strict = True
+        strict.run()
+    unchecked = evaluator_of(reading, tmp_path, "run.shuffles=1", "datasets.toy.input_check=false")
+    assert unchecked.run()["input_check"] == ""
+
+
+def test_old_folders_with_a_heading_are_scored_and_compared(reading, tmp_path):
+    evaluator = evaluator_of(reading, tmp_path, "run.shuffles=1")
+    expected = evaluator.run()["scores"]
+    settings = evaluator.folder / "settings.json"
+    heading = json.dumps(json.loads(settings.read_text()))
+    settings.unlink()
+    for file in evaluator.folder.glob("predictions_*.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for row in rows:
+            del row["warnings"]
+        file.write_text("\n".join([heading, *map(json.dumps, rows)]) + "\n")
+    assert scoring.score_folder(evaluator.folder)["scores"] == expected
+    assert compare(evaluator.folder, evaluator.folder, permutations=10)
+    assert evaluator_of(reading, tmp_path, "run.shuffles=1").run()["scores"] == expected  # resumed
+
+
+def test_a_folder_of_other_settings_is_not_overwritten(tmp_path):
+    prediction_file.open_folder(tmp_path / "a", {"question": 1})
+    prediction_file.open_folder(tmp_path / "a", {"question": 1})
+    with pytest.raises(InputError, match="made with other settings"):
+        prediction_file.open_folder(tmp_path / "a", {"question": 2})
+    assert json.loads((tmp_path / "a/settings.json").read_text())["identity"] == {"question": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -15,10 +16,13 @@ from tests.evaluation.test_evaluator import RUN
 from tests.runners.test_train_loop import MODEL, environment
 from xraygpt.common.config import load
 from xraygpt.common.errors import DataError
-from xraygpt.evaluation.inputs import find_inputs
+from xraygpt.evaluation import prediction_file
+from xraygpt.evaluation.inputs import find_inputs, folder_name
 from xraygpt.evaluation.predictor import Predictor, SomeFailed
 from xraygpt.experiment import Evaluation, build_predictor
 from xraygpt.media.base import MediaRef
+from xraygpt.phantom.render import Study, render
+from xraygpt.tasks.base import Answer
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +71,7 @@ def test_unreadable_files_are_reported_and_the_others_answered(yaml_path, folder
     for name in ("empty.png: ", "torn.png: ", "text.dcm: "):
         assert name in str(caught.value)
     rows = (predictor.folder / "predictions.jsonl").read_text().splitlines()
-    assert len(rows) == 1 + 12
+    assert len(rows) == 12 and all(json.loads(row)["sample_id"] for row in rows)
     errors = [json.loads(r) for r in (predictor.folder / "errors.jsonl").read_text().splitlines()]
     assert {e["sample_id"] for e in errors} == {"empty.png", "torn.png", "text.dcm"}
     page = (predictor.folder / "report.html").read_text()
@@ -104,7 +108,7 @@ def test_shards_together_give_the_full_result(yaml_path, folder, tmp_path, monke
             sharded += [p.sample_id for p in shard.run()]
         except SomeFailed as error:
             assert "torn.png" in str(error) and "1 of 5 inputs could" in str(error)
-            rows = (shard.folder / f"predictions-{k}-of-3.jsonl").read_text().splitlines()[1:]
+            rows = (shard.folder / f"predictions-{k}-of-3.jsonl").read_text().splitlines()
             sharded += [json.loads(row)["sample_id"] for row in rows]
         assert not (shard.folder / "report.html").exists()
     assert len(sharded) == len(set(sharded)) == 8
@@ -210,3 +214,87 @@ def test_a_table_in_the_layout_of_training(tmp_path):
         table.write_text(json.dumps(row))
         with pytest.raises(DataError, match=message):
             find_inputs(table)
+
+
+FILE = "predictions.jsonl"
+
+
+def chest(path: Path) -> Path:
+    """A SYNTHETIC chest radiograph of 160 × 160 pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(render(Study("chest", [], seed=3), "frontal", 160).pixels).save(path)
+    return path
+
+
+def test_warnings_are_in_the_rows_the_table_and_the_page(yaml_path, tmp_path, caplog):
+    chest(tmp_path / "in" / "chest.png")
+    Image.new("L", (160, 160), 255).save(tmp_path / "in" / "white.png")
+    predictor = predictor_of(yaml_path, tmp_path / "in", tmp_path / "out")
+    assert predictor.folder.name == f"in-{predictor.signature[:6]}"
+    predictor.run()
+    rows = {r["sample_id"]: r for r in prediction_file.read_rows(predictor.folder / FILE)}
+    blank = "It is blank: all parts of it are equally bright."
+    assert {n: r["warnings"] for n, r in rows.items()} == {"chest.png": [], "white.png": [blank]}
+    expected = f"1 of 2 images may not be what the model expects (white.png): 1 × {blank[:-1]}"
+    assert expected in caplog.text
+    page = (predictor.folder / "report.html").read_text()
+    assert page.count('<p class="warning">') == 1 and blank in page
+    shown = page.split("<h2>Provenance")[0]
+    assert "Contains the images you passed" in shown
+    assert "licence" not in shown and "corpus" not in shown
+    assert 'id="finding"' not in page and "AI drafts" in page
+    with (predictor.folder / "predictions.csv").open(encoding="utf-8-sig", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [r["warnings"] for r in table] == ["", blank]
+    assert table[0]["image"] == str(tmp_path / "in" / "chest.png")
+    assert [r["prediction"] for r in table] == [r["prediction"] for r in rows.values()]
+
+
+def test_strict_refuses_images_with_a_warning(yaml_path, tmp_path):
+    chest(tmp_path / "in" / "chest.png")
+    Image.new("L", (160, 160), 255).save(tmp_path / "in" / "white.png")
+    lenient = predictor_of(yaml_path, tmp_path / "in", tmp_path / "out")
+    assert len(lenient.run()) == 2
+    for _ in range(2):  # stored answers with a warning are refused, too
+        strict = predictor_of(yaml_path, tmp_path / "in", tmp_path / "out", strict=True)
+        assert strict.folder == lenient.folder
+        with pytest.raises(SomeFailed, match=r"1 of 2 inputs could not be read or were") as caught:
+            strict.run()
+        assert "white.png: refused by --strict: It is blank" in str(caught.value)
+        assert [r["sample_id"] for r in prediction_file.read_rows(strict.folder / FILE)] == [
+            "chest.png"
+        ]
+
+
+def test_findings_and_probabilities_are_fields_and_columns(yaml_path, tmp_path, monkeypatch):
+    image = chest(tmp_path / "a chest, 1.png")
+    predictor = predictor_of(yaml_path, image, tmp_path / "out")
+    assert predictor.folder.name.startswith("a_chest_1-")
+    text = 'The heart is "large",\nno effusion.'
+    payload = {
+        "findings": ["cardiomegaly"],
+        "probabilities": {"cardiomegaly": 0.75, "edema": 0.25},
+        "numbers": {"area_px": 3.0},
+    }
+    monkeypatch.setattr(predictor.task, "predict", lambda *_: [Answer(text, payload)])
+    (prediction,) = predictor.run()
+    (row,) = prediction_file.read_rows(predictor.folder / FILE)
+    assert row["findings"] == ["cardiomegaly"] and row["payload"] == {"numbers": {"area_px": 3.0}}
+    assert row["probabilities"] == {"cardiomegaly": 0.75, "edema": 0.25}
+    stored = prediction_file.read(predictor.folder / FILE)
+    assert stored == {image.name: prediction} and prediction.payload == payload
+    with (predictor.folder / "predictions.csv").open(encoding="utf-8-sig", newline="") as file:
+        (cells,) = csv.DictReader(file)
+    assert cells["prediction"] == text and cells["findings"] == "cardiomegaly"
+    assert (cells["P(cardiomegaly)"], cells["P(edema)"]) == ("0.7500", "0.2500")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("case 7.png", "case_7"), ("größe.dcm", "größe"), ("scan.v2/", "scan.v2"), ("...", "input")],
+)
+def test_the_folder_is_named_after_the_input(name: str, expected: str, tmp_path):
+    path = tmp_path / name
+    if name.endswith("/"):
+        path.mkdir()
+    assert folder_name(path) == expected

@@ -18,6 +18,7 @@ from xraygpt.datasets.records import RecordsBuilder
 from xraygpt.features import cache as feature_cache
 from xraygpt.features.cache import CachedReader, FeatureStore, use_cache
 from xraygpt.media.base import MediaRef
+from xraygpt.media.content import content_key
 from xraygpt.processors.image import XrayImageTrain
 
 
@@ -49,6 +50,17 @@ def test_stored_features_equal_encoded_ones(toy, model, monkeypatch):
     monkeypatch.setattr(model, "encode_frozen", lambda _: pytest.fail("encoded a second time"))
     again = cached(dataset(toy, model), model)
     assert torch.equal(again[3]["media"][0].data, features[3])
+
+
+def test_content_is_the_same_with_and_without_the_cache(toy, model):
+    """Also for black images; random numbers of answers depend on it."""
+    for change in (lambda data: data, controls.blanked, controls.mirrored):
+        plain, data = change(dataset(toy, model)), cached(change(dataset(toy, model)), model)
+        keys = [[content_key([d[i]["media"][0].content_digest]) for i in range(3)]
+                for d in (plain, data)]  # fmt: skip
+        assert keys[0] == keys[1]
+        assert len(set(keys[0])) == (1 if change is controls.blanked else 3)
+        assert data[0]["media"][0].kind == "embedding"
 
 
 def test_a_changed_file_or_processor_is_encoded_again(toy, model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -56,6 +56,7 @@ class Segment(BaseTask):
 
     shuffle_per_image = True
     controls = default_controls = ("shuffled", "blank", "mirrored")
+    deciding_scores: ClassVar[Mapping[str, str]] = {"dice": "Dice"}
 
     def extra(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         masks = [mask_to_processed(read_mask(s["meta"]["mask"]), s["media"][0]) for s in samples]

@@ -7,8 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.conftest import REPO
+from xraygpt.common.config import load
 from xraygpt.common.registry import registry
-from xraygpt.runners.schedules import Schedule
+from xraygpt.experiment import Training
+from xraygpt.runners.schedules import Schedule, capped_warmup
 
 RUN = Schedule(
     init_lr=1.0,
@@ -80,3 +83,25 @@ def test_plateau_warms_up_and_counts_from_there():
     assert [ours(step, later) for step in (5, 6)] == [1.0, 0.5]
     best = replace(run, val_losses=(*early, (5, 1.5), (6, 0.9), (7, 1.0)))
     assert ours(7, best) == 1.0
+
+
+def test_a_long_warmup_is_shortened_and_others_are_unchanged():
+    assert capped_warmup(100, 500) == 100  # a fifth
+    assert capped_warmup(101, 500) == 50
+    assert capped_warmup(100, 20) == 2
+    assert capped_warmup(100, 5) == 0  # the schedule starts at init_lr
+    assert capped_warmup(0, 1) == 0
+
+
+# Images in train (and extra) of the corpora that recipes without a fixed length read.
+SIZES = {"iu_xray": 2882, "vqa_rad": 1434, "mimic": 1, "openi": 1}
+
+
+@pytest.mark.parametrize("path", sorted(REPO.glob("train_configs/*.yaml")), ids=lambda p: p.stem)
+def test_shipped_recipes_keep_their_warmup(path):
+    config = load(Training, path)
+    run = config.run
+    sizes = [SIZES.get(c.storage.name, 2882) * c.weight for c in config.datasets.values()]
+    batch = run.batch_size_train * run.accum_grad_iters
+    steps = run.max_steps or run.max_epoch * (run.iters_per_epoch or int(sum(sizes) / batch))
+    assert capped_warmup(run.warmup_steps, steps) == run.warmup_steps

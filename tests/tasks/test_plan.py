@@ -117,6 +117,16 @@ def test_replaced_questions_give_the_prompts_of_training(corpus):
     assert torch.equal(batch["media_inputs"]["features"], prompts["media_inputs"]["features"])
 
 
+def record_questions(prompts: list[list[str]]):
+    """A replacement for `generate` that records the questions of each batch."""
+
+    def generate(batch, *_):
+        prompts.append(batch["question"])
+        return [""] * len(batch["question"])
+
+    return generate
+
+
 def test_the_prompt_contains_the_predicted_findings(corpus, monkeypatch):
     evaluator = evaluator_of(
         corpus, "report", task="{name: report_generation, plan: {threshold: 0.6}}"
@@ -132,7 +142,9 @@ def test_the_prompt_contains_the_predicted_findings(corpus, monkeypatch):
     prompts: list[list[str]] = []
     monkeypatch.setattr(planning, "yes_probability", probability)
     monkeypatch.setattr(
-        evaluator.model, "generate", lambda batch, *_: prompts.append(batch["question"])
+        evaluator.model,
+        "generate",
+        record_questions(prompts),
     )
     samples = [evaluator.data[i] for i in range(3)]
     evaluator.task.predict(evaluator.model, evaluator.collate.prompts(samples))
@@ -185,7 +197,11 @@ def test_a_question_of_the_user_is_unchanged(corpus, monkeypatch):
     prompts: list[list[str]] = []
     model = evaluator.model
     monkeypatch.setattr(planning, "yes_probability", lambda *_: torch.ones(2))
-    monkeypatch.setattr(model, "generate", lambda batch, *_: prompts.append(batch["question"]))
+    monkeypatch.setattr(
+        model,
+        "generate",
+        record_questions(prompts),
+    )
     custom, standard = evaluator.data[0], evaluator.data[1]
     question = {"role": "user", "text": "<image> Is it large?"}
     custom = {**custom, "turns": [question, *custom["turns"][1:]]}

@@ -61,7 +61,7 @@ MISTAKES = [
     ("xraygpt.serve", [*YAML, "--gpu-id", "0", "--device", "cpu"], "name different devices"),
     ("xraygpt.serve", [*YAML, "--host", "0.0.0.0"], "--host 0.0.0.0 accepts connections"),
     ("xraygpt.probe", ["--cfg-path", "gone.yaml"], "cannot read gone.yaml: No such file"),
-    ("xraygpt.probe", [*YAML, "--over", "-1"], "-1: must be above 0 and finite"),
+    ("xraygpt.probe", [*YAML, "--strength", "-1"], "-1: must be above 0 and finite"),
     ("xraygpt.probe", [*YAML, "--strength", "much"], "'much' is not a number"),
     (
         "xraygpt.probe",

@@ -12,8 +12,12 @@ from random import Random
 import pytest
 from PIL import Image
 
+import xraygpt
 from tests import processes
 from tests.conftest import REPO
+from xraygpt.common.config import load
+from xraygpt.experiment import Evaluation, Training
+from xraygpt.jobs.pack import pack
 from xraygpt.phantom import design
 from xraygpt.phantom.grammar import generate_report
 from xraygpt.phantom.render import Study, render
@@ -84,3 +88,38 @@ def test_own_images_with_a_table_train_and_evaluate(tmp_path):
     assert 3 <= len(answers) <= 20  # a tenth of 80
     assert all(texts[row["study_id"]] in row["reference"] for row in answers)
     assert (rows.parent / "report.html").is_file()
+
+
+def test_fine_tuning_starts_from_the_model_in_the_box_and_decodes_like_it():
+    tuned = load(Evaluation, REPO / "eval_configs/own_finetune.yaml")
+    box = load(Evaluation, REPO / "eval_configs/xraygpt_mini.yaml")
+    training = load(Training, REPO / "train_configs/own_finetune.yaml")
+    assert tuned.run.task.plan == box.run.task.plan
+    assert tuned.run.task.generate == box.run.task.generate
+    assert training.model.ckpt == box.model.ckpt
+    for config in (tuned.model, training.model):
+        assert config.vision.encoder == box.model.vision.encoder
+        assert config.llm.source == box.model.llm.source
+        assert config.finding_head == box.model.finding_head
+
+
+@pytest.mark.slow
+def test_the_model_in_the_box_is_fine_tuned_on_a_small_table(tmp_path):
+    write_own_folder(tmp_path, 24)
+    out = {n: f"{tmp_path}/out/{n}" for n in ("finetune", "evaluate", "bundle")}
+    train = ["train.py", "--cfg-path", "train_configs/own_finetune.yaml"]
+    run(train, tmp_path, [*FEW, f"run.output_dir={out['finetune']}"])
+    links = [f"model.ckpt={out['finetune']}", "run.controls=[]", "run.split=train"]
+    links += ["run.task.generate.candidates=2", "run.task.generate.references=2"]
+    links += ["run.max_samples=4", f"run.output_dir={out['evaluate']}"]
+    run(["evaluate.py", "--cfg-path", "eval_configs/own_finetune.yaml"], tmp_path, links)
+    (rows,) = (tmp_path / "out/evaluate").glob("*/predictions_true.jsonl")
+    texts = [json.loads(line)["prediction"] for line in rows.read_text().splitlines()[1:]]
+    assert len(texts) == 4 and all(len(text.split()) > 5 for text in texts)
+    bundle = tmp_path / "bundle"
+    pack(tmp_path / "out/finetune", bundle, evaluation=REPO / "eval_configs/own_finetune.yaml")
+    model = xraygpt.load_model(bundle)
+    answer = model.ask(tmp_path / "patient 1.png", "Is there cardiomegaly?")
+    assert answer == xraygpt.load_model("xraygpt_mini").ask(  # from the same finding head
+        tmp_path / "patient 1.png", "Is there cardiomegaly?"
+    )

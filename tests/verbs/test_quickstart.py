@@ -18,6 +18,9 @@ from tests.killing import finish
 from xraygpt import quickstart
 from xraygpt.common.errors import TrainingError
 
+VERDICT = "The model reads the image: " + "its macro F1 is higher. " * 20
+"""Longer than a file name may be."""
+
 
 @pytest.fixture
 def fake_commands(tmp_path, monkeypatch):
@@ -27,12 +30,13 @@ def fake_commands(tmp_path, monkeypatch):
     page.write_text("")
     (tmp_path / "prompts").symlink_to(REPO / "prompts")
     row = {"name": "drawn_macro_F1", "condition": "true", "value": 0.6}
-    (tmp_path / "scores.json").write_text(json.dumps({"scores": [row]}))
+    verdict = {"sentences": [VERDICT]}
+    (tmp_path / "scores.json").write_text(json.dumps({"scores": [row], "verdict": verdict}))
 
     def call(command):
         state.ran.append(command[3].rsplit("/", 1)[-1].removeprefix("quickstart_"))
         failed = state.broken and len(state.ran) == 2
-        return int(failed), f"table\n{page}\n"
+        return int(failed), f"table\n{page}\n{VERDICT}\n"
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(quickstart, "_call", call)
@@ -85,6 +89,19 @@ def test_foreign_output_is_moved_aside(fake_commands, tmp_path):
     (old / "file").touch()
     quickstart.run("nano")
     assert not old.exists() and list(old.parent.glob("lm-*/file"))
+
+
+def test_it_ends_with_the_verdict_and_also_shows_scores_without_one(
+    fake_commands, tmp_path, capsys
+):
+    fake_commands.broken = False
+    assert quickstart.run("nano") == tmp_path / "report.html"
+    assert capsys.readouterr().out.rstrip("\n").endswith(VERDICT)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    (tmp_path / "scores.json").write_text(json.dumps({"scores": scores["scores"]}))
+    quickstart.run("nano")
+    output = capsys.readouterr().out
+    assert "0.600" in output and VERDICT not in output
 
 
 @pytest.mark.slow

@@ -7,11 +7,12 @@ import json
 import pytest
 from PIL import Image
 
-from tests.conftest import toy_yaml
+from tests.conftest import REPO, toy_yaml
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
 from xraygpt.experiment import Training
-from xraygpt.jobs.validate import check
+from xraygpt.jobs import validate
+from xraygpt.jobs.validate import advise_on_size, check
 from xraygpt.validate import main
 
 RUN = "  task: report_generation\n  max_steps: 1"
@@ -56,3 +57,46 @@ def test_each_problem_is_reported(tmp_path, toy, monkeypatch):
     )
     with pytest.raises(InputError, match="5 problems"):
         main()
+
+
+def test_images_that_are_no_chests_are_counted_and_refused_if_strict(
+    tmp_path, toy, monkeypatch, capsys
+):
+    path = tmp_path / "run.yaml"
+    path.write_text(toy_yaml(toy, RUN))
+    command = ["v", "--cfg-path", str(path), "--sheet", str(tmp_path / "s.png")]
+    monkeypatch.setattr("sys.argv", command)
+    main()
+    assert "toy input check: 48 of 48 images may not be what" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", [*command, "--strict"])
+    with pytest.raises(InputError, match=r"1 problems?:\ntoy: --strict: 48 of 48 images .*s0\.png"):
+        main()
+    monkeypatch.setattr("sys.argv", [*command, "--options", "datasets.toy.input_check=false"])
+    main()
+    assert "input check" not in capsys.readouterr().out
+
+
+def test_guidance_counts_training_studies_and_names_the_recipe_for_small_tables(
+    tmp_path, toy, capsys, caplog
+):
+    path = tmp_path / "run.yaml"
+    path.write_text(toy_yaml(toy, RUN))
+    for options, start, recipe in ([], "from scratch", True), (["model.ckpt=x"], "trained", False):
+        caplog.clear()
+        check(load(Training, path, options), None)
+        (line,) = [t for t in capsys.readouterr().out.splitlines() if "to train on" in t]
+        assert line.startswith("36 studies") and start in line
+        (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        assert warning.startswith("36 studies") and (validate.FINE_TUNING in warning) is recipe
+    assert (REPO / validate.FINE_TUNING).is_file()
+
+
+@pytest.mark.parametrize(
+    ("studies", "from_scratch", "warns"),
+    [(999, True, True), (1000, True, False), (49, False, True), (50, False, False)],
+)
+def test_the_warning_depends_on_the_number_of_studies_and_the_start(
+    studies, from_scratch, warns, caplog
+):
+    advise_on_size(studies, from_scratch=from_scratch)
+    assert bool(caplog.records) is warns

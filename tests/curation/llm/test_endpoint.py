@@ -42,7 +42,7 @@ def test_credentialed_data_is_sent_to_other_hosts_only_under_an_agreement():
     with pytest.raises(InputError, match="use https"):
         check_privacy(mimic, plain, "contract 7", False)
     assert "this machine" in check_privacy(mimic, local, "", False)
-    assert "open data" in check_privacy(openi, public, "", False)
+    assert "public data" in check_privacy(openi, public, "", False)
     assert "no text left" in check_privacy(mimic, None, "", False)
 
 

@@ -7,7 +7,12 @@ import random
 import pytest
 
 from xraygpt.models.base import Generation
-from xraygpt.models.llm.candidates import lcs_length, minimum_bayes_risk, split_words
+from xraygpt.models.llm.candidates import (
+    lcs_length,
+    lcs_lengths,
+    minimum_bayes_risk,
+    split_words,
+)
 from xraygpt.models.llm.decoding import Decoder
 from xraygpt.models.llm.small_llm import new_tokenizer
 
@@ -26,6 +31,36 @@ def test_lcs_length_equals_the_textbook():
     for _ in range(200):
         a, b = ([rng.randrange(6) for _ in range(rng.randrange(20))] for _ in range(2))
         assert lcs_length(a, b) == textbook_lcs(a, b)
+
+
+def random_texts(rng: random.Random, count: int, longest: int) -> list[tuple[int, ...]]:
+    """Texts of few words, some of them empty or equal."""
+    texts = [tuple(rng.randrange(4) for _ in range(rng.randrange(longest))) for _ in range(count)]
+    return [*texts, (), texts[0]]
+
+
+def test_lcs_lengths_equal_the_textbook_for_many_texts():
+    rng = random.Random(1)
+    for longest in (2, 9, 40):  # bits in one byte, in two, and in several
+        answers, others = random_texts(rng, 12, longest), random_texts(rng, 15, longest)
+        lengths = lcs_lengths(answers, others)
+        for a in answers:
+            assert lengths[a] == {b: textbook_lcs(list(a), list(b)) for b in others}
+
+
+def test_the_choice_is_that_of_the_definition():
+    rng = random.Random(2)
+    for references in (0, 5):
+        for _ in range(20):
+            answers = random_texts(rng, 12, 12)
+            bonus = [rng.choice([0.0, 0.05]) for _ in answers]
+            first = len(answers) - references if references else 0
+            gains = []
+            for i, a in enumerate(answers):
+                others = [b for j, b in enumerate(answers) if j >= first and j != i]
+                f1 = [2 * textbook_lcs(list(a), list(b)) / max(len(a + b), 1) for b in others]
+                gains.append(sum(f1) / len(others) + bonus[i])
+            assert minimum_bayes_risk(answers, bonus, references) == gains.index(max(gains))
 
 
 def test_the_most_similar_answer_is_selected():

@@ -65,7 +65,7 @@ def blip2(tmp_path_factory) -> tuple[torch.nn.Module, Path]:
 
 
 def test_a_blip2_folder_gives_the_same_image_tokens(blip2, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG")
     net, folder = blip2
     model = our_model(XrayGPT)
     load_weights(model, folder)

@@ -16,6 +16,7 @@ from xraygpt.common.distributed import make_accelerator
 from xraygpt.common.errors import ConfigError, InputError, WeightsError
 from xraygpt.experiment import Evaluation, build_chat, build_evaluator
 from xraygpt.jobs import probe as job
+from xraygpt.models.findings import FindingScores
 from xraygpt.models.vision.base import pooled
 from xraygpt.models.vision.finding_head import FindingHead, load_head
 from xraygpt.tasks import plan as planning
@@ -68,7 +69,7 @@ def head(corpus, tmp_path_factory, request):
     patch.setenv("XRAYGPT_CACHE", str(path.parent / "cache"))
     yaml = experiment_of(corpus) and corpus.parent / "eval.yaml"
     command = ["probe", "--cfg-path", str(yaml), "--strength", "1", "--min-positives", "2"]
-    patch.setattr("sys.argv", [*command, "--save", str(path), "--over", "1"])
+    patch.setattr("sys.argv", [*command, "--save", str(path)])
     probe.main()
     return path
 
@@ -76,21 +77,21 @@ def head(corpus, tmp_path_factory, request):
 def test_probabilities_are_those_of_the_fit(corpus, head):
     accelerator = make_accelerator("cpu")
     experiment = experiment_of(corpus, head)
-    encoder, train, val = job.load_splits(experiment, "tiny", accelerator)
+    encoder, train, val = job.load_splits(experiment, "tiny", accelerator, "val")
     model = build_evaluator(experiment).model
     fitted = job.fit(train.features, train.labels[:, [FINDINGS.index("lung_opacity")]], 1.0)
     data = build_evaluator(experiment).data
     features = torch.stack([data[i]["media"][0].data for i in range(len(data))])
     probabilities = model.finding_head(features, [1] * len(features))
     column = probabilities[:, model.finding_head.names.index("lung_opacity")]
-    np.testing.assert_allclose(column, fitted(pooled(features).numpy())[:, 0], atol=1e-4)
+    # Calibration keeps the order of the images.
+    assert (np.argsort(column.numpy()) == np.argsort(fitted(pooled(features).numpy())[:, 0])).all()
     assert encoder.digest() == model.finding_head.encoder
     truth = val.labels[:, FINDINGS.index("lung_opacity")]
     assert column[truth == 1].mean() > column[truth == 0].mean() + 0.2
-    # The threshold makes the finding as frequent on val as in training.
-    frequency = train.labels[:, FINDINGS.index("lung_opacity")].mean()
+    # The threshold, set by cross-validation in train, separates the images of val.
     threshold = model.finding_head.threshold[model.finding_head.names.index("lung_opacity")]
-    assert (column >= threshold).float().mean() == pytest.approx(frequency, abs=0.15)
+    assert float(((column >= threshold).numpy() == (truth == 1)).mean()) > 0.75
 
 
 def test_images_of_a_study_are_averaged():
@@ -107,31 +108,27 @@ def test_images_of_a_study_are_averaged():
 def test_findings_are_worded_by_their_most_likely_code():
     names = ["lung_opacity", "lung_lesion", "fracture", "edema"]
     codes = ["opacity/lung/left", "opacity/lung/right/round", "cardiomegaly"]
-    head = FindingHead(
-        names, codes, weight=torch.zeros(7, 2), bias=torch.zeros(7),
-        threshold=torch.full((4,), 0.5), encoder="x",
-    )  # fmt: skip
     thresholds = dict.fromkeys(names, 0.5)
 
-    def words(*probabilities):
-        return planning.describe_head_findings(
-            head, CHEST, torch.tensor([probabilities]), thresholds
-        )[0]
+    def words(*probabilities, thresholds=thresholds):
+        row = torch.tensor([probabilities])
+        scores = FindingScores(tuple(names), (0.5,) * 4, row[:, :4], tuple(codes), row[:, 4:])
+        return planning.describe_findings(scores, CHEST, thresholds)[0]
 
     assert words(0.6, 0.1, 0.1, 0.4, 0.3, 0.2, 0.9) == ["opacity, lung, left"]
     # A round opacity is also a lesion: one code covers both.
     assert words(0.6, 0.6, 0.1, 0.4, 0.1, 0.2, 0.9) == ["opacity, lung, right, round"]
     assert words(0.1, 0.1, 0.7, 0.5, 0.0, 0.0, 0.0) == ["edema", "fracture"]  # without a code
-    assert planning.describe_head_findings(
-        head, CHEST, torch.full((1, 7), 0.9), {"edema": 0.5}
-    ) == [["edema"]]
+    assert words(*[0.9] * 7, thresholds={"edema": 0.5}) == ["edema"]
 
 
 def test_the_plan_passes_the_heads_findings_to_the_llm(corpus, head, monkeypatch):
     evaluator = build_evaluator(experiment_of(corpus, head))
     model, questions = evaluator.model, []
     monkeypatch.setattr(
-        model, "generate", lambda batch, generation, bonus=None: questions.extend(batch["question"])
+        model,
+        "generate",
+        lambda batch, *_: questions.extend(batch["question"]) or [""] * len(batch["question"]),
     )
     samples = [evaluator.data[i] for i in range(len(evaluator.data))]
     evaluator.task.predict(model, evaluator.collate.prompts(samples))
@@ -144,8 +141,8 @@ def test_the_plan_passes_the_heads_findings_to_the_llm(corpus, head, monkeypatch
     # Pixels and stored features, chat and evaluation give the same plan.
     parts = build_chat(experiment_of(corpus, head), "cpu")
     image = parts.read_media(evaluator.data.records[0].media[0].path)
-    plan = parts.plan([image], "What does it show?")
-    assert f"(found: {plan.caption}) {plan.question}" == questions[0]
+    prepared = parts.engine.answerer.prepare("", [image])
+    assert f"(found: {prepared.caption}) {prepared.question}" == questions[0]
 
 
 def test_a_plan_can_be_restricted_to_some_findings(corpus, head):
