@@ -304,6 +304,7 @@ def test_every_yaml_of_the_project_loads(monkeypatch):
 
 @pytest.mark.slow
 def test_the_command_line_reports_it_without_a_traceback(tmp_path):
+    (tmp_path / "somewhere").mkdir()  # a missing corpus would be reported first
     path = write(tmp_path, GOOD.replace("max_steps", "max_step"))
     result = processes.run(
         [sys.executable, "train.py", "--cfg-path", str(path)],

@@ -221,7 +221,7 @@ def test_the_rewritten_prompt_is_stored_with_the_answer(corpus, monkeypatch):
         evaluator = evaluator_of(corpus, "report", task=task)
         evaluator.run()
         path = evaluator.folder / "predictions_true.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
         prompt = "(found: edema) What does it show?"
         assert {r["meta"]["asked"] for r in rows} == {prompt}
         assert prompt in (evaluator.folder / "report.html").read_text()

@@ -82,7 +82,7 @@ def test_own_images_with_a_table_train_and_evaluate(tmp_path):
     links += ["run.task.generate.candidates=2", f"run.output_dir={out['evaluate']}"]
     run(["evaluate.py", "--cfg-path", "eval_configs/own.yaml"], tmp_path, links)
     (rows,) = (tmp_path / "out/evaluate").glob("*/predictions_true.jsonl")
-    answers = [json.loads(line) for line in rows.read_text().splitlines()[1:]]
+    answers = [json.loads(line) for line in rows.read_text().splitlines()]
     with (tmp_path / "table.csv").open(newline="") as file:
         texts = {row["study"]: row["findings"] for row in csv.DictReader(file)}
     assert 3 <= len(answers) <= 20  # a tenth of 80
@@ -114,7 +114,7 @@ def test_the_model_in_the_box_is_fine_tuned_on_a_small_table(tmp_path):
     links += ["run.max_samples=4", f"run.output_dir={out['evaluate']}"]
     run(["evaluate.py", "--cfg-path", "eval_configs/own_finetune.yaml"], tmp_path, links)
     (rows,) = (tmp_path / "out/evaluate").glob("*/predictions_true.jsonl")
-    texts = [json.loads(line)["prediction"] for line in rows.read_text().splitlines()[1:]]
+    texts = [json.loads(line)["prediction"] for line in rows.read_text().splitlines()]
     assert len(texts) == 4 and all(len(text.split()) > 5 for text in texts)
     bundle = tmp_path / "bundle"
     pack(tmp_path / "out/finetune", bundle, evaluation=REPO / "eval_configs/own_finetune.yaml")
