@@ -106,7 +106,7 @@ def published_layers() -> tuple[dict, dict, dict]:
 @pytest.mark.slow
 def test_pretrain_vicuna_takes_the_three_published_files(monkeypatch, caplog, tmp_path):
     """The whole preset on the meta device; every key of every file is taken or named."""
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG")
     files = dict(
         zip(("eva_vit_g.pth", "blip2.pth", "xraygpt.pth"), published_layers(), strict=True)
     )

@@ -106,7 +106,7 @@ def test_commands_for_an_own_yaml_run(tmp_path):
     corpus = write_toy_corpus(tmp_path / "corpus")
     own_yaml = tmp_path / "my.yaml"
     own_yaml.write_text(toy_yaml(corpus, RUN % (tmp_path / "out"), MODEL))
-    all_commands = commands_of(tmp_path / "stubs", REPO / "README.md")
+    all_commands = commands_of(tmp_path / "stubs", REPO / "docs" / "commands.md")
     commands = [c for c in all_commands if "my.yaml" in c and c[0] == "python"]
     assert len(commands) == 4
     for command in commands:

@@ -236,7 +236,7 @@ def test_the_probe_needs_the_right_images(run):
     experiment = evaluation(base, corpus, "tiny")
     name = f"run/{base / 'encoder'}"
     accelerator = make_accelerator("cpu")
-    encoder, train, val = probe.load_splits(experiment, name, accelerator)
+    encoder, train, val = probe.load_splits(experiment, name, accelerator, "val")
     score = probe.probe(train, val, strength=1.0)[0]
     assert score.name == "AUROC/no_finding" and score.low > 0.9
     spec = ImageSpec(**vars(encoder.input_spec), tokens_per_image=1)

@@ -94,7 +94,7 @@ def theirs() -> XrayGPT:
 
 @pytest.mark.slow
 def test_a_full_checkpoint_gives_the_same_model(theirs, tmp_path, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG")
     state = {f"module.{k}": v for k, v in (old_names(theirs) | TEXT_SIDE).items()}
     ours = tiny(seed=2)
     assert not torch.equal(tokens(ours), tokens(theirs))
