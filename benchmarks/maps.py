@@ -32,7 +32,7 @@ from xraygpt.phantom.corpus import save_picture
 from xraygpt.phantom.design import sample_finding
 from xraygpt.phantom.findings import KINDS
 from xraygpt.phantom.render import Study, render
-from xraygpt.processors.text import split_sentences
+from xraygpt.processors.text import sentence_spans
 
 SIDE, SEED = 256, 20_26
 
@@ -64,11 +64,10 @@ def build_case(
     conversation = parts.engine.start()
     conversation.add_image(image)
     text = conversation.ask(parts.engine.renderer.prompts[0], parts.generation).text()
-    spans, end = [], 0
-    for sentence in split_sentences(text):
-        start = text.index(sentence, end)
-        end = start + len(sentence)
-        spans.append((start, end, finding.name in findings_in_text(sentence)))
+    spans = [
+        (start, end, finding.name in findings_in_text(text[start:end]))
+        for start, end in sentence_spans(text)
+    ]
 
     def maps(span: tuple[int, int, bool]) -> list[np.ndarray]:
         heats = [mapper.maps(conversation, *span[:2])[0].heat for mapper in mappers]

@@ -209,7 +209,7 @@ def build_evaluator(experiment: Evaluation, *, strict: bool = False) -> Evaluato
         identity=identity,
         resolved=configuration.to_yaml(experiment),
         history=load_history(configuration.to_tree(experiment.model)),
-        input_check=builder.input_check(),
+        input_check=builder.input_check(model.abilities.views),
         strict=strict,
     )
 
@@ -237,7 +237,7 @@ def build_predictor(
     model.merge_lora()
     builder = build_corpora(experiment.datasets, model.image_spec)[0]
     vis = builder.processor("vis", "eval")
-    read = partial(read_media, processor=vis, check=builder.input_check())
+    read = partial(read_media, processor=vis, check=builder.input_check(model.abilities.views))
     data = StudyDataset(records, read, signature=vis.signature())
     identity = {
         **_identity(experiment, model),
@@ -295,7 +295,7 @@ def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
     model.merge_lora()
     require(model, Chats)
     builder = build_corpora(experiment.datasets, model.image_spec)[0]
-    vis, check = builder.processor("vis", "eval"), builder.input_check()
+    vis, check = builder.processor("vis", "eval"), builder.input_check(model.abilities.views)
     model = model.to(target_device).eval()
     model.renderer.prompts = model.renderer.prompts[:1]  # the prompt used in evaluation
     facts = {

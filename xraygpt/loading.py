@@ -194,7 +194,9 @@ def load_model(
     processor = builder.processor("vis", "eval")
     task = experiment.run.task.build()
     network = model.to(target_device).eval()
-    return LoadedModel(network, task, processor, target_device, builder.input_check())
+    return LoadedModel(
+        network, task, processor, target_device, builder.input_check(model.abilities.views)
+    )
 
 
 def load_model_and_preprocess(
@@ -230,7 +232,9 @@ def load_model_and_preprocess(
     text = {phase: builder.processor("text", phase) for phase in ("train", "eval")}
     task = experiment.run.task.build()
     network = model.to(target_device).train(not is_eval)
-    loaded = LoadedModel(network, task, vis["eval"], target_device, builder.input_check())
+    loaded = LoadedModel(
+        network, task, vis["eval"], target_device, builder.input_check(model.abilities.views)
+    )
     return loaded, vis, text
 
 

@@ -203,6 +203,18 @@ def test_the_beginning_of_a_stop_string_is_held_back(engine):
     assert decoder.tokenizer.decode(ids) == "Clear lungs.###"
 
 
+def test_words_of_the_template_end_an_answer(engine):
+    decoder = engine.decoder
+    for rest in ("</Img> List the codes. ###Doctor: a", " <Img>b", "<image> c"):
+        ids = decoder.tokenizer(f"Clear.{rest}", add_special_tokens=False)["input_ids"]
+        text, kept, ended = decoder.finalize(ids, cancelled=False)
+        assert (text, ended) == ("Clear.", "end")
+        assert kept == decoder.answer_ids("Clear.")  # the next prompt does not contain the rest
+        assert decoder.safe_text(ids) == "Clear."
+    less = decoder.tokenizer("pH < 7 and > 5", add_special_tokens=False)["input_ids"]
+    assert decoder.finalize(less, cancelled=False)[0] == "pH < 7 and > 5"
+
+
 def test_cancelled_answers_stop_and_the_conversation_goes_on(engine):
     conversation = engine.start()
     conversation.add_image(image(3))

@@ -36,6 +36,17 @@ def test_unusual_images_get_a_warning_and_are_added(controller, tmp_path):
     assert final_text(controller.responder.draft(session, SHORT))
 
 
+def test_a_phantom_gets_a_warning_unless_the_model_was_trained_on_phantoms(controller, tmp_path):
+    session = controller.sessions.get("a")
+    phantom, _ = draw_examples(tmp_path / "examples")[0]
+    assert upload(controller, session, phantom, square(tmp_path, "left")) == []
+    drawn, other = session.images
+    assert "SYNTHETIC phantom" in " ".join(controller.warnings(drawn))
+    assert "SYNTHETIC" not in " ".join(controller.warnings(other))
+    controller.synthetic = True
+    assert "SYNTHETIC" not in " ".join(controller.warnings(drawn))
+
+
 def test_one_bad_file_among_good_ones(controller, tmp_path):
     session = controller.sessions.get("a")
     bad = refused_files(tmp_path)["text.png"][0]

@@ -172,11 +172,15 @@ class BaseBuilder(Plugin):
             config = XrayImage.Config() if which == "vis" else Identity.Config()
         return config.for_eval() if phase == "eval" and "eval" not in configs else config
 
-    def input_check(self) -> InputCheck | None:
-        """Return the check of images before a model reads them, or None if it is switched off."""
+    def input_check(self, views: Sequence[str] = ()) -> InputCheck | None:
+        """Return the check of images before a model reads them, or None if it is switched off.
+
+        Args:
+            views: Views that the model was trained on, unless the configuration names its own.
+        """
         if not self.config.input_check:
             return None
-        return InputCheck(tuple(self.config.views or ()))
+        return InputCheck(tuple(self.config.views or views))
 
     def _report_problems(self, problems: Sequence[str], record_count: int) -> None:
         """Raise an error for bad records or log their number, depending on `on_error`."""

@@ -10,6 +10,7 @@ import torch
 from xraygpt.answering.wording import predicted_rows
 from xraygpt.common.errors import InputError
 from xraygpt.conversation.attention import AttentionMapper
+from xraygpt.demo.display import DisplayedImage
 from xraygpt.demo.images import ImageManager
 from xraygpt.demo.maps import MapViewer
 from xraygpt.demo.report import (
@@ -94,6 +95,13 @@ class DemoController:
             caption = f"Image {session.selected + 1} as shown: {image.description()}"
             picture = (image.pixels(), caption)
         return as_download(render_report(report, kind, picture), kind, report.date)
+
+    def warnings(self, image: DisplayedImage) -> list[str]:
+        """Return reasons to doubt that the model can read an image, one sentence each."""
+        if image.synthetic and not self.synthetic:
+            mismatch = "It is a SYNTHETIC phantom, but the model was trained on X-rays of patients."
+            return [*image.warnings, mismatch]
+        return list(image.warnings)
 
     def _predicted_findings(self, draft: Draft) -> list[str]:
         answerer = self.parts.engine.answerer

@@ -115,7 +115,7 @@ class ImageHandlers(_Handlers):
         if image is None:
             hidden = (layout.warnings, layout.facts, layout.frame, layout.tools)
             return values | {part: gr.update(visible=False) for part in hidden}
-        warnings = html.escape(" ".join(image.warnings))
+        warnings = html.escape(" ".join(self.controller.warnings(image)))
         alert = (
             f'<p role="alert">{warnings} You can continue, but the model\'s answers about it are '
             "guesses.</p>"

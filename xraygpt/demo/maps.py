@@ -9,7 +9,7 @@ import numpy as np
 from xraygpt.conversation.attention import AttentionMapper, ImageAttention, heat_to_image
 from xraygpt.demo.sessions import ImageKey, Session
 from xraygpt.processors.image import Fit
-from xraygpt.processors.text import split_sentences
+from xraygpt.processors.text import sentence_spans
 
 MAP_SIDE = 512
 """Maximum side of a map, in pixels."""
@@ -93,11 +93,9 @@ def answer_spans(session: Session, index: int, *, words: bool) -> list[Span]:
     text = history[index].answer
     if words:
         return [m.span() for m in re.finditer(r"[^\s.,;:!?]+", text)]
-    spans, end = [], 0
-    for sentence in split_sentences(text):
-        start = text.index(sentence, end)
-        end = start + len(sentence)
-        heading = re.match(r"(?i)(findings|impression):\s+", sentence)
+    spans = []
+    for start, end in sentence_spans(text):
+        heading = re.match(r"(?i)(findings|impression):\s+", text[start:end])
         spans.append((start + (heading.end() if heading else 0), end))
     return [s for s in spans if s[0] < s[1]]
 

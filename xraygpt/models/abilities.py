@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from xraygpt.common.errors import WeightsError
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, StudyDataset
@@ -163,19 +163,3 @@ def _views(views: Sequence[str | None]) -> tuple[str, ...]:
     """Return the distinct views, with PA and AP as frontal; empty if one is not known."""
     names = {_STANDARD_VIEWS.get(str(v).lower(), str(v).lower()) for v in views}
     return tuple(sorted(names)) if views and all(views) else ()
-
-
-def describe(abilities: Abilities, findings: Sequence[str]) -> dict[str, Any]:
-    """Return the abilities for `/health` and the page, with all findings that can be asked about.
-
-    Args:
-        abilities: What the model was trained to do.
-        findings: Findings whose probability can be computed, by the classifier or the LLM.
-    """
-    return {
-        "reports": abilities.reports,
-        "sections": list(abilities.sections),
-        "questions": abilities.questions,
-        "findings": list(findings),
-        "views": list(abilities.views),
-    }

@@ -130,6 +130,16 @@ class BlipCaption(Identity):
         )
 
 
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """Return the start and end of each sentence in a text."""
+    spans, end = [], 0
+    for sentence in split_sentences(text):
+        start = text.index(sentence, end)
+        end = start + len(sentence)
+        spans.append((start, end))
+    return spans
+
+
 def split_sentences(text: str) -> list[str]:
     """Split a report into sentences, but not at numbers like 1.5 or list markers like "2."."""
     return [s for s in re.split(r"(?<=[.!?])(?<!\b\d\.)\s+(?=\S)", text) if s]

@@ -25,6 +25,8 @@ class ChatTemplate:
     def __init__(self, tokenizer: Tokenizer, media_marks: Mapping[str, str]) -> None:
         self.tokenizer, self.media_marks = tokenizer, media_marks
 
+    markers: tuple[str, ...] = ()  # special tokens, which decoding skips
+
     def build_pieces(self, turns: Sequence[Turn], end: str) -> list[Piece]:
         """Format `turns`; `end` is not used, since the chat template itself ends answers.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from xraygpt.common.errors import InputError
 from xraygpt.common.registry import did_you_mean
-from xraygpt.prompting.content import Part, Turn, turn_parts
+from xraygpt.prompting.content import IMAGE, Part, Turn, turn_parts
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class Template:
     end: str = ""
     system: str = ""
     joined: bool = False
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """Words of the template that no answer contains, such as ``###Patient:`` and ``</Img>``."""
+        words = f"{self.turn} {self.image} {IMAGE}".replace("{}", " ").split()
+        return tuple(dict.fromkeys(word for word in words if re.search("[#<>]", word)))
 
     def build_pieces(self, turns: Sequence[Turn], end: str) -> list[Piece]:
         """Format `turns`; every answer is followed by `end`, which is part of the target."""

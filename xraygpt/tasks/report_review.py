@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from xraygpt.models.findings import PredictedFinding, percent
-from xraygpt.processors.text import split_sentences
+from xraygpt.processors.text import sentence_spans
 from xraygpt.tasks.payload import Payload, Remark
 from xraygpt.vocabulary import Vocabulary
 
@@ -62,7 +62,7 @@ def review(
         findings: The findings predicted from the image; may be empty.
         vocabulary: Vocabulary whose labeller reads the sentences.
     """
-    spans = _sentence_spans(report)
+    spans = sentence_spans(report)
     sentences = [report[start:end] for start, end in spans]
     affirmed, denied = _named_findings(sentences, vocabulary)
     predicted = {finding.name: finding for finding in findings}
@@ -108,15 +108,6 @@ def _against_prediction(
                 f"({percent(finding.probability)})"
             )
     return reasons
-
-
-def _sentence_spans(report: str) -> list[tuple[int, int]]:
-    spans, end = [], 0
-    for sentence in split_sentences(report):
-        start = report.index(sentence, end)
-        end = start + len(sentence)
-        spans.append((start, end))
-    return spans
 
 
 def _different_sides(a: str, b: str) -> bool:

@@ -44,6 +44,7 @@ class Decoder:
     Attributes:
         stop_strings: Strings that end an answer.
         text_stops: Those stop strings that are not special tokens.
+        markers: Words of the template at which an answer is cut.
         end_ids: Token ids that end an answer.
     """
 
@@ -59,6 +60,7 @@ class Decoder:
         )
         self.text_stops = [s for s in self.stop_strings if s not in specials]
         self.end_ids |= {specials[s] for s in self.stop_strings if s in specials}
+        self.markers = [m for m in renderer.template.markers if m not in specials]
 
     def __call__(
         self,
@@ -296,10 +298,12 @@ class Decoder:
             The text, the ids, and ``end``, ``cancelled`` or ``length``.
         """
         end_index = next((i for i, token in enumerate(ids) if token in self.end_ids), None)
+        raw = self.tokenizer.decode(ids[:end_index], skip_special_tokens=True)
+        text = self._decode(ids[:end_index])
+        if any(marker in raw for marker in self.markers):
+            return text, self.answer_ids(text), "end"
         if end_index is not None:
-            return self._decode(ids[:end_index]), ids[: end_index + 1], "end"
-        text = self._decode(ids)
-        raw = self.tokenizer.decode(ids, skip_special_tokens=True)
+            return text, ids[: end_index + 1], "end"
         ended = any(stop in raw for stop in self.text_stops)
         exact = any(raw.endswith(stop) and raw.count(stop) == 1 for stop in self.text_stops)
         if ended and exact:
@@ -320,9 +324,10 @@ class Decoder:
     def safe_text(self, ids: Sequence[int]) -> str:
         """Return the part of an unfinished answer's text that later tokens cannot change."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        for stop in self.text_stops:
-            text = text.split(stop)[0]
-        partial = [n for s in self.text_stops for n in range(1, len(s)) if text.endswith(s[:n])]
+        cuts = [*self.text_stops, *self.markers]
+        for cut in cuts:
+            text = text.split(cut)[0]
+        partial = [n for s in cuts for n in range(1, len(s)) if text.endswith(s[:n])]
         if partial:
             text = text[: -max(partial)]
         # An incomplete character decodes to U+FFFD, and white space may belong to a stop string.
@@ -358,8 +363,8 @@ class Decoder:
 
     def _decode(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        for stop in self.text_stops:
-            text = text.split(stop)[0]
+        for cut in (*self.text_stops, *self.markers):
+            text = text.split(cut)[0]
         return text.strip()
 
 
