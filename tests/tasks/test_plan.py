@@ -165,14 +165,15 @@ def test_a_single_study_is_planned_like_a_batch(corpus):
     evaluator = evaluator_of(corpus, "report", ", findings_in_prompt: 0.0")
     model, plan = evaluator.model, planning.Plan(threshold=0.5, findings=["lung_opacity", "edema"])
     sample = evaluator.data[0]
-    batch, _ = planning.add_plan(model, evaluator.collate.prompts([sample]), plan)
-    planned = planning.plan_question(model, plan, sample["media"], "What does it show?")
+    prompts = evaluator.collate.prompts([sample])
+    batch, _ = planning.add_plan(model, prompts, plan)
+    planned = planning.plan_question(model, plan, prompts, "What does it show?")
     assert f"(found: {planned.caption}) {planned.question}" == batch["question"][0]
     plan = planning.Plan(threshold=1.0, findings=["edema", "scar"], thresholds={"edema": 0.0})
-    planned = planning.plan_question(model, plan, sample["media"], "Say.")
+    planned = planning.plan_question(model, plan, prompts, "Say.")
     assert (planned.caption, planned.question) == ("edema", "Say.")
     plan = planning.Plan(threshold=0.0, findings=["edema", "lung_opacity"])
-    planned = planning.plan_question(model, plan, sample["media"], "Say.")
+    planned = planning.plan_question(model, plan, prompts, "Say.")
     assert (planned.caption, planned.question) == ("edema; lung opacity", "Say.")
 
 

@@ -16,11 +16,11 @@ from xraygpt.datasets.collate import Collator
 from xraygpt.media.base import Media
 from xraygpt.models.base import BaseModel, Bonus
 from xraygpt.models.capabilities import PredictsFindings, supports
-from xraygpt.models.findings import FindingScores, PredictedFinding
+from xraygpt.models.findings import PredictedFinding
 from xraygpt.prompting.content import IMAGE, Turn, strip_marks
 from xraygpt.tasks.base import BaseTask
 from xraygpt.tasks.payload import Answer, Payload, as_answers
-from xraygpt.tasks.plan import Plan, describe_sides, plan_question
+from xraygpt.tasks.plan import Plan, describe_sides, encode_once, plan_question
 from xraygpt.tasks.questions import replace_questions, yes_probability
 from xraygpt.tasks.report_review import finding_payload, report_payload
 from xraygpt.vocabulary import get_vocabulary
@@ -148,18 +148,16 @@ class Answerer:
         """Return the payload of a report: findings, probabilities and remarks."""
         return report_payload(text, findings, self.vocabulary)
 
-    def predict_findings(self, media: Sequence[Media]) -> list[PredictedFinding]:
-        """Predict all findings of one study; empty if the model has no classifier."""
-        if self._classifier is None or not media:
-            return []
-        return self._askable(next(self._scores(media).rows()))
-
     def _prepare_report(self, media: Sequence[Media], question: str) -> Prepared:
-        prompt = self.report_prompt or question
-        findings = self.predict_findings(media)
+        prompt, findings = self.report_prompt or question, list[PredictedFinding]()
+        if not media or (self._classifier is None and self.plan is None):
+            return Prepared(prompt, Kind.REPORT)
+        batch = self._batch(media)
+        if self._classifier is not None:
+            findings = self._askable(next(self._classifier.finding_scores(batch).rows()))
         if self.plan is None:
             return Prepared(prompt, Kind.REPORT, findings=findings)
-        planned = plan_question(self.model, self.plan, media, prompt)
+        planned = plan_question(self.model, self.plan, batch, prompt)
         return Prepared(prompt, Kind.REPORT, planned.caption, planned.bonus, findings=findings)
 
     def _needs_report(self, route: Route) -> bool:
@@ -193,7 +191,7 @@ class Answerer:
         if self._classifier is None:
             findings, sides = self._ask_llm(route.findings or self.predictable, media), {}
         else:
-            scores = self._scores(media)
+            scores = self._classifier.finding_scores(self._batch(media))
             findings = self._askable(next(scores.rows()))
             sides = describe_sides(scores, self.vocabulary)[0]
         if route.kind is Kind.OVERVIEW:
@@ -208,11 +206,6 @@ class Answerer:
     def _askable(self, findings: Sequence[PredictedFinding]) -> list[PredictedFinding]:
         return [finding for finding in findings if finding.name in self.predictable]
 
-    @torch.no_grad()
-    def _scores(self, media: Sequence[Media]) -> FindingScores:
-        assert self._classifier is not None
-        return self._classifier.finding_scores(self._batch(media))
-
     def _ask_llm(self, names: Sequence[str], media: Sequence[Media]) -> list[PredictedFinding]:
         """Compute P(yes) of the language model for each finding, with the threshold 0.5."""
         prompts = self._batch(media)
@@ -224,9 +217,11 @@ class Answerer:
             findings.append(PredictedFinding(name, p, 0.5))
         return findings
 
+    @torch.no_grad()
     def _batch(self, media: Sequence[Media]) -> Batch:
-        batch: Batch = to_device(self.collate.prompts([make_sample(media, "?")]), self.model.device)
-        return batch
+        """Build a batch of one study whose images are encoded once for all that is asked."""
+        batch = to_device(self.collate.prompts([make_sample(media, "?")]), self.model.device)
+        return encode_once(self.model, batch)
 
 
 def make_sample(media: Sequence[Media], question: str, like: Sample | None = None) -> Sample:

@@ -9,16 +9,13 @@ from typing import Annotated, Any, Literal
 
 from xraygpt.common.checks import Checks
 from xraygpt.common.config import Choice
-from xraygpt.common.distributed import to_device
 from xraygpt.common.errors import InputError
 from xraygpt.common.registry import VOCABULARIES
-from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch, Sample
-from xraygpt.datasets.collate import Collator
-from xraygpt.media.base import Media
+from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch
 from xraygpt.models.base import Bonus
 from xraygpt.models.capabilities import FrozenFeatures, PredictsFindings, supports
 from xraygpt.models.findings import FindingScores
-from xraygpt.prompting.content import IMAGE, Turn, strip_marks
+from xraygpt.prompting.content import strip_marks
 from xraygpt.tasks.questions import replace_questions, yes_probability
 from xraygpt.vocabulary import Vocabulary, get_vocabulary
 from xraygpt.vocabulary.questions import coded_sides, codes_in_words
@@ -267,21 +264,16 @@ class PlannedQuestion:
     bonus: Bonus | None = None
 
 
-def plan_question(model: Any, plan: Plan, media: Sequence[Media], question: str) -> PlannedQuestion:
+def plan_question(model: Any, plan: Plan, prompts: Batch, question: str) -> PlannedQuestion:
     """Plan a question about one study exactly as `add_plan` does for a batch.
 
     Args:
-        model: Model with a media collator and a renderer.
+        model: Model with a renderer.
         plan: Settings of the plan.
-        media: Output of the model's image processor.
+        prompts: Batch of one row with the study's media.
         question: Text that asks for the report.
     """
-    marks = " ".join([IMAGE] * len(media))
-    turns = [Turn(role="user", text=f"{marks} ?"), Turn(role="assistant", text="")]
-    sample = Sample(sample_id="", study_id="", media=list(media), turns=turns, meta={}, rng_key="")
-    collate = Collator(model.renderer, model.media_collator, max_len=model.context_len)
-    batch = to_device(collate.prompts([sample]), model.device)
-    findings = predict_findings(model, batch, plan)[0]
+    findings = predict_findings(model, prompts, plan)[0]
     return PlannedQuestion(question, _caption(findings), _bonus([findings], plan))
 
 

@@ -141,8 +141,12 @@ def test_the_plan_passes_the_heads_findings_to_the_llm(corpus, head, monkeypatch
     # Pixels and stored features, chat and evaluation give the same plan.
     parts = build_chat(experiment_of(corpus, head), "cpu")
     image = parts.read_media(evaluator.data.records[0].media[0].path)
+    encoded, encode = [], parts.engine.model.encode
+    monkeypatch.setattr(parts.engine.model, "encode", lambda x: encoded.append(x) or encode(x))
     prepared = parts.engine.answerer.prepare("", [image])
     assert f"(found: {prepared.caption}) {prepared.question}" == questions[0]
+    assert {f.name for f in prepared.findings} >= {"lung_opacity", "hypoinflation"}
+    assert len(encoded) == 1  # the plan and the probabilities share the features
 
 
 def test_a_plan_can_be_restricted_to_some_findings(corpus, head):
