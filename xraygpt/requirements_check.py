@@ -148,19 +148,23 @@ def quick_check(path: Path, options: Sequence[str], need: Need, device: str) -> 
     """
     try:
         tree = _read(path, options)
-        _resolve_model_paths(tree, find_project(path))
+        _resolve_paths(tree, find_project(path))
         return _find(tree, need, device)
     except _INVALID:
         return []  # loading the file explains the problem
 
 
-def _resolve_model_paths(tree: dict[str, Any], project: Path) -> None:
-    """Resolve the paths of the model section as `resolve_paths` does for a Config."""
-    model: Any = tree.get("model")
-    for key in _PATHS if isinstance(model, dict) else ():
-        if isinstance(model.get(key), str):
-            mark = InProject("run/", "+base") if key == "vit_model" else InProject()
-            model[key] = mark.resolve(model[key], project)
+def _resolve_paths(tree: dict[str, Any], project: Path) -> None:
+    """Resolve the paths of models and corpora as `project_paths.resolve_paths` does in a Config."""
+    sections: list[tuple[Any, Sequence[str]]] = [(tree.get("model"), _PATHS)]
+    datasets = tree.get("datasets")
+    if isinstance(datasets, dict):
+        sections += [(corpus, ("storage",)) for corpus in datasets.values()]
+    for section, keys in sections:
+        for key in keys if isinstance(section, dict) else ():
+            if isinstance(section.get(key), str):
+                mark = InProject("run/", "+base") if key == "vit_model" else InProject()
+                section[key] = mark.resolve(section[key], project)
 
 
 def _find(tree: Mapping[str, Any], need: Need, device: str) -> list[Missing]:
