@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument(
         "--question", "--prompt", default="", help="question to ask about every image"
     )
-    parser.add_argument("--batch-size", type=at_least(1), default=8, help="images per batch")
+    parser.add_argument("--batch-size", type=at_least(1), default=16, help="images per batch")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
         "--workers", type=at_least(0), default=None, help="processes for reading images"

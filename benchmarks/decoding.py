@@ -1,6 +1,6 @@
 """Seconds per picture of `predict.py`, for two versions of the code that take turns.
 
-    python benchmarks/decoding.py --before FOLDER --after FOLDER --input PICTURES [--batch 8]
+    python benchmarks/decoding.py --before FOLDER --after FOLDER --input PICTURES [--batch 16]
 
 FOLDER is a checkout of this project, or of an earlier version of it. Each side is one process that
 loads the model and then waits. The two sides answer the same batch of pictures one after the other,
@@ -47,7 +47,7 @@ for line in sys.stdin:
         batch["content_key"] = [partial(str, name) for name in batch["sample_id"]]
     answers = predictor.task.predict(predictor.model, to_device(batch, torch.device("cpu")))
     times = time.perf_counter() - start, time.process_time() - cpu
-    print(json.dumps([*times, [str(a) for a in answers]]), flush=True)
+    print(json.dumps([*times, [getattr(a, "text", a) for a in answers]]), flush=True)
 """
 
 
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--cfg-path", default="eval_configs/xraygpt_mini.yaml")
     parser.add_argument("--first", type=int, default=0, help="index of the first picture")
     parser.add_argument("--count", type=int, default=40, help="number of pictures")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--options", nargs="*", default=[], help="key=value overrides of the YAML")
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args()

@@ -37,7 +37,11 @@ from xraygpt.media.base import MediaRef
 from xraygpt.phantom.render import Study, render
 
 CONFIG = "eval_configs/xraygpt_mini.yaml"
-FAST = ("run.task.generate.candidates=1", "run.task.generate.references=0")
+FAST = (
+    "run.task.generate.candidates=1",
+    "run.task.generate.references=0",
+    "run.task.generate.recombine=false",
+)
 VIEWS = ("frontal",)
 
 

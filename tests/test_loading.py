@@ -157,7 +157,11 @@ def test_the_included_model_loads_from_any_folder_and_thread(tmp_path, monkeypat
     """The working directory is empty, and it stays the same."""
     monkeypatch.chdir(tmp_path)
     config = REPO / "eval_configs/xraygpt_mini.yaml"
-    fast = ["run.task.generate.candidates=1", "run.task.generate.references=0"]
+    fast = [
+        "run.task.generate.candidates=1",
+        "run.task.generate.references=0",
+        "run.task.generate.recombine=false",
+    ]
     picture = render(Study("chest", [], seed=3), "frontal", 160).pixels
     answers = [
         xraygpt.load_model(source, options, device="cpu").report(picture)

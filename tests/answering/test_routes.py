@@ -84,3 +84,12 @@ def test_a_model_that_only_writes_reports_answers_from_its_report():
 
 def test_findings_that_the_classifier_lacks_are_not_answered():
     assert route("Is there a fracture?", predictable=("edema",)).kind is Kind.UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["Is this chest normal?", "Is this chest X-ray normal? Yes or no?", "Anything in the chest?"],
+)
+def test_the_chest_as_a_whole_is_not_only_the_lungs(question):
+    assert CHEST.asked_findings(question) == []
+    assert CHEST.asks_for_overview(question)

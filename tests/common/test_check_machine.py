@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 from collections import namedtuple
 
@@ -57,7 +58,10 @@ def make(folder, *arguments):
         if not (folder / name).exists():  # stamps stay newer than the lists
             (folder / name).write_text("")
     (folder / "Makefile").write_text((REPO / "Makefile").read_text())
-    return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True)
+    inherited = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # set where make runs these tests
+    env = {name: value for name, value in os.environ.items() if name not in inherited}
+    command = ["make", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
 
 
 def test_make_reports_a_missing_python(tmp_path):

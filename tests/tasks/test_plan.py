@@ -256,6 +256,18 @@ def test_agreement_is_the_f1_with_the_plan():
         planning.Plan(agreement=-0.5)
 
 
+def test_contradictions_repetitions_and_missing_words_cost_agreement():
+    bonus = planning.agreement_bonus([["cardiomegaly"], []], 0.5, CHEST)
+    contradiction, flaw = planning.CONTRADICTION, planning.FLAW
+    assert bonus(0, "The heart is enlarged. Heart size is normal.") == 0.5 - contradiction
+    assert bonus(1, "There is a left effusion. No pleural effusion.") == -contradiction
+    assert bonus(1, "There is a left effusion. No right pleural effusion.") == 0
+    assert bonus(0, "The heart is enlarged. The are intact.") == 0.5 - flaw
+    assert bonus(0, "The heart is enlarged. There is cardiomegaly.") == 0.5 - flaw
+    assert bonus(1, "No effusion or pneumothorax. No effusion. No edema.") == -flaw
+    assert bonus(1, "There is a left effusion. There is a right effusion.") == 0
+
+
 def test_findings_are_placed_next_to_the_last_medium():
     turns = qa_turns("<image> <video> Report?", "x")
     sample = PromptFindings(turns, ["Edema"], 0.0, vocabulary=CHEST)

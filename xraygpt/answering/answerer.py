@@ -186,7 +186,9 @@ class Answerer:
         if route.kind is Kind.NO_IMAGE:
             return Answer(wording.no_image(self.abilities))
         if route.kind is Kind.UNSUPPORTED:
-            text = wording.unsupported(self.abilities, self.predictable, self.vocabulary)
+            text = wording.unsupported(
+                normalise_question(question), self.abilities, self.predictable, self.vocabulary
+            )
             return Answer(text)
         if self._classifier is None:
             findings, sides = self._ask_llm(route.findings or self.predictable, media), {}
@@ -195,7 +197,7 @@ class Answerer:
             findings = self._askable(next(scores.rows()))
             sides = describe_sides(scores, self.vocabulary)[0]
         if route.kind is Kind.OVERVIEW:
-            text = wording.overview(findings, sides, self.vocabulary)
+            text = wording.overview(normalise_question(question), findings, sides, self.vocabulary)
         else:
             asked = [finding for finding in findings if finding.name in route.findings]
             text = wording.finding_answer(

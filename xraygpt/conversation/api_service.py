@@ -173,8 +173,9 @@ class Service:
             )  # fmt: skip
         elif request.temperature == 0:
             generation = replace(
-                generation, do_sample=False, temperature=1.0, top_p=1.0, candidates=1, references=0
-            )
+                generation, do_sample=False, temperature=1.0, top_p=1.0, candidates=1, references=0,
+                recombine=False,
+            )  # fmt: skip
         return generation if request.seed is None else replace(generation, seed=request.seed)
 
 

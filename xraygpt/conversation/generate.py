@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -83,10 +84,14 @@ def generate_answer(
     )
     candidates = [engine.decoder.finalize(row, cancel.is_set()) for row in rows]
     texts = [text for text, _, _ in candidates]
-    best = engine.decoder.select_candidate(
-        texts, request.pair.bonus, references=generation.references
-    )
-    text, ids, reason = candidates[best]
+    bonus = None if request.pair.bonus is None else partial(request.pair.bonus, 0)
+    if cancel.is_set():  # the candidates end in the middle of a sentence
+        generation = replace(generation, recombine=False)
+    text = engine.decoder.choose_answer(texts, generation, bonus)
+    if text in texts:
+        _, ids, reason = candidates[texts.index(text)]
+    else:  # a recombination
+        ids, reason = engine.decoder.answer_ids(text), "end"
     streamer.send(text)
     if single:
         cache.record([*token_keys, *ids])

@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--port",
-        type=at_least(0),
+        type=at_least(1),
         default=None,
         help="port to listen on; by default the first free port from 7860",
     )

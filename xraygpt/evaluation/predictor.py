@@ -98,7 +98,7 @@ class Predictor:
         identity: dict[str, Any],
         name: str = "",
         device: str = "auto",
-        batch_size: int = 8,
+        batch_size: int = 16,
         workers: int | None = None,
         shard: tuple[int, int] | None = None,
         resolved: str = "",

@@ -7,7 +7,7 @@ the same encoder recipe that held part of the training split out (its own `val` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from scipy.special import expit, logit
 
 from xraygpt.common.errors import InputError
 from xraygpt.common.keyed_random import keyed_int
+from xraygpt.models.findings import HeldOutCounts
 
 FOLDS = 5
 
@@ -150,6 +151,26 @@ def thresholds_for(
     }
     middle = float(np.median(list(by_name.values())))
     return [by_name.get(name, middle) for name in names]
+
+
+def count_held_out(
+    held_out: HeldOut, calibration: Calibration, thresholds: Mapping[str, float]
+) -> dict[str, HeldOutCounts]:
+    """Count how often the head is right about each finding.
+
+    Args:
+        held_out: Predictions for held-out images.
+        calibration: Calibration that the head's probabilities get.
+        thresholds: The head's threshold for each finding.
+    """
+    calibrated = calibration(held_out.probabilities)
+    counts = {}
+    for i, name in enumerate(held_out.names):
+        if name in thresholds:
+            present, reported = held_out.labels[:, i] > 0, calibrated[:, i] >= thresholds[name]
+            numbers = (present.sum(), reported.sum(), (present & reported).sum())
+            counts[name] = HeldOutCounts(*map(int, numbers))
+    return counts
 
 
 def _logit(probabilities: np.ndarray) -> np.ndarray:

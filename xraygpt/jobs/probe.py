@@ -25,6 +25,7 @@ from xraygpt.features import cache as feature_cache
 from xraygpt.jobs.head_thresholds import (
     HeldOut,
     calibrate,
+    count_held_out,
     cross_validated,
     from_run,
     thresholds_for,
@@ -139,13 +140,16 @@ def fit_finding_head(
     held_out = held_out or cross_validated(train, selected, strength)
     calibration = calibrate(held_out)
     names = [train.names[i] for i in selected]
+    thresholds = thresholds_for(names, held_out, calibration)
+    counts = count_held_out(held_out, calibration, dict(zip(names, thresholds, strict=True)))
     return FindingHead(
         names,
         codes,
         weight=torch.from_numpy(calibration.slope * fitted.weight),
         bias=torch.from_numpy(calibration.slope * fitted.bias + calibration.intercept),
-        threshold=torch.tensor(thresholds_for(names, held_out, calibration)),
+        threshold=torch.tensor(thresholds),
         encoder=encoder,
+        counts=counts,
     )
 
 

@@ -77,6 +77,9 @@ class Generation:
     references: int = 0
     """Additional answers sampled at temperature 1, which represent the model's unsharpened
     distribution. Candidates are then compared only with these answers, which are candidates too."""
+    recombine: bool = False
+    """Exchange, add and remove sentences of the returned candidate as long as this makes it more
+    similar to the others. Requires candidates above 1."""
     seed: int = 0
     """Seed for sampling. Random numbers depend on it and on the content of the sample's images, not
     on their names or on the batch."""
@@ -96,6 +99,8 @@ class Generation:
             refuse(not 0 < self.top_p <= 1, "top_p", f"must be in (0, 1], got {self.top_p}")
             alone = self.references > 0 and self.candidates < 2
             refuse(alone, "references", "require candidates above 1", "candidates")
+            alone = self.recombine and self.candidates < 2
+            refuse(alone, "recombine", "requires candidates above 1", "candidates")
             why = "above 1 are sampled: set do_sample: true"
             refuse(self.candidates > 1 and not sampled, "candidates", why, "do_sample")
             why = "cannot be combined with beam search: set num_beams: 1"

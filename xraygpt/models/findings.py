@@ -9,6 +9,20 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+class HeldOutCounts(NamedTuple):
+    """How often a model was right about a finding in images that it was not trained on.
+
+    Attributes:
+        present: Number of images with the finding.
+        reported: Number of images for which the model reports it.
+        correct: Number of images that are both.
+    """
+
+    present: int
+    reported: int
+    correct: int
+
+
 class PredictedFinding(NamedTuple):
     """One finding of one study.
 
@@ -16,11 +30,13 @@ class PredictedFinding(NamedTuple):
         name: The finding's name in the vocabulary, such as ``pleural_effusion``.
         probability: In [0, 1].
         threshold: The probability from which the model reports the finding, in [0, 1].
+        counts: How often the model was right about it; None if that was not measured.
     """
 
     name: str
     probability: float
     threshold: float
+    counts: HeldOutCounts | None = None
 
     @property
     def is_present(self) -> bool:
@@ -55,6 +71,7 @@ class FindingScores:
         probabilities: (B, F) float32 in [0, 1].
         codes: K codes that word the findings with side and location; may be empty.
         code_probabilities: (B, K) float32 in [0, 1].
+        counts: F counts on held-out images, each None if it was not measured; or empty.
     """
 
     names: tuple[str, ...]
@@ -62,11 +79,13 @@ class FindingScores:
     probabilities: Tensor
     codes: tuple[str, ...]
     code_probabilities: Tensor
+    counts: tuple[HeldOutCounts | None, ...] = ()
 
     def rows(self) -> Iterator[list[PredictedFinding]]:
         """Yield the predicted findings of each study."""
+        counts = self.counts or (None,) * len(self.names)
         for row in self.probabilities.tolist():
             yield [
                 PredictedFinding(*values)
-                for values in zip(self.names, row, self.thresholds, strict=True)
+                for values in zip(self.names, row, self.thresholds, counts, strict=True)
             ]

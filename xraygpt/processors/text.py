@@ -10,6 +10,13 @@ from typing import Any, Literal
 from xraygpt.common.registry import registry
 from xraygpt.processors.base import BaseProcessor
 
+_INCOMPLETE = re.compile(
+    r"\b(?:the|an?)\s+(?:is|are|was|were|has|have|and|or|of|in|with)\b"
+    r"|^there\s+(?!is\b|are\b|was\b|were\b|has\b|have\b|may\b|might\b|appears?\b|does\b|do\b|remains?\b"
+    r"|continues?\b|can\b|could\b|also\b|again\b)"
+    r"|^(?:is|are|was|were|of|and|with)\b|\b(?:the|an?|of|is|are|in|with|and)\s*[.,;]?$",
+    re.IGNORECASE,
+)
 log = logging.getLogger(__name__)
 
 _MASK = r"(?:\bX{3,}\b|_{3,})"  # de-identification: XXXX in OpenI, ___ in MIMIC-CXR
@@ -128,6 +135,14 @@ class BlipCaption(Identity):
             "text_processor blip_caption does not change reports, since XrayGPT never calls it; "
             "use report_text to clean reports"
         )
+
+
+def lacks_word(sentence: str) -> bool:
+    """Return whether an English sentence lacks a word, such as "The are intact".
+
+    Reports in which identifying words were removed teach a model to write such sentences.
+    """
+    return bool(_INCOMPLETE.search(sentence))
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from itertools import combinations
 from typing import Annotated, Any, Literal
 
 from xraygpt.common.checks import Checks
@@ -15,10 +17,16 @@ from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch
 from xraygpt.models.base import Bonus
 from xraygpt.models.capabilities import FrozenFeatures, PredictsFindings, supports
 from xraygpt.models.findings import FindingScores
+from xraygpt.processors.text import lacks_word, split_sentences
 from xraygpt.prompting.content import strip_marks
 from xraygpt.tasks.questions import replace_questions, yes_probability
+from xraygpt.tasks.report_review import contradict, named_findings, repeats
 from xraygpt.vocabulary import Vocabulary, get_vocabulary
 from xraygpt.vocabulary.questions import coded_sides, codes_in_words
+
+CONTRADICTION, FLAW = 0.06, 0.01
+"""What a contradiction, and what a repetition or a missing word costs a candidate, in similarity to
+the others."""
 
 
 @dataclass(kw_only=True)
@@ -44,7 +52,8 @@ class Plan:
     """The negative answer used in training."""
     agreement: float = 0.0
     """With several candidates (`generate.candidates`): weight of the F1 between the findings that
-    a candidate names and the plan, relative to its F1 with the other candidates."""
+    a candidate names and the plan, relative to its F1 with the other candidates. If it is not 0,
+    contradictions, repetitions and missing words count against a candidate."""
 
     def __post_init__(self) -> None:
         names = get_vocabulary(self.vocabulary).findings
@@ -200,6 +209,9 @@ def agreement_bonus(
 ) -> Bonus:
     """Build a score for how well a report follows the findings in its prompt.
 
+    Each pair of sentences that contradict each other costs `CONTRADICTION`. Each pair that repeat
+    each other, and each sentence that lacks a word, costs `FLAW`.
+
     Args:
         prompt_findings: Texts for each row, for example ``["cardiomegaly, mild"]``; a row without
             any scores 0.
@@ -207,19 +219,33 @@ def agreement_bonus(
         vocabulary: Vocabulary whose labeller reads the reports.
 
     Returns:
-        A function of row and text that returns `weight` times the F1 of the named findings.
+        A function of row and text that returns `weight` times the F1 of the named findings, minus
+        the costs.
     """
     planned_findings = [
         vocabulary.coded_findings(text.replace(", ", "/") for text in texts)
         for texts in prompt_findings
     ]
 
+    # Candidates share sentences.
+    read = lru_cache(10_000)(partial(named_findings, vocabulary=vocabulary))
+    is_incomplete = lru_cache(10_000)(lacks_word)
+
+    @lru_cache(100_000)
+    def cost(one: str, other: str) -> float:
+        """Return what a pair of sentences costs."""
+        a, b = read(one), read(other)
+        return CONTRADICTION if contradict(a, b) else FLAW * (repeats(a, b) or repeats(b, a))
+
     def bonus(row: int, text: str) -> float:
-        planned = planned_findings[row]
-        named = vocabulary.positive(text) - {vocabulary.other_finding}
-        if not planned:
-            return 0.0
-        return weight * 2 * len(named & planned) / (len(named) + len(planned))
+        planned, sentences = planned_findings[row], split_sentences(text)
+        read_sentences = [read(sentence) for sentence in sentences]
+        named = set[str]().union(*(sentence.affirmed for sentence in read_sentences))
+        if {sentence.is_normal for sentence in read_sentences} - {None} == {True}:
+            named.add(vocabulary.no_finding)
+        f1 = 2 * len(named & planned) / (len(named) + len(planned)) if planned else 0.0
+        costs = sum(cost(one, other) for one, other in combinations(sentences, 2))
+        return weight * f1 - costs - FLAW * sum(map(is_incomplete, sentences))
 
     return bonus
 

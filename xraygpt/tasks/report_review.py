@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from typing import NamedTuple
 
 from xraygpt.models.findings import PredictedFinding, percent
-from xraygpt.processors.text import sentence_spans
+from xraygpt.processors.text import lacks_word, sentence_spans
 from xraygpt.tasks.payload import Payload, Remark
 from xraygpt.vocabulary import Vocabulary
 
 NORMAL_NOTE = "A normal draft means nothing: the model misses many findings."
+_COMPARISON = re.compile(
+    r"\b(?:stable|unchanged|interval|compar(?:ed|ison)|resolved|worsen(?:ed|ing)|improv(?:ed|ing)"
+    r"|no (?:significant )?change|again (?:noted|seen|demonstrated)"
+    r"|(?:prior|previous) (?:exam\w*|stud\w+|films?|images?|imaging|radiographs?|x-?rays?))\b",
+    re.IGNORECASE,
+)
 _SIDE = re.compile(r"\b(?:left|right)\b")
 _MAX_QUOTE = 60
 
@@ -35,7 +42,10 @@ def report_payload(
     if remarks:
         payload["remarks"] = remarks
     if is_normal(report, vocabulary):
-        payload["note"] = NORMAL_NOTE
+        present = [f for f in findings if f.is_present and f.name != vocabulary.no_finding]
+        names = ", ".join(vocabulary.in_words(finding.name) for finding in present)
+        unmentioned = f" This one leaves out findings that it predicts: {names}." if names else ""
+        payload["note"] = f"{NORMAL_NOTE}{unmentioned}"
     return payload
 
 
@@ -52,10 +62,11 @@ def finding_payload(findings: Sequence[PredictedFinding]) -> Payload:
 def review(
     report: str, findings: Sequence[PredictedFinding], vocabulary: Vocabulary
 ) -> list[Remark]:
-    """List the sentences of a report that contradict another sentence or a predicted finding.
+    """List doubtful sentences of a report about one study.
 
-    Two sentences contradict each other if one affirms a finding that the other denies, unless they
-    name different sides.
+    These contradict another sentence or a predicted finding, lack a word, or compare with earlier
+    images, of which the model sees none. Two sentences contradict each other if one affirms a
+    finding that the other denies, unless they name different sides.
 
     Args:
         report: The report.
@@ -64,37 +75,73 @@ def review(
     """
     spans = sentence_spans(report)
     sentences = [report[start:end] for start, end in spans]
-    affirmed, denied = _named_findings(sentences, vocabulary)
+    named = [named_findings(sentence, vocabulary) for sentence in sentences]
     predicted = {finding.name: finding for finding in findings}
     remarks = []
     for i, (start, end) in enumerate(spans):
         reasons = [
             f"contradicts “{_shorten(sentences[j])}”"
             for j in range(len(spans))
-            if i != j
-            and (affirmed[i] & denied[j] or denied[i] & affirmed[j])
-            and not _different_sides(sentences[i], sentences[j])
+            if i != j and contradict(named[i], named[j])
         ]
-        reasons += _against_prediction(affirmed[i], denied[i], predicted, vocabulary)
+        reasons += _against_prediction(*named[i][:2], predicted, vocabulary)
+        if lacks_word(sentences[i]):
+            reasons.append("a word is missing")
+        if _COMPARISON.search(sentences[i]):
+            reasons.append("the model has not seen an earlier image")
         if reasons:
             remarks.append(Remark(start=start, end=end, text="; ".join(dict.fromkeys(reasons))))
     return remarks
 
 
-def _named_findings(
-    sentences: Sequence[str], vocabulary: Vocabulary
-) -> tuple[list[set[str]], list[set[str]]]:
-    """Return the findings that each sentence affirms, and those that it denies."""
+class NamedFindings(NamedTuple):
+    """What a sentence says about findings.
+
+    Attributes:
+        affirmed: Findings that it affirms.
+        denied: Findings that it denies.
+        sides: "left" and "right", if it names them.
+        is_normal: Whether it says that nothing is abnormal; None if it is about something else.
+    """
+
+    affirmed: frozenset[str]
+    denied: frozenset[str]
+    sides: frozenset[str]
+    is_normal: bool | None
+
+
+def named_findings(sentence: str, vocabulary: Vocabulary) -> NamedFindings:
+    """Return what a sentence says about the findings of a vocabulary."""
     ignored = {vocabulary.no_finding, vocabulary.other_finding}
-    labels = [vocabulary.label(sentence) for sentence in sentences]
-    affirmed = [{n for n, s in row.items() if s == "positive"} - ignored for row in labels]
-    denied = [{n for n, s in row.items() if s == "negative"} - ignored for row in labels]
-    return affirmed, denied
+    labels = vocabulary.label(sentence)
+    return NamedFindings(
+        frozenset(name for name, status in labels.items() if status == "positive") - ignored,
+        frozenset(name for name, status in labels.items() if status == "negative") - ignored,
+        frozenset(_SIDE.findall(sentence.lower())),
+        labels.get(vocabulary.no_finding) == "positive" if labels else None,
+    )
+
+
+def repeats(a: NamedFindings, b: NamedFindings) -> bool:
+    """Return whether a sentence says nothing about findings that another does not say."""
+    says_something = bool(a.affirmed or a.denied)
+    return (
+        says_something
+        and a.affirmed <= b.affirmed
+        and a.denied <= b.denied
+        and (a.sides <= b.sides or not b.sides)
+    )
+
+
+def contradict(a: NamedFindings, b: NamedFindings) -> bool:
+    """Return whether a sentence affirms what another denies, unless they name different sides."""
+    different_sides = a.sides and b.sides and not a.sides & b.sides
+    return bool(a.affirmed & b.denied or a.denied & b.affirmed) and not different_sides
 
 
 def _against_prediction(
-    affirmed: set[str],
-    denied: set[str],
+    affirmed: Set[str],
+    denied: Set[str],
     predicted: dict[str, PredictedFinding],
     vocabulary: Vocabulary,
 ) -> list[str]:
@@ -102,17 +149,12 @@ def _against_prediction(
     for name in sorted((affirmed | denied) & set(predicted)):
         finding = predicted[name]
         if finding.is_present != (name in affirmed):
-            word = "likely" if finding.is_present else "unlikely"
             reasons.append(
-                f"from the image, the model finds {vocabulary.in_words(name)} {word} "
+                f"from the image, the model finds {vocabulary.in_words(name)} "
+                f"{finding.likelihood} "
                 f"({percent(finding.probability)})"
             )
     return reasons
-
-
-def _different_sides(a: str, b: str) -> bool:
-    sides = [set(_SIDE.findall(text.lower())) for text in (a, b)]
-    return all(sides) and not sides[0] & sides[1]
 
 
 def _shorten(text: str) -> str:

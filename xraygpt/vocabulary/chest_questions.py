@@ -47,7 +47,7 @@ _TOPICS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         r"spine|spinal|vertebra\w*|scolio\w*|curv\w*": ("degenerative_spine", "scoliosis"),
         r"ribs?|clavicles?|shoulders?": ("fracture",),
         r"bon(?:es?|y)|skelet\w*|osseous": ("fracture", "degenerative_spine", "scoliosis"),
-        r"lungs?|lobes?|chest": _LUNGS,
+        r"lungs?|lobes?": _LUNGS,
     }
 )  # fmt: skip
 #: Findings without a name in the vocabulary, although some of their words have one.
@@ -55,6 +55,7 @@ _UNKNOWN = re.compile(
     r"\b(?:free (?:intraperitoneal )?air|subcutaneous (?:air|emphysema)|pneumo(?:mediastinum"
     r"|peritoneum|pericardium)|bronchiectasis|pulmonary embol\w+|embolus|dissection)\b"
 )
+_IMAGE = re.compile(r"\bchest (?:x ?rays?|films?|images?|radiographs?|pictures?|stud(?:y|ies))\b")
 _CLEAR_LUNGS = re.compile(r"\b(?:lungs?|lung fields?)\b.*\b(?:clear|normal|ok|okay|healthy)\b")
 _COMPILED = [(re.compile(rf"\b(?:{p})\b"), names) for p, names in _TOPICS.items()]
 _OVERVIEW = re.compile(
@@ -70,7 +71,7 @@ def asked_findings(question: str) -> list[str]:
 
     The result is empty if the question is about something without a name in the vocabulary.
     """
-    text = " ".join(re.sub(r"[?\-_]", " ", question.lower()).split())
+    text = _IMAGE.sub("image", " ".join(re.sub(r"[?\-_]", " ", question.lower()).split()))
     if _UNKNOWN.search(text):
         return []
     named = {mention.finding for mention in mentions(text)}

@@ -14,6 +14,7 @@ from xraygpt.models.llm.candidates import (
     split_words,
 )
 from xraygpt.models.llm.decoding import Decoder
+from xraygpt.models.llm.recombination import recombine
 from xraygpt.models.llm.small_llm import new_tokenizer
 
 
@@ -118,10 +119,52 @@ def test_padding_does_not_count():
     tokenizer = new_tokenizer(["left side is clear", "right lung"], 260)
     decoder = object.__new__(Decoder)
     decoder.tokenizer, decoder.text_stops, decoder.end_ids = tokenizer, ["###"], {2}
+    decoder.markers = []
     long = "left side is clear left side is clear"
     answers = ["right lung", "lung right right", long, long + " left", long + " side"]
     rows = [tokenizer(f"{t}###", add_special_tokens=False)["input_ids"] for t in answers]
     padded = [row + [tokenizer.pad_token_id] * (200 - len(row)) for row in rows]
     texts = [decoder._decode(row) for row in padded]
     assert texts == answers
-    assert texts[decoder.select_candidate(texts)] == long
+    assert decoder.choose_answer(texts, Generation()) == long
+
+
+REPORTS = [
+    "The heart is normal. The lungs are clear.",
+    "The heart is large. The lungs are clear. No effusion.",
+    "The heart is normal. No effusion.",
+    "The heart is normal. The lungs are clear. No effusion.",
+]
+
+
+def test_recombination_adds_removes_and_exchanges_sentences():
+    """Whatever the chosen answer, the sentences that most have come out, in their usual order."""
+    wanted = "The heart is normal. The lungs are clear. No effusion."
+    for chosen in ("Old scars. No effusion.", *REPORTS):
+        answers = [chosen, *REPORTS]
+        assert recombine(answers, 0) == wanted
+    assert recombine(["Old scars.", "Old scars.", *REPORTS], 0, references=4) == wanted
+
+
+def test_recombination_leaves_an_answer_that_cannot_be_improved():
+    spaced = "The heart is normal.  The lungs are clear. No effusion."
+    assert recombine([spaced, *REPORTS], 0) == spaced
+    assert recombine(["", "", ""], 0) == ""
+    assert recombine(["一切正常。"] * 3, 1) == "一切正常。"
+
+
+def test_recombination_seeks_the_bonus_among_rare_sentences():
+    rare = "There is a small effusion."
+    answers = [*REPORTS * 4, rare]
+
+    def bonus(text):
+        return 0.5 * (rare in text) - 1.0 * (rare in text and "No effusion" in text)
+
+    text = recombine(answers, 3, bonus)
+    assert rare in text and "No effusion" not in text and "The heart is normal." in text
+    assert rare not in recombine(answers, 3)
+
+
+def test_recombination_needs_candidates():
+    with pytest.raises(ValueError, match="requires candidates above 1"):
+        Generation(recombine=True)

@@ -85,14 +85,15 @@ def test_steps_equal_transformers(name: str) -> None:
     embeds = torch.randn(1, 7, 32)
     steps = LlamaSteps(llm)
     expected = llm(inputs_embeds=embeds).logits[:, -1]
-    assert torch.allclose(steps.start(embeds, 5, 60), expected, atol=1e-5)
+    continuations, logits = steps.start(embeds, 5, 200)
+    assert torch.allclose(logits, expected, atol=1e-5)
     generator = torch.Generator().manual_seed(1)
     ids = torch.zeros(3, 0, dtype=torch.long)
-    for step in range(40):  # the cache grows after 33 tokens
+    for step in range(140):  # the cache grows after 128 tokens
         tokens = torch.randint(300, (3,), generator=generator)
         ids = torch.cat([ids, tokens[:, None]], dim=1)
-        ours = steps.step(tokens)
-        if step % 13 == 0:
+        ours = steps.step([tokens], [continuations])
+        if step % 23 == 0 or step == 135:
             theirs = logits_of(llm, embeds, ids.tolist())
             assert torch.allclose(ours, theirs, atol=1e-4), step
     assert ours.std() > 0.1
@@ -101,13 +102,27 @@ def test_steps_equal_transformers(name: str) -> None:
 def test_copies_continue_like_their_source() -> None:
     llm = new_llm(CONFIGS["grouped"])
     embeds, steps = torch.randn(1, 5, 32), LlamaSteps(llm)
-    steps.start(embeds, 4, 10)
-    steps.step(torch.tensor([3, 4]))
-    steps.copy(torch.tensor([1, 0]), torch.tensor([2, 3]))
-    ours = steps.step(torch.tensor([5, 6, 7, 8]))
+    continuations, _ = steps.start(embeds, 4, 10)
+    steps.step([torch.tensor([3, 4])], [continuations])
+    continuations.copy(torch.tensor([1, 0]), torch.tensor([2, 3]))
+    ours = steps.step([torch.tensor([5, 6, 7, 8])], [continuations])
     theirs = logits_of(llm, embeds, [[3, 5], [4, 6], [4, 7], [3, 8]])
     assert torch.allclose(ours, theirs, atol=1e-4)
     assert not torch.allclose(ours, logits_of(llm, embeds, [[3, 5], [4, 6], [3, 7], [4, 8]]))
+
+
+def test_prompts_of_different_lengths_are_continued_together() -> None:
+    llm = new_llm(CONFIGS["grouped"])
+    prompts, steps = [torch.randn(1, 5, 32), torch.randn(1, 8, 32)], LlamaSteps(llm)
+    continuations = [steps.start(embeds, 4, 10)[0] for embeds in prompts]
+    steps.step([torch.tensor([3]), torch.tensor([4, 5])], continuations)
+    ours = steps.step([torch.tensor([6]), torch.tensor([7, 8])], continuations)
+    assert torch.allclose(ours[:1], logits_of(llm, prompts[0], [[3, 6]]), atol=1e-4)
+    assert torch.allclose(ours[1:], logits_of(llm, prompts[1], [[4, 7], [5, 8]]), atol=1e-4)
+    alone = steps.start(prompts[0], 4, 10)[0]
+    steps.step([torch.tensor([3])], [alone])
+    assert torch.equal(steps.step([torch.tensor([6])], [alone]), ours[:1])
+    assert steps.prompts_at_once(10**9, 10) == 1 < steps.prompts_at_once(10, 10)
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -7,6 +7,8 @@ from collections.abc import Collection, Hashable, Sequence
 
 import numpy as np
 
+Words = tuple[Hashable, ...]
+
 _WORDS = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|\w+|[^\w\s]")
 
 
@@ -51,36 +53,53 @@ def _f1(common: int, a: int, b: int) -> float:
     return 2 * common / max(a + b, 1)
 
 
-Words = tuple[Hashable, ...]
+class Overlap:
+    """Lengths of the longest common subsequences of a text and each of several others.
+
+    The bit-parallel algorithm of Hyyrö (2004) keeps one bit for each word of a text. Here, the bits
+    of all other texts are concatenated in one number, so that one addition advances all of them. A
+    bit that is always 0 follows each text and takes up the carry of its addition.
+
+    Args:
+        others: The words of the other texts.
+    """
+
+    def __init__(self, others: Sequence[Words]) -> None:
+        self.lengths = np.array([len(text) for text in others])
+        self._starts, self._positions, end, all_bits = [], dict[Hashable, int](), 0, 0
+        for text in others:
+            self._starts.append(end // 8)
+            for i, word in enumerate(text, end):
+                self._positions[word] = self._positions.get(word, 0) | 1 << i
+            all_bits |= ((1 << len(text)) - 1) << end
+            end += (len(text) // 8 + 1) * 8  # whole bytes, with at least one bit for the carry
+        self._all_bits, self._bytes = all_bits, end // 8
+
+    def lcs(self, words: Words) -> np.ndarray:
+        """Return the int64 length for each of the other texts."""
+        row = self._all_bits
+        for word in words:
+            matches = row & self._positions.get(word, 0)
+            row = (row + matches | row - matches) & self._all_bits
+        unmatched = (self._all_bits ^ row).to_bytes(self._bytes, "little")
+        matched = np.bitwise_count(np.frombuffer(unmatched, dtype=np.uint8))
+        return np.add.reduceat(matched, self._starts, dtype=np.int64)
+
+    def mean_f1(self, words: Words) -> float:
+        """Return the mean F1 score of ROUGE-L with the other texts, in [0, 1]."""
+        totals = np.maximum(self.lengths + len(words), 1)
+        return float((2 * self.lcs(words) / totals).mean())
 
 
 def lcs_lengths(
     answers: Collection[Words], others: Collection[Words]
 ) -> dict[Words, dict[Words, int]]:
-    """Compute the length of the longest common subsequence of each answer and each other text.
-
-    The bit-parallel algorithm of Hyyrö (2004) keeps one bit for each word of a text. Here, the bits
-    of all other texts are concatenated in one number, so that one addition advances all of them. A
-    bit that is always 0 follows each text and takes up the carry of its addition.
-    """
+    """Compute the length of the longest common subsequence of each answer and each other text."""
     texts = list(dict.fromkeys(others))
-    starts, positions, end, all_bits = [], dict[Hashable, int](), 0, 0
-    for text in texts:
-        starts.append(end // 8)
-        for i, word in enumerate(text, end):
-            positions[word] = positions.get(word, 0) | 1 << i
-        all_bits |= ((1 << len(text)) - 1) << end
-        end += (len(text) // 8 + 1) * 8  # whole bytes, with at least one bit for the carry
-    lengths = {}
-    for answer in answers:
-        row = all_bits
-        for word in answer:
-            matches = row & positions.get(word, 0)
-            row = (row + matches | row - matches) & all_bits
-        matched = np.frombuffer((all_bits ^ row).to_bytes(end // 8, "little"), dtype=np.uint8)
-        counts = np.add.reduceat(np.bitwise_count(matched), starts, dtype=np.int64)
-        lengths[answer] = dict(zip(texts, counts.tolist(), strict=True))
-    return lengths
+    overlap = Overlap(texts)
+    return {
+        answer: dict(zip(texts, overlap.lcs(answer).tolist(), strict=True)) for answer in answers
+    }
 
 
 def lcs_length(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:

@@ -5,6 +5,7 @@ Notation: B rows, T tokens; H is the LLM's width.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -25,6 +26,7 @@ from xraygpt.models.base import Bonus, Generation
 from xraygpt.models.llm.candidates import minimum_bayes_risk, split_words
 from xraygpt.models.llm.guidance import Guidance
 from xraygpt.models.llm.llama_steps import LlamaSteps, has_llama_steps
+from xraygpt.models.llm.recombination import recombine
 from xraygpt.models.llm.sampling import (
     Temperature,
     has_unsupported_settings,
@@ -93,7 +95,7 @@ class Decoder:
         texts, count = [self._decode(row) for row in ids], generation.answers_per_prompt
         candidates = [texts[i : i + count] for i in range(0, len(texts), count)]
         return [
-            answers[self.select_candidate(answers, bonus, row, generation.references)]
+            self.choose_answer(answers, generation, None if bonus is None else partial(bonus, row))
             for row, answers in enumerate(candidates)
         ]
 
@@ -126,29 +128,25 @@ class Decoder:
         Raises:
             InputError: As in `__call__`, or beam search is combined with `positions`.
         """
-        steps = self._llama_steps(generation, past_key_values, positions)
         settings: dict[str, Any] = {
             "stop": stop, "past_key_values": past_key_values, "streamer": streamer,
         }  # fmt: skip
         if generation.answers_per_prompt == 1 or embeds.device.type != "cpu":
             return self._generate(
-                embeds, attention_mask, generation, average_embeds, names, positions, steps,
-                **settings,
-            )  # fmt: skip
-
+                embeds, attention_mask, generation, average_embeds, names, positions, **settings
+            )
         # The answers to one prompt fill a CPU, and no answer may depend on the other prompts in the
         # batch, not even through rounding.
-        def one(row: _Prompt, steps: LlamaSteps | None) -> list[list[int]]:
-            return self._generate(
-                row.embeds, row.mask, generation, row.average, row.names, row.positions, steps,
-                **settings,
-            )  # fmt: skip
-
         rows = list(_prompts(embeds, attention_mask, average_embeds, names, positions))
-        if steps is not None and steps.is_small:
-            parts = in_threads([partial(one, row, steps.another()) for row in rows])
-        else:
-            parts = [one(row, steps) for row in rows]
+        plain = past_key_values is None and positions is None and streamer is None
+        if plain and not generation.guidance and _has_steps(self.llm):
+            return _sample_together(self.llm, rows, generation, self._end_test(stop, embeds.device))
+        parts = [
+            self._generate(
+                row.embeds, row.mask, generation, row.average, row.names, row.positions, **settings
+            )
+            for row in rows
+        ]
         return [ids for part in parts for ids in part]
 
     def _generate(
@@ -159,7 +157,6 @@ class Decoder:
         average_embeds: Tensor | None,
         names: Sequence[str],
         positions: Tensor | None,
-        steps: LlamaSteps | None,
         *,
         stop: StoppingCriteria | None,
         past_key_values: Any,
@@ -168,7 +165,6 @@ class Decoder:
         """Generate answers to prompts that are decoded together; see `generate_ids`."""
         guidance = self._guidance(attention_mask, generation, average_embeds, positions)
         name = names[0] if names else ""
-        stops = StoppingCriteriaList([*self._criteria(), *([stop] if stop else [])])
         if positions is not None and generation.num_beams > 1:
             raise InputError(
                 "beam search numbers positions itself, but this model computes its own: set "
@@ -183,7 +179,7 @@ class Decoder:
                 attention_mask.repeat_interleave(copies, dim=0),
                 generation,
                 guidance,
-                stops,
+                self._stops(stop),
                 name,
                 past_key_values=past_key_values,
                 streamer=streamer,
@@ -192,22 +188,12 @@ class Decoder:
             embeds = embeds[:, int(past_key_values.get_seq_length()) :]
         if streamer is not None:
             streamer.put(attention_mask)  # stands for the prompt, which streamers skip
-        has_ended = self._end_test(stops, embeds.device)
+        has_ended = self._end_test(stop, embeds.device)
         on_token = None if streamer is None else streamer.put
-        if steps is not None:
-            return sample_branches(steps, embeds, generation, has_ended, name, on_token=on_token)
         return sample(
             self.llm, embeds, attention_mask, generation, has_ended, guidance, names,
             positions=positions, cache=past_key_values, on_token=on_token,
         )  # fmt: skip
-
-    def _llama_steps(
-        self, generation: Generation, past_key_values: Any, positions: Tensor | None
-    ) -> LlamaSteps | None:
-        """Return the faster forward pass for many answers to one prompt, or None if unsuitable."""
-        several = generation.answers_per_prompt > 1 and not generation.guidance
-        plain = past_key_values is None and positions is None
-        return LlamaSteps(self.llm) if several and plain and has_llama_steps(self.llm) else None
 
     def _guidance(
         self,
@@ -232,10 +218,14 @@ class Decoder:
             None if positions is None else positions.repeat_interleave(copies, dim=-2),
         )
 
+    def _stops(self, stop: StoppingCriteria | None) -> StoppingCriteriaList:
+        return StoppingCriteriaList([*self._criteria(), *([stop] if stop else [])])
+
     def _end_test(
-        self, stops: StoppingCriteriaList, device: torch.device
+        self, stop: StoppingCriteria | None, device: torch.device
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """Return a function that tells which rows end with their last token."""
+        stops = self._stops(stop)
         ends = torch.tensor(sorted(self.end_ids), device=device)
 
         def has_ended(ids: Tensor, scores: Tensor) -> Tensor:
@@ -333,26 +323,27 @@ class Decoder:
         # An incomplete character decodes to U+FFFD, and white space may belong to a stop string.
         return text.rstrip("\ufffd").strip()
 
-    def select_candidate(
+    def choose_answer(
         self,
-        answers: list[str],
-        bonus: Bonus | None = None,
-        row: int = 0,
-        references: int = 0,
-    ) -> int:
-        """Return the index of the answer that is most similar to the others.
+        answers: Sequence[str],
+        generation: Generation,
+        bonus: Callable[[str], float] | None = None,
+    ) -> str:
+        """Return the answer that is most similar to the others, or a recombination of them.
 
         Args:
-            answers: The texts of one row's candidates.
-            bonus: As in `__call__`.
-            row: Index of the row in the batch.
-            references: See `minimum_bayes_risk`.
+            answers: The texts of one row's candidates and references.
+            generation: The decoding settings.
+            bonus: A value added to a text's similarity to the others; see `minimum_bayes_risk`.
         """
         if len(answers) == 1:
-            return 0
+            return answers[0]
         words = [split_words(answer) for answer in answers]
-        bonuses = [bonus(row, answer) for answer in answers] if bonus else ()
-        return minimum_bayes_risk(words, bonuses, references)
+        bonuses = [bonus(answer) for answer in answers] if bonus else ()
+        chosen = minimum_bayes_risk(words, bonuses, generation.references)
+        if not generation.recombine:
+            return answers[chosen]
+        return recombine(answers, chosen, bonus, generation.references)
 
     def _criteria(self) -> StoppingCriteriaList:
         if not self.text_stops:
@@ -395,3 +386,29 @@ def _prompts(
             names[row],
             None if positions is None else positions[..., row, padding:],
         )
+
+
+def _has_steps(llm: Any) -> bool:
+    return has_llama_steps(llm) and not has_unsupported_settings(llm)
+
+
+def _sample_together(
+    llm: Any,
+    rows: Sequence[_Prompt],
+    generation: Generation,
+    has_ended: Callable[[Tensor, Tensor], Tensor],
+) -> list[list[int]]:
+    """Sample answers to several prompts with `LlamaSteps`; each thread takes some of them."""
+    steps = LlamaSteps(llm)
+    size = steps.prompts_at_once(generation.answers_per_prompt, generation.max_new_tokens)
+    if steps.is_small:
+        size = min(size, math.ceil(len(rows) / torch.get_num_threads()))
+
+    def job(part: Sequence[_Prompt]) -> list[list[int]]:
+        embeds = [row.embeds for row in part]
+        names = [name for row in part for name in row.names]
+        return sample_branches(steps, embeds, generation, has_ended, names)
+
+    jobs = [partial(job, rows[i : i + size]) for i in range(0, len(rows), size)]
+    parts = in_threads(jobs) if steps.is_small else [run() for run in jobs]
+    return [ids for part in parts for ids in part]

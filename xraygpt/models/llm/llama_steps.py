@@ -1,19 +1,21 @@
-"""Decoding steps of a Llama for many continuations of one prompt, on a CPU.
+"""Decoding steps of a Llama for many continuations of one or several prompts, on a CPU.
 
-transformers' forward pass serves every architecture. For a small model with a hundred continuations
+transformers' forward pass serves every architecture. For a small model with dozens of continuations
 of one prompt, most of its time goes to copying the key-value cache: each continuation has its own
 copy of the prompt's keys and values. `LlamaSteps` keeps one copy of these, multiplies all queries
-with it at once, and stores only the new tokens for each continuation. It reads the weights of the
-transformers model and computes the same logits (tested).
+with it at once, and stores only the new tokens for each continuation. Continuations of several
+prompts go through the linear layers together, since reading a layer's weights takes as long as
+multiplying a few dozen rows with them. It reads the weights of the transformers model and computes
+the same logits (tested).
 
-Notation: R continuations of which U are distinct, P prompt tokens, t new tokens before a step; H is
-the model's width, V the vocabulary, K the number of key-value heads, G that of queries per
-key-value head, D the width of a head.
+Notation: R continuations of a prompt of which U are distinct (of all prompts, ΣU), P prompt tokens,
+t new tokens before a step; H is the model's width, V the vocabulary, K the number of key-value
+heads, G that of queries per key-value head, D the width of a head.
 """
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,7 +28,9 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles depend on the position only, not on the length of the text."""
 MAX_BYTES = 1e9  # of weights that are copied once for each batch
 SMALL_BYTES = 64e6  # of weights up to which a step takes only milliseconds
-GROWTH = 32  # new tokens by which the cache grows
+CACHE_BYTES = 1e9  # of keys and values of prompts that are continued together
+MIN_ROWS = 16  # above which rows of a matrix product do not depend on their number (measured: 12)
+GROWTH = 128  # new tokens by which the cache grows; unused memory costs nothing on most systems
 _PARTS = {
     "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "mlp": ("gate_proj", "up_proj", "down_proj"),
@@ -76,7 +80,7 @@ def _is_plain(llm: Any) -> bool:
 
 
 class LlamaSteps:
-    """A Llama's forward pass for continuations of one prompt that are all equally long.
+    """A Llama's forward pass for continuations of prompts that are all equally long.
 
     Args:
         llm: A model for which `has_llama_steps` holds. Its weights are read now: build a new object
@@ -91,24 +95,24 @@ class LlamaSteps:
         self.groups = heads // self.kv_heads
         self.layers = [_Layer(layer) for layer in decoder.layers]
         self.norm, self.head = decoder.norm, _Product([llm.lm_head])
-        self._buffer: Tensor | None = None
-        self._prompt: list[tuple[Tensor, Tensor]] = []
-        self._cos = self._sin = torch.empty(0)
-        self._rows = self._length = 0
 
     @property
     def is_small(self) -> bool:
         """Whether one thread computes a step faster than several that wait for each other."""
         return sum(p.nbytes for p in self.llm.parameters()) <= SMALL_BYTES
 
-    def another(self) -> LlamaSteps:
-        """Return an object with the same weights for decoding in another thread."""
-        other = copy.copy(self)
-        other._buffer = None
-        return other
+    def prompts_at_once(self, rows: int, max_new: int) -> int:
+        """Return how many prompts can be continued together within `CACHE_BYTES`, at least 1.
 
-    def start(self, embeds: Tensor, rows: int, max_new: int) -> Tensor:
-        """Read a prompt and return the (1, V) logits of the next token.
+        Args:
+            rows: R, the number of continuations of each prompt.
+            max_new: The largest number of new tokens.
+        """
+        values = 2 * len(self.layers) * self.kv_heads * self.width * rows * max_new
+        return max(1, int(CACHE_BYTES // (4 * values)))
+
+    def start(self, embeds: Tensor, rows: int, max_new: int) -> tuple[Continuations, Tensor]:
+        """Read a prompt, and return its continuations and the (1, V) logits of the next token.
 
         Args:
             embeds: (1, P, H), without padding.
@@ -117,60 +121,133 @@ class LlamaSteps:
         """
         output = self.llm(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
         layers = output.past_key_values.layers
-        self._prompt = [(x.keys[0].transpose(-1, -2).contiguous(), x.values[0]) for x in layers]
+        prompt = [(x.keys[0].transpose(-1, -2).contiguous(), x.values[0]) for x in layers]
         length = embeds.shape[1]
         positions = torch.arange(length, length + max_new)[None]
         cos, sin = self.llm.get_decoder().rotary_emb(embeds, positions)
         half = sin.shape[-1] // 2
-        self._cos, self._sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
-        self._rows, self._length = rows, 0
-        logits: Tensor = output.logits[:, -1]
-        return logits
+        sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+        return Continuations(prompt, cos[0], sin, rows), output.logits[:, -1]
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """Append one token to each of the first U continuations and return their (U, V) logits."""
-        t, scale = self._length, self.layers[0].scaling
-        cache = self._reserve(t + 1)
-        cos, sin = self._cos[t], self._sin[t]
-        hidden = self.llm.get_input_embeddings()(tokens)
-        for layer, prompt, stored in zip(self.layers, self._prompt, cache, strict=True):
-            queries, keys, values = self._project(layer, layer.norm_before(hidden), cos, sin)
-            stored[0, : len(tokens), :, t], stored[1, : len(tokens), :, t] = keys, values
-            seen = stored[:, : len(tokens), :, : t + 1]
-            mixed = _attend(queries * scale, prompt, seen[0], seen[1])
+    def step(self, tokens: Sequence[Tensor], continuations: Sequence[Continuations]) -> Tensor:
+        """Append one token to the first U continuations of each prompt.
+
+        Args:
+            tokens: (U,) for each prompt.
+            continuations: Those of each prompt.
+
+        Returns:
+            (ΣU, V) logits. Those of a prompt do not depend on the other prompts, not even through
+            rounding.
+        """
+        counts = [len(part) for part in tokens]
+        total = sum(counts)
+        # With fewer rows, a product's rounding depends on their number.
+        padding = torch.zeros(max(0, MIN_ROWS - total), dtype=torch.long)
+        hidden = self.llm.get_input_embeddings()(torch.cat([*tokens, padding]))
+        turns = [each.turn for each in continuations]
+        repeats = torch.tensor(counts)
+        cos, sin = (
+            torch.cat(x).repeat_interleave(repeats, dim=0) for x in zip(*turns, strict=True)
+        )
+        mixed = torch.zeros(len(hidden), self.kv_heads * self.groups * self.width)
+        outs = mixed[:total].split(counts)
+        for i, layer in enumerate(self.layers):
+            projected = layer.qkv(layer.norm_before(hidden))[:total]
+            queries, keys, values = self._turn(projected, cos, sin, layer.scaling)
+            parts = zip(
+                queries.split(counts), keys.split(counts), values.split(counts), strict=True
+            )
+            for each, out, part in zip(continuations, outs, parts, strict=True):
+                out.copy_(each.attend(i, *part))
             hidden = hidden + layer.output(mixed)
             hidden = hidden + layer.mlp(layer.norm_after(hidden))
-        self._length = t + 1
-        return self.head(self.norm(hidden))
+        for each in continuations:
+            each.length += 1
+        return self.head(self.norm(hidden))[:total]
+
+    def _turn(
+        self, projected: Tensor, cos: Tensor, sin: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn queries and keys to their positions.
+
+        Args:
+            projected: (ΣU, K · (G + 2) · D) queries, keys and values.
+            cos: (ΣU, 1, D).
+            sin: (ΣU, 1, D), the first half negated.
+            scale: Factor of the queries.
+
+        Returns:
+            Queries (ΣU, K, G, D), keys (ΣU, K, D) and values (ΣU, K, D).
+        """
+        first, both = self.kv_heads * self.groups, self.kv_heads * (self.groups + 1)
+        heads = projected.view(len(projected), -1, self.width)
+        turned, values = heads[:, :both], heads[:, both:]
+        rolled = turned.roll(self.width // 2, dims=-1)
+        turned = torch.addcmul(turned * cos, rolled, sin)
+        queries = (turned[:, :first] * scale).unflatten(1, (self.kv_heads, self.groups))
+        return queries, turned[:, first:], values
+
+
+class Continuations:
+    """The cached keys and values of one prompt and its continuations.
+
+    Args:
+        prompt: Keys (K, D, P) and values (K, P, D) of the prompt in each layer.
+        cos: (T, D), for the positions of the new tokens.
+        sin: (T, D), the first half negated.
+        rows: R, the largest number of distinct continuations.
+
+    Attributes:
+        length: t, the number of new tokens.
+    """
+
+    def __init__(
+        self, prompt: list[tuple[Tensor, Tensor]], cos: Tensor, sin: Tensor, rows: int
+    ) -> None:
+        self.length, self._prompt, self._rows = 0, prompt, rows
+        self._cos, self._sin = cos[:, None], sin[:, None]
+        self._buffer = torch.empty(0)
+
+    @property
+    def turn(self) -> tuple[Tensor, Tensor]:
+        """(1, 1, D) cosines and sines of the next token's position."""
+        next_token = slice(self.length, self.length + 1)
+        return self._cos[next_token], self._sin[next_token]
 
     def copy(self, sources: Tensor, targets: Tensor) -> None:
         """Overwrite the cached tokens of the target continuations with those of the sources."""
-        if len(targets) and self._buffer is not None:
-            stored = self._buffer[..., : self._length, :]
+        if len(targets) and self.length:
+            stored = self._buffer[..., : self.length, :]
             stored[:, :, targets] = stored[:, :, sources]
 
-    def _project(
-        self, layer: _Layer, hidden: Tensor, cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries (U, K, G, D), keys (U, K, D) and values (U, K, D) of normalised states."""
-        both = self.kv_heads * (self.groups + 1)
-        projected = layer.qkv(hidden).view(len(hidden), -1, self.width)
-        turned, values = projected[:, :both], projected[:, both:]
-        rolled = turned.roll(self.width // 2, dims=-1)
-        turned = torch.addcmul(turned * cos, rolled, sin)
-        first = self.kv_heads * self.groups
-        queries = turned[:, :first].unflatten(1, (self.kv_heads, self.groups))
-        return queries, turned[:, first:], values
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Store the next token's keys and values, and attend to all tokens up to it.
 
-    def _reserve(self, length: int) -> Tensor:
-        """Return a cache (layers, 2, R, K, T, D) with room for `length` tokens."""
+        Args:
+            layer: Index of the layer.
+            queries: (U, K, G, D) of the first U continuations, scaled.
+            keys: (U, K, D).
+            values: (U, K, D).
+
+        Returns:
+            (U, K · G · D), the heads' outputs side by side.
+        """
+        count, t = len(queries), self.length
+        stored = self._reserve(keys)[layer, :, :count, :, : t + 1]
+        stored[0, :, :, t], stored[1, :, :, t] = keys, values
+        return _attend(queries, self._prompt[layer], stored[0], stored[1])
+
+    def _reserve(self, keys: Tensor) -> Tensor:
+        """Return a cache (layers, 2, R, K, T, D) with room for one more token."""
         old = self._buffer
-        if old is None or old.shape[2] < self._rows or old.shape[4] < length:
-            shape = (len(self.layers), 2, self._rows, self.kv_heads, length + GROWTH, self.width)
-            self._buffer = torch.empty(shape)
-            if old is not None and self._length:
-                self._buffer[..., : self._length, :] = old[..., : self._length, :]
-        assert self._buffer is not None
+        if old.numel() and self.length < old.shape[4]:
+            return old
+        length = min(self.length + GROWTH, len(self._cos))
+        _, heads, width = keys.shape
+        self._buffer = torch.empty(len(self._prompt), 2, self._rows, heads, length, width)
+        if self.length:
+            self._buffer[..., : self.length, :] = old
         return self._buffer
 
 

@@ -235,55 +235,96 @@ def sample(
 
 def sample_branches(
     steps: LlamaSteps,
-    embeds: Tensor,
+    prompts: Sequence[Tensor],
     generation: Generation,
     has_ended: Callable[[Tensor, Tensor], Tensor],
-    name: str = "",
-    *,
-    on_token: Callable[[Tensor], None] | None = None,
+    names: Sequence[str] = (),
 ) -> list[list[int]]:
-    """Sample many answers to one prompt, computing equal beginnings once.
+    """Sample many answers to each of several prompts, computing equal beginnings once.
 
-    The answers are those of `sample`, up to rounding.
+    The answers are those of `sample`, up to rounding, and do not depend on the other prompts.
 
     Args:
         steps: The LLM.
-        embeds: (1, T, H), the prompt without padding.
+        prompts: (1, T, H) for each prompt, without padding.
         generation: The decoding settings; `do_sample` is set.
         has_ended: As in `sample`.
-        name: Name of the prompt, on which the random numbers depend.
-        on_token: As in `sample`.
+        names: Names of the prompts, on which the random numbers depend.
 
     Returns:
-        The new ids of the candidates and then the references, as in `sample`.
+        The new ids of each prompt's candidates and then its references, as in `sample`.
     """
-    count, max_new = generation.answers_per_prompt, generation.max_new_tokens
-    by_branch = score_processors(replace(generation, top_p=1.0), None, None)
-    temperature = Temperature(generation, 1, embeds.device)
-    by_row = score_processors(
-        replace(generation, repetition_penalty=1.0, no_repeat_ngram_size=0), None, temperature
-    )
-    uniform = _uniform_numbers(generation, [name])
-    ids = torch.zeros(count, max_new, dtype=torch.long)
-    length = torch.full((count,), max_new)
-    branches, index = Branches(count), torch.arange(count)
-    logits = steps.start(embeds, count, max_new)
-    for step in range(max_new):
-        scores: Any = by_branch(branches.ids, logits.float())  # type: ignore[arg-type]
-        scores = by_row(branches.ids[branches.of_row], scores[branches.of_row])  # type: ignore[arg-type]
-        tokens = _pick(scores, uniform[index, step])
-        ids[index, step] = tokens
-        if on_token is not None:
-            on_token(tokens)
-        ended, sources, targets = branches.extend(tokens, scores, has_ended)
-        length[index[ended]] = step + 1
-        index = index[~ended]
-        if not len(index) or step + 1 == max_new:
+    names = names or [""] * len(prompts)
+    samplers = [
+        _BranchSampler(steps, embeds, generation, has_ended, name)
+        for embeds, name in zip(prompts, names, strict=True)
+    ]
+    for step in range(generation.max_new_tokens):
+        for sampler in samplers:
+            if not sampler.is_done:
+                sampler.pick_tokens(step)
+        live = [sampler for sampler in samplers if not sampler.is_done]
+        if not live or step + 1 == generation.max_new_tokens:
             break
-        temperature.select(~ended)
-        steps.copy(sources, targets)
-        logits = steps.step(branches.ids[:, -1])
-    return [row[:n] for row, n in zip(ids.tolist(), length.tolist(), strict=True)]
+        tokens = [sampler.branches.ids[:, -1] for sampler in live]
+        logits = steps.step(tokens, [sampler.continuations for sampler in live])
+        for sampler, part in zip(live, logits.split([len(t) for t in tokens]), strict=True):
+            sampler.logits = part
+    return [row for sampler in samplers for row in sampler.answers()]
+
+
+class _BranchSampler:
+    """The answers to one prompt while they are sampled.
+
+    Attributes:
+        continuations: The cache.
+        logits: (U, V) logits after each branch.
+        branches: The distinct beginnings.
+    """
+
+    def __init__(
+        self,
+        steps: LlamaSteps,
+        embeds: Tensor,
+        generation: Generation,
+        has_ended: Callable[[Tensor, Tensor], Tensor],
+        name: str,
+    ) -> None:
+        count, max_new = generation.answers_per_prompt, generation.max_new_tokens
+        self._by_branch = score_processors(replace(generation, top_p=1.0), None, None)
+        self._temperature = Temperature(generation, 1, embeds.device)
+        by_row = replace(generation, repetition_penalty=1.0, no_repeat_ngram_size=0)
+        self._by_row = score_processors(by_row, None, self._temperature)
+        self._uniform = _uniform_numbers(generation, [name])
+        self._ids = torch.zeros(count, max_new, dtype=torch.long)
+        self._length = torch.full((count,), max_new)
+        self._index, self._has_ended = torch.arange(count), has_ended
+        self.branches = Branches(count)
+        self.continuations, self.logits = steps.start(embeds, count, max_new)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all answers have ended."""
+        return not len(self._index)
+
+    def pick_tokens(self, step: int) -> None:
+        """Sample the next token of every answer from `logits`, and update the branches."""
+        branches, index = self.branches, self._index
+        scores: Any = self._by_branch(branches.ids, self.logits.float())  # type: ignore[arg-type]
+        rows = branches.of_row
+        scores = self._by_row(branches.ids[rows], scores[rows])  # type: ignore[arg-type]
+        tokens = _pick(scores, self._uniform[index, step])
+        self._ids[index, step] = tokens
+        ended, sources, targets = branches.extend(tokens, scores, self._has_ended)
+        self._length[index[ended]] = step + 1
+        self._index = index[~ended]
+        self._temperature.select(~ended)
+        self.continuations.copy(sources, targets)
+
+    def answers(self) -> list[list[int]]:
+        """Return the new ids of each answer."""
+        lengths = self._length.tolist()
+        return [row[:n] for row, n in zip(self._ids.tolist(), lengths, strict=True)]
 
 
 def keyed_seed(seed: int, name: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from xraygpt.common.errors import WeightsError
-from xraygpt.models.findings import FindingScores
+from xraygpt.models.findings import FindingScores, HeldOutCounts
 from xraygpt.models.vision.base import VisionEncoder, pooled
 
 _KIND = "xraygpt finding head"
@@ -38,6 +38,7 @@ class FindingHead(nn.Module):
         weight: (F + K, 2 D) float32.
         bias: (F + K,) float32.
         threshold: (F,) float32, the probabilities from which findings count as present, in [0, 1].
+        counts: How often the head was right on held-out images, for the findings measured.
     """
 
     weight: Tensor
@@ -53,8 +54,10 @@ class FindingHead(nn.Module):
         bias: Tensor,
         threshold: Tensor,
         encoder: str,
+        counts: Mapping[str, HeldOutCounts] | None = None,
     ) -> None:
         super().__init__()
+        self.counts = dict(counts or {})
         self.names, self.codes, self.encoder = list(names), list(codes), encoder
         for name, tensor in (("weight", weight), ("bias", bias), ("threshold", threshold)):
             self.register_buffer(name, tensor.float(), persistent=False)
@@ -81,6 +84,7 @@ class FindingHead(nn.Module):
             probabilities=probabilities[:, :count],
             codes=tuple(self.codes),
             code_probabilities=probabilities[:, count:],
+            counts=tuple(self.counts.get(name) for name in self.names),
         )
 
     def digest(self) -> str:
@@ -99,6 +103,7 @@ class FindingHead(nn.Module):
             "findings": json.dumps(self.names),
             "codes": json.dumps(self.codes),
             "encoder": self.encoder,
+            "held_out": json.dumps(self.counts),
         }
         tensors = {"weight": self.weight, "bias": self.bias, "threshold": self.threshold}
         save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, temporary, metadata=about)
@@ -136,11 +141,13 @@ def load_head(path: Path, encoder: str) -> FindingHead:
                 raise ValueError("it was not written by `xraygpt.probe --save`")
             names, codes = json.loads(about["findings"]), json.loads(about["codes"])
             tensors = {n: file.get_tensor(n) for n in ("weight", "bias", "threshold")}
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+            held_out = json.loads(about.get("held_out", "{}"))
+            counts = {name: HeldOutCounts(*numbers) for name, numbers in held_out.items()}
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise WeightsError(f"model.finding_head: {path} cannot be read: {error}") from None
     if about.get("encoder") != encoder:
         raise WeightsError(
             f"model.finding_head: {path} was fitted on features of another encoder than "
             "model.vit_model: run `python -m xraygpt.probe … --save` again"
         )
-    return FindingHead(names, codes, **tensors, encoder=about["encoder"])
+    return FindingHead(names, codes, **tensors, encoder=about["encoder"], counts=counts)
