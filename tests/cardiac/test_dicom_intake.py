@@ -56,6 +56,13 @@ def test_what_is_unusual_is_reported(cine, options, message):
     assert any(re.search(message, text) for text in stack.warnings), stack.warnings
 
 
+@pytest.mark.parametrize(("lost", "used"), [(0, 1), (2, 1), (4, 3)])
+def test_a_lost_phase_is_replaced_by_the_nearest_and_shifts_no_other(cine, lost, used):
+    (stack,) = read_dicom_study(cine(skip=lambda s, p: s == 1 and p == lost)).stacks
+    phases = [int(stack.image(p, 1)[0, 0]) - 101 for p in range(5)]
+    assert phases == [used if p == lost else p for p in range(5)]
+
+
 def test_a_repeated_slice_is_replaced_by_the_last_acquisition(cine):
     folder = cine()
     for phase in range(5):

@@ -187,6 +187,8 @@ def _order_phases(
             )
     usual = max(counts, key=lambda count: (counts[count], count))
     ordered = [sorted(row, key=lambda frame: frame.time or 0.0) for row in slices]
+    complete = [[_fraction(f) for f in row] for row in ordered if len(row) == usual]
+    wanted = np.mean(complete, axis=0)
     for i, row in enumerate(ordered):
         times = [frame.time or 0.0 for frame in row]
         if len(set(times)) < len(times):
@@ -196,10 +198,15 @@ def _order_phases(
                 f"slice {i + 1} has {len(row)} phases, the others {usual}: the nearest phases are "
                 "used"
             )
-            wanted = np.linspace(0, len(row) - 1, usual).round().astype(int)
-            ordered[i] = [row[k] for k in wanted]
+            distances = np.abs(wanted[:, None] - [_fraction(frame) for frame in row])
+            ordered[i] = [row[k] for k in distances.argmin(axis=1)]
     all_times = np.array([[frame.time or 0.0 for frame in row] for row in ordered])
     return ordered, all_times.mean(axis=0)
+
+
+def _fraction(frame: Frame) -> float:
+    """Return the time as a fraction of the heartbeat, or in s if its duration is unknown."""
+    return (frame.time or 0.0) / (frame.rr_interval or 1.0)
 
 
 def _role_of(name: str, grid: Sequence[Sequence[Frame]]) -> Role:

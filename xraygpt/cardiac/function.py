@@ -1,8 +1,7 @@
 """Ventricular function of a short-axis cine: segmentation, areas, volumes.
 
-The long axes of a stack's slices may be given in either order of rows and columns, and networks are
-trained on one of them. Both are tried on one phase, and the one in which the network is more
-confident is used.
+A network expects rows and columns in the order of its training images, which files do not state.
+Both orders are tried on one phase, and the one in which the network is more confident is used.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from xraygpt.common.errors import InputError
+
 MYOCARDIAL_DENSITY = 1.05
 """Density of myocardium in g/mL."""
 Sex = Literal["male", "female"]
@@ -25,7 +27,7 @@ Volumes = np.ndarray
 """(T,) float64 in mL."""
 
 
-class MeasurementError(ValueError):
+class MeasurementError(InputError):
     """A measurement is impossible; the message says why."""
 
 

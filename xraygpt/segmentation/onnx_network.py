@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -86,12 +86,11 @@ class OnnxNetwork(Segmenter):
 
     def segment(self, images: np.ndarray) -> Segmentation:
         """Segment (N, H, W) images of one stack; see `Segmenter.segment`."""
+        import torch
         from torch.nn.functional import interpolate
 
         scaled = scale_to_unit(images)
         square = _Square(images.shape[1], images.shape[2])
-        import torch
-
         inputs = interpolate(
             torch.from_numpy(square.crop(scaled))[:, None],
             self.size,
@@ -172,7 +171,7 @@ def _find_known(name: str, known: KnownNetwork) -> Path:
     return file
 
 
-def _open_session(file: Path, threads: int):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _open_session(file: Path, threads: int) -> Any:
     try:
         import onnxruntime
     except ImportError:
