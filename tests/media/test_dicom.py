@@ -59,6 +59,17 @@ def test_frames(tmp_path: Path) -> None:
         read_image(path, frame=-1)
 
 
+def test_frames_of_single_bits_may_start_within_a_byte(tmp_path: Path) -> None:
+    stored = np.random.default_rng(0).integers(0, 2, (8, 13, 11)).astype(np.uint8)
+    ds = dataset(stored)
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 1, 1, 0
+    packed = np.packbits(stored.ravel(), bitorder="little").tobytes()
+    ds.PixelData = packed + bytes(len(packed) % 2)
+    path = save(tmp_path / "x.dcm", ds)
+    for index in range(8):
+        np.testing.assert_array_equal(read_image(path, frame=index).pixels, stored[index])
+
+
 def test_a_single_frame_has_a_frame_axis_on_request(tmp_path: Path) -> None:
     path = save(tmp_path / "x.dcm", dataset(u8(0, 255)))
     assert read_image(path, frame=None).pixels.shape == (1, 1, 2)

@@ -32,6 +32,7 @@ NUMERIC = {
     "xraygpt.compare": ["first", "second"],
     "xraygpt.metrics.paired": ["first", "second"],
     "xraygpt.synthesize": ["--out"],
+    "xraygpt.prepare_nnunet": ["--out"],
     "xraygpt.curate": ["CORPUS or STEP"],
     **{str(path.relative_to(REPO)): ["--reports", "--out"] for path in SCRIPTS},
 }
@@ -83,6 +84,8 @@ MISTAKES = [
     ("xraygpt.synthesize", ["--out", "new", "--studies", "0"], "--studies: must be at least 1"),
     ("xraygpt.synthesize", ["--out", "new", "--texts", "openi"], "--texts: openi requires design"),
     ("xraygpt.synthesize", ["--out", "new", "--views", "top"], "invalid choice: 'top'"),
+    ("xraygpt.prepare_nnunet", ["--out", "new"], "there is nothing to prepare: give --acdc"),
+    ("xraygpt.prepare_nnunet", ["--out", "new", "--acdc", "gone"], "gone: no such file or folder"),
     ("xraygpt.curate", ["padchest"], "invalid choice: 'padchest'"),
     ("xraygpt.curate", [*FILTER, "gone"], "gone"),
     (

