@@ -14,6 +14,7 @@ from tests.demo.trained_model import square
 from xraygpt.common.errors import InputError
 from xraygpt.demo import launch
 from xraygpt.demo.examples import load_examples
+from xraygpt.requirements_check import load_analysis
 
 QUICKSTART = str(REPO / "eval_configs" / "xraygpt_mini.yaml")  # its model is in the repository
 
@@ -45,6 +46,30 @@ def test_a_port_in_use_is_refused_before_the_model_is_loaded(monkeypatch):
         port = other.getsockname()[1]
         with pytest.raises(InputError, match=rf"--port {port} on 127\.0\.0\.1: .*in use; choose"):
             start(monkeypatch, "--port", str(port))
+
+
+def test_an_analysis_has_a_page_of_its_own_or_a_tab(monkeypatch, capsys, controller, tmp_path):
+    studies = tmp_path / "studies.yaml"
+    studies.write_text(
+        "run: {analysis: cardiac_mr, segmenter: {name: masks}}\nimports: [xraygpt.cardiac.analysis]"
+    )
+    path = ["demo.py", "--cfg-path", str(studies)]
+    monkeypatch.setattr(sys, "argv", [*path, "--dry-run"])
+    launch.main()
+    assert capsys.readouterr().out == "studies, ready to serve the page\n"
+    monkeypatch.setattr(sys, "argv", [*path, "--low-resource"])
+    with pytest.raises(InputError, match="--low-resource does not apply to an analysis"):
+        launch.main()
+    pytest.importorskip("gradio")
+    from xraygpt.demo.page import Page
+
+    desk = launch.build_desk(load_analysis(studies, []), studies, controller.sessions)
+    labels = [
+        [part.label for part in Page(controller, added).blocks.blocks.values()
+         if part.get_block_name() == "tabitem"]
+        for added in (None, desk)
+    ]  # fmt: skip
+    assert labels == [[], ["X-rays", "Studies"]]
 
 
 @pytest.mark.parametrize(("text", "mode", "message"), [

@@ -15,7 +15,7 @@ from xraygpt.common.errors import InputError
 from xraygpt.demo import sessions as sessions_module
 from xraygpt.demo.decoding import DecodingSettings
 from xraygpt.demo.responder import question_answers
-from xraygpt.demo.sessions import Sessions
+from xraygpt.demo.sessions import PageSession, Sessions
 
 
 def test_closing_the_page_stops_the_answer_and_deletes_the_files(controller, tmp_path):
@@ -67,7 +67,7 @@ def test_folders_are_private_and_leftovers_are_deleted(controller, monkeypatch, 
     monkeypatch.setattr(sessions_module.tempfile, "gettempdir", lambda: str(tmp_path))
     dead, alive = tmp_path / "xraygpt-demo-4194304-x", tmp_path / "xraygpt-demo-1-x"
     dead.mkdir(), alive.mkdir()
-    other = Sessions(controller.parts.engine)
+    other = Sessions(PageSession)
     assert not dead.exists() and alive.exists()
     other.close()
 
@@ -95,6 +95,22 @@ def test_clear_deletes_images_and_conversation(controller, tmp_path):
     assert question_answers(session) == []
     with pytest.raises(InputError, match="upload an X-ray or choose an example first"):
         list(controller.responder.draft(session, SHORT))
+
+
+def test_the_chat_and_the_study_are_cleared_separately(controller, tmp_path):
+    session = controller.sessions.get("a")
+    upload(controller, session, square(tmp_path, "left"))
+    session.study.files.mkdir(parents=True)
+    session.study.num_files = 1
+    session.clear()
+    assert session.study.files.exists() and not session.study.is_stopped
+    assert not session.is_unused
+    upload(controller, session, square(tmp_path, "left", 6))
+    session.study.clear()
+    assert not session.study.folder.exists() and len(session.images) == 1
+    session.study.files.mkdir(parents=True)
+    controller.sessions.end("a")
+    assert not session.study.folder.exists() and not session.folder.exists()
 
 
 def test_stop_and_clear_cancel_queued_questions(controller, tmp_path):

@@ -63,7 +63,7 @@ class DemoController:
         examples: Sequence[tuple[Path, str]] = (),
     ) -> None:
         self.parts, self.name, self.synthetic = parts, name, synthetic
-        self.sessions = Sessions(parts.engine)
+        self.sessions = Sessions(lambda folder: Session(folder, parts.engine.start()))
         self.images = ImageManager(self.sessions, parts.read_media, examples, parts.input_check)
         self.responder = Responder(parts, self.images)
         self.attention = AttentionMapper(parts.engine)

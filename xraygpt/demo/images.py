@@ -29,7 +29,7 @@ class ImageManager:
 
     def __init__(
         self,
-        sessions: Sessions,
+        sessions: Sessions[Session],
         read_media: Callable[..., Media],
         examples: Sequence[tuple[Path, str]] = (),
         check: InputCheck | None = None,

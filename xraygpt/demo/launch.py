@@ -1,5 +1,8 @@
 """Chat about an X-ray in a browser: python demo.py --cfg-path eval_configs/quickstart.yaml.
 
+With a YAML file that analyses studies, such as eval_configs/cardiac_mr.yaml, the page analyses
+uploaded studies; --analysis adds this as a second tab to the page of a chat model.
+
 The page can be opened only from this machine, unless --host is set, which requires --auth. Uploads
 are stored in a private folder until their page is closed. No report text is logged. Research use
 only, not for diagnosis.
@@ -15,35 +18,44 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xraygpt.common.errors import InputError
 
 if TYPE_CHECKING:
     from xraygpt.demo.controller import DemoController
+    from xraygpt.demo.sessions import Sessions
+    from xraygpt.demo.study_desk import StudyDesk
     from xraygpt.experiment import Evaluation
+    from xraygpt.studies.base import StudyAnalysis
 
 log = logging.getLogger(__name__)
 
 _MISSING = (
     "gradio is not installed: in the clone, .venv/bin/pip install -c constraints.txt -e '.[demo]'"
 )
+MAX_QUEUED = 32
+"""Maximum number of events in the queue; further events are refused."""
 NUM_REFERENCES, REFERENCE_SECONDS = 64, 30
 """Number of images for the average attention map, and time limit for computing the average."""
 
 
 def main() -> None:
-    """Parse the arguments, load the model and serve the page until interrupted."""
+    """Parse the arguments, load the model or the analysis, and serve the page until interrupted."""
     args = _parser().parse_args()
     from xraygpt.common.cli import device_from
+    from xraygpt.requirements_check import names_analysis
 
     device = device_from(args)
     users = _users(args)
+    if names_analysis(args.cfg_path, args.options):
+        _main_studies(args, users)
+        return
     # Importing torch takes seconds, so help, argument errors and missing files come first.
     from xraygpt.common.config import to_yaml
-    from xraygpt.requirements_check import load_complete
+    from xraygpt.requirements_check import load_analysis, load_complete
 
     options = [*args.options, *(["model.low_resource=true"] if args.low_resource else [])]
     experiment = load_complete(
@@ -57,39 +69,24 @@ def main() -> None:
     if args.print_config:
         sys.stdout.write(to_yaml(experiment))
         return
-    if args.share:
-        log.warning(
-            "--share: the page and every uploaded image pass through third-party servers; "
-            "do not upload images of patients"
-        )
+    studies = None if args.analysis is None else load_analysis(args.analysis, [])
     from xraygpt.experiment import find_device
 
     find_device(device)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio  # noqa: F401
-    except ImportError:
-        raise InputError(_MISSING) from None
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio requests its own page
-    signal.signal(signal.SIGTERM, _raise_interrupt)
-    check_port(args.host, args.port)
+    _prepare(args)
     controller = build_controller(experiment, device, Path(args.cfg_path).stem, args.examples)
     model = f"{controller.name} on {controller.parts.facts['device']}"
     try:
+        desk = None if studies is None else build_desk(studies, args.analysis, controller.sessions)
         if args.dry_run:
             sys.stdout.write(f"{model}, ready to serve the page\n")
             return
-        blocks, url = serve(controller, args.host, args.port, users, share=args.share)
-        log.info(
-            "%s on %s: %s (Ctrl-C to stop)", controller.name, controller.parts.facts["device"], url
-        )
+        blocks, url = serve(controller, args.host, args.port, users, share=args.share, desk=desk)
+        log.info("%s: %s (Ctrl-C to stop)", model, url)
         closing = threading.Event()
         baseline = _start_baseline(controller, experiment, closing)
         try:
-            while True:
-                time.sleep(3600)
-        except KeyboardInterrupt:
-            log.info("closing and deleting the images of open pages")
+            _wait()
         finally:
             closing.set()  # a thread that still computes at exit would crash Python
             blocks.close(verbose=False)
@@ -98,8 +95,73 @@ def main() -> None:
         controller.sessions.close()
 
 
+def _main_studies(args: argparse.Namespace, users: list[tuple[str, str]] | None) -> None:
+    """Serve the page for studies alone."""
+    from xraygpt.common.cli import refuse_options
+    from xraygpt.common.config import to_yaml
+    from xraygpt.requirements_check import load_analysis
+
+    refuse_options(args, "an analysis of studies", "examples", "low_resource", "analysis")
+    studies = load_analysis(args.cfg_path, args.options, check=not args.print_config)
+    if args.print_config:
+        sys.stdout.write(to_yaml(studies))
+        return
+    _prepare(args)
+    from xraygpt.demo.sessions import PageSession, Sessions
+
+    sessions = Sessions(PageSession)
+    try:
+        desk = build_desk(studies, args.cfg_path, sessions)
+        if args.dry_run:
+            sys.stdout.write(f"{desk.name}, ready to serve the page\n")
+            return
+        blocks, url = serve_studies(desk, args.host, args.port, users, share=args.share)
+        log.info("%s: %s (Ctrl-C to stop)", desk.name, url)
+        try:
+            _wait()
+        finally:
+            blocks.close(verbose=False)
+    finally:
+        sessions.close()
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    """Check what the page needs before anything slow is built.
+
+    Raises:
+        InputError: Gradio is not installed, or the port is in use.
+    """
+    if args.share:
+        log.warning(
+            "--share: the page and every uploaded image pass through third-party servers; "
+            "do not upload images of patients"
+        )
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio  # noqa: F401
+    except ImportError:
+        raise InputError(_MISSING) from None
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio requests its own page
+    signal.signal(signal.SIGTERM, _raise_interrupt)
+    check_port(args.host, args.port)
+
+
+def _wait() -> None:
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        log.info("closing and deleting the images of open pages")
+
+
 def _parser() -> argparse.ArgumentParser:
-    from xraygpt.common.cli import add_device, at_least, config_parser, existing_path
+    from xraygpt.common.cli import (
+        add_device,
+        at_least,
+        config_parser,
+        existing_path,
+        readable_file,
+    )
 
     parser = config_parser(__doc__)
     add = parser.add_argument
@@ -117,6 +179,13 @@ def _parser() -> argparse.ArgumentParser:
         help="port to listen on; by default the first free port from 7860",
     )
     add("--examples", type=existing_path, default=None, help="folder with example images")
+    add(
+        "--analysis",
+        type=readable_file,
+        default=None,
+        metavar="YAML",
+        help="YAML file of an analysis of studies, for a second tab on the page of a chat model",
+    )
     add("--auth", type=Path, default=None, help="file with one line user:password per user")
     add(
         "--share",
@@ -200,6 +269,19 @@ def build_controller(
     return controller
 
 
+def build_desk(studies: StudyAnalysis, path: Path, sessions: Sessions[Any]) -> StudyDesk:
+    """Build the analysis of studies.
+
+    Args:
+        studies: Its configuration.
+        path: The YAML file, whose name is displayed.
+        sessions: Sessions of all open pages.
+    """
+    from xraygpt.demo.study_desk import StudyDesk
+
+    return StudyDesk(studies.run.build(), Path(path).stem, sessions)
+
+
 def serve(
     controller: DemoController,
     host: str,
@@ -207,8 +289,9 @@ def serve(
     users: list[tuple[str, str]] | None,
     *,
     share: bool = False,
+    desk: StudyDesk | None = None,
 ) -> tuple[Any, str]:
-    """Start serving the page in the background.
+    """Start serving the page of a chat model in the background.
 
     Args:
         controller: The model and its sessions.
@@ -216,6 +299,7 @@ def serve(
         port: Port to listen on; None uses the first free port from 7860.
         users: Users and passwords; None disables the login.
         share: Whether to create a public link.
+        desk: An analysis for a second tab; None shows no tabs.
 
     Returns:
         The running Gradio blocks, to be closed with `close`, and the page's URL.
@@ -223,26 +307,67 @@ def serve(
     Raises:
         InputError: The page cannot be opened, for example because the port is in use.
     """
-    os.environ["GRADIO_TEMP_DIR"] = str(controller.sessions.uploads)
+
+    def build() -> Any:
+        from xraygpt.demo.page import Page
+
+        return Page(controller, desk).blocks
+
+    from xraygpt.demo.display import LIMITS
+
+    limit = max(LIMITS.max_file_bytes, 0 if desk is None else desk.limits.max_upload)
+    address = _Address(host, port, users, share)
+    return _serve(build, controller.sessions.uploads, limit, address)
+
+
+def serve_studies(
+    desk: StudyDesk,
+    host: str,
+    port: int | None,
+    users: list[tuple[str, str]] | None,
+    *,
+    share: bool = False,
+) -> tuple[Any, str]:
+    """Start serving a page for studies alone in the background; see `serve`."""
+
+    def build() -> Any:
+        from xraygpt.demo.study_page import StudyPage
+
+        return StudyPage(desk).blocks
+
+    address = _Address(host, port, users, share)
+    return _serve(build, desk.sessions.uploads, desk.limits.max_upload, address)
+
+
+class _Address(NamedTuple):
+    host: str
+    port: int | None
+    users: list[tuple[str, str]] | None
+    share: bool
+
+
+def _serve(
+    build: Callable[[], Any], uploads: Path, max_upload: int, address: _Address
+) -> tuple[Any, str]:
+    """Build a page whose uploads go to a folder, and serve it."""
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
 
-    from xraygpt.demo.display import LIMITS
     from xraygpt.demo.layout import asset
-    from xraygpt.demo.page import MAX_QUEUED, Page
 
-    blocks = Page(controller).blocks
+    blocks = build()
     blocks.queue(max_size=MAX_QUEUED, default_concurrency_limit=8, api_open=False)
     system = ["system-ui", "sans-serif"]
     try:
         _, local, public = blocks.launch(
-            server_name=host,
-            server_port=port,
-            share=share,
-            auth=users,
-            max_file_size=LIMITS.max_file_bytes,
+            server_name=address.host,
+            server_port=address.port,
+            share=address.share,
+            auth=address.users,
+            max_file_size=max_upload,
             theme=gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"]),
-            css=asset("demo.css"),
+            css=asset("demo.css") + asset("cine_player.css"),
             prevent_thread_lock=True,
             quiet=True,
             show_error=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -30,9 +30,12 @@ class Layout:
 
     Args:
         controller: Source of the model's facts and the examples.
+        add_studies: Adds the components of a second tab for studies; None shows no tabs.
     """
 
-    def __init__(self, controller: DemoController) -> None:
+    def __init__(
+        self, controller: DemoController, add_studies: Callable[[], None] | None = None
+    ) -> None:
         self.controller = controller
         with gr.Blocks(
             title="xraygpt: research use only",
@@ -41,18 +44,28 @@ class Layout:
             delete_cache=(600, 600),
         ) as self.blocks:
             self._add_header()
-            with gr.Row(elem_classes="xg-columns"):
-                with gr.Column(scale=5, min_width=340):
-                    self._add_viewer()
-                with gr.Column(scale=6, min_width=340):
-                    self._add_draft_buttons()
-                    self._add_report()
-                    self._add_chat()
-                    self._add_maps()
-                    self._add_exports()
-                    self._add_decoding()
+            if add_studies is None:
+                self._add_chat_page()
+            else:
+                with gr.Tabs():
+                    with gr.Tab("X-rays"):
+                        self._add_chat_page()
+                    with gr.Tab("Studies"):
+                        add_studies()
             self.download = gr.JSON(visible="hidden", elem_id="xg-payload")
             self.ticket = gr.Number(None, visible="hidden", precision=0)
+
+    def _add_chat_page(self) -> None:
+        with gr.Row(elem_classes="xg-columns"):
+            with gr.Column(scale=5, min_width=340):
+                self._add_viewer()
+            with gr.Column(scale=6, min_width=340):
+                self._add_draft_buttons()
+                self._add_report()
+                self._add_chat()
+                self._add_maps()
+                self._add_exports()
+                self._add_decoding()
 
     def _add_header(self) -> None:
         facts = self.controller.parts.facts

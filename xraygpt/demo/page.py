@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import html
-import inspect
-import logging
-import re
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import gradio as gr
 
-from xraygpt.common.errors import InputError
-from xraygpt.demo.controller import DemoController, is_out_of_memory
+from xraygpt.demo.controller import DemoController
 from xraygpt.demo.handlers import AnswerHandlers, ImageHandlers, MapHandlers, SessionHandlers
 from xraygpt.demo.layout import Layout, asset, status_html
+from xraygpt.demo.page_errors import show_errors
 from xraygpt.demo.report import Format
-from xraygpt.demo.sessions import PREFIX
+from xraygpt.demo.study_desk import StudyDesk
+from xraygpt.demo.study_page import StudyTab
 
-log = logging.getLogger(__name__)
-
-MAX_QUEUED = 32
-"""Maximum number of events in the queue; further events are refused."""
-_PRIVATE_PATH = re.compile(rf"\S*{re.escape(PREFIX)}[^\s:]*")
 _ON_MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 """Name of the queue for all events that run the model."""
 _QUICK: dict[str, Any] = {
@@ -35,53 +25,20 @@ _QUICK: dict[str, Any] = {
 }
 
 
-def show_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a handler so that its errors are shown on the page as a message."""
-
-    @functools.wraps(handler)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return handler(*args, **kwargs)
-        except Exception as error:
-            raise _page_error(error) from None
-
-    @functools.wraps(handler)
-    def streamed(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        try:
-            yield from handler(*args, **kwargs)
-        except Exception as error:
-            raise _page_error(error) from None
-
-    return streamed if inspect.isgeneratorfunction(handler) else wrapped
-
-
-def _page_error(error: Exception) -> gr.Error:
-    if isinstance(error, gr.Error):
-        return error
-    if isinstance(error, InputError):
-        message = _PRIVATE_PATH.sub("the image", str(error))
-    elif is_out_of_memory(error):
-        message = "The device is out of memory: close other pages, or start with --low-resource."
-    else:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        # Log only the type and place, because the message may quote a report.
-        log.error("%s at %s:%s", type(error).__name__, where.filename, where.lineno)
-        message = f"Internal error ({type(error).__name__}). You can continue."
-    return gr.Error(html.escape(message), duration=None, print_exception=False)
-
-
 class Page:
     """The page of a demo.
 
     Args:
         controller: The controller that does the work.
+        desk: An analysis of studies for a second tab; None shows no tabs.
 
     Attributes:
         blocks: The Gradio application.
     """
 
-    def __init__(self, controller: DemoController) -> None:
-        self.layout = Layout(controller)
+    def __init__(self, controller: DemoController, desk: StudyDesk | None = None) -> None:
+        add_studies = None if desk is None else StudyTab(desk).add
+        self.layout = Layout(controller, add_studies)
         self.images = ImageHandlers(controller, self.layout)
         self.answers = AnswerHandlers(controller, self.layout)
         self.maps = MapHandlers(controller, self.layout, self.images)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import base64
-import html
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from io import BytesIO
 from typing import Any, Literal
 
 import numpy as np
+
+from xraygpt.studies.pdf import PdfDocument
 
 NOTICE = "AI draft, not verified, research use only"
 SYNTHETIC_WARNING = (
@@ -157,90 +156,24 @@ def _markdown(report: Report) -> str:
 
 
 def _pdf(report: Report, picture: tuple[np.ndarray, str] | None) -> bytes:
-    from reportlab.lib.pagesizes import A4
-    from reportlab.platypus import SimpleDocTemplate
-
-    buffer = BytesIO()
-    document = SimpleDocTemplate(
-        buffer, pagesize=A4, title=NOTICE, author="xraygpt", subject=NOTICE,
-        leftMargin=56, rightMargin=56, topMargin=52, bottomMargin=48,
-    )  # fmt: skip
-    document.build(_story(report, picture), onFirstPage=_draw_notice, onLaterPages=_draw_notice)
-    return buffer.getvalue()
-
-
-def _fonts() -> tuple[str, str]:
-    """Return the names of matplotlib's normal and bold fonts with more than Latin letters."""
-    from matplotlib import font_manager
-    from reportlab.pdfbase import pdfmetrics
-    from reportlab.pdfbase.ttfonts import TTFont
-
-    for name, weight in (("DejaVu", "normal"), ("DejaVu-Bold", "bold")):
-        if name not in pdfmetrics.getRegisteredFontNames():
-            properties = font_manager.FontProperties(family="DejaVu Sans", weight=weight)
-            pdfmetrics.registerFont(TTFont(name, font_manager.findfont(properties)))
-    return "DejaVu", "DejaVu-Bold"
-
-
-def _story(report: Report, picture: tuple[np.ndarray, str] | None) -> list[Any]:
-    from reportlab.lib.styles import ParagraphStyle
-    from reportlab.platypus import Image, Paragraph, Spacer, Table
-
-    normal, bold = _fonts()
-    body = ParagraphStyle("body", fontName=normal, fontSize=9.5, leading=14, wordWrap="LTR")
-    small = ParagraphStyle("small", parent=body, fontSize=7.5, leading=10, splitLongWords=True)
-    head = ParagraphStyle("head", fontName=bold, fontSize=11, leading=16, spaceBefore=6)
-
-    def paragraph(text: str, style: ParagraphStyle = body) -> Paragraph:
-        return Paragraph(html.escape(text or "(empty)").replace("\n", "<br/>"), style)
-
-    story: list[Any] = [paragraph(report.warning)] if report.warning else []
+    document = PdfDocument(NOTICE)
+    if report.warning:
+        document.text(report.warning)
     if picture is not None:
-        height, width = picture[0].shape[:2]
-        scale = min(220 / width, 220 / height)
-        story += [
-            Image(_png(picture[0]), width * scale, height * scale),
-            paragraph(picture[1], small),
-        ]
+        pixels, caption = picture
+        document.picture(pixels, caption, min(220, 220 * pixels.shape[1] / pixels.shape[0]))
     sections = [("Findings", report.findings)]
     sections += [("Impression", report.impression)] if report.impression else []
     sections += [(name, "\n".join(items)) for name, items in report.lists()]
     for name, text in sections:
-        story += [Paragraph(name, head), *(paragraph(line) for line in (text or "").split("\n"))]
+        document.heading(name)
+        for line in text.split("\n"):
+            document.text(line or "(empty)")
     if report.conversation:
-        story.append(Paragraph("Conversation", head))
+        document.heading("Conversation")
         for question, answer in report.conversation:
-            story += [paragraph(f"Q: {question}"), paragraph(f"A: {answer}"), Spacer(0, 6)]
-    story.append(Paragraph("Provenance", head))
-    rows: Sequence[Any] = [
-        [paragraph(name, small), paragraph(value, small)] for name, value in report.rows()
-    ]
-    padding = ("TOPPADDING", (0, 0), (-1, -1), 0), ("BOTTOMPADDING", (0, 0), (-1, -1), 1)
-    story.append(Table(rows, colWidths=[110, 373], hAlign="LEFT", style=padding))
-    return story
-
-
-def _draw_notice(canvas: Any, document: Any) -> None:
-    """Print the notice at the top, at the bottom and across a page."""
-    normal, bold = _fonts()
-    width, height = document.pagesize
-    canvas.saveState()
-    canvas.setFont(bold, 9)
-    canvas.setFillGray(0.2)
-    canvas.drawString(56, height - 40, NOTICE)
-    canvas.drawRightString(width - 56, 34, f"{NOTICE} · page {document.page}")
-    canvas.setFont(normal, 34)
-    canvas.setFillGray(0.5, alpha=0.16)
-    canvas.translate(width / 2, height / 2)
-    canvas.rotate(50)
-    canvas.drawCentredString(0, 0, NOTICE)
-    canvas.restoreState()
-
-
-def _png(pixels: np.ndarray) -> BytesIO:
-    from PIL import Image
-
-    buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    buffer.seek(0)
-    return buffer
+            document.text(f"Q: {question}")
+            document.text(f"A: {answer}")
+    document.heading("Provenance")
+    document.table(report.rows(), (110, 373))
+    return document.build()

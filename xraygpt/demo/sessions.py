@@ -1,4 +1,4 @@
-"""Sessions of open pages, each with its images, conversation and private folder.
+"""Sessions of open pages, each with its images, conversation, study and private folders.
 
 A session ends when its page is closed, after a long idle time, or when the program ends. Its
 folder is deleted with it, and nothing is written elsewhere.
@@ -14,16 +14,18 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from xraygpt.common.errors import InputError
-from xraygpt.conversation import ChatEngine, Conversation
+from xraygpt.conversation import Conversation
 from xraygpt.demo.display import DisplayedImage
+from xraygpt.demo.study_work import StudyWork
 from xraygpt.tasks.payload import Payload
 
 log = logging.getLogger(__name__)
@@ -73,8 +75,47 @@ class Draft:
     payload: Payload = field(default_factory=Payload)
 
 
-class Session:
+class PageSession:
     """The session of one open page.
+
+    Args:
+        folder: Its private folder.
+
+    Attributes:
+        study: The study that is analysed.
+        last_used: Time of the last request, by `time.monotonic`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.study = StudyWork(folder.with_name(f"{folder.name}-study"))
+        self.last_used = time.monotonic()
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing would be lost if the session ended."""
+        return not self.study.num_files
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is being computed."""
+        return self.study.lock.locked()
+
+    def free_cache(self) -> None:
+        """Free memory that can be computed again; here there is none."""
+
+    def stop_all(self) -> None:
+        """Stop everything that is being computed."""
+        self.study.stop()
+
+    def end(self) -> None:
+        """Stop everything and delete the files."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.study.end()
+
+
+class Session(PageSession):
+    """The session of an open page with a chat model.
 
     Attributes:
         images: The uploaded images, in order.
@@ -88,10 +129,10 @@ class Session:
     """
 
     def __init__(self, folder: Path, conversation: Conversation) -> None:
-        self.folder, self.conversation = folder, conversation
+        super().__init__(folder)
+        self.conversation = conversation
         self.lock = threading.Lock()
         self.last_ticket = self.stopped_ticket = 0
-        self.last_used = time.monotonic()
         self.reset()
 
     def reset(self) -> None:
@@ -106,6 +147,16 @@ class Session:
     def selected_image(self) -> DisplayedImage | None:
         """The displayed image, or None without images."""
         return self.images[self.selected] if self.images else None
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing would be lost if the session ended."""
+        return super().is_unused and not self.images and not self.conversation.history
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is being computed."""
+        return super().is_busy or self.lock.locked()
 
     def require_image(self) -> DisplayedImage:
         """Return the displayed image.
@@ -157,24 +208,49 @@ class Session:
             self.reset()
 
     def delete_files(self) -> None:
-        """Delete the uploaded files."""
+        """Delete the uploaded images."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def free_cache(self) -> None:
+        """Free the conversation's cache.
 
-class Sessions:
+        Raises:
+            InputError: An answer is being generated.
+        """
+        self.conversation.free_cache()
+
+    def stop_all(self) -> None:
+        """Stop the answer and the analysis."""
+        super().stop_all()
+        self.stop()
+
+    def end(self) -> None:
+        """Stop everything and delete the files."""
+        self.study.stop()
+        self.delete_files()
+        with self.stopped():
+            self.reset()
+            self.delete_files()
+        super().end()
+
+
+S = TypeVar("S", bound=PageSession)
+
+
+class Sessions(Generic[S]):
     """The sessions of all open pages, and the folder with their files.
 
     Args:
-        engine: The chat model.
+        new: Makes the session of a page in a private folder.
     """
 
-    def __init__(self, engine: ChatEngine) -> None:
-        self.engine = engine
+    def __init__(self, new: Callable[[Path], S]) -> None:
+        self.new = new
         _delete_leftovers()
         self.root = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))  # mode 0700
         self.uploads = self.root / "uploads"
         self.uploads.mkdir()
-        self._open: dict[str, Session] = {}
+        self._open: dict[str, S] = {}
         self._ended: OrderedDict[str, str] = OrderedDict()  # recent keys and the reason
         self._moved: dict[str, Path] = {}  # Gradio's hash of the content -> where it was moved
         self._lock = threading.Lock()
@@ -185,7 +261,7 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._open)
 
-    def get(self, key: str | None) -> Session:
+    def get(self, key: str | None) -> S:
         """Return the session of a page, creating it if necessary.
 
         Raises:
@@ -202,7 +278,7 @@ class Sessions:
             if session is None:
                 self._make_room()
                 folder = Path(tempfile.mkdtemp(dir=self.root, prefix="session-"))
-                session = self._open[key] = Session(folder, self.engine.start())
+                session = self._open[key] = self.new(folder)
             session.last_used = time.monotonic()
         return session
 
@@ -211,8 +287,8 @@ class Sessions:
         if len(self._open) < MAX_SESSIONS:
             return
         for key, session in list(self._open.items()):
-            if not session.images and not session.conversation.history:
-                session.delete_files()
+            if session.is_unused:
+                shutil.rmtree(session.folder, ignore_errors=True)
                 del self._open[key]
                 return
         raise InputError("too many people have this page open; try again later")
@@ -243,7 +319,6 @@ class Sessions:
         except FileNotFoundError:
             raise InputError("no longer exists; upload it again") from None
         with self._lock:
-            self._moved = {k: other for k, other in self._moved.items() if other.exists()}
             self._moved[key] = target
 
     def free_old_caches(self) -> None:
@@ -252,7 +327,7 @@ class Sessions:
             by_use = sorted(self._open.values(), key=lambda s: s.last_used, reverse=True)
         for session in by_use[MAX_CACHED:]:
             try:
-                session.conversation.free_cache()
+                session.free_cache()
             except InputError:  # an answer is being generated
                 continue
 
@@ -266,16 +341,15 @@ class Sessions:
             while len(self._ended) > MAX_ENDED:
                 self._ended.popitem(last=False)
         if session is not None:
-            session.delete_files()
-            with session.stopped():
-                session.reset()
-                session.delete_files()
+            session.end()
 
     def close(self) -> None:
         """End all sessions and delete the folder."""
         self._closing.set()
         for session in list(self._open.values()):
-            session.stop()
+            session.stop_all()
+        for session in list(self._open.values()):
+            session.study.end()  # a thread that still computes at exit would crash Python
         shutil.rmtree(self.root, ignore_errors=True)
         self._open.clear()
         atexit.unregister(self.close)
@@ -291,9 +365,11 @@ class Sessions:
         """End idle sessions and delete unused uploads."""
         now = time.monotonic()
         for key, session in list(self._open.items()):
-            if now - session.last_used > IDLE_SECONDS and not session.lock.locked():
+            if now - session.last_used > IDLE_SECONDS and not session.is_busy:
                 self.end(key, "this page was idle for too long")
         self.delete_stray_uploads(STRAY_SECONDS)
+        with self._lock:
+            self._moved = {key: path for key, path in self._moved.items() if path.exists()}
 
     def delete_stray_uploads(self, max_age: float) -> None:
         """Delete uploads older than `max_age` seconds, and Gradio's empty files."""
