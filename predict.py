@@ -1,9 +1,39 @@
-"""Answer questions about images: python predict.py --cfg-path eval_configs/x.yaml --input path."""
+"""Answer questions about images, or analyse studies.
+
+python predict.py --cfg-path eval_configs/x.yaml --input path
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
+
+
+def analyse_studies(args: argparse.Namespace) -> None:
+    """Write a report for each study."""
+    from xraygpt.common.cli import refuse_options
+    from xraygpt.common.config import to_tree, to_yaml
+    from xraygpt.requirements_check import load_analysis
+
+    refuse_options(args, "an analysis of studies", "question", "shard", "strict", "workers")
+    config = load_analysis(args.cfg_path, args.options, check=not args.print_config)
+    if args.print_config:
+        print(to_yaml(config), end="")
+        return
+    from xraygpt.studies.predictor import StudyPredictor
+
+    predictor = StudyPredictor(config.run.build(), args.input, args.output, to_tree(config.run))
+    if args.dry_run:
+        print(f"studies: {len(predictor.studies)}; results would be written to {args.output}")
+        return
+    reports = predictor.run()
+    if len(reports) == 1:
+        print("\n".join(reports[0].findings))
+    print("AI output, not verified. Research use only, not for diagnosis.")
+    for folder in predictor.folders:
+        for path in sorted(folder.glob("report.*")):
+            print(path)
 
 
 def main() -> None:
@@ -14,7 +44,8 @@ def main() -> None:
     parser.add_argument(
         "--input",
         type=existing_path,
-        help="image, DICOM file, folder, or table (CSV or JSONL) with the column image",
+        help="image, DICOM file, folder, or table (CSV or JSONL) with the column image; for an "
+        "analysis, a study or a folder of studies",
     )
     parser.add_argument("--output", type=Path, default=Path("output/predict"), help="folder")
     parser.add_argument(
@@ -35,6 +66,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.input is None and not args.print_config:
         parser.error("--input is missing; pass an image, a DICOM file, a folder or a table")
+    from xraygpt.requirements_check import names_analysis
+
+    if names_analysis(args.cfg_path, args.options):
+        analyse_studies(args)
+        return
     # Torch takes seconds to import; help, argument errors and missing files do not wait for it.
     from xraygpt.common.config import to_yaml
     from xraygpt.requirements_check import load_complete

@@ -89,6 +89,31 @@ def load_complete(
     return experiment
 
 
+def names_analysis(path: Path, options: Sequence[str]) -> bool:
+    """Check whether a YAML file analyses studies (`run.analysis`) instead of using a model."""
+    try:
+        layers = [read_yaml(path, {}, lambda *_: None), OmegaConf.from_dotlist(list(options))]
+        return OmegaConf.select(OmegaConf.merge(*layers), "run.analysis") is not None
+    except _INVALID:
+        return False
+
+
+def load_analysis(path: Path, options: Sequence[str], *, check: bool = True) -> Any:
+    """Load a `StudyAnalysis`, and check that everything it needs is there.
+
+    Raises:
+        InputError: Something is missing; the message lists everything, with remedies.
+        ConfigError: The configuration has problems.
+    """
+    from xraygpt.common.config import load
+    from xraygpt.studies.base import StudyAnalysis
+
+    analysis = load(StudyAnalysis, path, options)
+    if check:
+        refuse(path, analysis.run.missing("run"))
+    return analysis
+
+
 def refuse(source: Path, missing: Sequence[Missing]) -> None:
     """Raise an error that lists everything in `missing` if the command needs any of it."""
     keys: dict[Missing, list[str]] = {}  # several datasets may read the same folder

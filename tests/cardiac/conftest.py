@@ -11,6 +11,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 STUDY = generate_uid(entropy_srcs=["study"])
+FRAME_OF_REFERENCE = generate_uid(entropy_srcs=["frame of reference"])
 
 
 def write_frame(
@@ -39,6 +40,7 @@ def write_frame(
         ), "SeriesNumber": slice_ + 1, "SeriesDescription": name, "Modality": "MR",
         "Rows": 16, "Columns": 12, "PixelSpacing": [1.5, 1.5], "SliceThickness": 6,
         "ImagePositionPatient": [0, 0, gap * slice_], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        "FrameOfReferenceUID": FRAME_OF_REFERENCE, "PatientID": "P1", "PatientName": "Doe^Jane",
         "TriggerTime": 800 * phase / phases, "NominalInterval": 800, "BitsAllocated": 16,
         "BitsStored": 12, "HighBit": 11, "PixelRepresentation": 0, "SamplesPerPixel": 1,
         "PhotometricInterpretation": "MONOCHROME2", "PixelData": pixels.tobytes(), **elements,

@@ -20,11 +20,16 @@ from xraygpt.requirements_check import (
     UNWEIGHTED,
     load_complete,
     missing_parts,
+    names_analysis,
     quick_check,
     refuse,
 )
 
-YAMLS = sorted([*REPO.glob("train_configs/*.yaml"), *REPO.glob("eval_configs/*.yaml")])
+YAMLS = [
+    path
+    for path in sorted([*REPO.glob("train_configs/*.yaml"), *REPO.glob("eval_configs/*.yaml")])
+    if not names_analysis(path, [])
+]
 
 
 def schema(path: Path) -> type:

@@ -5,6 +5,7 @@ Section numbers refer to DICOM PS3.3.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xraygpt.cardiac.study import Patient, plausible_height, plausible_weight
 from xraygpt.common.errors import DataError, ImageError
 from xraygpt.media.dicom_decode import PIXEL_ELEMENTS, decode_frames
 from xraygpt.media.dicom_header import (
@@ -34,8 +36,9 @@ _ELEMENTS = (
     *_GEOMETRY, "SOPClassUID", "Modality", "Rows", "Columns", "NumberOfFrames", "SeriesInstanceUID",
     "StudyInstanceUID", "SeriesDescription", "ProtocolName", "SeriesNumber", "TriggerTime",
     "NominalInterval", "HeartRate", "FrameTime", "TemporalPositionIndex", "InversionTime",
-    "ImageType", "RescaleSlope", "RescaleIntercept", "PatientSex", "PatientSize", "PatientWeight",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "ImageType", "RescaleSlope", "RescaleIntercept", "PatientID", "PatientSex", "PatientSize",
+    "PatientWeight", "SOPInstanceUID", "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
 _SKIPPED_NAMES = ("DICOMDIR",)
 
@@ -48,6 +51,7 @@ class Frame:
         file: The file.
         index: Frame in the file, counted from 0.
         study: Study Instance UID.
+        patient: Patient ID.
         series: Series Instance UID.
         number: Series Number; −1 without one.
         name: Series Description and Protocol Name.
@@ -64,6 +68,7 @@ class Frame:
     file: Path
     index: int
     study: str
+    patient: str
     series: str
     number: int
     name: str
@@ -78,6 +83,9 @@ class Frame:
 
     def read(self) -> np.ndarray:
         """Decode the pixels as (H, W) float32, after Rescale Slope and Intercept.
+
+        MONOCHROME1, whose lowest value is white (C.7.6.3.1.2), is inverted, so that blood is bright
+        as in other files.
 
         Raises:
             DataError: The file cannot be decoded; the message names it.
@@ -96,47 +104,64 @@ class Frame:
             raise DataError(f"{self.file}: a cardiac image must be grey, not in colour")
         slope = (numbers(dataset, "RescaleSlope") or [1.0])[0]
         intercept = (numbers(dataset, "RescaleIntercept") or [0.0])[0]
-        return (stored * np.float32(slope) + np.float32(intercept)).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Patient:
-    """What the header says about the patient, for indexed values and reference ranges.
-
-    Attributes:
-        sex: "male", "female" or empty.
-        height: In cm; None if unknown.
-        weight: In kg; None if unknown.
-    """
-
-    sex: str = ""
-    height: float | None = None
-    weight: float | None = None
+        values = (stored * np.float32(slope) + np.float32(intercept)).astype(np.float32)
+        if layout.photometric == "MONOCHROME1":
+            highest = 2 ** (layout.bits_stored - layout.signed) - 1
+            values = np.float32(highest * slope + intercept) - values
+        return values
 
 
 def read_frames(folder: Path) -> tuple[list[Frame], Patient, list[str]]:
-    """Read the headers of all DICOM images in a folder and its subfolders.
+    """Read the headers of all DICOM images in a folder and its subfolders, or of one file.
 
     Returns:
-        The frames, the patient, and a sentence for each file that was left out.
+        The frames, the patient, and sentences about files that were left out and odd values.
 
     Raises:
         DataError: There is no DICOM image.
     """
-    frames, skipped, patient = list[Frame](), list[str](), Patient()
-    for file in sorted(folder.rglob("*")):
+    frames, odd, patient = list[Frame](), list[str](), Patient()
+    left_out = defaultdict[str, list[str]](list)  # files by reason
+    seen, copies = set[str](), list[str]()
+    for file in sorted(folder.rglob("*")) if folder.is_dir() else [folder]:
         if not file.is_file() or file.name.startswith(".") or file.name in _SKIPPED_NAMES:
             continue
         try:
             dataset = _read_header(file)
+            uid = str(dataset.get("SOPInstanceUID") or file)
+            if uid in seen:
+                copies.append(file.name)
+                continue
+            seen.add(uid)
             frames += _frames_of(file, dataset)
-            patient = _patient_of(dataset)
+            patient = _complete(patient, _patient_of(dataset, odd))
         except (ImageError, OSError) as error:
-            skipped.append(f"{file.relative_to(folder)}: {error}")
+            name = file.relative_to(folder) if file != folder else file.name
+            left_out[str(error)].append(str(name))
+    skipped = [_describe_left_out(files, reason) for reason, files in left_out.items()]
     if not frames:
         reason = f" ({skipped[0]})" if skipped else ""
         raise DataError(f"{folder}: there is no DICOM image that can be read{reason}")
-    return frames, patient, skipped
+    if copies:
+        count = "a copy" if len(copies) == 1 else f"{len(copies)} copies"
+        skipped.append(
+            f"left out {count} of other files with the same SOP Instance UID, such as {copies[0]}"
+        )
+    return frames, patient, [*skipped, *dict.fromkeys(odd)]
+
+
+def _describe_left_out(files: list[str], reason: str) -> str:
+    if len(files) == 1:
+        return f"left out {files[0]}: {reason}"
+    return f"left out {len(files)} files, such as {files[0]}: {reason}"
+
+
+def study_uid(file: Path) -> str:
+    """Return the Study Instance UID of a DICOM file; empty if it has none or cannot be read."""
+    try:
+        return str(_read_header(file).get("StudyInstanceUID") or "")
+    except (ImageError, OSError):
+        return ""
 
 
 def _read_header(file: Path) -> Dataset:
@@ -176,6 +201,7 @@ def _frames_of(file: Path, dataset: Dataset) -> Iterator[Frame]:
             file=file,
             index=index,
             study=str(dataset.get("StudyInstanceUID") or ""),
+            patient=str(dataset.get("PatientID") or ""),
             series=str(dataset.get("SeriesInstanceUID") or ""),
             number=int((numbers(dataset, "SeriesNumber") or [-1])[0]),
             name=" ".join(dict.fromkeys(filter(None, names))),
@@ -214,12 +240,19 @@ def _first(dataset: Any, keyword: str) -> Any:
     return sequence[0] if sequence else None
 
 
-def _patient_of(dataset: Dataset) -> Patient:
+def _patient_of(dataset: Dataset, odd: list[str]) -> Patient:
     """Read sex, height (stored in m) and weight (C.7.2.2); 0 means unknown."""
     sex = {"M": "male", "F": "female"}.get(str(dataset.get("PatientSex") or ""), "")
     height, weight = numbers(dataset, "PatientSize"), numbers(dataset, "PatientWeight")
     return Patient(
         sex,
-        100 * height[0] if height and height[0] > 0 else None,
-        weight[0] if weight and weight[0] > 0 else None,
+        plausible_height(height[0], "PatientSize", odd, "metres") if any(height[:1]) else None,
+        plausible_weight(weight[0], "PatientWeight", odd) if any(weight[:1]) else None,
+    )
+
+
+def _complete(patient: Patient, other: Patient) -> Patient:
+    """Return what is known about a patient, where a file may lack what another one has."""
+    return Patient(
+        patient.sex or other.sex, patient.height or other.height, patient.weight or other.weight
     )

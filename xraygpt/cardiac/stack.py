@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from xraygpt.common.errors import DataError
 
 Role = Literal["SAX", "2CH", "3CH", "4CH", "LGE", "T2", "perfusion", ""]
 """What a series shows; empty if neither its name nor its geometry tells."""
+_PARALLEL = 0.94  # cosine of 20°
 _IRREGULAR = 0.05  # relative deviation of a distance between slices that is reported
 
 
@@ -35,6 +37,12 @@ class Stack:
         times: (T,) seconds after the R wave, averaged over slices; None if unknown.
         rr_intervals: (S,) duration of the heartbeat in seconds for each slice; None if unknown.
         warnings: What is missing or unusual, one sentence each.
+        read_labels: Maps a phase to (S, H, W) uint8 label maps that came with the images, values as
+            in `segmentation.labels`; None without them.
+        labelled_phases: The phases that have label maps, ascending.
+        extremes: The phases that the files call ED and ES, by these names.
+        source: Maps a phase and a slice to the DICOM file of the image and its frame in the file,
+            counted from 0; None if the images come from other files.
     """
 
     name: str
@@ -48,6 +56,10 @@ class Stack:
     times: np.ndarray | None = None
     rr_intervals: np.ndarray | None = None
     warnings: tuple[str, ...] = ()
+    read_labels: Callable[[int], np.ndarray] | None = None
+    labelled_phases: tuple[int, ...] = ()
+    extremes: Mapping[str, int] = field(default_factory=dict)
+    source: Callable[[int, int], tuple[Path, int]] | None = None
 
     @property
     def phases(self) -> int:
@@ -91,6 +103,14 @@ class Stack:
         return widths
 
     @property
+    def distance(self) -> float | None:
+        """Median distance between the centres of neighbouring slices in mm; None if unknown."""
+        positions = self.positions
+        if positions is None or self.slices < 2:
+            return None
+        return float(np.median(np.diff(positions)))
+
+    @property
     def heart_rate(self) -> float | None:
         """Mean heart rate in beats per minute; None if unknown."""
         return None if self.rr_intervals is None else float(60 / self.rr_intervals.mean())
@@ -106,6 +126,16 @@ class Stack:
             raise IndexError(f"{self.name} has {self.phases} phases of {self.slices} slices")
         return self.read(phase, slice_)
 
+    def labels(self, phase: int) -> np.ndarray:
+        """Read the (S, H, W) uint8 label maps that came with a phase.
+
+        Raises:
+            DataError: There are none, or they cannot be read.
+        """
+        if self.read_labels is None or phase not in self.labelled_phases:
+            raise DataError(f"{self.name}: phase {phase} has no masks")
+        return self.read_labels(phase)
+
     def to_patient(self, slice_: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Return (N, 3) patient coordinates in mm of (N,) pixel positions, which may be fractional.
 
@@ -120,6 +150,13 @@ class Stack:
         return points
 
 
+def is_parallel(a: Stack, b: Stack) -> bool:
+    """Check whether the slices of two stacks are parallel to within 20°."""
+    if a.normal is None or b.normal is None:
+        return False
+    return bool(abs(float(a.normal @ b.normal)) >= _PARALLEL)
+
+
 def describe_gaps(positions: Sequence[float]) -> list[str]:
     """Describe distances between slices that are not all equal, as missing slices if they fit.
 
@@ -129,7 +166,7 @@ def describe_gaps(positions: Sequence[float]) -> list[str]:
     gaps = np.diff(np.asarray(positions))
     if len(gaps) < 2:
         return []
-    usual = float(np.median(gaps))
+    usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])  # of two middle ones, the smaller
     messages = []
     for i, gap in enumerate(gaps):
         count = round(gap / usual)

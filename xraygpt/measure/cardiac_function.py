@@ -19,6 +19,10 @@ import numpy as np
 
 from xraygpt.common.errors import InputError
 
+HEART_RATES = (20.0, 300.0)
+"""Plausible heart rates in beats per minute."""
+HEIGHTS, WEIGHTS = (30.0, 250.0), (1.0, 400.0)
+"""Plausible heights in cm and weights in kg."""
 MYOCARDIAL_DENSITY = 1.05
 """Density of myocardium in g/mL."""
 Sex = Literal["male", "female"]
@@ -68,7 +72,7 @@ def bounded_volumes(areas: np.ndarray, positions: Sequence[float], bounds: np.nd
     centres = np.asarray(positions, dtype=np.float64)
     volumes = []
     for phase, (row, (apex, base)) in enumerate(zip(areas, bounds, strict=True)):
-        inside = (np.asarray(row) > 0) & (centres > apex) & (centres < base)
+        inside = (np.asarray(row) > 0) & (centres >= apex) & (centres <= base)
         if not inside.any():
             raise MeasurementError(
                 f"phase {phase}: no slice with a cavity lies between the apex and the mitral plane"
@@ -92,15 +96,20 @@ def find_phases(volumes: Volumes) -> Phases:
     """Return the phases with the largest and the smallest volume.
 
     Raises:
-        MeasurementError: There are fewer than two phases, a volume is missing or 0 throughout, or
-            all volumes are equal.
+        MeasurementError: There are fewer than two phases, a volume is missing or 0, or all volumes
+            are equal.
     """
     if len(volumes) < 2:
-        raise MeasurementError("one phase has no end diastole and end systole: give at least two")
+        raise MeasurementError(
+            "end diastole and end systole need at least two phases with a left ventricular cavity; "
+            "give the images or masks of both"
+        )
     if not np.isfinite(volumes).all():
         raise MeasurementError("a phase has no volume")
     if volumes.max() <= 0:
-        raise MeasurementError("the mask is empty in every phase")
+        raise MeasurementError("the left ventricular cavity is empty in every phase")
+    if volumes.min() <= 0:
+        raise MeasurementError("the left ventricular cavity is empty in a phase; leave it out")
     phases = Phases(int(volumes.argmax()), int(volumes.argmin()))
     if volumes[phases.end_diastole] == volumes[phases.end_systole]:
         raise MeasurementError("end diastole and end systole have the same volume")
@@ -134,7 +143,7 @@ def cardiac_output(stroke_volume: float, heart_rate: float) -> float:
     Raises:
         MeasurementError: The heart rate is outside 20 to 300 beats per minute.
     """
-    if not 20 <= heart_rate <= 300:
+    if not HEART_RATES[0] <= heart_rate <= HEART_RATES[1]:
         raise MeasurementError(f"a heart rate of {heart_rate:g} beats per minute is implausible")
     return stroke_volume * heart_rate / 1000
 
@@ -151,9 +160,9 @@ def body_surface_area(height: float, weight: float, formula: SurfaceFormula = "m
     Raises:
         MeasurementError: The height is outside 30 to 250 cm or the weight outside 1 to 400 kg.
     """
-    if not 30 <= height <= 250:
+    if not HEIGHTS[0] <= height <= HEIGHTS[1]:
         raise MeasurementError(f"a height of {height:g} cm is implausible; is it in metres?")
-    if not 1 <= weight <= 400:
+    if not WEIGHTS[0] <= weight <= WEIGHTS[1]:
         raise MeasurementError(f"a weight of {weight:g} kg is implausible; is it in grams?")
     if formula == "mosteller":
         return math.sqrt(height * weight / 3600)
@@ -202,11 +211,14 @@ class ReferenceRange(NamedTuple):
         mean: In the measurement's unit.
         sd: Standard deviation.
         source: The publication.
+        papillary_muscles: Whether they belong to the "cavity" or the "mass"; empty if the value
+            does not depend on it.
     """
 
     mean: float
     sd: float
     source: str
+    papillary_muscles: str = ""
 
     @property
     def low(self) -> float:
@@ -228,17 +240,20 @@ PETERSEN = (
     "74 years; papillary muscles belong to the cavity)"
 )
 REFERENCE_RANGES: dict[str, dict[Sex, ReferenceRange]] = {
-    name: {"male": ReferenceRange(*male, source), "female": ReferenceRange(*female, source)}
-    for name, male, female, source in (
-        ("lv_edv", (160, 29), (135, 26), HUDSMITH),
-        ("lv_esv", (50, 16), (42, 12), HUDSMITH),
-        ("rv_edv", (190, 33), (148, 35), HUDSMITH),
-        ("rv_esv", (78, 20), (56, 18), HUDSMITH),
-        ("lv_ef", (58, 5), (61, 5), PETERSEN),
-        ("lv_mass_index", (53, 9), (42, 7), PETERSEN),
+    name: {
+        "male": ReferenceRange(*male, source, papillary_muscles),
+        "female": ReferenceRange(*female, source, papillary_muscles),
+    }
+    for name, male, female, source, papillary_muscles in (
+        ("lv_edv", (160, 29), (135, 26), HUDSMITH, "mass"),
+        ("lv_esv", (50, 16), (42, 12), HUDSMITH, "mass"),
+        ("rv_edv", (190, 33), (148, 35), HUDSMITH, ""),
+        ("rv_esv", (78, 20), (56, 18), HUDSMITH, ""),
+        ("lv_ef", (58, 5), (61, 5), PETERSEN, "cavity"),
+        ("lv_mass_index", (53, 9), (42, 7), PETERSEN, "cavity"),
     )
 }
-"""Reference ranges by measurement and sex, in mL, % and g/m²."""
+"""Reference ranges of adults by measurement and sex, in mL, % and g/m²."""
 
 
 def compare_with_range(name: str, value: float, sex: Sex) -> str:

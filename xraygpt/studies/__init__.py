@@ -1,0 +1,1 @@
+"""Analyses of whole studies: their contract, their reports, and the files these are written to."""
