@@ -317,11 +317,12 @@ def test_interrupting_stops_nnunet_and_its_workers(tmp_path):
     folder.mkdir()
     environment = os.environ | {"TMPDIR": str(folder)}
     with subprocess.Popen(
-        command, cwd=REPO, env=environment, stderr=subprocess.PIPE, text=True
-    ) as child:
+        command, cwd=REPO, env=environment, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs may ignore it
+    ) as child:  # fmt: skip
         wait_until(lambda: note.with_suffix(".complete").exists())
         child.send_signal(signal.SIGINT)
-        _, errors = child.communicate()
+        _, errors = child.communicate(timeout=60)
     assert "KeyboardInterrupt" in errors and not any(folder.iterdir())
     pids = [int(pid) for pid in note.with_suffix(".complete").read_text().split()]
     wait_until(lambda: not any(map(is_running, pids)))
