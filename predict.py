@@ -22,6 +22,7 @@ def analyse_studies(args: argparse.Namespace) -> None:
         print(to_yaml(config), end="")
         return
     from xraygpt.studies.predictor import StudyPredictor
+    from xraygpt.studies.report import NOTICE
 
     predictor = StudyPredictor(config.run.build(), args.input, args.output, to_tree(config.run))
     if args.dry_run:
@@ -30,7 +31,7 @@ def analyse_studies(args: argparse.Namespace) -> None:
     reports = predictor.run()
     if len(reports) == 1:
         print("\n".join(reports[0].findings))
-    print("AI output, not verified. Research use only, not for diagnosis.")
+    print(NOTICE)
     for folder in predictor.folders:
         for path in sorted(folder.glob("report.*")):
             print(path)

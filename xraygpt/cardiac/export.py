@@ -13,6 +13,7 @@ from xraygpt.cardiac.stack import Stack
 from xraygpt.cardiac.volume import index_to_patient
 from xraygpt.common.errors import DataError
 from xraygpt.segmentation.nifti import load_nibabel
+from xraygpt.studies.report import NOTICE
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def _save(stack: Stack, values: np.ndarray, file: Path) -> None:
     image = load_nibabel().Nifti1Image(values if stack.phases > 1 else values[..., 0], matrix)
     header = image.header
     header.set_xyzt_units("mm", "sec")
-    header["descrip"] = "AI output. Research use only, not for diagnosis."
+    header["descrip"] = NOTICE
     if matrix is None:
         assert stack.spacing is not None and stack.gap is not None
         header["pixdim"][1:4] = stack.spacing[1], stack.spacing[0], stack.gap
