@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from io import BytesIO
-from types import ModuleType
 
 import numpy as np
 from scipy import ndimage
@@ -13,8 +11,8 @@ from scipy import ndimage
 from xraygpt.cardiac.figures import COLOURS, OUTLINES
 from xraygpt.cardiac.stack import Stack
 from xraygpt.cardiac.stack_segmentation import StackLabels, heart_region
-from xraygpt.common.errors import InputError
 from xraygpt.common.requirements import INSTALL_CMR
+from xraygpt.media.video import encode_mp4, import_av
 from xraygpt.studies.report import NOTICE
 
 TILE = 224
@@ -37,23 +35,12 @@ def encode_cine(stack: Stack, labelled: StackLabels, notice: str = NOTICE) -> by
         InputError: PyAV is not installed.
         DataError: An image cannot be read.
     """
-    av = _import_av()
+    import_av(INSTALL_CMR)
     frames = cine_frames(stack, labelled, notice)
     intervals = stack.rr_intervals
     duration = DEFAULT_DURATION if intervals is None else float(intervals.mean())
     rate = Fraction(len(frames) / duration).limit_denominator(1000)
-    buffer = BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=rate)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "21"}
-        for pixels in list(frames) * _BEATS:
-            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
-    return buffer.getvalue()
+    return encode_mp4(list(frames) * _BEATS, rate)
 
 
 def cine_frames(stack: Stack, labelled: StackLabels, notice: str = NOTICE) -> np.ndarray:
@@ -153,12 +140,3 @@ def draw_edges(labels: np.ndarray, height: int, width: int) -> np.ndarray:
             inside = np.asarray(large) > 127
             edges[inside & ~ndimage.binary_erosion(inside)] = i + 1
     return edges
-
-
-def _import_av() -> ModuleType:
-    try:
-        import av
-    except ImportError:
-        raise InputError(f"mp4 files need PyAV: {INSTALL_CMR}") from None
-    module: ModuleType = av
-    return module

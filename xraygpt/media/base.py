@@ -6,34 +6,30 @@ contains the pixels together with the file's metadata (spacing, window, frame ti
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from xraygpt.common.errors import DataError
+from xraygpt.media.arrays import ARRAY_SUFFIXES, load_array
+from xraygpt.media.clips import FrameSelector, read_frame_files
 from xraygpt.media.content import ContentDigest, digest_values
+from xraygpt.media.frame_sampling import ClipSource, FrameSampling
 from xraygpt.media.geometry import MIRRORED, Geometry
 from xraygpt.media.picture import DEFAULT_LIMITS, MetaValue, PixelImage, ReadLimits
-from xraygpt.media.pixels import read_image
+from xraygpt.media.pixels import frame_count, read_image
+from xraygpt.media.video import read_video
+from xraygpt.media.video_containers import has_video_suffix, is_video
 
 Kind = Literal["image", "clip", "volume", "embedding"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-ARRAY_SUFFIXES = (".npy", ".safetensors")
-_ARRAY_DIMS: dict[Kind, tuple[int, ...]] = {
-    "image": (2, 3), "clip": (3, 4), "volume": (3,), "embedding": (1, 2),
-}  # fmt: skip
-_ARRAY_SHAPES: dict[Kind, str] = {
-    "image": "an image is (H, W) or (H, W, 3)",
-    "clip": "a clip is (F, H, W) or (F, H, W, 3)",
-    "volume": "a volume is (D, H, W)",
-    "embedding": "features must be (L, D) or (D,)",
-}
 
 
 class _Fields(NamedTuple):
@@ -46,6 +42,11 @@ class _Fields(NamedTuple):
     spacing: tuple[float, ...] | None
     fps: float | None
     mirrored: bool
+    sampling: FrameSampling | None
+    frame_files: tuple[str, ...]
+
+
+_ADDED = (None, ())  # what `sampling` and `frame_files` are in references made before they existed
 
 
 class MediaRef(_Fields):
@@ -53,18 +54,20 @@ class MediaRef(_Fields):
 
     Args:
         path: The file. It is stored as a string, which is ten times faster than a `Path` for a
-            large corpus.
+            large corpus. With `frame_files`, the first of them.
         view: PA, LATERAL, A4C …, or the name of a series, spelled as in the corpus.
         index: Frame of an image, or row of an embedding matrix, counted from 0; None reads all
             rows.
-        kind: Kind of medium; None infers it from the file name (arrays are embeddings, everything
-            else is an image).
+        kind: Kind of medium; None infers it: arrays are embeddings; videos, and files with
+            `frames`, `sampling` or `frame_files`, are clips; everything else is an image.
         frames: (start, stop, step) for a clip's frames or a volume's slices; None reads all.
         tensor: Name of the tensor in a `.safetensors` file that contains several.
         spacing: Pixel spacing in mm, (row, column) or (slice, row, column); None reads it from the
             file.
         fps: Frames per second; None reads them from the file.
         mirrored: Whether to flip left and right, as a control.
+        sampling: Which frames of a clip to read, of those that `frames` selects; None reads all.
+        frame_files: Image files that make up a clip, in order.
     """
 
     __slots__ = ()
@@ -81,16 +84,30 @@ class MediaRef(_Fields):
         spacing: tuple[float, ...] | None = None,
         fps: float | None = None,
         mirrored: bool = False,
+        sampling: FrameSampling | None = None,
+        frame_files: Iterable[Path | str] = (),
     ) -> MediaRef:
         """Create a reference, filling in `kind` and `index` if they are not given."""
         file = os.fspath(path)
-        if kind is None:
-            kind = "embedding" if file.endswith(ARRAY_SUFFIXES) else "clip" if frames else "image"
+        files = tuple(os.fspath(f) for f in frame_files)
+        if kind is None and file.endswith(ARRAY_SUFFIXES):
+            kind = "embedding"
+        elif kind is None:
+            is_clip = frames or sampling or files or has_video_suffix(file)
+            kind = "clip" if is_clip else "image"
         if kind == "image" and index is None:
             index = 0
         return super().__new__(
-            cls, file, view, kind, index, frames, tensor, spacing, fps, mirrored
+            cls, file, view, kind, index, frames, tensor, spacing, fps, mirrored, sampling, files
         )  # fmt: skip
+
+    @classmethod
+    def _make(cls, iterable: Iterable[Any]) -> MediaRef:  # type: ignore[override]
+        """Create a reference from all fields, or from those of older versions."""
+        values = tuple(iterable)
+        missing = len(cls._fields) - len(values)
+        added = _ADDED[len(_ADDED) - missing :] if 0 < missing <= len(_ADDED) else ()
+        return super()._make((*values, *added))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle the fields, since `__new__` accepts different arguments."""
@@ -110,11 +127,18 @@ class MediaRef(_Fields):
     def selection(self) -> str:
         """All fields that differ from the defaults for this file, such as "index 17, tensor a"."""
         default = MediaRef(self.file, self.view)
+        fields = self._asdict()
+        if files := self.frame_files:
+            sha = hashlib.sha256("\0".join(files).encode()).hexdigest()[:8]
+            fields["frame_files"] = f"{len(files)} ({sha})"
         return ", ".join(
-            f"{name} {value}"
-            for name, value in self._asdict().items()
-            if value != getattr(default, name)
+            f"{name} {value}" for name, value in fields.items() if value != getattr(default, name)
         )
+
+    @property
+    def identity(self) -> list[object]:
+        """All fields, for digests; those added later only if they are set."""
+        return list(self) if self[-len(_ADDED) :] != _ADDED else list(self[: -len(_ADDED)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +149,12 @@ class Media:
         data: float32. As read: display values in [0, 1] with bright bones, of shape (H, W) or
             (H, W, 3) for an image, (F, H, W) or (F, H, W, 3) for a clip and (D, H, W) for a volume;
             (L, W) for embeddings. After a processor: (C, H, W), or (F, C, H, W) for a clip.
+            uint8 in 0..255 only if `read_media_file` was asked for that.
         kind: Image, clip, volume or embedding.
         view: PA, LATERAL, A4C …, spelled as in the corpus.
         spacing: Pixel spacing in the file in mm, (row, column) or (slice, row, column).
         window: (center, width) of the display window, in the file's own units.
-        frame_times: Time of each frame in a clip, in seconds after the first frame.
+        frame_times: Time of each frame in a clip, in seconds after the first frame of the file.
         size: Height and width of the image in the file, in pixels.
         geometry: Map from normalised coordinates in the file's image to those in `data`; None if
             the processor does not provide a geometry.
@@ -137,6 +162,7 @@ class Media:
         warnings: Reasons to doubt that a model can read this medium, one sentence each.
         content: Digest of the values as read, or a function that computes it; None means that
             of `data`. Random numbers for answers depend on it.
+        clip: The clip in the file, and which of its frames `data` contains; None for other kinds.
     """
 
     data: Tensor
@@ -150,6 +176,7 @@ class Media:
     meta: Mapping[str, MetaValue] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     content: ContentDigest | None = None
+    clip: ClipSource | None = None
 
     @property
     def content_digest(self) -> ContentDigest:
@@ -159,6 +186,36 @@ class Media:
     def with_data(self, data: Tensor, geometry: Geometry | None = None) -> Media:
         """Return a copy with different data and geometry."""
         return replace(self, data=data, geometry=geometry)
+
+    def display_values(self) -> np.ndarray:
+        """Return `data` as float32, with 8-bit values mapped from 0..255 to [0, 1]."""
+        return _as_float(self.data).numpy()
+
+    def video_metadata(self) -> dict[str, Any]:
+        """Return the arguments of `transformers.video_utils.VideoMetadata` for an unprocessed clip.
+
+        That class computes the time of frame i as i / fps. If the frames in the file do not follow
+        each other at a constant rate, the arguments therefore count milliseconds instead of frames:
+        fps is 1000, and frames_indices are the true times in ms. The mean rate of the frames read
+        is the same either way.
+
+        Raises:
+            ValueError: The medium is not a clip read from a file.
+        """
+        if self.clip is None or self.size is None:
+            raise ValueError("only a clip that was read from a file has video metadata")
+        total, fps, indices = self.clip.total_frames, self.clip.fps, list(self.clip.indices)
+        if not self.clip.constant_rate and self.frame_times and self.clip.duration:
+            total, fps = max(1, round(self.clip.duration * 1000)), 1000.0
+            indices = [round(t * 1000) for t in self.frame_times]
+        return {
+            "total_num_frames": total,
+            "fps": fps,
+            "width": self.size[1],
+            "height": self.size[0],
+            "duration": self.clip.duration,
+            "frames_indices": indices,
+        }
 
     def still_image(self) -> np.ndarray:
         """Return one image from an unprocessed medium: of a clip or volume, the middle one.
@@ -171,8 +228,8 @@ class Media:
         """
         if self.kind == "embedding":
             raise ValueError("embeddings cannot be shown as an image")
-        array: np.ndarray = self.data.numpy()
-        return array if self.kind == "image" else array[len(array) // 2]
+        data = self.data if self.kind == "image" else self.data[len(self.data) // 2]
+        return _as_float(data).numpy()
 
     @property
     def fps(self) -> float | None:
@@ -198,28 +255,56 @@ def media_from_tensor(data: Tensor) -> Media:
 
 
 def read_media_file(
-    ref: MediaRef, *, limits: ReadLimits = DEFAULT_LIMITS, min_side: int | None = None
+    ref: MediaRef,
+    *,
+    limits: ReadLimits = DEFAULT_LIMITS,
+    min_side: int | None = None,
+    uint8: bool = False,
 ) -> Media:
     """Read a medium and the metadata of its file.
 
     Args:
         ref: The medium to read.
-        limits: Size limits for images.
+        limits: Size limits for images and clips.
         min_side: See `pixels.read_image`.
+        uint8: Whether to return images, clips and volumes as uint8 in 0..255, which takes a quarter
+            of the memory. Videos have these values in the file; others are rounded to them.
 
     Raises:
         DataError: The file is missing, damaged, over a limit or of the wrong kind, or does not
             contain the requested frame, row or tensor.
+        InputError: The file is a video, and PyAV is not installed.
     """
-    is_array = ref.file.endswith(ARRAY_SUFFIXES)
-    media = _read_array(ref) if is_array else _read_picture(ref, limits, min_side)
+    if ref.sampling is not None and ref.kind != "clip":
+        raise DataError(f"{ref.file}: sampling selects frames of a clip; set kind: clip")
+    if ref.file.endswith(ARRAY_SUFFIXES):
+        media = _read_array(ref)
+    elif ref.frame_files:
+        media = _read_frame_files(ref, limits, min_side)
+    elif is_video_file(ref):
+        media = _read_video(ref, limits)
+    else:
+        media = _read_picture(ref, limits, min_side)
     media = _mirrored(media, ref.file) if ref.mirrored else media
-    return replace(media, content=digest_values(media.data))
+    content = digest_values(media.data)
+    if media.kind != "embedding":
+        media = media.with_data(
+            _as_bytes(media.data) if uint8 else _as_float(media.data), media.geometry
+        )
+    return replace(media, content=content)
 
 
 def read_digest(ref: MediaRef, min_side: int | None = None) -> str:
     """Return the digest of a file's content; see `read_media_file`."""
     return digest_values(read_media_file(ref, min_side=min_side).data)
+
+
+def _as_float(data: Tensor) -> Tensor:
+    return data.float().div_(255) if data.dtype == torch.uint8 else data
+
+
+def _as_bytes(data: Tensor) -> Tensor:
+    return data if data.dtype == torch.uint8 else (data * 255).round_().clamp_(0, 255).byte()
 
 
 def _mirrored(media: Media, file: str) -> Media:
@@ -235,23 +320,6 @@ def _picture_size(kind: Kind, pixels: np.ndarray) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _frame_slice(ref: MediaRef, count: int) -> slice:
-    """Return the slice that selects the requested frames from a file with `count` frames.
-
-    Raises:
-        DataError: The file does not contain all requested frames.
-    """
-    if ref.frames is None:
-        return slice(None)
-    start, stop, step = ref.frames
-    if not 0 <= start < stop <= count or step < 1:
-        raise DataError(
-            f"{ref.file}: frames {start} to {stop} in steps of {step} were requested, but the file "
-            f"has {count} frames, counted from 0"
-        )
-    return slice(start, stop, step)
-
-
 # ---- PNG, JPEG and DICOM -------------------------------------------------------------------------
 
 
@@ -261,17 +329,19 @@ def _read_picture(ref: MediaRef, limits: ReadLimits, min_side: int | None) -> Me
             f"{ref.file}: embeddings are only read from {' or '.join(ARRAY_SUFFIXES)} files"
         )
     has_frames = ref.kind != "image"
-    picture = read_image(
-        ref.file, frame=None if has_frames else ref.index, limits=limits, min_side=min_side
-    )
+    select = FrameSelector.of(ref) if has_frames else None
+    frame = None if has_frames else ref.index
+    picture = read_image(ref.file, frame=frame, limits=limits, min_side=min_side, select=select)
     pixels = picture.pixels
-    times = _frame_times(ref, picture)
-    if has_frames:
-        frames = _frame_slice(ref, len(pixels))
-        pixels = pixels[frames]
-        times = times and times[frames]
-        if ref.kind == "volume" and pixels.ndim != 3:
-            raise DataError(f"{ref.file}: a volume must be grey-scale, but this file is in colour")
+    if ref.kind == "volume" and pixels.ndim != 3:
+        raise DataError(f"{ref.file}: a volume must be grey-scale, but this file is in colour")
+    return _picture_media(ref, picture, pixels, select)
+
+
+def _picture_media(
+    ref: MediaRef, picture: PixelImage, pixels: np.ndarray, select: FrameSelector | None
+) -> Media:
+    is_clip = ref.kind == "clip" and select is not None
     window = picture.meta.get("window")
     return Media(
         torch.from_numpy(np.ascontiguousarray(pixels)),
@@ -279,10 +349,11 @@ def _read_picture(ref: MediaRef, limits: ReadLimits, min_side: int | None) -> Me
         ref.view,
         spacing=ref.spacing or _spacing(ref, picture),
         window=window if isinstance(window, tuple) and len(window) == 2 else None,
-        frame_times=times,
+        frame_times=select.times if is_clip and select else None,
         size=_picture_size(ref.kind, pixels),
         geometry=Geometry(),
         meta=dict(picture.meta),
+        clip=select.source if is_clip and select else None,
     )
 
 
@@ -296,14 +367,51 @@ def _spacing(ref: MediaRef, picture: PixelImage) -> tuple[float, ...] | None:
     return in_plane
 
 
-def _frame_times(ref: MediaRef, picture: PixelImage) -> tuple[float, ...] | None:
-    """Return the time of every frame in the file, in seconds, or None if unknown."""
+# ---- videos and lists of images ------------------------------------------------------------------
+
+
+def is_video_file(ref: MediaRef) -> bool:
+    """Return whether a file is read as a video: by its content, or by its name if that is none."""
+    return is_video(ref.path) or (has_video_suffix(ref.file) and not _is_picture(ref.path))
+
+
+def _is_picture(path: Path) -> bool:
+    """Return whether a file is a PNG, JPEG or DICOM file, whatever its name."""
+    try:
+        frame_count(path)
+    except DataError:
+        return False
+    return True
+
+
+def _read_video(ref: MediaRef, limits: ReadLimits) -> Media:
+    if ref.kind not in ("clip", "image"):
+        raise DataError(f"{ref.file}: a video is read as a clip or image, not as {ref.kind}")
+    select = FrameSelector.of(ref)
+    if ref.kind == "image":
+        index = ref.index or 0
+        select.frames = (index, index + 1, 1)
+    data = torch.from_numpy(read_video(ref.file, select, limits=limits))
+    is_clip = ref.kind == "clip"
+    total = 0 if select.source is None else select.source.total_frames
+    return Media(
+        data if is_clip else data[0],
+        ref.kind,
+        ref.view,
+        spacing=ref.spacing,
+        frame_times=select.times if is_clip else None,
+        size=(data.shape[1], data.shape[2]),
+        geometry=Geometry(),
+        meta={"rows": data.shape[1], "columns": data.shape[2], "frames": total, "voi": "identity"},
+        clip=select.source if is_clip else None,
+    )
+
+
+def _read_frame_files(ref: MediaRef, limits: ReadLimits, min_side: int | None) -> Media:
     if ref.kind != "clip":
-        return None
-    if ref.fps:
-        return tuple(i / ref.fps for i in range(len(picture.pixels)))
-    times = picture.meta.get("frame_times")
-    return times if isinstance(times, tuple) else None
+        raise DataError(f"{ref.file}: a list of images is read as a clip, not as {ref.kind}")
+    pixels, select, first = read_frame_files(ref, limits, min_side)
+    return _picture_media(ref, first, pixels, select)
 
 
 # ---- .npy and .safetensors -----------------------------------------------------------------------
@@ -311,75 +419,10 @@ def _frame_times(ref: MediaRef, picture: PixelImage) -> tuple[float, ...] | None
 
 def _read_array(ref: MediaRef) -> Media:
     """Read only the requested rows or frames of an array file."""
-    data = torch.from_numpy(np.array(_load_array(ref), dtype=np.float32))  # copies mapped files
-    _check_array_shape(ref, data)
+    select = FrameSelector.of(ref) if ref.kind == "clip" else None
+    data = load_array(ref, select)
     if ref.kind == "embedding":
         return Media(data[None] if data.dim() == 1 else data, "embedding", ref.view)
-    times = None
-    if ref.kind == "clip" and ref.fps:
-        first, _, step = ref.frames or (0, 0, 1)
-        times = tuple((first + i * step) / ref.fps for i in range(len(data)))
+    times, clip = (select.times, select.source) if select else (None, None)
     size = _picture_size(ref.kind, data.numpy())
-    return Media(data, ref.kind, ref.view, ref.spacing, None, times, size, Geometry())
-
-
-def _load_array(ref: MediaRef) -> np.ndarray:
-    try:
-        return _load_safetensors(ref) if ref.file.endswith(".safetensors") else _load_npy(ref)
-    except DataError:
-        raise
-    except Exception as error:  # damaged files fail in many ways
-        raise DataError(f"{ref.file}: cannot be read as an array ({error})") from None
-
-
-def _check_array_shape(ref: MediaRef, data: Tensor) -> None:
-    dims = _ARRAY_DIMS[ref.kind]
-    in_colour = ref.kind in ("image", "clip") and data.dim() == max(dims)
-    if data.dim() not in dims or (in_colour and data.shape[-1] != 3):
-        hint = "; use `index` to select one row" if ref.kind == "embedding" else ""
-        raise DataError(
-            f"{ref.file}: {_ARRAY_SHAPES[ref.kind]}, but this array is {tuple(data.shape)}{hint}"
-        )
-
-
-def _select_rows(ref: MediaRef, shape: Sequence[int]) -> int | slice:
-    """Return the index into the first axis; for an image, the frame in an array with several.
-
-    Raises:
-        DataError: The array does not have the requested row or frame.
-    """
-    count = shape[0]
-    has_frames = len(shape) == 4 or (len(shape) == 3 and shape[-1] != 3)
-    if ref.index is None or (ref.kind == "image" and not has_frames and ref.index == 0):
-        return _frame_slice(ref, count)
-    if not 0 <= ref.index < count:
-        raise DataError(
-            f"{ref.file}: row {ref.index} was requested, but the file has {count} rows, counted "
-            "from 0"
-        )
-    return ref.index
-
-
-def _load_npy(ref: MediaRef) -> np.ndarray:
-    array = np.load(ref.file, mmap_mode="r", allow_pickle=False)
-    rows: np.ndarray = array[_select_rows(ref, array.shape)] if array.ndim else array
-    return rows
-
-
-def _load_safetensors(ref: MediaRef) -> np.ndarray:
-    from safetensors import safe_open
-
-    with safe_open(ref.file, framework="pt") as file:
-        names = sorted(file.keys())
-        if not ref.tensor and len(names) != 1:
-            raise DataError(
-                f"{ref.file} does not contain exactly one tensor; set `tensor` to one of: "
-                f"{', '.join(names)}"
-            )
-        name = ref.tensor or names[0]
-        if name not in names:
-            raise DataError(f"{ref.file} has no tensor '{name}'; it contains {', '.join(names)}")
-        lazy_tensor = file.get_slice(name)
-        rows: Tensor = lazy_tensor[_select_rows(ref, lazy_tensor.get_shape())]
-        array: np.ndarray = rows.float().numpy()
-        return array
+    return Media(data, ref.kind, ref.view, ref.spacing, None, times, size, Geometry(), clip=clip)

@@ -23,7 +23,8 @@ def digest_values(data: Tensor) -> str:
     numbers and must not be used to tell images apart: they may differ in a value that is not read.
 
     Args:
-        data: Display values or embeddings of any shape.
+        data: Display values or embeddings of any shape. Values in 0..255 as uint8 have the digest
+            of the same values in [0, 1] as float32.
     """
     step = 1
     while data.numel() > MAX_VALUES * step ** min(2, data.dim()):
@@ -32,7 +33,9 @@ def digest_values(data: Tensor) -> str:
     for axis in sorted(range(data.dim()), key=lambda a: -data.shape[a])[:2]:
         values = values.index_select(axis, torch.arange(0, data.shape[axis], step))
     sha = hashlib.sha256(f"{tuple(data.shape)}".encode())
-    sha.update(np.ascontiguousarray(values.float().numpy()).tobytes())
+    in_bytes = values.dtype == torch.uint8
+    values = values.float() / 255 if in_bytes else values.float()
+    sha.update(np.ascontiguousarray(values.numpy()).tobytes())
     return sha.hexdigest()
 
 

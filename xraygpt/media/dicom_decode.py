@@ -5,7 +5,7 @@ Section numbers refer to DICOM PS3.3 unless another part is named.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ _RLE = "1.2.840.10008.1.2.5"
 
 
 def decode_frames(
-    dataset: Dataset, syntax: UID, layout: Layout, indices: range
+    dataset: Dataset, syntax: UID, layout: Layout, indices: Sequence[int]
 ) -> Iterator[np.ndarray]:
     """Yield each frame's stored values, (rows, columns[, 3]), with the unused bits cleared.
 

@@ -34,6 +34,7 @@ _CODES = {
     "Laterality": "laterality",
     "BodyPartExamined": "body_part",
     "PresentationIntentType": "presentation_intent",  # C.8.11.1.1.1
+    "BurnedInAnnotation": "burned_in",  # YES or NO: text that may identify the patient (C.7.6.1)
 }
 _SPACINGS = {  # 10.7.1.3: (row, column), in mm in the patient or at the detector
     "PixelSpacing": "pixel_spacing",
@@ -46,7 +47,7 @@ HEADER_ELEMENTS = (
     *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"),
     *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-    *("FrameTime", "FrameTimeVector", "SpacingBetweenSlices"),
+    *("FrameTime", "FrameTimeVector", "CineRate", "SpacingBetweenSlices"),
     *(f"{color}PaletteColorLookupTableDescriptor" for color in ("Red", "Green", "Blue")),
     *(f"{color}PaletteColorLookupTableData" for color in ("Red", "Green", "Blue")),
     *(f"Segmented{color}PaletteColorLookupTableData" for color in ("Red", "Green", "Blue")),
@@ -251,16 +252,21 @@ def picture_meta(dataset: Dataset, syntax: UID, layout: Layout) -> dict[str, Met
     between = numbers(dataset, "SpacingBetweenSlices")
     if len(between) == 1 and between[0] > 0:
         meta["slice_spacing"] = tuple(between)
-    if times := _frame_times(dataset, layout.frames):
+    if times := frame_times(dataset, layout.frames):
         meta["frame_times"] = times
     return meta
 
 
-def _frame_times(dataset: Dataset, frames: int) -> tuple[float, ...]:
-    """Return the frames' times in seconds after the first (C.7.6.5); empty if unknown."""
+def frame_times(dataset: Dataset, frames: int) -> tuple[float, ...]:
+    """Return the frames' times in seconds after the first (C.7.6.5); empty if unknown.
+
+    They are those of Frame Time Vector, else of Frame Time, else of Cine Rate.
+    """
     intervals = numbers(dataset, "FrameTimeVector")  # milliseconds; the first is 0
     if len(intervals) != frames:
-        intervals = numbers(dataset, "FrameTime")[:1] * frames  # the same after every frame
+        rates = [r for r in numbers(dataset, "CineRate") if r > 0]  # frames per second
+        interval = numbers(dataset, "FrameTime") or [1000 / r for r in rates]
+        intervals = interval[:1] * frames  # the same after every frame
         intervals[:1] = [0.0] * len(intervals[:1])
     if frames < 2 or len(intervals) != frames or min(intervals) < 0 or not any(intervals):
         return ()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from xraygpt.common.errors import ImageError
 
 MetaValue = str | int | tuple[float, ...]
 Window = tuple[float, float]
+SelectFrames = Callable[[int, Sequence[float] | None, float | None], Sequence[int]]
+"""(number of frames in the file, their times and the duration in s, or None) -> frames to read."""
 
 # `warnings.catch_warnings` swaps process-wide state, so a lock is needed for thread safety.
 _WARNINGS_LOCK = threading.RLock()
@@ -33,6 +36,14 @@ class ReadLimits:
     """Largest number of samples to decode in one call: rows x columns x samples per pixel x
     requested frames. For PNG and JPEG, Pillow's limit on rows x columns
     (`PIL.Image.MAX_IMAGE_PIXELS`) also applies."""
+
+    max_clip_samples: int = 400_000_000
+    """Largest number of samples to keep of a video or a list of images: rows x columns x 3 x frames
+    read. They take one byte each, or four as float32."""
+
+    max_video_frames: int = 1_000_000
+    """Largest number of frames in a video file, all of which may have to be decoded: nine hours at
+    30 frames per second."""
 
 
 DEFAULT_LIMITS = ReadLimits()
@@ -61,8 +72,9 @@ class PixelImage:
     value in the frame, both in the units of `read_image(window=…)`. A JPEG that was decoded at a
     fraction of its size has `file_size` (height, width), the size in the file. DICOM files also
     have `photometric` and `transfer_syntax` and, if known, `modality`, `view_position`,
-    `laterality`, `body_part`, `presentation_intent`, `pixel_spacing` and `imager_pixel_spacing`
-    (row, column; mm), `slice_spacing` (mm) and `frame_times` (seconds after the first frame)."""
+    `laterality`, `body_part`, `presentation_intent`, `burned_in` (YES or NO), `pixel_spacing` and
+    `imager_pixel_spacing` (row, column; mm), `slice_spacing` (mm) and `frame_times` (seconds after
+    the first frame)."""
 
 
 def check_size(rows: int, columns: int, samples: int, frames: int, limits: ReadLimits) -> None:
@@ -76,6 +88,26 @@ def check_size(rows: int, columns: int, samples: int, frames: int, limits: ReadL
             f"the header declares {columns} x {rows} pixels of {samples} sample(s) in {frames} "
             f"frame(s), over the limit of {limits.max_pixels:,}; downsample it, read one frame, "
             "or raise ReadLimits.max_pixels"
+        )
+
+
+def check_clip_size(file: str, shape: tuple[int, ...], frames: int, limits: ReadLimits) -> None:
+    """Check the frames to keep of a clip against the limit.
+
+    Args:
+        file: The file, for the message.
+        shape: (H, W, samples per pixel) of a frame.
+        frames: Number of frames to keep.
+        limits: The limits.
+
+    Raises:
+        ImageError: The product of the sizes is over `limits.max_clip_samples`.
+    """
+    if math.prod(shape) * frames > limits.max_clip_samples:
+        raise ImageError(
+            f"{file}: {frames} frame(s) of {shape[1]} x {shape[0]} pixels have more than the limit "
+            f"of {limits.max_clip_samples:,} values; read fewer (sampling: num_frames or "
+            "max_frames), make the video smaller, or raise ReadLimits.max_clip_samples"
         )
 
 

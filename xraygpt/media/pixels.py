@@ -15,19 +15,21 @@ import math
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xraygpt.common.errors import ImageError
+from xraygpt.common.errors import DataError, ImageError
 from xraygpt.media.grey import apply_window
 from xraygpt.media.picture import (
     DEFAULT_LIMITS,
     MetaValue,
     PixelImage,
     ReadLimits,
+    SelectFrames,
     Window,
     check_size,
     suppress_library_output,
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_GREY_MODES = ("1", "L", "LA")  # of Pillow, apart from those for 16 bits
+_ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # EXIF
 _HEAD_BYTES = 132  # preamble (128) and prefix (4) of a DICOM file, PS3.10 7.1
 
 
@@ -47,6 +51,7 @@ def read_image(
     window: Window | None = None,
     limits: ReadLimits = DEFAULT_LIMITS,
     min_side: int | None = None,
+    select: SelectFrames | None = None,
 ) -> PixelImage:
     """Read a PNG, JPEG or DICOM file into display values.
 
@@ -61,6 +66,7 @@ def read_image(
         min_side: Allows a JPEG to be decoded at a half, a quarter or an eighth of its size, as long
             as no side becomes shorter than this many pixels. Pixels are then approximate block
             means.
+        select: With `frame=None`, chooses the frames to read.
 
     Returns:
         The image as display values in [0, 1], with bright bones.
@@ -76,10 +82,13 @@ def read_image(
         if window and not (math.isfinite(window[0]) and 0 < window[1] < math.inf):
             raise ImageError(f"window {window} is not (center, width) with a positive width")
         if _is_raster(head):
-            return _read_raster(file, frame, window, limits, min_side)
+            picture = _read_raster(file, frame, window, limits, min_side)
+            if frame is None and select is not None:
+                return replace(picture, pixels=picture.pixels[list(select(1, None, None))])
+            return picture
         from xraygpt.media.dicom import read_dicom
 
-        return read_dicom(file, frame=frame, window=window, limits=limits)
+        return read_dicom(file, frame=frame, window=window, limits=limits, select=select)
 
 
 def frame_count(path: str | PathLike[str], *, limits: ReadLimits = DEFAULT_LIMITS) -> int:
@@ -101,6 +110,36 @@ def frame_count(path: str | PathLike[str], *, limits: ReadLimits = DEFAULT_LIMIT
         return dicom_frame_count(file, limits=limits)
 
 
+def read_shape(
+    path: str | PathLike[str],
+    *,
+    frame: int | None = 0,
+    limits: ReadLimits = DEFAULT_LIMITS,
+    min_side: int | None = None,
+    select: SelectFrames | None = None,
+) -> tuple[int, ...]:
+    """Return the shape of the pixels that `read_image` returns, from the file's header.
+
+    The arguments are those of `read_image`.
+
+    Raises:
+        ImageError: The file is missing or not a readable image, or has no such frame. Damage after
+            the header is not found.
+    """
+    with _errors_with_path(path):
+        file, head = _inspect(path, limits)
+        if not _is_raster(head):
+            from xraygpt.media.dicom import dicom_shape
+
+            return dicom_shape(file, frame=frame, limits=limits, select=select)
+        if frame:
+            raise ImageError(f"frame {frame} was requested, but a PNG or JPEG has only frame 0")
+        shape = _raster_shape(file, limits, min_side)
+        if frame is not None:
+            return shape
+        return (1 if select is None else len(select(1, None, None)), *shape)
+
+
 # ---- checks ------------------------------------------------------------------------------------
 
 
@@ -114,6 +153,8 @@ def _errors_with_path(path: str | PathLike[str]) -> Iterator[None]:
         yield
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
+    except DataError:  # from the choice of frames; it names the file
+        raise
     except Exception as error:
         raise ImageError(
             f"{path}: the file cannot be decoded ({type(error).__name__}), so it is corrupt or cut "
@@ -205,7 +246,41 @@ def _load_raster(
     Returns:
         The image, its format, and the factor by which the image in the file is larger.
     """
-    from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
+
+    with _open_raster(file, limits) as image:
+        source_format = "PNG" if image.format == "PNG" else "JPEG"  # a JPEG may call itself MPO
+        full_width = image.width
+        if min_side:
+            image.draft(None, (min_side, min_side))  # no effect on a PNG
+        image.load()
+        factor = full_width / image.width
+        try:
+            with suppress_library_output("PIL"):
+                return ImageOps.exif_transpose(image), source_format, factor
+        except Exception:
+            # The pixels are intact; an EXIF block that cannot be parsed specifies no orientation.
+            return image.copy(), source_format, factor
+
+
+def _raster_shape(file: Path, limits: ReadLimits, min_side: int | None) -> tuple[int, ...]:
+    """Return (H, W) of a grey image or (H, W, 3) of one in colour, without decoding it."""
+    with _open_raster(file, limits) as image:
+        if min_side:
+            image.draft(None, (min_side, min_side))
+        try:
+            with suppress_library_output("PIL"):
+                turned = image.getexif().get(_ORIENTATION) in _QUARTER_TURNS
+        except Exception:
+            turned = False
+        size = (image.width, image.height) if turned else (image.height, image.width)
+        is_grey = image.mode.startswith("I") or image.mode in _GREY_MODES
+        return size if is_grey else (*size, 3)
+
+
+def _open_raster(file: Path, limits: ReadLimits) -> PillowImage:
+    """Open a PNG or JPEG and check its size, without decoding it."""
+    from PIL import Image, ImageFile, UnidentifiedImageError
 
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ImageError(
@@ -224,20 +299,12 @@ def _load_raster(
         raise ImageError(
             "the file has a corrupt PNG or JPEG header; copy or export it again"
         ) from None
-    with image:
+    try:
         check_size(image.height, image.width, len(image.getbands()), 1, limits)
-        source_format = "PNG" if image.format == "PNG" else "JPEG"  # a JPEG may call itself MPO
-        full_width = image.width
-        if min_side:
-            image.draft(None, (min_side, min_side))  # no effect on a PNG
-        image.load()
-        factor = full_width / image.width
-        try:
-            with suppress_library_output("PIL"):
-                return ImageOps.exif_transpose(image), source_format, factor
-        except Exception:
-            # The pixels are intact; an EXIF block that cannot be parsed specifies no orientation.
-            return image.copy(), source_format, factor
+    except ImageError:
+        image.close()
+        raise
+    return image
 
 
 def _raster_values(image: PillowImage) -> tuple[np.ndarray, int]:
@@ -250,7 +317,7 @@ def _raster_values(image: PillowImage) -> tuple[np.ndarray, int]:
         stored = np.asarray(image)
         transparent = stored == image.info.get("transparency", -1)
         return np.where(transparent, 0, stored / np.float32(65535)).astype(np.float32), 16
-    is_grey = image.mode in ("1", "L", "LA")
+    is_grey = image.mode in _GREY_MODES
     if not image.has_transparency_data:
         values = np.asarray(image.convert("L" if is_grey else "RGB")) / np.float32(255)
         return values, 1 if image.mode == "1" else 8
