@@ -57,9 +57,12 @@ def loss_rows(losses: Mapping[str, np.ndarray], studies: Sequence[str]) -> list[
     """Return each condition's loss per character and its paired difference from the true images.
 
     Args:
-        losses: Results of `sample_losses` by condition; shuffled seeds are averaged.
+        losses: Results of `sample_losses` by condition, empty for a model without losses; shuffled
+            seeds are averaged.
         studies: Study of each sample, the unit of bootstrap resampling.
     """
+    if not losses:
+        return []
     true = losses[TRUE]
     groups = {TRUE: [true]}
     groups[SHUFFLED] = [v for k, v in losses.items() if k.startswith(SHUFFLED)]

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Final
 
-from xraygpt.curation.llm.client import Call, Client
+from xraygpt.curation.llm.caller import Call
+from xraygpt.curation.llm.client import Client
 from xraygpt.curation.llm.completions import Reply, parse_completion
 from xraygpt.curation.llm.failures import ERROR_CODE, EndpointError
 from xraygpt.curation.llm.ledger_rows import Batch

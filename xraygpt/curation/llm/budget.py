@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+from typing import Protocol
 
-from xraygpt.curation.llm.ledger import Ledger
+from xraygpt.curation.llm.ledger_rows import Usage
 from xraygpt.curation.llm.limits import Limits
 from xraygpt.curation.llm.prices import Price
 from xraygpt.curation.llm.stopping import StopSignal
@@ -13,6 +14,16 @@ from xraygpt.curation.llm.stopping import StopSignal
 
 class BudgetExceeded(Exception):
     """The next call could exceed --max-usd or --max-tokens."""
+
+
+class UsageLog(Protocol):
+    """Keeps the usage of all calls on a folder, such as `Ledger`."""
+
+    def total_usage(self) -> Usage:
+        """Return the usage of all calls so far."""
+
+    def add_usage(self, tokens_in: int, tokens_out: int, cost: float) -> None:
+        """Record the usage of one call."""
 
 
 class Budget:
@@ -27,9 +38,18 @@ class Budget:
         limits: The maximum tokens and cost.
         price: The price of tokens; None if cost is not counted.
         batch: Whether the batch discount applies.
+        names: Names of the limits of tokens and of cost, for messages.
     """
 
-    def __init__(self, ledger: Ledger, limits: Limits, price: Price | None, batch: bool) -> None:
+    def __init__(
+        self,
+        ledger: UsageLog,
+        limits: Limits,
+        price: Price | None,
+        batch: bool = False,
+        names: tuple[str, str] = ("--max-tokens", "--max-usd"),
+    ) -> None:
+        self.names = names
         self.ledger, self.limits, self.price, self.batch = ledger, limits, price, batch
         usage = ledger.total_usage()
         self.tokens, self.cost = usage.tokens, usage.cost
@@ -43,12 +63,12 @@ class Budget:
 
     def exceeded_message(self) -> str:
         """Return a message that says what is used up and what to do."""
-        limits = self.limits
+        limits, (tokens, cost) = self.limits, self.names
         used = []
         if limits.max_tokens is not None:
-            used.append(f"{self.tokens:,} of --max-tokens {limits.max_tokens:,}")
+            used.append(f"{self.tokens:,} of {tokens} {limits.max_tokens:,}")
         if limits.max_cost is not None:
-            used.append(f"{self.cost:.2f} of --max-usd {limits.max_cost:.2f}")
+            used.append(f"{self.cost:.2f} of {cost} {limits.max_cost:.2f}")
         return (
             f"the next call could exceed the budget ({', '.join(used)} used over all runs on this "
             "folder): raise the limit to continue"

@@ -136,7 +136,7 @@ class CallRunner:
         reserved = await self.budget.acquire(self.stop, estimated, task.output_tokens)
         self.ledger.reserve(item.key, *reserved, self.budget.cost_of(*reserved))
         try:
-            reply = await self.client.complete(messages, estimated, self.budget.charge_wasted)
+            reply = await self.client.ask(messages, estimated, self.budget.charge_wasted)
         except asyncio.CancelledError:
             raise  # outcome unknown: the reservation is charged when the ledger is next opened
         except BaseException:

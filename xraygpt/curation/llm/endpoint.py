@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 LOCAL_URL, OPENAI_URL = "http://127.0.0.1:8000/v1", "https://api.openai.com/v1"
 PROVIDERS = ("rules", "local", "openai", "azure")
-_NOT_INSTALLED = (
+NO_KEY = "none"  # the SDK requires a key, also for servers that need none
+NOT_INSTALLED = (
     "the package openai is not installed; run .venv/bin/pip install -e '.[curate]' in the clone"
 )
 
@@ -48,19 +49,9 @@ class Endpoint:
             InputError: The address is not an http(s) URL, or Azure's address is not set.
         """
         url = self.base_url or self._default_url()
-        try:
-            parts = urlsplit(url)
-            _ = parts.port  # raises ValueError for an invalid port
-            (parts.hostname or "").encode("idna")
-        except ValueError:
-            raise InputError(f"--base-url {url}: not a valid URL") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"--base-url {url}: expected http://host:port/v1 or https://…")
-        if parts.username or parts.password:
-            raise InputError(
-                "--base-url contains a user name or password; keys are read only from the "
-                "environment"
-            )
+        problem = url_problem(url)
+        if problem:
+            raise InputError(f"--base-url {problem}")
         return url
 
     def _default_url(self) -> str:
@@ -92,29 +83,15 @@ class Endpoint:
         Raises:
             InputError: The SDK is not installed or a key is not set.
         """
-        try:
-            import openai
-        except ImportError:
-            raise InputError(_NOT_INSTALLED) from None
-        silence_sdk_logs()
-        loopback = is_loopback(self.address())
-        options: dict[str, Any] = {
-            "max_retries": 0,
-            "timeout": timeout,
-            # A proxy from the environment would send "local" texts to another host.
-            "http_client": openai.DefaultAsyncHttpxClient(
-                follow_redirects=False, trust_env=not loopback, timeout=timeout,
-                # Plain http has no certificates to check, and loading them is slow.
-                verify=not self.address().startswith("http://"),
-            ),
-        }  # fmt: skip
         if self.provider == "azure":
+            openai = _import_sdk()
+            options = _sdk_options(self.address(), timeout)
             return openai.AsyncAzureOpenAI(**{**options, **self._azure_options()})
         variable = "OPENAI_API_KEY" if self.provider == "openai" else "XRAYGPT_API_KEY"
-        key = os.environ.get(variable) or ("" if self.provider == "openai" else "none")
+        key = os.environ.get(variable) or ("" if self.provider == "openai" else NO_KEY)
         if not key:
             raise InputError(f"--provider openai: set {variable} in the environment")
-        return openai.AsyncOpenAI(**options, api_key=key, base_url=self.address())
+        return make_sdk_client(self.address(), key, timeout)
 
     def _azure_options(self) -> dict[str, str]:
         key = os.environ.get("AZURE_OPENAI_API_KEY", "")
@@ -132,6 +109,57 @@ class Endpoint:
             "azure_ad_token": token,
         }
         return {name: value for name, value in options.items() if value}
+
+
+def url_problem(url: str) -> str:
+    """Return what is wrong with the address of an endpoint, or "" if nothing is."""
+    if "@" in url.partition("://")[2].partition("/")[0]:  # not repeated in the message
+        return "contains a user name or password; keys are read only from the environment"
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises ValueError for an invalid port
+        (parts.hostname or "").encode("idna")
+    except ValueError:
+        return f"{url}: not a valid URL"
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return f"{url}: expected http://host:port/v1 or https://…"
+    return ""
+
+
+def make_sdk_client(url: str, key: str, timeout: float) -> openai.AsyncOpenAI:
+    """Create an SDK client without retries, redirects or logged request texts.
+
+    Args:
+        url: The address, for which `url_problem` is empty.
+        key: The key; `NO_KEY` for a server that needs none.
+        timeout: Seconds per call.
+
+    Raises:
+        InputError: The SDK is not installed.
+    """
+    sdk = _import_sdk()
+    return sdk.AsyncOpenAI(**_sdk_options(url, timeout), api_key=key, base_url=url)
+
+
+def _import_sdk() -> Any:
+    try:
+        import openai
+    except ImportError:
+        raise InputError(NOT_INSTALLED) from None
+    silence_sdk_logs()
+    return openai
+
+
+def _sdk_options(url: str, timeout: float) -> dict[str, Any]:
+    client = _import_sdk().DefaultAsyncHttpxClient(
+        follow_redirects=False,
+        # A proxy from the environment would send "local" texts to another host.
+        trust_env=not is_loopback(url),
+        timeout=timeout,
+        # Plain http has no certificates to check, and loading them is slow.
+        verify=not url.startswith("http://"),
+    )
+    return {"max_retries": 0, "timeout": timeout, "http_client": client}
 
 
 def silence_sdk_logs() -> None:

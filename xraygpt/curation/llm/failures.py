@@ -6,12 +6,12 @@ No message here contains text from the endpoint, because such text may quote a r
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from xraygpt.common.errors import XrayGPTError
 from xraygpt.curation.llm.completions import Reply
-from xraygpt.curation.llm.endpoint import Endpoint
 from xraygpt.curation.llm.limits import parse_retry_after
 
 if TYPE_CHECKING:
@@ -21,21 +21,29 @@ ERROR_CODE = re.compile(r"^[a-z][a-z_]{2,40}$")
 _RETRIED = frozenset({408, 409, 425, 429}) | frozenset(range(500, 600))
 _MAX_UNREACHABLE = 4  # failed connections before any accepted request
 _MAX_MALFORMED = 10  # requests rejected as malformed before any accepted request
-_REDIRECTED = "the endpoint redirects to another address; pass that address as --base-url"
-_FATAL = {
-    401: "the key is wrong or has no access to this model",
-    403: "the key is wrong or has no access to this model",
-    404: "no such address or model ({model})",
-    429: "the quota is used up",
-    **dict.fromkeys((301, 302, 303, 307, 308), _REDIRECTED),
-}
-_REMEDIES = {
+_TOO_LONG = re.compile(r"context.{0,12}(?:length|size|window)|too many tokens|prompt is too long")
+TOO_LONG = "the request is longer than the model's context"
+COMMAND_REMEDIES = {
+    "key": "the key is wrong or has no access to this model",
+    "not_found": "no such address or model ({model})",
+    "quota": "the quota is used up",
+    "redirect": "the endpoint redirects to another address; pass that address as --base-url",
+    "unreachable": "no server is listening there; start it, or correct the address",
     "temperature": "the model does not accept a temperature: use --temperature none",
     "seed": "the endpoint does not accept a seed: omit --model-seed",
     "response_format": "the endpoint or model does not support structured outputs (JSON schema)",
     "max_tokens": "the endpoint expects max_completion_tokens: use --provider openai, --base-url",
     "max_completion_tokens": "the endpoint expects max_tokens: use --provider local, --base-url",
     "model": "the endpoint has no model with the name given as --model",
+}
+"""What to do about failures that end a run, in the words of `xraygpt.curate`. The keys are those of
+`_FATAL`, ``unreachable``, and names of request fields that an endpoint may reject."""
+_FATAL = {
+    401: "key",
+    403: "key",
+    404: "not_found",
+    429: "quota",
+    **dict.fromkeys((301, 302, 303, 307, 308), "redirect"),
 }
 
 
@@ -76,24 +84,35 @@ class HttpError:
     code: str
     parameter: str
     retry_after: float | None
+    too_long: bool = False  # whether the request exceeds the model's context
 
     @staticmethod
     def from_sdk(error: openai.APIStatusError) -> HttpError:
         """Extract these parts from the SDK's exception."""
-        code = str(error.code or "")
+        code, status = str(error.code or ""), int(error.status_code)
+        too_long = code == "context_length_exceeded" or _TOO_LONG.search(error.message.lower())
         return HttpError(
-            int(error.status_code),
+            status,
             code if ERROR_CODE.match(code) else "",
             error.param if isinstance(error.param, str) else "",
             parse_retry_after({k.lower(): v for k, v in error.response.headers.items()}),
+            status in (400, 413, 422) and bool(too_long),
         )
 
 
 class FailureClassifier:
-    """Decides what failures lead to, given what the endpoint did earlier in this run."""
+    """Decides what failures lead to, given what the endpoint did earlier in this run.
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
+    Args:
+        url: The address of the endpoint.
+        model: Name of the model.
+        remedies: What to do, with the keys of `COMMAND_REMEDIES`.
+    """
+
+    def __init__(
+        self, url: str, model: str, remedies: Mapping[str, str] = COMMAND_REMEDIES
+    ) -> None:
+        self.url, self.model, self.remedies = url, model, remedies
         self._accepted = self._malformed = self._unreachable = 0
 
     def record_accepted(self) -> None:
@@ -108,7 +127,7 @@ class FailureClassifier:
         """
         self._unreachable += 1
         if not self._accepted and self._unreachable >= _MAX_UNREACHABLE:
-            self.stop("no server is listening there; start it, or correct the address")
+            self.stop(self.remedies["unreachable"])
         return Failure("no connection")
 
     def http_error(self, error: HttpError) -> Failure:
@@ -121,12 +140,14 @@ class FailureClassifier:
         if error.status in _RETRIED and error.code != "insufficient_quota":
             return Failure(reason, retry_after=error.retry_after)
         if error.status in _FATAL:
-            remedy = _FATAL[error.status].format(model=self.endpoint.model)
+            remedy = self.remedies[_FATAL[error.status]].format(model=self.model)
             self.stop(f"{reason}: {remedy}", error.status)
+        if error.too_long:
+            return Failure(final=Reply("failed", reason=f"{reason}: {TOO_LONG}"))
         if error.code in ("content_filter", "content_policy_violation"):
             return Failure(final=Reply("refused", reason=f"{reason}: content filter"))
-        if error.parameter in _REMEDIES:
-            self.stop(f"{reason}: {_REMEDIES[error.parameter]}", error.status)
+        if error.parameter in self.remedies:
+            self.stop(f"{reason}: {self.remedies[error.parameter]}", error.status)
         self._malformed += 1
         if not self._accepted and self._malformed >= _MAX_MALFORMED:
             self.stop(f"{reason} for each of the first {_MAX_MALFORMED} requests", error.status)
@@ -138,4 +159,4 @@ class FailureClassifier:
         Raises:
             EndpointError: Always.
         """
-        raise EndpointError(f"{self.endpoint.address()}: {reason}", status) from None
+        raise EndpointError(f"{self.url}: {reason}", status) from None
