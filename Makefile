@@ -11,9 +11,9 @@ PIP := PYTHONWARNINGS='ignore:Editable installation' $(PY) -m pip install --quie
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 CPU_ONLY := $(filter-out 0,$(CPU))
 PIP_FAILED := echo "make: pip failed. It needs network access: behind a proxy set HTTPS_PROXY, with a mirror PIP_INDEX_URL$(if $(CPU_ONLY), and TORCH_INDEX). Then repeat the command." >&2; exit 1
-TEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+TEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help install install-cmr install-dev check-cpu packages packages-dev style test test-fast test-slow format clean quickstart demo
+.PHONY: help install install-cmr install-vlm install-dev check-cpu packages packages-dev style test test-fast test-slow format clean quickstart demo
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,7 +26,7 @@ $(BIN)/.installed: requirements.txt requirements-dev.txt constraints.txt pyproje
 	@$(PYTHON) tools/check_machine.py $(if $(CPU_ONLY),--cpu)
 	$(PYTHON) -m venv .venv
 	@$(MAKE) --no-print-directory packages || { $(PIP_FAILED); }
-	$(PY) -c 'import xraygpt.experiment'  # check the installation and compile the modules in use
+	PYTHONDONTWRITEBYTECODE= $(PY) -c 'import xraygpt.experiment'  # check the installation and compile the modules in use
 	@touch $@
 
 check-cpu:
@@ -49,8 +49,11 @@ install-cmr: $(BIN)/.installed  ## add what cardiac MR needs: formats, onnxrunti
 	$(PIP) -c constraints.txt -e '.[cmr]'
 	$(PIP) --no-deps myopari==0.1.6
 
+install-vlm: $(BIN)/.installed  ## add what video needs: PyAV, for mp4, AVI, MOV, MKV and WebM
+	$(PIP) -c constraints.txt -e '.[vlm]'
+
 packages-dev:  # --no-deps last, since lavis asks for a transformers that is years old
-	$(PIP) -c constraints.txt -e '.[quantize,cmr,curate,serve,deepspeed]' 'playwright>=1.55'
+	$(PIP) -c constraints.txt -e '.[quantize,cmr,vlm,parquet,curate,serve,deepspeed]' 'playwright>=1.55'
 	$(PIP) --no-deps -r requirements-parity.txt
 
 style: $(BIN)/.installed  ## check lint, formatting and types

@@ -45,8 +45,8 @@ def main() -> None:
     parser.add_argument(
         "--input",
         type=existing_path,
-        help="image, DICOM file, folder, or table (CSV or JSONL) with the column image; for an "
-        "analysis, a study or a folder of studies",
+        help="image, DICOM file, video, folder, or table (CSV or JSONL) with the column image or "
+        "video; for an analysis, a study or a folder of studies",
     )
     parser.add_argument("--output", type=Path, default=Path("output/predict"), help="folder")
     parser.add_argument(

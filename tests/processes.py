@@ -36,6 +36,8 @@ from typing import Any, NoReturn
 REPO = Path(__file__).parent.parent
 PIPE, DEVNULL = subprocess.PIPE, subprocess.DEVNULL
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# pandas imports pyarrow if that is installed, whose allocator starts a thread of its own.
+NO_ARROW_THREAD = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 # Modules that trainings and evaluations import; no plug-ins and no modules with a command.
 PRELOADED = (
     "xraygpt.experiment",
@@ -67,7 +69,7 @@ class _Server:
             subprocess.Popen(
                 [sys.executable, "-m", "tests.processes", str(server_socket.fileno())],
                 cwd=REPO,
-                env=os.environ | dict.fromkeys(ONE_THREAD, "1"),
+                env=os.environ | dict.fromkeys(ONE_THREAD, "1") | NO_ARROW_THREAD,
                 pass_fds=[server_socket.fileno()],
                 stdin=subprocess.DEVNULL,
             )

@@ -1,6 +1,7 @@
 """Convert weights between projects: python -m xraygpt.convert SOURCE OUT.
 
 other projects' weights -> a folder:  python -m xraygpt.convert eva_vit_g.pth weights/eva
+LLaVA-NeXT, RadVLM -> transformers:   python -m xraygpt.convert llava_run weights/llava --from llava
 a run -> a .pth of XrayGPT:           python -m xraygpt.convert output/my_run/best my.pth --to pth
 a run -> plain transformers:          python -m xraygpt.convert output/my_run/best out --to transformers
 """  # noqa: E501
@@ -26,7 +27,15 @@ def main() -> None:
         "source", help="file, folder, run, or package:<name> for the GGUF file in a package"
     )
     parser.add_argument("out", type=Path, help="folder to create, or file to create with --to pth")
-    parser.add_argument("--to", choices=("xraygpt", "pth", "transformers"), default="xraygpt")
+    parser.add_argument(
+        "--to", choices=("xraygpt", "pth", "transformers", "transformers5"), default="xraygpt"
+    )
+    parser.add_argument(
+        "--from", dest="origin", choices=("auto", "llava"), default="auto",
+        help="program that wrote the source; llava: LLaVA-NeXT and its forks, such as RadVLM's",
+    )  # fmt: skip
+    for option, text in _LLAVA_OPTIONS.items():
+        parser.add_argument(option, type=Path, metavar="FOLDER", help=f"with llava: {text}")
     parser.add_argument("--vit-model", help="encoder in the file, if it cannot be detected")
     parser.add_argument(
         "--merge-lora", action="store_true", help="merge LoRA into the LLM's weights"
@@ -44,8 +53,7 @@ def main() -> None:
     )
     add_overrides(parser)
     args = parser.parse_args()
-    require_new_folder(args.out)
-    _require_source(args.source)
+    _check(parser, args)
     # Torch takes seconds to import; help and argument errors do not wait for it.
     from xraygpt.jobs import convert as job
 
@@ -53,8 +61,26 @@ def main() -> None:
         "xraygpt": job.convert_to_xraygpt,
         "pth": job.export_pth,
         "transformers": job.export_transformers,
+        "transformers5": job.export_transformers,
     }
     sys.stdout.write(f"{jobs[args.to](args)}\n")
+
+
+_LLAVA_OPTIONS = {
+    "--vision-tower": "the vision tower, if the source lacks it",
+    "--processor": "the tokenizer, if the source lacks it",
+    "--base": "the model that a LoRA adapter or a projector belongs to",
+}
+
+
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.origin == "llava" and args.to != "xraygpt":
+        parser.error(f"--from llava writes a folder for transformers; leave out --to {args.to}")
+    require_new_folder(args.out)
+    for path in (args.vision_tower, args.processor, args.base):
+        if path is not None and not path.is_dir():
+            raise WeightsError(f"{path}: no such folder")
+    _require_source(args.source)
 
 
 def _require_source(source: str) -> None:

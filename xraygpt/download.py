@@ -50,9 +50,10 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="list the named models")
     args = parser.parse_args()
     if args.list or args.name is None:
+        width = max(map(len, SETS))
         for name, weights in SETS.items():
             size = f"{weights.gigabytes:5.1f} GB"
-            sys.stdout.write(f"{name:16} {size}  {weights.licence:44} {weights.repo}\n")
+            sys.stdout.write(f"{name:{width}} {size}  {weights.licence:44} {weights.repo}\n")
         return
     folder = fetch(args.name, args.out, args.revision, args.include, offline=args.offline)
     use = SETS[args.name].use.format(folder) if args.name in SETS else str(folder)

@@ -36,10 +36,11 @@ from xraygpt.evaluation.evaluator import Evaluator
 from xraygpt.evaluation.history import load_history
 from xraygpt.evaluation.inputs import find_inputs, folder_name
 from xraygpt.evaluation.predictor import Predictor
-from xraygpt.media.base import Media, MediaRef
+from xraygpt.media.base import Media
+from xraygpt.media.clip_policy import ClipPolicy
 from xraygpt.models.abilities import abilities_of
 from xraygpt.models.base import BaseModel, Generation
-from xraygpt.models.capabilities import Chats, require
+from xraygpt.models.capabilities import Chats, ComputesLoss, require
 from xraygpt.models.text_assets import checkpoint_assets
 from xraygpt.models.weights.files import weight_files, weight_source
 from xraygpt.processors.image import Fit, ImageSpec
@@ -124,6 +125,7 @@ def build_runner(experiment: Training) -> Runner:
     assert isinstance(run, Runner.Config)
     task = run.task.build()
     model = build_model(experiment, run.seed, resume_from(run.resume_ckpt_path, run.output_dir))
+    require(model, ComputesLoss)
     splits = _build_mixtures(experiment, model, run, task.uses_images)
     if not splits["train"].epoch_size():
         raise InputError(
@@ -169,7 +171,8 @@ def _build_mixtures(
         if not uses_images:
             parts = [controls.without_images(p) for p in parts]
         weights, powers = zip(*sampling * len(splits), strict=True)
-        mixtures[name] = Mixture(parts, weights, powers if name == "train" else None)
+        balance = powers if name == "train" else None
+        mixtures[name] = Mixture(parts, weights, balance, run.shuffle)
     return mixtures
 
 
@@ -186,8 +189,9 @@ def build_evaluator(experiment: Evaluation, *, strict: bool = False) -> Evaluato
             f"evaluation uses one corpus, but this YAML file has {len(experiment.datasets)}: "
             f"{', '.join(experiment.datasets)}"
         )
-    if experiment.model.ckpt is None:
-        log.warning("model.ckpt is not set: evaluating a model with an untrained Q-Former")
+    untrained = experiment.model.untrained_part
+    if experiment.model.ckpt is None and untrained:
+        log.warning("model.ckpt is not set: evaluating a model with an untrained %s", untrained)
     model = build_model(experiment, run.seed)
     model.merge_lora()
     builder = build_corpora(experiment.datasets, model.image_spec, run.seed)[0]
@@ -231,7 +235,7 @@ def build_predictor(
         question: Question to ask about every image; empty uses the model's first prompt.
         settings: Further arguments of `Predictor`, such as device, batch_size and workers.
     """
-    records = find_inputs(source, question)
+    records = find_inputs(source, question, clip_policy(experiment))
     model = build_model(experiment, experiment.run.seed)
     log_training_data(model.trained_on)
     model.merge_lora()
@@ -257,6 +261,16 @@ def build_predictor(
     )
 
 
+def clip_policy(experiment: Evaluation) -> ClipPolicy:
+    """Return how files with several frames are read in prediction and chat.
+
+    Args:
+        experiment: The configuration, whose first corpus says which frames are read.
+    """
+    as_clips = getattr(experiment.model.owner, "reads_clips", False)
+    return ClipPolicy(as_clips, next(iter(experiment.datasets.values())).frames)
+
+
 @dataclass(frozen=True)
 class ChatParts:
     """Everything that a chat uses from an evaluation configuration.
@@ -264,11 +278,13 @@ class ChatParts:
     Attributes:
         engine: Generates the answers.
         read_media: Reads a file, or one of its frames, with the image processor for evaluation.
+            Whether a file with several frames is a clip is decided by `clips`.
         fit: How the image processor makes an image square.
         generation: Decoding settings from the configuration.
         facts: Facts about the model and its weights, for the page and for exports.
         input_check: Check of the images, whose warnings `read_media` returns; None if it is
             switched off.
+        clips: How files with several frames are read.
     """
 
     engine: ChatEngine
@@ -277,6 +293,7 @@ class ChatParts:
     generation: Generation
     facts: dict[str, Any]
     input_check: InputCheck | None = field(default_factory=InputCheck)
+    clips: ClipPolicy = field(default_factory=ClipPolicy)
 
 
 def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
@@ -306,13 +323,15 @@ def build_chat(experiment: Evaluation, device: str = "auto") -> ChatParts:
         "device": str(target_device),
         "xraygpt": __version__,
     }
+    clips = clip_policy(experiment)
     return ChatParts(
         ChatEngine(model, Answerer(model, experiment.run.task.build())),
-        lambda path, frame=None: read_media(MediaRef(path, index=frame), "", vis, check),
+        lambda path, frame=None: read_media(clips.ref(path, frame), "", vis, check),
         getattr(vis, "fit", "squash"),
         experiment.run.task.generate,
         facts,
         check,
+        clips,
     )
 
 
@@ -364,7 +383,7 @@ def find_device(name: str) -> torch.device:
 def _identity(experiment: Evaluation, model: BaseModel) -> dict[str, Any]:
     """Return everything that determines the answers of a model."""
     return {
-        "model": configuration.to_tree(experiment.model),
+        "model": experiment.model.identity(),
         "weights": _weights_digest(experiment.model.ckpt),
         "datasets": {
             label: {key: value for key, value in corpus.items() if key != "licence"}

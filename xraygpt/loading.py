@@ -38,8 +38,9 @@ from xraygpt.conversation import ChatEngine, Conversation
 from xraygpt.datasets.base import read_media
 from xraygpt.datasets.builder import build_corpora
 from xraygpt.datasets.input_check import InputCheck, study_warnings
-from xraygpt.experiment import Evaluation, build_model, find_device
+from xraygpt.experiment import Evaluation, build_model, clip_policy, find_device
 from xraygpt.media.base import Media, MediaRef, media_from_tensor
+from xraygpt.media.clip_policy import ClipPolicy
 from xraygpt.media.content import digest_values
 from xraygpt.media.geometry import Geometry
 from xraygpt.models.base import BaseModel
@@ -66,6 +67,7 @@ class LoadedModel:
         device: The device of the model.
         answerer: Decides how questions are answered.
         check: The check of images before the model reads them; None checks nothing.
+        clips: How files with several frames are read.
     """
 
     def __init__(
@@ -75,8 +77,9 @@ class LoadedModel:
         processor: BaseProcessor,
         device: torch.device,
         check: InputCheck | None = None,
+        clips: ClipPolicy | None = None,
     ) -> None:
-        self.check = check
+        self.check, self.clips = check, clips or ClipPolicy()
         self.model, self.task, self.processor, self.device = model, task, processor, device
         if not model.training:  # always use the same prompt, as in evaluation
             model.renderer.prompts = model.renderer.prompts[:1]
@@ -146,7 +149,7 @@ class LoadedModel:
         if isinstance(picture, MediaRef):
             return read_media(picture, "", self.processor, self.check)
         if isinstance(picture, (str, PathLike)):
-            return read_media(MediaRef(Path(picture)), "", self.processor, self.check)
+            return read_media(self.clips.ref(Path(picture)), "", self.processor, self.check)
         pixels = torch.from_numpy(_pixels(picture)).float()
         size = (int(pixels.shape[0]), int(pixels.shape[1]))
         content = digest_values(pixels)
@@ -194,9 +197,8 @@ def load_model(
     processor = builder.processor("vis", "eval")
     task = experiment.run.task.build()
     network = model.to(target_device).eval()
-    return LoadedModel(
-        network, task, processor, target_device, builder.input_check(model.abilities.views)
-    )
+    check = builder.input_check(model.abilities.views)
+    return LoadedModel(network, task, processor, target_device, check, clip_policy(experiment))
 
 
 def load_model_and_preprocess(
@@ -232,9 +234,8 @@ def load_model_and_preprocess(
     text = {phase: builder.processor("text", phase) for phase in ("train", "eval")}
     task = experiment.run.task.build()
     network = model.to(target_device).train(not is_eval)
-    loaded = LoadedModel(
-        network, task, vis["eval"], target_device, builder.input_check(model.abilities.views)
-    )
+    check, clips = builder.input_check(model.abilities.views), clip_policy(experiment)
+    loaded = LoadedModel(network, task, vis["eval"], target_device, check, clips)
     return loaded, vis, text
 
 

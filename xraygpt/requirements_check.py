@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from xraygpt.common import model_keys
+from xraygpt.common import llama_factory, model_keys
 from xraygpt.common import requirements as needs
 from xraygpt.common.config_reading import PRESETS, read_yaml
 from xraygpt.common.errors import InputError
@@ -94,6 +94,16 @@ def names_analysis(path: Path, options: Sequence[str]) -> bool:
     try:
         layers = [read_yaml(path, {}, lambda *_: None), OmegaConf.from_dotlist(list(options))]
         return OmegaConf.select(OmegaConf.merge(*layers), "run.analysis") is not None
+    except _INVALID:
+        return False
+
+
+def names_prediction(path: Path, options: Sequence[str]) -> bool:
+    """Check whether a YAML file is one of LLaMA-Factory that only predicts (`do_predict`)."""
+    try:
+        file = read_yaml(path, {}, lambda *_: None)
+        tree: Any = OmegaConf.merge(file, OmegaConf.from_dotlist(list(options)))
+        return llama_factory.is_llama_factory(file) and llama_factory.wants_prediction(tree)
     except _INVALID:
         return False
 

@@ -1,8 +1,8 @@
 """Serve a model as an OpenAI-compatible endpoint: python -m xraygpt.serve --cfg-path my.yaml.
 
-Offers /v1/chat/completions (with images as data URIs, and streaming), /v1/models and /health.
-Listens only on this machine unless --host is given, which requires a key in XRAYGPT_SERVE_KEY. No
-report text is logged.
+Offers /v1/chat/completions (with images and clips as data URIs, and streaming), /v1/models and
+/health. Listens only on this machine unless --host is given, which requires a key in
+XRAYGPT_SERVE_KEY. No report text is logged.
 Research use only, not for diagnosis.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Literal
 
 from xraygpt.common.cli import add_overrides, add_strict, readable_file, run_main
 from xraygpt.common.errors import InputError
@@ -27,9 +28,11 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, default=Path("output/contact_sheet.png"))
     args = parser.parse_args()
     # Torch takes seconds to import; help, argument errors and missing files do not wait for it.
-    from xraygpt.requirements_check import load_complete
+    from xraygpt.requirements_check import load_complete, names_prediction
 
-    experiment = load_complete("Training", args.cfg_path, args.options, need="corpus")
+    predicts = names_prediction(args.cfg_path, args.options)
+    schema: Literal["Training", "Evaluation"] = "Evaluation" if predicts else "Training"
+    experiment = load_complete(schema, args.cfg_path, args.options, need="corpus")
     from xraygpt.jobs.validate import check
 
     problems = check(experiment, args.sheet, strict=args.strict)

@@ -41,7 +41,7 @@ def features(path: Path) -> torch.Tensor:
 def build_service(key: str = "", **limits: Any) -> Service:
     return Service(
         ChatEngine(build_tiny()),
-        features,
+        lambda path: media_from_tensor(features(path)),
         "tiny",
         SHORT,
         ApiLimits(**limits),

@@ -108,22 +108,22 @@ def base(tmp_path_factory) -> Path:
 
 
 MODELS = {
-    "stock_vlm": "{arch: stock_vlm, path: %s/qwen%s}",
+    "qwen_plugin": "{arch: qwen_plugin, path: %s/qwen%s}",
     "prefix_lm": "{arch: prefix_lm, llm: {vocab_size: 300, hidden: 64, layers: 2, heads: 2, "
     "init_std: 0.02, embedding_std: 0.02}, prompt_template: xraygpt%.0s%s}",
     "segmenter": "{arch: tiny_segmenter%.0s%s}",
 }
 CORPORA = {
-    "stock_vlm": "annotations: images.jsonl, vis_processor: {eval: {name: plain_pixels}}",
+    "qwen_plugin": "annotations: images.jsonl, vis_processor: {eval: {name: plain_pixels}}",
     "prefix_lm": "annotations: rows.jsonl",
     "segmenter": "annotations: masks.jsonl, target: none, fields: {files: [mask]}",
 }
 TASKS = {
-    "stock_vlm": "{name: vqa, generate: {max_new_tokens: 8}}",
+    "qwen_plugin": "{name: vqa, generate: {max_new_tokens: 8}}",
     "prefix_lm": "{name: report_generation, generate: {max_new_tokens: 12}}",
     "segmenter": "segment",
 }
-STEPS = {"stock_vlm": 6, "prefix_lm": 60, "segmenter": 40}
+STEPS = {"qwen_plugin": 6, "prefix_lm": 60, "segmenter": 40}
 FAMILIES = list(MODELS)
 
 
@@ -214,7 +214,7 @@ def test_it_is_evaluated_with_controls_and_compared(base, trained, tmp_path, fam
         assert by["ROUGE-L", "true"] > by["ROUGE-L", "shuffled"] + 0.3
     page = (first.folder / "report.html").read_text()
     assert "research use only" in page.lower()
-    metrics = {"segmenter": "dice", "stock_vlm": "accuracy", "prefix_lm": "ROUGE-L"}
+    metrics = {"segmenter": "dice", "qwen_plugin": "accuracy", "prefix_lm": "ROUGE-L"}
     assert f'class="metric"><div>{metrics[family]}<br>' in page
     rows = compare(first.folder, first.folder, permutations=20)
     assert metrics[family] in {r.name for r in rows} and all(r.value == 0 for r in rows)
@@ -295,7 +295,9 @@ def test_an_unusable_row_does_not_stop_the_others(base, trained, tmp_path):
 
 def test_controls_keep_the_kind_of_media(base, trained, tmp_path):
     """A `<video>` is never replaced by an image."""
-    evaluator = build_evaluator(evaluation(base, "stock_vlm", tmp_path / "e", trained("stock_vlm")))
+    evaluator = build_evaluator(
+        evaluation(base, "qwen_plugin", tmp_path / "e", trained("qwen_plugin"))
+    )
     for seed in range(6):
         other = controls.shuffled(evaluator.data, seed)
         for original, changed in zip(evaluator.data.records, other.records, strict=True):
@@ -323,7 +325,7 @@ def test_a_plan_works_with_any_model(base, trained, tmp_path):
     """A stock model is asked for each finding before it writes the report."""
     plan = "{name: report_generation, plan: {findings: [edema, scar], threshold: 0.0}}"
     experiment = evaluation(
-        base, "stock_vlm", tmp_path / "e", trained("stock_vlm"), f"run.task={plan}"
+        base, "qwen_plugin", tmp_path / "e", trained("qwen_plugin"), f"run.task={plan}"
     )
     evaluator = build_evaluator(experiment)
     samples = [evaluator.data[i] for i in range(2)]
@@ -348,7 +350,7 @@ def test_an_unsuitable_control_is_rejected(base, trained, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_predicts_studies_of_several_media(base, trained, tmp_path, family):
     """Also without the training corpus, as the checkpoint has the tokenizer."""
-    table = {"stock_vlm": "images", "prefix_lm": "rows", "segmenter": "masks"}[family]
+    table = {"qwen_plugin": "images", "prefix_lm": "rows", "segmenter": "masks"}[family]
     lines = (base / f"{table}.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     requests = [{"id": r["id"], "images": r["images"]} for r in rows[:6]]
@@ -373,9 +375,11 @@ def test_it_predicts_studies_of_several_media(base, trained, tmp_path, family):
 
 def test_the_stock_model_equals_transformers(base, trained, tmp_path):
     """Loss and greedy answers for a batch of images, pairs and a clip."""
-    parts = build_chat(evaluation(base, "stock_vlm", tmp_path / "e", trained("stock_vlm")), "cpu")
+    parts = build_chat(
+        evaluation(base, "qwen_plugin", tmp_path / "e", trained("qwen_plugin")), "cpu"
+    )
     model: Any = parts.engine.model
-    runner = build_runner(training(base, "stock_vlm", tmp_path / "r"))
+    runner = build_runner(training(base, "qwen_plugin", tmp_path / "r"))
     samples = [runner.splits["train"][i] for i in range(6)]
     assert {len(s["media"]) for s in samples} == {1, 2}
     assert "clip" in {m.kind for s in samples for m in s["media"]}
@@ -417,7 +421,7 @@ def test_the_stock_model_equals_transformers(base, trained, tmp_path):
     assert model.generate(prompts, sampling) == single
 
 
-@pytest.mark.parametrize("family", ["stock_vlm", "prefix_lm"])
+@pytest.mark.parametrize("family", ["qwen_plugin", "prefix_lm"])
 def test_it_chats_and_a_turn_computes_only_new_tokens(base, trained, tmp_path, family):
     parts = build_chat(evaluation(base, family, tmp_path / "e", trained(family)), "cpu")
     sample = build_runner(training(base, family, tmp_path / "r")).splits["train"][1]
@@ -442,7 +446,9 @@ def test_it_chats_and_a_turn_computes_only_new_tokens(base, trained, tmp_path, f
 
 
 def test_the_endpoint_serves_a_stock_model(base, trained, tmp_path):
-    parts = build_chat(evaluation(base, "stock_vlm", tmp_path / "e", trained("stock_vlm")), "cpu")
+    parts = build_chat(
+        evaluation(base, "qwen_plugin", tmp_path / "e", trained("qwen_plugin")), "cpu"
+    )
     service = Service(parts.engine, parts.read_media, "qwen", parts.generation, ApiLimits(), "", {})
     answers = []
     for i in (0, 5):
@@ -500,7 +506,9 @@ def test_tiling_may_depend_on_the_number_of_images(base, trained, tmp_path):
 
 
 def test_the_demo_drafts_with_a_model_without_maps(base, trained, tmp_path):
-    parts = build_chat(evaluation(base, "stock_vlm", tmp_path / "e", trained("stock_vlm")), "cpu")
+    parts = build_chat(
+        evaluation(base, "qwen_plugin", tmp_path / "e", trained("qwen_plugin")), "cpu"
+    )
     examples = [(base / "images/s0.png", "one"), (base / "images/s1.png", "another")]
     demo, drafts = DemoController(parts, "qwen", synthetic=False, examples=examples), []
     for i in (0, 1):
@@ -545,7 +553,7 @@ def test_an_unsaved_trained_weight_stops_the_run(base, tmp_path, monkeypatch):
 
 
 def test_the_package_does_not_mention_the_plugins():
-    names = ("stock_vlm", "prefix_lm", "tiny_segmenter", "StockVlm", "PrefixLM")
+    names = ("qwen_plugin", "prefix_lm", "tiny_segmenter", "QwenPlugin", "PrefixLM")
     for path in (REPO / "xraygpt").rglob("*.py"):
         assert not [n for n in names if n in path.read_text()], path
     for family in FAMILIES:

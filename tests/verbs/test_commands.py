@@ -17,6 +17,8 @@ from tests.conftest import REPO, toy_yaml, write_toy_corpus
 from tests.runners.test_train_loop import MODEL, RUN, environment
 from xraygpt.common.config import load
 from xraygpt.experiment import Evaluation, Training
+from xraygpt.requirements_check import names_analysis
+from xraygpt.studies.base import StudyAnalysis
 
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
 ROOTS = {"train.py": Training} | dict.fromkeys(("evaluate.py", "predict.py", "demo.py"), Evaluation)
@@ -69,7 +71,8 @@ def check_config(words: list[str], own_yaml: Path) -> None:
     if "--options" in words:
         options = words[words.index("--options") + 1 :]
         options = options[: next((i for i, o in enumerate(options) if o[0] == "-"), None)]
-    load(ROOTS[words[0]], own_yaml if path == "my.yaml" else REPO / path, options)
+    yaml = own_yaml if path == "my.yaml" else REPO / path
+    load(StudyAnalysis if names_analysis(yaml, options) else ROOTS[words[0]], yaml, options)
 
 
 def help_target(words: list[str]) -> tuple[str, ...]:

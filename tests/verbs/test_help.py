@@ -75,6 +75,17 @@ MISTAKES = [
     ("xraygpt.convert", ["gone.pth", "new"], "no weights at gone.pth"),
     ("xraygpt.convert", ["README.md", "docs"], "docs already exists"),
     ("xraygpt.convert", ["README.md", "new", "--to", "onnx"], "invalid choice: 'onnx'"),
+    (
+        "xraygpt.convert",
+        ["docs", "new", "--from", "llava", "--base", "gone"],
+        "gone: no such folder",
+    ),
+    ("xraygpt.convert", ["docs", "new", "--from", "blip"], "invalid choice: 'blip'"),
+    (
+        "xraygpt.convert",
+        ["docs", "new", "--from", "llava", "--to", "pth"],
+        "--from llava writes a folder for transformers",
+    ),
     ("xraygpt.pack", ["gone", "new"], "no usable checkpoint in gone"),
     ("xraygpt.pack", ["docs", "new", "--finding-head", "gone"], "cannot read gone: No such file"),
     ("xraygpt.quickstart", ["giga"], "invalid choice: 'giga'"),

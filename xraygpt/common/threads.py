@@ -24,6 +24,9 @@ def limit_openmp_spinning() -> bool:
         Whether the limit was set. It is not if the user has set one or torch is already imported.
     """
     user_settings = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    # pandas imports pyarrow if it is installed, whose allocator starts a thread of its own. Loader
+    # workers are forked, which threads do not survive.
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
     if "torch" in sys.modules or any(name in os.environ for name in user_settings):
         return False
     os.environ["GOMP_SPINCOUNT"] = SPINS

@@ -14,8 +14,10 @@ class ApiLimits:
 
     max_image_bytes: int = 32 * 2**20
     """Maximum size of one image after base64 decoding."""
+    max_video_bytes: int = 64 * 2**20
+    """Maximum size of one clip after base64 decoding."""
     max_images: int = 8
-    """Maximum number of images in one conversation."""
+    """Maximum number of images and clips in one conversation."""
     max_body_bytes: int = 96 * 2**20
     """Maximum size of one request."""
     max_waiting: int = 32
@@ -36,8 +38,8 @@ class _Schema(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-class ImageUrl(_Schema):
-    """An image as a data URI."""
+class MediaUrl(_Schema):
+    """An image or a clip as a data URI."""
 
     url: str
 
@@ -53,10 +55,17 @@ class ImagePart(_Schema):
     """An image in a message."""
 
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: MediaUrl
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class VideoPart(_Schema):
+    """A clip in a message: a video, or a DICOM file with several frames."""
+
+    type: Literal["video_url"]
+    video_url: MediaUrl
+
+
+Part = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
 
 
 class Message(_Schema):
@@ -71,11 +80,15 @@ class Message(_Schema):
             return self.content
         return " ".join(p.text for p in self.content if isinstance(p, TextPart))
 
-    def image_urls(self) -> list[str]:
-        """Return the data URIs of the images in the message."""
+    def media_urls(self) -> list[tuple[str, str]]:
+        """Return the type and the data URI of each medium in the message, in order."""
         if isinstance(self.content, str):
             return []
-        return [p.image_url.url for p in self.content if isinstance(p, ImagePart)]
+        return [
+            (p.type, p.image_url.url if isinstance(p, ImagePart) else p.video_url.url)
+            for p in self.content
+            if not isinstance(p, TextPart)
+        ]
 
 
 class ChatRequest(_Schema):

@@ -82,8 +82,8 @@ class Service:
         *previous, last = messages
         if last.role != "user":
             raise _invalid_messages("the last message must have the role 'user'")
-        if sum(len(m.image_urls()) for m in messages) > self.limits.max_images:
-            message = f"the conversation has more than {self.limits.max_images} images"
+        if sum(len(m.media_urls()) for m in messages) > self.limits.max_images:
+            message = f"the conversation has more than {self.limits.max_images} images and clips"
             raise ApiError(400, message, "too_many_images", "messages")
         key = _key(previous)
         with self._lock:
@@ -92,9 +92,9 @@ class Service:
         return conversation, self._add_question(conversation, last)
 
     def _add_question(self, conversation: Conversation, message: Message) -> str:
-        """Add a message's images and return its question."""
-        for image in [self._read_image(url) for url in message.image_urls()]:
-            conversation.add_image(image)
+        """Add a message's images and clips, and return its question."""
+        for medium in [self._read(kind, url) for kind, url in message.media_urls()]:
+            conversation.add_image(medium)
         return message.text()
 
     def store(self, messages: list[Message], answer: str, conversation: Conversation) -> None:
@@ -123,34 +123,49 @@ class Service:
             raise _invalid_messages("there are two user messages in a row")
         return conversation
 
-    def _read_image(self, url: str) -> Media:
-        head, _, data = url.partition(",")
-        if not head.startswith("data:") or not head.endswith(";base64"):
-            raise ApiError(
-                400,
-                "image_url must be a data URI (data:image/png;base64,…); URLs are not fetched",
-                "invalid_image_url",
-                "messages",
-            )
-        if len(data) * 3 // 4 > self.limits.max_image_bytes:
-            raise ApiError(400, "the image is too large", "image_too_large", "messages")
-        try:
-            content = base64.b64decode(data, validate=True)
-        except (binascii.Error, ValueError):
-            message = "the image is not valid base64"
-            raise ApiError(400, message, "invalid_image", "messages") from None
+    def _read(self, kind: str, url: str) -> Media:
+        """Read the data URI of a part of type ``image_url`` or ``video_url``."""
+        name = "image" if kind == "image_url" else "video"
+        content = self._decode(name, kind, url)
+        if name == "video" and not self.engine.model.reads_clips:
+            message = "this model reads no clips; send single frames as image_url"
+            raise ApiError(400, message, "invalid_video", "messages")
         with tempfile.TemporaryDirectory(prefix="xraygpt-") as folder:
             path = Path(folder) / "image"
             path.write_bytes(content)
             try:
                 media = self.read_media(path)
             except InputError as error:
-                message = without_path(error, path)
-                raise ApiError(400, message, "invalid_image", "messages") from None
+                message = without_path(error, path, f"the {name}")
+                raise ApiError(400, message, f"invalid_{name}", "messages") from None
+        if (media.kind == "clip") != (name == "video"):
+            found = "a clip: send it as video_url" if name == "image" else "an image: use image_url"
+            raise ApiError(400, f"the {name} is {found}", f"invalid_{name}", "messages")
         if self.strict and media.warnings:
-            message = f"the image was refused: {' '.join(media.warnings)}"
-            raise ApiError(400, message, "image_refused", "messages")
+            message = f"the {name} was refused: {' '.join(media.warnings)}"
+            raise ApiError(400, message, f"{name}_refused", "messages")
         return media
+
+    def _decode(self, name: str, kind: str, url: str) -> bytes:
+        """Decode a data URI.
+
+        Raises:
+            ApiError: It is no data URI, too large, or not valid base64.
+        """
+        head, _, data = url.partition(",")
+        if not head.startswith("data:") or not head.endswith(";base64"):
+            example = "image/png" if name == "image" else "video/mp4"
+            message = f"{kind} must be a data URI (data:{example};base64,…); URLs are not fetched"
+            raise ApiError(400, message, f"invalid_{kind}", "messages")
+        limit = getattr(self.limits, f"max_{name}_bytes")
+        if len(data) * 3 // 4 > limit:
+            message = f"the {name} is larger than {limit / 2**20:.0f} MiB"
+            raise ApiError(400, message, f"{name}_too_large", "messages")
+        try:
+            return base64.b64decode(data, validate=True)
+        except (binascii.Error, ValueError):
+            message = f"the {name} is not valid base64"
+            raise ApiError(400, message, f"invalid_{name}", "messages") from None
 
     def generation_for(self, request: ChatRequest) -> Generation:
         """Return a request's decoding settings; sampling needs a temperature above 0.
@@ -184,5 +199,5 @@ def _invalid_messages(message: str) -> ApiError:
 
 
 def _key(messages: list[Message]) -> str:
-    content = [[m.role, m.text(), m.image_urls()] for m in messages]
+    content = [[m.role, m.text(), m.media_urls()] for m in messages]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -28,6 +28,7 @@ from xraygpt.conversation.history import (
     remove_marks,
 )
 from xraygpt.conversation.prefix_cache import PrefixCache
+from xraygpt.datasets.collate import shorten_advice
 from xraygpt.datasets.input_check import study_warnings
 from xraygpt.media.base import Media, media_from_tensor
 from xraygpt.models.base import Generation
@@ -61,19 +62,20 @@ class Conversation:
         self._busy = threading.Lock()
         self._cancel = threading.Event()
 
-    def add_image(self, image: Media | Tensor) -> None:
+    def add_image(self, image: Media | Tensor, name: str = "") -> None:
         """Add an image, a clip, a volume or embeddings to the next question.
 
         Args:
             image: Output of the model's image processor. A tensor is an image (C, H, W), a clip
                 (F, C, H, W) or embeddings (L, D).
+            name: Its name in messages; by default, media are numbered.
 
         Raises:
             Busy: An answer is being generated.
         """
         with self._exclusive():
             media = media_from_tensor(image) if isinstance(image, Tensor) else image
-            self._media.append(EncodedMedium(media))
+            self._media.append(EncodedMedium(media, name))
             self._num_pending += 1
 
     @property
@@ -338,6 +340,7 @@ class Conversation:
                     f"the question and its images have {length} tokens, but the context of "
                     f"{self.engine.model.context_len} has room for only {max(room, 0)}, because "
                     f"{generation.max_new_tokens} are reserved for the answer"
+                    f"{self._advice(rendered, pair.total_media)}"
                 )
             first += 1
         pair.first_in_context = first
@@ -349,6 +352,14 @@ class Conversation:
         request = Request(pair, rendered, media, generation, answer, previous, num_new_media)
         threading.Thread(target=self._run, args=(request,), daemon=True).start()
         return answer
+
+    def _advice(self, rendered: Rendered, total_media: int) -> str:
+        """Return how to shorten the longest clip; empty without clips."""
+        media = self._media[:total_media]
+        if all(medium.media.kind != "clip" for medium in media):
+            return ""
+        names = [medium.name or f"at position {i}" for i, medium in enumerate(media, start=1)]
+        return f"; {shorten_advice([m.media for m in media], rendered['runs'], names)}"
 
     def _run(self, request: Request) -> None:
         """Generate an answer; a failure leaves the history and the pending images unchanged."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -37,9 +37,10 @@ class EncodedMedium:
     """A medium in a conversation, with its tokens once the medium is encoded."""
 
     media: Media
+    name: str = ""  # in messages
     key: int = field(default_factory=itertools.count().__next__)  # unique
     encoding_key: tuple[object, ...] | None = None  # what the tokens depend on except the medium
-    tokens: Tensor | None = None  # (L, H)
+    tokens: Tensor | None = None  # (L, W)
 
     def forget_tokens(self) -> None:
         """Free the tokens, which are recomputed when needed."""
@@ -79,25 +80,32 @@ class Engine:
             return []
         return self.model.media_collator.token_runs([medium.media for medium in media])
 
-    def batch(self, rendered: Rendered, media: Sequence[Media], question: str) -> Batch:
+    def batch(
+        self,
+        rendered: Rendered,
+        media: Sequence[Media],
+        question: str,
+        media_inputs: dict[str, Tensor] | None = None,
+    ) -> Batch:
         """Build a batch of one row from a conversation, on the model's device.
 
         Args:
             rendered: The rendered conversation.
-            media: All media in the conversation, in order.
+            media: The media in it, in order.
             question: Text read by a Q-Former that is conditioned on the question.
+            media_inputs: The media as the model's collator stacks them; None stacks all media.
         """
+        collator = self.model.media_collator
+        if media_inputs is None:
+            media_inputs = collator.stack([media]) if collator is not None and media else {}
         ids, labels, mask, runs = pad_rows([rendered], 0, left=True)
-        media_collator = self.model.media_collator
         batch = Batch(
             input_ids=ids,
             labels=labels,
             attention_mask=mask,
             runs=runs,
             originals=[original_image(medium) for medium in media],
-            media_inputs=media_collator.stack([media])
-            if media_collator is not None and media
-            else {},
+            media_inputs=media_inputs,
             extra={},
             question=[question],
             content_key=[row_key([medium.content_digest for medium in media])],
@@ -109,43 +117,61 @@ class Engine:
 
     @torch.no_grad()
     def encode(self, media: Sequence[EncodedMedium], question: str) -> list[Tensor]:
-        """Return the tokens (L, H) of each medium, computing those that are not stored yet.
-
-        A medium whose token run differs when it is alone is encoded together with all others.
+        """Return the tokens (L, W) of each medium, computing those that are not stored yet.
 
         Args:
             media: All media in the conversation, in order.
             question: Text read by a Q-Former that is conditioned on the question.
         """
-        runs = self.token_runs(media)
-        together = self._depend_on_each_other(media, runs)
-        encoding_key = (
-            *((question,) if self.model.reads_question else ()),
-            tuple(medium.key for medium in media) if together else (),
-        )
-        missing = [medium for medium in media if medium.encoding_key != encoding_key]
-        if missing and together:
-            self._encode(media, runs, question, encoding_key)
-        else:
-            for medium in missing:
-                self._encode([medium], self.token_runs([medium]), question, encoding_key)
+        asked = (question,) if self.model.reads_question else ()
+        keys = [(*asked, context) for context in self._contexts(media)]
+        missing = [i for i, key in enumerate(keys) if media[i].encoding_key != key]
+        for part in self._encoded_together(media, missing):
+            tokens = self.chats.media_tokens(self._batch_of(media, part, question))
+            for i, values in zip(part, tokens, strict=True):
+                media[i].tokens, media[i].encoding_key = values, keys[i]
         return [medium.tokens for medium in media if medium.tokens is not None]
 
-    def _depend_on_each_other(self, media: Sequence[EncodedMedium], runs: Sequence[Run]) -> bool:
+    def _contexts(self, media: Sequence[EncodedMedium]) -> list[Hashable]:
+        """Return what the tokens of each medium depend on, apart from the medium."""
+        contexts = getattr(self.model.media_collator, "contexts", None)
+        if contexts is not None:
+            found: list[Hashable] = contexts([medium.media for medium in media])
+            return found
+        together = self._depend_on_each_other(media)
+        return [tuple(medium.key for medium in media) if together else ()] * len(media)
+
+    def _encoded_together(
+        self, media: Sequence[EncodedMedium], missing: Sequence[int]
+    ) -> list[Sequence[int]]:
+        """Return groups of media to encode: only missing ones, if the collator can tell them apart.
+
+        Otherwise, a medium whose token run differs when it is alone needs all others.
+        """
+        if not missing or hasattr(self.model.media_collator, "stack_part"):
+            return [missing] if missing else []
+        if self._depend_on_each_other(media):
+            return [range(len(media))]
+        return [[i] for i in missing]
+
+    def _depend_on_each_other(self, media: Sequence[EncodedMedium]) -> bool:
+        runs = self.token_runs(media)
         return not all(
             self.token_runs([medium]) == [run] for medium, run in zip(media, runs, strict=True)
         )
 
-    def _encode(
-        self,
-        media: Sequence[EncodedMedium],
-        runs: Sequence[Run],
-        question: str,
-        encoding_key: tuple[object, ...],
-    ) -> None:
-        batch = self.batch(render_runs(runs), [medium.media for medium in media], question)
-        for medium, tokens in zip(media, self.chats.media_tokens(batch), strict=True):
-            medium.tokens, medium.encoding_key = tokens, encoding_key
+    def _batch_of(
+        self, media: Sequence[EncodedMedium], indices: Sequence[int], question: str
+    ) -> Batch:
+        """Build a batch of some media of a conversation, without text."""
+        part = [media[i].media for i in indices]
+        stack_part = getattr(self.model.media_collator, "stack_part", None)
+        if stack_part is None:
+            runs = self.token_runs([media[i] for i in indices])
+            return self.batch(render_runs(runs), part, question)
+        runs = self.token_runs(media)
+        inputs = stack_part([medium.media for medium in media], indices)
+        return self.batch(render_runs([runs[i] for i in indices]), part, question, inputs)
 
     def token_keys(self, rendered: Rendered, media: Sequence[EncodedMedium]) -> list[TokenKey]:
         """Return a key for each prompt token, for comparing a prompt with the cache."""
@@ -162,11 +188,15 @@ class Engine:
         """Embed a prompt for the language model.
 
         Returns:
-            (1, T, H) embeddings; (1, T) or (A, 1, T) position ids, or None; and a function that
+            (1, T, W) embeddings; (1, T) or (A, 1, T) position ids, or None; and a function that
             returns the embeddings with every medium replaced by an average one.
         """
         tokens = self.encode(media, question)
-        batch = self.batch(rendered, [medium.media for medium in media], question)
+        shown = [medium.media for medium in media]
+        stack_part = getattr(self.model.media_collator, "stack_part", None)
+        # The tokens are known, so that no pixels are needed.
+        inputs = stack_part(shown, ()) if stack_part is not None and media else None
+        batch = self.batch(rendered, shown, question, inputs)
         embed_average = getattr(self.model, "embed_average", None)
         return (
             self.chats.embed(batch, tokens),

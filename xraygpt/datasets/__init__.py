@@ -1,5 +1,12 @@
 """Corpora: builders that read folders into datasets of samples, and collation into batches."""
 
-from xraygpt.datasets import caption_folder, planted, records, synthetic_cxr
+from xraygpt.datasets import (
+    caption_folder,
+    llama_factory,
+    llava,
+    planted,
+    records,
+    synthetic_cxr,
+)
 
-__all__ = ["caption_folder", "planted", "records", "synthetic_cxr"]
+__all__ = ["caption_folder", "llama_factory", "llava", "planted", "records", "synthetic_cxr"]

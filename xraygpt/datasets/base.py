@@ -147,7 +147,7 @@ class StudyDataset(Dataset[Sample | None]):
         record = self.records[index]
         rng_key = self.get_rng_key(record, epoch)
         try:
-            media = [self.read_media(ref, rng_key) for ref in record.media]
+            media = self._read_all(record.media, rng_key)
         except ValueError as error:  # includes DataError, but not a full disk
             if self.on_error == "skip":
                 log.warning("skipped %s: %s", record.sample_id, error)
@@ -165,6 +165,14 @@ class StudyDataset(Dataset[Sample | None]):
             rng_key=rng_key,
         )
 
+    def _read_all(self, refs: Sequence[MediaRef], rng_key: str) -> list[Media]:
+        """Read the media of a record; a reader may treat them together, with `read_all`."""
+        read_all = getattr(self.read_media, "read_all", None)
+        if read_all is not None:
+            media: list[Media] = read_all(refs, rng_key)
+            return media
+        return [self.read_media(ref, rng_key) for ref in refs]
+
     def get_rng_key(self, record: Record, epoch: int = 0) -> str:
         """Return the `Sample.rng_key` of a record in one epoch."""
         return f"{self.seed}/{epoch}/{record.sample_id}"
@@ -178,7 +186,7 @@ class StudyDataset(Dataset[Sample | None]):
         """Return the SHA-256 of the sample ids, media, turns and meta, to detect changed data."""
         sha = hashlib.sha256()
         for i, record in enumerate(self.records):
-            media = [list(ref) for ref in record.media]
+            media = [ref.identity for ref in record.media]
             row = [record.sample_id, media, self.get_turns(i), record.meta]
             sha.update(json.dumps(row, default=str).encode())
         return sha.hexdigest()
@@ -218,7 +226,11 @@ def read_media(
     Raises:
         DataError: The file cannot be read.
     """
-    media = read_media_file(ref, min_side=getattr(processor, "min_side", None))
+    media = read_media_file(
+        ref,
+        min_side=getattr(processor, "min_side", None),
+        uint8=getattr(processor, "reads_uint8", False),
+    )
     if media.kind == "embedding":
         return media
     processed = processor.process(media, rng_key)

@@ -14,15 +14,16 @@ from xraygpt.common import memory
 from xraygpt.common.checks import Checks
 from xraygpt.common.errors import DataError
 from xraygpt.common.project_paths import ProjectPath
-from xraygpt.common.registry import BUILDERS, Plugin, Registry
+from xraygpt.common.registry import BUILDERS, PROCESSORS, Plugin, Registry
 from xraygpt.common.requirements import TABLE, CorpusLayout, Missing, missing_corpus
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, Record, Split, StudyDataset, read_media
 from xraygpt.datasets.input_check import InputCheck
 from xraygpt.datasets.mapped_records import MappedRecords, RecordFile
 from xraygpt.datasets.splits import SplitRule
+from xraygpt.media.frame_sampling import FrameSampling
 from xraygpt.processors.base import BaseProcessor
-from xraygpt.processors.image import ImageSpec, XrayImage
+from xraygpt.processors.image import ImageSpec
 from xraygpt.processors.text import Identity
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,9 @@ class BaseBuilder(Plugin):
         """Use only images with one of these views; None uses all."""
         on_error: Literal["error", "skip"] = "error"
         """Whether a bad record or image stops the program or is skipped and counted."""
+        frames: FrameSampling | None = field(default_factory=FrameSampling)
+        """Which frames are read of clips without a `sampling` of their own, also in prediction and
+        chat; by default all."""
         max_samples: int | None = None
         """Use only the first records of each split, up to this number; None uses all."""
         input_check: bool = True
@@ -72,7 +76,8 @@ class BaseBuilder(Plugin):
         vis_processor: dict[Literal["train", "eval"], BaseProcessor.Config] = field(
             default_factory=dict
         )
-        """Image processors for training and for everything else; `xray_image` by default."""
+        """Image processors for training and for everything else; by default that of the model,
+        which is `xray_image` for most."""
         text_processor: dict[Literal["train", "eval"], BaseProcessor.Config] = field(
             default_factory=dict
         )
@@ -169,7 +174,8 @@ class BaseBuilder(Plugin):
         configs = self.config.vis_processor if which == "vis" else self.config.text_processor
         config = configs.get(phase) or configs.get("train" if phase == "eval" else "eval")
         if config is None:
-            config = XrayImage.Config() if which == "vis" else Identity.Config()
+            default = PROCESSORS.get(self.image_spec.processor)
+            config = default.Config() if which == "vis" else Identity.Config()
         return config.for_eval() if phase == "eval" and "eval" not in configs else config
 
     def input_check(self, views: Sequence[str] = ()) -> InputCheck | None:

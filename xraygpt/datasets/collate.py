@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -16,6 +17,7 @@ from xraygpt.prompting.content import Turn, plain_text, without_media
 from xraygpt.prompting.renderer import (
     IGNORE_INDEX,
     IMAGE_TOKEN_ID,
+    PlacedRun,
     PromptRenderer,
     Rendered,
     Run,
@@ -23,7 +25,18 @@ from xraygpt.prompting.renderer import (
 
 
 class MediaCollator(Protocol):
-    """How a model prepares media: it counts their tokens and batches their tensors."""
+    """How a model prepares media: it counts their tokens and batches their tensors.
+
+    A collator may have a method ``shrink(media, tokens)``, which returns smaller copies of one
+    sample's media that take about this number of tokens, or None. It is called for samples that are
+    too long. A method ``resized(media)`` returns the height and width in pixels at which the model
+    reads each medium, where these are not those of its data.
+
+    For chat, a collator may have two methods with which each medium is processed only once.
+    ``contexts(media)`` returns, for each medium of a sample, what its tokens depend on apart from
+    the medium. ``stack_part(media, indices)`` stacks only some media of a sample; without indices,
+    it returns what `positions` and `embed` need of all media if their tokens are known.
+    """
 
     def token_runs(self, media: Sequence[Media]) -> list[Run]:
         """Return the token runs of one sample's media, in order; each may depend on all media."""
@@ -59,14 +72,15 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample | None]) -> Batch:
         """Collate samples; skipped samples (None) are only counted."""
-        present = [s for s in samples if s is not None]
-        rows = [self._render(s, self._all_turns(s)) for s in present]
+        pairs = [self._fit(s, self._all_turns(s)) for s in samples if s is not None]
+        rows, present = [row for row, _ in pairs], [sample for _, sample in pairs]
         return self._batch(rows, present, len(samples) - len(present))
 
     def prompts(self, samples: Sequence[Sample]) -> Batch:
         """Build a batch to generate from: left-padded, up to the beginning of the last answer."""
-        rows = [self._render(s, self.question(s)) for s in samples]
-        return self._batch(rows, samples, 0, left=True)
+        pairs = [self._fit(s, self.question(s)) for s in samples]
+        rows, fitting = [row for row, _ in pairs], [sample for _, sample in pairs]
+        return self._batch(rows, fitting, 0, left=True)
 
     def question(self, sample: Sample) -> list[Turn]:
         """Return the turns before the last answer, with the prompt sampled for this sample."""
@@ -83,27 +97,69 @@ class Collator:
         return " ".join(" ".join(texts).split())
 
     def _render(self, sample: Sample, turns: list[Turn]) -> Rendered:
-        name = sample["sample_id"]
         if self.media_collator is None:
             turns = [without_media(t) for t in turns]
         runs = self._token_runs(sample)
-        rendered = self.renderer.render(turns, runs, name)
+        rendered = self.renderer.render(turns, runs, sample["sample_id"])
         ids = rendered["input_ids"]
         if self.loss_on_all_tokens:
             rendered["labels"] = [IGNORE_INDEX if i == IMAGE_TOKEN_ID else i for i in ids]
-        if len(ids) > self.max_len:
-            raise DataError(
-                f"sample {name} has {len(ids)} tokens ({sum(r.length for r in runs)} for images), "
-                f"but the LLM's context is {self.max_len} tokens long; lower model.max_txt_len or "
-                "shorten the question"
-            )
         return rendered
+
+    def render_both(self, sample: Sample) -> tuple[Rendered, Rendered]:
+        """Render a sample as it is, and with its media reduced to fit into the context.
+
+        Args:
+            sample: The sample; of its media, only the shape is used.
+
+        Returns:
+            Both renderings; the second may still be longer than `max_len`.
+        """
+        turns = self._all_turns(sample)
+        rendered = self._render(sample, turns)
+        return rendered, self._reduce(rendered, sample, turns)[0]
+
+    def _fit(self, sample: Sample, turns: list[Turn]) -> tuple[Rendered, Sample]:
+        """Render a sample; if it is too long, reduce its media as far as the model allows.
+
+        Raises:
+            DataError: The sample does not fit into the context.
+        """
+        rendered, sample = self._reduce(self._render(sample, turns), sample, turns)
+        if len(rendered["input_ids"]) > self.max_len:
+            for_media = sum(run.length for run in rendered["runs"])
+            raise DataError(
+                f"sample {sample['sample_id']} has {len(rendered['input_ids'])} tokens "
+                f"({for_media} for images), but the LLM's context is {self.max_len} tokens long; "
+                f"{shorten_advice(sample['media'], rendered['runs'], _file_names(sample))}"
+            )
+        return rendered, sample
+
+    def _reduce(
+        self, rendered: Rendered, sample: Sample, turns: list[Turn]
+    ) -> tuple[Rendered, Sample]:
+        """Reduce the media of a sample whose rendering is too long, as far as possible."""
+        shrink = getattr(self.media_collator, "shrink", None)
+        for _ in range(3):  # sizes are rounded, so that the first attempt may not be enough
+            excess = len(rendered["input_ids"]) - self.max_len
+            if excess <= 0 or shrink is None or not sample["media"]:
+                break
+            for_media = sum(run.length for run in rendered["runs"])
+            smaller = shrink(sample["media"], for_media - excess)
+            if smaller is None:
+                break
+            sample = Sample(**{**sample, "media": smaller})
+            rendered = self._render(sample, turns)
+        return rendered, sample
 
     def _token_runs(self, sample: Sample) -> list[Run]:
         media = sample["media"]
         if self.media_collator is None or not media:
             return []
-        runs = self.media_collator.token_runs(media)
+        try:
+            runs = self.media_collator.token_runs(media)
+        except DataError as error:
+            raise DataError(f"sample {sample['sample_id']}: {error}") from None
         if len(runs) != len(media):
             raise DataError(
                 f"sample {sample['sample_id']}: the model's media collator returns {len(runs)} "
@@ -140,6 +196,39 @@ class Collator:
             sample_id=names,
             skipped=skipped,
         )
+
+
+def shorten_advice(
+    media: Sequence[Media], runs: Sequence[Run] | Sequence[PlacedRun], names: Sequence[str] = ()
+) -> str:
+    """Return how to shorten a sample that does not fit into the context.
+
+    Args:
+        media: All media of the sample.
+        runs: Their token runs.
+        names: Their names, for the message; if empty, they are numbered.
+    """
+    clips = [i for i, medium in enumerate(media) if medium.kind == "clip"]
+    if not clips or len(runs) != len(media):
+        return "lower model.max_txt_len or shorten the question"
+    longest = max(clips, key=lambda i: runs[i].length)
+    if names:
+        name = f"the clip {names[longest]}"
+    else:
+        name = "the clip" if len(media) == 1 else f"the clip at position {longest + 1}"
+    return (
+        f"{name} has {len(media[longest].data)} frames and takes {runs[longest].length} tokens: "
+        "read fewer of its frames (`frames` of the corpus, such as {num_frames: 16}, or "
+        "`sampling` in a table), or smaller ones (model.media.video_max_pixels)"
+    )
+
+
+def _file_names(sample: Sample) -> list[str]:
+    """Return the names of a sample's files, if its `meta` has their paths as in prediction."""
+    paths = sample["meta"].get("path") or []
+    paths = [paths] if isinstance(paths, str) else list(paths)
+    names = [Path(str(path)).name for path in paths]
+    return names if len(names) == len(sample["media"]) else []
 
 
 def original_image(media: Media) -> Original | None:

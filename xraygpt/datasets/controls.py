@@ -5,6 +5,7 @@ A model that scores as well on controls as on the true images ignores the image.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 from collections import Counter, defaultdict
@@ -35,21 +36,48 @@ def shuffled(data: StudyDataset, seed: int) -> StudyDataset:
 
     This is a derangement by study and by answer text: no sample keeps its images or gets images for
     which all its answers would be correct. Samples exchange images only with samples that have the
-    same number and kinds of media.
+    same number and kinds of media, if there are any; otherwise, media of each kind are taken from
+    another study as often as needed.
     """
     texts = [_all_answers(data.get_turns(i)) for i in range(len(data))]
     originals = list(data.records)  # unpickled once
     order = derangement(originals, texts, seed)
-    unchanged = count_unshuffled(originals, texts, order)
+    media = [originals[j].media for j in order]
+    alone = [i for i, j in enumerate(order) if not _differs(originals, texts, i, j)]
+    for i in alone:
+        borrowed = _borrow(originals, texts, i, keyed_random(seed, i, "borrowed"))
+        media[i] = borrowed or media[i]
+    unchanged = sum(media[i] == originals[order[i]].media for i in alone)
     if unchanged:
         log.warning(
             "shuffled images: %d of %d samples got no image from a study with another answer",
             unchanged,
             len(data),
         )
-    pairs = zip(originals, order, strict=True)
-    records = [replace(record, media=originals[j].media) for record, j in pairs]
+    records = [replace(r, media=m) for r, m in zip(originals, media, strict=True)]
     return _with_records(data, records, data.read_media)
+
+
+def _differs(records: Sequence[Record], texts: Sequence[str], i: int, j: int) -> bool:
+    return records[i].study_id != records[j].study_id and texts[i] != texts[j]
+
+
+def _borrow(
+    records: Sequence[Record], texts: Sequence[str], i: int, rng: random.Random
+) -> tuple[MediaRef, ...]:
+    """Return media for a record whose number and kinds of media no other study has.
+
+    Returns:
+        Media of one other study with another answer, repeated if it has fewer; empty if no other
+        study has media of all kinds.
+    """
+    needed = [ref.kind for ref in records[i].media]
+    for j in rng.sample(range(len(records)), len(records)):
+        offered = {kind: [r for r in records[j].media if r.kind == kind] for kind in set(needed)}
+        if needed and _differs(records, texts, i, j) and all(offered.values()):
+            remaining = {kind: itertools.cycle(refs) for kind, refs in offered.items()}
+            return tuple(next(remaining[kind]) for kind in needed)
+    return ()
 
 
 def shuffled_per_image(data: StudyDataset, seed: int) -> StudyDataset:
@@ -195,14 +223,6 @@ def derangement(records: Sequence[Record], texts: Sequence[str], seed: int) -> l
         for i, j in zip(members, targets, strict=True):
             order[i] = j
     return order
-
-
-def count_unshuffled(records: Sequence[Record], texts: Sequence[str], order: Sequence[int]) -> int:
-    """Count the samples with images from their own study or from one with the same text."""
-    return sum(
-        records[i].study_id == records[j].study_id or texts[i] == texts[j]
-        for i, j in enumerate(order)
-    )
 
 
 def _derange_group(

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
 
+from xraygpt.common.checks import SettingsError
 from xraygpt.common.paths import is_plain_file_within, is_within
 from xraygpt.common.registry import did_you_mean
 from xraygpt.media.base import ARRAY_SUFFIXES, KINDS, Kind, MediaRef
+from xraygpt.media.frame_sampling import FrameSampling
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-_KEYS = ("path", "view", "kind", "index", "frame", "frames", "tensor", "spacing", "fps")
+_KEYS = (
+    *("path", "view", "kind", "index", "frame", "frames", "tensor", "spacing", "fps"),
+    "sampling",
+)
 
 
 class RecordError(ValueError):
@@ -70,8 +76,9 @@ def parse_media_ref(
     """Parse one entry of a record's `images`.
 
     Args:
-        item: ``{path, view?, kind?, index?, frames?, tensor?, spacing?, fps?}``, see `MediaRef`;
-            `frame` is an alias of `index`, and `frame: null` means a clip of all frames.
+        item: ``{path, view?, kind?, index?, frames?, tensor?, spacing?, fps?, sampling?}``, see
+            `MediaRef`; `frame` is an alias of `index`, and `frame: null` means a clip of all
+            frames. A list of paths is a clip with one image file for each frame.
         resolve: Returns the file for the entry's path.
         default_view: Used if the entry has no view.
 
@@ -86,9 +93,14 @@ def parse_media_ref(
             f"unknown key {unknown[0]!r} in an image entry{did_you_mean(unknown[0], _KEYS)}"
         )
     kind = _parse_kind(item)
+    path = item.get("path")
+    names = list(path) if isinstance(path, list | tuple) else []
+    if names == [] and isinstance(path, list | tuple):
+        raise RecordError("an image entry has an empty list of paths; list one file per frame")
     try:
+        files = [resolve(name) for name in names]
         return MediaRef(
-            resolve(item.get("path")),
+            files[0] if files else resolve(path),
             str(item.get("view") or default_view),
             _parse_index(item),
             kind=kind,
@@ -96,6 +108,8 @@ def parse_media_ref(
             tensor=str(item.get("tensor") or ""),
             spacing=_optional(_parse_spacing, item.get("spacing")),
             fps=_optional(float, item.get("fps")),
+            sampling=_optional(_parse_sampling, item.get("sampling")),
+            frame_files=files,
         )
     except RecordError:
         raise
@@ -132,6 +146,26 @@ def _parse_frames(value: Iterable[str | float]) -> tuple[int, int, int]:
     start, stop, *rest = (int(v) for v in value)
     (step,) = rest or (1,)
     return start, stop, step
+
+
+def _parse_sampling(value: object) -> FrameSampling:
+    """Build the settings from a mapping such as ``{fps: 4, max_frames: 128}``.
+
+    Raises:
+        RecordError: It is not a mapping, or has unknown keys or invalid values.
+    """
+    known = [field.name for field in fields(FrameSampling)]
+    if not isinstance(value, Mapping):
+        raise RecordError(f"sampling must be a mapping such as {{fps: 4}}, got {value!r}")
+    unknown = sorted(set(value) - set(known))
+    if unknown:
+        raise RecordError(
+            f"unknown key {unknown[0]!r} in sampling{did_you_mean(unknown[0], known)}"
+        )
+    try:
+        return FrameSampling(**value)
+    except SettingsError as error:
+        raise RecordError(f"invalid sampling: {error}".replace("\n", "; ")) from None
 
 
 def _parse_spacing(value: Iterable[str | float]) -> tuple[float, ...]:

@@ -25,6 +25,7 @@ class Mixture(Dataset[Sample | None]):
         parts: The corpora; empty ones are never sampled.
         weights: Passes over each corpus in one epoch; None means 1.
         powers: Class balance of each corpus, see `balance.sampling_weights`; None means 0.
+        shuffle: Whether the samples of an epoch are shuffled.
     """
 
     def __init__(
@@ -32,7 +33,9 @@ class Mixture(Dataset[Sample | None]):
         parts: Sequence[StudyDataset],
         weights: Sequence[float] | None = None,
         powers: Sequence[float] | None = None,
+        shuffle: bool = True,
     ) -> None:
+        self.shuffle = shuffle
         self.parts = list(parts)
         self.weights = list(weights) if weights is not None else [1.0] * len(self.parts)
         powers = powers or [0.0] * len(self.parts)
@@ -75,11 +78,13 @@ class Mixture(Dataset[Sample | None]):
             passes = 0
             while count > 0 and len(part):
                 indices = list(range(start, start + len(part)))
-                keyed_random(seed, number, start, passes, "corpus").shuffle(indices)
+                if self.shuffle:
+                    keyed_random(seed, number, start, passes, "corpus").shuffle(indices)
                 order += indices[:count]
                 count -= len(part)
                 passes += 1
-        keyed_random(seed, number, "epoch").shuffle(order)
+        if self.shuffle:
+            keyed_random(seed, number, "epoch").shuffle(order)
         return order
 
     def epoch_size(self) -> int:

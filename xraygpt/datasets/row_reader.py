@@ -11,6 +11,7 @@ from xraygpt.datasets.base import Record
 from xraygpt.datasets.media_paths import RecordError, parse_media_ref, resolve_image
 from xraygpt.datasets.table_fields import Row
 from xraygpt.media.base import MediaRef
+from xraygpt.media.clip_policy import ClipPolicy
 from xraygpt.vocabulary import Vocabulary, get_vocabulary, questions
 from xraygpt.vocabulary.openi import reserved_split
 
@@ -98,7 +99,7 @@ class RowReader:
             entry = {"path": item} if isinstance(item, str) else item
             ref = parse_media_ref(entry, partial(resolve_image, self.root), default_view)
             if self.config.views is None or ref.view in self.config.views:
-                yield ref
+                yield ClipPolicy(sampling=self.config.frames).sampled(ref)
 
     def human_codes(self, row: Row) -> list[str]:
         """Return the codes in the row's `codes` field."""

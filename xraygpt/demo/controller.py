@@ -64,7 +64,9 @@ class DemoController:
     ) -> None:
         self.parts, self.name, self.synthetic = parts, name, synthetic
         self.sessions = Sessions(lambda folder: Session(folder, parts.engine.start()))
-        self.images = ImageManager(self.sessions, parts.read_media, examples, parts.input_check)
+        self.images = ImageManager(
+            self.sessions, parts.read_media, examples, parts.input_check, parts.clips
+        )
         self.responder = Responder(parts, self.images)
         self.attention = AttentionMapper(parts.engine)
         self.maps = MapViewer(self.attention, parts.fit)

@@ -64,6 +64,16 @@ class DisplayedImage:
         window = self.meta.get("window")
         return (window[0], window[1]) if isinstance(window, tuple) else None
 
+    @property
+    def model_frame(self) -> int | None:
+        """The frame that the model reads: the displayed one."""
+        return self.frame
+
+    @property
+    def player(self) -> str:
+        """HTML of a player instead of the viewer; empty for an image."""
+        return ""
+
     def show_frame(self, frame: int) -> None:
         """Switch to a frame and the file's own window.
 
@@ -128,12 +138,12 @@ def viewer_html(image: DisplayedImage | None, label: str, heat: np.ndarray | Non
     """Return the viewer's HTML, with the image and an optional map over it.
 
     Args:
-        image: The image; None shows a hint to upload one.
-        label: Alternative text for the image.
+        image: The image; None shows the label.
+        label: Alternative text for the image, or a hint to upload one.
         heat: Map (h, w) of the full image, in [0, 1].
     """
     if image is None:
-        return '<p class="xg-empty">Upload a chest X-ray, or pick an example.</p>'
+        return f'<p class="xg-empty">{html.escape(label)}</p>'
     source = data_uri(image.pixels())
     images = f'<img class="xg-film" src="{source}" alt="{html.escape(label, quote=True)}">'
     if heat is not None:

@@ -21,6 +21,9 @@ from xraygpt.demo.responder import AnswerUpdate, question_answers
 from xraygpt.demo.sessions import Session
 from xraygpt.tasks.payload import Remark
 
+_READS_IMAGE = "The model reads the file as in training; viewer settings do not change that."
+_READS_CLIP = "The model reads the frames that the player shows."
+
 Values = dict[Any, Any]
 """Maps components to their new values or updates."""
 
@@ -109,8 +112,8 @@ class ImageHandlers(_Handlers):
                 value=session.selected if choices else None,
                 visible=len(choices) > 1,
             ),
-            layout.viewer: self.controller.images.viewer(session),
             layout.map_text: layout.map_html(""),
+            **self._picture(session),
         }
         if image is None:
             hidden = (layout.warnings, layout.facts, layout.frame, layout.tools)
@@ -123,8 +126,8 @@ class ImageHandlers(_Handlers):
         values |= {
             layout.warnings: gr.update(value=alert if warnings else "", visible=bool(warnings)),
             layout.facts: gr.update(
-                value=f'<p class="xg-facts">{html.escape(image.description())}. The model reads '
-                "the file as in training; viewer settings do not change that.</p>",
+                value=f'<p class="xg-facts">{html.escape(image.description())}. '
+                f"{_READS_CLIP if image.player else _READS_IMAGE}</p>",
                 visible=True,
             ),
             layout.frame: gr.update(
@@ -132,10 +135,21 @@ class ImageHandlers(_Handlers):
                 value=image.frame + 1,
                 visible=image.num_frames > 1,
             ),
-            layout.tools: gr.update(visible=True),
+            layout.tools: gr.update(visible=not image.player),
             layout.invert: image.invert,
         }
         return values | self._window(image)
+
+    def _picture(self, session: Session) -> Values:
+        """Return new values for the viewer of images and the player of clips, one of them shown."""
+        image = session.selected_image
+        player = "" if image is None else image.player
+        return {
+            self.layout.viewer: gr.update(
+                value=self.controller.images.viewer(session), visible=not player
+            ),
+            self.layout.player: gr.update(value=player, visible=bool(player)),
+        }
 
     def _window(self, image: DisplayedImage) -> Values:
         level, width = self.layout.level, self.layout.width

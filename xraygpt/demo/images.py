@@ -10,9 +10,11 @@ from pathlib import Path
 
 from xraygpt.common.errors import InputError, without_path
 from xraygpt.datasets.input_check import InputCheck
-from xraygpt.demo.display import open_image, viewer_html
+from xraygpt.demo.clips import open_clip
+from xraygpt.demo.display import DisplayedImage, open_image, viewer_html
 from xraygpt.demo.sessions import MAX_IMAGES, ImageKey, Session, Sessions
 from xraygpt.media.base import Media
+from xraygpt.media.clip_policy import ClipPolicy, has_frames
 
 _LIMITS_ADVICE = re.compile(r"[,;](?: or)? raise ReadLimits\.\w+(?: if this size is expected)?")
 
@@ -25,6 +27,7 @@ class ImageManager:
         read_media: Function that reads a file and frame as in training.
         examples: Example files to choose from, with their captions.
         check: The check of images that finds their warnings; None finds none.
+        clips: How files with several frames are read; if as images, one frame at a time.
     """
 
     def __init__(
@@ -33,8 +36,9 @@ class ImageManager:
         read_media: Callable[..., Media],
         examples: Sequence[tuple[Path, str]] = (),
         check: InputCheck | None = None,
+        clips: ClipPolicy | None = None,
     ) -> None:
-        self.check = check
+        self.check, self.clips = check, clips or ClipPolicy()
         self.sessions, self.read_media = sessions, read_media
         self.examples = list(examples)
 
@@ -79,7 +83,7 @@ class ImageManager:
                 raise InputError(
                     f"a conversation can have at most {MAX_IMAGES} images; use Clear all first"
                 )
-            session.images.append(open_image(path, self.check))
+            session.images.append(self._open(path, f"Image {len(session.images) + 1}"))
         except BaseException as error:
             path.unlink(missing_ok=True)
             if not isinstance(error, InputError):
@@ -88,6 +92,17 @@ class ImageManager:
             return [_LIMITS_ADVICE.sub("", without_path(error, path, name))]
         session.selected = len(session.images) - 1
         return []
+
+    def _open(self, path: Path, name: str) -> DisplayedImage:
+        if self.clips.as_clips and has_frames(path):
+            return open_clip(path, self.clips, name)
+        return open_image(path, self.check)
+
+    @property
+    def hint(self) -> str:
+        """What a page without images asks for."""
+        what = "images or clips" if self.clips.as_clips else "a chest X-ray"
+        return f"Upload {what}{', or pick an example' if self.examples else ''}."
 
     def prefill(self, session: Session) -> str:
         """Run new images through the model, so that the first answer starts sooner.
@@ -106,10 +121,8 @@ class ImageManager:
         status = f"Image read by the model ({count} tokens)." if count else "Image added."
         num_images = len(session.images)
         if num_images > 1:
-            status += (
-                f" This case has {num_images} images; a model trained on single images may fail. "
-                "Clear all starts another case."
-            )
+            doubt = "" if self.clips.as_clips else "; a model trained on single images may fail"
+            status += f" This case has {num_images} images{doubt}. Clear all starts another case."
         if session.draft is not None:
             status += " The draft was made without this image: make a new draft."
         return status
@@ -122,7 +135,7 @@ class ImageManager:
         history = session.conversation.history
         used = session.model_images[: history[-1].total_media if history else 0]
         needed: list[ImageKey] = [
-            (i, image.frame)
+            (i, image.model_frame)
             for i, image in enumerate(session.images)
             if i == session.selected or all(i != index for index, _ in used)
         ]
@@ -132,16 +145,17 @@ class ImageManager:
         session.conversation.remove_pending_images()
         session.model_images = used
         for index, frame in new:
-            session.conversation.add_image(self.read_media(session.images[index].path, frame))
+            medium = self.read_media(session.images[index].path, frame)
+            session.conversation.add_image(medium, f"Image {index + 1}")
             session.model_images.append((index, frame))
 
     def viewer(self, session: Session) -> str:
         """Return the HTML of the viewer."""
         image = session.selected_image
         if image is None:
-            return viewer_html(None, "")
+            return viewer_html(None, self.hint)
         label = f"Image {session.selected + 1} of {len(session.images)}: {image.description()}"
-        return viewer_html(image, label, session.heat.get((session.selected, image.frame)))
+        return viewer_html(image, label, session.heat.get((session.selected, image.model_frame)))
 
 
 def _new_path(session: Session) -> Path:

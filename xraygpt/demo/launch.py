@@ -259,10 +259,13 @@ def build_controller(
     synthetic = load_history(to_tree(experiment.model)).trained_on_synthetic_only
     controller = DemoController(parts, name, synthetic)
     try:
-        if own_examples is None and not synthetic:
-            own_examples = film_examples()
-        folder = controller.sessions.root / "examples"
-        controller.images.examples = own_examples or draw_examples(folder)
+        if own_examples is None and parts.clips.as_clips:
+            own_examples = []  # it may read anything, and not chest X-rays in particular
+        elif own_examples is None and not synthetic:
+            own_examples = film_examples() or None
+        if own_examples is None:
+            own_examples = draw_examples(controller.sessions.root / "examples")
+        controller.images.examples = own_examples
     except BaseException:
         controller.sessions.close()
         raise

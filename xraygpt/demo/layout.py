@@ -11,10 +11,12 @@ import gradio as gr
 
 from xraygpt.answering.wording import PredictedRow
 from xraygpt.demo import display
+from xraygpt.demo.cine_player import start_script
 from xraygpt.demo.controller import DemoController
 from xraygpt.demo.decoding import AS_EVALUATED, MAX_BEAMS, MODES, DecodingSettings
 from xraygpt.demo.examples import CREDIT, FILMS
 from xraygpt.demo.report import MAX_REPORT, NOTICE, SYNTHETIC_WARNING
+from xraygpt.models.capabilities import AttentionMaps, supports
 
 NO_SPANS_HTML = '<p class="xg-small">Draft a report to see its sentences here.</p>'
 """Text shown when there are no words to click."""
@@ -48,7 +50,7 @@ class Layout:
                 self._add_chat_page()
             else:
                 with gr.Tabs():
-                    with gr.Tab("X-rays"):
+                    with gr.Tab("Images" if controller.images.clips.as_clips else "X-rays"):
                         self._add_chat_page()
                     with gr.Tab("Studies"):
                         add_studies()
@@ -83,10 +85,13 @@ class Layout:
         )
 
     def _add_viewer(self) -> None:
+        reads_clips = self.controller.images.clips.as_clips
         self.upload = gr.File(
-            label="X-rays: PNG, JPEG, DICOM",
+            label="Images and clips: PNG, JPEG, DICOM, MP4, AVI"
+            if reads_clips
+            else "X-rays: PNG, JPEG, DICOM",
             file_count="multiple",
-            height=64,
+            height=84 if reads_clips else 64,
             elem_id="xg-upload",
         )
         self.examples = gr.HTML(
@@ -97,11 +102,12 @@ class Layout:
         )
         self.image_choice = gr.Radio([], label="Images", visible=False, elem_id="xg-which")
         self.viewer = gr.HTML(
-            display.viewer_html(None, ""),
+            display.viewer_html(None, self.controller.images.hint),
             html_template=asset("demo_viewer.html"),
             js_on_load=asset("demo_viewer.js"),
             elem_id="xg-viewer",
         )
+        self.player = gr.HTML("", js_on_load=start_script(), visible=False, elem_id="xg-clip")
         self.facts = gr.HTML(visible=False, elem_id="xg-facts")
         self.frame = gr.Slider(1, 2, 1, step=1, label="Frame", visible=False, elem_id="xg-frame")
         with gr.Row(visible=False, elem_id="xg-window") as self.tools:
@@ -190,7 +196,8 @@ class Layout:
             }
 
     def _add_maps(self) -> None:
-        with gr.Accordion("Where the model looked", elem_id="xg-where"):
+        shown = supports(self.controller.parts.engine.model, AttentionMaps)
+        with gr.Accordion("Where the model looked", elem_id="xg-where", visible=shown):
             with gr.Row():
                 self.unit = gr.Radio(
                     ["Sentences", "Words"],
@@ -213,7 +220,11 @@ class Layout:
     def questions_offered(self) -> list[str]:
         """Questions that the model can answer."""
         answerer = self.controller.parts.engine.answerer
-        return [] if answerer is None else answerer.example_questions()
+        if answerer is None:
+            return []
+        # A model of unknown abilities that reads clips may know nothing about chest X-rays.
+        any_subject = self.controller.images.clips.as_clips and not answerer.abilities.findings
+        return [] if any_subject else answerer.example_questions()
 
     def _add_chat(self) -> None:
         with gr.Row():

@@ -57,10 +57,10 @@ class MapViewer:
             key: self._to_pixels(session, key, result, highest)
             for key, result in zip(keys, maps, strict=True)
         }
-        if (session.selected, session.require_image().frame) not in keys:
+        if (session.selected, session.require_image().model_frame) not in keys:
             best = max(range(len(maps)), key=lambda i: float(maps[i].heat.sum()))
             session.selected, frame = keys[best]
-            session.images[session.selected].show_frame(frame)
+            session.images[session.selected].show_frame(frame or 0)
         parts = [f"“{quote}”: {maps[0].images_share:.0%} of the attention went to images."]
         if len(maps) > 1:
             parts += [
@@ -103,4 +103,6 @@ def answer_spans(session: Session, index: int, *, words: bool) -> list[Span]:
 def _image_name(session: Session, key: ImageKey) -> str:
     index, frame = key
     name = f"Image {index + 1}"
-    return f"{name}, frame {frame + 1}" if session.images[index].num_frames > 1 else name
+    if frame is None or session.images[index].num_frames == 1:
+        return name
+    return f"{name}, frame {frame + 1}"

@@ -46,8 +46,8 @@ class Page:
         self.blocks = self.layout.blocks
         layout = self.layout
         self._view = [
-            layout.image_choice, layout.viewer, layout.warnings, layout.facts, layout.frame,
-            layout.tools, layout.level, layout.width, layout.invert, layout.map_text,
+            layout.image_choice, layout.viewer, layout.player, layout.warnings, layout.facts,
+            layout.frame, layout.tools, layout.level, layout.width, layout.invert, layout.map_text,
         ]  # fmt: skip
         with self.blocks:
             self._connect_images()

@@ -53,7 +53,8 @@ class Responder:
         self.parts, self.images = parts, images
         answerer = parts.engine.answerer
         prompt = "" if answerer is None else answerer.report_prompt
-        self.report_prompt = prompt or "Describe this chest X-ray as a radiologist would."
+        what = "Describe the images" if parts.clips.as_clips else "Describe this chest X-ray"
+        self.report_prompt = prompt or f"{what} as a radiologist would."
 
     @property
     def writes_impression(self) -> bool:

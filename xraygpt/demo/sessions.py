@@ -42,8 +42,8 @@ EMPTY_SECONDS = 20
 """Age at which an empty upload file is deleted; younger files may still be being written."""
 MAX_CACHED = 8
 """Number of conversations that keep their caches; others recompute theirs."""
-ImageKey = tuple[int, int]
-"""Index of an image in its session, and number of the frame."""
+ImageKey = tuple[int, int | None]
+"""Index of an image in its session, and number of the frame; None for a clip."""
 
 
 @dataclass(frozen=True)

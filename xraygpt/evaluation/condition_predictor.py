@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -30,6 +30,19 @@ class _StoredAnswer:
     text: str
     payload: Payload
     rewritten_prompt: str | None = None
+
+
+class AnswerListener(Protocol):
+    """Follows the answers of all conditions as they are made."""
+
+    def begin(self, condition: str, data: StudyDataset, done: Mapping[str, Prediction]) -> None:
+        """Called before a condition, with the answers of an earlier command."""
+
+    def add(self, condition: str, prediction: Prediction) -> None:
+        """Called for each new answer."""
+
+    def end(self, condition: str, predictions: Sequence[Prediction]) -> None:
+        """Called after a condition, with all answers in the order of the samples."""
 
 
 class ConditionPredictor:
@@ -61,6 +74,7 @@ class ConditionPredictor:
         self.batch_size, self.seed = batch_size, seed
         self.image_warnings: dict[MediaRef, tuple[str, ...]] = {}
         """Warnings about the images, which are stored with the predictions."""
+        self.listener: AnswerListener | None = None
         self._answers: dict[AnswerKey, _StoredAnswer] = {}
 
     def predict(
@@ -89,12 +103,16 @@ class ConditionPredictor:
             if data.records[i].sample_id not in done
         ]
         self._reuse(data, done)
+        if self.listener is not None:
+            self.listener.begin(condition, data, done)
         with path.open("a", encoding="utf-8") as file:
             starts = range(0, len(todo), self.batch_size)
             for start in progress(starts, f"answers, {condition}", unit="batch"):
                 for prediction in self._answer(data, todo[start : start + self.batch_size]):
                     done[prediction.sample_id] = prediction
                     file.write(json.dumps(prediction.as_row()) + "\n")
+                    if self.listener is not None:
+                        self.listener.add(condition, prediction)
                 file.flush()
         predictions = [
             replace(done[r.sample_id], warnings=self._warnings(data, r))
@@ -102,6 +120,8 @@ class ConditionPredictor:
             if r.sample_id in done
         ]
         prediction_file.write(path, predictions)  # in the order of the samples
+        if self.listener is not None:
+            self.listener.end(condition, predictions)
         return predictions
 
     def _warnings(self, data: StudyDataset, record: Record) -> list[str]:

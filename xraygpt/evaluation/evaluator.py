@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,13 @@ from xraygpt.evaluation.verdict import judge
 from xraygpt.features import cache as feature_cache
 from xraygpt.features.cache import FeatureStore
 from xraygpt.models.base import BaseModel
-from xraygpt.models.capabilities import FrozenFeatures, require, supports
+from xraygpt.models.capabilities import (
+    ComputesLoss,
+    FrozenFeatures,
+    missing_reason,
+    require,
+    supports,
+)
 from xraygpt.runners import logs
 from xraygpt.tasks.base import BaseTask, Prediction
 
@@ -98,6 +105,9 @@ class Evaluator(Plugin):
         self.config, self.task, self.resolved = config, task, resolved
         self.input_check, self.strict = input_check, strict
         self.history = history or History()
+        model.check_generation(task.config.generate)
+        if not task.generates:
+            require(model, ComputesLoss)
         self.accelerator = distributed.make_accelerator(config.device)
         self.model = model.to(self.accelerator.device).eval()
         if self.accelerator.num_processes > 1:
@@ -143,7 +153,7 @@ class Evaluator(Plugin):
         input_summary = self._open_folder()
         opening = self._open_lockbox()
         conditions = self._build_conditions()
-        losses = {name: self._sample_losses(name, data) for name, data in conditions.items()}
+        losses = self._losses(conditions)
         predictions: dict[str, list[Prediction]] = {}
         if self.task.generates:
             self.task.fit(self._training_answers)
@@ -210,6 +220,7 @@ class Evaluator(Plugin):
     def _open_folder(self) -> str:
         """Create the result folder, check all images, and return a summary of the warnings."""
         prediction_file.open_folder(self.folder, self.identity)
+        self.model.keep_answers(self.folder)
         if self.input_check is None:
             return ""
         warnings = check_images(self.data.media_refs(), self.input_check, self.folder)
@@ -254,6 +265,13 @@ class Evaluator(Plugin):
         )
         self._left_out |= left_out
         return conditions
+
+    def _losses(self, conditions: Mapping[str, StudyDataset]) -> dict[str, np.ndarray]:
+        """Compute the losses of all conditions; none if the model computes no losses."""
+        if not supports(self.model, ComputesLoss):
+            self._left_out["loss"] = missing_reason(self.model, ComputesLoss)
+            return {}
+        return {name: self._sample_losses(name, data) for name, data in conditions.items()}
 
     def _sample_losses(self, condition: str, data: StudyDataset) -> np.ndarray:
         return sample_losses(

@@ -13,6 +13,8 @@ from xraygpt.datasets.base import Record
 from xraygpt.datasets.media_paths import RecordError, parse_media_ref
 from xraygpt.datasets.tables import read_table
 from xraygpt.media.base import MediaRef
+from xraygpt.media.clip_policy import ClipPolicy, has_frames
+from xraygpt.media.video_containers import has_video_suffix
 from xraygpt.prompting.content import IMAGE, Turn
 
 log = logging.getLogger(__name__)
@@ -21,14 +23,21 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".dcm", ".dicom"})
 TABLE_SUFFIXES = frozenset({".csv", ".jsonl"})
 
 
-def find_inputs(path: Path, question: str = "") -> list[Record]:
+def find_inputs(
+    path: Path,
+    question: str = "",
+    clips: ClipPolicy = ClipPolicy(),  # noqa: B008 (frozen)
+) -> list[Record]:
     """Find the inputs that a command line names.
 
     Args:
-        path: An image; a folder, which is searched recursively; or a table (CSV, JSONL) with a
-            column `image`, or `images` for a study as in training, and optionally `id`, `study`,
-            `view` and `question`. Paths in a table are relative to the table.
+        path: An image or clip; a folder, which is searched recursively; or a table (CSV, JSONL)
+            with a column `image` or `video`, or `images` or `videos` for a study as in training,
+            and optionally `id`, `study`, `view` and `question`. Paths in a table are relative to
+            the table. Videos follow the images.
         question: Question about images without their own; empty means the model's prompt.
+        clips: How files with several frames are read. A folder's videos are used if the model reads
+            clips.
 
     Raises:
         DataError: The path does not exist or contains no image.
@@ -36,13 +45,15 @@ def find_inputs(path: Path, question: str = "") -> list[Record]:
     if not path.exists():
         raise DataError(f"--input {path}: no such file or folder")
     if path.is_dir():
-        records = _folder_records(path, question)
+        records = _folder_records(path, question, clips)
     elif path.suffix.lower() in TABLE_SUFFIXES:
-        records = [_row_record(path, number, row, question) for number, row in read_table(path)]
+        rows = read_table(path)
+        records = [_row_record(path, number, row, question, clips) for number, row in rows]
     else:
-        records = [_build_record(path.name, [MediaRef(path)], question=question)]
+        records = [_build_record(path.name, [clips.ref(path)], question=question)]
     if not records:
-        raise DataError(f"--input {path} contains no PNG, JPEG or DICOM file")
+        kinds = "PNG, JPEG, DICOM or video" if clips.as_clips else "PNG, JPEG or DICOM"
+        raise DataError(f"--input {path} contains no {kinds} file")
     _require_unique_ids(records)
     return records
 
@@ -58,13 +69,14 @@ def folder_name(source: Path) -> str:
     return re.sub(r"[^\w.-]+", "_", name).strip("._")[:60] or "input"
 
 
-def _folder_records(folder: Path, question: str) -> list[Record]:
+def _folder_records(folder: Path, question: str, clips: ClipPolicy) -> list[Record]:
     files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
-    images = [f for f in files if _may_be_image(f)]
+    videos = clips.as_clips
+    images = [f for f in files if _may_be_image(f) or (videos and has_video_suffix(f.name))]
     if len(files) > len(images):
         log.info("%s: ignoring %d files that are not images", folder, len(files) - len(images))
     return [
-        _build_record(str(f.relative_to(folder)), [MediaRef(f)], question=question) for f in images
+        _build_record(str(f.relative_to(folder)), [clips.ref(f)], question=question) for f in images
     ]
 
 
@@ -82,19 +94,19 @@ def _may_be_image(file: Path) -> bool:
         return True  # it will be reported with the unreadable files
 
 
-def _row_record(table: Path, number: int, row: dict[str, Any], question: str) -> Record:
-    """Build the record of a table row with one image in `image`, or a study in `images`."""
+def _row_record(
+    table: Path, number: int, row: dict[str, Any], question: str, clips: ClipPolicy
+) -> Record:
+    """Build the record of a table row with one medium in `image` or `video`, or several."""
     where = f"{table}, record {number}"
-    if not {"image", "path", "images"} & set(row):
+    if not {"image", "path", "images", "video", "videos"} & set(row):
         columns = ", ".join(map(str, row))
         raise DataError(f"{where} has no column 'image' (its columns: {columns})")
     # A row without an image is reported with the unreadable files.
     items = _row_items(row) or [{"path": f"record {number} (no image named)"}]
     view = str(row.get("view") or "")
     try:
-        media = [
-            parse_media_ref(item, lambda path: table.parent / str(path), view) for item in items
-        ]
+        media = [_parse_item(item, table.parent, view, clips) for item in items]
     except RecordError as error:
         raise DataError(f"{where}: {error}") from None
     first = items[0].get("path") if isinstance(items[0], dict) else ""
@@ -107,10 +119,24 @@ def _row_record(table: Path, number: int, row: dict[str, Any], question: str) ->
 
 
 def _row_items(row: dict[str, Any]) -> list[Any]:
-    """Return the descriptions of a row's images; a plain string is a path."""
-    value = row.get("images") or row.get("image") or row.get("path")
+    """Return the descriptions of a row's images, then of its videos; a plain string is a path."""
+    images = _as_items(row.get("images") or row.get("image") or row.get("path"))
+    videos = _as_items(row.get("videos") or row.get("video"))
+    return [*images, *({"kind": "clip"} | v if isinstance(v, dict) else v for v in videos)]
+
+
+def _as_items(value: Any) -> list[Any]:
     items = value if isinstance(value, list) else [value]
     return [{"path": item} if isinstance(item, str) else item for item in items if item]
+
+
+def _parse_item(item: Any, folder: Path, view: str, clips: ClipPolicy) -> MediaRef:
+    """Return the reference for an entry; a file with several frames may be a clip."""
+    ref = parse_media_ref(item, lambda path: folder / str(path), view)
+    is_open = not {"kind", "index", "frame", "frames"} & set(item)
+    if is_open and ref.kind == "image" and clips.as_clips and has_frames(ref.path):
+        ref = parse_media_ref({**item, "kind": "clip"}, lambda path: folder / str(path), view)
+    return clips.sampled(ref)
 
 
 def _build_record(

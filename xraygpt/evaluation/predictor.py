@@ -106,6 +106,7 @@ class Predictor:
         strict: bool = False,
     ) -> None:
         self.strict = strict
+        model.check_generation(task.config.generate)
         self.accelerator = distributed.make_accelerator(device)
         self.model, self.task, self.data = model.to(self.accelerator.device).eval(), task, data
         model.renderer.prompts = model.renderer.prompts[:1]  # the prompt used in evaluation
@@ -134,6 +135,7 @@ class Predictor:
         if self.history.trained_on_synthetic_only:
             log.warning(SYNTHETIC_ONLY_WARNING)
         prediction_file.open_folder(self.folder, self.identity)
+        self.model.keep_answers(self.folder)
         path = prediction_file.path_for(self.folder, "predictions", self.shard)
         done = self._load_done(path)
         names = {i: self.data.records[i].sample_id for i in self.indices}

@@ -142,7 +142,11 @@ def score_folder(folder: Path) -> dict[str, Any]:
         "n": len(predictions[TRUE]),
         "scores": rows,
         "left_out": {
-            **{k: v for k, v in previous_left_out.items() if k.startswith("control ")},
+            **{
+                k: v
+                for k, v in previous_left_out.items()
+                if k == "loss" or k.startswith("control ")
+            },
             **left_out,
         },
         "studies": len({prediction.study_id for prediction in predictions[TRUE]}),

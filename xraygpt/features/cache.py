@@ -124,20 +124,43 @@ class CachedReader:
         Raises:
             DataError: The image is missing.
         """
-        try:
-            stat = ref.path.stat()
-        except OSError as error:
-            raise DataError(f"{ref.path}: {error.strerror}") from None
-        key = f"{resolve_cached(ref.path)}|{stat.st_size}|{stat.st_mtime_ns}|{ref.index}"
-        key += f"|{ref.tensor}" if ref.tensor else ""
-        key += "|mirrored" if ref.mirrored else ""
-        if self.views:
-            key += f"|{view}"
-        return hashlib.sha256(key.encode()).hexdigest()[:32]
+        return store_name(ref, f"|{view}" if self.views else "")
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode images (N, C, H, W) as features (N, L, D) in the dtype of the store."""
         return self.encoder.encode_frozen(images.to(self.model.device)).to(self.dtype).cpu()
+
+
+def store_name(ref: MediaRef, suffix: str = "") -> str:
+    """Return the name of a medium in a store; the name changes when its files do.
+
+    Args:
+        ref: The medium.
+        suffix: What else its features depend on.
+
+    Raises:
+        DataError: A file is missing.
+    """
+    key = f"{_file_key(ref.path)}|{ref.index}"
+    key += f"|{ref.tensor}" if ref.tensor else ""
+    key += f"|{ref.frames}" if ref.frames else ""
+    key += f"|{ref.sampling}" if ref.sampling else ""
+    key += "".join(f"|{_file_key(Path(file))}" for file in ref.frame_files)
+    key += "|mirrored" if ref.mirrored else ""
+    return hashlib.sha256(f"{key}{suffix}".encode()).hexdigest()[:32]
+
+
+def _file_key(path: Path) -> str:
+    """Return a text that changes when the file does.
+
+    Raises:
+        DataError: The file is missing.
+    """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    return f"{resolve_cached(path)}|{stat.st_size}|{stat.st_mtime_ns}"
 
 
 def read_pixels(read_media: ReadMedia, ref: MediaRef, view: int, views: int) -> Tensor:

@@ -28,6 +28,7 @@ from xraygpt.models.base import BaseModel
 from xraygpt.models.capabilities import Exports, ExportSettings, describe_model, require
 from xraygpt.models.llm import llm_files
 from xraygpt.models.qformer_llm.export import save_sharded, write_llm
+from xraygpt.models.stock_vlm.llava_import import convert_llava_checkpoint, is_llava_checkpoint
 from xraygpt.models.vision import encoders
 from xraygpt.models.vision.published import is_eva
 from xraygpt.models.weights import lavis
@@ -60,6 +61,14 @@ def convert_to_xraygpt(args: argparse.Namespace) -> str:
             layout.
     """
     path = Path(args.source)
+    if args.origin == "llava" or is_llava_checkpoint(path):
+        return convert_llava_checkpoint(
+            path,
+            args.out,
+            vision_tower=args.vision_tower,
+            processor=args.processor,
+            base=args.base,
+        )
     if _is_llm(args.source):
         return _convert_llm(args)
     _require_foreign(path)
@@ -206,7 +215,7 @@ def export_transformers(args: argparse.Namespace) -> str:
     Returns:
         A message about what was written.
     """
-    return _export("transformers", args)
+    return _export(args.to, args)
 
 
 def _export(layout: str, args: argparse.Namespace) -> str:

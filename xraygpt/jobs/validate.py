@@ -6,7 +6,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -14,13 +14,17 @@ from PIL import Image, ImageDraw
 from xraygpt.common.errors import DataError, InputError
 from xraygpt.common.logging import progress
 from xraygpt.common.model_keys import config_value
-from xraygpt.datasets.base import Record, reference_text
+from xraygpt.datasets.base import Record, Split, reference_text
 from xraygpt.datasets.builder import BaseBuilder, build_corpora
+from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.input_check import InputCheck
+from xraygpt.datasets.token_budget import count_tokens
 from xraygpt.evaluation import lockbox
 from xraygpt.evaluation.input_report import summary as input_summary
 from xraygpt.experiment import NO_IMAGES, Experiment
+from xraygpt.jobs.token_budget import collator_of
 from xraygpt.media.base import MediaRef, read_media_file
+from xraygpt.models.base import Collation
 from xraygpt.models.llm.llm_files import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -51,7 +55,10 @@ def check(experiment: Experiment, sheet: Path | None, *, strict: bool = False) -
     pictures: list[tuple[str, np.ndarray]] = []
     seen: set[MediaRef] = set()  # several datasets may read the same images
     train_studies: set[str] = set()
-    builders: list[BaseBuilder] = build_corpora(experiment.datasets, NO_IMAGES)
+    collation = _load_collation(experiment.model)
+    spec = NO_IMAGES if collation is None else collation.image_spec
+    seed = int(getattr(experiment.run, "seed", 0))  # type: ignore[attr-defined]
+    builders: list[BaseBuilder] = build_corpora(experiment.datasets, spec, seed)
     for builder in builders:
         label = builder.label
         by_split, survey_problems = builder.records_by_split()
@@ -71,6 +78,9 @@ def check(experiment: Experiment, sheet: Path | None, *, strict: bool = False) -
             else:
                 print(f"{label} input check: {warned}")
         print(f"{label} answers: {_describe_lengths(records, tokenizer, limit)}")
+        if collation is not None:
+            tokens = list(_count_tokens(builder, collator_of(collation)))
+            problems += [f"{label}: {p}" for p in _without_known(tokens, problems)]
     advise_on_size(len(train_studies), from_scratch=experiment.model.ckpt is None)
     if sheet is not None and pictures:
         contact_sheet(pictures, sheet)
@@ -132,6 +142,32 @@ def _load_tokenizer(model: Any, problems: list[str]) -> Any:
     except InputError as error:
         problems.append(f"token lengths could not be counted: {error}")
         return None
+
+
+def _load_collation(model: Any) -> Collation | None:
+    """Return how batches are made; None if only the whole model knows, or a file is missing."""
+    try:
+        collation: Collation | None = model.collation()
+    except InputError as error:
+        print(f"token budget: not computed, since {error}")
+        return None
+    if collation is None:
+        print("token budget: train.py --dry-run computes it with this model")
+    return collation
+
+
+def _count_tokens(builder: BaseBuilder, collate: Collator) -> Iterator[str]:
+    """Print the tokens of each split, except lockboxes, and yield the problems."""
+    by_split, _ = builder.records_by_split()
+    for split in [s for s in by_split if s is not None and s != lockbox.SPLIT]:
+        try:
+            data = builder.build(cast(Split, split))
+        except DataError:  # bad records, which have been reported
+            continue
+        budget = count_tokens(f"{builder.label} {split}", data, collate)
+        if budget is not None:
+            print(budget)
+            yield from budget.problems()
 
 
 def _studies_in_two_splits(by_split: Mapping[str | None, Sequence[Record]]) -> Iterator[str]:

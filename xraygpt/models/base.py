@@ -33,6 +33,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+
+@dataclass(frozen=True)
+class Collation:
+    """How a model makes batches of samples: all that is needed to count their tokens.
+
+    Attributes:
+        renderer: Converts conversations to token ids.
+        media_collator: Counts the tokens of media.
+        context_len: Maximum length of a row in tokens.
+        image_spec: Input of the vision encoder.
+    """
+
+    renderer: PromptRenderer
+    media_collator: MediaCollator | None
+    context_len: int
+    image_spec: ImageSpec
+
+
 Bonus = Callable[[int, str], float]
 """Maps a row of the batch and a candidate's text to a bonus on the candidate's similarity score."""
 
@@ -122,6 +140,8 @@ class BaseModel(nn.Module, Plugin):
         context_len: Maximum number of tokens of a sequence.
         loss_on_all_tokens: Whether the loss covers all text tokens instead of the answers only.
         reads_question: Whether an image's tokens depend on the question.
+        reads_clips: Whether a DICOM file with several frames is a clip for the model, unless a
+            table says otherwise. If not, it reads one frame of it.
         frozen_parts: State-key prefixes of parts that are loaded from other files. If a checkpoint
             contains no key of a part, that part stays unchanged.
         unsupported: Maps a capability ("chat", "maps" …, see `capabilities`) to the reason why the
@@ -137,6 +157,8 @@ class BaseModel(nn.Module, Plugin):
         """Settings that every model has."""
 
         kind: ClassVar[Registry] = MODELS
+        untrained_part: ClassVar[str] = ""  # without `ckpt`, for a warning
+        has_weights: ClassVar[bool] = True  # otherwise, `ckpt` is not expected
 
         model_type: str | None = None
         """Preset of defaults: a file name in `xraygpt/configs/models/<arch>/`."""
@@ -153,6 +175,11 @@ class BaseModel(nn.Module, Plugin):
             config: Self = from_tree(cls, to_tree(keys), "model")
             return config
 
+        def identity(self) -> dict[str, Any]:
+            """Return the settings that affect answers; by default, all of them."""
+            tree: dict[str, Any] = to_tree(self)
+            return tree
+
         def required_weights(self) -> FrozenParts | None:
             """Return the parts that stay at their initial weights; None if all are trained."""
             return None
@@ -168,12 +195,21 @@ class BaseModel(nn.Module, Plugin):
             frozen = self.required_weights()
             return found + (frozen.missing() if frozen is not None else [])
 
+        def collation(self) -> Collation | None:
+            """Return how batches are made, without loading weights; None if it depends on them.
+
+            Raises:
+                InputError: A file is missing or damaged.
+            """
+            return None
+
     renderer: PromptRenderer = NO_TEXT
     media_collator: MediaCollator | None = None
     image_spec: ImageSpec
     context_len = 0
     loss_on_all_tokens = False
     reads_question = False
+    reads_clips: ClassVar[bool] = False
     frozen_parts: ClassVar[tuple[str, ...]] = ()
     unsupported: Mapping[str, str] = {}
     abilities: Abilities = Abilities()
@@ -204,6 +240,20 @@ class BaseModel(nn.Module, Plugin):
             The answers without stop strings and special tokens.
         """
         raise NotImplementedError
+
+    def check_generation(self, generation: Generation) -> None:
+        """Check decoding settings before anything is read; by default, all are accepted.
+
+        Raises:
+            InputError: The model cannot honour a setting.
+        """
+
+    def keep_answers(self, folder: Path) -> None:
+        """Prepare to answer for a result folder; by default, nothing is done.
+
+        Evaluation and prediction store answers after each batch. A model whose answers are paid for
+        can store each one in the folder as soon as it has it.
+        """
 
     def positions(self, batch: Batch) -> Tensor | None:
         """Return (B, T) or (A, B, T) position ids, for decoders with their own position scheme.
@@ -342,6 +392,7 @@ def build_renderer(
         end_sym=config.end_sym,
         max_txt_len=config.max_txt_len,
         media_marks=media_marks,
+        last_answer_only=getattr(config, "last_answer_only", False),
     )
 
 

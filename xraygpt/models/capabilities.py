@@ -17,7 +17,8 @@ from xraygpt.common.errors import InputError
 
 if TYPE_CHECKING:
     from xraygpt.datasets.base import Batch
-    from xraygpt.models.base import BaseModel
+    from xraygpt.media.base import MediaRef
+    from xraygpt.models.base import BaseModel, Output
     from xraygpt.models.findings import FindingScores
     from xraygpt.processors.base import BaseProcessor
 
@@ -34,6 +35,16 @@ class Chats(Protocol):
 
     def embed(self, batch: Batch, tokens: Sequence[Tensor] | None = None) -> Tensor:
         """Embed (B, T) ids and media as (B, T, H); `tokens` are computed if not passed."""
+
+
+class ComputesLoss(Protocol):
+    """A model that computes the loss on given answers, for training and likelihoods.
+
+    Every model is assumed to, unless it lists ``loss`` in `BaseModel.unsupported`.
+    """
+
+    def forward(self, batch: Batch, return_logits: bool = False) -> Output:
+        """Compute the loss on the batch's answers."""
 
 
 class FrozenFeatures(Protocol):
@@ -55,6 +66,19 @@ class CachesQueries(Protocol):
         Returns:
             An identifier of these parts' weights, like `feature_key`.
         """
+
+
+class CachesMedia(Protocol):
+    """A model whose frozen parts' output is cached for each medium when it is first used."""
+
+    def media_key(self) -> str | None:
+        """Return an identifier of the frozen parts and the processor, or None to forbid caching."""
+
+    def media_context(self, refs: Sequence[MediaRef]) -> str:
+        """Return what a medium's features depend on in addition to the medium itself."""
+
+    def cache_media(self, store: Any) -> None:
+        """Put the features of media with a name (`media.stored`) into a store, once computed."""
 
 
 class PredictsFindings(Protocol):
@@ -125,8 +149,10 @@ class Exports(Protocol):
 # The key in `BaseModel.unsupported`, and the end of the sentence "this model cannot …".
 _DESCRIPTIONS: dict[type, tuple[str, str]] = {
     Chats: ("chat", "chat"),
+    ComputesLoss: ("loss", "be trained or compute the loss on given answers"),
     FrozenFeatures: ("features", "store features of a frozen encoder"),
     CachesQueries: ("features", "store features of frozen parts"),
+    CachesMedia: ("features", "store features of whole media"),
     PredictsFindings: ("findings", "predict findings"),
     HasDecoder: ("decoder", "have the layers of its language model compiled or sharded"),
     AttentionMaps: ("maps", "show where it looked"),
@@ -144,8 +170,8 @@ def require(model: BaseModel, capability: type[Capability]) -> Capability:
     """
     if supports(model, capability):
         return model  # type: ignore[return-value]
-    key, verb = _DESCRIPTIONS[capability]
-    reason = _missing_reason(model, capability, key)
+    verb = _DESCRIPTIONS[capability][1]
+    reason = missing_reason(model, capability)
     raise InputError(f"{describe_model(model)} cannot {verb} because {reason}")
 
 
@@ -170,7 +196,9 @@ def _members(capability: type) -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
-def _missing_reason(model: BaseModel, capability: type, key: str) -> str:
+def missing_reason(model: BaseModel, capability: type) -> str:
+    """Return the model's reason why it lacks a capability, or name the missing methods."""
+    key = _DESCRIPTIONS[capability][0]
     if key in model.unsupported:
         return model.unsupported[key]
     missing = [name for name in _members(capability) if not hasattr(model, name)]

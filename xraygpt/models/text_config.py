@@ -23,6 +23,8 @@ class TextConfig:
     max_txt_len: int | None = 160
     """Maximum length of an answer in tokens, including its end; longer answers are truncated. null
     sets no limit."""
+    last_answer_only: bool = False
+    """Train only the last answer of a conversation; false trains all of them."""
 
     def __post_init__(self) -> None:
         with Checks(self) as check:

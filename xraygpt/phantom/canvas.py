@@ -12,7 +12,6 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw
-from scipy.ndimage import gaussian_filter
 
 Points = np.ndarray  # (n, 2) float, x and y
 Layer = np.ndarray  # (H, W) float32, 0 to 1
@@ -97,6 +96,8 @@ class Canvas:
         sigma = blur * self.size
         if sigma < 0.3:
             return layer
+        from scipy.ndimage import gaussian_filter  # takes a quarter of a second to import
+
         soft: Layer = gaussian_filter(layer, sigma, truncate=2.5, mode="nearest")
         return soft
 

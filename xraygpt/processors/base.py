@@ -32,6 +32,8 @@ class BaseProcessor(Plugin):
     fixed_size = True
     """Whether the output size is the same for all images. If not, features are not cached and blank
     control images are not shared."""
+    reads_uint8 = False
+    """Whether `process` accepts media with 8-bit pixels."""
     deterministic = True
     """Whether the result depends only on the item. If not, features are not cached."""
 
@@ -60,7 +62,7 @@ class BaseProcessor(Plugin):
         step = self.geometry(height, width, rng_key)
         before = media.geometry
         total = None if step is None or before is None else before.then(step)
-        return media.with_data(self(media.data.numpy(), rng_key), total)
+        return media.with_data(self(media.display_values(), rng_key), total)
 
     def geometry(self, height: int, width: int, rng_key: str = "") -> Geometry | None:
         """Return the map from the input image to the output, or None (the default) if unknown.

@@ -59,6 +59,7 @@ class ImageSpec(InputSpec):
     """Image format that a model expects, and its number of tokens per image."""
 
     tokens_per_image: int  # placeholder tokens per image in the text
+    processor: str = "xray_image"  # image processor, unless the configuration names another
 
 
 @registry.register_processor("xray_image", "blip2_image_eval")

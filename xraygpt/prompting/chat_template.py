@@ -28,12 +28,16 @@ class ChatTemplate:
     markers: tuple[str, ...] = ()  # special tokens, which decoding skips
 
     def build_pieces(self, turns: Sequence[Turn], end: str) -> list[Piece]:
-        """Format `turns`; `end` is not used, since the chat template itself ends answers.
+        """Format `turns`.
+
+        The template itself ends answers. White space after that end, such as Qwen's line feed, is
+        part of the answer only if `end` ends with white space, too.
 
         Raises:
             InputError: The template changes earlier turns when a turn is added.
         """
         pieces, rendered = [], ""
+        trim = str if end[-1:].isspace() else str.rstrip
         for i, turn in enumerate(turns):
             if turn["role"] != "assistant":
                 continue
@@ -44,12 +48,12 @@ class ChatTemplate:
                     "the tokenizer's chat template changes earlier turns when a turn is added; set "
                     "model.prompt_template to another template"
                 )
-            answer = with_answer[len(with_question) :].rstrip()
+            answer = trim(with_answer[len(with_question) :])
             pieces += [
                 Piece(self._split_marks(with_question[len(rendered) :])),
                 Piece((answer,), is_target=True),
             ]
-            rendered = with_answer.rstrip()
+            rendered = trim(with_answer)
         if turns and turns[-1]["role"] == "user":
             with_question = self._apply(turns, add_generation_prompt=True)
             pieces.append(Piece(self._split_marks(with_question[len(rendered) :])))
@@ -66,12 +70,16 @@ class ChatTemplate:
         if not self.media_marks:
             return "".join(_mark_text(p) if isinstance(p, MediaPart) else p for p in parts)
         items: list[dict[str, str]] = []
-        for part in parts:
+        for i, part in enumerate(parts):
             if isinstance(part, MediaPart) and part.shown:
                 items.append({"type": "video" if part.mark == VIDEO else "image"})
             text = part if isinstance(part, str) else part.caption
-            if text.strip():  # templates put their own white space between parts
-                items.append({"type": "text", "text": text.strip()})
+            # The space between a mark and the text is no part of the conversation.
+            text = text.removeprefix(" ") if i and isinstance(parts[i - 1], MediaPart) else text
+            is_before_medium = i + 1 < len(parts) and isinstance(parts[i + 1], MediaPart)
+            text = text.removesuffix(" ") if is_before_medium else text
+            if text:
+                items.append({"type": "text", "text": text})
         return items
 
     def _split_marks(self, text: str) -> tuple[Part, ...]:

@@ -91,6 +91,7 @@ class PromptRenderer:
         media_marks: For "image" and "video", the text that the tokenizer's chat template writes in
             place of each medium, such as ``<|image_pad|>``. None means a text-only template, which
             receives ``<image>`` as text.
+        last_answer_only: Put labels only on the last answer of a conversation.
     """
 
     def __init__(
@@ -102,7 +103,9 @@ class PromptRenderer:
         end_sym: str | None = None,
         max_txt_len: int | None = None,
         media_marks: Mapping[str, str] | None = None,
+        last_answer_only: bool = False,
     ) -> None:
+        self.last_answer_only = last_answer_only
         self.tokenizer, self.prompts, self.max_txt_len = tokenizer, list(prompts), max_txt_len
         self.template_name, self.media_marks = template, dict(media_marks or {})
         named_template = find_template(template)
@@ -171,13 +174,15 @@ class PromptRenderer:
                 if answer_ids is None:
                     answer_ids = self._truncate(self._encode(piece.text))
                 new = list(answer_ids)
+                if self.last_answer_only:
+                    labels = [IGNORE_INDEX] * len(ids)
                 ids, labels = ids + new, labels + new
                 continue
             for part in piece.parts:
                 if isinstance(part, str):
                     new = self._encode(part)
                 else:
-                    run = next(remaining_runs)
+                    run = _next_run(remaining_runs, part, sample_id)
                     placed.append(PlacedRun(run.kind, len(ids), run.length))
                     new = [IMAGE_TOKEN_ID] * run.length
                 ids, labels = ids + new, labels + [IGNORE_INDEX] * len(new)
@@ -288,6 +293,21 @@ def _check_media(turns: Sequence[Turn], runs: Sequence[Run], sample_id: str) -> 
                 f"sample {sample_id}: {VIDEO} in its text marks {article} {run.kind}, not a clip; "
                 f"write {IMAGE}, or specify the clip's file or frames"
             )
+
+
+def _next_run(runs: Iterator[Run], part: MediaPart, sample_id: str) -> Run:
+    """Return the run of the next medium in the template's output.
+
+    Raises:
+        DataError: The template writes images and clips in another order than the text.
+    """
+    run = next(runs)
+    if (part.mark == VIDEO) != (run.kind == "clip"):
+        raise DataError(
+            f"sample {sample_id}: the chat template moves the images of a turn before its clips; "
+            f"write {IMAGE} before {VIDEO} in the text, and list the media in this order"
+        )
+    return run
 
 
 def _bos_ids(tokenizer: Tokenizer) -> list[int]:

@@ -1,5 +1,5 @@
 """Runners: the training loop and the validation during training."""
 
-from xraygpt.runners import train_loop
+from xraygpt.runners import llama_factory, train_loop
 
-__all__ = ["train_loop"]
+__all__ = ["llama_factory", "train_loop"]

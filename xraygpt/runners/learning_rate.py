@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,13 @@ import torch
 from xraygpt.common.registry import registry
 from xraygpt.runners.schedules import Schedule, capped_warmup
 from xraygpt.runners.settings import RunSettings
+
+
+def warmup_steps(config: RunSettings, max_steps: int) -> int:
+    """Return the number of warm-up steps that a configuration asks for."""
+    if config.warmup_ratio is None:
+        return config.warmup_steps
+    return math.ceil(config.warmup_ratio * max_steps)
 
 
 class LearningRate:
@@ -34,6 +42,11 @@ class LearningRate:
         # Kept here because loading a checkpoint replaces the optimizer's groups.
         self.scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
 
+    @property
+    def warmup_steps(self) -> int:
+        """Number of warm-up steps that the configuration asks for."""
+        return warmup_steps(self.config, self.max_steps)
+
     def apply(self, step: int, val_losses: Sequence[tuple[int, float]]) -> float:
         """Set the learning rate for `step` (counted from 0) and return it, before group factors."""
         config = self.config
@@ -41,7 +54,7 @@ class LearningRate:
             init_lr=config.init_lr,
             min_lr=config.min_lr,
             warmup_lr=config.warmup_lr,
-            warmup_steps=capped_warmup(config.warmup_steps, self.max_steps),
+            warmup_steps=capped_warmup(self.warmup_steps, self.max_steps),
             total_steps=self.max_steps,
             steps_per_epoch=self.steps_per_epoch,
             decay_rate=config.lr_decay_rate,

@@ -64,6 +64,8 @@ class AdamW(BaseOptimizer):
         """Decay rate of the mean gradient per step, in [0, 1)."""
         eps: float = 1e-8
         """Constant added to the square root of the mean squared gradient."""
+        fused: bool = False
+        """Use torch's fused kernel, which is faster and rounds differently in the last digit."""
 
         def __post_init__(self) -> None:
             with Checks(self) as check:
@@ -74,8 +76,8 @@ class AdamW(BaseOptimizer):
 
     def make(self, groups: list[TorchGroup], model: BaseModel) -> torch.optim.Optimizer:
         """Build `torch.optim.AdamW` over the groups."""
-        betas = (self.config.beta1, self.beta2)
-        return torch.optim.AdamW(groups, betas=betas, eps=self.config.eps)
+        betas, fused = (self.config.beta1, self.beta2), self.config.fused or None
+        return torch.optim.AdamW(groups, betas=betas, eps=self.config.eps, fused=fused)
 
 
 @registry.register_optimizer("muon")

@@ -56,6 +56,15 @@ def linear_warmup_cosine_lr(step: int, s: Schedule) -> float:
     return s.min_lr + (s.init_lr - s.min_lr) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
+@registry.register_lr_scheduler("linear_warmup_linear_lr")
+def linear_warmup_linear_lr(step: int, s: Schedule) -> float:
+    """Rise linearly from `warmup_lr` to `init_lr`, then fall linearly to `min_lr`."""
+    if step < s.warmup_steps:
+        return _warmup(step, s)
+    done = (step - s.warmup_steps) / max(s.total_steps - s.warmup_steps, 1)
+    return s.init_lr + (s.min_lr - s.init_lr) * min(done, 1.0)
+
+
 @registry.register_lr_scheduler("linear_warmup_step_lr")
 def linear_warmup_step_lr(step: int, s: Schedule) -> float:
     """Rise linearly to `init_lr`, then multiply by `decay_rate` each epoch, down to `min_lr`."""

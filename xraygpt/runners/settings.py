@@ -53,6 +53,8 @@ class RunSettings(BaseRunner.Config):
     """Rows per validation batch and process."""
     accum_grad_iters: int = 1
     """Micro-batches per optimizer step."""
+    shuffle: bool = True
+    """Whether the samples of an epoch are shuffled; false keeps the order of the corpus."""
     num_workers: int = 0
     """Number of processes that read images; 0 reads them in the training process."""
     init_lr: float = 1e-4
@@ -64,6 +66,8 @@ class RunSettings(BaseRunner.Config):
     warmup_steps: int = 0
     """Steps of linear warm-up from `warmup_lr` to `init_lr`, once per run. If they are more than a
     fifth of the run, they are shortened to a tenth of it."""
+    warmup_ratio: float | None = None
+    """The same as a share of the run, instead of `warmup_steps`."""
     lr_sched: Annotated[str, Choice(LR_SCHEDULERS)] = "linear_warmup_cosine_lr"
     lr_decay_rate: float = 0.9
     """Factor per epoch in `linear_warmup_step_lr` and per plateau in `reduce_on_plateau_lr`."""
@@ -119,6 +123,10 @@ class RunSettings(BaseRunner.Config):
             check.at_least(1, *_AT_LEAST_ONE)
             check.at_least(0, "min_lr", "warmup_lr", "weight_decay", "grad_clip")
             check.at_least(0, "num_workers", "warmup_steps")
+            check.fraction("warmup_ratio")
+            twice = self.warmup_ratio is not None and self.warmup_steps
+            why = "cannot be combined with warmup_steps"
+            check.refuse(twice, "warmup_ratio", why, "warmup_steps")
             check.above(0, "init_lr")
             check.fraction_below_one("ema_decay")
             high = f"must not be above init_lr ({self.init_lr}), got {self.min_lr}"

@@ -36,14 +36,22 @@ from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.mixture import Mixture, StreamSampler
 from xraygpt.features import cache as feature_cache
+from xraygpt.features import media_cache
 from xraygpt.models.base import BaseModel
-from xraygpt.models.capabilities import CachesQueries, FrozenFeatures, HasDecoder, require, supports
+from xraygpt.models.capabilities import (
+    CachesMedia,
+    CachesQueries,
+    FrozenFeatures,
+    HasDecoder,
+    require,
+    supports,
+)
 from xraygpt.runners import compiling, logs, optimizers, profiling, sharding, state
 from xraygpt.runners.averaging import Average
 from xraygpt.runners.base import BaseRunner
 from xraygpt.runners.checkpointing import Checkpointer
 from xraygpt.runners.dry_run import dry_run
-from xraygpt.runners.learning_rate import LearningRate
+from xraygpt.runners.learning_rate import LearningRate, warmup_steps
 from xraygpt.runners.progress import Progress
 from xraygpt.runners.schedules import capped_warmup
 from xraygpt.runners.settings import RunSettings
@@ -109,6 +117,7 @@ class Runner(BaseRunner):
             global_batch=self.global_batch,
             resolved=resolved,
         )
+        self._losses = [0.0, 0]  # sum over the steps of this process, and their number
         self.signals = StopSignals()
         self._stop = False  # whether any process received a signal
 
@@ -119,12 +128,13 @@ class Runner(BaseRunner):
         one_pass = math.ceil(self.splits["train"].epoch_size() / self.global_batch)
         self.steps_per_epoch = config.iters_per_epoch or max(1, one_pass)
         self.max_steps = config.max_steps or (config.max_epoch or 1) * self.steps_per_epoch
-        warmup = capped_warmup(config.warmup_steps, self.max_steps)
-        if warmup != config.warmup_steps:
+        asked = warmup_steps(config, self.max_steps)
+        warmup = capped_warmup(asked, self.max_steps)
+        if warmup != asked:
             log.info(
                 "warm-up: %d steps instead of %d, because the run has only %d steps",
                 warmup,
-                config.warmup_steps,
+                asked,
                 self.max_steps,
             )
 
@@ -146,6 +156,11 @@ class Runner(BaseRunner):
     def step(self) -> int:
         """Number of optimizer steps taken."""
         return self.progress.step
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean training loss over the steps taken since the start or the resumption."""
+        return self._losses[0] / max(self._losses[1], 1)
 
     @property
     def run_folder(self) -> Path:
@@ -176,7 +191,7 @@ class Runner(BaseRunner):
                 bar.update()
                 profiler.step()
                 if self.step % self.config.log_every == 0 or self.step == self.max_steps:
-                    self.metrics.add(self.step, {**values, "train/lr": lr})
+                    self.log_row(self.step, {**values, "train/lr": lr})
                     bar.set_postfix_str(f"loss {decimal(values['train/loss'])}", refresh=False)
                 if self._due(self.config.eval_every):
                     last = self._validate()
@@ -186,6 +201,7 @@ class Runner(BaseRunner):
                     self.metrics.close()
                     self.signals.stop(self.step, self.run_folder)
         self.save()
+        media_cache.flush(self.model)
         self.metrics.close()
         return last
 
@@ -220,6 +236,7 @@ class Runner(BaseRunner):
             total_loss, signals = distributed.sum_over_processes(self.accelerator, sums)
             self._stop = signals > 0  # all processes stop at the same step
             mean = total_loss / count
+            self._losses = [self._losses[0] + mean, self._losses[1] + 1]
             norm = self.stepper.step(lambda norm: self._check_finite(mean, norm, group))
             if self.average:
                 self.average.update(self.step + 1)
@@ -239,7 +256,7 @@ class Runner(BaseRunner):
             return {}
         with self.checkpointer.averaged_weights(), compiling.uncompiled():
             values = self.validator.losses(self.splits["val"])
-        self.metrics.add(self.step, values)
+        self.log_row(self.step, values)
         log.info(
             "step %d: %s", self.step, "  ".join(f"{k} {decimal(v, 4)}" for k, v in values.items())
         )
@@ -254,6 +271,10 @@ class Runner(BaseRunner):
             TrainingError: The checkpoint cannot be written; raised on every process.
         """
         self.checkpointer.save()
+
+    def log_row(self, step: int, values: dict[str, float]) -> None:
+        """Add a row to the logs."""
+        self.metrics.add(step, values)
 
     # --- setup and helpers ---------------------------------------------------------------------
 
@@ -281,6 +302,12 @@ class Runner(BaseRunner):
     def cache_features(self) -> None:
         """Encode all images once with the frozen parts, if the run caches features."""
         if not (self.config.feature_cache and self.task.uses_images):
+            return
+        if supports(self.model, CachesMedia):
+            parts = [part for mixture in self.splits.values() for part in mixture.parts]
+            media_cache.use_media_cache(
+                parts, self.model, self.config.feature_store, str(self.config.amp)
+            )
             return
         key = None
         if supports(self.model, CachesQueries):

@@ -1,5 +1,21 @@
 """Tasks: what a model is asked and how its answers are scored."""
 
-from xraygpt.tasks import alignment, contrastive, language_modeling, report_generation, vqa, yes_no
+from xraygpt.tasks import (
+    alignment,
+    contrastive,
+    free_text,
+    language_modeling,
+    report_generation,
+    vqa,
+    yes_no,
+)
 
-__all__ = ["alignment", "contrastive", "language_modeling", "report_generation", "vqa", "yes_no"]
+__all__ = [
+    "alignment",
+    "contrastive",
+    "free_text",
+    "language_modeling",
+    "report_generation",
+    "vqa",
+    "yes_no",
+]

@@ -173,7 +173,11 @@ def _needs_single_row(llm: Any) -> bool:
 
 @contextlib.contextmanager
 def _output_layer_at(llm: Any, index: Tensor) -> Iterator[None]:
-    """Apply an LLM's output layer only at these indices of the flattened hidden states."""
+    """Apply an LLM's output layer only at these indices of the flattened hidden states.
+
+    The last layer's feed-forward network is applied only there, too, since nothing reads what it
+    computes elsewhere.
+    """
 
     def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = inputs[0].flatten(0, 1)
@@ -181,6 +185,35 @@ def _output_layer_at(llm: Any, index: Tensor) -> Iterator[None]:
 
     handle = llm.get_output_embeddings().register_forward_pre_hook(select)
     try:
-        yield
+        with _last_mlp_at(llm, index):
+            yield
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def _last_mlp_at(llm: Any, index: Tensor) -> Iterator[None]:
+    """Apply the last layer's feed-forward network only at these indices; elsewhere it adds 0."""
+    layers: Any = getattr(llm.get_decoder(), "layers", None)
+    mlp = None if layers is None else getattr(layers[-1], "mlp", None)
+    if mlp is None or not hasattr(mlp, "down_proj") or _is_compiled(layers[-1]):
+        yield
+        return
+    set_before, compute = vars(mlp).get("forward"), mlp.forward
+
+    def forward(hidden: Tensor) -> Tensor:
+        flat, at = hidden.flatten(0, 1), index.to(hidden.device)
+        computed = compute(flat[None, at])[0]
+        return torch.zeros_like(flat).index_copy(0, at, computed).view_as(hidden)
+
+    mlp.forward = forward
+    try:
+        yield
+    finally:
+        del mlp.forward
+        if set_before is not None:
+            mlp.forward = set_before
+
+
+def _is_compiled(layer: nn.Module) -> bool:
+    return any(getattr(m, "_compiled_call_impl", None) is not None for m in layer.modules())

@@ -15,8 +15,13 @@ def count_positions(mask: Tensor) -> Tensor:
 
 
 def next_positions(positions: Tensor) -> Tensor:
-    """Return the (B,) first positions after (B, T) or (A, B, T) position ids."""
-    last = positions.amax(dim=-1)
+    """Return the (B,) positions after the last token of (B, T) or (A, B, T) position ids.
+
+    These are the positions that the tokens of an answer have in training. A clip may reach further
+    in time than the text after it; transformers' `generate` continues from the largest position of
+    the prompt, at which Qwen2.5-VL was not trained by transformers 5.
+    """
+    last = positions[..., -1]
     return (last if last.dim() == 1 else last.amax(dim=0)) + 1
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,8 @@ class XrayGPT(WithFindingHead, CausalModel):
     @dataclass(kw_only=True)
     class Config(CausalModel.Config):
         """Settings for the model; LAVIS's flat keys work too (`common.model_keys.MODEL_KEYS`)."""
+
+        untrained_part: ClassVar[str] = "Q-Former"
 
         vision: VisionConfig = field(default_factory=VisionConfig)
         qformer: BridgeConfig = field(default_factory=BridgeConfig)

@@ -8,9 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
-import timm
 import torch
-from timm.models.eva import Eva
 from torch import nn
 
 from xraygpt.common.errors import InputError, WeightsError
@@ -138,6 +136,8 @@ class EfficientNetLite0(BaseEncoder):
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
         """Build timm's network with the package's weights."""
+        import timm  # takes a quarter of a second
+
         net: nn.Module = timm.create_model(
             "tf_efficientnet_lite0", features_only=True, out_indices=self.stages
         )
@@ -205,6 +205,8 @@ class EvaTiny(EvaClipG):
         settings |= {"img_size": input_spec.image_size, "mlp_ratio": 4.3637}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
+            from timm.models.eva import Eva
+
             net = Eva(**{**EVA, **settings})
         if weights is None:
             log.warning("eva_tiny has random weights, which are only useful in tests")
@@ -312,6 +314,8 @@ class Timm(BaseEncoder):
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
         """Build the network with the size and normalisation in its published settings."""
+        import timm
+
         self._rules()  # rejects names that timm does not have
         published: Any = timm.get_pretrained_cfg(self.rest)
         data = timm.data.resolve_data_config({}, pretrained_cfg=published.to_dict())
@@ -334,6 +338,8 @@ class Timm(BaseEncoder):
         return rule_converter(self._rules(), self.name)(path)
 
     def _rules(self) -> tuple[Rule, ...]:
+        import timm
+
         name = self.rest
         try:
             published: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from xraygpt.common.errors import WeightsError
@@ -33,6 +31,8 @@ def create_timm_encoder(
     If possible, the network is created on the meta device, so that a file that does not fit is
     rejected first and a file that fits is not copied.
     """
+    import timm  # takes a quarter of a second
+
     settings: dict[str, Any] = {"num_classes": 0, "global_pool": "", **options}
     native: Any = timm.get_pretrained_cfg(name)
     if name.startswith(_FIXED_SIZE) and input_spec.image_size != native.input_size[-1]:
@@ -51,6 +51,8 @@ def create_timm_encoder(
 
 def _create_on_meta(name: str, settings: dict[str, Any]) -> nn.Module:
     """Create a timm network on the meta device, or on the CPU if buffers need their values."""
+    import timm
+
     with torch.device("meta"):
         net: nn.Module = timm.create_model(name, pretrained=False, **settings)
     if all(hasattr(m, "init_non_persistent_buffers") for m in _modules_with_buffers(net)):
@@ -83,6 +85,8 @@ def fit_position(net: nn.Module, state: dict[str, Tensor]) -> None:
     side = round((current.shape[1] - prefix) ** 0.5)
     if current.shape[-1] != saved.shape[-1] or side * side + prefix != current.shape[1]:
         return  # another width, which is reported when the state is loaded
+    from timm.layers import resample_abs_pos_embed
+
     state["pos_embed"] = resample_abs_pos_embed(
         saved.float(), [side, side], num_prefix_tokens=prefix, antialias=False
     )

@@ -48,8 +48,8 @@ class QwenCollator:
         return {name: torch.cat([t[name] for t in inputs if name in t]) for name in names}
 
 
-@registry.register_model("stock_vlm")
-class StockVlm(CausalModel):
+@registry.register_model("qwen_plugin")
+class QwenPlugin(CausalModel):
     """A vision-language model of transformers with a frozen vision tower."""
 
     @dataclass(kw_only=True)

@@ -1,0 +1,1 @@
+"""Vision-language models of transformers, with their own processors."""
