@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +23,9 @@ from xraygpt.common import checkpoint
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError, TrainingError, WeightsError
 from xraygpt.experiment import Training, build_runner
-from xraygpt.runners import sharding, state
+from xraygpt.runners import sharding, signals, state
 from xraygpt.runners.logs import read_rows
+from xraygpt.runners.signals import ignore_in_worker
 from xraygpt.runners.train_loop import Runner
 
 MODEL = """
@@ -613,3 +616,26 @@ def test_versions_and_config_lie_in_every_run_and_checkpoint(tmp_path, toy):
         assert "num_queries: 4" in (folder / "config.yaml").read_text()
         installed = json.loads((folder / "versions.json").read_text())["torch"]
         assert torch.__version__.startswith(installed)
+
+
+def _ignores_signals() -> None:
+    """A worker that is busy, and that no signal but SIGKILL ends."""
+    ignore_in_worker(0)
+    time.sleep(600)
+
+
+def test_a_worker_that_ignores_signals_does_not_keep_the_program_from_ending(monkeypatch):
+    monkeypatch.setattr(signals, "_PATIENCE", 0.2)
+    older = multiprocessing.Process(target=time.sleep, args=(600,), daemon=True)
+    older.start()
+    with signals.ended_workers():
+        worker = multiprocessing.Process(target=_ignores_signals, daemon=True)
+        worker.start()
+        time.sleep(0.2)
+        worker.terminate()
+        worker.join(timeout=0.2)
+        assert worker.is_alive()
+    assert worker.exitcode == -signal.SIGKILL
+    assert older.is_alive()  # it was there before
+    older.kill()
+    older.join()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 from xraygpt.common.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_PATIENCE = 5.0  # seconds for which a worker may finish what it reads
 
 
 class StopSignals:
@@ -64,3 +67,23 @@ def ignore_in_worker(_: int) -> None:
     """Make a data-loader worker ignore group signals, which the main process handles."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def ended_workers() -> Iterator[None]:
+    """End the processes that are started inside, even if they ignore signals.
+
+    A loader asks its workers to end and waits for a few seconds. A worker that is busy for longer
+    ignores the SIGTERM that follows (`ignore_in_worker`), and Python would wait for it forever at
+    the end of the program.
+    """
+    before = set(multiprocessing.active_children())
+    try:
+        yield
+    finally:
+        gc.collect()  # a loader that is gone has asked its workers to end
+        for process in set(multiprocessing.active_children()) - before:
+            process.join(timeout=_PATIENCE)
+            if process.is_alive():
+                process.kill()
+                process.join()

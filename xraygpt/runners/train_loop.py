@@ -20,7 +20,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ from xraygpt.runners.learning_rate import LearningRate, warmup_steps
 from xraygpt.runners.progress import Progress
 from xraygpt.runners.schedules import capped_warmup
 from xraygpt.runners.settings import RunSettings
-from xraygpt.runners.signals import StopSignals, ignore_in_worker
+from xraygpt.runners.signals import StopSignals, ended_workers, ignore_in_worker
 from xraygpt.runners.validation import Validator
 from xraygpt.runners.zero import make_stepper
 from xraygpt.tasks.base import BaseTask
@@ -182,8 +182,12 @@ class Runner(BaseRunner):
         last: dict[str, float] = {}
         main = self.accelerator.is_main_process
         profiled = self.run_folder if self.config.profile and main else None
-        with self.signals.caught(), self._bar() as bar, profiling.profiler(profiled) as profiler:
-            batches = self._batches()
+        with (
+            self.signals.caught(),
+            self._bar() as bar,
+            profiling.profiler(profiled) as profiler,
+            contextlib.closing(self._batches()) as batches,
+        ):
             while self.step < self.max_steps and not self._out_of_patience():
                 lr = self.learning_rate.apply(self.step, self.progress.val_losses)
                 values = self._step(batches)
@@ -322,8 +326,8 @@ class Runner(BaseRunner):
                 feature_cache.use_cache(part, self.model, key, self.accelerator, settings, workers)
         memory.release_freed_memory()
 
-    def _batches(self) -> Iterator[Batch]:
-        """Return an infinite iterator of micro-batches, from the current step on."""
+    def _batches(self) -> Generator[Batch]:
+        """Yield micro-batches without end, from the current step on; `close` ends the workers."""
         sampler = StreamSampler(
             self.splits["train"],
             seed=self.config.seed,
@@ -342,7 +346,8 @@ class Runner(BaseRunner):
             worker_init_fn=ignore_in_worker,
             pin_memory=self.device.type == "cuda",
         )
-        return iter(loader)
+        with ended_workers():
+            yield from loader
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Return a context manager for the run's precision."""
