@@ -81,7 +81,9 @@ def check(experiment: Experiment, sheet: Path | None, *, strict: bool = False) -
         if collation is not None:
             tokens = list(_count_tokens(builder, collator_of(collation)))
             problems += [f"{label}: {p}" for p in _without_known(tokens, problems)]
-    advise_on_size(len(train_studies), from_scratch=experiment.model.ckpt is None)
+    model = experiment.model
+    from_scratch = model.ckpt is None and not model.is_pretrained
+    advise_on_size(len(train_studies), from_scratch=from_scratch)
     if sheet is not None and pictures:
         contact_sheet(pictures, sheet)
         print(f"contact sheet: {sheet}")
@@ -106,10 +108,10 @@ def advise_on_size(studies: int, *, from_scratch: bool) -> None:
 
     Args:
         studies: Number of different studies in the training split.
-        from_scratch: Whether the recipe starts from new weights (`model.ckpt` is not set).
+        from_scratch: Whether the recipe starts from new weights, without any trained model.
     """
     needed = STUDIES_FROM_SCRATCH if from_scratch else STUDIES_TO_FINE_TUNE
-    kind = "trains from scratch" if from_scratch else "starts from a trained model (model.ckpt)"
+    kind = "trains from scratch" if from_scratch else "starts from a trained model"
     print(
         f"{studies:,} studies to train on. This recipe {kind}, for which about {needed:,} studies "
         "or more are needed"

@@ -157,6 +157,7 @@ class BaseModel(nn.Module, Plugin):
         """Settings that every model has."""
 
         kind: ClassVar[Registry] = MODELS
+        is_pretrained: ClassVar[bool] = False  # whether the model is trained before any `ckpt`
         untrained_part: ClassVar[str] = ""  # without `ckpt`, for a warning
         has_weights: ClassVar[bool] = True  # otherwise, `ckpt` is not expected
 

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -77,6 +77,8 @@ class StockVlm(CausalModel):
     @dataclass(kw_only=True)
     class Config(StockSettings, CausalModel.Config):
         """Settings of a stock model."""
+
+        is_pretrained: ClassVar[bool] = True
 
         def __post_init__(self) -> None:
             with Checks(self) as check:
