@@ -13,7 +13,7 @@ CPU_ONLY := $(filter-out 0,$(CPU))
 PIP_FAILED := echo "make: pip failed. It needs network access: behind a proxy set HTTPS_PROXY, with a mirror PIP_INDEX_URL$(if $(CPU_ONLY), and TORCH_INDEX). Then repeat the command." >&2; exit 1
 TEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help install install-cmr install-vlm install-dev check-cpu packages packages-dev style test test-fast test-slow format clean quickstart demo
+.PHONY: help install install-cmr install-vlm install-dev check-cpu packages packages-dev style test test-all test-fast test-slow format clean quickstart demo
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -65,8 +65,11 @@ format: $(BIN)/.installed  ## fix and format with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(BIN)/.installed-dev  ## run all tests offline, as in CI; the fast ones run first
+test: $(BIN)/.installed-dev  ## run the tests offline, as in CI; the fast ones run first
 	$(TEST)
+
+test-all: $(BIN)/.installed-dev  ## run all tests, with those that take minutes
+	XRAYGPT_ALL_TESTS=1 $(TEST)
 
 test-fast: $(BIN)/.installed-dev  ## run the fast tests: one or two minutes on two cores
 	$(TEST) -m "not slow"

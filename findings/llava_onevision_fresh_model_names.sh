@@ -8,7 +8,7 @@
 # (revert_weight_conversion) says that the prefix is left out on purpose for a model that was not
 # loaded, since nothing tells whether it was there.
 #
-# Observed with torch 2.13.0 and a tiny model of 37 vision weights:
+# Observed with torch 2.15.0 and a tiny model of 37 vision weights:
 #   built and saved by 4.57.6:                      37 names with vision_model.
 #   that, loaded and saved by 5.23.0:               37 names with vision_model.
 #   built and saved by 5.23.0:                      37 names without vision_model.
@@ -21,7 +21,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"
-"$folder/env/bin/pip" install --quiet 'torch==2.13.0'
+"$folder/env/bin/pip" install --quiet 'torch==2.15.0'
 for version in 4.57.6 5.23.0; do
     "$folder/env/bin/pip" install --quiet --target "$folder/$version" "transformers==$version"
 done

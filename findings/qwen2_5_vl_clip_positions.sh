@@ -9,7 +9,7 @@
 # of 0.5 s), the clip should lie at 3, 4, 5, 6 and the text start at 7; at 1 frame/s (steps of 2 s),
 # the clip should lie at 3, 7, 11, 15 and the text start at 16.
 #
-# Observed with torch 2.13.0, without an error or a warning about it:
+# Observed with torch 2.15.0, without an error or a warning about it:
 #   transformers     steps of 0.5 s              steps of 2 s
 #   4.57.6           3 3 3 3, text from 5        3 7 11 15, text from 16
 #   5.6.0            3 3 3 3, text from 5        3 7 11 15, text from 5
@@ -25,7 +25,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"
-"$folder/env/bin/pip" install --quiet 'torch==2.13.0'
+"$folder/env/bin/pip" install --quiet 'torch==2.15.0'
 for version in 4.57.6 5.6.0 5.23.0; do
     "$folder/env/bin/pip" install --quiet --target "$folder/$version" "transformers==$version"
 done

@@ -36,6 +36,12 @@ LONGEST = (
     "test_zero", "test_compiling", "test_quickstart", "test_dry_run", "test_curation_page",
     "test_table", "test_lavis_benchmark", "test_own_data", "test_coco", "test_yes_no",
 )  # fmt: skip
+# Slow tests that take a minute or more a file; `make test` leaves them to `make test-all`.
+LEFT_TO_TEST_ALL = (
+    "test_lavis_benchmark", "test_table", "test_full_size", "test_compiling", "test_zero",
+    "test_curation_page", "test_users", "test_nnunet", "test_coco",
+)  # fmt: skip
+ALL_TESTS = "XRAYGPT_ALL_TESTS"  # environment variable
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,6 +52,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return ranks.get(item.path.stem, len(ranks)) if slow else -1
 
     items.sort(key=rank_of)
+    if ALL_TESTS not in os.environ:
+        left = pytest.mark.skip(reason="takes minutes: make test-all")
+        for item in items:
+            if item.get_closest_marker("slow") and item.path.stem in LEFT_TO_TEST_ALL:
+                item.add_marker(left)
 
 
 def pytest_collection_finish() -> None:
