@@ -159,7 +159,6 @@ class BaseModel(nn.Module, Plugin):
         kind: ClassVar[Registry] = MODELS
         is_pretrained: ClassVar[bool] = False  # whether the model is trained before any `ckpt`
         untrained_part: ClassVar[str] = ""  # without `ckpt`, for a warning
-        has_weights: ClassVar[bool] = True  # otherwise, `ckpt` is not expected
 
         model_type: str | None = None
         """Preset of defaults: a file name in `xraygpt/configs/models/<arch>/`."""

@@ -315,3 +315,22 @@ def test_a_model_that_learns_to_look_answers_right_and_not_with_another_image(ti
     assert accuracy["true"] == 1.0
     assert accuracy["shuffled"] == 0.0
     assert set(ANSWERS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [4, 8])
+def test_adapters_learn_on_quantized_weights_and_the_tower_stays_whole(tiny, tmp_path, bits):
+    corpus = write_toy(tmp_path / "corpus", 8)
+    config = tree(
+        tiny("qwen2_5_vl"), corpus, tmp_path / "run", model__bits=bits,
+        model__adapters={"r": 4}, run__max_steps=12, run__init_lr=0.02,
+    )  # fmt: skip
+    done = runner(tmp_path / "run.yaml", config)
+    network = done.model.network
+    up = network.model.language_model.layers[0].mlp.up_proj.base_layer
+    before = up.weight.clone()
+    done.train()
+    assert not before.is_floating_point() and torch.equal(before, up.weight)
+    assert next(network.model.visual.parameters()).is_floating_point()
+    found = losses(tmp_path / "run")
+    assert found[-1] < found[0] - 0.1

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import torch
@@ -53,8 +53,6 @@ class OpenAIEndpoint(BaseModel):
     @dataclass(kw_only=True)
     class Config(BaseModel.Config):
         """The server, what is sent to it, and the limits of a run."""
-
-        has_weights: ClassVar[bool] = False
 
         base_url: str = LOCAL_URL
         """Address of the server, usually ending in /v1."""

@@ -11,7 +11,7 @@ import pickle
 import re
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -113,7 +113,7 @@ def _load(
         # Unquantized: not every kernel of quantized weights supports gradients and LoRA.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     if bits:
-        options["quantization_config"] = _quantization(bits, dtype)
+        options["quantization_config"] = quantization(bits, dtype, "model.llm_bits")
         device_map = device_map or ("auto" if torch.cuda.is_available() else "cpu")
     if device_map:
         options["device_map"] = device_map
@@ -148,17 +148,30 @@ def set_4bit_cpu_kernel(llm: nn.Module, enabled: bool) -> None:
             module.support_avx512bf16_for_cpu = enabled and has_avx512bf16()
 
 
-def _quantization(bits: Bits, dtype: torch.dtype) -> Any:
+def quantization(
+    bits: Bits, dtype: torch.dtype, key: str, skipped: Sequence[str] | None = None
+) -> Any:
+    """Return transformers' settings for quantization with bitsandbytes.
+
+    Args:
+        bits: 8 or 4.
+        dtype: Dtype of the computation.
+        key: The YAML key that asks for it, for messages.
+        skipped: Names of modules that are not quantized; None means transformers' own choice.
+
+    Raises:
+        WeightsError: bitsandbytes is not installed.
+    """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise WeightsError(
-            "model.llm_bits needs bitsandbytes, which is not installed: "
-            "pip install 'bitsandbytes>=0.49'"
+            f"{key} needs bitsandbytes, which is not installed: pip install 'bitsandbytes>=0.49'"
         )
     return transformers.BitsAndBytesConfig(
         load_in_8bit=bits == 8,
         load_in_4bit=bits == 4,
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_type="nf4",
+        llm_int8_skip_modules=None if skipped is None else list(skipped),
     )
 
 

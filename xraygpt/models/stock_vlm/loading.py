@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from xraygpt.common.errors import WeightsError
 from xraygpt.models.llm.llm_files import (
     LOAD_ERRORS,
     LOCAL_ONLY,
-    Bits,
+    quantization,
     resolve_dtype,
     set_4bit_cpu_kernel,
 )
@@ -27,6 +25,7 @@ from xraygpt.models.stock_vlm.qwen import Qwen3VL, QwenVL
 from xraygpt.models.weights.files import check_weight_file, weight_files
 
 FAMILIES: tuple[type[Family], ...] = (QwenVL, Qwen3VL, LlavaOneVision)
+_NOT_QUANTIZED = ("visual", "vision_tower", "multi_modal_projector", "lm_head")
 _ORIGINAL_LLAVA = ("llava_qwen", "llava_llama", "llava_mistral")
 
 
@@ -132,7 +131,9 @@ def load_network(folder: Path, settings: StockSettings) -> Any:
         options["attn_implementation"] = settings.attention
     dtype = resolve_dtype(settings.dtype)
     if settings.bits:
-        options["quantization_config"] = _quantization(settings.bits, dtype)
+        options["quantization_config"] = quantization(
+            settings.bits, dtype, "model.bits", _NOT_QUANTIZED
+        )
         options["device_map"] = settings.device_map or (
             "auto" if torch.cuda.is_available() else "cpu"
         )
@@ -177,18 +178,3 @@ def _quiet() -> Any:
     finally:
         if enabled:
             logging.enable_progress_bar()
-
-
-def _quantization(bits: Bits, dtype: torch.dtype) -> Any:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise WeightsError(
-            "model.bits needs bitsandbytes, which is not installed: "
-            "pip install 'bitsandbytes>=0.49'"
-        )
-    return transformers.BitsAndBytesConfig(
-        load_in_8bit=bits == 8,
-        load_in_4bit=bits == 4,
-        bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_quant_type="nf4",
-        llm_int8_skip_modules=["visual", "vision_tower", "multi_modal_projector", "lm_head"],
-    )
