@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from xraygpt.common.numbers import decimal, with_interval
-from xraygpt.metrics.statistics import Score, sum_by_group, weighted_sum
+from xraygpt.metrics.statistics import Score, ratios_of_rows, sum_by_group, weighted_sum
 
 PERMUTATIONS = 2000
 
@@ -44,11 +44,10 @@ def paired_difference(
     rng = np.random.default_rng(seed)
     first_sums = first_counts.sum(axis=0)
     total, gap = first_sums + second_counts.sum(axis=0), second_counts - first_counts
-    extreme = 0
-    for swap in rng.random((permutations, len(first_counts))) < 0.5:
-        swapped = first_sums + swap @ gap
-        permuted = first.ratio(swapped) - first.ratio(total - swapped)
-        extreme += abs(permuted) >= abs(difference.value) - 1e-12
+    swaps = rng.random((permutations, len(first_counts))) < 0.5
+    swapped = np.stack([first_sums + swap @ gap for swap in swaps])
+    permuted = ratios_of_rows(first.ratio, swapped) - ratios_of_rows(first.ratio, total - swapped)
+    extreme = int((np.abs(permuted) >= abs(difference.value) - 1e-12).sum())
     return Difference(
         name=first.name,
         first=first.value,

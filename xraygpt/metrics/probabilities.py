@@ -174,6 +174,19 @@ def _cell_scores(labels: _Labels, threshold: float) -> list[Score]:
     return scores
 
 
+def auroc_score(
+    name: str,
+    probabilities: np.ndarray,
+    truth: np.ndarray,
+    signature: str,
+    groups: Sequence[str] | None = None,
+) -> Score:
+    """Compute the AUROC of one label with its interval; the arguments are those of `auroc`."""
+    rank = _rank(np.asarray(probabilities, dtype=float), np.asarray(truth, dtype=float))
+    weights = bootstrap_weights(len(truth), groups)
+    return resampled_score(name, _mean_statistic([rank], _auroc), signature, groups, weights)
+
+
 def resampled_score(
     name: str,
     statistic: Statistic,

@@ -15,6 +15,28 @@ RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
+class RowRatio:
+    """A ratio of sums that is computed for all resamples at once, which is faster.
+
+    Attributes:
+        rows: Maps the sums (r, k) of r resamples to their values (r,).
+    """
+
+    rows: Callable[[np.ndarray], np.ndarray]
+
+    def __call__(self, sums: np.ndarray) -> float:
+        """Return the value for the sums (k,) of one sample."""
+        return float(self.rows(np.asarray(sums, dtype=float)[None])[0])
+
+
+def ratios_of_rows(ratio: Callable[[np.ndarray], float], sums: np.ndarray) -> np.ndarray:
+    """Return the value of a ratio for each row of sums, (r, k) to (r,)."""
+    if isinstance(ratio, RowRatio):
+        return ratio.rows(sums)
+    return np.array([ratio(row) for row in sums], dtype=float)
+
+
+@dataclass(frozen=True)
 class Score:
     """The value of one metric with its interval."""
 
@@ -56,7 +78,7 @@ def bootstrap(
         return float("nan"), float("nan")
     if groups is not None:
         counts = sum_by_group(counts, groups)
-    values = [ratio(sums) for sums in _resample_counts(len(counts), resamples, seed) @ counts]
+    values = ratios_of_rows(ratio, _resample_counts(len(counts), resamples, seed) @ counts)
     if np.isnan(values).all():  # undefined in every resample
         return float("nan"), float("nan")
     low, high = np.nanpercentile(values, [2.5, 97.5])
@@ -145,8 +167,17 @@ def weighted_sum(terms: Sequence[tuple[float, Score]]) -> Score:
         parts = (sums[i * width : (i + 1) * width] for i in range(len(terms)))
         return sum(w * s.ratio(part) for (w, s), part in zip(terms, parts, strict=True))
 
+    def rows(sums: np.ndarray) -> np.ndarray:
+        total = np.zeros(len(sums))
+        for i, (weight, score) in enumerate(terms):
+            total += weight * ratios_of_rows(score.ratio, sums[:, i * width : (i + 1) * width])
+        return total
+
+    is_fast = all(isinstance(score.ratio, RowRatio) for _, score in terms)
     counts = np.hstack([score.counts for _, score in terms])
-    return replace(ratio_score(first.name, counts, ratio, first.signature, first.groups), n=first.n)
+    combined = RowRatio(rows) if is_fast else ratio
+    score = ratio_score(first.name, counts, combined, first.signature, first.groups)
+    return replace(score, n=first.n)
 
 
 def mean_score(

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from xraygpt.common.registry import VOCABULARIES, Plugin, Registry
+from xraygpt.vocabulary.traits import Contradiction, Status, Trait, TraitReading
 
-Status = Literal["positive", "negative", "uncertain"]
+__all__ = ["Status", "Vocabulary", "get_vocabulary"]
 
 
 class Vocabulary(Plugin):
@@ -21,6 +22,8 @@ class Vocabulary(Plugin):
         no_finding: Name that means the absence of findings; "" if there is none.
         other_finding: Name for abnormalities without a name of their own; "" if there is none.
         normal: Text that describes a study without findings.
+        traits: Properties that reports grade or measure, in the order of tables; empty for a
+            vocabulary whose findings are only present or absent.
     """
 
     @dataclass(kw_only=True)
@@ -33,6 +36,7 @@ class Vocabulary(Plugin):
     no_finding = ""
     other_finding = ""
     normal = "normal"
+    traits: tuple[Trait, ...] = ()
 
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or self.Config()
@@ -58,6 +62,14 @@ class Vocabulary(Plugin):
     def positive(self, text: str) -> set[str]:
         """Return the findings that a report affirms or suspects."""
         return {name for name, status in self.label(text).items() if status != "negative"}
+
+    def read_traits(self, text: str) -> TraitReading:
+        """Return the values of the traits that a report states, and its contradictions."""
+        return TraitReading()
+
+    def contradictions(self, text: str) -> Sequence[Contradiction]:
+        """Return pairs of a report's sentences that cannot both be true; by default, by traits."""
+        return self.read_traits(text).contradictions
 
     def question(self, finding: str) -> str:
         """Return the yes/no question about a finding."""
