@@ -6,7 +6,16 @@ from xraygpt.datasets import (
     llava,
     planted,
     records,
+    studies,
     synthetic_cxr,
 )
 
-__all__ = ["caption_folder", "llama_factory", "llava", "planted", "records", "synthetic_cxr"]
+__all__ = [
+    "caption_folder",
+    "llama_factory",
+    "llava",
+    "planted",
+    "records",
+    "studies",
+    "synthetic_cxr",
+]

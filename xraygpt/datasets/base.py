@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -198,9 +198,9 @@ class StudyDataset(Dataset[Sample | None]):
         all_media = read_all_media() if read_all_media else (record.media for record in records)
         return list(dict.fromkeys(ref for refs in all_media for ref in refs))
 
-    def texts(self) -> list[str]:
-        """Return the texts of all turns of all samples, in order, to train tokenizers."""
-        return [t["text"] for i in range(len(self)) for t in self.get_turns(i)]
+    def texts(self) -> Iterator[str]:
+        """Yield the texts of all turns of all samples, in order, to train tokenizers."""
+        return (t["text"] for i in range(len(self)) for t in self.get_turns(i))
 
 
 def reference_text(turns: Sequence[Turn]) -> str:

@@ -19,7 +19,9 @@ from xraygpt.common.requirements import TABLE, CorpusLayout, Missing, missing_co
 from xraygpt.datasets import controls
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, Record, Split, StudyDataset, read_media
 from xraygpt.datasets.input_check import InputCheck
+from xraygpt.datasets.leakage import ReportDigests
 from xraygpt.datasets.mapped_records import MappedRecords, RecordFile
+from xraygpt.datasets.seen_names import SeenNames
 from xraygpt.datasets.splits import SplitRule
 from xraygpt.media.frame_sampling import FrameSampling
 from xraygpt.processors.base import BaseProcessor
@@ -99,6 +101,7 @@ class BaseBuilder(Plugin):
     def __init__(self, config: Config, *, image_spec: ImageSpec, seed: int = 0) -> None:
         self.config, self.image_spec, self.seed = config, image_spec, seed
         self._loaded: dict[str, tuple[RecordsBySplit, list[str]]] = {}
+        self._digests: dict[str, ReportDigests] = {}
 
     def records(self, clean: Callable[[str], str]) -> Iterable[tuple[str | None, Record | str]]:
         """Yield every record with its split, or an error message in place of a bad record.
@@ -143,25 +146,33 @@ class BaseBuilder(Plugin):
         key = repr(self._processor_config("text", phase))
         if key not in self._loaded:
             with memory.pause_gc():
-                self._loaded[key] = self._load(self.processor("text", phase))
+                self._digests[key] = ReportDigests()
+                self._loaded[key] = self._load(self.processor("text", phase), self._digests[key])
             memory.release_freed_memory()
         return self._loaded[key]
 
-    def _load(self, clean: Callable[[str], str]) -> tuple[RecordsBySplit, list[str]]:
-        file, counts = RecordFile(), Counter[str]()
+    def report_digests(self, phase: Phase = "train") -> ReportDigests:
+        """Return digests of the reports of each split, to find those that are in two splits."""
+        self.records_by_split(phase)
+        return self._digests[repr(self._processor_config("text", phase))]
+
+    def _load(
+        self, clean: Callable[[str], str], digests: ReportDigests
+    ) -> tuple[RecordsBySplit, list[str]]:
+        file, names = RecordFile(), SeenNames()
         by_split: RecordsBySplit = {}
         problems: list[str] = []
         for split, record in self.records(clean):
             if isinstance(record, str):
                 problems.append(record)
                 continue
-            name = record.sample_id
-            counts[name] += 1
-            if counts[name] > 1:  # several questions about one image
-                record = replace(record, sample_id=f"{name}#{counts[name]}")
+            count = names.add(record.sample_id)
+            if count > 1:  # several questions about one image
+                record = replace(record, sample_id=f"{record.sample_id}#{count}")
             if split not in by_split:
                 by_split[split] = MappedRecords(file=file)
             by_split[split].append(record)
+            digests.add(split, record)
         return by_split, problems
 
     def processor(self, which: Literal["vis", "text"], phase: Phase) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,19 +17,20 @@ _SPACE = " \t\r\n"
 _LITERAL = 16  # characters; longer than any word or escape of JSON
 
 
-def iter_records(path: Path) -> Iterator[tuple[int, Any]]:
+def iter_records(path: Path, columns: Collection[str] | None = None) -> Iterator[tuple[int, Any]]:
     """Yield the records of a file with their indices, from 0; memory does not grow with the file.
 
     Args:
         path: A ``.json`` file with an array or with objects one after the other, or a ``.jsonl``,
             ``.parquet`` or ``.csv`` file.
+        columns: Names of the columns of a Parquet file to read, if they exist; None reads all.
 
     Raises:
         DataError: The file cannot be read; the message names the line or the record.
     """
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        yield from _iter_parquet(path)
+        yield from _iter_parquet(path, columns)
         return
     if suffix == ".csv":
         yield from enumerate(row for _, row in read_table(path, "csv"))
@@ -163,7 +164,7 @@ def _iter_array(path: Path, file: TextIO) -> Iterator[tuple[int, Any]]:
         raise array.error("there is text after the end of the array")
 
 
-def _iter_parquet(path: Path) -> Iterator[tuple[int, Any]]:
+def _iter_parquet(path: Path, columns: Collection[str] | None) -> Iterator[tuple[int, Any]]:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
@@ -173,7 +174,9 @@ def _iter_parquet(path: Path) -> Iterator[tuple[int, Any]]:
     index = 0
     try:
         file = parquet.ParquetFile(path)
-        for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+        names = file.schema_arrow.names
+        chosen = names if columns is None else [name for name in names if name in columns]
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=chosen):
             for row in batch.to_pylist():
                 yield index, row
                 index += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 import pickle
 import tempfile
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
@@ -58,7 +59,7 @@ class MappedRecords(Sequence[Record]):
     def __init__(self, records: Iterable[Record] = (), file: RecordFile | None = None) -> None:
         self._file = file or RecordFile()
         self._offsets = np.empty((0, 3), dtype=np.int64)  # start, end of the media, end
-        self._new_offsets: list[tuple[int, int, int]] = []
+        self._new_offsets = array("q")  # the same for records appended since the last access
         for record in records:
             self.append(record)
 
@@ -72,13 +73,13 @@ class MappedRecords(Sequence[Record]):
 
     def _append_pickled(self, data: bytes, media_size: int) -> None:
         start = self._file.append(data)
-        self._new_offsets.append((start, start + media_size, start + len(data)))
+        self._new_offsets.extend((start, start + media_size, start + len(data)))
 
     def _all_offsets(self) -> np.ndarray:
         if self._new_offsets:
-            new = np.array(self._new_offsets, dtype=np.int64)
+            new = np.frombuffer(self._new_offsets, dtype=np.int64).reshape(-1, 3)
             self._offsets = np.concatenate([self._offsets, new])
-            self._new_offsets = []
+            self._new_offsets = array("q")
         return self._offsets
 
     def __len__(self) -> int:

@@ -92,9 +92,9 @@ class Mixture(Dataset[Sample | None]):
         parts = zip(self.parts, self.weights, strict=True)
         return sum(round(weight * len(part)) for part, weight in parts)
 
-    def texts(self) -> list[str]:
-        """Return the texts of all corpora; see `StudyDataset.texts`."""
-        return [text for part in self.parts for text in part.texts()]
+    def texts(self) -> Iterator[str]:
+        """Yield the texts of all corpora; see `StudyDataset.texts`."""
+        return (text for part in self.parts for text in part.texts())
 
 
 def longest_rows(data: Mixture, count: int, max_scanned: int = 4096) -> list[int]:

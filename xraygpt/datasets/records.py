@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from xraygpt.common.checkpoint import MANIFEST
 from xraygpt.common.checks import Checks
 from xraygpt.common.config import Choice
 from xraygpt.common.errors import DataError
@@ -124,7 +125,8 @@ class RecordsBuilder(BaseBuilder):
     def _annotation_file(self, storage: Path) -> Path:
         if self.config.annotations is not None:
             return self.config.annotations
-        paths = sorted(p for e in ("jsonl", "json", "csv") for p in storage.glob(f"*.{e}"))
+        found = (p for e in ("jsonl", "json", "csv") for p in storage.glob(f"*.{e}"))
+        paths = sorted(p for p in found if p.name != MANIFEST)
         if len(paths) == 1:
             return Path(paths[0].name)
         names = ", ".join(p.name for p in paths) or "none"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from xraygpt.datasets.base import Record
+from xraygpt.datasets.choices import choice_question
 from xraygpt.datasets.media_paths import RecordError
 from xraygpt.datasets.row_reader import RowReader
 from xraygpt.datasets.table_fields import Row
@@ -110,6 +111,8 @@ class TurnBuilder:
             raise RecordError(
                 f"the question ({names.question}) or the answer ({names.answer}) is missing"
             )
+        if names.options:
+            question, answer = choice_question(question, answer, row, names.options)
         return questions.qa_turns(f"{marks} {question.strip()}", self.clean(str(answer)))
 
     def _report(self, row: Row) -> str:

@@ -81,9 +81,20 @@ class SplitRule:
         if reserved := reserved_split(study_id):
             return reserved
         if self.field is not None and listed_split:
-            values = ((name, getattr(self, name)) for name in _SPLITS)
-            return next((split for split, v in values if listed_split in v), None)
-        point = keyed_int("split", self.seed, study_id) / 2**63
+            return self.listed(listed_split)
+        return self.split_at(self.point(study_id))
+
+    def listed(self, value: str) -> str | None:
+        """Return the split that a value of `field` means; None if none."""
+        values = ((name, getattr(self, name)) for name in _SPLITS)
+        return next((split for split, v in values if value in v), None)
+
+    def point(self, name: str) -> float:
+        """Return the position of a study or patient in [0, 1), which the seed determines."""
+        return keyed_int("split", self.seed, name) / 2**63
+
+    def split_at(self, point: float) -> str:
+        """Return the split of a position, see `point`."""
         if self.folds is not None:
             return "val" if int(point * self.folds) == self.fold else "train"
         if point < self.test_fraction:

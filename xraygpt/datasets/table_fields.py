@@ -40,6 +40,9 @@ class FieldMap:
     """Question of a question–answer pair."""
     answer: str = "answer"
     """Answer of a question–answer pair."""
+    options: list[str] = field(default_factory=list)
+    """Columns with the options of a multiple-choice question, or one column with a list of them.
+    The answer is then an option's letter, text, or number, counted from 0."""
     turns: str = "turns"
     """List of `{role, text}`."""
     keep: list[str] = field(default_factory=lambda: ["labels", "boxes", "source", "licence"])
@@ -83,10 +86,12 @@ def check_fields(
 
 
 def _required_fields(names: FieldMap, *, has_rows: bool) -> list[tuple[str, str]]:
-    """Return setting and value of the fields in `files` and of all fields that were changed."""
+    """Return setting and name of the fields in lists and of all fields that were changed."""
     default = FieldMap()
     settings = [(f.name, getattr(names, f.name)) for f in fields(FieldMap)]
-    return [("files", name) for name in names.files if has_rows] + [
+    listed = [("files", name) for name in names.files if has_rows]
+    listed += [("options", name) for name in names.options if has_rows]
+    return listed + [
         (setting, name)
         for setting, name in settings
         if isinstance(name, str) and name != getattr(default, setting)

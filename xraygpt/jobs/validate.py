@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +19,13 @@ from xraygpt.datasets.base import Record, Split, reference_text
 from xraygpt.datasets.builder import BaseBuilder, build_corpora
 from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.input_check import InputCheck
+from xraygpt.datasets.seen_names import SeenNames
 from xraygpt.datasets.token_budget import count_tokens
 from xraygpt.evaluation import lockbox
 from xraygpt.evaluation.input_report import summary as input_summary
 from xraygpt.experiment import NO_IMAGES, Experiment
 from xraygpt.jobs.token_budget import collator_of
+from xraygpt.jobs.validate_studies import EmbeddingCheck, leaked_reports, studies_in_two_splits
 from xraygpt.media.base import MediaRef, read_media_file
 from xraygpt.models.base import Collation
 from xraygpt.models.llm.llm_files import load_tokenizer
@@ -30,6 +33,7 @@ from xraygpt.models.llm.llm_files import load_tokenizer
 log = logging.getLogger(__name__)
 
 TILE, COLUMNS = 160, 8  # pixels; images per row of the contact sheet
+TOKENIZED = 1024  # answers at once
 STUDIES_FROM_SCRATCH = 1000  # below, nearly every report comes out the same
 STUDIES_TO_FINE_TUNE = 50
 FINE_TUNING = "train_configs/own_finetune.yaml"
@@ -54,7 +58,7 @@ def check(experiment: Experiment, sheet: Path | None, *, strict: bool = False) -
     limit = config_value(experiment.model, "max_txt_len")
     pictures: list[tuple[str, np.ndarray]] = []
     seen: set[MediaRef] = set()  # several datasets may read the same images
-    train_studies: set[str] = set()
+    train_studies, train_names = 0, SeenNames()
     collation = _load_collation(experiment.model)
     spec = NO_IMAGES if collation is None else collation.image_spec
     seed = int(getattr(experiment.run, "seed", 0))  # type: ignore[attr-defined]
@@ -63,27 +67,33 @@ def check(experiment: Experiment, sheet: Path | None, *, strict: bool = False) -
         label = builder.label
         by_split, survey_problems = builder.records_by_split()
         problems += [f"{label}: {p}" for p in _without_known(survey_problems, problems)]
-        problems += [f"{label}: {p}" for p in _studies_in_two_splits(by_split)]
+        problems += [f"{label}: {p}" for p in studies_in_two_splits(by_split)]
         _print_sizes(label, by_split)
-        train_studies |= {r.study_id for r in by_split.get("train", ())}
-        records = [r for s, group in by_split.items() if s != lockbox.SPLIT for r in group]
-        if not records:
+        train_studies += _count_new(by_split.get("train", ()), train_names)
+        read = [group for split, group in by_split.items() if split != lockbox.SPLIT]
+        if not any(map(len, read)):
             problems.append(f"{label} has no samples, so nothing would be learned from it")
         warnings: dict[str, tuple[str, ...]] = {}
-        found = _check_images(records, pictures, seen, builder.input_check(), warnings)
+        found = _check_images(read, pictures, seen, builder.input_check(), warnings)
         problems += [f"{label}: {p}" for p in found]
+        embeddings = EmbeddingCheck()
+        problems += [f"{label}: {p}" for p in embeddings.problems(chain.from_iterable(read))]
+        if described := embeddings.summary():
+            print(f"{label} {described}")
         if warned := input_summary(warnings, len(warnings)):
             if strict:
                 problems.append(f"{label}: --strict: {warned}")
             else:
                 print(f"{label} input check: {warned}")
-        print(f"{label} answers: {_describe_lengths(records, tokenizer, limit)}")
+        print(f"{label} answers: {_describe_lengths(read, tokenizer, limit)}")
         if collation is not None:
             tokens = list(_count_tokens(builder, collator_of(collation)))
             problems += [f"{label}: {p}" for p in _without_known(tokens, problems)]
+    for leakage in leaked_reports(builders):
+        print(leakage)
     model = experiment.model
     from_scratch = model.ckpt is None and not model.is_pretrained
-    advise_on_size(len(train_studies), from_scratch=from_scratch)
+    advise_on_size(train_studies, from_scratch=from_scratch)
     if sheet is not None and pictures:
         contact_sheet(pictures, sheet)
         print(f"contact sheet: {sheet}")
@@ -97,10 +107,15 @@ def _without_known(messages: Sequence[str], problems: Sequence[str]) -> list[str
 
 def _print_sizes(label: str, by_split: Mapping[str | None, Sequence[Record]]) -> None:
     for split, records in by_split.items():
-        studies = len({r.study_id for r in records})
+        studies = _count_new(records, SeenNames())
         name = split or "(in a split that is not used)"
         unread = ", whose images and answers are not read" if split == lockbox.SPLIT else ""
         print(f"{label} {name}: {len(records)} samples from {studies} studies{unread}")
+
+
+def _count_new(records: Iterable[Record], names: SeenNames) -> int:
+    """Add the studies of records to `names` and return how many of them are new."""
+    return sum(names.add(record.study_id) == 1 for record in records)
 
 
 def advise_on_size(studies: int, *, from_scratch: bool) -> None:
@@ -172,18 +187,8 @@ def _count_tokens(builder: BaseBuilder, collate: Collator) -> Iterator[str]:
             yield from budget.problems()
 
 
-def _studies_in_two_splits(by_split: Mapping[str | None, Sequence[Record]]) -> Iterator[str]:
-    splits_of: dict[str, set[str]] = defaultdict(set)
-    for split, records in by_split.items():
-        for record in records:
-            splits_of[record.study_id].add(split or "none")
-    for study, splits in sorted(splits_of.items()):
-        if len(splits) > 1:
-            yield f"study {study} is in two splits: {', '.join(sorted(splits))}"
-
-
 def _check_images(
-    records: Sequence[Record],
+    read: Sequence[Sequence[Record]],
     pictures: list[tuple[str, np.ndarray]],
     seen: set[MediaRef],
     input_check: InputCheck | None,
@@ -192,13 +197,13 @@ def _check_images(
     """Read each image that is not in `seen` and yield the problems.
 
     Args:
-        records: The records whose images are read.
+        read: Groups of records whose images are read.
         pictures: Names and pixels for the contact sheet, to which some images are added.
         seen: Images that were read already, to which these are added.
         input_check: Returns the warnings about an image; None checks nothing.
         warnings: Dict to which the warnings about every image are added, by file name.
     """
-    all_refs = ((ref, r.sample_id) for r in records for ref in r.media)
+    all_refs = ((ref, r.sample_id) for r in chain.from_iterable(read) for ref in r.media)
     refs = {ref: n for ref, n in all_refs if ref.kind != "embedding" and ref not in seen}
     seen.update(refs)
     if not refs:
@@ -223,15 +228,17 @@ def _check_images(
     print(f"images: {sum(sizes.values())} read ({common})")
 
 
-def _describe_lengths(records: Sequence[Record], tokenizer: Any, limit: int | None) -> str:
+def _describe_lengths(read: Sequence[Sequence[Record]], tokenizer: Any, limit: int | None) -> str:
     """Return the median, 95th percentile and maximum length of the answers as text."""
-    answers = [
+    records = chain.from_iterable(read)
+    answers = (
         reference_text(list(r.turns("0/0/validate") if callable(r.turns) else r.turns))
         for r in records
-    ]
-    if not answers:
+    )
+    counts = list(_count_lengths(answers, tokenizer))
+    if not counts:
         return "none"
-    counts, unit = _count_lengths(answers, tokenizer)
+    unit = "words" if tokenizer is None else "tokens"
     median, high = np.percentile(counts, [50, 95])
     text = f"median {median:.0f}, 95 % {high:.0f}, longest {max(counts)} {unit}"
     if limit is not None and tokenizer is not None:
@@ -239,11 +246,12 @@ def _describe_lengths(records: Sequence[Record], tokenizer: Any, limit: int | No
     return text
 
 
-def _count_lengths(answers: list[str], tokenizer: Any) -> tuple[list[int], str]:
-    if tokenizer is None:
-        return [len(a.split()) for a in answers], "words"
-    encoded = tokenizer(answers, add_special_tokens=False)["input_ids"]
-    return [len(ids) for ids in encoded], "tokens"
+def _count_lengths(answers: Iterator[str], tokenizer: Any) -> Iterator[int]:
+    while batch := list(islice(answers, TOKENIZED)):
+        if tokenizer is None:
+            yield from (len(answer.split()) for answer in batch)
+        else:
+            yield from map(len, tokenizer(batch, add_special_tokens=False)["input_ids"])
 
 
 def contact_sheet(pictures: Sequence[tuple[str, np.ndarray]], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Read images, clips, volumes and embeddings from `.npy` and `.safetensors` files."""
+"""Read images, clips, volumes and embeddings from array files; see `array_files`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from xraygpt.common.errors import DataError
+from xraygpt.media.array_files import ARRAY_SUFFIXES, open_array
 from xraygpt.media.clips import FrameSelector, frame_slice
 
 if TYPE_CHECKING:
     from xraygpt.media.base import MediaRef
 
-ARRAY_SUFFIXES = (".npy", ".safetensors")
+__all__ = ["ARRAY_SUFFIXES", "load_array"]
+
 _DIMS: dict[str, tuple[int, ...]] = {
     "image": (2, 3), "clip": (3, 4), "volume": (3,), "embedding": (1, 2),
 }  # fmt: skip
@@ -39,11 +41,11 @@ def load_array(ref: MediaRef, select: FrameSelector | None) -> Tensor:
 
     Raises:
         DataError: The file is missing or damaged, or its array does not have the requested rows or
-            a shape that suits its kind.
+            a shape that suits its kind; or embeddings have no rows, or are NaN or infinite.
     """
     try:
-        is_safetensors = ref.file.endswith(".safetensors")
-        rows = _load_safetensors(ref, select) if is_safetensors else _load_npy(ref, select)
+        with open_array(ref.file, ref.tensor) as array:
+            rows = array.read(_select_rows(ref, array.shape, select) if array.shape else 0)
         keeps_bytes = rows.dtype == np.uint8 and ref.kind != "embedding"
         data = torch.from_numpy(np.array(rows, dtype=np.uint8 if keeps_bytes else np.float32))
     except DataError:
@@ -51,7 +53,21 @@ def load_array(ref: MediaRef, select: FrameSelector | None) -> Tensor:
     except Exception as error:  # damaged files fail in many ways
         raise DataError(f"{ref.file}: cannot be read as an array ({error})") from None
     _check_shape(ref, data)
+    if ref.kind == "embedding":
+        _check_embeddings(ref, data)
     return data
+
+
+def _check_embeddings(ref: MediaRef, data: Tensor) -> None:
+    if not data.numel():
+        raise DataError(f"{ref.file}: there are no embeddings; its shape is {tuple(data.shape)}")
+    wrong = int((~torch.isfinite(data)).sum())
+    if wrong:
+        rows = f", {ref.selection}" if ref.selection else ""
+        raise DataError(
+            f"{ref.file}{rows}: {wrong} of {data.numel()} values are NaN or infinite; compute "
+            "these embeddings again"
+        )
 
 
 def _check_shape(ref: MediaRef, data: Tensor) -> None:
@@ -77,39 +93,11 @@ def _select_rows(
         return select(count)
     has_frames = len(shape) == 4 or (len(shape) == 3 and shape[-1] != 3)
     if ref.index is None or (ref.kind == "image" and not has_frames and ref.index == 0):
-        return frame_slice(ref.file, ref.frames, count)
+        unit = "rows" if ref.kind == "embedding" else "frames"
+        return frame_slice(ref.file, ref.frames, count, unit)
     if not 0 <= ref.index < count:
         raise DataError(
             f"{ref.file}: row {ref.index} was requested, but the file has {count} rows, counted "
             "from 0"
         )
     return ref.index
-
-
-def _load_npy(ref: MediaRef, select: FrameSelector | None) -> np.ndarray:
-    array = np.load(ref.file, mmap_mode="r", allow_pickle=False)
-    rows: np.ndarray = array[_select_rows(ref, array.shape, select)] if array.ndim else array
-    return rows
-
-
-def _load_safetensors(ref: MediaRef, select: FrameSelector | None) -> np.ndarray:
-    from safetensors import safe_open
-
-    with safe_open(ref.file, framework="pt") as file:
-        names = sorted(file.keys())
-        if not ref.tensor and len(names) != 1:
-            raise DataError(
-                f"{ref.file} does not contain exactly one tensor; set `tensor` to one of: "
-                f"{', '.join(names)}"
-            )
-        name = ref.tensor or names[0]
-        if name not in names:
-            raise DataError(f"{ref.file} has no tensor '{name}'; it contains {', '.join(names)}")
-        lazy_tensor = file.get_slice(name)
-        chosen = _select_rows(ref, lazy_tensor.get_shape(), select)
-        if isinstance(chosen, list):
-            rows: Tensor = torch.stack([lazy_tensor[i] for i in chosen])
-        else:
-            rows = lazy_tensor[chosen]
-        array: np.ndarray = (rows if rows.dtype == torch.uint8 else rows.float()).numpy()
-        return array

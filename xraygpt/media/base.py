@@ -55,13 +55,16 @@ class MediaRef(_Fields):
     Args:
         path: The file. It is stored as a string, which is ten times faster than a `Path` for a
             large corpus. With `frame_files`, the first of them.
-        view: PA, LATERAL, A4C …, or the name of a series, spelled as in the corpus.
+        view: PA, LATERAL, A4C …, or the name of a series, spelled as in the corpus. For several
+            rows of embeddings, also one label for each row; see `media.row_labels`.
         index: Frame of an image, or row of an embedding matrix, counted from 0; None reads all
             rows.
         kind: Kind of medium; None infers it: arrays are embeddings; videos, and files with
             `frames`, `sampling` or `frame_files`, are clips; everything else is an image.
-        frames: (start, stop, step) for a clip's frames or a volume's slices; None reads all.
-        tensor: Name of the tensor in a `.safetensors` file that contains several.
+        frames: (start, stop, step) for a clip's frames, a volume's slices or the rows of
+            embeddings; None reads all.
+        tensor: Name of the tensor in a `.safetensors` file that contains several, of the array in
+            an `.npz` file, or of the column in a Parquet file.
         spacing: Pixel spacing in mm, (row, column) or (slice, row, column); None reads it from the
             file.
         fps: Frames per second; None reads them from the file.
@@ -414,7 +417,7 @@ def _read_frame_files(ref: MediaRef, limits: ReadLimits, min_side: int | None) -
     return _picture_media(ref, first, pixels, select)
 
 
-# ---- .npy and .safetensors -----------------------------------------------------------------------
+# ---- Arrays --------------------------------------------------------------------------------------
 
 
 def _read_array(ref: MediaRef) -> Media:

@@ -95,8 +95,10 @@ class FrameSelector:
         return indices
 
 
-def frame_slice(file: str, frames: tuple[int, int, int] | None, count: int) -> slice:
-    """Return the slice that selects (start, stop, step) from a file with `count` frames.
+def frame_slice(
+    file: str, frames: tuple[int, int, int] | None, count: int, unit: str = "frames"
+) -> slice:
+    """Return the slice that selects (start, stop, step) from a file with `count` frames or rows.
 
     Raises:
         DataError: The file does not contain all requested frames.
@@ -106,8 +108,8 @@ def frame_slice(file: str, frames: tuple[int, int, int] | None, count: int) -> s
     start, stop, step = frames
     if not 0 <= start < stop <= count or step < 1:
         raise DataError(
-            f"{file}: frames {start} to {stop} in steps of {step} were requested, but the file "
-            f"has {count} frames, counted from 0"
+            f"{file}: {unit} {start} to {stop} in steps of {step} were requested, but the file "
+            f"has {count} {unit}, counted from 0"
         )
     return slice(start, stop, step)
 

@@ -47,6 +47,7 @@ class Template:
         joined: Whether to tokenise all text between two images as one string, including earlier
             answers, as XrayGPT's chat does. Otherwise each turn and each answer is tokenised
             separately.
+        compact: Whether white space next to media is dropped.
     """
 
     turn: str
@@ -54,6 +55,7 @@ class Template:
     end: str = ""
     system: str = ""
     joined: bool = False
+    compact: bool = False
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -68,7 +70,10 @@ class Template:
         opening = before
         for turn in turns:
             if turn["role"] == "user":
-                question = [p for part in turn_parts(turn) for p in self._wrap(part)]
+                parts = turn_parts(turn)
+                if self.compact:
+                    parts = _strip_beside_media(parts)
+                question = [p for part in parts for p in self._wrap(part)]
                 pieces.append(Piece(merge_text([opening, *question, between])))
             elif turn["role"] == "assistant":
                 pieces.append(Piece((f"{turn['text']}{end}",), is_target=True))
@@ -90,6 +95,18 @@ class Template:
             return before, part.caption, after
         caption = f"; {part.caption}" if part.caption else ""
         return before, replace(part, caption=""), caption, after
+
+
+def _strip_beside_media(parts: Sequence[Part]) -> list[Part]:
+    """Strip white space from texts with a medium before or after them."""
+    is_text = [isinstance(part, str) for part in parts]
+    stripped: list[Part] = []
+    for i, part in enumerate(parts):
+        if isinstance(part, str):
+            part = part.lstrip() if i > 0 and not is_text[i - 1] else part
+            part = part.rstrip() if i + 1 < len(parts) and not is_text[i + 1] else part
+        stripped.append(part)
+    return stripped
 
 
 def _join_pieces(pieces: Sequence[Piece]) -> list[Piece]:
@@ -115,6 +132,17 @@ TEMPLATES = {
         "you. Please answer my questions.###",
         joined=True,
     ),
+    # The formats of nanochat and echovlm, with the special tokens of `models/prefix_lm`: a report
+    # follows the embeddings of its study; questions and answers are each enclosed in tokens.
+    "study_report": Template(turn="{}<|bos|>", end="<|eos|>", compact=True),
+    "study_chat": Template(
+        turn="<|user_start|>{}<|user_end|><|assistant_start|>",
+        end="<|assistant_end|>",
+        system="<|bos|>",
+        compact=True,
+    ),
+    # For a pretrained language model that reads embeddings.
+    "study_text": Template(turn="{}\nReport:\n", compact=True),
     "vicuna_v1": Template(
         turn="USER: {} ASSISTANT:",
         system="A chat between a curious user and an artificial intelligence assistant. "
