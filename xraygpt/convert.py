@@ -2,6 +2,7 @@
 
 other projects' weights -> a folder:  python -m xraygpt.convert eva_vit_g.pth weights/eva
 LLaVA-NeXT, RadVLM -> transformers:   python -m xraygpt.convert llava_run weights/llava --from llava
+a run of echovlm -> a folder:         python -m xraygpt.convert assets/echovlm weights/echovlm --from echovlm
 a run -> a .pth of XrayGPT:           python -m xraygpt.convert output/my_run/best my.pth --to pth
 a run -> plain transformers:          python -m xraygpt.convert output/my_run/best out --to transformers
 """  # noqa: E501
@@ -31,11 +32,15 @@ def main() -> None:
         "--to", choices=("xraygpt", "pth", "transformers", "transformers5"), default="xraygpt"
     )
     parser.add_argument(
-        "--from", dest="origin", choices=("auto", "llava"), default="auto",
+        "--from", dest="origin", choices=("auto", "llava", "echovlm"), default="auto",
         help="program that wrote the source; llava: LLaVA-NeXT and its forks, such as RadVLM's",
     )  # fmt: skip
     for option, text in _LLAVA_OPTIONS.items():
         parser.add_argument(option, type=Path, metavar="FOLDER", help=f"with llava: {text}")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="FILE",
+        help="with echovlm: tokenizer.pkl, if it is not in tokenizer/ beside the run",
+    )  # fmt: skip
     parser.add_argument("--vit-model", help="encoder in the file, if it cannot be detected")
     parser.add_argument(
         "--merge-lora", action="store_true", help="merge LoRA into the LLM's weights"
@@ -74,8 +79,10 @@ _LLAVA_OPTIONS = {
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    if args.origin == "llava" and args.to != "xraygpt":
-        parser.error(f"--from llava writes a folder for transformers; leave out --to {args.to}")
+    if args.origin != "auto" and args.to != "xraygpt":
+        parser.error(f"--from {args.origin} has a format of its own; leave out --to {args.to}")
+    if args.tokenizer is not None and not args.tokenizer.is_file():
+        raise WeightsError(f"{args.tokenizer}: no such file")
     require_new_folder(args.out)
     for path in (args.vision_tower, args.processor, args.base):
         if path is not None and not path.is_dir():

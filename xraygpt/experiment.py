@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,7 +33,9 @@ from xraygpt.datasets import controls
 from xraygpt.datasets.base import Split, StudyDataset, read_media
 from xraygpt.datasets.builder import BaseBuilder, build_corpora
 from xraygpt.datasets.input_check import InputCheck
+from xraygpt.datasets.leakage import Leakage, exact_leakage, stored
 from xraygpt.datasets.mixture import Mixture
+from xraygpt.datasets.seen_names import SeenNames
 from xraygpt.evaluation.evaluator import Evaluator
 from xraygpt.evaluation.history import load_history
 from xraygpt.evaluation.inputs import find_inputs, folder_name
@@ -97,12 +101,12 @@ def build_model(experiment: Experiment, seed: int, resumed: Path | None = None) 
     """
     assets = resumed or checkpoint_assets(experiment.model.ckpt)
 
-    def texts() -> list[str]:
-        parts = _datasets(experiment, "train", NO_IMAGES, seed)
-        return [text for part in parts for text in part.texts()]
+    def texts() -> Iterator[str]:
+        parts = split_datasets(experiment, "train", seed)
+        return (text for part in parts for text in part.texts())
 
     def codes() -> list[list[str]]:
-        parts = _datasets(experiment, "train", NO_IMAGES, seed)
+        parts = split_datasets(experiment, "train", seed)
         return [list(r.meta.get("codes") or ()) for part in parts for r in part.records]
 
     with torch.random.fork_rng(devices=[]):  # for models that initialise weights without a seed
@@ -145,17 +149,20 @@ def build_runner(experiment: Training) -> Runner:
 
 def _training_data(experiment: Training, parts: Sequence[StudyDataset]) -> Iterator[TrainingData]:
     """Yield the corpora that a run trains on; `parts` repeats all corpora for each split."""
-    images: dict[str, set[Path]] = {}
+    seen: dict[str, SeenNames] = {}
+    images = Counter[str]()
     configs = list(experiment.datasets.items())
     for i, part in enumerate(parts):
         label, config = configs[i % len(configs)]
         name = PHANTOMS if config.synthetic else corpus_name(config.storage, label)
-        seen = images.setdefault(name, set())
-        paths = (ref.path for record in part.records for ref in record.media)
+        names, drawn = seen.setdefault(name, SeenNames()), f"{cache_root()}{os.sep}"
+        refs = (ref for record in part.records for ref in record.media)
         # Copies drawn into real images (`planted_lesions`) are no further images.
-        seen.update(p for p in paths if config.synthetic or not p.is_relative_to(cache_root()))
+        own = (r for r in refs if config.synthetic or not r.file.startswith(drawn))
+        keys = (ref if ref.kind == "embedding" else ref.file for ref in own)
+        images[name] += sum(names.add(key) == 1 for key in keys)
         if len(part) and config.weight:
-            yield TrainingData(name, config.licence, len(seen), config.synthetic)
+            yield TrainingData(name, config.licence, images[name], config.synthetic)
 
 
 def _build_mixtures(
@@ -165,6 +172,8 @@ def _build_mixtures(
     sampling = [(c.weight, c.balance) for c in experiment.datasets.values()]
     corpora = build_corpora(experiment.datasets, model.image_spec, run.seed)
     splits_of: dict[str, list[Split]] = {"train": list(run.train_splits), "val": ["val"]}
+    for leakage in exact_leakage([c.report_digests() for c in corpora], run.train_splits):
+        log.info("%s", leakage)
     mixtures = {}
     for name, splits in splits_of.items():
         parts: list[StudyDataset] = [corpus.build(s) for s in splits for corpus in corpora]
@@ -192,6 +201,7 @@ def build_evaluator(experiment: Evaluation, *, strict: bool = False) -> Evaluato
     untrained = experiment.model.untrained_part
     if experiment.model.ckpt is None and untrained:
         log.warning("model.ckpt is not set: evaluating a model with an untrained %s", untrained)
+    _warn_of_vocabularies(experiment)
     model = build_model(experiment, run.seed)
     model.merge_lora()
     builder = build_corpora(experiment.datasets, model.image_spec, run.seed)[0]
@@ -215,7 +225,27 @@ def build_evaluator(experiment: Evaluation, *, strict: bool = False) -> Evaluato
         history=load_history(configuration.to_tree(experiment.model)),
         input_check=builder.input_check(model.abilities.views),
         strict=strict,
+        leakage=_leakage(builder, run.split),
     )
+
+
+def _warn_of_vocabularies(experiment: Evaluation) -> None:
+    """Warn if the reports are scored with another vocabulary than that of their corpus."""
+    scored = getattr(experiment.run.task, "vocabulary", None)
+    for label, corpus in experiment.datasets.items():
+        own = getattr(corpus, "vocabulary", None)
+        if scored and own and own != scored:
+            log.warning(
+                "datasets.%s.vocabulary is %s, but reports are scored with %s; set "
+                "run.task.vocabulary: %s", label, own, scored, own,
+            )  # fmt: skip
+
+
+def _leakage(builder: BaseBuilder, split: Split) -> Leakage | None:
+    """Return how many reports of a split are also in train; with near copies if they are known."""
+    corpora = [builder.report_digests("eval")]
+    exact = next((found for found in exact_leakage(corpora) if found.split == split), None)
+    return None if exact is None else stored(exact, corpora)
 
 
 def build_predictor(
@@ -401,6 +431,11 @@ def _weights_digest(ckpt: Path | None) -> str | None:
         return None
     files = weight_files(weight_source(ckpt))
     return " ".join(checkpoint.file_sha256(file) for file in files)
+
+
+def split_datasets(experiment: Experiment, split: Split, seed: int) -> list[StudyDataset]:
+    """Build one split of every corpus, for its texts: images are not prepared for a model."""
+    return _datasets(experiment, split, NO_IMAGES, seed)
 
 
 def _datasets(

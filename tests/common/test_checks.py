@@ -13,21 +13,30 @@ import pytest
 
 from tests.common.test_config import GOOD, problems
 from tests.common.test_style import FILES
+from xraygpt.cardiac.analysis import CardiacMR
 from xraygpt.common.checks import Checks, Problem, SettingsError
 from xraygpt.common.config import from_tree
 from xraygpt.common.errors import ConfigError
 from xraygpt.curation.select import Filters
+from xraygpt.datasets.echo_phrases import Slots
+from xraygpt.datasets.llama_factory import LlamaFactory
 from xraygpt.datasets.planted import PlantedLesions
 from xraygpt.datasets.records import RecordsBuilder
 from xraygpt.datasets.splits import SplitRule
+from xraygpt.datasets.studies import StudiesBuilder
+from xraygpt.datasets.study_splits import StudySplitRule
 from xraygpt.datasets.synthetic_cxr import SyntheticCxr
 from xraygpt.evaluation.evaluator import Evaluator
 from xraygpt.features.cache import FeatureStore
+from xraygpt.media.frame_sampling import FrameSampling
 from xraygpt.metrics.grounding import Boxes
 from xraygpt.models.base import Generation
+from xraygpt.models.endpoint.pictures import PictureFormat
 from xraygpt.models.llm.config import LLMConfig
 from xraygpt.models.llm.language_model import LanguageModel
 from xraygpt.models.llm.small_llm import LoraSettings, SmallLLM
+from xraygpt.models.prefix_lm.config import DecoderConfig, PrefixConfig
+from xraygpt.models.prefix_lm.decoder import DecoderSize
 from xraygpt.models.qformer_llm.alignment import QFormerAlignment
 from xraygpt.models.qformer_llm.config import BridgeConfig
 from xraygpt.models.qformer_llm.instruct import InstructXrayGPT
@@ -39,15 +48,22 @@ from xraygpt.models.vision.image_text import ImageText, TextTower
 from xraygpt.phantom.corpus import Recipe
 from xraygpt.phantom.findings import Finding
 from xraygpt.processors.image import XrayImage, XrayImageTrain
+from xraygpt.processors.plain import DisplayImage
+from xraygpt.runners.budget import Budget
 from xraygpt.runners.optimizers import AdamW, Muon
 from xraygpt.runners.settings import RunSettings
 from xraygpt.segmentation.nnunet import NnUNet
+from xraygpt.segmentation.onnx_network import OnnxNetwork
+from xraygpt.segmentation.torch_network import TorchNetwork
+from xraygpt.studies.report import Clip
 from xraygpt.tasks.alignment import QFormerAlignmentTask
 from xraygpt.tasks.clinical import ClinicalMetrics
 from xraygpt.tasks.contrastive import ImageTextContrastive
 from xraygpt.tasks.plan import Plan
 from xraygpt.tasks.report_generation import ReportGeneration
+from xraygpt.tasks.trait_scoring import TraitSettings
 from xraygpt.tasks.yes_no import YesNo
+from xraygpt.ultrasound.intake import Settings
 
 MANY = """
 model:
@@ -160,6 +176,17 @@ CASES: list[tuple[type, dict[str, Any], set[str]]] = [
     (SplitRule, {"val_fraction": -0.1, "test_fraction": -1}, {"val_fraction", "test_fraction"}),
     (SplitRule, {"val_fraction": 0.5, "test_fraction": 0.5}, {"val_fraction"}),
     (
+        StudySplitRule,
+        {"near_duplicates": 0, "val_fraction": -1},
+        {"near_duplicates", "val_fraction"},
+    ),
+    (
+        StudiesBuilder.Config,
+        {"embeddings": "{id}.npy", "headings": True, "weight": -1},
+        {"embeddings", "headings", "weight"},
+    ),
+    (Slots, {"number_slot": "#", "text_slots": ("<a>", "<a>")}, {"number_slot", "text_slots"}),
+    (
         VisionConfig,
         {"width": 8, "on_cpu": True, "freeze": False},
         {"width", "on_cpu"},
@@ -224,6 +251,23 @@ CASES: list[tuple[type, dict[str, Any], set[str]]] = [
     (Generation, {"references": 1}, {"references"}),
     (Plan, {"agreement": -1, "thresholds": {"edema": 2.0}}, {"agreement", "thresholds.edema"}),
     (AdamW.Config, {"beta1": 1.0, "eps": 0.0}, {"beta1", "eps"}),
+    (
+        Muon.Config,
+        {"momentum_start": 1, "momentum_warmup": 0},
+        {"momentum_start", "momentum_warmup"},
+    ),
+    (DecoderSize, {"depth": 0, "context": 1, "dropout": 1}, {"depth", "context", "dropout"}),
+    (DecoderSize, {"vocab_size": 10, "rope_dtype": "x"}, {"vocab_size", "rope_dtype"}),
+    (DecoderConfig, {"freeze": True}, {"freeze"}),
+    (PrefixConfig, {"width": 0, "noise": -1, "views": ["A", "A"]}, {"width", "noise", "views"}),
+    (
+        Budget,
+        {"tflops": 0, "utilization": 2, "price_per_hour": -1},
+        {"tflops", "utilization", "price_per_hour"},
+    ),
+    (Settings, {"text_frames": 0}, {"text_frames"}),
+    (TraitSettings, {"samples": -1, "temperature": 0}, {"samples", "temperature"}),
+    (ReportGeneration.Config, {"traits": TraitSettings(samples=2)}, {"traits.samples"}),
     (Muon.Config, {"beta1": 1.0, "momentum": -1, "ns_steps": 0}, {"beta1", "momentum", "ns_steps"}),
     (
         RunSettings,
@@ -284,13 +328,51 @@ CASES: list[tuple[type, dict[str, Any], set[str]]] = [
         {"xyxy": [[0, 0, 2, 1]], "labels": ["a", "b"], "scores": [np.nan]},
         {"xyxy", "labels", "scores"},
     ),
+    (
+        Clip,
+        {"contours": np.ones((2, 4, 5), np.uint8), "times": np.zeros(2)},
+        {"contours", "times"},
+    ),
+    (Clip, {"contours": np.ones((3, 4, 4), np.uint8)}, {"contours"}),
+    (DisplayImage.Config, {"max_side": 7}, {"max_side"}),
+    (
+        PictureFormat,
+        {"max_side": 7, "max_frames": 0, "quality": 96},
+        {"max_side", "max_frames", "quality"},
+    ),
+    (FrameSampling, {"num_frames": 0, "fps": 0}, {"num_frames", "fps"}),
+    (
+        FrameSampling,
+        {"min_frames": 3, "max_frames": 2, "frames_per_slice": 2},
+        {"min_frames", "frames_per_slice", "phases_per_slice"},
+    ),
+    (
+        LlamaFactory.Config,
+        {"max_records": 0, "val_fraction": 1},
+        {"max_records", "val_fraction", "dataset"},
+    ),
+    (
+        CardiacMR.Config,
+        {"basal_ring": 2, "height": 20, "weight": 900},
+        {"basal_ring", "height", "weight"},
+    ),
+    (TorchNetwork.Config, {"image_size": 0, "convention": "acdd"}, {"image_size", "convention"}),
+    (OnnxNetwork.Config, {"network": "net.onnx", "threads": -1}, {"threads", "convention"}),
     (NnUNet.Config, {"convention": "acdd", "folds": (0, -1)}, {"convention", "folds"}),
 ]  # fmt: skip
 REQUIRED = {
     RecordsBuilder.Config: {"storage": Path("x")},
     PlantedLesions.Config: {"storage": Path("x")},
+    Clip: {
+        "name": "slice",
+        "caption": "",
+        "frames": np.zeros((3, 4, 4), np.uint8),
+        "duration": 1.0,
+    },
     RunSettings: {"task": ReportGeneration.Config()},
     Evaluator.Config: {"task": ReportGeneration.Config()},
+    CardiacMR.Config: {"segmenter": OnnxNetwork.Config()},
+    TorchNetwork.Config: {"network": Path("x")},
     NnUNet.Config: {"folder": Path("x"), "python": Path("x")},
 }
 

@@ -24,7 +24,7 @@ from torch.nn import functional
 import xraygpt
 from tests.conftest import REPO, toy_image
 from tests.killing import same, weights
-from tests.plugins.prefix_lm import RowCollator
+from tests.plugins.prefix_plugin import RowCollator
 from tests.plugins.qwen import write_qwen
 from xraygpt.common.config import load
 from xraygpt.common.errors import DataError, InputError, Stopped, TrainingError
@@ -109,21 +109,21 @@ def base(tmp_path_factory) -> Path:
 
 MODELS = {
     "qwen_plugin": "{arch: qwen_plugin, path: %s/qwen%s}",
-    "prefix_lm": "{arch: prefix_lm, llm: {vocab_size: 300, hidden: 64, layers: 2, heads: 2, "
-    "init_std: 0.02, embedding_std: 0.02}, prompt_template: xraygpt%.0s%s}",
+    "prefix_plugin": "{arch: prefix_plugin, llm: {vocab_size: 300, hidden: 64, layers: 2, "
+    "heads: 2, init_std: 0.02, embedding_std: 0.02}, prompt_template: xraygpt%.0s%s}",
     "segmenter": "{arch: tiny_segmenter%.0s%s}",
 }
 CORPORA = {
     "qwen_plugin": "annotations: images.jsonl, vis_processor: {eval: {name: plain_pixels}}",
-    "prefix_lm": "annotations: rows.jsonl",
+    "prefix_plugin": "annotations: rows.jsonl",
     "segmenter": "annotations: masks.jsonl, target: none, fields: {files: [mask]}",
 }
 TASKS = {
     "qwen_plugin": "{name: vqa, generate: {max_new_tokens: 8}}",
-    "prefix_lm": "{name: report_generation, generate: {max_new_tokens: 12}}",
+    "prefix_plugin": "{name: report_generation, generate: {max_new_tokens: 12}}",
     "segmenter": "segment",
 }
-STEPS = {"qwen_plugin": 6, "prefix_lm": 60, "segmenter": 40}
+STEPS = {"qwen_plugin": 6, "prefix_plugin": 60, "segmenter": 40}
 FAMILIES = list(MODELS)
 
 
@@ -210,11 +210,11 @@ def test_it_is_evaluated_with_controls_and_compared(base, trained, tmp_path, fam
         line = read_rows(first.folder / "predictions_true.jsonl")[0]
         assert line["payload"]["numbers"]["area_px"] > 0
         assert (first.folder / line["payload"]["mask"]).is_file()
-    if family == "prefix_lm":
+    if family == "prefix_plugin":
         assert by["ROUGE-L", "true"] > by["ROUGE-L", "shuffled"] + 0.3
     page = (first.folder / "report.html").read_text()
     assert "research use only" in page.lower()
-    metrics = {"segmenter": "dice", "qwen_plugin": "accuracy", "prefix_lm": "ROUGE-L"}
+    metrics = {"segmenter": "dice", "qwen_plugin": "accuracy", "prefix_plugin": "ROUGE-L"}
     assert f'class="metric"><div>{metrics[family]}<br>' in page
     rows = compare(first.folder, first.folder, permutations=20)
     assert metrics[family] in {r.name for r in rows} and all(r.value == 0 for r in rows)
@@ -269,7 +269,7 @@ def test_an_unusable_row_does_not_stop_the_others(base, trained, tmp_path):
     rows.append({"id": "second", "images": [{**source, "index": 1}]})
     table = base / "ask_some.jsonl"
     table.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    experiment = evaluation(base, "prefix_lm", tmp_path / "e", trained("prefix_lm"))
+    experiment = evaluation(base, "prefix_plugin", tmp_path / "e", trained("prefix_plugin"))
 
     def predicted():
         return build_predictor(
@@ -310,10 +310,10 @@ def test_controls_keep_the_kind_of_media(base, trained, tmp_path):
 
 
 def test_a_plugin_is_packed_moved_and_loaded(base, trained, tmp_path, monkeypatch):
-    pack(trained("prefix_lm"), tmp_path / "packed")
+    pack(trained("prefix_plugin"), tmp_path / "packed")
     shutil.move(tmp_path / "packed", tmp_path / "elsewhere")
     model = xraygpt.load_model(tmp_path / "elsewhere", device="cpu")
-    run = xraygpt.load_model(trained("prefix_lm"), device="cpu")
+    run = xraygpt.load_model(trained("prefix_plugin"), device="cpu")
     for i in (0, 1):
         ref = MediaRef(base / "rows.safetensors", tensor="studies", index=i)
         assert model.ask(ref, QUESTION) == run.ask(ref, QUESTION) == ANSWERS[kind_of(i)]
@@ -350,11 +350,11 @@ def test_an_unsuitable_control_is_rejected(base, trained, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_predicts_studies_of_several_media(base, trained, tmp_path, family):
     """Also without the training corpus, as the checkpoint has the tokenizer."""
-    table = {"qwen_plugin": "images", "prefix_lm": "rows", "segmenter": "masks"}[family]
+    table = {"qwen_plugin": "images", "prefix_plugin": "rows", "segmenter": "masks"}[family]
     lines = (base / f"{table}.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     requests = [{"id": r["id"], "images": r["images"]} for r in rows[:6]]
-    if family == "prefix_lm":
+    if family == "prefix_plugin":
         requests = [{**r, "images": r["images"] * 2} for r in requests]
     table = base / f"ask_{family}.jsonl"
     table.write_text("".join(json.dumps(r) + "\n" for r in requests))
@@ -368,7 +368,7 @@ def test_it_predicts_studies_of_several_media(base, trained, tmp_path, family):
     assert [p.sample_id for p in predictions] == [r["id"] for r in requests]
     if family == "segmenter":
         assert all(p.mask().shape == (32, 32) for p in predictions)
-    if family == "prefix_lm":
+    if family == "prefix_plugin":
         correct = [p.prediction == ANSWERS[kind_of(i)] for i, p in enumerate(predictions)]
         assert sum(correct) >= 5
 
@@ -421,7 +421,7 @@ def test_the_stock_model_equals_transformers(base, trained, tmp_path):
     assert model.generate(prompts, sampling) == single
 
 
-@pytest.mark.parametrize("family", ["qwen_plugin", "prefix_lm"])
+@pytest.mark.parametrize("family", ["qwen_plugin", "prefix_plugin"])
 def test_it_chats_and_a_turn_computes_only_new_tokens(base, trained, tmp_path, family):
     parts = build_chat(evaluation(base, family, tmp_path / "e", trained(family)), "cpu")
     sample = build_runner(training(base, family, tmp_path / "r")).splits["train"][1]
@@ -471,10 +471,12 @@ def test_tiling_may_depend_on_the_number_of_images(base, trained, tmp_path):
             rows = [m.data if len(s) == 1 else m.data.mean(0)[None] for s in samples for m in s]
             return {"rows": torch.cat(rows)}
 
-    parts = build_chat(evaluation(base, "prefix_lm", tmp_path / "e", trained("prefix_lm")), "cpu")
+    parts = build_chat(
+        evaluation(base, "prefix_plugin", tmp_path / "e", trained("prefix_plugin")), "cpu"
+    )
     model = parts.engine.model
     model.media_collator = Pooled()
-    data = build_runner(training(base, "prefix_lm", tmp_path / "r")).splits["train"]
+    data = build_runner(training(base, "prefix_plugin", tmp_path / "r")).splits["train"]
     first, second = data[0]["media"][0], data[1]["media"][0]
     generation = Generation(max_new_tokens=6)
     collate = Collator(model.renderer, model.media_collator, max_len=512)
@@ -530,7 +532,7 @@ def test_missing_capabilities_are_reported(base, trained, tmp_path):
 
 
 def test_inconsistent_numbers_of_tokens_are_an_error(base, trained, tmp_path, monkeypatch):
-    runner = build_runner(training(base, "prefix_lm", tmp_path / "r"))
+    runner = build_runner(training(base, "prefix_plugin", tmp_path / "r"))
     own = type(runner.model).media_tokens
     monkeypatch.setattr(
         type(runner.model), "media_tokens", lambda self, b: [t[:-1] for t in own(self, b)]
@@ -544,7 +546,7 @@ def test_inconsistent_numbers_of_tokens_are_an_error(base, trained, tmp_path, mo
 
 
 def test_an_unsaved_trained_weight_stops_the_run(base, tmp_path, monkeypatch):
-    runner = build_runner(training(base, "prefix_lm", tmp_path / "r", "run.max_steps=2"))
+    runner = build_runner(training(base, "prefix_plugin", tmp_path / "r", "run.max_steps=2"))
     own = type(runner.model).checkpoint_state
     incomplete = lambda self: {n: t for n, t in own(self).items() if n != "proj.bias"}  # noqa: E731
     monkeypatch.setattr(type(runner.model), "checkpoint_state", incomplete)
@@ -553,7 +555,7 @@ def test_an_unsaved_trained_weight_stops_the_run(base, tmp_path, monkeypatch):
 
 
 def test_the_package_does_not_mention_the_plugins():
-    names = ("qwen_plugin", "prefix_lm", "tiny_segmenter", "QwenPlugin", "PrefixLM")
+    names = ("qwen_plugin", "prefix_plugin", "tiny_segmenter", "QwenPlugin", "PrefixPlugin")
     for path in (REPO / "xraygpt").rglob("*.py"):
         assert not [n for n in names if n in path.read_text()], path
     for family in FAMILIES:

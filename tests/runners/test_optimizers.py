@@ -364,3 +364,41 @@ def test_parts_keep_what_they_remember_in_one_state():
         kinds[tuple(sorted(held))] += 1
     others = sum(1 for _ in model.parameters()) - len(HIDDEN)
     assert kinds == {("momentum_buffer",): 2, ("exp_avg", "exp_avg_sq", "step"): others}
+
+
+@pytest.mark.parametrize("shape", [(24, 96), (96, 24), (30, 40)])
+def test_muons_update_of_long_matrices_is_torchs_up_to_rounding(shape):
+    """Products of small matrices first; singular values end between 0.7 and 1.2 in any order."""
+    from torch.optim._muon import _zeropower_via_newtonschulz
+
+    from xraygpt.runners.muon import COEFFICIENTS, EPS, orthogonalize
+
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(shape, generator=generator) @ torch.diag(torch.logspace(0, -3, shape[1]))
+
+    def exact():
+        x = (gradient.T if shape[0] > shape[1] else gradient).double()
+        x = x / x.norm()
+        a, b, c = COEFFICIENTS
+        for _ in range(5):
+            gram = x @ x.T
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        return x.T if shape[0] > shape[1] else x
+
+    ours = orthogonalize(gradient).double()
+    theirs = _zeropower_via_newtonschulz(gradient, COEFFICIENTS, 5, EPS).double()
+    for computed in (ours, theirs):
+        assert float((computed - exact()).norm() / exact().norm()) < 0.06
+    assert torch.linalg.svdvals(ours).max() < 1.35
+
+
+def test_muons_momentum_warms_up():
+    model = Small()
+    optimizer = made(model, "muon", momentum=0.9, momentum_start=0.5, momentum_warmup=4)
+    group = optimizer.param_groups[0]
+    matrices = optimizer.parts[0]
+    seen = []
+    for _ in range(6):
+        seen.append(matrices._momentum(group))
+        group["step"] += 1
+    assert seen == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 0.9])

@@ -18,6 +18,7 @@ from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
 from xraygpt.common.registry import ENCODERS
 from xraygpt.experiment import NO_IMAGES, Training, build_runner
+from xraygpt.media.row_labels import split_row_labels
 from xraygpt.models.base import BaseModel
 from xraygpt.models.vision.encoders import build_vision
 from xraygpt.phantom.findings import Finding
@@ -200,3 +201,19 @@ def test_phantoms_from_python():
     assert picture.pixels.shape == picture.masks[0].shape == (224, 224)
     assert picture.pixels.dtype == np.uint8
     assert picture.boxes[0][0] > 0.4  # the patient's left is on the right of the picture
+
+
+def test_studies_of_embeddings(tmp_path, monkeypatch):
+    """The table that docs/echo_data.md writes is read with each of its settings."""
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("echo_data.md", "python")
+    exec(code, {})
+    for yaml in blocks("echo_data.md", "yaml"):
+        config = training(tmp_path, yaml.replace("/data/echo", str(tmp_path)))
+        builder = config.datasets["echo"].build(image_spec=NO_IMAGES)
+        by_split, problems = builder.records_by_split()
+        assert not problems and sum(map(len, by_split.values())) == 20
+        sample = builder.build("train")[0]
+        (medium,) = sample["media"]
+        assert medium.data.shape == (len(sample["meta"]["views"]), 512)
+        assert split_row_labels(medium.view, len(medium.data))[1] == ("PLAX", "")

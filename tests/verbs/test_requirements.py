@@ -80,7 +80,7 @@ def test_every_recipe_lists_all_that_an_empty_folder_lacks(path, empty):
     assert keys(found) - {"run.device"} == expected
     assert all(m.remedy for m in found)
     # The same without the models, except for those that only their Configs know.
-    unknown = re.search(r"arch: (stock_vlm|openai_endpoint)", text)
+    unknown = re.search(r"arch: (stock_vlm|openai_endpoint|prefix_lm)", text)
     quick = set() if unknown else set(found)
     assert set(quick_check(path, [], "all", "")) == quick
 

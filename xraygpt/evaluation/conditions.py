@@ -139,15 +139,23 @@ def _nearest_answers(
     """Return for each sample the answer of the training image with the most similar features.
 
     Raises:
-        InputError: There are no frozen features.
+        InputError: There are no frozen features and the media are no embeddings.
     """
-    if cache_features is None:
-        raise InputError("the model has no frozen encoder, or its features are not cached")
-    if len(train):
-        cache_features(train)
-    if not all(isinstance(d.read_media, CachedReader) for d in (data, train)):
-        raise InputError("there is no training split, or its media (clips) cannot be cached")
+    if not _has_embeddings(data):
+        if cache_features is None:
+            raise InputError("the model has no frozen encoder, or its features are not cached")
+        if len(train):
+            cache_features(train)
+        if not all(isinstance(d.read_media, CachedReader) for d in (data, train)):
+            raise InputError("there is no training split, or its media (clips) cannot be cached")
+    elif not len(train):
+        raise InputError("there is no training split")
     answers = controls.nearest_answers(data, train)
     if len(answers) < len(data):
         raise InputError(f"{len(data) - len(answers)} samples have no image")
     return answers
+
+
+def _has_embeddings(data: StudyDataset) -> bool:
+    """Return whether all media are embeddings, which need no encoder."""
+    return all(ref.kind == "embedding" for record in data.records for ref in record.media)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xraygpt.datasets.base import StudyDataset
+from xraygpt.datasets.leakage import Leakage
 from xraygpt.evaluation import result_page
 from xraygpt.evaluation.case_selection import select_cases
 from xraygpt.evaluation.conditions import BLANK, MIRRORED, SHUFFLED, TRUE, condition_of
@@ -57,6 +58,7 @@ def write_evaluation_page(
                 (
                     f"Split {result['split']}, {result['n']} samples, run {result['signature']}.",
                     result.get("input_check"),
+                    _leakage_line(result),
                     *opening_lines(result),
                 ),
             )
@@ -70,6 +72,12 @@ def write_evaluation_page(
         facts=facts,
         configuration=configuration,
     )
+
+
+def _leakage_line(result: Mapping[str, Any]) -> str:
+    """Return a sentence on reports of the split that are also in train; "" if none was counted."""
+    row = result.get("leakage")
+    return f"In this corpus, {Leakage(**row)}." if row else ""
 
 
 def _build_cases(

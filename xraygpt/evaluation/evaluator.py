@@ -17,6 +17,7 @@ from xraygpt.common.registry import Plugin
 from xraygpt.datasets.base import Split, StudyDataset, reference_text
 from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.input_check import InputCheck
+from xraygpt.datasets.leakage import Leakage
 from xraygpt.evaluation import lockbox, prediction_file, scoring
 from xraygpt.evaluation.condition_predictor import ConditionPredictor
 from xraygpt.evaluation.conditions import (
@@ -101,8 +102,10 @@ class Evaluator(Plugin):
         history: History | None = None,
         input_check: InputCheck | None = None,
         strict: bool = False,
+        leakage: Leakage | None = None,
     ) -> None:
         self.config, self.task, self.resolved = config, task, resolved
+        self.leakage = leakage
         self.input_check, self.strict = input_check, strict
         self.history = history or History()
         model.check_generation(task.config.generate)
@@ -171,6 +174,7 @@ class Evaluator(Plugin):
             **opening,
             "n": len(self.data),
             "input_check": input_summary,
+            **({"leakage": asdict(self.leakage)} if self.leakage else {}),
             "losses": loss_rows(losses, [r.study_id for r in self.data.records]),
             "scores": scores,
             "left_out": {**self._left_out, **left_out},

@@ -29,7 +29,10 @@ def sample_losses(
     batch_size: int,
     label: str,
 ) -> np.ndarray:
-    """Compute (n, 3) float64: each sample's loss in nats, target tokens and reference characters.
+    """Compute the loss of each sample.
+
+    Returns (n, 5) float64: loss in nats, target tokens, characters of the reference; then the loss
+    in nats of the tokens that stand for bytes, and the number of these bytes, or 0 if none do.
 
     Args:
         task: Task that computes the loss.
@@ -49,12 +52,17 @@ def sample_losses(
         output = task.loss(model, batch)
         for i, sample in enumerate(samples):
             characters = len(reference_text(sample["turns"]))
-            rows.append([float(output.row_loss[i]), float(output.num_targets[i]), characters])
+            row = [float(output.row_loss[i]), float(output.num_targets[i]), characters, 0.0, 0.0]
+            if output.byte_loss is not None and output.num_bytes is not None:
+                row[3:] = [float(output.byte_loss[i]), float(output.num_bytes[i])]
+            rows.append(row)
     return np.array(rows)
 
 
 def loss_rows(losses: Mapping[str, np.ndarray], studies: Sequence[str]) -> list[dict[str, Any]]:
     """Return each condition's loss per character and its paired difference from the true images.
+
+    With a byte-level tokenizer, each condition's bits per byte of the references are added.
 
     Args:
         losses: Results of `sample_losses` by condition, empty for a model without losses; shuffled
@@ -74,6 +82,9 @@ def loss_rows(losses: Mapping[str, np.ndarray], studies: Sequence[str]) -> list[
             continue
         mean = np.mean([v[:, 0] for v in seeds], axis=0)
         rows.append(_per_character(f"loss_{name}", mean, true[:, 2], studies))
+        if true[:, 4].all():
+            nats = np.mean([v[:, 3] for v in seeds], axis=0)
+            rows.append(_bits_per_byte(f"bits_per_byte_{name}", nats, true[:, 4], studies))
         if name != TRUE:
             difference = mean - true[:, 0]
             rows.append(_per_character(f"loss_{name}_minus_true", difference, true[:, 2], studies))
@@ -89,6 +100,20 @@ def _per_character(
         np.stack([loss, characters], axis=1),
         lambda c: float(c[0] / max(c[1], 1)),
         "nats per reference character",
+        studies,
+    )
+    return score.as_row()
+
+
+def _bits_per_byte(
+    name: str, nats: np.ndarray, num_bytes: np.ndarray, studies: Sequence[str]
+) -> dict[str, Any]:
+    """Divide the sum of the losses, in bits, by the sum of the bytes, with its interval."""
+    score = ratio_score(
+        name,
+        np.stack([nats / np.log(2), num_bytes], axis=1),
+        lambda c: float(c[0] / max(c[1], 1)),
+        "bits per byte of the reference",
         studies,
     )
     return score.as_row()

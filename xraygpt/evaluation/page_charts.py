@@ -9,7 +9,7 @@ from typing import Any
 from xraygpt.common.numbers import with_interval
 
 HEADLINE_METRICS = (
-    "drawn_macro_F1", "drawn_laterality",
+    "drawn_macro_F1", "drawn_laterality", "traits_balanced_accuracy", "traits_AUROC",
     "COCO BLEU-4", "COCO ROUGE-L", "frequent_coding_macro_F1",
     "BLEU-4", "ROUGE-L", "findings_text_F1", "abnormal_text_F1", "findings_coding_F1",
     "abnormal_coding_F1", "accuracy", "accuracy_closed", "accuracy_open", "distinct",

@@ -21,6 +21,7 @@ from xraygpt.evaluation.history import SYNTHETIC_ONLY_WARNING, History
 from xraygpt.evaluation.loss_curves import loss_chart
 from xraygpt.evaluation.page_charts import score_chart
 from xraygpt.evaluation.page_images import PREDICTION_COLOUR, REFERENCE_COLOUR, thumbnail
+from xraygpt.evaluation.trait_table import trait_tables
 from xraygpt.media.base import MediaRef
 from xraygpt.tasks.payload import LabelledBox
 
@@ -112,6 +113,7 @@ def write_page(
         shown=shown,
         findings=sorted({f for c in cases for f in (*c.agreed, *c.missed, *c.added)}),
         scores=scores,
+        tables=trait_tables(scores),
         facts=list(facts.items()),
         configuration=configuration,
     )

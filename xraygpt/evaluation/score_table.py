@@ -8,6 +8,7 @@ from typing import Any
 from xraygpt.common.numbers import decimal, interval, with_interval
 from xraygpt.evaluation.conditions import TRUE
 from xraygpt.evaluation.lockbox import opening_lines
+from xraygpt.evaluation.trait_table import is_trait_score, trait_tables
 
 PUBLISHED_TABLES = {
     "Metrics of papers on IU X-ray": (
@@ -53,11 +54,14 @@ def _loss_table(losses: Sequence[Mapping[str, Any]]) -> list[str]:
 def _score_tables(conditions: Sequence[str], scores: Sequence[dict[str, Any]]) -> list[str]:
     cells: _Cells = {}
     for row in scores:
-        cells.setdefault(row["name"], {})[row["condition"]] = row
+        if not is_trait_score(row["name"]):
+            cells.setdefault(row["name"], {})[row["condition"]] = row
     lines = _metric_table(conditions, cells, lambda row: row)
     for title, columns in PUBLISHED_TABLES.items():
         if any(c in cells for c in columns[:2]):
             lines += ["", f"{title}:", *_condition_table(conditions, cells, columns)]
+    for table in trait_tables(scores):
+        lines += ["", *table.as_markdown()]
     if others := [c for c in conditions if c != TRUE]:
         lines += ["", "True image minus each control, paired:"]
         lines += _metric_table(others, cells, lambda row: row["true_minus"])

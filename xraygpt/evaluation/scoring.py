@@ -17,7 +17,7 @@ from xraygpt.common import checkpoint
 from xraygpt.common.config import from_tree
 from xraygpt.common.errors import ConfigError, InputError
 from xraygpt.evaluation import prediction_file
-from xraygpt.evaluation.conditions import CONDITIONS, TRUE, condition_of
+from xraygpt.evaluation.conditions import COMMON, CONDITIONS, NEAREST, TRUE, condition_of
 from xraygpt.evaluation.score_table import as_markdown
 from xraygpt.evaluation.verdict import judge
 from xraygpt.metrics.statistics import Score, weighted_sum
@@ -48,13 +48,15 @@ def score_rows(
     for name, condition_predictions in predictions.items():
         scores = task.score(condition_predictions)
         groups.setdefault(condition_of(name), []).append(scores)
-        left_out |= task.left_out
+        if condition_of(name) not in (COMMON, NEAREST):  # these may lack probabilities
+            left_out |= task.left_out
     names = _common_names(groups, left_out)
     by_name = {c: [{s.name: s for s in seed} for seed in seeds] for c, seeds in groups.items()}
     rows = [
         _score_row(condition, by_name[TRUE][0][name], [seed[name] for seed in seeds])
         for condition, seeds in by_name.items()
         for name in names
+        if all(name in seed for seed in seeds)
     ]
     return rows, left_out
 
@@ -74,9 +76,11 @@ def _common_names(groups: Mapping[str, list[list[Score]]], left_out: dict[str, s
     """Return the names of the scores that every condition has; add the others to `left_out`.
 
     All conditions have the same references and therefore the same scores, unless a judge or a
-    labeller fails on one of them.
+    labeller fails on one of them. Answers that are copied from the training split may lack scores
+    of probabilities.
     """
-    name_sets = [{s.name for s in seed} for seeds in groups.values() for seed in seeds]
+    required = {c: seeds for c, seeds in groups.items() if c not in (COMMON, NEAREST)}
+    name_sets = [{s.name for s in seed} for seeds in required.values() for seed in seeds]
     names = [s.name for s in groups[TRUE][0]]
     for name in set().union(*name_sets) - name_sets[0].intersection(*name_sets):
         left_out.setdefault(name, "it could not be computed for every condition")

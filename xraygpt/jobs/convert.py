@@ -24,6 +24,7 @@ from xraygpt.common.publishing import publish_folder
 from xraygpt.common.registry import did_you_mean
 from xraygpt.common.training_data import read_training_data
 from xraygpt.experiment import Training
+from xraygpt.jobs.convert_echovlm import convert_checkpoint
 from xraygpt.models.base import BaseModel
 from xraygpt.models.capabilities import Exports, ExportSettings, describe_model, require
 from xraygpt.models.llm import llm_files
@@ -61,6 +62,8 @@ def convert_to_xraygpt(args: argparse.Namespace) -> str:
             layout.
     """
     path = Path(args.source)
+    if args.origin == "echovlm":
+        return convert_checkpoint(path, args.out, args.tokenizer)
     if args.origin == "llava" or is_llava_checkpoint(path):
         return convert_llava_checkpoint(
             path,

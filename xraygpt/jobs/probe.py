@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from xraygpt.common import distributed
 from xraygpt.common.errors import InputError
 from xraygpt.common.logging import progress
 from xraygpt.common.numbers import with_interval
-from xraygpt.datasets.base import DEFAULT_VOCABULARY, StudyDataset, reference_text
+from xraygpt.datasets.base import DEFAULT_VOCABULARY, Record, StudyDataset, reference_text
 from xraygpt.datasets.builder import build_corpora
 from xraygpt.evaluation import lockbox
 from xraygpt.features import cache as feature_cache
@@ -213,17 +213,32 @@ def encode_samples(
     Raises:
         DataError: An image cannot be read, and `data` does not skip such samples.
     """
-    model: Any = _Encoding(encoder)
-    feature_cache.use_cache(data, model, f"{name} fp32 {encoder.digest()}", accelerator)
     features = np.full((len(data), 2 * encoder.width), np.nan, dtype=np.float32)
+    for i, tokens in _encode_all(encoder, name, data, accelerator):
+        features[i] = pooled(torch.stack(tokens)).mean(dim=0).numpy()
+    return features
+
+
+def encode_images(
+    encoder: VisionEncoder, name: str, data: StudyDataset, accelerator: Accelerator
+) -> Iterator[tuple[Record, list[Tensor]]]:
+    """Yield each readable sample with the (L, D) features of its images; see `encode_samples`."""
+    for i, tokens in _encode_all(encoder, name, data, accelerator):
+        yield data.records[i], tokens
+
+
+def _encode_all(
+    encoder: VisionEncoder, name: str, data: StudyDataset, accelerator: Accelerator
+) -> Iterator[tuple[int, list[Tensor]]]:
+    model: Any = _Encoding(encoder)
+    if len(data):
+        feature_cache.use_cache(data, model, f"{name} fp32 {encoder.digest()}", accelerator)
     for i in range(len(data)):
         sample = data[i]
         if sample is None:
             continue  # the dataset has logged the reason
         images = [media.data for media in sample["media"]]
-        tokens = [image if image.dim() == 2 else _encode(model, image) for image in images]
-        features[i] = pooled(torch.stack(tokens)).mean(dim=0).numpy()
-    return features
+        yield i, [image if image.dim() == 2 else _encode(model, image) for image in images]
 
 
 def _encode(model: Any, image: Tensor) -> Tensor:

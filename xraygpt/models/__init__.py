@@ -2,6 +2,7 @@
 
 from xraygpt.models.endpoint import model as endpoint
 from xraygpt.models.llm import language_model
+from xraygpt.models.prefix_lm import model as prefix_lm
 from xraygpt.models.qformer_llm import alignment, instruct
 from xraygpt.models.qformer_llm import model as xraygpt
 from xraygpt.models.stock_vlm import model as stock_vlm
@@ -14,6 +15,7 @@ __all__ = [
     "image_text",
     "instruct",
     "language_model",
+    "prefix_lm",
     "published",
     "run_encoder",
     "stock_vlm",

@@ -14,6 +14,7 @@ from typing import Literal, Self
 
 from xraygpt.common.errors import WeightsError
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, StudyDataset
+from xraygpt.media.row_labels import row_views
 from xraygpt.prompting.content import strip_marks
 from xraygpt.prompting.renderer import Turn
 from xraygpt.vocabulary import get_vocabulary
@@ -131,12 +132,13 @@ def _derive(data: StudyDataset, prompts: set[str]) -> Abilities:
             elif not is_code_question(question):
                 free = True
     records = [data.records[i] for i in range(0, len(data), step)]
+    refs = [ref for record in records for ref in record.media]
     return Abilities(
         reports=reports,
         sections=_headings(answers),
         questions="any" if free else "findings" if findings else "none",
         findings=tuple(name for name in vocabulary.findings if name in findings),
-        views=_views([ref.view for record in records for ref in record.media]),
+        views=_views([view for ref in refs for view in row_views(ref.view)]),
         needs_image=all(record.media for record in records),
         vocabulary=data.vocabulary,
     )

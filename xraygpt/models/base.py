@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
@@ -63,6 +63,10 @@ class Output:
     row_loss: Tensor  # (B,) float32, the same loss summed per row, without gradient
     num_targets: Tensor  # (B,) int64, the number of target tokens in each row
     logits: Tensor | None = None  # (B, T, V), computed only on request
+    # For tokens that stand for bytes of text, not in training: (B,) float32 loss in nats and (B,)
+    # int64 bytes. None if the tokenizer is not byte-level.
+    byte_loss: Tensor | None = None
+    num_bytes: Tensor | None = None
 
 
 @dataclass(kw_only=True)
@@ -396,5 +400,5 @@ def build_renderer(
     )
 
 
-TextSource = Callable[[], Sequence[str]]
+TextSource = Callable[[], Iterable[str]]
 """Returns the texts in the training split; called only by models that need them."""

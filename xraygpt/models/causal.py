@@ -16,6 +16,7 @@ from xraygpt.datasets.base import Batch
 from xraygpt.models.base import BaseModel, Bonus, Generation, Output
 from xraygpt.models.llm.answer_loss import answer_loss
 from xraygpt.models.llm.decoding import Decoder
+from xraygpt.models.llm.token_bytes import count_token_bytes
 from xraygpt.models.media_tokens import place_media
 from xraygpt.prompting.renderer import IMAGE_TOKEN_ID
 
@@ -32,6 +33,7 @@ class CausalModel(BaseModel):
     def __init__(self, config: BaseModel.Config) -> None:
         super().__init__(config)
         self._decoder: Decoder | None = None
+        self._token_bytes: tuple[Tensor | None] | None = None
 
     def media_tokens(self, batch: Batch) -> list[Tensor]:
         """Compute the (L, H) tokens of each medium in a batch, in the order of the token runs."""
@@ -50,6 +52,12 @@ class CausalModel(BaseModel):
             tokens = self.media_tokens(batch) if batch["media_inputs"] else []
         return place_media(embeds, batch["runs"], tokens, batch["sample_id"])
 
+    def token_bytes(self) -> Tensor | None:
+        """Return the (V,) bytes of text that each token stands for; see `count_token_bytes`."""
+        if self._token_bytes is None:
+            self._token_bytes = (count_token_bytes(self.renderer.tokenizer),)
+        return self._token_bytes[0]
+
     def embed_average(self, batch: Batch) -> Tensor | None:
         """Embed with an average medium in place of each medium; None if there is no average."""
         return None
@@ -66,6 +74,7 @@ class CausalModel(BaseModel):
             batch["labels"],
             return_logits,
             self.positions(batch),
+            None if self.training else self.token_bytes(),
         )
 
     @torch.no_grad()

@@ -156,4 +156,6 @@ class Checkpointer:
 
     def _mark_best(self) -> None:
         progress = self.progress
-        checkpoint.mark_best(self.run_folder, progress.best_step, "val/loss", progress.best)
+        checkpoint.mark_best(
+            self.run_folder, progress.best_step, self.config.best_metric, progress.best
+        )

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xraygpt.common import memory
 from xraygpt.datasets.mixture import longest_rows
+from xraygpt.runners.budget import estimate
 
 if TYPE_CHECKING:
     from xraygpt.runners.train_loop import Runner
 
 
-def dry_run(runner: Runner) -> dict[str, float]:
+def dry_run(runner: Runner) -> dict[str, Any]:
     """Run one forward and backward pass on the longest rows; only features are written to disk.
+
+    With `run.budget`, `budget.estimate` counts what the run will take elsewhere instead.
 
     Returns:
         `rows`, `tokens` and `targets` of the batch, its `loss` in nats per target token, the
         run's `steps`, the number of `trained_parameters`, and `peak_gib`: the maximum memory that
         training will need on the GPU, or without a GPU in the whole process, in 2**30 bytes.
     """
+    if runner.config.budget is not None:
+        return estimate(runner, runner.config.budget)
     runner.cache_features()
     runner.wrapped.train()
     train = runner.splits["train"]

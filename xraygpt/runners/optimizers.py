@@ -15,6 +15,7 @@ from xraygpt.common.checks import Checks
 from xraygpt.common.errors import InputError, TrainingError
 from xraygpt.common.registry import OPTIMIZERS, Plugin, Registry, registry
 from xraygpt.models.base import BaseModel
+from xraygpt.runners.muon import Bound, MuonMatrices
 
 TorchGroup = dict[str, Any]  # "params", "lr", "weight_decay" and other options
 
@@ -99,8 +100,16 @@ class Muon(BaseOptimizer):
         """Decay rate of a matrix's mean gradient per step, in [0, 1)."""
         nesterov: bool = True
         """Whether to use Nesterov momentum."""
+        momentum_start: float | None = None
+        """Momentum in the first step, from which it rises linearly to `momentum`; null begins with
+        `momentum`. nanochat begins with 0.85."""
+        momentum_warmup: int = 300
+        """Steps until `momentum` is reached; has no effect without `momentum_start`."""
         ns_steps: int = 5
         """Number of Newton-Schulz iterations, 1 to 20."""
+        bound: Bound = "frobenius"
+        """What a matrix is divided by before the iterations: `frobenius` as in torch, or `gram`,
+        which is closer to the largest singular value, so that 4 iterations suffice."""
         adjust_lr: Literal["match_rms_adamw", "original", "spectral_unclamped"] = "match_rms_adamw"
         """Factor on the learning rate of an (A, B) matrix: `match_rms_adamw` 0.2 √max(A, B);
         `original` √max(1, A / B), which needs its own learning rate, about 0.02;
@@ -109,7 +118,8 @@ class Muon(BaseOptimizer):
         def __post_init__(self) -> None:
             with Checks(self) as check:
                 check.include(super().__post_init__)
-                check.fraction_below_one("momentum")
+                check.fraction_below_one("momentum", "momentum_start")
+                check.at_least(1, "momentum_warmup")
                 steps = self.ns_steps
                 check.refuse(not 1 <= steps <= 20, "ns_steps", f"must be in 1..20, got {steps}")
 
@@ -129,10 +139,14 @@ class Muon(BaseOptimizer):
             raise InputError(
                 "run.optimizer: this model trains no hidden matrix for muon; use adamw"
             )
+        start = config.momentum if config.momentum_start is None else config.momentum_start
         parts: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(
+            MuonMatrices(
                 matrices,
                 momentum=config.momentum,
+                momentum_start=start,
+                momentum_warmup=config.momentum_warmup,
+                bound=config.bound,
                 nesterov=config.nesterov,
                 ns_steps=config.ns_steps,
                 adjust_lr_fn=config.adjust_lr,
@@ -140,7 +154,8 @@ class Muon(BaseOptimizer):
         ]
         if others:
             betas = (config.beta1, self.beta2)
-            parts.append(torch.optim.AdamW(others, betas=betas, eps=config.eps))
+            fused = config.fused or None
+            parts.append(torch.optim.AdamW(others, betas=betas, eps=config.eps, fused=fused))
         return CombinedOptimizer(parts)
 
 

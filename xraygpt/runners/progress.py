@@ -14,10 +14,10 @@ class Progress:
 
     Attributes:
         step: Number of optimizer steps taken.
-        best: Lowest validation loss, in nats per target token.
+        best: Lowest value of `best_metric`: nats per target token, or bits per byte.
         best_step: The step at which `best` was reached; -1 before the first evaluation.
         stale: Number of evaluations since `best`.
-        val_losses: (step, loss in nats per target token) of every evaluation.
+        val_losses: (step, value of `best_metric`) of every evaluation.
     """
 
     step: int = 0

@@ -18,7 +18,7 @@ class Schedule:
 
     `decay_rate` is a factor, which applies once per epoch in the step schedule, and each time
     `plateau_patience` evaluations in a row bring no new best in the plateau schedule. `val_losses`
-    lists the (step, loss in nats) of all evaluations so far.
+    lists the (step, value of `best_metric`) of all evaluations so far.
     """
 
     init_lr: float

@@ -11,6 +11,7 @@ from xraygpt.common.config import Choice
 from xraygpt.common.registry import LR_SCHEDULERS
 from xraygpt.features.cache import FeatureStore
 from xraygpt.runners.base import BaseRunner
+from xraygpt.runners.budget import Budget
 from xraygpt.runners.optimizers import AdamW, BaseOptimizer
 
 _AT_LEAST_ONE = (
@@ -95,8 +96,12 @@ class RunSettings(BaseRunner.Config):
     saved."""
     keep_checkpoints: int = 2
     """Number of newest checkpoints to keep, in addition to the best."""
+    best_metric: Literal["val/loss", "val/bits_per_byte"] = "val/loss"
+    """What decides which checkpoint is the best, when `patience` is used up, and when
+    `reduce_on_plateau_lr` acts. Bits per byte can be compared between tokenizers."""
     patience: int | None = None
-    """Stop after this many validations in a row without a lower loss; null never stops early."""
+    """Stop after this many validations in a row without a lower `best_metric`; null never stops
+    early."""
     resume_ckpt_path: str | None = None
     """Run to resume: a run folder, a folder of runs (the newest is resumed), or `auto`, which
     resumes the newest run under `output_dir` or starts a new run if there is none."""
@@ -111,6 +116,9 @@ class RunSettings(BaseRunner.Config):
     compile: bool = False
     """Compile the LLM's layers with torch.compile, which takes a minute at the start and makes
     steps faster."""
+    budget: Budget | None = None
+    """The accelerator that `--dry-run` counts memory, time and price for, from a few rows on this
+    machine; null measures a step on this machine instead."""
     profile: bool = False
     """Profile steps 2 to 5 and write `trace.json` (for chrome://tracing) and `profile.txt`."""
 

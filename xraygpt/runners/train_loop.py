@@ -209,7 +209,7 @@ class Runner(BaseRunner):
         self.metrics.close()
         return last
 
-    def dry_run(self) -> dict[str, float]:
+    def dry_run(self) -> dict[str, Any]:
         """Run one forward and backward pass on the longest rows; see `runners.dry_run`."""
         return dry_run(self)
 
@@ -264,9 +264,23 @@ class Runner(BaseRunner):
         log.info(
             "step %d: %s", self.step, "  ".join(f"{k} {decimal(v, 4)}" for k, v in values.items())
         )
-        if self.progress.record(values["val/loss"]):
+        if self.progress.record(self._best_value(values)):
             self.save()
         return values
+
+    def _best_value(self, values: dict[str, float]) -> float:
+        """Return the value of `best_metric`.
+
+        Raises:
+            TrainingError: The model's tokens do not stand for bytes.
+        """
+        metric = self.config.best_metric
+        if metric not in values:
+            raise TrainingError(
+                f"run.best_metric: {metric} cannot be computed, because this model's tokenizer is "
+                "not byte-level; use val/loss"
+            )
+        return values[metric]
 
     def save(self) -> None:
         """Save a checkpoint of this step unless it is already saved.

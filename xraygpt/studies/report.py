@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from xraygpt.common.checks import Checks
+
 NOTICE = "AI output, not verified. Research use only, not for diagnosis."
 
 
@@ -97,13 +99,16 @@ class Clip:
     legend: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        count, *size = self.frames.shape[:3]
-        if self.contours is not None and self.contours.shape != (count, *size):
-            raise ValueError(f"contours {self.contours.shape} on frames {self.frames.shape}")
-        if self.contours is not None and self.contours.max(initial=0) > len(self.legend):
-            raise ValueError(f"contour {self.contours.max()}, but {len(self.legend)} in the legend")
-        if self.times is not None and self.times.shape != (count,):
-            raise ValueError(f"{self.times.shape} times of {count} frames")
+        shape, drawn, times = self.frames.shape, self.contours, self.times
+        with Checks(self) as check:
+            if drawn is not None:
+                wrong, named = drawn.shape != shape[:3], len(self.legend)
+                check.refuse(wrong, "contours", f"{drawn.shape} on frames {shape}")
+                highest = drawn.max(initial=0)
+                why = f"{highest} is not in the legend"
+                check.refuse(highest > named, "contours", why, "legend")
+            wrong = times is not None and times.shape != shape[:1]
+            check.refuse(wrong, "times", f"must be one for each of {shape[0]} frames")
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class Payload(TypedDict, total=False):
     numbers: dict[str, float]  # by a name that includes the unit: {"EDV_ml": 142.0}
     findings: list[str]  # names of the findings that the model decided on
     probabilities: dict[str, float]  # in [0, 1], by finding, or by answer to a yes/no question
+    trait_samples: list[dict[str, float]]  # by sampled report: positive traits as 1, numbers
     remarks: list[Remark]  # reasons to doubt sentences of a report
     note: str  # a sentence to show next to the answer
 

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
+from xraygpt.common.checks import Checks
 from xraygpt.common.config import Choice
 from xraygpt.common.registry import VOCABULARIES, registry
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, Batch
 from xraygpt.metrics.coco import coco_scores
+from xraygpt.metrics.echovlm import load_echovlm_rules
 from xraygpt.metrics.phantom_reports import phantom_report_scores
 from xraygpt.metrics.protocols import R2Gen
 from xraygpt.metrics.reports import report_scores
@@ -20,7 +22,9 @@ from xraygpt.models.findings import PredictedFinding
 from xraygpt.tasks import plan
 from xraygpt.tasks.base import Answer, BaseTask, Comparison, Prediction
 from xraygpt.tasks.clinical import ClinicalMetrics, ClinicalScorer
+from xraygpt.tasks.payload import Payload
 from xraygpt.tasks.report_review import report_payload
+from xraygpt.tasks.trait_scoring import TraitSettings, sample_traits, score_traits
 from xraygpt.vocabulary import get_vocabulary
 
 
@@ -46,12 +50,21 @@ class ReportGeneration(BaseTask):
         """Whether to compute METEOR, which starts a Java program for every condition."""
         clinical: ClinicalMetrics = field(default_factory=ClinicalMetrics)
         """Model weights for BERTScore, CheXbert, RadGraph, RadCliQ and GREEN."""
+        traits: TraitSettings = field(default_factory=TraitSettings)
+        """Scores of traits, for vocabularies that have them, such as `echo`."""
+
+        def __post_init__(self) -> None:
+            with Checks(self) as check:
+                alone = self.traits.samples and not get_vocabulary(self.vocabulary).traits
+                why = f"needs a vocabulary with traits; {self.vocabulary} has none"
+                check.refuse(alone, "traits.samples", why, "vocabulary")
 
     config: Config
     routes_questions = True
     answer_noun = "report"
     deciding_scores: ClassVar[Mapping[str, str]] = {
         "drawn_macro_F1": "macro F1 of findings",
+        "traits_balanced_accuracy": "mean balanced accuracy of traits",
         "frequent_coding_macro_F1": "macro F1 of findings",
         "frequent_text_macro_F1": "macro F1 of findings",
         "findings_text_F1": "micro F1 of findings",
@@ -72,15 +85,21 @@ class ReportGeneration(BaseTask):
             prompts, bonus = plan.add_plan(model, prompts, self.config.plan)
         texts = model.generate(prompts, self.config.generate, bonus)
         vocabulary = get_vocabulary(self.config.vocabulary)
+        samples = sample_traits(
+            model, prompts, self.config.generate, self.config.traits, vocabulary
+        )
         is_report = plan.standard_questions(model)
+        payloads = [
+            report_payload(text, row, vocabulary) if question in is_report else Payload()
+            for text, row, question in zip(texts, findings, questions, strict=True)
+        ]
+        for payload, sampled in zip(payloads, samples, strict=True):
+            if sampled:
+                payload["trait_samples"] = sampled
         return [
-            Answer(
-                text,
-                report_payload(text, row, vocabulary) if question in is_report else {},
-                prompt=prompt if prompt != question else "",
-            )
-            for text, row, question, prompt in zip(
-                texts, findings, questions, prompts["question"], strict=True
+            Answer(text, payload, prompt=prompt if prompt != question else "")
+            for text, payload, question, prompt in zip(
+                texts, payloads, questions, prompts["question"], strict=True
             )
         ]
 
@@ -93,7 +112,13 @@ class ReportGeneration(BaseTask):
         return [[finding for finding in row if finding.name in names] for row in rows]
 
     def fit(self, training: Callable[[], Sequence[str]]) -> None:
-        """Collect the protocol's word list from the training reports."""
+        """Collect the protocol's word list from the training reports.
+
+        Raises:
+            InputError: The rules for echovlm's average are invalid.
+        """
+        if self.config.traits.echovlm_rules is not None:
+            load_echovlm_rules(self.config.traits.echovlm_rules)  # before anything is decoded
         if self.config.protocol == "r2gen":
             self.protocol = R2Gen.fit(training())
 
@@ -128,9 +153,12 @@ class ReportGeneration(BaseTask):
             texts, references, self.protocol, studies, meteor=self.config.meteor
         )
         clinical, clinical_left_out = self.clinical.score(texts, references, studies)
-        scores += coco + clinical
-        self.left_out = coco_left_out | clinical_left_out
-        if all(str(p.meta.get("source", "")).startswith("SYNTHETIC") for p in predictions):
+        traits, traits_left_out = score_traits(
+            predictions, self.config.traits, get_vocabulary(self.config.vocabulary)
+        )
+        scores += coco + clinical + traits
+        self.left_out = coco_left_out | clinical_left_out | traits_left_out
+        if all(_is_phantom(prediction) for prediction in predictions):
             labels = [p.meta["labels"] for p in predictions]
             scores += phantom_report_scores(texts, labels, studies)
         return scores
@@ -145,6 +173,12 @@ class ReportGeneration(BaseTask):
             sorted(reference - predicted),
             sorted(predicted - reference),
         )
+
+
+def _is_phantom(prediction: Prediction) -> bool:
+    """Return whether a prediction is for a drawn chest X-ray with known findings."""
+    source = str(prediction.meta.get("source", ""))
+    return source.startswith("SYNTHETIC") and "labels" in prediction.meta
 
 
 @registry.register_task("image_text_pretrain")

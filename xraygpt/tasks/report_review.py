@@ -10,6 +10,7 @@ from xraygpt.models.findings import PredictedFinding, percent
 from xraygpt.processors.text import lacks_word, sentence_spans
 from xraygpt.tasks.payload import Payload, Remark
 from xraygpt.vocabulary import Vocabulary
+from xraygpt.vocabulary.traits import Contradiction
 
 NORMAL_NOTE = "A normal draft means nothing: the model misses many findings."
 _COMPARISON = re.compile(
@@ -77,12 +78,17 @@ def review(
     sentences = [report[start:end] for start, end in spans]
     named = [named_findings(sentence, vocabulary) for sentence in sentences]
     predicted = {finding.name: finding for finding in findings}
+    contradictions = vocabulary.contradictions(report)
     remarks = []
     for i, (start, end) in enumerate(spans):
         reasons = [
             f"contradicts “{_shorten(sentences[j])}”"
             for j in range(len(spans))
             if i != j and contradict(named[i], named[j])
+        ]
+        reasons += [
+            f"contradicts “{_shorten(report[slice(*other)])}”"
+            for other in _contradicting_spans((start, end), contradictions)
         ]
         reasons += _against_prediction(*named[i][:2], predicted, vocabulary)
         if lacks_word(sentences[i]):
@@ -92,6 +98,18 @@ def review(
         if reasons:
             remarks.append(Remark(start=start, end=end, text="; ".join(dict.fromkeys(reasons))))
     return remarks
+
+
+def _contradicting_spans(
+    span: tuple[int, int], contradictions: Sequence[Contradiction]
+) -> list[tuple[int, int]]:
+    """Return the spans of the sentences that contradict the sentence at `span`."""
+    pairs = [(c.first, c.second) for c in contradictions]
+    return [
+        other
+        for one, other in (*pairs, *((second, first) for first, second in pairs))
+        if span[0] <= one[0] < span[1]
+    ]
 
 
 class NamedFindings(NamedTuple):

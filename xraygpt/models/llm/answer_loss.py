@@ -101,6 +101,7 @@ def answer_loss(
     labels: Tensor,
     return_logits: bool = False,
     positions: Tensor | None = None,
+    token_bytes: Tensor | None = None,
 ) -> Output:
     """Compute the cross-entropy of the labelled tokens in float32.
 
@@ -111,6 +112,7 @@ def answer_loss(
         labels: (B, T) int64, not shifted; IGNORE_INDEX excludes a token from the loss.
         return_logits: Compute and return all (B, T, V) logits, without packing.
         positions: (B, T) or (A, B, T) position ids; None numbers the tokens.
+        token_bytes: (V,) bytes that each token stands for, to fill in `Output.num_bytes`.
     """
     shifted = functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # next label of each token
     is_target = (shifted != IGNORE_INDEX) & (attention_mask > 0)
@@ -128,13 +130,20 @@ def answer_loss(
         target_logits = _logits_at(llm, embeds, attention_mask, targets, positions)
     target_logits = target_logits.float().to(labels.device)
     loss = functional.cross_entropy(target_logits, shifted.flatten()[targets], reduction="none")
-    row_loss = loss.new_zeros(len(labels)).index_add(0, targets // labels.shape[1], loss)
-    return Output(
+    row = targets // labels.shape[1]
+    row_loss = loss.new_zeros(len(labels)).index_add(0, row, loss)
+    output = Output(
         loss=row_loss.sum(),
         row_loss=row_loss.detach(),
         num_targets=is_target.sum(dim=1),
         logits=logits,
     )
+    if token_bytes is not None:
+        counts = token_bytes.to(labels.device)[shifted.flatten()[targets]]
+        output.num_bytes = counts.new_zeros(len(labels)).index_add(0, row, counts)
+        of_text = loss.detach() * (counts > 0)
+        output.byte_loss = of_text.new_zeros(len(labels)).index_add(0, row, of_text)
+    return output
 
 
 def _position_ids(positions: Tensor | None) -> dict[str, Tensor]:

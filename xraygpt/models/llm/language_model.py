@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from xraygpt.common.checks import Checks
 from xraygpt.common.project_paths import ProjectName, ProjectPath
@@ -18,6 +17,7 @@ from xraygpt.models.base import TextSource, build_renderer
 from xraygpt.models.causal import CausalModel
 from xraygpt.models.llm import llm_files
 from xraygpt.models.llm import small_llm as language
+from xraygpt.models.llm.dropout import add_dropout
 from xraygpt.models.text_assets import saved_tokenizer
 from xraygpt.processors.image import ImageSpec
 from xraygpt.prompting.renderer import load_prompts
@@ -73,27 +73,10 @@ class LanguageModel(CausalModel):
         else:
             self.tokenizer = saved_tokenizer(assets) or self._train_tokenizer(texts)
             self.llm = language.new_llm(config.llm, self.tokenizer, config.seed)
-        self._add_dropout()
+        add_dropout(self.llm, config.dropout)
         self.context_len: int = self.llm.config.max_position_embeddings
         self.image_spec = ImageSpec(image_size=8, mean=(0.5,), std=(0.5,), tokens_per_image=0)
         self.renderer = build_renderer(config, self.tokenizer, assets=assets)
-
-    def _add_dropout(self) -> None:
-        """Add dropout, which Llama lacks; without it a few thousand reports are memorised."""
-
-        def drop(module: nn.Module, _: Any, output: Any) -> Any:
-            outputs = output if isinstance(output, tuple) else (output,)
-            first = F.dropout(outputs[0], self.config.dropout, module.training)
-            return (first, *outputs[1:]) if isinstance(output, tuple) else first
-
-        if self.config.dropout:
-            decoder = self.llm.get_decoder()
-            parts = [
-                decoder.embed_tokens,
-                *(p for x in decoder.layers for p in (x.self_attn, x.mlp)),
-            ]
-            for part in parts:
-                part.register_forward_hook(drop)
 
     def _train_tokenizer(self, texts: TextSource) -> Any:
         prompts = load_prompts(self.config.prompt_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def new_llm(size: SmallLLM, tokenizer: Any, seed: int) -> nn.Module:
     return llm
 
 
-def new_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def new_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer, which can encode any text.
 
     Args:

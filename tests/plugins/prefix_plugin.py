@@ -31,8 +31,8 @@ class RowCollator:
         return {"rows": torch.cat([media.data for sample in samples for media in sample])}
 
 
-@registry.register_model("prefix_lm")
-class PrefixLM(CausalModel):
+@registry.register_model("prefix_plugin")
+class PrefixPlugin(CausalModel):
     """A linear projection of embeddings into a small decoder."""
 
     @dataclass(kw_only=True)
