@@ -13,7 +13,7 @@ from torch import Tensor
 from xraygpt.answering import Answerer, Prepared
 from xraygpt.common.distributed import to_device
 from xraygpt.datasets.base import Batch
-from xraygpt.datasets.collate import original_image, pad_rows
+from xraygpt.datasets.collate import content_digests, original_image, pad_rows
 from xraygpt.media.base import Media
 from xraygpt.media.content import row_key
 from xraygpt.models.base import BaseModel
@@ -108,7 +108,7 @@ class Engine:
             media_inputs=media_inputs,
             extra={},
             question=[question],
-            content_key=[row_key([medium.content_digest for medium in media])],
+            content_key=[row_key(content_digests(collator, media))],
             sample_id=["chat"],
             skipped=0,
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from xraygpt.common.errors import DataError
 from xraygpt.datasets.base import Batch, MediaRun, Original, Sample
 from xraygpt.media.base import Media
-from xraygpt.media.content import row_key
+from xraygpt.media.content import ContentDigest, row_key
 from xraygpt.prompting.content import Turn, plain_text, without_media
 from xraygpt.prompting.renderer import (
     IGNORE_INDEX,
@@ -31,6 +31,9 @@ class MediaCollator(Protocol):
     sample's media that take about this number of tokens, or None. It is called for samples that are
     too long. A method ``resized(media)`` returns the height and width in pixels at which the model
     reads each medium, where these are not those of its data.
+
+    A method ``content_digests(media)`` returns what identifies the content of a sample's media, on
+    which the random numbers of sampled answers depend, if that is not the digest of each.
 
     For chat, a collator may have two methods with which each medium is processed only once.
     ``contexts(media)`` returns, for each medium of a sample, what its tokens depend on apart from
@@ -191,11 +194,20 @@ class Collator:
             else {},
             extra=self.extra(samples) if self.extra and samples else {},
             question=questions,
-            content_key=[row_key([m.content_digest for m in s["media"]]) for s in samples]
+            content_key=[row_key(content_digests(self.media_collator, s["media"])) for s in samples]
             or [row_key([])],
             sample_id=names,
             skipped=skipped,
         )
+
+
+def content_digests(
+    collator: MediaCollator | None, media: Sequence[Media]
+) -> Sequence[ContentDigest]:
+    """Return what identifies the content of a sample's media; see `MediaCollator`."""
+    own = getattr(collator, "content_digests", None)
+    digests: Sequence[ContentDigest] = [m.content_digest for m in media]
+    return digests if own is None else own(media)
 
 
 def shorten_advice(

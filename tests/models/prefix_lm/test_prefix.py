@@ -128,6 +128,17 @@ def test_samples_differ_from_the_first_token_on(model):
     assert len({row[0] for row in ids}) > 4
 
 
+def test_sampled_reports_do_not_depend_on_the_order(model):
+    generation = Generation(max_new_tokens=8, do_sample=True, candidates=3)
+    texts = [
+        model.generate(collate(model, [study(2, 5, order)], prompts=True), generation)
+        for order in (None, *ORDERS)
+    ]
+    assert len({text for (text,) in texts}) == 1
+    (other,) = model.generate(collate(model, [study(4, 5)], prompts=True), generation)
+    assert other != texts[0][0]
+
+
 def test_guidance_compares_with_the_average_of_each_view(model):
     trained = tiny_model().train()
     batch = collate(trained, [study(1, 3), study(2, 2)])
