@@ -358,7 +358,8 @@ def decode_theirs(args: argparse.Namespace, folder: Path, side: str) -> None:
     network = their_network(gpt, folder, len(torch.load(folder / "weights.pt")["lm_head.weight"]))
     network.eval()
     tokenizer = types.SimpleNamespace(
-        encode_special=lambda name: special.get(name, -1),
+        # A chat token would end its reports, too; the template here ends them with <|eos|> only.
+        encode_special=lambda name: special[name] if name == "<|eos|>" else -1,
         get_bos_token_id=lambda: special["<|bos|>"],
     )
     generator = engine.Engine(network, tokenizer)
