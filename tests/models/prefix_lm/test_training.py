@@ -163,6 +163,12 @@ def test_a_pretrained_llm_reads_the_same_studies(tmp_path):
         first = model(collate(model, [study(2, 4)])).loss
         turned = model(collate(model, [study(2, 4, [3, 1, 0, 2])])).loss
     assert float(first) == pytest.approx(float(turned), rel=1e-6)
+    new_llm(SmallLLM(hidden=32, layers=2, heads=2, context=96), tokenizer, 1).save_pretrained(
+        tmp_path / "llm"
+    )
+    config["model"]["ckpt"] = str(done.run_folder)  # its LoRA belongs to the LLM of before
+    with pytest.raises(WeightsError, match="was trained with another LLM"):
+        runner(tmp_path / "a.yaml", config)
     config["model"]["text"] = {"prompt_template": "none"}  # the last embedding would predict
     with pytest.raises(ConfigError, match="must write something after a study"):
         runner(tmp_path / "b.yaml", config)

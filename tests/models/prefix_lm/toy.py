@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
+from tests.models.stock_vlm.toy import runner, write_yaml
 from xraygpt.common.config import load
 from xraygpt.datasets.base import Batch, Sample
 from xraygpt.datasets.collate import Collator
-from xraygpt.experiment import Evaluation, Training, build_runner
+from xraygpt.experiment import Evaluation
 from xraygpt.media.base import Media
 from xraygpt.models.prefix_lm.model import PrefixLM
-from xraygpt.runners.train_loop import Runner
+
+__all__ = ["runner", "write_yaml"]
 
 WIDTH = 16
 REPORTS = ("The chamber is small.", "The chamber is large.")
@@ -123,17 +124,6 @@ def tree(corpus: Path, output: Path, **keys: Any) -> dict[str, Any]:
             node = node.setdefault(name, {})
         node[last] = value
     return config
-
-
-def write_yaml(path: Path, config: dict[str, Any]) -> Path:
-    """Write a configuration."""
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    return path
-
-
-def runner(path: Path, config: dict[str, Any]) -> Runner:
-    """Build the runner of a configuration, written to `path`."""
-    return build_runner(load(Training, write_yaml(path, config)))
 
 
 def evaluation(path: Path, config: dict[str, Any], ckpt: Path) -> Evaluation:

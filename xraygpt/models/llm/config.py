@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from xraygpt.common.checks import Checks
 from xraygpt.common.project_paths import ProjectName
 from xraygpt.common.requirements import Missing, missing_llm
+from xraygpt.models.llm import llm_files
 from xraygpt.models.llm.llm_files import Attention, Bits, Dtype
 from xraygpt.models.llm.small_llm import LoraSettings, SmallLLM
 
@@ -43,6 +45,24 @@ class LLMConfig:
             check.needs("freeze", "bits", "low_resource", why=why, key="freeze_llm")
             why = "an LLM is trained either with LoRA or in full"
             check.needs("freeze", "lora", why=why, key="freeze_llm")
+
+    def load(self) -> tuple[Any, Any]:
+        """Load the LLM at `source` and its tokenizer as these settings say, without adapters.
+
+        Raises:
+            WeightsError: There is no LLM, or it cannot be loaded.
+        """
+        assert self.source is not None
+        dtype = self.dtype
+        if dtype == "auto" and not self.freeze:
+            dtype = "float32"  # AdamW's small updates would vanish in bfloat16 weights
+        return llm_files.load_llm(
+            self.source,
+            dtype,
+            bits=self.bits or (8 if self.low_resource else None),
+            device_map=self.device_map,
+            attention=self.attention,
+        )
 
     def missing(self, where: str) -> list[Missing]:
         """List the source if there is no LLM."""

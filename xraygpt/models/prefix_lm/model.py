@@ -25,13 +25,14 @@ from xraygpt.models import param_groups
 from xraygpt.models.base import TextSource, build_renderer
 from xraygpt.models.capabilities import ExportSettings
 from xraygpt.models.causal import CausalModel
-from xraygpt.models.llm import llm_files, small_llm
+from xraygpt.models.llm import small_llm
 from xraygpt.models.llm.positions import count_positions
 from xraygpt.models.prefix_lm import decoder, export, tokenizer
 from xraygpt.models.prefix_lm.collator import EmbeddingCollator
 from xraygpt.models.prefix_lm.config import DecoderConfig, PrefixConfig, PrefixText
 from xraygpt.models.prefix_lm.position_mask import attend_by_position
 from xraygpt.models.prefix_lm.projector import Projector
+from xraygpt.models.qformer_llm.assets import check_parts, write_parts
 from xraygpt.models.text_assets import saved_tokenizer
 from xraygpt.processors.image import ImageSpec
 from xraygpt.prompting.renderer import IMAGE_TOKEN_ID, load_prompts
@@ -119,18 +120,8 @@ class PrefixLM(CausalModel):
         return tokenizer.new_report_tokenizer(chain(prompts, texts()), size)
 
     def _load_llm(self, config: DecoderConfig) -> None:
-        assert config.source is not None
-        dtype = config.dtype
-        if dtype == "auto" and not config.freeze:
-            dtype = "float32"  # small updates would vanish in bfloat16 weights
-        self.llm, self.tokenizer = llm_files.load_llm(
-            config.source,
-            dtype,
-            bits=config.bits or (8 if config.low_resource else None),
-            device_map=config.device_map,
-            attention=config.attention,
-        )
-        self._digest = small_llm.digest(self.llm)
+        self.llm, self.tokenizer = config.load()
+        self._llm_digest = small_llm.digest(self.llm)
         self.llm.requires_grad_(not config.freeze)
         if config.lora is not None:
             small_llm.add_lora(self.llm, config.lora)
@@ -255,15 +246,28 @@ class PrefixLM(CausalModel):
         if self.config.llm.source is None:
             self.llm.config.save_pretrained(folder / "llm")
             self.tokenizer.save_pretrained(folder / "llm")
+        else:
+            write_parts(folder, self._description())
 
     def check_assets(self, folder: Path) -> None:
-        """Check that a checkpoint's tokenizer is the model's own.
+        """Check that a checkpoint's tokenizer, or the LLM it was trained with, is the model's own.
 
         Raises:
-            WeightsError: The tokenizers differ because the corpus has changed.
+            WeightsError: The tokenizers differ because the corpus has changed, or the LLMs do.
         """
         if self.config.llm.source is None:
             small_llm.check_tokenizer(folder / "llm", self.tokenizer)
+        else:
+            check_parts(folder, self._description(), self.config.llm.source)
+
+    def _description(self) -> dict[str, Any]:
+        lora = self.config.llm.lora
+        return {
+            "llm": self._llm_digest,
+            "prompt_template": self.config.text.prompt_template,
+            "end_sym": self.renderer.end_sym,
+            "lora_alpha": lora.alpha if lora else None,
+        }
 
     def export_layouts(self) -> Sequence[str]:
         """Return the name of the only layout, a folder for transformers."""

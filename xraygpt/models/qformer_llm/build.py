@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xraygpt.common.errors import WeightsError
 from xraygpt.common.requirements import FrozenParts
-from xraygpt.models.llm import llm_files, small_llm
+from xraygpt.models.llm import small_llm
 from xraygpt.models.llm.config import LLMConfig
 from xraygpt.models.qformer_llm.config import BridgeConfig
 from xraygpt.models.vision import encoders
@@ -107,16 +107,7 @@ def build_llm(config: LLMConfig, seed: int) -> tuple[Any, Any]:
     if config.source is None:
         tokenizer = small_llm.new_tokenizer([], 260)
         return small_llm.new_llm(config.size, tokenizer, seed), tokenizer
-    dtype = config.dtype
-    if dtype == "auto" and not config.freeze:
-        dtype = "float32"  # AdamW's small updates would vanish in bfloat16 weights
-    return llm_files.load_llm(
-        config.source,
-        dtype,
-        bits=config.bits or (8 if config.low_resource else None),
-        device_map=config.device_map,
-        attention=config.attention,
-    )
+    return config.load()
 
 
 @torch.no_grad()
