@@ -1,11 +1,12 @@
-"""Fine-tuning a Qwen2.5-VL: this project against LLaMA-Factory 0.9.5, on one thread of a CPU.
+"""Fine-tuning a Qwen2.5-VL: this project against LLaMA-Factory 0.9.5 or TRL 1.16, on one thread.
 
 Both sides run the same YAML file on the same random model and SYNTHETIC pictures, with the vision
 tower and the projector frozen, in processes of their own that alternate. The losses must agree.
 
-python benchmarks/stock_vlm_training.py --peer-python PYTHON [--size small] [--steps 40]
+python benchmarks/stock_vlm_training.py --peer-python PYTHON [--peer trl] [--size small] [--steps 40]
 
-PYTHON belongs to an environment with llamafactory==0.9.5 and the torch of this project.
+PYTHON belongs to an environment with llamafactory==0.9.5 or trl==1.16.0, and the torch of this
+project.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--peer-python")
+    parser.add_argument(
+        "--peer", choices=("peer", "trl"), default="peer", help="peer: LLaMA-Factory"
+    )
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=1)
@@ -54,7 +58,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.run:
         kind, yaml, out = args.run
-        (run_peer if kind == "peer" else run_ours)(yaml, out)
+        {"peer": run_peer, "trl": run_trl, "ours": run_ours}[kind](yaml, out)
         return
     if args.peer_python is None:
         parser.error("--peer-python is missing")
@@ -73,7 +77,7 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
             recompute = side == "peer"
             yaml = write_yaml(folder, args.steps, recompute)
             python = args.peer_python if side.startswith("peer") else sys.executable
-            kind = "peer" if side.startswith("peer") else "ours"
+            kind = args.peer if side.startswith("peer") else "ours"
             rows[side].append(run_side(python, kind, yaml, folder))
     ours = rows["ours"] + rows["ours again"]
     for side in ("peer", "peer without recomputation"):
@@ -162,6 +166,59 @@ def run_peer(yaml: str, out: str) -> None:
                 losses.append(float(logs["loss"]))
 
     run_exp(OmegaConf.to_container(OmegaConf.load(yaml)), callbacks=[Clock()])
+    write_row(out, times, losses)
+
+
+def run_trl(yaml: str, out: str) -> None:
+    """Run TRL's `SFTTrainer` with the settings of the YAML file."""
+    import datasets
+    import transformers
+    import trl
+    from omegaconf import OmegaConf
+
+    times: list[float] = []
+    losses: list[float] = []
+
+    class Clock(transformers.TrainerCallback):  # type: ignore[misc]
+        """Records the end of every step, and its loss."""
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            """Record the time."""
+            times.append(time.time())
+
+        def on_log(self, *_: Any, logs: Any = None, **__: Any) -> None:
+            """Record the loss."""
+            if logs and "loss" in logs:
+                losses.append(float(logs["loss"]))
+
+    keys = OmegaConf.load(yaml)
+    folder = Path(keys.dataset_dir)
+    rows = [
+        {"prompt": row["messages"][:1], "completion": row["messages"][1:],
+         "images": [str(folder / name) for name in row["images"]]}
+        for row in json.loads((folder / "pictures.json").read_text())
+    ]  # fmt: skip
+    for row in rows:
+        row["prompt"] = [
+            {**m, "content": m["content"].removeprefix("<image>")} for m in row["prompt"]
+        ]
+    data = datasets.Dataset.from_list(rows).cast_column("images", datasets.List(datasets.Image()))
+    model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        keys.model_name_or_path, dtype="float32"
+    )
+    model.model.visual.requires_grad_(False)
+    settings = trl.SFTConfig(
+        output_dir=keys.output_dir, per_device_train_batch_size=BATCH, max_steps=keys.max_steps,
+        learning_rate=float(keys.learning_rate), lr_scheduler_type="constant", logging_steps=1,
+        save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True, seed=42, bf16=False,
+        train_sampling_strategy="sequential", max_length=None, loss_type="nll",
+        gradient_checkpointing=not OmegaConf.select(keys, "disable_gradient_checkpointing"),
+    )  # fmt: skip
+    processor = transformers.AutoProcessor.from_pretrained(keys.model_name_or_path)
+    trainer = trl.SFTTrainer(
+        model, args=settings, train_dataset=data, processing_class=processor, callbacks=[Clock()]
+    )
+    trainer.train()
     write_row(out, times, losses)
 
 

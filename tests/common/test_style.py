@@ -20,6 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     "common",
     "media",
+    "boxes",
     "measure",
     "segmentation",
     "studies",
@@ -31,6 +32,7 @@ ORDER = [
     "phantom",
     "metrics",
     "curation",
+    "instructions",
     "datasets",
     "models",
     "features",

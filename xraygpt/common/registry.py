@@ -152,6 +152,9 @@ ANALYSES = Registry("analysis", key="analysis", package="xraygpt.cardiac.analysi
 SEGMENTERS = Registry("segmenter", key="name", package="xraygpt.segmentation.builtin")
 ENCODERS = Registry("encoder", key="vit_model", package="xraygpt.models", settings=False)
 LR_SCHEDULERS = Registry("lr scheduler", key="lr_sched", package="xraygpt.runners.schedules")
+COLLECTIONS = Registry(
+    "collection of images", key="collection", package="xraygpt.instructions.collections"
+)
 
 
 class _LavisSpelling:

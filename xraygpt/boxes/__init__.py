@@ -1,0 +1,1 @@
+"""Boxes: normalised to the original image, written into text and read from it, fused."""

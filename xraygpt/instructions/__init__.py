@@ -1,0 +1,1 @@
+"""Instruction sets: image collections with labels, reports and boxes become conversations."""
