@@ -7,14 +7,13 @@ detection models. Image and Vision Computing 107 (2021).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from xraygpt.common.errors import InputError
 from xraygpt.media.geometry import Box
 
 
-@dataclass(frozen=True, slots=True)
-class FusedBox:
+class FusedBox(NamedTuple):
     """A box that stands for those of one or more readers.
 
     Attributes:
@@ -54,26 +53,32 @@ def fuse_boxes(
     Raises:
         InputError: The numbers of boxes and scores differ, or a score is not above 0.
     """
-    weights = [1.0] * len(boxes) if scores is None else [float(s) for s in scores]
-    if len(weights) != len(boxes) or not all(w > 0 for w in weights):
+    count = len(boxes)
+    weights = [1.0] * count if scores is None else [float(s) for s in scores]
+    if len(weights) != count or not all(w > 0 for w in weights):
         raise InputError("expected one score above 0 for each box")
-    order = sorted(range(len(boxes)), key=lambda i: (weights[i], i), reverse=True)
+    total = readers or count
+    if count == 1:
+        return [FusedBox(boxes[0], weights[0] / total, (0,))]
+    order = range(count - 1, -1, -1)
+    if scores is not None:
+        order = sorted(order, key=weights.__getitem__, reverse=True)  # type: ignore[assignment]
     means: list[Box] = []
     clusters: list[list[int]] = []
     for i in order:
-        best = _most_overlapping(means, boxes[i], threshold)
+        best = _most_overlapping(means, boxes[i], threshold) if means else -1
         if best < 0:
             means.append(boxes[i])
             clusters.append([i])
         else:
             clusters[best].append(i)
-            means[best] = _mean([boxes[j] for j in clusters[best]], weights, clusters[best])
-    total = readers or len(boxes)
+            means[best] = _mean(boxes, weights, clusters[best])
     fused = [
         FusedBox(mean, sum(weights[j] for j in c) / len(c) * min(total, len(c)) / total, tuple(c))
         for mean, c in zip(means, clusters, strict=True)
     ]
-    return sorted(fused, key=lambda each: -each.score)
+    fused.sort(key=lambda each: -each.score)
+    return fused
 
 
 def _most_overlapping(means: Sequence[Box], box: Box, threshold: float) -> int:
@@ -94,10 +99,12 @@ def _most_overlapping(means: Sequence[Box], box: Box, threshold: float) -> int:
 
 
 def _mean(boxes: Sequence[Box], weights: Sequence[float], members: Sequence[int]) -> Box:
-    total = sum(weights[i] for i in members)
-    x0 = y0 = x1 = y1 = 0.0
-    for box, i in zip(boxes, members, strict=True):
-        weight = weights[i]
-        x0, y0 = x0 + weight * box[0], y0 + weight * box[1]
-        x1, y1 = x1 + weight * box[2], y1 + weight * box[3]
+    total = x0 = y0 = x1 = y1 = 0.0
+    for i in members:
+        weight, (a0, b0, a1, b1) = weights[i], boxes[i]
+        total += weight
+        x0 += weight * a0
+        y0 += weight * b0
+        x1 += weight * a1
+        y1 += weight * b1
     return x0 / total, y0 / total, x1 / total, y1 / total

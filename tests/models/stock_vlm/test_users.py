@@ -18,10 +18,11 @@ from tests.models.stock_vlm.stock_batches import (
     stock_batch,
 )
 from tests.models.stock_vlm.toy import runner, tree, write_toy
+from xraygpt.boxes.parsing import parse_boxes
+from xraygpt.boxes.spelling import qwen_resize, write_box
 from xraygpt.common.errors import DataError
 from xraygpt.media.base import Media
 from xraygpt.media.frame_sampling import FrameSampling
-from xraygpt.models.stock_vlm.boxes import read_boxes, write_box
 from xraygpt.models.stock_vlm.collator import unstack
 
 BOX = (0.25, 0.1, 0.5, 0.4)
@@ -39,7 +40,7 @@ def test_qwen2_5_boxes_are_pixels_of_the_resized_image(tiny):
     model = build(tiny("qwen2_5_vl"))
     layout = layout_of(model, image(0, 200, 300))
     size = model.family.read_size(layout)
-    assert model.family.boxes == "pixels" and size == (196, 308)
+    assert model.family.boxes == "pixels" and size == (196, 308) == qwen_resize(200, 300)
     assert write_box(BOX, "pixels", size) == "[77, 20, 154, 78]"
 
 
@@ -63,7 +64,7 @@ def test_llava_boxes_are_fractions_with_two_decimals(tiny):
 def test_a_box_comes_back_to_the_same_place_after_any_resizing(convention):
     for size in ((196, 308), (28, 56), (1008, 980)):
         text = f"The nodule is at {write_box(BOX, convention, size)}."
-        (found,) = read_boxes(text, convention, size)
+        (found,) = parse_boxes(text, convention, size).boxes
         assert found == pytest.approx(BOX, abs=0.5 / min(size) if convention == "pixels" else 0.005)
 
 
@@ -77,10 +78,10 @@ def test_boxes_of_several_images_refer_to_their_own_image(tiny):
 
 
 def test_a_box_in_the_text_that_leaves_the_image_is_cut_and_an_empty_one_dropped():
-    assert read_boxes("[-20, 10, 56, 400] and [30, 30, 30, 40]", "pixels", (112, 112)) == [
+    assert parse_boxes("[-20, 10, 56, 400] and [30, 30, 30, 40]", "pixels", (112, 112)).boxes == [
         (0.0, 10 / 112, 0.5, 1.0)
     ]
-    with pytest.raises(DataError, match="is empty or leaves the image"):
+    with pytest.raises(DataError, match="is empty or has its corners swapped"):
         write_box((0.5, 0.1, 0.25, 0.4), "unit", (1, 1))
 
 

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from xraygpt.boxes.spelling import SpellingName
 from xraygpt.common.errors import DataError
 from xraygpt.media.base import Media
-from xraygpt.models.stock_vlm.boxes import Convention
 from xraygpt.models.stock_vlm.media_input import Layout
 
 Part = Literal["vision", "projector", "language"]
@@ -29,13 +29,13 @@ class Family:
             weights belong to the language model.
         splits: Whether the tower can be run without the projector, so that its output can be
             cached while the projector is trained.
-        boxes: How boxes are written in the text, see `stock_vlm.boxes`.
+        boxes: How boxes are written in the text, see `boxes.spelling`.
     """
 
     model_types: ClassVar[tuple[str, ...]]
     prefixes: ClassVar[dict[Part, tuple[str, ...]]]
     splits: ClassVar[bool] = True
-    boxes: ClassVar[Convention] = "thousand"
+    boxes: ClassVar[SpellingName] = "thousand"
 
     def __init__(self, network: Any, processor: Any) -> None:
         self.network, self.processor = network, processor

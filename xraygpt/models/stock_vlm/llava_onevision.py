@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from xraygpt.boxes.spelling import SpellingName
 from xraygpt.common.errors import InputError
 from xraygpt.media.base import Media
-from xraygpt.models.stock_vlm.boxes import Convention
 from xraygpt.models.stock_vlm.family import Family, Part, refuse_kind
 from xraygpt.models.stock_vlm.media_input import Layout, to_uint8
 
@@ -20,7 +20,7 @@ from xraygpt.models.stock_vlm.media_input import Layout, to_uint8
 class LlavaOneVision(Family):
     """The only image of a sample is split into tiles; of several, each is a single tile."""
 
-    boxes: ClassVar[Convention] = "unit"
+    boxes: ClassVar[SpellingName] = "unit"
     model_types = ("llava_onevision",)
     prefixes: ClassVar[dict[Part, tuple[str, ...]]] = {
         "vision": ("model.vision_tower.",),

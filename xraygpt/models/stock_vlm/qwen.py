@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xraygpt.boxes.spelling import SpellingName
 from xraygpt.common.errors import DataError
 from xraygpt.media.base import Media
 from xraygpt.media.outline import is_constant, zeros
 from xraygpt.media.stored import not_to_be_stored
-from xraygpt.models.stock_vlm.boxes import Convention
 from xraygpt.models.stock_vlm.deepstack import DeepstackDecoder
 from xraygpt.models.stock_vlm.family import Family, Part, refuse_kind
 from xraygpt.models.stock_vlm.media_input import Layout, to_uint8
@@ -39,7 +39,7 @@ class QwenVL(Family):
             videos.cap_pixels_per_frame = False
 
     @property
-    def boxes(self) -> Convention:  # type: ignore[override]
+    def boxes(self) -> SpellingName:  # type: ignore[override]
         """Qwen2.5-VL was trained with pixels, the others with thousandths."""
         return "pixels" if self.network.config.model_type == "qwen2_5_vl" else "thousand"
 
