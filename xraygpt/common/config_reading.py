@@ -167,7 +167,7 @@ def _expand_names(config: Any, fields: list[tuple[str, str]]) -> Any:
 def _flatten_model_keys(layer: Any, merged: Any, report: Report) -> Any:
     """Return a layer in which all model keys have the flat spelling; see `model_keys`."""
     arch = _select(merged, "model.arch")
-    if arch not in list(MODELS):
+    if arch is None or arch not in list(MODELS):
         return layer
     flattened, twice = model_keys.flatten(MODELS.get(arch).Config, layer)
     for flat in twice:

@@ -271,3 +271,13 @@ def read_sizes(path: Path) -> Iterator[tuple[str, int, int]]:
         if not (isinstance(size, Sequence) and len(size) == 2):
             raise DataError(f"{path}: expected [rows, columns] for {image}, got {size!r}")
         yield image, int(size[1]), int(size[0])
+
+
+def first_suffix(folder: Path) -> str:
+    """Return the suffix of the first image in a folder, or "" if there is none."""
+    if not folder.is_dir():
+        return ""
+    suffixes = (".jpg", ".jpeg", ".png", ".dicom", ".dcm")
+    with os.scandir(folder) as files:
+        names = (Path(file.name).suffix for file in files)
+        return next((suffix for suffix in names if suffix.lower() in suffixes), "")

@@ -16,7 +16,7 @@ from xraygpt.boxes.units import from_corners
 from xraygpt.common.checks import Checks
 from xraygpt.common.errors import DataError
 from xraygpt.common.registry import COLLECTIONS
-from xraygpt.instructions.collections.base import Collection, read_sizes
+from xraygpt.instructions.collections.base import Collection, first_suffix, read_sizes
 from xraygpt.instructions.records import ImageRecord, ImageRow, Located
 from xraygpt.instructions.tables import Tables
 from xraygpt.media.geometry import Box
@@ -102,10 +102,11 @@ class VindrCXR(Collection):
     def _load_split(self, tables: Tables, split: str, path: Path) -> None:
         columns = ("image_id", "class_name", *_COORDINATES)
         tables.load_csv(f"boxes_{split}", path, columns, ("rad_id",), key="image_id")
-        folder = f"{split}_jpg" if (self.root() / f"{split}_jpg").is_dir() else split
+        folder = f"{split}_jpg" if (self.image_folder() / f"{split}_jpg").is_dir() else split
+        suffix = first_suffix(self.image_folder() / folder) or ".jpg"
         self.add_images(
             tables,
-            f"SELECT b.image_id, '{folder}/' || b.image_id || '.jpg', b.image_id, 'vindr/' || "
+            f"SELECT b.image_id, '{folder}/' || b.image_id || '{suffix}', b.image_id, 'vindr/' || "
             f"b.image_id, '{split}', 'FRONTAL', '', s.width, s.height FROM boxes_{split} b "
             "LEFT JOIN sizes s USING (image_id) GROUP BY b.image_id ORDER BY min(b.rowid)",
         )
