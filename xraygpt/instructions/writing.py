@@ -143,6 +143,14 @@ class Worker:
                     draft.turns, draft.boxes, draft.labels, draft.pathologies,
                 )  # fmt: skip
 
+    def count(self, chunk: Chunk) -> dict[str, Any]:
+        """Return the counts of a chunk without writing anything."""
+        counts: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        for index, _ in self.items(chunk, reasons, []):
+            counts[f"{index}"] += 1
+        return {"items": counts, "left_out": reasons, "missing": []}
+
     def hashes(self, chunk: Chunk) -> dict[int, list[int]]:
         """Return the hashes of the items of capped entries, by position in the mixture."""
         found: dict[int, list[int]] = {}
@@ -230,6 +238,10 @@ def _write_chunk(chunk: Chunk) -> dict[str, Any]:
     return _workers[-1].write(chunk)
 
 
+def _count_chunk(chunk: Chunk) -> dict[str, Any]:
+    return _workers[-1].count(chunk)
+
+
 def _hash_chunk(chunk: Chunk) -> dict[int, list[int]]:
     return _workers[-1].hashes(chunk)
 
@@ -268,6 +280,14 @@ def find_thresholds(plan: Plan, chunks: Sequence[Chunk], workers: int) -> dict[i
         for i, values in hashes.items():
             found[i] += values
     return {i: smallest(found[i], caps[i]) for i in caps if len(found[i]) > caps[i]}
+
+
+def count_items(plan: Plan, chunks: Sequence[Chunk], workers: int) -> Result:
+    """Return how many items a run would write."""
+    result = Result()
+    for facts in _map(_count_chunk, plan, Path(), chunks, workers, "counting"):
+        result.add(facts)
+    return result
 
 
 def write_parts(plan: Plan, chunks: Sequence[Chunk], parts: Path, workers: int) -> Result:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from xraygpt.common.checkpoint import write_text_atomic
+from xraygpt.common.errors import InputError, XrayGPTError
 from xraygpt.common.registry import COLLECTIONS
+from xraygpt.instructions.checking import (
+    Check,
+    check_collection,
+    check_entry,
+    find_shared_patients,
+    write_check,
+)
 from xraygpt.instructions.collections.base import Collection
 from xraygpt.instructions.formats import ROW_FORMATS, dataset_info
 from xraygpt.instructions.planning import (
+    Chunk,
     Plan,
     check_overlaps,
     collect_patients,
@@ -20,74 +32,167 @@ from xraygpt.instructions.planning import (
 )
 from xraygpt.instructions.records import SPLITS
 from xraygpt.instructions.settings import InstructionSet
-from xraygpt.instructions.writing import ITEMS, Result, find_thresholds, join_parts, write_parts
+from xraygpt.instructions.writing import (
+    ITEMS,
+    Result,
+    count_items,
+    find_thresholds,
+    join_parts,
+    write_parts,
+)
 
-MANIFEST = "manifest.json"
+MANIFEST, MISSING = "manifest.json", "missing_images.txt"
+WORK = "work"  # databases, and parts of an unfinished run
 
 
-def write_instruction_set(settings: InstructionSet, out: Path, workers: int) -> Result:
-    """Write an instruction set, or continue an interrupted run.
+class ImagesMissing(XrayGPTError):
+    """The instruction set is written, but some image files are missing."""
 
-    Args:
+    exit_code = 3
+
+
+class CheckFailed(XrayGPTError):
+    """The check found collections that cannot be read, or patients in two splits."""
+
+    exit_code = 3
+
+
+@dataclass
+class Writer:
+    """Writes or checks one instruction set.
+
+    Attributes:
         settings: The YAML file.
         out: Folder for the files.
         workers: Number of processes.
-
-    Raises:
-        InputError: Patients are in two splits.
-        DataError: A file of a collection is missing or damaged.
     """
-    collections = settings.build()
-    work = out / "work"
-    databases = {name: each.database(work) for name, each in collections.items()}
-    db = collect_patients(settings, databases, ":memory:")
-    overlaps = find_overlaps(db)
-    excluded = check_overlaps(settings, overlaps, db, work / "excluded.sqlite")
-    db.close()
-    plan = Plan(settings, databases, excluded, {})
-    chunks = plan.chunks(collections)
-    plan = replace(plan, thresholds=find_thresholds(plan, chunks, workers))
-    parts = work / "parts"
-    result = write_parts(plan, chunks, parts, workers)
-    written = []
-    for split in SPLITS:
-        for name in ("items", *settings.output.formats):
-            form = ITEMS if name == "items" else ROW_FORMATS.get(name)
-            if form is None:
-                continue
-            path = out / form.folder / f"{split}{form.suffix}"
-            if join_parts(parts, f"{split}.{name}", chunks, path, form):
-                written.append(path)
-    shared = [path.name for path in written if path.parent.name == "sharegpt"]
-    if shared:
-        write_text_atomic(out / "sharegpt" / "dataset_info.json", dataset_info(shared))
-    facts = _manifest(settings, collections, result)
-    write_text_atomic(out / MANIFEST, json.dumps(facts, indent=2) + "\n")
-    shutil.rmtree(parts)
-    return result
+
+    settings: InstructionSet
+    out: Path
+    workers: int
+
+    def __post_init__(self) -> None:
+        self.collections = self.settings.build()
+        self.work = self.out / WORK
+
+    def write(self) -> Result:
+        """Write the instruction set, or continue an interrupted run.
+
+        Raises:
+            InputError: Patients are in two splits, or another run writes to the folder.
+            DataError: A file of a collection is missing or damaged.
+        """
+        with self._lock():
+            databases = {n: c.database(self.work) for n, c in self.collections.items()}
+            plan, chunks = self._plan(databases)
+            parts = self.work / "parts"
+            result = write_parts(plan, chunks, parts, self.workers)
+            self._join(parts, chunks)
+            text = json.dumps(self._manifest(result), indent=2, ensure_ascii=False)
+            write_text_atomic(self.out / MANIFEST, text + "\n")
+            _write_missing(self.out / MISSING, result.missing)
+            shutil.rmtree(parts)
+        return result
+
+    def check(self, looked_for: int = 500) -> Check:
+        """Read every collection, count what the mixture yields, and write the page.
+
+        Args:
+            looked_for: Number of image files to look for in each collection.
+        """
+        with self._lock():
+            found = [
+                check_collection(each, self.work, looked_for) for each in self.collections.values()
+            ]
+            check = Check(found)
+            readable = {each.name for each in found if not each.error}
+            entries = [
+                (i, e) for i, e in enumerate(self.settings.mixture) if e.collection in readable
+            ]
+            if entries:
+                self._count(check, readable)
+            write_check(check, self.out)
+        return check
+
+    def _count(self, check: Check, readable: set[str]) -> None:
+        """Add the overlaps and the numbers of items of the readable collections."""
+        mixture = [e for e in self.settings.mixture if e.collection in readable]
+        output = replace(self.settings.output, overlap="allow", images="unchecked")
+        settings = replace(self.settings, mixture=mixture, output=output)
+        part = Writer(settings, self.out, self.workers)
+        databases = {name: c.database(self.work) for name, c in part.collections.items()}
+        check.shared = find_shared_patients(databases)
+        db = collect_patients(settings, databases, ":memory:")
+        check.overlaps = find_overlaps(db)
+        db.close()
+        plan, chunks = part._plan(databases)
+        counts = count_items(plan, chunks, self.workers)
+        check.entries = [
+            check_entry(settings, i, counts.items[i], counts.left_out.get(i, {}))
+            for i in range(len(mixture))
+        ]
+
+    def _plan(self, databases: dict[str, Path]) -> tuple[Plan, list[Chunk]]:
+        db = collect_patients(self.settings, databases, ":memory:")
+        try:
+            overlaps = find_overlaps(db)
+            excluded = check_overlaps(self.settings, overlaps, db, self.work / "excluded.sqlite")
+        finally:
+            db.close()
+        plan = Plan(self.settings, databases, excluded, {})
+        chunks = plan.chunks(self.collections)
+        return replace(plan, thresholds=find_thresholds(plan, chunks, self.workers)), chunks
+
+    def _join(self, parts: Path, chunks: Sequence[Chunk]) -> None:
+        shared = []
+        for split in SPLITS:
+            for name in ("items", *self.settings.output.formats):
+                form = ITEMS if name == "items" else ROW_FORMATS.get(name)
+                if form is None:
+                    continue
+                path = self.out / form.folder / f"{split}{form.suffix}"
+                if join_parts(parts, f"{split}.{name}", chunks, path, form) and name == "sharegpt":
+                    shared.append(path.name)
+        if shared:
+            write_text_atomic(self.out / "sharegpt" / "dataset_info.json", dataset_info(shared))
+
+    def _manifest(self, result: Result) -> dict[str, Any]:
+        return {
+            "use": "research use only",
+            "items": sum(result.items.values()),
+            "boxes": self.settings.output.boxes,
+            "seed": self.settings.output.seed,
+            "mixture": [
+                {
+                    "entry": entry.title(), "into": entry.target, "items": result.items[i],
+                    "left_out": dict(result.left_out.get(i, {})),
+                }
+                for i, entry in enumerate(self.settings.mixture)
+            ],
+            "collections": {n: _facts(each) for n, each in self.collections.items()},
+            "missing_images": len(result.missing),
+        }  # fmt: skip
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        self.work.mkdir(parents=True, exist_ok=True)
+        with (self.work / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"another run is writing to {self.out}") from None
+            yield
 
 
-def _manifest(
-    settings: InstructionSet, collections: dict[str, Collection], result: Result
-) -> dict[str, Any]:
+def _facts(collection: Collection) -> dict[str, Any]:
     return {
-        "use": "research use only",
-        "items": sum(result.items.values()),
-        "boxes": settings.output.boxes,
-        "seed": settings.output.seed,
-        "mixture": [
-            {
-                "entry": entry.title(), "into": entry.target, "items": result.items[i],
-                "left_out": dict(result.left_out.get(i, {})),
-            }
-            for i, entry in enumerate(settings.mixture)
-        ],
-        "collections": {
-            name: {
-                "collection": COLLECTIONS.name_of(type(each)), "title": each.title,
-                "licence": each.licence, "credentialed": each.credentialed,
-            }
-            for name, each in collections.items()
-        },
-        "missing_images": len(result.missing),
+        "collection": COLLECTIONS.name_of(type(collection)), "title": collection.title,
+        "licence": collection.licence, "credentialed": collection.credentialed,
     }  # fmt: skip
+
+
+def _write_missing(path: Path, missing: Sequence[str]) -> None:
+    if missing:
+        write_text_atomic(path, "".join(f"{each}\n" for each in missing))
+    else:
+        path.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from xraygpt.boxes.fusion import fuse_boxes
-from xraygpt.boxes.units import from_corners
+from xraygpt.boxes.units import TOLERANCE, from_corners
 from xraygpt.common.checks import Checks
 from xraygpt.common.errors import DataError
 from xraygpt.common.registry import COLLECTIONS
@@ -60,7 +60,8 @@ class VindrCXR(Collection):
         """Return the annotation file of each split that exists."""
         found = {}
         for split in self.splits:
-            names = (f"annotations_{split}.csv", f"annotations/annotations_{split}.csv")
+            name = f"annotations_{split}.csv"
+            names = (name, f"annotations/{name}", f"{name}.gz", f"annotations/{name}.gz")
             path = self.find(*names, optional=True)
             if path is not None:
                 found[split] = path
@@ -98,6 +99,25 @@ class VindrCXR(Collection):
             tables, "missing", "images without a size in pixels, which are used without boxes",
             *self._first(tables, "width IS NULL"),
         )  # fmt: skip
+        for split in self._annotations():
+            self._remark_bad_boxes(tables, split)
+
+    def _remark_bad_boxes(self, tables: Tables, split: str) -> None:
+        """Note the boxes that `describe` drops."""
+        x0, y0, x1, y1 = (f"CAST({name} AS REAL)" for name in _COORDINATES)
+        empty = f"x_min IS NOT NULL AND ({x0} >= {x1} OR {y0} >= {y1})"
+        room = f"{TOLERANCE} * "
+        outside = (
+            f"NOT ({empty}) AND ({x0} < -{room}width OR {y0} < -{room}height OR "
+            f"{x1} > width + {room}width OR {y1} > height + {room}height)"
+        )
+        for text, condition in (("empty boxes", empty), ("boxes outside their image", outside)):
+            found = tables.row(
+                f"SELECT count(*), min(image_id) FROM boxes_{split} JOIN images USING (image_id) "
+                f"WHERE {condition}"
+            )
+            count, example = found or (0, "")
+            self.remark(tables, "lost", f"{text} ({split})", count, example)
 
     def _load_split(self, tables: Tables, split: str, path: Path) -> None:
         columns = ("image_id", "class_name", *_COORDINATES)
@@ -126,6 +146,7 @@ class VindrCXR(Collection):
         boxes: dict[str, list[Box]] = defaultdict(list)
         drawn_by: dict[str, set[str]] = defaultdict(set)
         readers: set[str] = set()
+        damaged: set[str] = set()
         if image.width is None or image.height is None:
             return ImageRecord(image)
         for name, reader, *corners in tables.rows(sql, image.image_id):
@@ -135,19 +156,21 @@ class VindrCXR(Collection):
             drawn_by[name].add(reader)
             corners = [float(value) for value in corners]
             try:
-                boxes[name].append(from_corners(corners, image.width, image.height))
-            except DataError as error:
-                raise DataError(f"{self.name}, image {image.image_id}, {name}: {error}") from None
+                box = from_corners(corners, image.width, image.height)
+            except DataError:  # counted by `load`
+                damaged.add(name)
+                continue
+            boxes[name].append(box)
         required = min(self.config.min_readers, len(readers))
         agreed = {name: b for name, b in boxes.items() if len(drawn_by[name]) >= required}
         findings = tuple(
             Located(name, self._fuse(agreed[name], len(readers))) for name in sorted(agreed)
         )
         # A finding that fewer readers drew is neither present nor absent.
-        doubtful = boxes.keys() - agreed.keys()
+        doubtful = (drawn_by.keys() | damaged) - agreed.keys()
         names = [name for (name,) in tables.rows("SELECT class_name FROM classes")]
         searched = tuple(n for n in names if n != NO_FINDING and n not in doubtful)
-        return ImageRecord(image, healthy=not boxes, findings=findings, searched=searched)
+        return ImageRecord(image, healthy=not drawn_by, findings=findings, searched=searched)
 
     def _fuse(self, boxes: list[Box], readers: int) -> tuple[Box, ...]:
         fused = fuse_boxes(boxes, readers=readers, threshold=self.config.threshold)
