@@ -42,8 +42,8 @@ def test_the_page_and_the_text_show_patients_in_two_splits(tmp_path):
     stored = json.loads((writer.out / "check.json").read_text())
     assert stored["overlaps"][0]["patients"] == 2 and stored["use"] == "research use only"
     assert stored["collections"][0]["splits"] == {
-        "test": {"PA": 2},
-        "train": {"LATERAL": 2, "PA": 8},
+        "test": {"LATERAL": 1, "PA": 1},
+        "train": {"LATERAL": 1, "PA": 9},
     }
 
 
