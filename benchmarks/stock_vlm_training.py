@@ -3,7 +3,7 @@
 Both sides run the same YAML file on the same random model and SYNTHETIC pictures, with the vision
 tower and the projector frozen, in processes of their own that alternate. The losses must agree.
 
-python benchmarks/stock_vlm_training.py --peer-python PYTHON [--peer trl] [--size small] [--steps 40]
+python benchmarks/stock_vlm_training.py --peer-python PYTHON [--peer trl] [--size small]
 
 PYTHON belongs to an environment with llamafactory==0.9.5 or trl==1.16.0, and the torch of this
 project.

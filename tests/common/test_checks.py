@@ -33,6 +33,8 @@ from xraygpt.metrics.grounding import Boxes
 from xraygpt.models.base import Generation
 from xraygpt.models.endpoint.pictures import PictureFormat
 from xraygpt.models.llm.config import LLMConfig
+from xraygpt.instructions.collections.vindr_cxr import VindrCXR
+from xraygpt.instructions.settings import Entry, InstructionSet, Output
 from xraygpt.models.llm.language_model import LanguageModel
 from xraygpt.models.llm.small_llm import LoraSettings, SmallLLM
 from xraygpt.models.prefix_lm.config import DecoderConfig, PrefixConfig
@@ -359,6 +361,18 @@ CASES: list[tuple[type, dict[str, Any], set[str]]] = [
     (TorchNetwork.Config, {"image_size": 0, "convention": "acdd"}, {"image_size", "convention"}),
     (OnnxNetwork.Config, {"network": "net.onnx", "threads": -1}, {"threads", "convention"}),
     (NnUNet.Config, {"convention": "acdd", "folds": (0, -1)}, {"convention", "folds"}),
+    (VindrCXR.Config, {"min_readers": 0, "threshold": 1}, {"min_readers", "threshold"}),
+    (
+        Entry,
+        {"collection": "a", "task": "report", "splits": [], "cap": 0, "negatives": -1},
+        {"splits", "cap", "negatives"},
+    ),
+    (Output, {"min_pixels": 0, "max_pixels": -1}, {"min_pixels", "max_pixels"}),
+    (
+        InstructionSet,
+        {"collections": {}, "mixture": [Entry(collection="a", task="report")]},
+        {"mixture.0.collection"},
+    ),
 ]  # fmt: skip
 REQUIRED = {
     RecordsBuilder.Config: {"storage": Path("x")},

@@ -57,6 +57,7 @@ ORDER = [
     "sweep",
     "prepare_nnunet",
     "prepare_ultrasound",
+    "prepare_instructions",
     "download",
     "curate",
     "serve",

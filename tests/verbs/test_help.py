@@ -28,6 +28,7 @@ LIGHT = {
     "xraygpt.embed": ["--cfg-path", "out"],
     "xraygpt.sweep": ["--cfg-path", "out"],
     "xraygpt.quickstart": [],
+    "xraygpt.prepare_instructions": ["--cfg-path", "--out"],
     "xraygpt.download": [],
 }
 SCRIPTS = sorted((REPO / "Data_Creation_Scripts").rglob("*.py"))
@@ -116,6 +117,21 @@ MISTAKES = [
         "invalid choice: 'some'",
     ),
     ("xraygpt.prepare_ultrasound", ["docs", "new", "--text-frames", "0"], "0: must be at least 1"),
+    (
+        "xraygpt.prepare_instructions",
+        ["--cfg-path", "gone.yaml", "--out", "new"],
+        "cannot read gone.yaml: No such file",
+    ),
+    (
+        "xraygpt.prepare_instructions",
+        ["--cfg-path", "instruction_configs/vindr.yaml", "--out", "README.md"],
+        "--out README.md is a file",
+    ),
+    (
+        "xraygpt.prepare_instructions",
+        ["--cfg-path", "instruction_configs/vindr.yaml", "--out", "new", "--workers", "0"],
+        "0: must be at least 1",
+    ),
     ("xraygpt.curate", ["padchest"], "invalid choice: 'padchest'"),
     ("xraygpt.curate", [*FILTER, "gone"], "gone"),
     (

@@ -69,6 +69,9 @@ SETS = {
     "llava-onevision-7b": Weights(
         "llava-hf/llava-onevision-qwen2-7b-ov-hf", _STOCK, "Apache-2.0", 16.1
     ),
+    "llava-onevision-7b-si": Weights(
+        "llava-hf/llava-onevision-qwen2-7b-si-hf", _STOCK, "Apache-2.0", 16.1
+    ),
     "cmr-vl": Weights(
         "EstelleXIA/CMR-VL", _STOCK, "Apache-2.0, but its authors say academic only", 16.6
     ),
