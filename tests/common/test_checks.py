@@ -28,13 +28,13 @@ from xraygpt.datasets.study_splits import StudySplitRule
 from xraygpt.datasets.synthetic_cxr import SyntheticCxr
 from xraygpt.evaluation.evaluator import Evaluator
 from xraygpt.features.cache import FeatureStore
+from xraygpt.instructions.collections.vindr_cxr import VindrCXR
+from xraygpt.instructions.settings import Entry, InstructionSet, Output
 from xraygpt.media.frame_sampling import FrameSampling
 from xraygpt.metrics.grounding import Boxes
 from xraygpt.models.base import Generation
 from xraygpt.models.endpoint.pictures import PictureFormat
 from xraygpt.models.llm.config import LLMConfig
-from xraygpt.instructions.collections.vindr_cxr import VindrCXR
-from xraygpt.instructions.settings import Entry, InstructionSet, Output
 from xraygpt.models.llm.language_model import LanguageModel
 from xraygpt.models.llm.small_llm import LoraSettings, SmallLLM
 from xraygpt.models.prefix_lm.config import DecoderConfig, PrefixConfig

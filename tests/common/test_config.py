@@ -293,7 +293,7 @@ def test_every_yaml_of_the_project_loads(monkeypatch):
     evaluation = sorted((REPO / "eval_configs").rglob("*.yaml"))
     analyses = [path for path in evaluation if names_analysis(path, [])]
     presets = sorted((REPO / "xraygpt" / "configs" / "models").rglob("*.yaml"))
-    assert (len(training), len(evaluation), len(presets)) == (28, 20, 6)
+    assert (len(training), len(evaluation), len(presets)) == (29, 20, 6)
     for path in training:
         load(Training, path)
     for path in evaluation:
