@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 
+from xraygpt.common.annotation_files import read_table
 from xraygpt.common.cli import run_main
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
 from xraygpt.datasets.base import Batch, Sample
 from xraygpt.datasets.collate import Collator
-from xraygpt.datasets.tables import read_table
 from xraygpt.experiment import Training, build_model
 from xraygpt.media.base import media_from_tensor
 from xraygpt.prompting.renderer import IMAGE, Turn

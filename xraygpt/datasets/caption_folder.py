@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from xraygpt.common.annotation_files import load_json
 from xraygpt.common.errors import DataError
 from xraygpt.common.registry import registry
 from xraygpt.common.requirements import CAPTIONS, CorpusLayout
 from xraygpt.datasets.base import Record
 from xraygpt.datasets.builder import BaseBuilder
 from xraygpt.datasets.media_paths import RecordError, require_file, resolve_within
-from xraygpt.datasets.tables import load_json
 from xraygpt.media.base import MediaRef
 from xraygpt.prompting.renderer import IMAGE, Turn
 from xraygpt.vocabulary.openi import openi_study

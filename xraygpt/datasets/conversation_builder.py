@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xraygpt.common.json_stream import iter_records
 from xraygpt.datasets.base import Record
 from xraygpt.datasets.builder import BaseBuilder
 from xraygpt.datasets.conversation_rows import Columns, Tags, build_refs, parse_conversation
-from xraygpt.datasets.json_stream import iter_records
 from xraygpt.datasets.media_paths import RecordError, require_file
 from xraygpt.prompting.renderer import Turn
 from xraygpt.vocabulary.openi import openi_study

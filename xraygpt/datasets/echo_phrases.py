@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from xraygpt.common.annotation_files import load_json
 from xraygpt.common.checks import Checks
 from xraygpt.common.errors import DataError
-from xraygpt.datasets.tables import load_json
 
 UNKNOWN = "[?]"
 """Written where a slot has no value of its own."""

@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 
 from xraygpt.common.checks import Checks
 from xraygpt.common.errors import DataError
+from xraygpt.common.json_stream import read_json_object
 from xraygpt.common.keyed_random import keyed_int, keyed_random
 from xraygpt.common.registry import did_you_mean, registry
 from xraygpt.common.requirements import CorpusLayout
 from xraygpt.datasets.base import Record
 from xraygpt.datasets.conversation_builder import ConversationBuilder, SourceFile
 from xraygpt.datasets.conversation_rows import Columns, Tags
-from xraygpt.datasets.json_stream import read_json_object
 
 log = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ from typing import ClassVar
 import yaml
 
 from xraygpt.common.errors import DataError
+from xraygpt.common.json_stream import iter_records
 from xraygpt.common.keyed_random import keyed_random
 from xraygpt.common.registry import did_you_mean, registry
 from xraygpt.common.requirements import CorpusLayout, Missing, missing_corpus
 from xraygpt.datasets.base import Record
 from xraygpt.datasets.conversation_builder import ConversationBuilder, SourceFile
 from xraygpt.datasets.conversation_rows import Columns, Tags
-from xraygpt.datasets.json_stream import iter_records
 
 _COLUMNS = Columns(messages="conversations", images="image", videos="video")
 _LAYOUT = CorpusLayout(None, None, "docs/vlm_data.md describes LLaVA's format")

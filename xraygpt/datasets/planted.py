@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from xraygpt.common.annotation_files import read_table
 from xraygpt.common.checks import Checks
 from xraygpt.common.errors import DataError
 from xraygpt.common.keyed_random import keyed_random
@@ -34,7 +35,6 @@ from xraygpt.datasets.media_paths import RecordError
 from xraygpt.datasets.records import RecordsBuilder
 from xraygpt.datasets.row_reader import RowReader
 from xraygpt.datasets.table_fields import FieldMap, Row
-from xraygpt.datasets.tables import read_table
 from xraygpt.media.pixels import read_image
 from xraygpt.vocabulary import questions
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from xraygpt.common.annotation_files import read_table
 from xraygpt.common.checkpoint import MANIFEST
 from xraygpt.common.checks import Checks
 from xraygpt.common.config import Choice
@@ -24,7 +25,6 @@ from xraygpt.datasets.media_paths import RecordError
 from xraygpt.datasets.row_reader import RowReader
 from xraygpt.datasets.row_turns import TurnBuilder
 from xraygpt.datasets.table_fields import FieldMap, Row, check_fields
-from xraygpt.datasets.tables import read_table
 from xraygpt.media.base import MediaRef
 from xraygpt.vocabulary import questions
 

@@ -15,11 +15,11 @@ from typing import Annotated, Literal, NamedTuple
 from xraygpt.common.checks import Checks
 from xraygpt.common.config import Choice
 from xraygpt.common.errors import DataError
+from xraygpt.common.json_stream import iter_records
 from xraygpt.common.registry import VOCABULARIES, registry
 from xraygpt.common.requirements import Missing
 from xraygpt.datasets.base import DEFAULT_VOCABULARY, Record
 from xraygpt.datasets.builder import BaseBuilder
-from xraygpt.datasets.json_stream import iter_records
 from xraygpt.datasets.media_paths import RecordError
 from xraygpt.datasets.seen_names import SeenNames
 from xraygpt.datasets.study_embeddings import STUDY_MARK, EmbeddingFinder

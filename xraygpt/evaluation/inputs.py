@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from xraygpt.common.annotation_files import read_table
 from xraygpt.common.errors import DataError
 from xraygpt.datasets.base import Record
 from xraygpt.datasets.media_paths import RecordError, parse_media_ref
-from xraygpt.datasets.tables import read_table
 from xraygpt.media.base import MediaRef
 from xraygpt.media.clip_policy import ClipPolicy, has_frames
 from xraygpt.media.video_containers import has_video_suffix

@@ -110,7 +110,7 @@ class Worker:
             if path is None:
                 reasons.update(f"{i}/image missing" for i, _ in chosen)
                 continue
-            record = collection.describe(tables, image)
+            record = collection.record(tables, image)
             for i, entry in chosen:
                 empty = True
                 for item in self._entry_items(i, entry, record, path):
@@ -170,7 +170,7 @@ class Worker:
             ]
             if not accepted or self._image_path(collection, image, []) is None:
                 continue
-            record = collection.describe(tables, image)
+            record = collection.record(tables, image)
             for i, entry in accepted:
                 if not _has_required(entry, record):
                     continue

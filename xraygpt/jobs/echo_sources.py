@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from xraygpt.common.annotation_files import read_table
 from xraygpt.common.errors import DataError
 from xraygpt.common.restricted_pickle import ENCODINGS, NUMBERS, EncodingData, load_pickle
 from xraygpt.datasets.echo_phrases import PhraseBank, Slots
-from xraygpt.datasets.tables import read_table
 from xraygpt.prompting.tiktoken_bpe import TiktokenData
 
 log = logging.getLogger(__name__)

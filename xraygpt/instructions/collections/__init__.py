@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
-from xraygpt.instructions.collections import vindr_cxr
+from xraygpt.instructions.collections import (
+    chest_imagenome,
+    chexpert,
+    chexpert_plus,
+    mimic_cxr,
+    ms_cxr,
+    padchest_gr,
+    radvlm_set,
+    vindr_cxr,
+)
 
-__all__ = ["vindr_cxr"]
+__all__ = [
+    "chest_imagenome",
+    "chexpert",
+    "chexpert_plus",
+    "mimic_cxr",
+    "ms_cxr",
+    "padchest_gr",
+    "radvlm_set",
+    "vindr_cxr",
+]

@@ -7,7 +7,7 @@ import os
 import sqlite3
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -15,6 +15,7 @@ from xraygpt.common.errors import DataError
 from xraygpt.common.registry import COLLECTIONS, Plugin
 from xraygpt.common.requirements import Missing
 from xraygpt.instructions.records import ImageRecord, ImageRow
+from xraygpt.instructions.stored_texts import read_conversations, read_filtered_reports
 from xraygpt.instructions.tables import Tables, read_json, signature
 
 VERSION = 1  # of the databases; increase it if `load` of any collection changes
@@ -75,11 +76,18 @@ class Collection(Plugin):
             root: Folder of the collection; None looks for its usual names in the folder that the
                 environment variable DATA_DIR names.
             images: Folder that image paths are relative to; None: as published.
+            filtered_reports: Reports without priors, which replace those of the collection: a
+                folder with ``<study>.txt``, as RadVLM's, or our ``filtered_reports.jsonl``. A study
+                without one has no report.
+            conversations: Conversations by kind (``standard``, ``grounding``): a folder with
+                ``<image>.json``, as RadVLM's, or our ``conversations.jsonl``.
         """
 
         kind = COLLECTIONS
         root: Path | None = None
         images: Path | None = None
+        filtered_reports: Path | None = None
+        conversations: dict[Literal["standard", "grounding"], Path] = field(default_factory=dict)
 
         def missing(self, where: str) -> list[Missing]:
             """List nothing: `Collection.files` names each missing file with its alternatives."""
@@ -112,6 +120,29 @@ class Collection(Plugin):
     @abstractmethod
     def describe(self, tables: Tables, image: ImageRow) -> ImageRecord:
         """Return what is known about one image."""
+
+    def report_name(self, image: ImageRow) -> str:
+        """Return the name of an image's filtered report, without its suffix."""
+        return image.study_id
+
+    def conversation_name(self, image: ImageRow) -> str:
+        """Return the name of an image's conversation, without its suffix."""
+        return Path(image.image_id).stem
+
+    def record(self, tables: Tables, image: ImageRow) -> ImageRecord:
+        """Return `describe` with the stored report and conversations."""
+        record = self.describe(tables, image)
+        if self.config.filtered_reports is not None:
+            text = tables.value(
+                "SELECT text FROM filtered_reports WHERE name = ?", self.report_name(image)
+            )
+            record = replace(record, report=text or "")
+        if self.config.conversations:
+            sql = "SELECT kind, turns FROM conversations WHERE name = ?"
+            rows = tables.rows(sql, self.conversation_name(image))
+            stored = {k: tuple((q, a) for q, a in json.loads(turns)) for k, turns in rows}
+            record = replace(record, conversations={**record.conversations, **stored})
+        return record
 
     # ---- Files -----------------------------------------------------------------------------------
 
@@ -212,7 +243,7 @@ class Collection(Plugin):
     ) -> Iterator[ImageRecord]:
         """Yield the records of the images numbered from `start` to before `stop`."""
         for image in self.images(tables, start, stop):
-            yield self.describe(tables, image)
+            yield self.record(tables, image)
 
     # ---- The database ----------------------------------------------------------------------------
 
@@ -226,7 +257,9 @@ class Collection(Plugin):
 
         path, stamp = folder / f"{self.name}.sqlite", folder / f"{self.name}.json"
         current = json.dumps(
-            [VERSION, to_tree(self.config), signature(self.files())], default=str, indent=1
+            [VERSION, to_tree(self.config), signature([*self.files(), *self._stored()])],
+            default=str,
+            indent=1,
         )
         if path.is_file() and stamp.is_file() and stamp.read_text(encoding="utf-8") == current:
             return path
@@ -251,11 +284,41 @@ class Collection(Plugin):
         """
         tables.db.executescript(_SCHEMA)
         self.load(tables)
+        self._load_stored(tables)
         double = tables.value("SELECT image_id FROM images GROUP BY image_id HAVING count(*) > 1")
         if double:
             raise DataError(f"{self.name}: image {double} is listed twice")
         tables.index("images", "image_id")
         tables.index("images", "patient_id")
+
+    def _stored(self) -> list[Path]:
+        """Return the files and folders of filtered reports and conversations.
+
+        Raises:
+            DataError: One does not exist.
+        """
+        own = [self.config.filtered_reports] if self.config.filtered_reports else []
+        found = [*own, *self.config.conversations.values()]
+        for path in found:
+            if not path.exists():
+                raise DataError(f"{self.name}: there is no {path}")
+        return found
+
+    def _load_stored(self, tables: Tables) -> None:
+        """Load filtered reports and conversations."""
+        if self.config.filtered_reports is not None:
+            rows = read_filtered_reports(self.config.filtered_reports)
+            tables.load_rows("filtered_reports", ("name", "text"), rows, key="name")
+        problems: list[str] = []
+        turns = (
+            row
+            for kind, path in self.config.conversations.items()
+            for row in read_conversations(path, kind, problems)
+        )
+        if self.config.conversations:
+            tables.load_rows("conversations", ("name", "kind", "turns"), turns, key="name")
+        text = "conversations that do not alternate between human and gpt"
+        self.remark(tables, "lost", text, len(problems), problems[0] if problems else "")
 
 
 def read_sizes(path: Path) -> Iterator[tuple[str, int, int]]:

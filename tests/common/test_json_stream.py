@@ -9,9 +9,9 @@ import tracemalloc
 
 import pytest
 
+from xraygpt.common import json_stream
 from xraygpt.common.errors import DataError
-from xraygpt.datasets import json_stream
-from xraygpt.datasets.json_stream import iter_records, read_json_object
+from xraygpt.common.json_stream import iter_records, read_json_object
 
 ROWS = [{"a": i, "t": 'x[]{}\\"é,' * (i % 5), "n": [1.5, None, True]} for i in range(40)]
 

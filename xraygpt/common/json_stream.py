@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from xraygpt.common.annotation_files import read_table
 from xraygpt.common.errors import DataError
 from xraygpt.common.requirements import INSTALL_PARQUET
-from xraygpt.datasets.tables import read_table
 
 CHUNK = 2**20  # characters read at once
 PARQUET_ROWS = 256  # rows read at once
