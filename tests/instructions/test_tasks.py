@@ -141,7 +141,7 @@ def test_names_that_share_their_boxes_are_listed_together():
             Located("Lung Opacity", (BOX,)), Located("Consolidation", (BOX,)),
             Located("Cardiomegaly", (OTHER,)),
         ),
-        searched=("Lung Opacity", "Consolidation", "Cardiomegaly"),
+        complete=True,
     )  # fmt: skip
     (draft,) = ask("detection", record)
     assert [each.boxes for each in draft.boxes] == [(BOX,), (OTHER,)]
@@ -154,13 +154,13 @@ def test_names_that_share_their_boxes_are_listed_together():
 
 def test_detection_claims_completeness_only_if_readers_looked_for_everything():
     finding = Located("ILD", (BOX,))
-    assert ask("detection", ImageRecord(IMAGE, findings=(finding,))) == []
-    assert (
-        ask("detection", ImageRecord(IMAGE, findings=(Located("ILD", ()),), searched=("ILD",)))
-        == []
-    )
-    assert ask("detection", ImageRecord(IMAGE, searched=("ILD",))) == [], "not called healthy"
-    (draft,) = ask("detection", ImageRecord(IMAGE, searched=("ILD",), healthy=True))
+    searched = {"findings": (finding,), "searched": ("ILD",)}
+    assert ask("detection", ImageRecord(IMAGE, **searched)) == [], "they looked for ILD alone"
+    assert len(ask("detection", ImageRecord(IMAGE, **searched, complete=True))) == 1
+    unplaced = ImageRecord(IMAGE, findings=(Located("ILD", ()),), complete=True)
+    assert ask("detection", unplaced) == []
+    assert ask("detection", ImageRecord(IMAGE, complete=True)) == [], "not called healthy"
+    (draft,) = ask("detection", ImageRecord(IMAGE, healthy=True))
     assert draft.labels == () and draft.boxes == ()
 
 

@@ -54,6 +54,7 @@ class Toy(Collection):
             regions=located(row.get("regions", {})),
             findings=located(row.get("findings", {})),
             searched=tuple(row.get("searched", ())),
+            complete=bool(row.get("searched")),
             phrases=located(row.get("phrases", {})),
             conversations={
                 kind: tuple(map(tuple, turns))

@@ -71,6 +71,8 @@ class ImageRecord:
         findings: Findings with boxes, drawn by readers.
         searched: Findings that the readers looked for. Those without a box in `findings` are
             absent; empty if this is not known.
+        complete: Whether `findings` are all that a reader would call abnormal, and not only those
+            of the few kinds that were searched.
         phrases: Sentences or phrases with boxes.
         conversations: Stored conversations by kind: ``standard`` or ``grounding``. Each is a list
             of (question, answer).
@@ -83,5 +85,6 @@ class ImageRecord:
     regions: tuple[Located, ...] = ()
     findings: tuple[Located, ...] = ()
     searched: tuple[str, ...] = ()
+    complete: bool = False
     phrases: tuple[Located, ...] = ()
     conversations: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)

@@ -79,7 +79,7 @@ class Tables:
         Raises:
             DataError: The file cannot be read, lacks a column, or has a row of another length.
         """
-        with _open_text(path) as file:
+        with open_text(path) as file:
             rows = csv.reader(file)
             header = [column.strip() for column in next(rows, [])]
             places = [_place(column, header) for column in (*required, *optional)]
@@ -109,7 +109,8 @@ class Tables:
 
     def index(self, name: str, key: str) -> None:
         """Index a table by one column or several (``"a, b"``)."""
-        self.db.execute(f'CREATE INDEX "{name} by {key}" ON "{name}" ({key})')
+        title = f"{name} by {key}".replace('"', "")
+        self.db.execute(f'CREATE INDEX "{title}" ON "{name}" ({key})')
 
     def run(self, sql: str, *values: Any) -> int:
         """Execute a statement and return the number of changed rows."""
@@ -163,7 +164,7 @@ def _select(
 
 
 @contextmanager
-def _open_text(path: Path) -> Iterator[io.TextIOBase]:
+def open_text(path: Path) -> Iterator[io.TextIOBase]:
     """Open a text file, which may be compressed.
 
     Raises:

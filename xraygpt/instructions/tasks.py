@@ -167,11 +167,12 @@ def ground_phrases(asked: Asked) -> Iterator[Draft]:
 def detect(asked: Asked) -> Iterator[Draft]:
     """Ask for all findings with their boxes; names that share their boxes are listed together.
 
-    An image is left out if its readers did not look for all findings, or drew no box for one.
+    An image is left out if its readers did not look for all findings, or drew no box for one; and
+    an image without findings, unless someone called it healthy.
     """
     record, wording = asked.record, asked.wording
-    complete = record.searched and all(each.boxes for each in record.findings)
-    if not complete or not (record.findings or record.healthy):
+    complete = record.complete and all(each.boxes for each in record.findings)
+    if not (complete if record.findings else record.healthy):
         return
     question = asked.draw("detection", "questions")
     if not record.findings:

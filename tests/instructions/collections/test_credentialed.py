@@ -66,7 +66,7 @@ def test_labels_belong_to_the_study_and_extend_to_what_includes_them(mimic):
     assert records["d3"].labels == {"Edema": "uncertain", "Fracture": "negative"}
     assert positive(records["d5"]) == {"Pneumonia", "Consolidation", "Lung Opacity"}
     text = "Lung Opacity empty beside a positive finding that it includes"
-    assert ("repaired", text, 1, "11") in remarks
+    assert ("repaired", text, 2, "11") in remarks
 
 
 def test_mimic_reports_may_be_the_official_files_in_tables_that_are_compressed(mimic):

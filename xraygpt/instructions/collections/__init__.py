@@ -8,8 +8,13 @@ from xraygpt.instructions.collections import (
     chexpert_plus,
     mimic_cxr,
     ms_cxr,
+    nih_boxes,
     padchest_gr,
+    radfact,
     radvlm_set,
+    rsna,
+    siim,
+    tbx11k,
     vindr_cxr,
 )
 
@@ -19,7 +24,12 @@ __all__ = [
     "chexpert_plus",
     "mimic_cxr",
     "ms_cxr",
+    "nih_boxes",
     "padchest_gr",
+    "radfact",
     "radvlm_set",
+    "rsna",
+    "siim",
+    "tbx11k",
     "vindr_cxr",
 ]

@@ -12,9 +12,9 @@ from xraygpt.instructions.records import ImageRecord, ImageRow
 from xraygpt.instructions.tables import Tables
 
 _TABLES = {"train": "train.csv", "val": "valid.csv", "test": "test.csv"}
-_PATIENT = (
-    "substr(path, instr(path, 'patient'), instr(substr(path, instr(path, 'patient')), '/') - 1)"
-)
+# "patient00001" in "train/patient00001/study1/view1_frontal.jpg".
+_TAIL = "substr(image, instr(image, 'patient'))"
+_PATIENT = f"substr({_TAIL}, 1, instr({_TAIL}, '/') - 1)"
 
 
 @COLLECTIONS.register("chexpert")
@@ -71,15 +71,16 @@ class CheXpert(Collection):
                 "''), 'CheXpert-v1.0/', '')"
             )
             tables.index(f"labels_{split}", "image")
-            frontal = "image LIKE '%frontal.%'"
+            study = "rtrim(rtrim(image, replace(image, '/', '')), '/')"
             self.add_images(
                 tables,
-                f"SELECT path, path, study, 'chexpert/' || {_PATIENT}, '{split}', CASE WHEN NOT "
-                "frontal THEN 'LATERAL' WHEN projection IN ('AP', 'PA') THEN projection ELSE "
-                "'FRONTAL' END, CASE sex WHEN 'Female' THEN 'F' WHEN 'Male' THEN 'M' ELSE '' END, "
-                "NULL, NULL FROM (SELECT image AS path, rtrim(rtrim(image, replace(image, '/', "
-                f"'')), '/') AS study, {frontal} AS frontal, \"AP/PA\" AS projection, Sex AS sex "
-                f"FROM labels_{split} ORDER BY rowid)",
+                f"""
+                SELECT image, image, {study}, 'chexpert/' || {_PATIENT}, '{split}',
+                    CASE WHEN image NOT LIKE '%frontal.%' THEN 'LATERAL'
+                        WHEN "AP/PA" IN ('AP', 'PA') THEN "AP/PA" ELSE 'FRONTAL' END,
+                    CASE Sex WHEN 'Female' THEN 'F' WHEN 'Male' THEN 'M' ELSE '' END, NULL, NULL
+                FROM labels_{split} ORDER BY rowid
+                """,
             )
             self._remark_contradictions(tables, split)
 

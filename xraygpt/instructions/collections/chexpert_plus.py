@@ -77,7 +77,7 @@ class CheXpertPlus(Collection):
         self.remark(tables, "missing", "images without findings and impression", count, example)
 
     def report_name(self, image: ImageRow) -> str:
-        """Return ``train_patientNNNNN_studyN``."""
+        """Return the name that RadVLM gives it, such as ``train_patient00001_study1``."""
         return "_".join(image.image_id.split("/")[:3])
 
     def describe(self, tables: Tables, image: ImageRow) -> ImageRecord:

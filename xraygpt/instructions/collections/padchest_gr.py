@@ -105,14 +105,20 @@ class PadChestGR(Collection):
             self.remark(tables, "lost", text, count, example)
         self.add_images(
             tables,
-            "SELECT m.ImageID, m.ImageID, coalesce(m.StudyID, l.StudyID, m.ImageID), "
-            "'padchest/' || coalesce(m.PatientID, l.PatientID, m.ImageID), CASE m.split WHEN "
-            "'validation' THEN 'val' ELSE m.split END, CASE WHEN l.Projection LIKE 'AP%' THEN 'AP' "
-            "ELSE coalesce(l.Projection, 'FRONTAL') END, CASE WHEN m.PatientSex_DICOM IN ('F', 'M') "
-            f"THEN m.PatientSex_DICOM ELSE '' END, l.Columns, l.Rows FROM {groups} g JOIN master m "
-            "ON m.rowid = g.place LEFT JOIN labels l ON l.ImageID = m.ImageID WHERE "
-            f"coalesce(l.Projection, 'PA') IN ({views}) AND NOT coalesce({bad}, 0) "
-            "ORDER BY g.place",
+            f"""
+            SELECT m.ImageID, m.ImageID, coalesce(m.StudyID, l.StudyID, m.ImageID),
+                'padchest/' || coalesce(m.PatientID, l.PatientID, m.ImageID),
+                CASE m.split WHEN 'validation' THEN 'val' ELSE m.split END,
+                CASE WHEN l.Projection LIKE 'AP%' THEN 'AP'
+                    ELSE coalesce(l.Projection, 'FRONTAL') END,
+                CASE WHEN m.PatientSex_DICOM IN ('F', 'M') THEN m.PatientSex_DICOM ELSE '' END,
+                l.Columns, l.Rows
+            FROM {groups} g
+            JOIN master m ON m.rowid = g.place
+            LEFT JOIN labels l ON l.ImageID = m.ImageID
+            WHERE coalesce(l.Projection, 'PA') IN ({views}) AND NOT coalesce({bad}, 0)
+            ORDER BY g.place
+            """,
         )
 
     def describe(self, tables: Tables, image: ImageRow) -> ImageRecord:

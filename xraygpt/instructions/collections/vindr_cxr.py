@@ -170,7 +170,10 @@ class VindrCXR(Collection):
         doubtful = (drawn_by.keys() | damaged) - agreed.keys()
         names = [name for (name,) in tables.rows("SELECT class_name FROM classes")]
         searched = tuple(n for n in names if n != NO_FINDING and n not in doubtful)
-        return ImageRecord(image, healthy=not drawn_by, findings=findings, searched=searched)
+        return ImageRecord(
+            image, healthy=not drawn_by, findings=findings, searched=searched,
+            complete=not doubtful,
+        )  # fmt: skip
 
     def _fuse(self, boxes: list[Box], readers: int) -> tuple[Box, ...]:
         fused = fuse_boxes(boxes, readers=readers, threshold=self.config.threshold)
