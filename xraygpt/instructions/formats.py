@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +74,25 @@ def sharegpt_row(item: Item, texts: list[str]) -> dict[str, Any]:
     return {"messages": turns, "images": [item.image], "id": item.item_id}
 
 
+def swift_row(item: Item, _: list[str]) -> dict[str, Any]:
+    """Return a row of ms-swift's grounding format (4.6): ``<bbox>`` marks, boxes as fractions."""
+    boxes: list[list[float]] = []
+
+    def mark(match: re.Match[str]) -> str:
+        found = item.boxes[int(match[1])].boxes
+        boxes.extend([round(value, 6) for value in box] for box in found)
+        return SPELLINGS["thousand"].join(["<bbox>"] * len(found))
+
+    roles = ("user", "assistant")
+    texts = [MARK.sub(mark, text) for turn in item.turns for text in turn]
+    turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+    turns[0]["content"] = f"{IMAGE}{turns[0]['content']}"
+    row: dict[str, Any] = {"messages": turns, "images": [item.image]}
+    if boxes:
+        row["objects"] = {"ref": [], "bbox": boxes, "bbox_type": "norm1"}
+    return {**row, "id": item.item_id}
+
+
 @dataclass(frozen=True, slots=True)
 class RowFormat:
     """A file with one row per item.
@@ -102,6 +122,7 @@ ROW_FORMATS: dict[str, RowFormat] = {
     "llava": RowFormat("llava", ".json", llava_row),
     "jsonl": RowFormat("llava", ".jsonl", llava_row),
     "sharegpt": RowFormat("sharegpt", ".json", sharegpt_row),
+    "swift": RowFormat("swift", ".jsonl", swift_row),
 }
 
 

@@ -10,6 +10,7 @@ from xraygpt.media.geometry import Box
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+SYNTHETIC = "SYNTHETIC"  # prefix of the patient ids of made-up images
 FRONTAL = frozenset({"PA", "AP", "FRONTAL"})
 
 Label = Literal["positive", "negative", "uncertain"]

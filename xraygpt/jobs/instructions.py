@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ from xraygpt.instructions.checking import (
     write_check,
 )
 from xraygpt.instructions.collections.base import Collection
-from xraygpt.instructions.formats import ROW_FORMATS, dataset_info
+from xraygpt.instructions.exports import EXPORTS
+from xraygpt.instructions.formats import ROW_FORMATS, BoxWriter, dataset_info
 from xraygpt.instructions.planning import (
     Chunk,
     Plan,
@@ -40,6 +42,8 @@ from xraygpt.instructions.writing import (
     join_parts,
     write_parts,
 )
+
+log = logging.getLogger(__name__)
 
 MANIFEST, MISSING = "manifest.json", "missing_images.txt"
 WORK = "work"  # databases, and parts of an unfinished run
@@ -88,6 +92,7 @@ class Writer:
             parts = self.work / "parts"
             result = write_parts(plan, chunks, parts, self.workers)
             self._join(parts, chunks)
+            self._export()
             text = json.dumps(self._manifest(result), indent=2, ensure_ascii=False)
             write_text_atomic(self.out / MANIFEST, text + "\n")
             _write_missing(self.out / MISSING, result.missing)
@@ -155,6 +160,17 @@ class Writer:
                     shared.append(path.name)
         if shared:
             write_text_atomic(self.out / "sharegpt" / "dataset_info.json", dataset_info(shared))
+
+    def _export(self) -> None:
+        """Write the formats that are made from the items."""
+        output = self.settings.output
+        boxes = BoxWriter(output.boxes, output.min_pixels, output.max_pixels)
+        for split in SPLITS:
+            items = self.out / ITEMS.folder / f"{split}{ITEMS.suffix}"
+            for name in output.formats:
+                if name in EXPORTS and items.is_file():
+                    log.info("writing %s/%s", name, split)
+                    EXPORTS[name](items, self.out / name, boxes)
 
     def _manifest(self, result: Result) -> dict[str, Any]:
         return {
