@@ -57,6 +57,7 @@ ORDER = [
     "sweep",
     "prepare_nnunet",
     "prepare_ultrasound",
+    "prepare_images",
     "prepare_instructions",
     "download",
     "curate",

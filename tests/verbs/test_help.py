@@ -38,6 +38,7 @@ NUMERIC = {
     "xraygpt.synthesize": ["--out"],
     "xraygpt.prepare_nnunet": ["--out"],
     "xraygpt.prepare_ultrasound": ["IN", "OUT"],
+    "xraygpt.prepare_images": ["IN", "OUT"],
     "xraygpt.curate": ["CORPUS or STEP"],
     **{str(path.relative_to(REPO)): ["--reports", "--out"] for path in SCRIPTS},
 }
@@ -117,6 +118,9 @@ MISTAKES = [
         "invalid choice: 'some'",
     ),
     ("xraygpt.prepare_ultrasound", ["docs", "new", "--text-frames", "0"], "0: must be at least 1"),
+    ("xraygpt.prepare_images", ["gone", "new"], "gone: no such file or folder"),
+    ("xraygpt.prepare_images", ["docs", "docs"], "IN and OUT are the same folder"),
+    ("xraygpt.prepare_images", ["docs", "new", "--quality", "101"], "--quality must be at most"),
     (
         "xraygpt.prepare_instructions",
         ["--cfg-path", "gone.yaml", "--out", "new"],

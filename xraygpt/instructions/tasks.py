@@ -104,7 +104,8 @@ def classify(asked: Asked) -> Iterator[Draft]:
         {"uncertain"} if asked.options.uncertain == "positive" else set()
     )
     positive = tuple(name for name, value in known.items() if value in positive_values)
-    all_negative = len(known) == len(wanted) > 0 and set(known.values()) == {"negative"}
+    # Without some findings, an image may still be abnormal in another way.
+    all_negative = asked.record.complete and set(known.values()) == {"negative"}
     if positive:
         names = [wording.name(name).stated(1) for name in positive]
         answer = asked.draw("classification", "answers").format(list=enumerate_words(names))

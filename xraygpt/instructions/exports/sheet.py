@@ -74,7 +74,7 @@ def _card(item: Item, boxes: BoxWriter) -> dict[str, Any]:
     try:
         picture, problem = draw(item), ""
     except (DataError, OSError) as error:
-        picture, problem = "", str(error)
+        picture, problem = draw(item, blank=True), str(error)
     return {
         "id": item.item_id,
         "synthetic": item.patient_id.startswith(f"{SYNTHETIC}/"),
@@ -85,8 +85,12 @@ def _card(item: Item, boxes: BoxWriter) -> dict[str, Any]:
     }
 
 
-def draw(item: Item) -> str:
+def draw(item: Item, *, blank: bool = False) -> str:
     """Return the image with its boxes as a data address.
+
+    Args:
+        item: The item.
+        blank: Whether to draw the boxes on a grey square instead of the image.
 
     Raises:
         DataError: The image cannot be read.
@@ -95,11 +99,12 @@ def draw(item: Item) -> str:
 
     from xraygpt.media.pixels import read_image
 
-    pixels = read_image(Path(item.image), min_side=_SIDE).pixels
-    values = np.asarray(pixels)
-    if values.dtype != np.uint8:
-        values = np.clip(values * 255 + 0.5, 0, 255).astype(np.uint8)
-    image = Image.fromarray(values.squeeze()).convert("RGB")
+    if blank:
+        image = Image.new("RGB", (_SIDE, _SIDE), (128, 128, 128))
+    else:
+        pixels = read_image(Path(item.image), min_side=_SIDE).pixels
+        values = np.clip(pixels * 255 + 0.5, 0, 255).astype(np.uint8)
+        image = Image.fromarray(values).convert("RGB")
     scale = _SIDE / max(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)))
     pen = ImageDraw.Draw(image)
