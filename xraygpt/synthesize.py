@@ -11,6 +11,7 @@ from xraygpt.common.checks import SettingsError
 from xraygpt.common.cli import run_main
 from xraygpt.common.errors import InputError
 from xraygpt.phantom.corpus import SOURCE, Recipe, write_corpus
+from xraygpt.phantom.grounded import GroundedRecipe
 from xraygpt.phantom.render import VIEWS
 
 
@@ -28,10 +29,16 @@ def main() -> None:
     )
     parser.add_argument("--design", choices=("balanced", "openi"), default=default.design)
     parser.add_argument("--texts", choices=("grammar", "openi"), default=default.texts)
+    parser.add_argument(
+        "--grounded",
+        action="store_true",
+        help="random crops and flips, with boxes of regions, findings and sentences",
+    )
     args = parser.parse_args()
+    kind = GroundedRecipe if args.grounded else Recipe
     try:
-        options = {f.name: getattr(args, f.name) for f in fields(Recipe) if f.name in args}
-        recipe = Recipe(**options | {"views": tuple(args.views)})
+        options = {f.name: getattr(args, f.name) for f in fields(kind) if f.name in args}
+        recipe = kind(**options | {"views": tuple(args.views)})
     except SettingsError as error:
         raise InputError(error.as_options()) from None
     rows = write_corpus(args.out, recipe, workers=args.workers)

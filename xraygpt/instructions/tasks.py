@@ -154,7 +154,7 @@ def _ask_finding(asked: Asked, finding: Located) -> Draft:
 
 def ground_phrases(asked: Asked) -> Iterator[Draft]:
     """Ask where sentences of the report are seen, also those without a place."""
-    phrases = asked.record.phrases
+    phrases = [phrase for phrase in asked.record.phrases if phrase.text.strip()]
     with_boxes = _chosen(asked, [each for each in phrases if each.boxes])
     without = _draw_some([each for each in phrases if not each.boxes], asked, "negatives")
     for phrase in [*with_boxes, *without]:
@@ -196,7 +196,7 @@ def detect(asked: Asked) -> Iterator[Draft]:
 
 def report_with_boxes(asked: Asked) -> Iterator[Draft]:
     """Ask for the report as sentences, each followed by its boxes."""
-    phrases = asked.record.phrases
+    phrases = [phrase for phrase in asked.record.phrases if phrase.text.strip()]
     if not any(phrase.boxes for phrase in phrases):
         return
     located: list[Located] = []

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -88,6 +89,31 @@ class Recipe:
         split = split_rng.choices(list(self.shares), weights=list(self.shares.values()))[0]
         return study, text, split
 
+    def write_study(self, folder: Path, number: int) -> dict[str, Any]:
+        """Draw the images of one study and return its row."""
+        study, text, split = self.build_study(number)
+        images, boxes = [], []
+        for view in self.views:
+            name = f"{study.study_id}_{view}.png"
+            picture = render(study, view, self.size)
+            save_picture(picture.pixels, folder / "images" / name)
+            images.append({"path": f"images/{name}", "view": view})
+            for finding, box in zip(study.findings, picture.boxes, strict=True):
+                if box is not None:
+                    row = {"name": finding.name, "side": finding.side, "view": view, "box": box}
+                    boxes.append(row)
+        return {
+            "id": study.study_id,
+            "study": study.study_id,
+            "split": split,
+            "images": images,
+            **text,
+            "codes": codes_of(study.findings),
+            "labels": [vars(f) for f in study.findings],
+            "boxes": boxes,
+            "source": SOURCE,
+        }
+
 
 def write_corpus(folder: Path, recipe: Recipe, *, workers: int | None = None) -> Path:
     """Draw a corpus, or complete what an interrupted call has drawn.
@@ -162,36 +188,11 @@ def _write_studies(
 ) -> Iterator[dict[str, Any]]:
     workers = workers if workers is not None else (os.cpu_count() or 1)
     if workers <= 1:
-        yield from (write_study(folder, recipe, n) for n in numbers)
+        yield from (recipe.write_study(folder, n) for n in numbers)
         return
     with ProcessPoolExecutor(workers) as pool:
-        n = len(numbers)
-        yield from pool.map(write_study, [folder] * n, [recipe] * n, numbers, chunksize=16)
-
-
-def write_study(folder: Path, recipe: Recipe, number: int) -> dict[str, Any]:
-    """Draw the images of one study and return its row."""
-    study, text, split = recipe.build_study(number)
-    images, boxes = [], []
-    for view in recipe.views:
-        name = f"{study.study_id}_{view}.png"
-        picture = render(study, view, recipe.size)
-        save_picture(picture.pixels, folder / "images" / name)
-        images.append({"path": f"images/{name}", "view": view})
-        for finding, box in zip(study.findings, picture.boxes, strict=True):
-            if box is not None:
-                boxes.append({"name": finding.name, "side": finding.side, "view": view, "box": box})
-    return {
-        "id": study.study_id,
-        "study": study.study_id,
-        "split": split,
-        "images": images,
-        **text,
-        "codes": codes_of(study.findings),
-        "labels": [vars(f) for f in study.findings],
-        "boxes": boxes,
-        "source": SOURCE,
-    }
+        write = partial(recipe.write_study, folder)
+        yield from pool.map(write, numbers, chunksize=16)
 
 
 def save_picture(pixels: Any, path: Path) -> None:

@@ -15,6 +15,7 @@ from xraygpt.phantom.findings import Finding
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _SLOT = re.compile(r"<(\w+)(?::(\w+))?>")
+_PRIOR = re.compile(r"\b(again|unchanged|stable|persist\w*|previous\w*|prior|interval)\b", re.I)
 # Findings with which a radiologist would still report no acute disease.
 _QUIET = frozenset({"calcified_granuloma", "hyperinflation", "pacemaker", "catheter"})
 
@@ -39,6 +40,32 @@ def generate_report(findings: Sequence[Finding], rng: Random) -> dict[str, str]:
         "findings": " ".join(s for s in sentences if s),
         "impression": " ".join(s for s in impression if s),
     }
+
+
+def grounded_sentences(
+    findings: Sequence[Finding], rng: Random
+) -> tuple[list[tuple[Finding, str]], list[str]]:
+    """Generate one sentence for each finding, and sentences about normal anatomy.
+
+    No sentence refers to an earlier image.
+
+    Args:
+        findings: The findings of the study.
+        rng: Chooses the wording.
+
+    Returns:
+        Pairs of a finding and its sentence, and the sentences that describe nothing abnormal.
+    """
+    described = [(finding, _without_priors(finding, rng)) for finding in findings]
+    normal = [sentence for sentence in _normal_sentences(findings, rng) if sentence]
+    return described, normal
+
+
+def _without_priors(finding: Finding, rng: Random) -> str:
+    """Write a sentence about a finding that compares it with no earlier image."""
+    while _PRIOR.search(sentence := _describe(finding, "say", rng)):
+        pass
+    return sentence
 
 
 def _normal_sentences(findings: Sequence[Finding], rng: Random) -> list[str]:

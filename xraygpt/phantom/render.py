@@ -65,19 +65,28 @@ def render(study: Study, view: View = "frontal", size: int = 224) -> Picture:
         raise ValueError(f"size ({size}) must be at least 32")
     if view not in VIEWS:
         raise ValueError(f"unknown view '{view}'; choose one of {', '.join(VIEWS)}")
-    body = sample_body(_rng(study, "body"), study.findings, lateral=view == "lateral")
-    draw = frontal.draw if view == "frontal" else lateral.draw
-    scene = draw(body, size, _rng(study, view))
-    masks = [
-        lesions.draw_finding(scene, finding, _rng(study, f"{view}/{i}"))
-        for i, finding in enumerate(study.findings)
-    ]
-    pixels = scene.picture(_rng(study, f"{view}/noise"))
-    _mark_side(pixels, scene, _rng(study, f"{view}/marker"))
+    scene, masks, pixels = draw_scene(study, view, size)
+    _mark_side(pixels, scene, make_rng(study, f"{view}/marker"))
     return Picture(pixels, view, masks, [bounding_box(m) for m in masks])
 
 
-def _rng(study: Study, purpose: str) -> np.random.Generator:
+def draw_scene(study: Study, view: View, size: int) -> tuple[Scene, list[Layer], np.ndarray]:
+    """Draw one view without a side marker.
+
+    Returns:
+        The scene; the mask of each finding, see `Picture.masks`; and the pixels, uint8 (H, W).
+    """
+    body = sample_body(make_rng(study, "body"), study.findings, lateral=view == "lateral")
+    draw = frontal.draw if view == "frontal" else lateral.draw
+    scene = draw(body, size, make_rng(study, view))
+    masks = [
+        lesions.draw_finding(scene, finding, make_rng(study, f"{view}/{i}"))
+        for i, finding in enumerate(study.findings)
+    ]
+    return scene, masks, scene.picture(make_rng(study, f"{view}/noise"))
+
+
+def make_rng(study: Study, purpose: str) -> np.random.Generator:
     """Return an independent generator per purpose, so that a finding does not change the ribs."""
     key = zlib.crc32(f"{study.study_id}/{purpose}".encode())
     return np.random.default_rng([study.seed, key])
