@@ -24,7 +24,6 @@ mistake. 130, 143: the run was interrupted.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import traceback
 from collections import Counter
@@ -36,9 +35,9 @@ from xraygpt.common.cli import run_main
 from xraygpt.common.errors import InputError, XrayGPTError
 from xraygpt.curation.files import write_left_out, write_reports
 from xraygpt.curation.folder import FAILURE_STAGES, HELD_BACK_FILE
-from xraygpt.curation.llm.endpoint import PROVIDERS, Endpoint
-from xraygpt.curation.llm.prices import load_price
 from xraygpt.curation.llm.privacy import check_privacy
+from xraygpt.curation.llm.tasks import TASKS
+from xraygpt.curation.model_options import add_model_options, refuse_model_options, settings_from
 from xraygpt.curation.pictures import select_pictures
 from xraygpt.curation.recipe_table import CODED_CORPORA
 from xraygpt.curation.select import Filters, Selection, get_corpus, select_reports
@@ -117,7 +116,7 @@ def _build_parser() -> argparse.ArgumentParser:
         _add_filters(step)
         if name in CODED_CORPORA:
             _add_codes(step)
-        _add_model(step)
+        add_model_options(step, tuple(TASKS))
     step = steps.add_parser("filter", help="write the selected reports as JSON lines")
     step.set_defaults(run=_run_filter)
     step.add_argument("corpus", choices=CORPORA)
@@ -180,53 +179,6 @@ def _add_codes(step: argparse.ArgumentParser) -> None:
     add("--projections", type=Path, help="indiana_projections.csv: the views, for the XML reports")
 
 
-def _add_model(step: argparse.ArgumentParser) -> None:
-    from xraygpt.curation.llm.limits import Limits, RetryPolicy
-    from xraygpt.curation.llm.tasks import TASKS
-
-    default = Endpoint()
-    group = step.add_argument_group("with a language model")
-    add = group.add_argument
-    add("--provider", choices=PROVIDERS, default="rules", help="what rewrites the reports")
-    add("--task", choices=tuple(TASKS), default="summarise", help="what to write")
-    add("--model", default="", help="name of the model; for Azure, of the deployment")
-    add("--base-url", default="", help="default for local: http://127.0.0.1:8000/v1")
-    add("--prompt", type=Path, help="a prompt file like those in prompts/curation/")
-    add("--temperature", type=_temperature, default=default.temperature, help="0 to 2, or none")
-    add("--model-seed", type=int, help="seed for the endpoint; few endpoints use it")
-    add("--concurrency", type=int, default=Limits().concurrency, help="maximum concurrent calls")
-    add("--rpm", type=float, help="maximum requests per minute")
-    add("--tpm", type=float, help="maximum tokens per minute")
-    add("--timeout", type=float, default=RetryPolicy().timeout, help="seconds per call")
-    add(
-        "--attempts", type=int, default=RetryPolicy().max_attempts,
-        help="maximum number of calls for one answer if the endpoint fails",
-    )  # fmt: skip
-    add("--prices", type=Path, help="YAML: model: {input: …, output: …} per million tokens")
-    add("--max-usd", type=float, help="stop before the total cost exceeds this (needs --prices)")
-    add("--max-tokens", type=int, help="stop before the total tokens exceed this")
-    add("--dry-run", action="store_true", help="estimate tokens, time and cost; send nothing")
-    add("--sample", type=int, default=200, help="number of rows that --dry-run estimates")
-    add("--batch", action="store_true", help="use the Batch API: slower, often cheaper")
-    add("--poll-seconds", type=float, default=60.0, help="seconds between status checks")
-    add(
-        "--again", nargs="+", choices=("refused", "invalid"), default=[],
-        help="request rows with these results again",
-    )  # fmt: skip
-    add("--partial", action="store_true", help="write the folder with the answers so far")
-    add(
-        "--zero-retention-agreement", default="", metavar="REFERENCE",
-        help="reference to your written agreement, to send credentialed data to another host",
-    )  # fmt: skip
-
-
-def _temperature(text: str) -> float | None:
-    value = None if text.lower() == "none" else float(text)
-    if value is not None and not 0 <= value <= 2:
-        raise argparse.ArgumentTypeError("expected a number from 0 to 2, or none")
-    return value
-
-
 def _filters_from(args: argparse.Namespace) -> Filters:
     try:
         return Filters(
@@ -245,7 +197,7 @@ def _run_curate(args: argparse.Namespace) -> None:
 
     filters = _filters_from(args)
     if getattr(args, "codes", False):
-        _refuse_model_options(args)
+        refuse_model_options(args)
         _write_codes(args, filters)
         return
     for name in ("splits", "projections"):
@@ -253,9 +205,9 @@ def _run_curate(args: argparse.Namespace) -> None:
             raise InputError(f"--{name} needs --codes")
     settings = None
     if args.provider == "rules":
-        _refuse_model_options(args)
+        refuse_model_options(args)
     else:
-        settings = _rewrite_settings_from(args)
+        settings = settings_from(args, TASKS[args.task])
     if args.out.exists() and not args.out.is_dir():
         raise InputError(f"--out {args.out} is a file; name a folder")
     if settings is not None and args.dry_run:
@@ -313,62 +265,9 @@ def _print_result(result: CurationResult, out: Path) -> None:
     )
 
 
-def _refuse_model_options(args: argparse.Namespace) -> None:
-    """Refuse options for a language model if none is used."""
-    parser = argparse.ArgumentParser()
-    _add_model(parser)
-    defaults = vars(parser.parse_args([]))
-    unused = [name for name, value in defaults.items() if getattr(args, name) != value]
-    if unused:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
-        raise InputError(f"{options} needs a language model: choose one with --provider")
-
-
 def print_line(line: str) -> None:
     """Write a line to stdout."""
     sys.stdout.write(f"{line}\n")
-
-
-def _rewrite_settings_from(args: argparse.Namespace) -> RewriteSettings:
-    from xraygpt.curation.llm.limits import Limits, RetryPolicy
-    from xraygpt.curation.llm.prompts import load_prompt
-    from xraygpt.curation.llm.settings import RewriteSettings
-    from xraygpt.curation.llm.tasks import TASKS
-
-    _check_model_options(args)
-    return RewriteSettings(
-        endpoint=Endpoint(
-            provider=args.provider, model=args.model, base_url=args.base_url,
-            temperature=args.temperature, seed=args.model_seed,
-        ),
-        task=TASKS[args.task],
-        prompt=load_prompt(args.task, args.prompt),
-        limits=Limits(
-            concurrency=args.concurrency, rpm=args.rpm, tpm=args.tpm,
-            max_tokens=args.max_tokens, max_cost=args.max_usd,
-        ),
-        retry_policy=RetryPolicy(max_attempts=args.attempts, timeout=args.timeout),
-        price=load_price(args.prices, args.model) if args.prices else None,
-        agreement=args.zero_retention_agreement,
-        batch=args.batch,
-        poll_seconds=args.poll_seconds,
-        retry_states=tuple(args.again),
-        partial=args.partial,
-    )  # fmt: skip
-
-
-def _check_model_options(args: argparse.Namespace) -> None:
-    if not args.model:
-        raise InputError(f"--provider {args.provider} needs --model, the name of the model")
-    if args.max_usd is not None and args.prices is None:
-        raise InputError("--max-usd needs --prices, a file with the price of the model")
-    for name in ("concurrency", "attempts", "sample"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name} must be at least 1")
-    for name in ("rpm", "tpm", "timeout", "max_usd", "max_tokens", "poll_seconds"):
-        value = getattr(args, name)
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(f"--{name.replace('_', '-')} must be above 0 and finite")
 
 
 def _dry_run(args: argparse.Namespace, filters: Filters, settings: RewriteSettings) -> None:

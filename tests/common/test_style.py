@@ -58,6 +58,7 @@ ORDER = [
     "prepare_nnunet",
     "prepare_ultrasound",
     "prepare_images",
+    "prepare_conversations",
     "prepare_instructions",
     "download",
     "curate",

@@ -39,6 +39,7 @@ NUMERIC = {
     "xraygpt.prepare_nnunet": ["--out"],
     "xraygpt.prepare_ultrasound": ["IN", "OUT"],
     "xraygpt.prepare_images": ["IN", "OUT"],
+    "xraygpt.prepare_conversations": ["STEP"],
     "xraygpt.curate": ["CORPUS or STEP"],
     **{str(path.relative_to(REPO)): ["--reports", "--out"] for path in SCRIPTS},
 }
@@ -118,6 +119,11 @@ MISTAKES = [
         "invalid choice: 'some'",
     ),
     ("xraygpt.prepare_ultrasound", ["docs", "new", "--text-frames", "0"], "0: must be at least 1"),
+    (
+        "xraygpt.prepare_conversations",
+        ["filter", "--collection", "mimic", "--out", "new"],
+        "did you mean 'mimic_cxr'?",
+    ),
     ("xraygpt.prepare_images", ["gone", "new"], "gone: no such file or folder"),
     ("xraygpt.prepare_images", ["docs", "docs"], "IN and OUT are the same folder"),
     ("xraygpt.prepare_images", ["docs", "new", "--quality", "101"], "--quality must be at most"),

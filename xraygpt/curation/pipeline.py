@@ -196,7 +196,7 @@ def rewrite_by_model(
     """Rewrite with a language model, without requesting answers in the ledger again."""
     located_items = build_items(selection, settings)
     items = [item for item, _ in located_items]
-    result = _request_answers(items, settings, ledger)
+    result = request_answers(items, settings, ledger)
     rows = ledger.rows([item.key for item in items])
     facts = _model_facts(settings, [rows[item.key] for item in items])
     texts = RewrittenTexts(attempted=len(items), facts=facts)
@@ -211,7 +211,7 @@ def rewrite_by_model(
     return result, texts
 
 
-def _request_answers(items: Sequence[Item], settings: RewriteSettings, ledger: Ledger) -> RunResult:
+def request_answers(items: Sequence[Item], settings: RewriteSettings, ledger: Ledger) -> RunResult:
     """Request the answers that are missing from the ledger.
 
     Raises:

@@ -96,7 +96,9 @@ class Endpoint:
     def _azure_options(self) -> dict[str, str]:
         key = os.environ.get("AZURE_OPENAI_API_KEY", "")
         token = os.environ.get("AZURE_OPENAI_AD_TOKEN", "")
-        version = os.environ.get("AZURE_OPENAI_API_VERSION") or os.environ.get("OPENAI_API_VERSION")
+        # The last one is RadVLM's.
+        names = ("AZURE_OPENAI_API_VERSION", "OPENAI_API_VERSION", "AZURE_API_VERSION")
+        version = next((os.environ[name] for name in names if os.environ.get(name)), "")
         if not (key or token) or not version:
             raise InputError(
                 "--provider azure: set AZURE_OPENAI_API_KEY (or AZURE_OPENAI_AD_TOKEN) and "

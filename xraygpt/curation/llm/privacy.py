@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from xraygpt.common.errors import InputError
@@ -9,11 +10,25 @@ from xraygpt.curation.llm.endpoint import Endpoint, is_loopback
 from xraygpt.curation.sources import Corpus
 
 
-def check_privacy(corpus: Corpus, endpoint: Endpoint | None, agreement: str, batch: bool) -> str:
+class Licensed(NamedTuple):
+    """Texts with a licence.
+
+    Attributes:
+        name: What messages call them.
+        access: ``public``, or ``credentialed`` for texts that may not be sent to third parties.
+    """
+
+    name: str
+    access: str
+
+
+def check_privacy(
+    corpus: Corpus | Licensed, endpoint: Endpoint | None, agreement: str, batch: bool
+) -> str:
     """Check that the texts of a corpus may be sent to an endpoint.
 
     Args:
-        corpus: The corpus, with its licence.
+        corpus: The corpus or collection, with its licence.
         endpoint: The endpoint; None for rules.
         agreement: The user's reference to a written zero-retention agreement, or empty.
         batch: Whether the endpoint stores the requests as files.
