@@ -197,7 +197,7 @@ def _run_curate(args: argparse.Namespace) -> None:
 
     filters = _filters_from(args)
     if getattr(args, "codes", False):
-        refuse_model_options(args)
+        refuse_model_options(args, tuple(TASKS))
         _write_codes(args, filters)
         return
     for name in ("splits", "projections"):
@@ -205,7 +205,7 @@ def _run_curate(args: argparse.Namespace) -> None:
             raise InputError(f"--{name} needs --codes")
     settings = None
     if args.provider == "rules":
-        refuse_model_options(args)
+        refuse_model_options(args, tuple(TASKS))
     else:
         settings = settings_from(args, TASKS[args.task])
     if args.out.exists() and not args.out.is_dir():

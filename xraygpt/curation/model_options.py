@@ -120,14 +120,18 @@ def _check(args: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} must be above 0 and finite")
 
 
-def refuse_model_options(args: argparse.Namespace) -> None:
+def refuse_model_options(args: argparse.Namespace, tasks: Sequence[str] = ()) -> None:
     """Refuse options for a language model if none is used.
+
+    Args:
+        args: Options of `add_model_options`.
+        tasks: As for `add_model_options`.
 
     Raises:
         InputError: One was given.
     """
     parser = argparse.ArgumentParser()
-    add_model_options(parser)
+    add_model_options(parser, tasks)
     defaults = vars(parser.parse_args([]))
     unused = [name for name, value in defaults.items() if getattr(args, name) != value]
     if unused:

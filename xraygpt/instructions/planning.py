@@ -116,6 +116,8 @@ def collect_patients(
         "CREATE TABLE used (patient TEXT, target TEXT, collection TEXT, "
         "PRIMARY KEY (patient, target, collection)) WITHOUT ROWID"
     )
+    if all(entry.target == "train" for entry in settings.mixture):
+        return db  # nobody is held out
     for entry in settings.mixture:
         with Tables(databases[entry.collection], read_only=True) as tables:
             db.executemany(

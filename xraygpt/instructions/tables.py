@@ -79,17 +79,8 @@ class Tables:
         Raises:
             DataError: The file cannot be read, lacks a column, or has a row of another length.
         """
-        with open_text(path) as file:
-            rows = csv.reader(file)
-            header = [column.strip() for column in next(rows, [])]
-            places = [_place(column, header) for column in (*required, *optional)]
-            if None in places[: len(required)]:
-                absent = required[places.index(None)].replace("|", " or ")
-                raise DataError(
-                    f"{path}: there is no column '{absent}'{did_you_mean(absent, header)}"
-                )
-            columns = [column.partition("|")[0] for column in (*required, *optional)]
-            return self.load_rows(name, columns, _select(path, rows, len(header), places), key)
+        columns = [column.partition("|")[0] for column in (*required, *optional)]
+        return self.load_rows(name, columns, read_csv(path, required, optional), key)
 
     def load_rows(
         self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], key: str = ""
@@ -140,6 +131,20 @@ class Tables:
         return self.row(sql, name) is not None
 
 
+def read_csv(
+    path: Path, required: Sequence[str] = (), optional: Sequence[str] = ()
+) -> Iterator[list[str | None]]:
+    """Yield the cells of some columns of a CSV file; see `Tables.load_csv`."""
+    with open_text(path) as file:
+        rows = csv.reader(file)
+        header = [column.strip() for column in next(rows, [])]
+        places = [_place(column, header) for column in (*required, *optional)]
+        if None in places[: len(required)]:
+            absent = required[places.index(None)].replace("|", " or ")
+            raise DataError(f"{path}: there is no column '{absent}'{did_you_mean(absent, header)}")
+        yield from _select(path, rows, len(header), places)
+
+
 def _place(column: str, header: Sequence[str]) -> int | None:
     """Return the place of the first of several names, ``a|b``, in the header of a file."""
     lower = [name.lower() for name in header]
@@ -154,13 +159,16 @@ def _select(
 ) -> Iterator[list[str | None]]:
     """Yield the chosen cells of each row, without spaces around them; empty ones are None."""
     for number, row in enumerate(rows, 2):
-        if not row:
-            continue
         if len(row) != width:
+            if not row:
+                continue
             raise DataError(
                 f"{path}, row {number}: {len(row)} cells, but the header has {width} columns"
             )
-        yield [None if p is None else (row[p].strip() or None) for p in places]
+        # Most cells of tables of labels are empty.
+        yield [
+            (cell.strip() or None) if p is not None and (cell := row[p]) else None for p in places
+        ]
 
 
 @contextmanager

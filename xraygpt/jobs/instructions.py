@@ -7,8 +7,10 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,7 @@ class Writer:
             DataError: A file of a collection is missing or damaged.
         """
         with self._lock():
-            databases = {n: c.database(self.work) for n, c in self.collections.items()}
+            databases = self._build_databases()
             plan, chunks = self._plan(databases)
             parts = self.work / "parts"
             result = write_parts(plan, chunks, parts, self.workers)
@@ -136,6 +138,16 @@ class Writer:
             check_entry(settings, i, counts.items[i], counts.left_out.get(i, {}))
             for i in range(len(mixture))
         ]
+
+    def _build_databases(self) -> dict[str, Path]:
+        """Return the database of each collection, building several at once."""
+        collections = list(self.collections.values())
+        workers = min(self.workers, len(collections))
+        build = partial(_build_database, self.work)
+        if workers <= 1:
+            return dict(map(build, collections))
+        with ProcessPoolExecutor(workers) as pool:
+            return dict(pool.map(build, collections))
 
     def _plan(self, databases: dict[str, Path]) -> tuple[Plan, list[Chunk]]:
         db = collect_patients(self.settings, databases, ":memory:")
@@ -198,6 +210,10 @@ class Writer:
             except BlockingIOError:
                 raise InputError(f"another run is writing to {self.out}") from None
             yield
+
+
+def _build_database(folder: Path, collection: Collection) -> tuple[str, Path]:
+    return collection.name, collection.database(folder)
 
 
 def _facts(collection: Collection) -> dict[str, Any]:

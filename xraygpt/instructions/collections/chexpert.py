@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from xraygpt.common.errors import DataError
 from xraygpt.common.registry import COLLECTIONS
 from xraygpt.instructions.collections.base import Collection
-from xraygpt.instructions.collections.labels import COLUMNS, contradictions, read_labels
+from xraygpt.instructions.collections.labels import COLUMNS, count_contradictions, read_labels
 from xraygpt.instructions.records import ImageRecord, ImageRow
-from xraygpt.instructions.tables import Tables
+from xraygpt.instructions.tables import Tables, read_csv
 
 _TABLES = {"train": "train.csv", "val": "valid.csv", "test": "test.csv"}
-# "patient00001" in "train/patient00001/study1/view1_frontal.jpg".
-_TAIL = "substr(image, instr(image, 'patient'))"
-_PATIENT = f"substr({_TAIL}, 1, instr({_TAIL}, '/') - 1)"
+_PREFIXES = ("CheXpert-v1.0-small/", "CheXpert-v1.0/")
+_SEXES = {"Female": "F", "Male": "M"}
 
 
 @COLLECTIONS.register("chexpert")
@@ -62,33 +63,17 @@ class CheXpert(Collection):
     def load(self, tables: Tables) -> None:
         """Load the tables; an empty label stays empty, whatever other studies say."""
         for split, path in self._tables().items():
-            tables.load_csv(
-                f"labels_{split}", path, ("Path",), ("Sex", "Frontal/Lateral", "AP/PA", *COLUMNS)
-            )
-            tables.run(f"ALTER TABLE labels_{split} ADD COLUMN image TEXT")
-            tables.run(
-                f"UPDATE labels_{split} SET image = replace(replace(Path, 'CheXpert-v1.0-small/', "
-                "''), 'CheXpert-v1.0/', '')"
-            )
-            tables.index(f"labels_{split}", "image")
-            study = "rtrim(rtrim(image, replace(image, '/', '')), '/')"
+            columns = ("image", "study", "patient", "view", "sex", *COLUMNS)
+            tables.load_rows(f"labels_{split}", columns, _read_rows(path), key="image")
             self.add_images(
                 tables,
-                f"""
-                SELECT image, image, {study}, 'chexpert/' || {_PATIENT}, '{split}',
-                    CASE WHEN image NOT LIKE '%frontal.%' THEN 'LATERAL'
-                        WHEN "AP/PA" IN ('AP', 'PA') THEN "AP/PA" ELSE 'FRONTAL' END,
-                    CASE Sex WHEN 'Female' THEN 'F' WHEN 'Male' THEN 'M' ELSE '' END, NULL, NULL
-                FROM labels_{split} ORDER BY rowid
-                """,
+                f"SELECT image, image, study, patient, '{split}', view, sex, NULL, NULL "
+                f"FROM labels_{split} ORDER BY rowid",
             )
             self._remark_contradictions(tables, split)
 
     def _remark_contradictions(self, tables: Tables, split: str) -> None:
-        name = f"labels_{split}"
-        for text, condition in contradictions(name):
-            found = tables.row(f"SELECT count(*), min(image) FROM {name} WHERE {condition}")
-            count, example = found or (0, "")
+        for text, count, example in count_contradictions(tables, f"labels_{split}", "image"):
             self.remark(tables, "repaired", f"{text} ({split})", count, example)
 
     def describe(self, tables: Tables, image: ImageRow) -> ImageRecord:
@@ -97,3 +82,25 @@ class CheXpert(Collection):
         sql = f"SELECT {columns} FROM labels_{image.split} WHERE image = ?"
         labels, healthy = read_labels(tables.row(sql, image.image_id) or [None] * len(COLUMNS))
         return ImageRecord(image, labels=labels, healthy=healthy)
+
+
+def _read_rows(path: Path) -> Iterator[list[str | None]]:
+    """Yield image, study, patient, view, sex and labels of each row.
+
+    Raises:
+        DataError: A path has another form than ``train/patient00001/study1/view1_frontal.jpg``.
+    """
+    names = ("Sex", "AP/PA", *COLUMNS)
+    for cells in read_csv(path, ("Path",), names):
+        image = cells[0] or ""
+        for prefix in _PREFIXES:
+            image = image.removeprefix(prefix)
+        parts = image.split("/")
+        if len(parts) < 4:
+            raise DataError(f"{path}: cannot read the path {cells[0]}")
+        if "frontal" not in parts[-1]:
+            view = "LATERAL"
+        else:
+            view = cells[2] if cells[2] in ("AP", "PA") else "FRONTAL"
+        sex = _SEXES.get(cells[1] or "", "")
+        yield [image, "/".join(parts[:-1]), f"chexpert/{parts[-3]}", view, sex, *cells[3:]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from xraygpt.instructions.records import Label
+from xraygpt.instructions.tables import Tables
 
 NO_FINDING = "No Finding"
 DEVICES = "Support Devices"
@@ -63,6 +64,26 @@ def with_parents(labels: Mapping[str, Label]) -> dict[str, Label]:
             result[parent] = "positive"
             parent = PARENTS.get(parent)
     return result
+
+
+def count_contradictions(tables: Tables, table: str, example: str) -> list[tuple[str, int, str]]:
+    """Count what `read_labels` repairs, in one pass.
+
+    Args:
+        tables: The database.
+        table: The table with `COLUMNS`.
+        example: Column with the name of a row.
+
+    Returns:
+        A text, the number of rows, and one of them, for each kind.
+    """
+    kinds = contradictions(table)
+    parts = ", ".join(
+        f'count(CASE WHEN {c} THEN 1 END), min(CASE WHEN {c} THEN "{example}" END)'
+        for _, c in kinds
+    )
+    row = tables.row(f'SELECT {parts} FROM "{table}"') or ()
+    return [(text, row[2 * i], row[2 * i + 1] or "") for i, (text, _) in enumerate(kinds)]
 
 
 def contradictions(table: str) -> list[tuple[str, str]]:

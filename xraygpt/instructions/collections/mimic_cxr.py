@@ -14,7 +14,7 @@ from typing import Literal
 from xraygpt.common.registry import COLLECTIONS
 from xraygpt.curation.sources import Problem, read_mimic
 from xraygpt.instructions.collections.base import Collection
-from xraygpt.instructions.collections.labels import COLUMNS, contradictions, read_labels
+from xraygpt.instructions.collections.labels import COLUMNS, count_contradictions, read_labels
 from xraygpt.instructions.records import ImageRecord, ImageRow
 from xraygpt.instructions.tables import Tables, read_json
 
@@ -95,9 +95,7 @@ class MimicCXR(Collection):
             self.remark(tables, "missing", f"no table of {self.config.labeller} labels", 1)
             return
         tables.load_csv("labels", path, ("study_id",), COLUMNS, key="study_id")
-        for text, condition in contradictions("labels"):
-            found = tables.row(f"SELECT count(*), min(study_id) FROM labels WHERE {condition}")
-            count, example = found or (0, "")
+        for text, count, example in count_contradictions(tables, "labels", "study_id"):
             self.remark(tables, "repaired", text, count, example)
         self._remark_without(tables, "labels", "images without labels")
 
