@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -59,22 +59,20 @@ class Plan:
     excluded: Path | None
     thresholds: dict[int, int]
 
-    def chunks(self, collections: dict[str, Collection]) -> list[Chunk]:
-        """Return all chunks, in the order of the output."""
+    def chunks(self, collections: Iterable[Collection]) -> list[Chunk]:
+        """Return the chunks of collections whose databases exist, in the order of the output."""
         chunks = []
-        for name, collection in collections.items():
-            with Tables(self.databases[name], read_only=True) as tables:
+        for collection in collections:
+            with Tables(self.databases[collection.name], read_only=True) as tables:
                 count = collection.count(tables)
             for i, start in enumerate(range(1, count + 1, CHUNK)):
-                chunks.append(Chunk(name, i, start, min(start + CHUNK, count + 1)))
+                stop = min(start + CHUNK, count + 1)
+                chunks.append(Chunk(collection.name, i, start, stop))
         return chunks
 
-    def signature(self) -> str:
+    def signature(self, collections: Iterable[Collection]) -> str:
         """Return a hash of all that determines the content of the parts."""
-        stamps = [
-            path.with_suffix(".json").read_text(encoding="utf-8")
-            for path in self.databases.values()
-        ]
+        stamps = [collection.stamp() for collection in collections]
         wording = self.settings.output.wording
         text = wording.read_text(encoding="utf-8") if wording else ""
         tree = to_tree(self.settings)

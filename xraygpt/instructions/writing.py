@@ -13,8 +13,9 @@ import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,18 @@ class Worker:
         self.plan, self.parts = plan, parts
         output = plan.settings.output
         self.collections = plan.settings.build()
-        self.tables = {name: Tables(path, read_only=True) for name, path in plan.databases.items()}
+        self._tables: dict[str, Tables] = {}
         self.excluded = Tables(plan.excluded, read_only=True) if plan.excluded else None
         self.wording = load_wording(output.wording)
         self.boxes = BoxWriter(output.boxes, output.min_pixels, output.max_pixels)
         names: list[str] = [name for name in output.formats if name in ROW_FORMATS]
         self.formats = {name: ROW_FORMATS[name] for name in names}
+
+    def tables(self, name: str) -> Tables:
+        """Return the tables of a collection, which are opened when they are first needed."""
+        if name not in self._tables:
+            self._tables[name] = Tables(self.plan.databases[name], read_only=True)
+        return self._tables[name]
 
     def write(self, chunk: Chunk) -> dict[str, Any]:
         """Write the parts of a chunk and return its counts.
@@ -95,7 +102,7 @@ class Worker:
             reasons: Counts by "position/reason" why images yield no item; updated.
             missing: Image files that are missing; updated.
         """
-        collection, tables = self.collections[chunk.collection], self.tables[chunk.collection]
+        collection, tables = self.collections[chunk.collection], self.tables(chunk.collection)
         entries = [
             (i, entry)
             for i, entry in enumerate(self.plan.settings.mixture)
@@ -154,7 +161,7 @@ class Worker:
     def hashes(self, chunk: Chunk) -> dict[int, list[int]]:
         """Return the hashes of the items of capped entries, by position in the mixture."""
         found: dict[int, list[int]] = {}
-        collection, tables = self.collections[chunk.collection], self.tables[chunk.collection]
+        collection, tables = self.collections[chunk.collection], self.tables(chunk.collection)
         capped = [
             (i, entry)
             for i, entry in enumerate(self.plan.settings.mixture)
@@ -290,38 +297,108 @@ def count_items(plan: Plan, chunks: Sequence[Chunk], workers: int) -> Result:
     return result
 
 
-def write_parts(plan: Plan, chunks: Sequence[Chunk], parts: Path, workers: int) -> Result:
+def write_parts(
+    plan: Plan, collections: Sequence[Collection], work: Path, workers: int
+) -> tuple[Result, list[Chunk]]:
     """Write the parts of all chunks that an earlier run has not completed.
 
+    The chunks of a collection are written as soon as its database is built, while others are still
+    being built.
+
+    Args:
+        plan: What to write.
+        collections: The collections, in the order of the output.
+        work: Folder of the databases and of ``parts``.
+        workers: Number of processes.
+
+    Returns:
+        The counts, and all chunks in the order of the output.
+
     Raises:
-        DataError: See `Worker.write`.
+        DataError: See `Collection.database` and `Worker.write`.
     """
-    result, todo = Result(), []
-    _prepare(parts, plan)
-    for chunk in chunks:
-        done = parts / "done" / f"{chunk.name}.json"
-        if done.is_file():
-            result.add(json.loads(done.read_text(encoding="utf-8")))
-        else:
-            todo.append(chunk)
-    if len(todo) < len(chunks):
-        log.info(
-            "continuing: %d of %d chunks were written before", len(chunks) - len(todo), len(chunks)
-        )
-    for facts in _map(_write_chunk, plan, parts, todo, workers, "writing"):
-        result.add(facts)
-    return result
+    parts = work / "parts"
+    _prepare(parts, plan, collections)
+    chunks: dict[str, list[Chunk]] = {}
+    facts: dict[Chunk, dict[str, Any]] = {}
+    bar = progress(desc="writing", total=0, unit="chunk")
+    with bar, _executor(plan, parts, workers) as run:
+        # The largest first, so that the others can be written meanwhile.
+        building = {run(_build_database, work, c): c for c in sorted(collections, key=_size)}
+        writing: dict[Future[Any], Chunk] = {}
+        while building or writing:
+            done, _ = wait([*building, *writing], return_when=FIRST_COMPLETED)
+            for future in done:
+                result = future.result()
+                if future in writing:
+                    facts[writing.pop(future)] = result
+                    bar.update()
+                    continue
+                collection = building.pop(future)
+                found = chunks[collection.name] = plan.chunks([collection])
+                todo = [chunk for chunk in found if not _read_done(parts, chunk, facts)]
+                bar.total += len(todo)
+                for chunk in todo:
+                    started = run(_write_chunk, chunk)
+                    if started.done():
+                        facts[chunk] = started.result()
+                        bar.update()
+                    else:
+                        writing[started] = chunk
+    ordered = [chunk for each in collections for chunk in chunks[each.name]]
+    total = Result()
+    for chunk in ordered:
+        total.add(facts[chunk])
+    return total, ordered
 
 
-def _prepare(parts: Path, plan: Plan) -> None:
+def _size(collection: Collection) -> int:
+    """Return the negative size of a collection's files in bytes."""
+    return -sum(path.stat().st_size for path in collection.files())
+
+
+def _read_done(parts: Path, chunk: Chunk, facts: dict[Chunk, dict[str, Any]]) -> bool:
+    """Add the counts of a chunk, if an earlier run has written it."""
+    done = parts / "done" / f"{chunk.name}.json"
+    if not done.is_file():
+        return False
+    facts[chunk] = json.loads(done.read_text(encoding="utf-8"))
+    return True
+
+
+def _prepare(parts: Path, plan: Plan, collections: Sequence[Collection]) -> None:
     """Create the folders of the parts; parts of other settings are deleted."""
-    stamp, signature = parts / "plan.txt", plan.signature()
+    stamp, signature = parts / "plan.txt", plan.signature(collections)
     if parts.is_dir() and not (stamp.is_file() and stamp.read_text(encoding="utf-8") == signature):
         shutil.rmtree(parts)
     names = ["items", *(name for name in plan.settings.output.formats if name in ROW_FORMATS)]
     for folder in ["done", *(f"{split}.{name}" for split in SPLITS for name in names)]:
         (parts / folder).mkdir(parents=True, exist_ok=True)
     write_text_atomic(stamp, signature)
+
+
+@contextmanager
+def _executor(plan: Plan, parts: Path, workers: int) -> Iterator[Callable[..., Future[Any]]]:
+    """Yield a function that runs another one in a process, or at once if there is one only."""
+    if workers == 1:
+        _workers[:] = [Worker(plan, parts)]
+        yield _run_here
+        return
+    pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(plan, parts))
+    try:
+        yield pool.submit
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _run_here(function: Callable[..., Any], *args: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(function(*args))
+    return future
+
+
+def _build_database(folder: Path, collection: Collection) -> Path:
+    return collection.database(folder)
 
 
 def _map(

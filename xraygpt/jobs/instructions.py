@@ -89,10 +89,13 @@ class Writer:
             DataError: A file of a collection is missing or damaged.
         """
         with self._lock():
-            databases = self._build_databases()
-            plan, chunks = self._plan(databases)
+            collections = list(self.collections.values())
+            paths = {each.name: each.database_path(self.work) for each in collections}
+            plan = Plan(self.settings, paths, None, {})
+            if self._needs_plan():
+                plan, _ = self._plan(self._build_databases())
+            result, chunks = write_parts(plan, collections, self.work, self.workers)
             parts = self.work / "parts"
-            result = write_parts(plan, chunks, parts, self.workers)
             self._join(parts, chunks)
             self._export()
             text = json.dumps(self._manifest(result), indent=2, ensure_ascii=False)
@@ -139,6 +142,12 @@ class Writer:
             for i in range(len(mixture))
         ]
 
+    def _needs_plan(self) -> bool:
+        """Check whether all images must be known before the first item is written."""
+        mixture = self.settings.mixture
+        held_out = any(entry.target != "train" for entry in mixture)
+        return held_out or any(entry.cap is not None for entry in mixture)
+
     def _build_databases(self) -> dict[str, Path]:
         """Return the database of each collection, building several at once."""
         collections = list(self.collections.values())
@@ -157,7 +166,7 @@ class Writer:
         finally:
             db.close()
         plan = Plan(self.settings, databases, excluded, {})
-        chunks = plan.chunks(self.collections)
+        chunks = plan.chunks(self.collections.values())
         return replace(plan, thresholds=find_thresholds(plan, chunks, self.workers)), chunks
 
     def _join(self, parts: Path, chunks: Sequence[Chunk]) -> None:

@@ -253,14 +253,8 @@ class Collection(Plugin):
         Raises:
             DataError: See `files` and `load`.
         """
-        from xraygpt.common.config import to_tree
-
-        path, stamp = folder / f"{self.name}.sqlite", folder / f"{self.name}.json"
-        current = json.dumps(
-            [VERSION, to_tree(self.config), signature([*self.files(), *self._stored()])],
-            default=str,
-            indent=1,
-        )
+        path, stamp = self.database_path(folder), folder / f"{self.name}.json"
+        current = self.stamp()
         if path.is_file() and stamp.is_file() and stamp.read_text(encoding="utf-8") == current:
             return path
         folder.mkdir(parents=True, exist_ok=True)
@@ -275,6 +269,21 @@ class Collection(Plugin):
             partial.unlink(missing_ok=True)
         stamp.write_text(current, encoding="utf-8")
         return path
+
+    def database_path(self, folder: Path) -> Path:
+        """Return where `database` puts the database."""
+        return folder / f"{self.name}.sqlite"
+
+    def stamp(self) -> str:
+        """Return what the database depends on: settings, files, sizes and times of change.
+
+        Raises:
+            DataError: See `files`.
+        """
+        from xraygpt.common.config import to_tree
+
+        files = signature([*self.files(), *self._stored()])
+        return json.dumps([VERSION, to_tree(self.config), files], default=str, indent=1)
 
     def build(self, tables: Tables) -> None:
         """Create the tables of every collection, and `load`.
