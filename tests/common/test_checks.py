@@ -28,6 +28,7 @@ from xraygpt.datasets.study_splits import StudySplitRule
 from xraygpt.datasets.synthetic_cxr import SyntheticCxr
 from xraygpt.evaluation.evaluator import Evaluator
 from xraygpt.features.cache import FeatureStore
+from xraygpt.instructions.collections.radvlm_set import RadVLMSet
 from xraygpt.instructions.collections.vindr_cxr import VindrCXR
 from xraygpt.instructions.settings import Entry, InstructionSet, Output
 from xraygpt.media.frame_sampling import FrameSampling
@@ -49,6 +50,7 @@ from xraygpt.models.vision.config import VisionConfig
 from xraygpt.models.vision.image_text import ImageText, TextTower
 from xraygpt.phantom.corpus import Recipe
 from xraygpt.phantom.findings import Finding
+from xraygpt.phantom.grounded import GroundedRecipe
 from xraygpt.processors.image import XrayImage, XrayImageTrain
 from xraygpt.processors.plain import DisplayImage
 from xraygpt.runners.budget import Budget
@@ -361,6 +363,12 @@ CASES: list[tuple[type, dict[str, Any], set[str]]] = [
     (TorchNetwork.Config, {"image_size": 0, "convention": "acdd"}, {"image_size", "convention"}),
     (OnnxNetwork.Config, {"network": "net.onnx", "threads": -1}, {"threads", "convention"}),
     (NnUNet.Config, {"convention": "acdd", "folds": (0, -1)}, {"convention", "folds"}),
+    (RadVLMSet.Config, {"split": "all"}, {"split"}),
+    (
+        GroundedRecipe,
+        {"studies": 0, "zoom": (2.0, 1.0), "shift": 2, "flips": -1, "texts": "openi"},
+        {"studies", "zoom", "shift", "flips", "texts", "design"},
+    ),
     (VindrCXR.Config, {"min_readers": 0, "threshold": 1}, {"min_readers", "threshold"}),
     (
         Entry,
