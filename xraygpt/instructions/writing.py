@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from xraygpt.common.checkpoint import write_bytes_atomic, write_text_atomic
-from xraygpt.common.errors import DataError, XrayGPTError
+from xraygpt.common.errors import DataError
 from xraygpt.common.keyed_random import keyed_int
 from xraygpt.common.logging import progress
 from xraygpt.instructions.collections.base import Collection
@@ -417,43 +417,3 @@ def _map(
         yield from progress(pool.map(function, chunks), title, len(chunks), unit="chunk")
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def join_parts(parts: Path, name: str, chunks: Iterable[Chunk], out: Path, form: RowFormat) -> bool:
-    """Join the parts of one file in order; write nothing if there are none.
-
-    Args:
-        parts: Folder of all parts.
-        name: ``<split>.<format>``.
-        chunks: All chunks.
-        out: The file to write.
-        form: Its format.
-
-    Returns:
-        Whether the file was written.
-
-    Raises:
-        XrayGPTError: The disk is full.
-    """
-    files = [parts / name / chunk.name for chunk in chunks]
-    files = [file for file in files if file.is_file()]
-    if not files:
-        out.unlink(missing_ok=True)
-        return False
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    opening, closing = form.brackets
-    try:
-        with partial.open("wb") as target:
-            target.write(opening)
-            for i, file in enumerate(files):
-                if i:
-                    target.write(form.separator)
-                with file.open("rb") as source:
-                    shutil.copyfileobj(source, target, 1 << 20)
-            target.write(closing)
-        partial.replace(out)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise XrayGPTError(f"cannot write {out}: {error.strerror}") from None
-    return True

@@ -27,6 +27,7 @@ from xraygpt.instructions.checking import (
 from xraygpt.instructions.collections.base import Collection
 from xraygpt.instructions.exports import EXPORTS
 from xraygpt.instructions.formats import ROW_FORMATS, BoxWriter, dataset_info
+from xraygpt.instructions.joining import join_parts
 from xraygpt.instructions.planning import (
     Chunk,
     Plan,
@@ -41,7 +42,6 @@ from xraygpt.instructions.writing import (
     Result,
     count_items,
     find_thresholds,
-    join_parts,
     write_parts,
 )
 
