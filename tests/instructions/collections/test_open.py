@@ -170,6 +170,10 @@ def test_the_true_samples_of_tbx11k(real_data):
     assert finding.text == "ObsoletePulmonaryTuberculosis" and len(finding.boxes) == 2
     assert finding.boxes[0] == pytest.approx((0.6002, 0.1212, 0.8649, 0.4075), abs=1e-4)
     assert records["health/h0001.png"].healthy and remarks == []
+    assert records["tb/tb0005.png"].labels == {
+        "ActiveTuberculosis": "positive", "ObsoletePulmonaryTuberculosis": "negative"
+    }  # fmt: skip
+    assert len(records["health/h0001.png"].searched) == 3
     assert (collection.image_folder() / "tb/tb0005.png").is_file()
 
 

@@ -18,6 +18,7 @@ from xraygpt.instructions.records import ImageRecord, ImageRow, Label, Located, 
 from xraygpt.instructions.tables import Tables, read_json
 from xraygpt.media.geometry import Box
 
+ANY = "PulmonaryTuberculosis"
 _SPLITS: dict[Split, str] = {"train": "train", "val": "val", "test": "test"}
 
 
@@ -115,6 +116,11 @@ class Tbx11k(Collection):
         group = _group(image.path)
         names = [name for (name,) in tables.rows("SELECT name FROM names")]
         known = group in ("health", "sick") or (bool(findings) and not damaged)
+        if findings:
+            # It means any tuberculosis, or one whose kind is not known: where it is marked, other
+            # kinds are not absent, and where another kind is marked, it is not absent.
+            unsure = ANY in boxes
+            names = [n for n in names if n in boxes or not (unsure or n == ANY)]
         labels: dict[str, Label] = {}
         if known:
             labels = {name: "positive" if name in boxes else "negative" for name in names}
