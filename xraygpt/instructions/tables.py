@@ -142,7 +142,10 @@ def read_csv(
         if None in places[: len(required)]:
             absent = required[places.index(None)].replace("|", " or ")
             raise DataError(f"{path}: there is no column '{absent}'{did_you_mean(absent, header)}")
-        yield from _select(path, rows, len(header), places)
+        try:
+            yield from _select(path, rows, len(header), places)
+        except csv.Error as error:
+            raise DataError(f"{path}, line {rows.line_num}: {error}") from None
 
 
 def _place(column: str, header: Sequence[str]) -> int | None:

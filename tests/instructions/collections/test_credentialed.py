@@ -132,6 +132,19 @@ def test_missing_tables_and_columns_are_named(mimic):
         read(MimicCXR(MimicCXR.Config(root=mimic)))
 
 
+def test_damaged_values_are_named_without_a_traceback(mimic, tmp_path):
+    path = mimic / "mimic-cxr-2.0.0-chexpert.csv"
+    path.write_text(path.read_text().replace("1.0", "yes", 1))
+    with pytest.raises(
+        DataError, match=r"mimic_cxr: image d1 has an unexpected value \(ValueError"
+    ):
+        read(MimicCXR(MimicCXR.Config(root=mimic)))
+    (mimic / "genders.json").write_text('["F"]')
+    with pytest.raises(DataError, match="mimic_cxr: a file has an unexpected value"):
+        MimicCXR(MimicCXR.Config(root=mimic)).database(tmp_path / "work")
+    assert not list((tmp_path / "work").iterdir()), "nothing half-built is left"
+
+
 # ---- CheXpert ------------------------------------------------------------------------------------
 
 

@@ -7,11 +7,12 @@ import os
 import sqlite3
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
-from xraygpt.common.errors import DataError
+from xraygpt.common.errors import DataError, XrayGPTError
 from xraygpt.common.registry import COLLECTIONS, Plugin
 from xraygpt.common.requirements import Missing
 from xraygpt.instructions.records import ImageRecord, ImageRow
@@ -130,8 +131,13 @@ class Collection(Plugin):
         return Path(image.image_id).stem
 
     def record(self, tables: Tables, image: ImageRow) -> ImageRecord:
-        """Return `describe` with the stored report and conversations."""
-        record = self.describe(tables, image)
+        """Return `describe` with the stored report and conversations.
+
+        Raises:
+            DataError: A value of the image is damaged.
+        """
+        with self._damaged(f"image {image.image_id}"):
+            record = self.describe(tables, image)
         if self.config.filtered_reports is not None:
             text = tables.value(
                 "SELECT text FROM filtered_reports WHERE name = ?", self.report_name(image)
@@ -262,13 +268,30 @@ class Collection(Plugin):
         partial = path.with_suffix(f".partial-{os.getpid()}")
         partial.unlink(missing_ok=True)
         try:
-            with Tables(partial) as tables:
+            with Tables(partial) as tables, self._damaged("a file"):
                 self.build(tables)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
         stamp.write_text(current, encoding="utf-8")
         return path
+
+    @contextmanager
+    def _damaged(self, what: str) -> Iterator[None]:
+        """Turn an error about a value of the files into one that names the collection.
+
+        Raises:
+            DataError: A value has another form than expected, or the disk is full.
+        """
+        try:
+            yield
+        except XrayGPTError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise DataError(f"{self.name}: {what} has an unexpected value ({reason})") from None
+        except sqlite3.OperationalError as error:
+            raise DataError(f"{self.name}: cannot build the database: {error}") from None
 
     def database_path(self, folder: Path) -> Path:
         """Return where `database` puts the database."""
