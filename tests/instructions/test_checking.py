@@ -36,9 +36,9 @@ def test_the_page_and_the_text_show_patients_in_two_splits(tmp_path):
     writer = toy_writer(tmp_path, OVERLAP)
     check = writer.check()
     assert [(o.held_out, o.patients) for o in check.overlaps] == [("test", 2)]
-    assert "overlap: 2 patients of test (toy) are in train (toy), such as toy/2" in as_text(check)
+    assert "overlap: 2 patients of test (toy) also in train (toy), such as toy/2" in as_text(check)
     page = (writer.out / "check.html").read_text()
-    assert "2 patients of test (toy) are also in train" in page and "Research use only" in page
+    assert "2 patients of test (toy) also in train" in page and "Research use only" in page
     stored = json.loads((writer.out / "check.json").read_text())
     assert stored["overlaps"][0]["patients"] == 2 and stored["use"] == "research use only"
     assert stored["collections"][0]["splits"] == {

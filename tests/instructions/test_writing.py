@@ -210,7 +210,7 @@ def test_patients_in_two_splits_are_refused_excluded_or_allowed(tmp_path):
     held_out = {r["patient"] for r in toy_rows() if r["split"] == "test"}
     shared = {r["patient"] for r in toy_rows() if r["split"] == "train"} & held_out
     assert shared
-    with pytest.raises(InputError, match=r"2 patients of test \(toy\) are in train \(toy\), such"):
+    with pytest.raises(InputError, match=r"2 of test \(toy\) also in train \(toy\), such"):
         toy_writer(tmp_path, mixture).write()
     excluding = toy_writer(tmp_path, mixture, "overlap: exclude", out="e")
     result = excluding.write()

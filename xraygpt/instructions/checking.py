@@ -184,7 +184,8 @@ def check_entry(
     """Return what an entry yields beside the published numbers."""
     entry: Entry = settings.mixture[index]
     config: Any = settings.collections[entry.collection]
-    published = PUBLISHED.get((config.kind.name_of(config.owner), entry.task))
+    kind = config.kind.name_of(config.owner)
+    published = PUBLISHED.get((kind, entry.task)) if entry.target == "train" else None
     return EntryCheck(
         entry.title(), entry.task, entry.target, items // entry.repeats, items,
         (published.pairs, published.repeats) if published else None, dict(left_out),
@@ -222,10 +223,10 @@ def as_text(check: Check) -> str:
     lines = []
     for each in check.collections:
         if each.error:
-            lines.append(f"{each.name}: {each.error}")
+            lines.append(f"{each.name}: {each.error.removeprefix(f'{each.name}: ')}")
             continue
         splits = ", ".join(f"{sum(v.values()):,} {split}" for split, v in each.splits.items())
-        lines.append(f"{each.name}: {splits} images of {each.patients:,} patients")
+        lines.append(f"{each.name}: {splits} images of {_patients(each.patients)}")
         lines += [f"  {r.kind}: {r.rows:,} {r.text} ({r.example})" for r in each.remarks]
         if each.missing[0]:
             lines.append(
@@ -237,7 +238,11 @@ def as_text(check: Check) -> str:
         lines.append(f"{entry.entry}: {entry.pairs:,} items{beside}")
     for overlap in check.overlaps:
         lines.append(
-            f"overlap: {overlap.patients:,} patients of {overlap.held_out} ({overlap.collection}) "
-            f"are in train ({overlap.train}), such as {overlap.example}"
+            f"overlap: {_patients(overlap.patients)} of {overlap.held_out} ({overlap.collection}) "
+            f"also in train ({overlap.train}), such as {overlap.example}"
         )
     return "\n".join(lines)
+
+
+def _patients(count: int) -> str:
+    return f"{count:,} patient{'' if count == 1 else 's'}"

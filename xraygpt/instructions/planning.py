@@ -168,12 +168,12 @@ def check_overlaps(
         return None
     if settings.output.overlap == "refuse":
         lines = [
-            f"  {each.patients} patients of {each.held_out} ({each.collection}) are in train "
+            f"  {each.patients} of {each.held_out} ({each.collection}) also in train "
             f"({each.train}), such as {each.example}"
             for each in overlaps
         ]
         raise InputError(
-            "patients are in two splits:\n"
+            "patients in two splits:\n"
             + "\n".join(lines)
             + "\nSet output.overlap to exclude to leave them out of train, or to allow"
         )

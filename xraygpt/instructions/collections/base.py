@@ -333,7 +333,10 @@ class Collection(Plugin):
         found = [*own, *self.config.conversations.values()]
         for path in found:
             if not path.exists():
-                raise DataError(f"{self.name}: there is no {path}")
+                raise DataError(
+                    f"{self.name}: there is no {path}; python -m xraygpt.prepare_conversations "
+                    "writes filtered reports and conversations, or leave the key out"
+                )
         return found
 
     def _load_stored(self, tables: Tables) -> None:
