@@ -20,7 +20,7 @@ from xraygpt.curation.llm.tasks import Task
 from xraygpt.curation.rules import COMPARISON, clean, resolve_masks
 from xraygpt.instructions.records import ImageRecord, Located
 from xraygpt.instructions.tasks import one_line
-from xraygpt.instructions.wording import load_wording
+from xraygpt.instructions.wording import load_wording, upper_first
 from xraygpt.media.geometry import Box
 from xraygpt.vocabulary.chest_labeller import label
 
@@ -255,7 +255,7 @@ class _Writer:
         order = sorted(places, key=lambda place: keyed_int(self.key, "place", place.text))
         for place in order[:3]:
             phrase = one_line(place.text).rstrip(".").replace("_", " ")
-            question = self.draw("place", "questions").format(phrase=phrase)
+            question = self.draw("place", "questions").format(phrase=upper_first(phrase))
             boxes = _enumerate_boxes(place.boxes)
             yield question, self.draw("place", "answers").format(boxes=boxes)
 
