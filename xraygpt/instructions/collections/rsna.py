@@ -26,7 +26,8 @@ class Rsna(Collection):
     """``stage_2_train_labels.csv``, and ``stage_2_detailed_class_info.csv`` if it is there.
 
     Without the detailed classes, an image without a box may be abnormal in another way, so it is
-    not called healthy.
+    not called healthy. The images are NIH's under other names, so patients shared with ``nih_boxes``
+    are not recognised.
     """
 
     title = "RSNA pneumonia detection challenge"
