@@ -29,6 +29,7 @@ from xraygpt.datasets.synthetic_cxr import SyntheticCxr
 from xraygpt.evaluation.evaluator import Evaluator
 from xraygpt.features.cache import FeatureStore
 from xraygpt.instructions.collections.radvlm_set import RadVLMSet
+from xraygpt.instructions.collections.siim import Siim
 from xraygpt.instructions.collections.vindr_cxr import VindrCXR
 from xraygpt.instructions.settings import Entry, InstructionSet, Output
 from xraygpt.media.frame_sampling import FrameSampling
@@ -363,6 +364,7 @@ CASES: list[tuple[type, dict[str, Any], set[str]]] = [
     (TorchNetwork.Config, {"image_size": 0, "convention": "acdd"}, {"image_size", "convention"}),
     (OnnxNetwork.Config, {"network": "net.onnx", "threads": -1}, {"threads", "convention"}),
     (NnUNet.Config, {"convention": "acdd", "folds": (0, -1)}, {"convention", "folds"}),
+    (Siim.Config, {"min_pixels": 0}, {"min_pixels"}),
     (RadVLMSet.Config, {"split": "all"}, {"split"}),
     (
         GroundedRecipe,

@@ -44,6 +44,18 @@ def test_swift_has_a_mark_for_every_box(tmp_path):
     assert any("<bbox> and <bbox>" in json.dumps(row) for row in rows)
 
 
+def test_words_that_trainers_replace_are_taken_out_of_texts(tmp_path):
+    rows = toy_rows(3)
+    rows[1]["report"] = "A <bbox> and an <image> in a report."
+    write_toy(tmp_path / "TOY", rows)
+    mixture = "\n  - {collection: toy, task: report}\n"
+    out, _ = written(tmp_path, "llava, swift", mixture)
+    row = next(r for r in json.loads((out / "llava/train.json").read_text()) if "i0001" in r["id"])
+    assert row["conversations"][1]["value"] == "A  and an  in a report."
+    assert json.dumps(row).count("<image>") == 1
+    assert "<bbox>" not in (out / "swift/train.jsonl").read_text()
+
+
 def test_coco_lists_each_box_once_in_pixels(tmp_path):
     out, items = written(tmp_path, "coco")
     coco = json.loads((out / "coco/train.json").read_text())

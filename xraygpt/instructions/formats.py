@@ -12,6 +12,8 @@ from xraygpt.boxes.spelling import SPELLINGS, Size, qwen_resize, write_boxes
 from xraygpt.instructions.items import MARK, Item
 
 IMAGE = "<image>"
+# Trainers replace these wherever they stand in a text.
+_RESERVED = re.compile(r"<(?:image|video|audio|bbox|ref-object)>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class BoxWriter:
 
     def texts(self, item: Item) -> list[str]:
         """Return the texts of all turns, with boxes in place of their marks."""
-        texts = [text for turn in item.turns for text in turn]
+        texts = plain_texts(item)
         if not item.boxes:
             return texts
         size = self._size(item)
@@ -48,6 +50,11 @@ class BoxWriter:
         return qwen_resize(
             item.height, item.width, min_pixels=self.min_pixels, max_pixels=self.max_pixels
         )
+
+
+def plain_texts(item: Item) -> list[str]:
+    """Return the texts of all turns without words that trainers replace, such as ``<image>``."""
+    return [_RESERVED.sub("", text).strip() for turn in item.turns for text in turn]
 
 
 def llava_row(item: Item, texts: list[str]) -> dict[str, Any]:
@@ -84,7 +91,7 @@ def swift_row(item: Item, _: list[str]) -> dict[str, Any]:
         return SPELLINGS["thousand"].join(["<bbox>"] * len(found))
 
     roles = ("user", "assistant")
-    texts = [MARK.sub(mark, text) for turn in item.turns for text in turn]
+    texts = [MARK.sub(mark, text) for text in plain_texts(item)]
     turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
     turns[0]["content"] = f"{IMAGE}{turns[0]['content']}"
     row: dict[str, Any] = {"messages": turns, "images": [item.image]}

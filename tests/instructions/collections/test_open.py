@@ -69,7 +69,7 @@ def test_nih_images_without_boxes_are_read_if_wanted(nih):
 def test_the_true_tables_of_nih():
     boxes, entries = wheel("BBox_List_2017.csv.gz"), wheel("Data_Entry_2017_v2020.csv.gz")
     records, remarks = read(NihBoxes(NihBoxes.Config(boxes=boxes, entries=entries)))
-    assert len(records) == 880 and remarks == []
+    assert len(records) == 880 and [r[2] for r in remarks] == [880], "no official split"
     assert sum(len(f.boxes) for r in records.values() for f in r.findings) == 984
 
 
@@ -90,7 +90,16 @@ def test_rsna_opacities_and_normal_images(tmp_path):
         "Lung Opacity": "positive"
     }
     assert [records[i].healthy for i in "abc"] == [False, True, False]
-    assert records["c"].searched == ("Lung Opacity",) and remarks == []
+    assert records["c"].searched == ("Lung Opacity",)
+    assert [r[:3:2] for r in remarks] == [("note", 3)], "NIH patients under other names"
+    mapping = tmp_path / "mapping.json"
+    mapping.write_text('[{"subset_img_id": "a", "img_id": "00000012_003.png"}]')
+    records, remarks = read(Rsna(Rsna.Config(root=tmp_path, mapping=mapping)))
+    assert records["a"].image.patient_id == "nih/12" and remarks == []
+    assert records["b"].image.patient_id == "rsna/b"
+    mapping.write_text('[{"img": 1}]')
+    with pytest.raises(DataError, match="expected a list of subset_img_id and img_id"):
+        read(Rsna(Rsna.Config(root=tmp_path, mapping=mapping)))
 
 
 def test_the_true_tables_of_rsna():
@@ -99,7 +108,7 @@ def test_the_true_tables_of_rsna():
     records, remarks = read(Rsna(Rsna.Config(labels=labels, headers=headers)))
     boxes = [len(f.boxes) for r in records.values() for f in r.findings]
     assert len(records) == 26_684 and len(boxes) == 6_012 and sum(boxes) == 9_555
-    assert remarks == [] and {r.image.view for r in records.values()} == {"AP", "PA"}
+    assert len(remarks) == 1 and {r.image.view for r in records.values()} == {"AP", "PA"}
 
 
 # ---- SIIM ----------------------------------------------------------------------------------------
@@ -139,6 +148,15 @@ def test_three_outlines_of_one_picture_are_joined(tmp_path):
     assert ("note", "rows that are further outlines of an image", 3, "") in remarks
 
 
+def test_specks_of_an_outline_get_no_box_of_their_own():
+    mask = np.zeros((64, 64), dtype=bool)
+    mask[5:7, 5:7] = True
+    assert len(boxes_of(mask, min_pixels=30)) == 1, "nothing else is there"
+    mask[20:40, 20:40] = True
+    assert boxes_of(mask, min_pixels=30) == [(20 / 64, 20 / 64, 40 / 64, 40 / 64)]
+    assert len(boxes_of(mask)) == 2
+
+
 def test_damaged_run_lengths_are_named(tmp_path):
     for code, message in (("5 5 5", "odd number"), ("1048570 20", "leave the image")):
         with pytest.raises(ValueError, match=message):
@@ -154,6 +172,7 @@ def test_the_true_table_of_siim():
     records, _ = read(Siim(Siim.Config(table=wheel("siim-pneumothorax-train-rle.csv.gz"))))
     positive = [r for r in records.values() if r.findings]
     assert len(records) == 12_047 and len(positive) == 2_669
+    assert sum(len(f.boxes) for r in positive for f in r.findings) == 3_557
 
 
 # ---- TBX11K and RadFact --------------------------------------------------------------------------

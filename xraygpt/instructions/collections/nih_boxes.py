@@ -97,6 +97,9 @@ class NihBoxes(Collection):
         names = test.read_text(encoding="utf-8").split() if test is not None else []
         tables.load_rows("test", ("image",), ((name,) for name in names), key="image")
         self._add_images(tables)
+        if test is None:
+            text = "images without an official split, for lack of test_list.txt: all are train"
+            self.remark(tables, "note", text, self.count(tables))
 
     def _add_images(self, tables: Tables) -> None:
         boxes = "SELECT image, min(rowid) AS place, 0 AS part FROM boxes GROUP BY image"

@@ -6,6 +6,7 @@ annotations of possible pneumonia. Radiology: Artificial Intelligence 1 (2019).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from xraygpt.common.errors import DataError
 from xraygpt.common.registry import COLLECTIONS
 from xraygpt.instructions.collections.base import Collection, first_suffix
 from xraygpt.instructions.records import ImageRecord, ImageRow, Located
-from xraygpt.instructions.tables import Tables
+from xraygpt.instructions.tables import Tables, read_json
 
 OPACITY = "Lung Opacity"
 _SIDE = 1024  # pixels of the DICOM files
@@ -26,8 +27,8 @@ class Rsna(Collection):
     """``stage_2_train_labels.csv``, and ``stage_2_detailed_class_info.csv`` if it is there.
 
     Without the detailed classes, an image without a box may be abnormal in another way, so it is
-    not called healthy. The images are NIH's under other names, so patients shared with ``nih_boxes``
-    are not recognised.
+    not called healthy. The images are NIH's under other names: with the published `mapping`, their
+    patients are those of ``nih_boxes``, so that nobody is trained and measured on.
     """
 
     title = "RSNA pneumonia detection challenge"
@@ -41,10 +42,13 @@ class Rsna(Collection):
         Attributes:
             labels: Table of boxes; None looks for the official name below the root.
             headers: Table with the views and sexes of the DICOM headers.
+            mapping: RSNA's JSON file of the NIH image of each of its images (``subset_img_id``,
+                ``img_id``).
         """
 
         labels: Path | None = None
         headers: Path | None = None
+        mapping: Path | None = None
 
     config: Config
 
@@ -62,7 +66,7 @@ class Rsna(Collection):
 
     def files(self) -> list[Path]:
         """Return the table of boxes; the others are optional."""
-        found = (self._labels(), self._classes(), self.config.headers)
+        found = (self._labels(), self._classes(), self.config.headers, self.config.mapping)
         return [path for path in found if path is not None]
 
     def image_folder(self) -> Path:
@@ -88,14 +92,24 @@ class Rsna(Collection):
             tables.load_csv("headers", self.config.headers, columns, key="PatientID")
         else:
             tables.load_rows("headers", columns, (), key="PatientID")
+        patients = _read_mapping(self.config.mapping) if self.config.mapping else ()
+        tables.load_rows("mapping", ("image", "patient"), patients, key="image")
         suffix = first_suffix(self.image_folder()) or ".dcm"
         self.add_images(
             tables,
-            f"SELECT b.patientId, b.patientId || '{suffix}', b.patientId, 'rsna/' || b.patientId, "
-            "'train', coalesce(h.ViewPosition, 'FRONTAL'), coalesce(h.PatientSex, ''), "
-            f"{_SIDE}, {_SIDE} FROM (SELECT patientId, min(rowid) AS place FROM boxes GROUP BY "
-            "patientId) b LEFT JOIN headers h ON h.PatientID = b.patientId ORDER BY b.place",
+            f"""
+            SELECT b.patientId, b.patientId || '{suffix}', b.patientId,
+                coalesce(m.patient, 'rsna/' || b.patientId), 'train',
+                coalesce(h.ViewPosition, 'FRONTAL'), coalesce(h.PatientSex, ''), {_SIDE}, {_SIDE}
+            FROM (SELECT patientId, min(rowid) AS place FROM boxes GROUP BY patientId) b
+            LEFT JOIN headers h ON h.PatientID = b.patientId
+            LEFT JOIN mapping m ON m.image = b.patientId
+            ORDER BY b.place
+            """,
         )
+        if self.config.mapping is None:
+            text = "images of NIH patients under other names; set mapping to recognise them"
+            self.remark(tables, "note", text, self.count(tables))
         found = tables.row(
             "SELECT count(*), min(patientId) FROM boxes WHERE (x IS NOT NULL) != (Target = '1')"
         )
@@ -122,3 +136,20 @@ class Rsna(Collection):
         return ImageRecord(
             image, labels=label, healthy=healthy, findings=findings, searched=searched  # type: ignore[arg-type]
         )  # fmt: skip
+
+
+def _read_mapping(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the image and the NIH patient of each row.
+
+    Raises:
+        DataError: The file has another form.
+    """
+    rows = read_json(path)
+    try:
+        for row in rows:
+            number = int(str(row["img_id"]).partition("_")[0])
+            yield str(row["subset_img_id"]), f"nih/{number}"
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: expected a list of subset_img_id and img_id ({type(error).__name__})"
+        ) from None

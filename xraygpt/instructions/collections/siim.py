@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from xraygpt.boxes.units import from_corners
+from xraygpt.common.checks import Checks
 from xraygpt.common.errors import DataError
 from xraygpt.common.registry import COLLECTIONS
 from xraygpt.instructions.collections.base import Collection, first_suffix
@@ -37,9 +38,16 @@ class Siim(Collection):
 
         Attributes:
             table: Table of run lengths; None looks for the usual names below the root.
+            min_pixels: Parts of an outline with fewer pixels get no box of their own, unless the
+                image has no larger part.
         """
 
         table: Path | None = None
+        min_pixels: int = 30
+
+        def __post_init__(self) -> None:
+            with Checks(self) as check:
+                check.at_least(1, "min_pixels")
 
     config: Config
 
@@ -79,7 +87,7 @@ class Siim(Collection):
         sql = "SELECT EncodedPixels FROM outlines WHERE ImageId = ? ORDER BY rowid"
         codes = [code for (code,) in tables.rows(sql, image.image_id) if code not in (None, "-1")]
         try:
-            boxes = boxes_of(union(codes)) if codes else []
+            boxes = boxes_of(union(codes), self.config.min_pixels) if codes else []
         except ValueError as error:
             raise DataError(f"{self.name}, image {image.image_id}: {error}") from None
         label = {PNEUMOTHORAX: "positive" if boxes else "negative"}
@@ -113,14 +121,22 @@ def union(codes: Sequence[str], side: int = _SIDE) -> np.ndarray:
     return mask.reshape(side, side).T
 
 
-def boxes_of(mask: np.ndarray) -> list[Box]:
-    """Return the normalised box of each connected part of a mask, bool (H, W), from the left."""
+def boxes_of(mask: np.ndarray, min_pixels: int = 1) -> list[Box]:
+    """Return the normalised box of each connected part of a mask, from the left.
+
+    Args:
+        mask: bool (H, W).
+        min_pixels: Smaller parts are left out, unless there are only such.
+    """
     from scipy import ndimage
 
-    labelled, _ = ndimage.label(mask, np.ones((3, 3)))
+    labelled, count = ndimage.label(mask, np.ones((3, 3)))
+    areas = np.bincount(labelled.ravel(), minlength=count + 1)[1:]
+    limit = min(min_pixels, int(areas.max(initial=0)))
     height, width = mask.shape
     boxes = []
-    for rows, columns in ndimage.find_objects(labelled):
-        corners = (columns.start, rows.start, columns.stop, rows.stop)
-        boxes.append(from_corners(corners, width, height))
+    for area, (rows, columns) in zip(areas, ndimage.find_objects(labelled), strict=True):
+        if area >= limit:
+            corners = (columns.start, rows.start, columns.stop, rows.stop)
+            boxes.append(from_corners(corners, width, height))
     return sorted(boxes)
