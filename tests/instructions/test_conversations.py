@@ -214,6 +214,16 @@ def test_a_model_writes_conversations_repairs_once_and_the_rest_is_held_back(tmp
     assert "i0007" in (tmp_path / "out/held_back.csv").read_text()
 
 
+def test_the_batch_api_gives_the_same_conversations(tmp_path, endpoint):
+    url, _ = endpoint
+    collection = Toy(Toy.Config(root=write_toy(tmp_path / "TOY")))
+    request = Request("converse", grounded=True, frontal=False)
+    single = prepare(collection, tmp_path / "single", request, settings(url, CONVERSE))
+    batch = settings(url, CONVERSE, batch=True, poll_seconds=0.02)
+    batched = prepare(collection, tmp_path / "batch", request, batch)
+    assert batched.rows == single.rows and batched.held_back == single.held_back
+
+
 def test_a_model_filters_reports(tmp_path, endpoint):
     collection = Toy(Toy.Config(root=write_toy(tmp_path / "TOY")))
     written = prepare(

@@ -14,7 +14,7 @@ from xraygpt.boxes.units import from_extent
 from xraygpt.common.errors import DataError
 from xraygpt.common.registry import COLLECTIONS
 from xraygpt.instructions.collections.base import Collection, first_suffix
-from xraygpt.instructions.records import ImageRecord, ImageRow, Located
+from xraygpt.instructions.records import ImageRecord, ImageRow, Label, Located
 from xraygpt.instructions.tables import Tables, read_json
 
 OPACITY = "Lung Opacity"
@@ -132,10 +132,10 @@ class Rsna(Collection):
         healthy = tables.value(sql, image.image_id) == _NORMAL
         findings = (Located(OPACITY, tuple(boxes)),) if boxes else ()
         searched = () if damaged else (OPACITY,)
-        label = {OPACITY: "positive" if boxes else "negative"}
+        labels: dict[str, Label] = {OPACITY: "positive" if boxes else "negative"}
         return ImageRecord(
-            image, labels=label, healthy=healthy, findings=findings, searched=searched  # type: ignore[arg-type]
-        )  # fmt: skip
+            image, labels=labels, healthy=healthy, findings=findings, searched=searched
+        )
 
 
 def _read_mapping(path: Path) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from xraygpt.common.checks import Checks
 from xraygpt.common.errors import DataError
 from xraygpt.common.registry import COLLECTIONS
 from xraygpt.instructions.collections.base import Collection, first_suffix
-from xraygpt.instructions.records import ImageRecord, ImageRow, Located
+from xraygpt.instructions.records import ImageRecord, ImageRow, Label, Located
 from xraygpt.instructions.tables import Tables
 from xraygpt.media.geometry import Box
 
@@ -90,9 +90,9 @@ class Siim(Collection):
             boxes = boxes_of(union(codes), self.config.min_pixels) if codes else []
         except ValueError as error:
             raise DataError(f"{self.name}, image {image.image_id}: {error}") from None
-        label = {PNEUMOTHORAX: "positive" if boxes else "negative"}
+        labels: dict[str, Label] = {PNEUMOTHORAX: "positive" if boxes else "negative"}
         findings = (Located(PNEUMOTHORAX, tuple(boxes)),) if boxes else ()
-        return ImageRecord(image, labels=label, findings=findings, searched=(PNEUMOTHORAX,))  # type: ignore[arg-type]
+        return ImageRecord(image, labels=labels, findings=findings, searched=(PNEUMOTHORAX,))
 
 
 def union(codes: Sequence[str], side: int = _SIDE) -> np.ndarray:
