@@ -94,6 +94,7 @@ def test_parquet_has_the_rows_of_the_items(tmp_path):
 def test_webdataset_shards_have_one_image_and_one_text_for_each_item(tmp_path, monkeypatch):
     monkeypatch.setattr("xraygpt.instructions.exports.webdataset.SHARD", 7)
     rows = [{**row, "id": f"1.2.{i}"} for i, row in enumerate(toy_rows())]
+    rows[0]["id"] = ".".join(["1234567890"] * 12)  # longer than a plain tar header holds
     write_toy(tmp_path / "TOY", rows)
     out, items = written(tmp_path, "webdataset")
     names, keys = [], []

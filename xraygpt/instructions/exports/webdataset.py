@@ -41,7 +41,7 @@ def write_webdataset(items: Path, folder: Path, boxes: BoxWriter) -> None:
             if archive is not None:
                 archive.close()
                 partial.replace(out)
-            archive = tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+            archive = tarfile.open(partial, "w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
             out = folder / f"{items.stem}-{count // SHARD:06d}.tar"
         assert archive is not None
         key = item.item_id.replace(".", "-").replace("/", "-")
