@@ -43,6 +43,7 @@ def write_mimic(folder: Path) -> Path:
         ("d1", "10000001", "11", "PA", "train"), ("d2", "10000001", "11", "LL", "train"),
         ("d3", "10000001", "12", "AP", "train"), ("d4", "10000002", "13", "PA", "validate"),
         ("d5", "20000003", "14", "AP", "test"), ("d6", "20000003", "15", "PA", ""),
+        ("d7", "20000003", "14", "SWIMMERS", "test"),
     ]  # fmt: skip
     (folder / "mimic-cxr-2.0.0-metadata.csv").write_text(
         "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns\n"
@@ -51,6 +52,7 @@ def write_mimic(folder: Path) -> Path:
     (folder / "mimic-cxr-2.0.0-split.csv").write_text(
         "dicom_id,study_id,subject_id,split\n"
         + "".join(f"{d},{s},{p},{split}\n" for d, p, s, _, split in rows if split)
+        + "d8,16,20000004,train\n"
     )
     labels = [
         ("10000001", "11", {"Edema": "1.0"}),
@@ -156,7 +158,7 @@ def write_imagenome(folder: Path) -> Path:
     regions = {
         "d1": [region("right lung", 100, 200, 400, 1000), region("spine", 300, 10, 300, 90),
                region("abdomen", 0, 1500, 3000, 1900)],
-        "d4": [region("right lung", 0, 0, 500, 1000)],
+        "d4": [region("right lung", -100, 0, 500, 1000)],
         "d5": [region("trachea", 450, 0, 550, 400), region("left lung", 500, 200, 1000, 1600)],
         "d2": [region("spine", 400, 0, 500, 2000)],
     }  # fmt: skip
@@ -189,19 +191,23 @@ def write_ms_cxr(folder: Path, *, with_split: bool = False) -> Path:
 
 
 def write_padchest_gr(folder: Path) -> Path:
-    """Write PadChest-GR: a second projection, an excluded image, and sentences without boxes."""
+    """Write PadChest-GR: a second projection, excluded images, one in two splits, odd sentences."""
     (folder / "images_grounding").mkdir(parents=True)
     (folder / "master_table.csv").write_text(
         "StudyID,ImageID,PatientID,split,label,PatientSex_DICOM\n"
         "st1,a.png,pa,train,x,F\nst1,a.png,pa,train,y,F\nst2,b.png,pb,validation,x,M\n"
-        "st3,c.png,pc,test,x,\nst4,e.png,pe,train,x,F\n"
+        "st3,c.png,pc,test,x,\nst4,e.png,pe,train,x,F\nst5,f.png,pf,train,x,F\n"
+        "st6,g.png,,train,x,F\nst7,h.png,ph,train,x,F\nst7,h.png,ph,test,y,F\n"
     )
     (folder / "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv").write_text(
         ",ImageID,StudyID,PatientID,Projection,Rows_DICOM,Columns_DICOM,Report,Labels\n"
         "0,a.png,st1,pa,PA,2000,1000,texto,\"['nodule', ' nodule', '', 'pleural effusion ']\"\n"
         "1,b.png,st2,pb,AP,2000,1000,texto,\"['normal']\"\n"
         "2,c.png,st3,pc,L,2000,1000,texto,\"['unchanged']\"\n"
-        "3,e.png,st4,pe,PA,2000,1000,texto,\"['exclude', 'nodule']\"\n"
+        "3,e.png,st4,pe,PA,2000,1000,texto,\"['nodule', ' exclude']\"\n"
+        "4,f.png,st5,pf,PA,2000,1000,texto,\"['suboptimal study ']\"\n"
+        "5,g.png,st6,,PA,2000,1000,texto,\"['normal']\"\n"
+        "6,h.png,st7,ph,PA,2000,1000,texto,\"['normal']\"\n"
     )
     reports = [
         {"ImageID": "a.png", "findings": [
@@ -211,6 +217,8 @@ def write_padchest_gr(folder: Path) -> Path:
             {"sentence_en": "A bad box.", "boxes": [[0.5, 0.2, 1.6, 0.4]]},
         ]},
         {"ImageID": "b.png", "findings": [{"sentence_en": "Normal.", "boxes": []}]},
+        {"ImageID": "g.png", "findings": [
+            {"sentence_en": "Made-up shadow.", "boxes": [[0.1, 0.2, 0.3, 0.4]]}]},
     ]  # fmt: skip
     (folder / "grounded_reports_20240819.json").write_text(json.dumps(reports))
     return folder

@@ -136,8 +136,38 @@ def test_a_finding_that_is_cut_off_is_neither_present_nor_absent():
     image = draw([nodule], view)
     assert image.findings == {} and "nodule" not in image.searched and not image.complete
     gone = draw([nodule], crop_geometry(x1 + 0.02, 0.0, 1.0, 1.0))
-    assert gone.complete and "nodule" in gone.searched, "it is not in the image at all"
+    assert gone.complete, "it is not in the image at all"
+    assert "nodule" not in gone.searched, "most of the right lung is not visible"
+    assert "cardiomegaly" in draw([nodule], crop_geometry(0, 0.1, 1.0, 0.9)).searched
     assert not any("nodul" in text.lower() and boxes for text, boxes in image.sentences)
+
+
+def test_a_finding_is_absent_only_where_its_regions_are_visible():
+    """The left half of an image says nothing about the other lung, but all about the heart."""
+    left_half = draw([], crop_geometry(0.0, 0.0, 0.68, 1.0))
+    assert left_half.searched == ["cardiomegaly"] and left_half.regions["right lung"]
+    upper = draw([], crop_geometry(0.0, 0.0, 1.0, 0.55))
+    assert upper.searched == ["pacemaker", "catheter"]
+    present = draw([Finding("nodule", "right", "upper", size_mm=24)], crop_geometry(0, 0, 0.68, 1))
+    assert set(present.searched) == {"cardiomegaly", "nodule"}
+    assert draw([]).searched == list(KINDS)
+
+
+def test_lungs_are_not_called_clear_beside_an_effusion():
+    texts = defaultdict(set)
+    for seed in range(60):
+        for findings in ((), (Finding("pleural_effusion", "left", degree="severe"),)):
+            image = draw_grounded(Study("s", findings), 32, WHOLE, Random(seed))
+            texts[len(findings)] |= {text for text, _ in image.sentences}
+    clear = {text for text in texts[0] if re.search(r"lungs are (clear|free)", text)}
+    assert clear and not clear & texts[1]
+
+
+def test_fluid_behind_the_heart_is_outside_the_box_of_an_effusion():
+    image = draw([Finding("pleural_effusion", "left", degree="severe")], size=160)
+    (box,) = image.findings["pleural_effusion"]
+    x0, _, x1, _ = image.regions["cardiac silhouette"]
+    assert x0 < 0.5 < box[0] < x1 < box[2], "it begins at the border of the heart"
 
 
 def test_the_letter_is_on_the_side_that_it_names():

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from xraygpt.common.config import to_tree
 from xraygpt.common.errors import InputError
 from xraygpt.instructions.collections.base import Collection
-from xraygpt.instructions.records import FRONTAL, Split
+from xraygpt.instructions.records import VIEWS, Split
 from xraygpt.instructions.settings import Entry, InstructionSet
 from xraygpt.instructions.tables import Tables
 
@@ -127,10 +127,8 @@ def collect_patients(
 
 def _patients_of(entry: Entry, tables: Tables) -> Iterator[tuple[str, str, str]]:
     marks = ", ".join("?" * len(entry.splits))
-    views = ", ".join(f"'{view}'" for view in sorted(FRONTAL))
-    condition = {
-        "all": "", "frontal": f"AND view IN ({views})", "lateral": f"AND view NOT IN ({views})",
-    }[entry.views]  # fmt: skip
+    views = ", ".join(f"'{view}'" for view in sorted(VIEWS.get(entry.views, ())))
+    condition = f"AND view IN ({views})" if views else ""
     sql = f"SELECT DISTINCT patient_id FROM images WHERE split IN ({marks}) {condition}"
     for (patient,) in tables.rows(sql, *entry.splits):
         yield patient, entry.target, entry.collection

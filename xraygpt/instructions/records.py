@@ -12,6 +12,8 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SYNTHETIC = "SYNTHETIC"  # prefix of the patient ids of made-up images
 FRONTAL = frozenset({"PA", "AP", "FRONTAL"})
+# An image whose view is unknown is neither.
+VIEWS = {"frontal": FRONTAL, "lateral": frozenset({"LATERAL"})}
 
 Label = Literal["positive", "negative", "uncertain"]
 

@@ -10,7 +10,7 @@ from xraygpt.boxes.spelling import SpellingName
 from xraygpt.common.checks import Checks
 from xraygpt.common.registry import did_you_mean
 from xraygpt.instructions.collections.base import Collection
-from xraygpt.instructions.records import FRONTAL, ImageRow, Split
+from xraygpt.instructions.records import VIEWS, ImageRow, Split
 from xraygpt.instructions.tasks import TaskName, TaskOptions
 
 Format = Literal[
@@ -70,7 +70,7 @@ class Entry:
         """Check the split and view of an image."""
         if image.split not in self.splits:
             return False
-        return self.views == "all" or (image.view in FRONTAL) == (self.views == "frontal")
+        return self.views == "all" or image.view in VIEWS[self.views]
 
     def title(self) -> str:
         """Return a short text for tables, such as "vindr detection (train) x2"."""

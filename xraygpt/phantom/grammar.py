@@ -47,7 +47,7 @@ def grounded_sentences(
 ) -> tuple[list[tuple[Finding, str]], list[str]]:
     """Generate one sentence for each finding, and sentences about normal anatomy.
 
-    No sentence refers to an earlier image.
+    No sentence refers to an earlier image, and each is true without the others.
 
     Args:
         findings: The findings of the study.
@@ -57,7 +57,7 @@ def grounded_sentences(
         Pairs of a finding and its sentence, and the sentences that describe nothing abnormal.
     """
     described = [(finding, _without_priors(finding, rng)) for finding in findings]
-    normal = [sentence for sentence in _normal_sentences(findings, rng) if sentence]
+    normal = [sentence for sentence in _normal_sentences(findings, rng, alone=True) if sentence]
     return described, normal
 
 
@@ -68,12 +68,19 @@ def _without_priors(finding: Finding, rng: Random) -> str:
     return sentence
 
 
-def _normal_sentences(findings: Sequence[Finding], rng: Random) -> list[str]:
-    """Sample sentences about normal anatomy that the findings do not contradict."""
+def _normal_sentences(findings: Sequence[Finding], rng: Random, alone: bool = False) -> list[str]:
+    """Sample sentences about normal anatomy that the findings do not contradict.
+
+    Args:
+        findings: The findings of the study.
+        rng: Chooses the wording.
+        alone: Whether each sentence will be read without the others.
+    """
     shown = {f.name for f in findings}
     sentences = []
     for row in _grammar()["normal"]:
-        absent = not shown.intersection(row["denies"])
+        denies = [*row["denies"], *(row.get("denies_alone", ()) if alone else ())]
+        absent = not shown.intersection(denies)
         relevant = "unless" not in row or shown.intersection(row["unless"])
         if absent and relevant and rng.random() < 0.85:
             sentences.append(expand(rng.choice(row["say"]), rng))

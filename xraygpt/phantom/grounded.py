@@ -23,12 +23,13 @@ from xraygpt.phantom.canvas import Layer
 from xraygpt.phantom.corpus import SOURCE, Recipe, save_picture
 from xraygpt.phantom.findings import KINDS, Finding
 from xraygpt.phantom.grammar import grounded_sentences
-from xraygpt.phantom.regions import region_boxes
+from xraygpt.phantom.regions import region_boxes, regions_of
 from xraygpt.phantom.render import Study, draw_scene
 from xraygpt.phantom.scene import Scene, bounding_box
 
 MIN_VISIBLE = 0.6  # share of a box that must be inside the image
 _WHOLE = 0.9  # share of both lungs above which the normal anatomy is described, too
+_SEARCHED = 0.75  # share of the regions of a finding that must be visible to call it absent
 _DRAWN = 1.25  # images are drawn at this multiple of their size, then resampled
 
 
@@ -91,7 +92,8 @@ class GroundedImage:
         flipped: Whether left and right are exchanged.
         regions: Box by region, for regions of which enough is visible.
         findings: Boxes by finding; two for a finding on both sides.
-        searched: Findings that are visible or absent; a finding that is cut off is neither.
+        searched: Findings that are visible or absent. One that is cut off is neither, nor is one
+            that may lie where the image does not reach.
         complete: Whether no finding is cut off.
         sentences: The report: (sentence, boxes), in order; a normal sentence has no box.
     """
@@ -118,9 +120,10 @@ def draw_grounded(study: Study, size: int, view: Geometry, rng: Random) -> Groun
     pixels = resample(whole, view, size)
     flipped = view.a < 0
     _mark_side(pixels, flipped, rng)
+    whole_regions = region_boxes(scene)
     regions = {
         name: seen
-        for name, box in region_boxes(scene).items()
+        for name, box in whole_regions.items()
         if (seen := view.map_box(box, MIN_VISIBLE)) is not None
     }
     visible: list[tuple[Finding, list[Box]]] = []
@@ -131,20 +134,31 @@ def draw_grounded(study: Study, size: int, view: Geometry, rng: Random) -> Groun
             visible.append((finding, [box for box in boxes if box is not None]))
         elif any(view.map_box(box) for box in boxes_by_side(scene, finding, mask)):
             cut_off.append(finding)
-    names = {finding.name for finding in cut_off}
+    shown, partly = ({f.name for f in each} for each in ([f for f, _ in visible], cut_off))
+    inside = {name for name, box in whole_regions.items() if view.map_box(box, _SEARCHED)}
+    searched = [
+        name
+        for name in KINDS
+        if name not in partly and (name in shown or inside.issuperset(regions_of(name)))
+    ]
     return GroundedImage(
         pixels=pixels,
         flipped=flipped,
         regions=regions,
         findings={f.name: boxes for f, boxes in visible},
-        searched=[name for name in KINDS if name not in names],
+        searched=searched,
         complete=not cut_off,
         sentences=_report(scene, visible, cut_off, view, rng),
     )
 
 
 def boxes_by_side(scene: Scene, finding: Finding, mask: Layer) -> list[list[float]]:
-    """Return the boxes of a finding: one, or one for each side if it is bilateral."""
+    """Return the boxes of a finding: one, or one for each side if it is bilateral.
+
+    Fluid behind the heart is not visible, and so outside the box.
+    """
+    if finding.name == "pleural_effusion":
+        mask = mask * (scene.heart <= 0.5)
     if finding.side != "bilateral":
         box = bounding_box(mask)
         return [] if box is None else [box]

@@ -15,6 +15,19 @@ from xraygpt.phantom.scene import Scene, bounding_box
 _APEX, _UPPER, _MIDDLE = 0.155, 0.335, 0.525
 _CARINA = 0.345
 _SIDES: tuple[Side, ...] = ("right", "left")
+# Finding -> the regions that a reader searches for it, on both sides; otherwise both lungs.
+_SEARCHED: dict[str, tuple[str, ...]] = {
+    "cardiomegaly": ("cardiac silhouette",),
+    "pleural_effusion": ("right lower lung zone", "left lower lung zone"),
+    "atelectasis": ("right lower lung zone", "left lower lung zone"),
+    "pacemaker": ("right upper lung zone", "left upper lung zone"),
+    "catheter": ("right upper lung zone", "left upper lung zone"),
+}
+
+
+def regions_of(finding: str) -> tuple[str, ...]:
+    """Return the regions that must be visible before a kind of finding can be called absent."""
+    return _SEARCHED.get(finding, ("right lung", "left lung"))
 
 
 def region_masks(scene: Scene) -> dict[str, Layer]:

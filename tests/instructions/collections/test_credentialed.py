@@ -37,13 +37,17 @@ def positive(record) -> set[str]:
 
 def test_mimic_images_have_their_path_split_view_and_size(mimic):
     records, remarks = read(MimicCXR(MimicCXR.Config(root=mimic)))
-    assert list(records) == ["d1", "d2", "d3", "d4", "d5"]
+    assert list(records) == ["d1", "d2", "d3", "d4", "d5", "d7"]
     image = records["d1"].image
     assert image.path == "files/p10/p10000001/s11/d1.jpg"
     assert (image.patient_id, image.study_id, image.split) == ("mimic/10000001", "11", "train")
     assert (image.view, image.sex, image.width, image.height) == ("PA", "F", 1000, 2000)
     assert records["d2"].image.view == "LATERAL" and records["d4"].image.split == "val"
     assert ("lost", "images of the metadata without a split", 1, "d6") in remarks
+    assert ("lost", "images of the split that the metadata do not have", 1, "d8") in remarks
+    assert records["d7"].image.view == "", "neither frontal nor lateral"
+    text = "images whose view is unknown or neither frontal nor lateral"
+    assert ("note", text, 1, "d7") in remarks
 
 
 def test_mimic_reports_are_findings_else_impression_else_the_last_paragraph(mimic):
@@ -98,6 +102,12 @@ def test_filtered_reports_replace_reports_and_a_study_without_one_has_none(mimic
     lines.write_text('{"study_id": "12", "text": "Ours."}\n')
     records, _ = read(MimicCXR(MimicCXR.Config(root=mimic, filtered_reports=lines)))
     assert records["d1"].report == "" and records["d3"].report == "Ours."
+    (folder / "11.txt").rename(folder / "s11.txt")
+    with pytest.raises(DataError, match=r"none of the filtered reports .* '11' .* found 's11'"):
+        read(MimicCXR(config))
+    (folder / "12.txt").write_text("Another.")
+    _, remarks = read(MimicCXR(config))
+    assert ("lost", "filtered reports that belong to no image", 1, "s11") in remarks
     with pytest.raises(DataError, match=r"there is no .*gone"):
         MimicCXR(MimicCXR.Config(root=mimic, filtered_reports=tmp_path / "gone"))._stored()
 
@@ -136,7 +146,7 @@ def test_damaged_values_are_named_without_a_traceback(mimic, tmp_path):
     path = mimic / "mimic-cxr-2.0.0-chexpert.csv"
     path.write_text(path.read_text().replace("1.0", "yes", 1))
     with pytest.raises(
-        DataError, match=r"mimic_cxr: image d1 has an unexpected value \(ValueError"
+        DataError, match=r"image d1 has an unexpected value \(.*the label Edema is 'yes', not 1"
     ):
         read(MimicCXR(MimicCXR.Config(root=mimic)))
     (mimic / "genders.json").write_text('["F"]')
@@ -256,11 +266,28 @@ def test_regions_are_normalised_by_the_size_in_mimics_metadata(mimic, tmp_path):
     assert (region.text, region.boxes) == ("right lung", (pytest.approx((0.1, 0.1, 0.4, 0.5)),))
     assert [r.text for r in records["d5"].regions] == ["trachea", "left lung"]
     assert {r[1]: r[2] for r in remarks if r[0] != "note"}.items() >= {
-        "empty regions": 1, "regions that leave their image": 1, "images without a scene graph": 1,
-        "damaged scene graphs": 1,
+        "empty regions": 1, "regions of which less than half is in their image": 1,
+        "regions that were cut at the border of their image": 1,
+        "images without a scene graph": 1, "damaged scene graphs": 1,
     }.items()  # fmt: skip
+    assert records["d4"].regions[0].boxes == ((0, 0, 0.5, 0.5),)
     assert records["d3"].regions == ()
+    assert records["d1"].image.sex == "F" and "Edema" in records["d1"].labels
+    assert records["d1"].report.startswith("Made-up line one.")
     assert not list(root.rglob("missing_ids.json")), "nothing is written into the collection"
+
+
+def test_a_split_of_imagenome_may_be_missing(mimic, tmp_path):
+    root = trees.write_imagenome(tmp_path / "CHEST_IMA")
+    splits = root / "silver_dataset/splits"
+    (splits / "train.csv").unlink()
+    records, remarks = read(ChestImaGenome(ChestImaGenome.Config(root=root, mimic=mimic)))
+    assert {r.image.split for r in records.values()} == {"val", "test"}
+    assert ("missing", "files of splits that do not exist", 1, "train.csv") in remarks
+    for path in splits.iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"there is no train.csv, valid.csv or test.csv in"):
+        read(ChestImaGenome(ChestImaGenome.Config(root=root, mimic=mimic)))
 
 
 # ---- MS-CXR --------------------------------------------------------------------------------------
@@ -280,6 +307,9 @@ def test_a_phrase_has_all_its_boxes(mimic, tmp_path):
         "d5": "test",
     }
     assert [p.text for p in records["d5"].phrases] == ["Fourth phrase"]
+    assert records["d1"].report.startswith("Made-up line one."), "MIMIC-CXR's, for conversations"
+    assert positive(records["d1"]) == {"Edema", "Lung Opacity"}
+    assert not records["d4"].healthy, "labelled as without finding, but a phrase has a box"
     assert ("lost", "images with phrases that MIMIC-CXR's metadata do not have", 1, "zz") in remarks
     assert [r[2] for r in remarks if r[1] == "boxes that are empty or leave their image"] == [1]
 
@@ -311,7 +341,7 @@ def test_padchest_sentences_keep_zero_to_many_boxes(tmp_path):
     root = trees.write_padchest_gr(tmp_path / "PadChest-GR")
     collection = PadChestGR(PadChestGR.Config(root=root))
     records, remarks = read(collection)
-    assert list(records) == ["a.png", "b.png"]
+    assert list(records) == ["a.png", "b.png", "g.png"]
     phrases = records["a.png"].phrases
     assert [(p.text, len(p.boxes)) for p in phrases] == [
         ("Made-up nodule.", 2),
@@ -326,8 +356,11 @@ def test_padchest_sentences_keep_zero_to_many_boxes(tmp_path):
     found = {text: rows for _, text, rows, _ in remarks}
     assert found == {
         "boxes that are empty or leave their image": 1, "images of another projection": 1,
-        "images that PadChest excludes": 1,
+        "images that PadChest excludes": 2, "images that the table puts into two splits": 1,
+        "images without a report": 4,
+        "images without a patient, so that overlaps cannot be seen": 1,
     }  # fmt: skip
+    assert not records["g.png"].healthy, "labelled normal, but a sentence has a box"
     assert collection.image_folder() == root / "images_grounding"
 
 
@@ -336,6 +369,8 @@ def test_padchest_labels_are_stripped_and_unknown_is_not_healthy():
         "nodule",
         "pleural effusion",
     ]
+    assert read_names("['a (b, c)', ' exclude']") == ["a (b, c)", "exclude"]
+    assert read_names("nan") == [] and read_names("nodule, 'mass ") == ["nodule", "mass"]
     assert read_names("") == [] and read_names("['normal']") == ["normal"]
 
 
@@ -360,3 +395,28 @@ def test_a_finished_set_of_radvlm_is_read(tmp_path):
     assert records["r_0"].conversations == {"stored": (("Where?", "[0.1, 0.2, 0.3, 0.4]"),)}
     assert len(records["r_1"].conversations["stored"]) == 2
     assert remarks[0][2:] == (1, "item 2")
+
+
+def test_patients_and_repeated_ids_of_a_finished_set(tmp_path):
+    turns = [{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "A."}]
+    images = (
+        "MIMIC-CXR-JPG/files/p10/p10000001/s50000001/x.jpg",
+        "/data/CheXpert/train/patient00007/study1/view1_frontal.jpg",
+        "VinDr-CXR/train_jpg/0123456789abcdef0123456789abcdef.jpg",
+        "PadChest/1_2.png",
+    )
+    rows = [{"image": image, "conversations": turns, "id": "same"} for image in images]
+    (tmp_path / "all_train.json").write_text(json.dumps(rows))
+    records, remarks = read(RadVLMSet(RadVLMSet.Config(root=tmp_path)))
+    assert {name: r.image.patient_id for name, r in records.items()} == {
+        "same": "mimic/10000001", "same#2": "chexpert/patient00007",
+        "same#3": "vindr/0123456789abcdef0123456789abcdef", "same#4": f"radvlm_set/{images[3]}",
+    }  # fmt: skip
+    assert (
+        "repaired",
+        "items whose id another item has, which were numbered",
+        3,
+        "same",
+    ) in remarks
+    text = "images whose path does not name a patient, so that overlaps cannot be seen"
+    assert ("missing", text, 1, images[3]) in remarks

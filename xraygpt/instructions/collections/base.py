@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from xraygpt.instructions.records import ImageRecord, ImageRow
 from xraygpt.instructions.stored_texts import read_conversations, read_filtered_reports
 from xraygpt.instructions.tables import Tables, read_json, signature
 
-VERSION = 1  # of the databases; increase it if `load` of any collection changes
+VERSION = 2  # of the databases; increase it if `load` of any collection changes
 
 _IMAGE_COLUMNS = (
     "image_id", "path", "study_id", "patient_id", "split", "view", "sex", "width", "height"
@@ -344,6 +344,7 @@ class Collection(Plugin):
         if self.config.filtered_reports is not None:
             rows = read_filtered_reports(self.config.filtered_reports)
             tables.load_rows("filtered_reports", ("name", "text"), rows, key="name")
+            self._match_stored(tables, "filtered_reports", self.report_name)
         problems: list[str] = []
         turns = (
             row
@@ -352,8 +353,29 @@ class Collection(Plugin):
         )
         if self.config.conversations:
             tables.load_rows("conversations", ("name", "kind", "turns"), turns, key="name")
+            self._match_stored(tables, "conversations", self.conversation_name)
         text = "conversations that do not alternate between human and gpt"
         self.remark(tables, "lost", text, len(problems), problems[0] if problems else "")
+
+    def _match_stored(self, tables: Tables, table: str, name_of: Callable[[ImageRow], str]) -> None:
+        """Compare the names of stored texts with those of the images.
+
+        Raises:
+            DataError: No stored text belongs to an image.
+        """
+        what = table.replace("_", " ")
+        stored = {name for (name,) in tables.rows(f"SELECT name FROM {table}")}
+        expected = {name_of(image): image.image_id for image in self.images(tables)}
+        if expected and not stored & expected.keys():
+            example = f"'{min(stored)}'" if stored else "nothing"
+            raise DataError(
+                f"{self.name}: none of the {what} belongs to an image: names such as "
+                f"'{min(expected)}' were expected, found {example}"
+            )
+        lost = stored - expected.keys()
+        self.remark(
+            tables, "lost", f"{what} that belong to no image", len(lost), min(lost, default="")
+        )
 
 
 def read_sizes(path: Path) -> Iterator[tuple[str, int, int]]:

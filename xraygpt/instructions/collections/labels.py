@@ -42,17 +42,24 @@ def read_labels(cells: Sequence[str | None]) -> tuple[dict[str, Label], bool]:
         cells: The cells of `COLUMNS`: 1, 0, -1 or None.
 
     Raises:
-        KeyError: A cell has another value.
+        ValueError: A cell has another value.
     """
-    labels = {
-        name: _VALUES[float(cell)]
-        for name, cell in zip(FINDINGS, cells[1:], strict=True)
+    found = {
+        name: _read_label(name, cell)
+        for name, cell in zip(COLUMNS, cells, strict=True)
         if cell is not None
     }
-    labels = with_parents(labels)
+    normal = found.pop(NO_FINDING, "negative") == "positive"
+    labels = with_parents(found)
     positive = {name for name, value in labels.items() if value != "negative"}
-    healthy = cells[0] is not None and float(cells[0]) == 1.0 and positive <= {DEVICES}
-    return labels, healthy
+    return labels, normal and positive <= {DEVICES}
+
+
+def _read_label(name: str, cell: str) -> Label:
+    try:
+        return _VALUES[float(cell)]
+    except (ValueError, KeyError):
+        raise ValueError(f"the label {name} is {cell!r}, not 1, 0, -1 or empty") from None
 
 
 def with_parents(labels: Mapping[str, Label]) -> dict[str, Label]:
@@ -100,10 +107,10 @@ def contradictions(table: str) -> list[tuple[str, str]]:
         empty = f'{table}."{parent}" IS NULL AND ({positive})'
         negative = f'CAST({table}."{parent}" AS REAL) = 0 AND {table}."{parent}" IS NOT NULL'
         found.append((f"{parent} empty beside a positive finding that it includes", empty))
-        found.append(
-            (f"{parent} negative beside a positive finding that it includes",
-             f"{negative} AND ({positive})")
-        )  # fmt: skip
+        uncertain = f'CAST({table}."{parent}" AS REAL) = -1'
+        for word, condition in (("negative", negative), ("uncertain", uncertain)):
+            text = f"{parent} {word} beside a positive finding that it includes"
+            found.append((text, f"{condition} AND ({positive})"))
     others = [name for name in FINDINGS if name != DEVICES]
     positive = " OR ".join(f'CAST({table}."{name}" AS REAL) = 1' for name in others)
     condition = f'CAST({table}."{NO_FINDING}" AS REAL) = 1 AND ({positive})'

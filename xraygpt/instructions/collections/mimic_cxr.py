@@ -24,10 +24,12 @@ IMAGE_PATH = (
     "'files/p' || substr(m.subject_id, 1, 2) || '/p' || m.subject_id || '/s' || m.study_id || '/' "
     "|| m.dicom_id || '.jpg'"
 )
+# Oblique, decubitus, axial and other rare views are neither frontal nor lateral.
 VIEW = (
     "CASE WHEN m.ViewPosition IN ('LL', 'LATERAL') THEN 'LATERAL' "
-    "ELSE coalesce(m.ViewPosition, '') END"
+    "WHEN m.ViewPosition IN ('AP', 'PA') THEN m.ViewPosition ELSE '' END"
 )
+SEX = "coalesce((SELECT x.sex FROM sexes x WHERE x.dicom_id = m.dicom_id), '')"
 
 
 @COLLECTIONS.register("mimic_cxr")
@@ -77,17 +79,24 @@ class MimicCXR(Collection):
     def load(self, tables: Tables) -> None:
         """Load the tables; an image without labels or a report is kept."""
         load_metadata(self, tables)
-        path = self.find("genders.json", optional=True)
-        sexes = read_json(path).items() if path is not None else ()
-        tables.load_rows("sexes", ("dicom_id", "sex"), sexes, key="dicom_id")
         self.add_images(
             tables,
             f"SELECT m.dicom_id, {IMAGE_PATH}, m.study_id, 'mimic/' || m.subject_id, m.split, "
-            f"{VIEW}, coalesce(x.sex, ''), m.Columns, m.Rows FROM metadata m LEFT JOIN sexes x "
-            "USING (dicom_id) WHERE m.split IS NOT NULL ORDER BY m.rowid",
+            f"{VIEW}, {SEX}, m.Columns, m.Rows FROM metadata m WHERE m.split IS NOT NULL "
+            "ORDER BY m.rowid",
         )
+        self.load_texts(tables)
+
+    def load_texts(self, tables: Tables) -> None:
+        """Load labels and reports, once the table of images is filled."""
         self._load_labels(tables)
         self._load_reports(tables)
+
+    def load_sexes(self, tables: Tables) -> None:
+        """Load the table ``sexes`` from ``genders.json``, which is empty without that file."""
+        path = self.find("genders.json", optional=True)
+        sexes = read_json(path).items() if path is not None else ()
+        tables.load_rows("sexes", ("dicom_id", "sex"), sexes, key="dicom_id")
 
     def _load_labels(self, tables: Tables) -> None:
         path = self.table(self.config.labeller, optional=True)
@@ -141,7 +150,7 @@ class MimicCXR(Collection):
 
 
 def load_metadata(collection: Collection, tables: Tables, mimic: MimicCXR | None = None) -> None:
-    """Load MIMIC-CXR's metadata with its split into the table ``metadata``.
+    """Load MIMIC-CXR's metadata with its split into ``metadata``, and ``sexes``.
 
     Args:
         collection: The collection that gets the remarks.
@@ -157,6 +166,7 @@ def load_metadata(collection: Collection, tables: Tables, mimic: MimicCXR | None
         ("ViewPosition", "Rows", "Columns"), key="dicom_id",
     )  # fmt: skip
     tables.load_csv("splits", paths["split"], ("dicom_id", "split"), key="dicom_id")
+    source.load_sexes(tables)
     tables.run("ALTER TABLE metadata ADD COLUMN split TEXT")
     tables.run(
         "UPDATE metadata SET split = (SELECT CASE s.split WHEN 'validate' THEN 'val' ELSE s.split "
@@ -165,6 +175,18 @@ def load_metadata(collection: Collection, tables: Tables, mimic: MimicCXR | None
     sql = "SELECT count(*), min(dicom_id) FROM metadata WHERE split IS NULL"
     count, example = tables.row(sql) or (0, "")
     collection.remark(tables, "lost", "images of the metadata without a split", count, example)
+    if mimic is None:
+        sql = (
+            "SELECT count(*), min(dicom_id) FROM splits WHERE dicom_id NOT IN "
+            "(SELECT dicom_id FROM metadata)"
+        )
+        count, example = tables.row(sql) or (0, "")
+        text = "images of the split that the metadata do not have"
+        collection.remark(tables, "lost", text, count, example)
+        sql = f"SELECT count(*), min(dicom_id) FROM metadata m WHERE {VIEW} = ''"
+        count, example = tables.row(sql) or (0, "")
+        text = "images whose view is unknown or neither frontal nor lateral"
+        collection.remark(tables, "note", text, count, example)
 
 
 def _read_files(folder: Path, problems: list[str]) -> Iterator[tuple[str, ...]]:

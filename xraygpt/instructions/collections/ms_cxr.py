@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,13 @@ from xraygpt.boxes.units import check_box, from_extent
 from xraygpt.common.errors import DataError
 from xraygpt.common.registry import COLLECTIONS
 from xraygpt.instructions.collections.base import Collection
-from xraygpt.instructions.collections.mimic_cxr import IMAGE_PATH, VIEW, MimicCXR, load_metadata
+from xraygpt.instructions.collections.mimic_cxr import (
+    IMAGE_PATH,
+    SEX,
+    VIEW,
+    MimicCXR,
+    load_metadata,
+)
 from xraygpt.instructions.records import ImageRecord, ImageRow, Located
 from xraygpt.instructions.tables import Tables, read_json
 from xraygpt.media.geometry import Box
@@ -31,8 +37,8 @@ _EXTENT = ("x", "y", "w", "h")
 class MsCXR(Collection):
     """``MS_CXR_Local_Alignment_*.csv``, or RadVLM's ``sentences_BBox_mscxr/``.
 
-    Its images are those of MIMIC-CXR-JPG. Newer releases have a split of their own; otherwise that
-    of MIMIC-CXR is used.
+    Its images, reports and labels are those of MIMIC-CXR-JPG. Newer releases have a split of their
+    own; otherwise that of MIMIC-CXR is used.
     """
 
     title = "MS-CXR"
@@ -65,9 +71,7 @@ class MsCXR(Collection):
 
     def files(self) -> list[Path]:
         """Return the phrases, and MIMIC-CXR's tables."""
-        mimic = self.mimic()
-        tables = [t for t in (mimic.table("metadata"), mimic.table("split")) if t is not None]
-        return [self._source(), *tables]
+        return [self._source(), *self.mimic().files()]
 
     def load(self, tables: Tables) -> None:
         """Load the phrases and join them with MIMIC-CXR's metadata."""
@@ -88,10 +92,12 @@ class MsCXR(Collection):
             tables,
             f"SELECT m.dicom_id, {IMAGE_PATH}, m.study_id, 'mimic/' || m.subject_id, "
             "coalesce(p.split, m.split), "
-            f"{VIEW}, '', m.Columns, m.Rows FROM (SELECT dicom_id, max(split) AS split, min(rowid) "
-            "AS place FROM phrases GROUP BY dicom_id) p JOIN metadata m USING (dicom_id) WHERE "
+            f"{VIEW}, {SEX}, m.Columns, m.Rows FROM "
+            "(SELECT dicom_id, max(split) AS split, min(rowid) AS place FROM phrases "
+            "GROUP BY dicom_id) p JOIN metadata m USING (dicom_id) WHERE "
             "coalesce(p.split, m.split) IS NOT NULL ORDER BY p.place",
         )
+        self.mimic().load_texts(tables)
 
     def _load_table(self, tables: Tables, source: Path) -> None:
         needed = ("dicom_id", "label_text", *_EXTENT, "image_width", "image_height")
@@ -113,14 +119,15 @@ class MsCXR(Collection):
                     problems[0] if problems else "")  # fmt: skip
 
     def describe(self, tables: Tables, image: ImageRow) -> ImageRecord:
-        """Return the phrases, each with all its boxes."""
+        """Return the phrases, each with all its boxes, and MIMIC-CXR's report and labels."""
         boxes: dict[str, list[Box]] = defaultdict(list)
         sql = "SELECT phrase, box FROM phrases WHERE dicom_id = ? ORDER BY rowid"
         for phrase, box in tables.rows(sql, image.image_id):
             x_min, y_min, x_max, y_max = json.loads(box)
             boxes[phrase].append((x_min, y_min, x_max, y_max))
         phrases = tuple(Located(phrase, tuple(found)) for phrase, found in boxes.items())
-        return ImageRecord(image, phrases=phrases)
+        record = self.mimic().describe(tables, image)
+        return replace(record, phrases=phrases, healthy=record.healthy and not phrases)
 
 
 def _normalised(

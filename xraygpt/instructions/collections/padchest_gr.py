@@ -6,6 +6,7 @@ generation. NEJM AI 2 (2025).
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any, cast
 from xraygpt.boxes.units import check_box
 from xraygpt.common.errors import DataError
 from xraygpt.common.registry import COLLECTIONS
-from xraygpt.instructions.collections.base import Collection
+from xraygpt.instructions.collections.base import Collection, RemarkKind
 from xraygpt.instructions.records import ImageRecord, ImageRow, Label, Located
 from xraygpt.instructions.tables import Tables, read_json
 from xraygpt.media.geometry import Box
@@ -48,13 +49,14 @@ class PadChestGR(Collection):
 
     def _labels(self) -> Path | None:
         name = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
-        return self.find(name, f"{name}.gz", optional=True)
+        return self.find(name, f"{name}.gz", f"{name}.zip", optional=True)
 
     def files(self) -> list[Path]:
         """Return the tables; PadChest's own table of labels is optional."""
         labels = self._labels()
         return [
-            self.require("master_table.csv"), self.require("grounded_reports_20240819.json"),
+            self.require("master_table.csv", "master_table.csv.gz", "master_table.csv.zip"),
+            self.require("grounded_reports_20240819.json"),
             *([labels] if labels else []),
         ]  # fmt: skip
 
@@ -92,17 +94,26 @@ class PadChestGR(Collection):
         self._add_images(tables)
 
     def _add_images(self, tables: Tables) -> None:
+        tables.db.create_function("left_out", 1, _is_left_out, deterministic=True)
         views = ", ".join(f"'{view}'" for view in self.config.views)
-        bad = " OR ".join(f"l.Labels LIKE '%''{name}''%'" for name in sorted(_LEFT_OUT))
         joined = "FROM master m LEFT JOIN labels l ON l.ImageID = m.ImageID"
-        groups = "(SELECT ImageID, min(rowid) AS place FROM master GROUP BY ImageID)"
-        for text, condition in (
-            ("images of another projection", f"l.Projection NOT IN ({views})"),
-            ("images that PadChest excludes", bad),
-        ):
+        groups = """
+            (SELECT ImageID, min(rowid) AS place FROM master GROUP BY ImageID
+            HAVING count(DISTINCT split) = 1)"""
+        two = f"m.ImageID NOT IN (SELECT ImageID FROM {groups})"
+        silent = "m.ImageID NOT IN (SELECT ImageID FROM sentences)"
+        remarks: tuple[tuple[RemarkKind, str, str], ...] = (
+            ("lost", "images of another projection", f"l.Projection NOT IN ({views})"),
+            ("lost", "images that PadChest excludes", "left_out(l.Labels)"),
+            ("lost", "images that the table puts into two splits", two),
+            ("missing", "images without a report", silent),
+            ("missing", "images without a patient, so that overlaps cannot be seen",
+             "coalesce(m.PatientID, l.PatientID) IS NULL"),
+        )  # fmt: skip
+        for kind, text, condition in remarks:
             sql = f"SELECT count(DISTINCT m.ImageID), min(m.ImageID) {joined} WHERE {condition}"
             count, example = tables.row(sql) or (0, "")
-            self.remark(tables, "lost", text, count, example)
+            self.remark(tables, kind, text, count, example)
         self.add_images(
             tables,
             f"""
@@ -116,7 +127,7 @@ class PadChestGR(Collection):
             FROM {groups} g
             JOIN master m ON m.rowid = g.place
             LEFT JOIN labels l ON l.ImageID = m.ImageID
-            WHERE coalesce(l.Projection, 'PA') IN ({views}) AND NOT coalesce({bad}, 0)
+            WHERE coalesce(l.Projection, 'PA') IN ({views}) AND NOT left_out(l.Labels)
             ORDER BY g.place
             """,
         )
@@ -137,7 +148,8 @@ class PadChestGR(Collection):
             image,
             report=" ".join(phrase.text for phrase in phrases),
             labels=labels,
-            healthy=names == [_NORMAL],
+            # A box marks something that the label "normal" denies.
+            healthy=names == [_NORMAL] and not any(phrase.boxes for phrase in phrases),
             phrases=phrases,
         )
 
@@ -147,8 +159,17 @@ def read_names(cell: str) -> list[str]:
 
     Names are stripped; empty and repeated ones are left out.
     """
-    names = [name.strip().strip("'\"").strip() for name in cell.strip("[] ").split(",")]
-    return list(dict.fromkeys(name for name in names if name))
+    try:
+        found = ast.literal_eval(cell.strip())
+        names = [str(name) for name in found]
+    except (ValueError, SyntaxError, TypeError):
+        names = [name.strip().strip("'\"") for name in cell.strip("[] ").split(",")]
+    names = [" ".join(name.split()) for name in names]
+    return list(dict.fromkeys(name for name in names if name and name != "nan"))
+
+
+def _is_left_out(cell: str | None) -> bool:
+    return not _LEFT_OUT.isdisjoint(read_names(cell or ""))
 
 
 def _read_reports(path: Path, problems: list[str]) -> Iterator[tuple[str, str, str]]:
