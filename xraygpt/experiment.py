@@ -185,12 +185,15 @@ def _build_mixtures(
     return mixtures
 
 
-def build_evaluator(experiment: Evaluation, *, strict: bool = False) -> Evaluator:
+def build_evaluator(
+    experiment: Evaluation, *, strict: bool = False, model: BaseModel | None = None
+) -> Evaluator:
     """Build the model, data and task, and combine them into an evaluator.
 
     Args:
         experiment: An evaluation configuration.
         strict: Whether to refuse images with a warning.
+        model: The model, if it is built already, with merged adapters.
     """
     run = experiment.run
     if len(experiment.datasets) != 1:
@@ -202,8 +205,9 @@ def build_evaluator(experiment: Evaluation, *, strict: bool = False) -> Evaluato
     if experiment.model.ckpt is None and untrained:
         log.warning("model.ckpt is not set: evaluating a model with an untrained %s", untrained)
     _warn_of_vocabularies(experiment)
-    model = build_model(experiment, run.seed)
-    model.merge_lora()
+    if model is None:
+        model = build_model(experiment, run.seed)
+        model.merge_lora()
     builder = build_corpora(experiment.datasets, model.image_spec, run.seed)[0]
     data, train = builder.build(run.split, "eval"), builder.build("train", "eval")
     identity = {

@@ -172,7 +172,9 @@ class Answerer:
             make_sample(s["media"], "", s) if r.kind is not Kind.FREE else s
             for s, r in zip(samples, routes, strict=True)
         ]
-        batch = to_device(self.collate.prompts(asked), self.model.device)
+        prompts = self.collate.prompts(asked)
+        prompts["task"] = self.task.name
+        batch = to_device(prompts, self.model.device)
         answers = as_answers(self.task.predict(self.model, batch))
         return [
             Answer(wording.from_report(route.findings, answer.text, self.vocabulary))

@@ -164,15 +164,26 @@ def _expand_names(config: Any, fields: list[tuple[str, str]]) -> Any:
     return config
 
 
+def _model_sections(config: Any) -> list[str]:
+    """Return the paths of the models: `model`, and each entry of `models`."""
+    models = _select(config, "models")
+    return ["model", *(f"models.{name}" for name in models or () if isinstance(models, DictConfig))]
+
+
 def _flatten_model_keys(layer: Any, merged: Any, report: Report) -> Any:
     """Return a layer in which all model keys have the flat spelling; see `model_keys`."""
-    arch = _select(merged, "model.arch")
-    if arch is None or arch not in list(MODELS):
-        return layer
-    flattened, twice = model_keys.flatten(MODELS.get(arch).Config, layer)
-    for flat in twice:
-        report(f"model.{flat}", f"also given as model.{model_keys.MODEL_KEYS[flat]}; remove one")
-    return flattened
+    for where in _model_sections(merged):
+        arch, section = _select(merged, f"{where}.arch"), _select(layer, where)
+        if section is None or arch is None or arch not in list(MODELS):
+            continue
+        alone = OmegaConf.create({"model": section})
+        flattened, twice = model_keys.flatten(MODELS.get(arch).Config, alone)
+        for flat in twice:
+            nested = model_keys.MODEL_KEYS[flat]
+            report(f"{where}.{flat}", f"also given as {where}.{nested}; remove one")
+        layer = OmegaConf.merge(layer, {})  # a copy
+        OmegaConf.update(layer, where, flattened["model"], merge=False)
+    return layer
 
 
 def _select(config: Any, key: str) -> Any:
@@ -192,17 +203,22 @@ def _import_plugins(modules: Any, report: Report) -> None:
 
 
 def _presets(config: Any, report: Report) -> Any:
-    """Load the preset for `model.arch` and `model.model_type`, and each builder's defaults."""
+    """Load the preset for the `arch` and `model_type` of models, and each builder's defaults."""
     tree: Any = OmegaConf.create({})
-    arch, model_type = _select(config, "model.arch"), _select(config, "model.model_type")
-    if model_type is not None and arch in list(MODELS):
+    for where in _model_sections(config):
+        arch, model_type = _select(config, f"{where}.arch"), _select(config, f"{where}.model_type")
+        if model_type is None or arch not in list(MODELS):
+            continue
         folder = PRESETS / "models" / MODELS.name_of(MODELS.get(arch))
         names = sorted(p.stem for p in folder.glob("*.yaml"))
         if str(model_type) in names:
-            tree = OmegaConf.merge(tree, OmegaConf.load(folder / f"{model_type}.yaml"))
+            preset = OmegaConf.load(folder / f"{model_type}.yaml")
+            if where != "model":
+                preset = _at(where, _select(preset, "model"))
+            tree = OmegaConf.merge(tree, preset)
         else:
             hint = did_you_mean(model_type, names)
-            report("model.model_type", f"{arch} has no preset '{model_type}'{hint}")
+            report(f"{where}.model_type", f"{arch} has no preset '{model_type}'{hint}")
     datasets = _select(config, "datasets")
     for label in datasets if isinstance(datasets, DictConfig) else []:
         builder = _select(config, f"datasets.{label}.builder") or label
@@ -210,6 +226,12 @@ def _presets(config: Any, report: Report) -> Any:
         if path.is_file():
             tree = OmegaConf.merge(tree, {"datasets": {label: OmegaConf.load(path)}})
     return tree
+
+
+def _at(where: str, section: Any) -> Any:
+    """Return a tree with a section at ``models.<name>``."""
+    outer, _, name = where.partition(".")
+    return OmegaConf.create({outer: {name: section}})
 
 
 def _to_plain(node: Any, where: str, report: Report) -> Any:

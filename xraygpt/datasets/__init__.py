@@ -2,6 +2,7 @@
 
 from xraygpt.datasets import (
     caption_folder,
+    instruction_items,
     llama_factory,
     llava,
     planted,
@@ -12,6 +13,7 @@ from xraygpt.datasets import (
 
 __all__ = [
     "caption_folder",
+    "instruction_items",
     "llama_factory",
     "llava",
     "planted",

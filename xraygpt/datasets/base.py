@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -71,6 +71,8 @@ class Batch(TypedDict):
     question: list[str]  # one per row, without marks, for models that read it with the image
     content_key: list[Callable[[], str]]  # one per row: computes a key of its media's content
     sample_id: list[str]  # one per row; empty for a row that only fills an empty batch
+    meta: NotRequired[list[dict[str, Any]]]  # `Sample.meta` of each row, in prompts only
+    task: NotRequired[str]  # name of the task, in evaluation and prediction only
     skipped: int  # samples skipped because a medium could not be read
 
 

@@ -83,7 +83,9 @@ class Collator:
         """Build a batch to generate from: left-padded, up to the beginning of the last answer."""
         pairs = [self._fit(s, self.question(s)) for s in samples]
         rows, fitting = [row for row, _ in pairs], [sample for _, sample in pairs]
-        return self._batch(rows, fitting, 0, left=True)
+        batch = self._batch(rows, fitting, 0, left=True)
+        batch["meta"] = [s["meta"] for s in samples]
+        return batch
 
     def question(self, sample: Sample) -> list[Turn]:
         """Return the turns before the last answer, with the prompt sampled for this sample."""

@@ -23,7 +23,7 @@ from xraygpt.datasets.base import ReadMedia, Record, StudyDataset, reference_tex
 from xraygpt.media.base import Media, MediaRef, read_media_file
 from xraygpt.media.content import BLACK
 from xraygpt.media.geometry import Geometry
-from xraygpt.prompting.content import plain_text
+from xraygpt.prompting.content import plain_text, without_media
 from xraygpt.prompting.renderer import Turn
 
 log = logging.getLogger(__name__)
@@ -32,12 +32,12 @@ MAX_SWAP_ROUNDS = 20
 
 
 def shuffled(data: StudyDataset, seed: int) -> StudyDataset:
-    """Return `data` with images from other studies that have another answer.
+    """Return `data` with images of other patients that have another answer.
 
-    This is a derangement by study and by answer text: no sample keeps its images or gets images for
-    which all its answers would be correct. Samples exchange images only with samples that have the
-    same number and kinds of media, if there are any; otherwise, media of each kind are taken from
-    another study as often as needed.
+    This is a derangement by patient (by study, where patients are not known) and by answer text: no
+    sample keeps its images or gets images for which all its answers would be correct. Samples
+    exchange images only with samples that have the same number and kinds of media, if there are
+    any; otherwise, media of each kind are taken from another study as often as needed.
     """
     texts = [_all_answers(data.get_turns(i)) for i in range(len(data))]
     originals = list(data.records)  # unpickled once
@@ -59,7 +59,12 @@ def shuffled(data: StudyDataset, seed: int) -> StudyDataset:
 
 
 def _differs(records: Sequence[Record], texts: Sequence[str], i: int, j: int) -> bool:
-    return records[i].study_id != records[j].study_id and texts[i] != texts[j]
+    return _owner(records[i]) != _owner(records[j]) and texts[i] != texts[j]
+
+
+def _owner(record: Record) -> str:
+    """Return the patient of a record, or its study if the patient is not known."""
+    return str(record.meta.get("patient") or record.study_id)
 
 
 def _borrow(
@@ -88,7 +93,7 @@ def shuffled_per_image(data: StudyDataset, seed: int) -> StudyDataset:
     """
     first = {record.media: record for record in reversed(data.records)}
     distinct = list(first.values())
-    order = derangement(distinct, [record.study_id for record in distinct], seed)
+    order = derangement(distinct, [_owner(record) for record in distinct], seed)
     new_media = {r.media: distinct[j].media for r, j in zip(distinct, order, strict=True)}
     records = [replace(r, media=new_media[r.media]) for r in data.records]
     return _with_records(data, records, data.read_media)
@@ -109,6 +114,15 @@ def _all_answers(turns: Sequence[Turn]) -> str:
 def without_images(data: StudyDataset) -> StudyDataset:
     """Return `data` without media; the collator removes their marks from the text."""
     records = [replace(r, media=()) for r in data.records]
+    return _with_records(data, records, data.read_media)
+
+
+def question_only(data: StudyDataset) -> StudyDataset:
+    """Return `data` without media and without the marks of their places in the questions."""
+    records = [
+        replace(record, media=(), turns=tuple(map(without_media, data.get_turns(i))))
+        for i, record in enumerate(data.records)
+    ]
     return _with_records(data, records, data.read_media)
 
 
@@ -208,7 +222,8 @@ def _pooled_features(data: StudyDataset) -> tuple[np.ndarray, list[int]]:
 def derangement(records: Sequence[Record], texts: Sequence[str], seed: int) -> list[int]:
     """Return, for each record, the index of the record from which it gets its images.
 
-    A partner belongs to another study and has another text. If no such partner is left, as in a
+    A partner belongs to another patient (where `meta` has the key ``patient``; otherwise to another
+    study) and has another text. If no such partner is left, as in a
     corpus with one answer, the text may be the same; a corpus of one study keeps its images.
     """
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
@@ -233,7 +248,7 @@ def _derange_group(
     rng.shuffle(targets)
 
     def is_invalid(i: int, j: int) -> bool:
-        return records[i].study_id == records[j].study_id or texts[i] == texts[j]
+        return _owner(records[i]) == _owner(records[j]) or texts[i] == texts[j]
 
     for _ in range(MAX_SWAP_ROUNDS):  # a few rounds are enough unless no solution exists
         invalid = [k for k, i in enumerate(members) if is_invalid(i, targets[k])]
@@ -244,18 +259,18 @@ def _derange_group(
         if not invalid:
             break
     for k, i in enumerate(members):  # require at least another study
-        if records[i].study_id == records[targets[k]].study_id:
-            _swap_for_other_study(records, members, targets, k)
+        if _owner(records[i]) == _owner(records[targets[k]]):
+            _swap_for_other_owner(records, members, targets, k)
     return targets
 
 
-def _swap_for_other_study(
+def _swap_for_other_owner(
     records: Sequence[Record], members: list[int], targets: list[int], k: int
 ) -> None:
-    study = records[members[k]].study_id
+    owner = _owner(records[members[k]])
     for m, member in enumerate(members):
-        target_k, target_m = records[targets[k]].study_id, records[targets[m]].study_id
-        if target_m != study and target_k != records[member].study_id:
+        target_k, target_m = _owner(records[targets[k]]), _owner(records[targets[m]])
+        if target_m != owner and target_k != _owner(records[member]):
             targets[k], targets[m] = targets[m], targets[k]
             return
 

@@ -17,6 +17,7 @@ from xraygpt.datasets.base import Record, Sample, StudyDataset, reference_text
 from xraygpt.datasets.collate import Collator
 from xraygpt.datasets.input_check import study_warnings
 from xraygpt.evaluation import prediction_file
+from xraygpt.evaluation.conditions import OwnHistory
 from xraygpt.media.base import MediaRef
 from xraygpt.models.base import BaseModel
 from xraygpt.tasks.base import BaseTask, Prediction
@@ -106,13 +107,14 @@ class ConditionPredictor:
         if self.listener is not None:
             self.listener.begin(condition, data, done)
         with path.open("a", encoding="utf-8") as file:
-            starts = range(0, len(todo), self.batch_size)
-            for start in progress(starts, f"answers, {condition}", unit="batch"):
-                for prediction in self._answer(data, todo[start : start + self.batch_size]):
+            batches = self._batches(data, todo, done)
+            for indices in progress(batches, f"answers, {condition}", unit="batch"):
+                for prediction in self._answer(data, indices):
                     done[prediction.sample_id] = prediction
                     file.write(json.dumps(prediction.as_row()) + "\n")
                     if self.listener is not None:
                         self.listener.add(condition, prediction)
+                self._remember(data, indices, done)
                 file.flush()
         predictions = [
             replace(done[r.sample_id], warnings=self._warnings(data, r))
@@ -123,6 +125,27 @@ class ConditionPredictor:
         if self.listener is not None:
             self.listener.end(condition, predictions)
         return predictions
+
+    def _batches(
+        self, data: StudyDataset, todo: Sequence[int], done: Mapping[str, Prediction]
+    ) -> list[Sequence[int]]:
+        """Return the samples to answer in batches; in dialogues, earlier answers come first."""
+        rounds: list[Sequence[int]] = [todo]
+        if isinstance(data, OwnHistory):
+            rounds = list(data.rounds(todo))
+            self._remember(data, range(len(data)), done)
+            self._answers.clear()  # the same question may follow other answers
+        size = self.batch_size
+        return [part[i : i + size] for part in rounds for i in range(0, len(part), size)]
+
+    def _remember(
+        self, data: StudyDataset, indices: Sequence[int], done: Mapping[str, Prediction]
+    ) -> None:
+        if isinstance(data, OwnHistory):
+            for i in indices:
+                found = done.get(data.records[i].sample_id)
+                if found is not None:
+                    data.remember(i, found.prediction)
 
     def _warnings(self, data: StudyDataset, record: Record) -> list[str]:
         if controls.is_blank(data):
@@ -177,6 +200,7 @@ class ConditionPredictor:
 
     def _decode(self, samples: dict[AnswerKey, Sample]) -> None:
         prompts = self.collate.prompts(list(samples.values()))
+        prompts["task"] = self.task.name
         batch = distributed.to_device(prompts, self.device)
         answers = as_answers(self.task.predict(self.model, batch))
         for (key, sample), answer in zip(samples.items(), answers, strict=True):

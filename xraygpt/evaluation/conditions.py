@@ -1,30 +1,47 @@
 """Conditions of an evaluation: the true images, and the controls compared with them.
 
-Some controls replace the image with one from another study whose answer differs (several seeds),
-with a black image or with its mirror image. Others take the answer from the training split: the
-most common answer, or that of the image with the most similar frozen features. A model that scores
-no better with the true image than with these controls ignores the image, however high its ROUGE.
+Some controls replace the image with one of another patient whose answer differs (several seeds),
+with a black image or with its mirror image, or leave it out. Others take the answer from the
+training split: the most common answer, that of the image with the most similar frozen features, or
+the mean box of what is asked for. A model that scores no better with the true image than with these
+controls ignores the image, however high its ROUGE.
+
+In the condition ``own_history``, the image is the true one, but a dialogue continues with the
+model's own earlier answers instead of the reference's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from xraygpt.common.errors import DataError, InputError
 from xraygpt.datasets import controls
-from xraygpt.datasets.base import StudyDataset
+from xraygpt.datasets.base import Sample, StudyDataset
 from xraygpt.features.cache import CachedReader
+from xraygpt.prompting.renderer import Turn
 from xraygpt.tasks.base import BaseTask
+from xraygpt.tasks.payload import Answer, LabelledBox, Payload
 
 TRUE, SHUFFLED, BLANK, COMMON, NEAREST = "true", "shuffled", "blank", "most_common", "nearest"
-MIRRORED = "mirrored"
-CONDITIONS = (TRUE, SHUFFLED, BLANK, MIRRORED, COMMON, NEAREST)  # in the order used in tables
+MIRRORED, NO_IMAGE, MEAN_BOX = "mirrored", "no_image", "mean_box"
+OWN_HISTORY = "own_history"
+CONDITIONS = (
+    TRUE, OWN_HISTORY, SHUFFLED, BLANK, MIRRORED, NO_IMAGE, COMMON, NEAREST, MEAN_BOX,
+)  # in the order used in tables  # fmt: skip
+FROM_TRAINING = (COMMON, NEAREST, MEAN_BOX)
 
 CONDITION_NAMES = {
     "true": "true image",
-    "shuffled": "another study's image",
+    "shuffled": "another patient's image",
     "blank": "black image",
     "mirrored": "mirrored image",
+    "no_image": "question only",
+    "own_history": "own earlier answers",
+    "mean_box": "constant mean box",
     "most_common": "most common answer",
     "nearest": "answer of the most similar training image",
 }
@@ -91,6 +108,10 @@ def build_conditions(
             conditions[MIRRORED] = _mirror(data, cache_features)
         except DataError as error:
             left_out[f"control {MIRRORED}"] = str(error)
+    if NO_IMAGE in selected:
+        conditions[NO_IMAGE] = controls.question_only(data)
+    if OWN_HISTORY in selected:
+        conditions[OWN_HISTORY] = OwnHistory(data)
     return conditions, left_out
 
 
@@ -107,7 +128,7 @@ def answers_from_training(
     train: StudyDataset,
     selected: Sequence[str],
     cache_features: CacheFeatures | None,
-) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+) -> tuple[dict[str, dict[str, Answer]], dict[str, str]]:
     """Return the answers of the controls that use the training split.
 
     Args:
@@ -120,17 +141,104 @@ def answers_from_training(
     Returns:
         Answers by control and sample id, and reasons for skipped controls.
     """
-    answers: dict[str, dict[str, str]] = {}
+    answers: dict[str, dict[str, Answer]] = {}
     left_out: dict[str, str] = {}
     if COMMON in selected:
-        text = controls.most_common_answer(train)
-        answers[COMMON] = {record.sample_id: text for record in data.records}
+        answer = Answer(controls.most_common_answer(train))
+        answers[COMMON] = {record.sample_id: answer for record in data.records}
     if NEAREST in selected:
         try:
-            answers[NEAREST] = _nearest_answers(data, train, cache_features)
+            texts = _nearest_answers(data, train, cache_features)
+            answers[NEAREST] = {name: Answer(text) for name, text in texts.items()}
         except InputError as error:
             left_out[f"control {NEAREST}"] = str(error)
+    if MEAN_BOX in selected:
+        try:
+            answers[MEAN_BOX] = mean_box_answers(data, train)
+        except InputError as error:
+            left_out[f"control {MEAN_BOX}"] = str(error)
     return answers, left_out
+
+
+def mean_box_answers(data: StudyDataset, train: StudyDataset) -> dict[str, Answer]:
+    """Answer every question with the mean of the training boxes of what it asks for.
+
+    What the training split does not have gets the mean of all boxes. A question without a phrase,
+    for all findings, gets the mean box of every finding, with the finding's frequency as its score.
+
+    Raises:
+        InputError: The training split has no boxes.
+    """
+    boxes: dict[str, list[list[float]]] = defaultdict(list)
+    images: dict[str, set[str]] = defaultdict(set)
+    for record in train.records:
+        for each in record.meta.get("boxes", ()):
+            boxes[each["label"]].append(each["box"])
+            images[each["label"]].add(record.sample_id)
+    if not boxes:
+        raise InputError("there is no training split with boxes")
+    means = {label: np.mean(found, axis=0).tolist() for label, found in boxes.items()}
+    overall = np.mean([box for found in boxes.values() for box in found], axis=0).tolist()
+    everything = [
+        LabelledBox(label=label, box=means[label], score=len(images[label]) / len(train))
+        for label in sorted(means)
+    ]
+    answers = {}
+    for record in data.records:
+        phrase = record.meta.get("phrase")
+        found = everything
+        if phrase is not None:
+            found = [LabelledBox(label=phrase, box=means.get(phrase, overall))]
+        answers[record.sample_id] = Answer(payload=Payload(boxes=found))
+    return answers
+
+
+class OwnHistory(StudyDataset):
+    """Dialogues in which the model's own answers replace the reference's before each question.
+
+    Samples of one dialogue have the same ``meta["dialogue"]`` and are answered in the order of
+    ``meta["answer_number"]``; see `remember`.
+    """
+
+    def __init__(self, data: StudyDataset) -> None:
+        super().__init__(
+            data.records, data.read_media, on_error=data.on_error, seed=data.seed,
+            cacheable=data.cacheable, signature=data.signature, vocabulary=data.vocabulary,
+        )  # fmt: skip
+        self._answers: dict[tuple[str, int], str] = {}
+
+    def remember(self, index: int, answer: str) -> None:
+        """Use an answer in the later questions of its dialogue."""
+        meta = self.records[index].meta
+        if "dialogue" in meta:
+            self._answers[meta["dialogue"], meta["answer_number"]] = answer
+
+    def rounds(self, indices: Sequence[int]) -> list[list[int]]:
+        """Group samples by the number of their answer, the first answers first."""
+        numbers = {i: self.records[i].meta.get("answer_number", 1) for i in indices}
+        return [
+            [i for i in indices if numbers[i] == number] for number in sorted(set(numbers.values()))
+        ]
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample | None:
+        """Read one sample, with the model's answers; see `StudyDataset`."""
+        sample = super().__getitem__(key)
+        if sample is not None:
+            sample["turns"] = self._replaced(sample["turns"], sample["meta"])
+        return sample
+
+    def get_turns(self, index: int, epoch: int = 0) -> list[Turn]:
+        """Return the turns of a sample, with the model's answers."""
+        return self._replaced(super().get_turns(index, epoch), self.records[index].meta)
+
+    def _replaced(self, turns: Sequence[Turn], meta: Mapping[str, Any]) -> list[Turn]:
+        answered = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
+        result = list(turns)
+        for number, i in enumerate(answered[:-1], 1):
+            own = self._answers.get((str(meta.get("dialogue")), number))
+            if own is not None:
+                result[i] = Turn(role="assistant", text=own)
+        return result
 
 
 def _nearest_answers(

@@ -21,6 +21,7 @@ from xraygpt.datasets.leakage import Leakage
 from xraygpt.evaluation import lockbox, prediction_file, scoring
 from xraygpt.evaluation.condition_predictor import ConditionPredictor
 from xraygpt.evaluation.conditions import (
+    OWN_HISTORY,
     TRUE,
     CacheFeatures,
     answers_from_training,
@@ -47,6 +48,11 @@ from xraygpt.tasks.base import BaseTask, Prediction
 
 log = logging.getLogger(__name__)
 
+Control = Literal[
+    "own_history", "shuffled", "blank", "mirrored", "no_image", "most_common", "nearest",
+    "mean_box",
+]  # fmt: skip
+
 
 class Evaluator(Plugin):
     """Evaluates one model on one split of one corpus."""
@@ -71,9 +77,7 @@ class Evaluator(Plugin):
         """Device: `auto`, `cpu` or `cuda`."""
         shuffles: int = 5
         """Number of seeds of the shuffled-image control."""
-        controls: (
-            list[Literal["shuffled", "blank", "mirrored", "most_common", "nearest"]] | None
-        ) = None
+        controls: list[Control] | None = None
         """Controls to run in addition to the true images. null runs the task's default controls."""
         feature_cache: bool = True
         """Whether to cache the frozen encoder's features on disk."""
@@ -215,6 +219,7 @@ class Evaluator(Plugin):
         self._open_lockbox()
         self.task.fit(self._training_answers)
         conditions = self._build_conditions()
+        conditions.pop(OWN_HISTORY, None)  # answers depend on each other; `run` makes them
         shard = self.predictor.unique_samples(conditions)[number - 1 :: count]
         for name, data in conditions.items():
             indices = [i for condition, i in shard if condition == name]
@@ -275,7 +280,11 @@ class Evaluator(Plugin):
         if not supports(self.model, ComputesLoss):
             self._left_out["loss"] = missing_reason(self.model, ComputesLoss)
             return {}
-        return {name: self._sample_losses(name, data) for name, data in conditions.items()}
+        return {
+            name: self._sample_losses(name, data)
+            for name, data in conditions.items()
+            if name != OWN_HISTORY
+        }
 
     def _sample_losses(self, condition: str, data: StudyDataset) -> np.ndarray:
         return sample_losses(
@@ -300,7 +309,11 @@ class Evaluator(Plugin):
         )
         self._left_out |= left_out
         result = {
-            name: [replace(p, prediction=answers[p.sample_id], payload={}) for p in predictions]
+            name: [
+                replace(p, prediction=answer.text, payload=answer.payload)
+                for p in predictions
+                for answer in (answers[p.sample_id],)
+            ]
             for name, answers in controls.items()
         }
         for name, replaced in result.items():

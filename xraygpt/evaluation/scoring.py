@@ -17,7 +17,7 @@ from xraygpt.common import checkpoint
 from xraygpt.common.config import from_tree
 from xraygpt.common.errors import ConfigError, InputError
 from xraygpt.evaluation import prediction_file
-from xraygpt.evaluation.conditions import COMMON, CONDITIONS, NEAREST, TRUE, condition_of
+from xraygpt.evaluation.conditions import CONDITIONS, FROM_TRAINING, TRUE, condition_of
 from xraygpt.evaluation.score_table import as_markdown
 from xraygpt.evaluation.verdict import judge
 from xraygpt.metrics.statistics import Score, weighted_sum
@@ -48,7 +48,7 @@ def score_rows(
     for name, condition_predictions in predictions.items():
         scores = task.score(condition_predictions)
         groups.setdefault(condition_of(name), []).append(scores)
-        if condition_of(name) not in (COMMON, NEAREST):  # these may lack probabilities
+        if condition_of(name) not in FROM_TRAINING:  # these may lack probabilities
             left_out |= task.left_out
     names = _common_names(groups, left_out)
     by_name = {c: [{s.name: s for s in seed} for seed in seeds] for c, seeds in groups.items()}
@@ -79,7 +79,7 @@ def _common_names(groups: Mapping[str, list[list[Score]]], left_out: dict[str, s
     labeller fails on one of them. Answers that are copied from the training split may lack scores
     of probabilities.
     """
-    required = {c: seeds for c, seeds in groups.items() if c not in (COMMON, NEAREST)}
+    required = {c: seeds for c, seeds in groups.items() if c not in FROM_TRAINING}
     name_sets = [{s.name for s in seed} for seeds in required.values() for seed in seeds]
     names = [s.name for s in groups[TRUE][0]]
     for name in set().union(*name_sets) - name_sets[0].intersection(*name_sets):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from xraygpt.instructions.records import Located, Split
@@ -35,6 +36,7 @@ class Item:
         boxes: Phrases or names with their boxes.
         labels: Findings of the image; None if they are not known.
         pathologies: The findings that were judged, among which `labels` are the positive ones.
+        facts: What a judge of a conversation is told: ``report``, ``view``, ``sex``.
     """
 
     item_id: str
@@ -51,6 +53,7 @@ class Item:
     boxes: tuple[Located, ...] = ()
     labels: tuple[str, ...] | None = None
     pathologies: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the item as one line of JSON; coordinates have six decimals."""
@@ -66,6 +69,8 @@ class Item:
             ],
             "labels": self.labels, "pathologies": self.pathologies,
         }  # fmt: skip
+        if self.facts:
+            row["facts"] = dict(self.facts)
         return json.dumps(row, ensure_ascii=False)
 
     @classmethod
@@ -82,7 +87,7 @@ class Item:
                 for each in row["boxes"]
             ),
             None if labels is None else tuple(labels),
-            tuple(row["pathologies"]),
+            tuple(row["pathologies"]), row.get("facts", {}),
         )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from xraygpt.instructions.records import VIEWS, Split
 from xraygpt.instructions.settings import Entry, InstructionSet
 from xraygpt.instructions.tables import Tables
 
-VERSION = 1  # of the items; part of what decides whether an interrupted run is continued
+VERSION = 2  # of the items; part of what decides whether an interrupted run is continued
 CHUNK = 2000  # images that a worker writes at once
 HELD_OUT: tuple[Split, ...] = ("val", "test")
 

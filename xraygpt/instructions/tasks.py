@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeVar
 
 from xraygpt.boxes.parsing import parse_boxes
@@ -56,6 +57,7 @@ class Draft(NamedTuple):
         boxes: See `Item.boxes`.
         labels: See `Item.labels`.
         pathologies: See `Item.pathologies`.
+        facts: See `Item.facts`.
     """
 
     part: str
@@ -63,6 +65,7 @@ class Draft(NamedTuple):
     boxes: tuple[Located, ...] = ()
     labels: tuple[str, ...] | None = None
     pathologies: tuple[str, ...] = ()
+    facts: Mapping[str, str] = MappingProxyType({})
 
 
 class Asked(NamedTuple):
@@ -221,10 +224,12 @@ def _converse(kind: str) -> Callable[[Asked], Iterator[Draft]]:
         located: list[Located] = []
         marked = tuple((_mark(q, located), _mark(a, located)) for q, a in turns)
         labels = tuple(n for n, value in asked.record.labels.items() if value == "positive")
-        known = asked.record.labels
+        known, image = asked.record.labels, asked.record.image
+        facts = {"report": one_line(asked.record.report), "view": image.view, "sex": image.sex}
         yield Draft(
-            "", marked, tuple(located), labels if known else None, tuple(known) if known else ()
-        )
+            "", marked, tuple(located), labels if known else None, tuple(known) if known else (),
+            {name: text for name, text in facts.items() if text},
+        )  # fmt: skip
 
     return converse
 

@@ -147,7 +147,7 @@ class Worker:
                 yield Item(
                     base + suffix, path, entry.collection, entry.task, entry.target,
                     image.study_id, image.patient_id, image.image_id, image.width, image.height,
-                    draft.turns, draft.boxes, draft.labels, draft.pathologies,
+                    draft.turns, draft.boxes, draft.labels, draft.pathologies, draft.facts,
                 )  # fmt: skip
 
     def count(self, chunk: Chunk) -> dict[str, Any]:

@@ -13,7 +13,7 @@ one of two ways:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -22,7 +22,7 @@ import numpy as np
 from xraygpt.common.checks import Checks
 from xraygpt.common.errors import InputError
 from xraygpt.metrics.probabilities import Statistic, nan_mean, resampled_score
-from xraygpt.metrics.statistics import Score, bootstrap_weights, ratio_score
+from xraygpt.metrics.statistics import RowRatio, Score, bootstrap_weights, ratio_score
 
 Points = Literal["voc", "coco"]
 
@@ -156,17 +156,19 @@ def grounding_scores(
         rows.append([sum(overlaps), hits, len(predicted.xyxy), len(expected.xyxy)])
     counts = np.array(rows, dtype=float).reshape(-1, 4)
     signature = f"one-to-one, IoU >= {threshold}"
-    ratios: dict[str, tuple[Callable[[np.ndarray], float], str]] = {
-        "mean_IoU": (lambda c: _divide(c[0], c[3]), "one-to-one, mean over true boxes"),
-        "box_precision": (lambda c: _divide(c[1], c[2]), signature),
-        "box_recall": (lambda c: _divide(c[1], c[3]), signature),
-        "box_F1": (lambda c: _divide(2 * c[1], c[2] + c[3]), signature),
-    }
+    ratios: dict[str, tuple[RowRatio, str]] = {
+        "mean_IoU": (
+            RowRatio(lambda c: _divide(c[:, 0], c[:, 3])), "one-to-one, mean over true boxes",
+        ),
+        "box_precision": (RowRatio(lambda c: _divide(c[:, 1], c[:, 2])), signature),
+        "box_recall": (RowRatio(lambda c: _divide(c[:, 1], c[:, 3])), signature),
+        "box_F1": (RowRatio(lambda c: _divide(2 * c[:, 1], c[:, 2] + c[:, 3])), signature),
+    }  # fmt: skip
     return [ratio_score(name, counts, r, text, groups) for name, (r, text) in ratios.items()]
 
 
-def _divide(part: float, total: float) -> float:
-    return float(part / total) if total else float("nan")
+def _divide(part: np.ndarray, total: np.ndarray) -> np.ndarray:
+    return np.divide(part, total, out=np.full(len(part), np.nan), where=total != 0)
 
 
 def average_precision(

@@ -17,6 +17,7 @@ import numpy as np
 
 from xraygpt.common.errors import InputError
 from xraygpt.metrics.statistics import (
+    RowRatio,
     Score,
     bootstrap_weights,
     f1_of_sums,
@@ -209,12 +210,13 @@ def resampled_score(
     """
     n = weights.shape[1]
 
-    def ratio(sums: np.ndarray) -> float:
-        return float(statistic(sums[None].astype(float))[0])
+    def rows(sums: np.ndarray) -> np.ndarray:
+        step = max(1, _CELLS // max(n, 1))
+        parts = [statistic(sums[i : i + step]) for i in range(0, len(sums), step)]
+        return np.concatenate(parts)
 
-    step = max(1, _CELLS // max(n, 1))
-    parts = [statistic(weights[i : i + step]) for i in range(0, len(weights), step)]
-    values = np.concatenate(parts) if n else np.full(1, np.nan)
+    ratio = RowRatio(rows)
+    values = rows(weights) if n else np.full(1, np.nan)
     low = high = float("nan")
     if not np.isnan(values).all():
         low, high = (float(v) for v in np.nanpercentile(values, [2.5, 97.5]))

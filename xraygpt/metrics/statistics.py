@@ -185,17 +185,20 @@ def mean_score(
 ) -> Score:
     """Compute the mean of per-sample values with its interval."""
     counts = np.array([[v, 1.0] for v in values], dtype=float).reshape(-1, 2)
-    return ratio_score(name, counts, lambda c: float(c[0] / max(c[1], 1.0)), signature, groups)
+    mean = RowRatio(lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1.0))
+    return ratio_score(name, counts, mean, signature, groups)
 
 
-def share_of_sums(sums: np.ndarray) -> float:
-    """Divide the first sum by the second; return nan if the second is 0."""
-    return float(sums[0] / sums[1]) if sums[1] else float("nan")
+def _share(sums: np.ndarray) -> np.ndarray:
+    below = sums[:, 1]
+    return np.divide(sums[:, 0], below, out=np.full(len(sums), np.nan), where=below != 0)
 
 
-def f1_of_sums(sums: np.ndarray) -> float:
-    """Compute F1 from summed true, predicted and reference positives; 0 if there are none."""
-    return float(2 * sums[0] / max(sums[1] + sums[2], 1))
+share_of_sums = RowRatio(_share)
+"""Divides the first sum by the second; nan if the second is 0."""
+
+f1_of_sums = RowRatio(lambda sums: 2 * sums[:, 0] / np.maximum(sums[:, 1] + sums[:, 2], 1))
+"""Computes F1 from summed true, predicted and reference positives; 0 if there are none."""
 
 
 def macro_f1_of_sums(sums: np.ndarray) -> float:

@@ -7,6 +7,7 @@ from xraygpt.models.qformer_llm import alignment, instruct
 from xraygpt.models.qformer_llm import model as xraygpt
 from xraygpt.models.stock_vlm import model as stock_vlm
 from xraygpt.models.vision import hf, image_text, published, run_encoder
+from xraygpt.models.worker import model as worker
 
 __all__ = [
     "alignment",
@@ -19,5 +20,6 @@ __all__ = [
     "published",
     "run_encoder",
     "stock_vlm",
+    "worker",
     "xraygpt",
 ]

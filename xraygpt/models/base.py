@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from xraygpt.common.requirements import FrozenParts, Missing, missing_prompts
 from xraygpt.common.training_data import TrainingData
 from xraygpt.datasets.base import Batch
 from xraygpt.datasets.collate import MediaCollator
+from xraygpt.media.geometry import Box
 from xraygpt.models import param_groups
 from xraygpt.models.abilities import Abilities
 from xraygpt.models.text_assets import saved_prompts, write_renderer
@@ -49,6 +50,19 @@ class Collation:
     media_collator: MediaCollator | None
     context_len: int
     image_spec: ImageSpec
+
+
+class Pointed(NamedTuple):
+    """An answer that may point at places.
+
+    Attributes:
+        text: The answer.
+        boxes: (x_min, y_min, x_max, y_max) in [0, 1] of the original image; None if they are to be
+            read from the text.
+    """
+
+    text: str
+    boxes: list[Box] | None = None
 
 
 Bonus = Callable[[int, str], float]
@@ -244,6 +258,17 @@ class BaseModel(nn.Module, Plugin):
             The answers without stop strings and special tokens.
         """
         raise NotImplementedError
+
+    def point(self, batch: Batch, generation: Generation) -> list[Pointed]:
+        """Answer questions about places; by default, boxes are read from the generated texts."""
+        return [Pointed(text) for text in self.generate(batch, generation)]
+
+    def cannot(self, task: str) -> str:
+        """Return why the model cannot do a task, by its registered name; "" if it can."""
+        return ""
+
+    def close(self) -> None:
+        """Release what the model holds besides memory, such as a program; nothing by default."""
 
     def check_generation(self, generation: Generation) -> None:
         """Check decoding settings before anything is read; by default, all are accepted.

@@ -2,8 +2,12 @@
 
 from xraygpt.tasks import (
     alignment,
+    boxes,
+    classification,
     contrastive,
+    dialogue,
     free_text,
+    grounded_reports,
     language_modeling,
     multiple_choice,
     report_generation,
@@ -13,8 +17,12 @@ from xraygpt.tasks import (
 
 __all__ = [
     "alignment",
+    "boxes",
+    "classification",
     "contrastive",
+    "dialogue",
     "free_text",
+    "grounded_reports",
     "language_modeling",
     "multiple_choice",
     "report_generation",

@@ -24,7 +24,7 @@ from xraygpt.tasks.payload import (
 
 __all__ = ["Answer", "BaseTask", "CaseDisplay", "Comparison", "Prediction"]
 
-CONTROLS = ("shuffled", "blank", "mirrored", "most_common", "nearest")
+CONTROLS = ("shuffled", "blank", "mirrored", "no_image", "most_common", "nearest")
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,11 @@ class BaseTask(Plugin):
         self.config = config
         self.left_out: dict[str, str] = {}
         """Reasons, by name, why the last `score` could not compute some scores."""
+
+    @property
+    def name(self) -> str:
+        """The name under which the task is registered."""
+        return TASKS.name_of(type(self))
 
     def fit(self, training: Callable[[], Sequence[str]]) -> None:
         """Compute what scoring needs from the training answers; nothing by default."""

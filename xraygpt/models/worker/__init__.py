@@ -1,0 +1,1 @@
+"""Models that run as programs in environments of their own."""
