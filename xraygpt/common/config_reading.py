@@ -205,7 +205,10 @@ def _import_plugins(modules: Any, report: Report) -> None:
 def _presets(config: Any, report: Report) -> Any:
     """Load the preset for the `arch` and `model_type` of models, and each builder's defaults."""
     tree: Any = OmegaConf.create({})
-    for where in _model_sections(config):
+    sections = _model_sections(config)
+    for where in sections[1:]:  # keeps their order
+        tree = OmegaConf.merge(tree, _at(where, {}))
+    for where in sections:
         arch, model_type = _select(config, f"{where}.arch"), _select(config, f"{where}.model_type")
         if model_type is None or arch not in list(MODELS):
             continue

@@ -77,14 +77,15 @@ def _common_names(groups: Mapping[str, list[list[Score]]], left_out: dict[str, s
 
     All conditions have the same references and therefore the same scores, unless a judge or a
     labeller fails on one of them. Answers that are copied from the training split may lack scores
-    of probabilities.
+    of probabilities, and optional scores are kept for the conditions that have them.
     """
     required = {c: seeds for c, seeds in groups.items() if c not in FROM_TRAINING}
     name_sets = [{s.name for s in seed} for seeds in required.values() for seed in seeds]
+    optional = {s.name for s in groups[TRUE][0] if s.optional}
     names = [s.name for s in groups[TRUE][0]]
-    for name in set().union(*name_sets) - name_sets[0].intersection(*name_sets):
+    for name in set().union(*name_sets) - name_sets[0].intersection(*name_sets) - optional:
         left_out.setdefault(name, "it could not be computed for every condition")
-    return [n for n in names if all(n in name_set for name_set in name_sets)]
+    return [n for n in names if n in optional or all(n in name_set for name_set in name_sets)]
 
 
 def write_fitted_state(folder: Path, task: BaseTask) -> None:

@@ -75,6 +75,8 @@ def covered_share(boxes: Sequence[Box], others: Sequence[Box]) -> float:
     Returns:
         A number in [0, 1]; 0 if `boxes` have no area.
     """
+    if not boxes or not others:
+        return 0.0
     both = [*boxes, *others]
     x = np.unique([edge for box in both for edge in box[::2]])
     y = np.unique([edge for box in both for edge in box[1::2]])

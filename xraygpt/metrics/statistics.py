@@ -50,6 +50,8 @@ class Score:
     counts: np.ndarray = field(repr=False, compare=False)
     ratio: Callable[[np.ndarray], float] = field(repr=False, compare=False)
     groups: Sequence[str] | None = field(default=None, repr=False, compare=False)
+    # Whether it may be missing in some conditions, because a judge was not asked about them.
+    optional: bool = field(default=False, repr=False, compare=False)
 
     def as_row(self) -> dict[str, Any]:
         """Return the entry for scores.json."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,23 @@ from xraygpt.metrics.statistics import Score, mean_score, ratio_score, share_of_
 
 Kind = Literal["conversation", "green", "crimson", "radfact"]
 KINDS: tuple[Kind, ...] = ("conversation", "green", "crimson", "radfact")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a judge is asked about an answer.
+
+    Attributes:
+        key: Name of the verdict; see `text_key`.
+        sections: Heading -> text, for the prompt.
+        example: Id of a sample with this answer.
+        source: What the verdict is checked against.
+    """
+
+    key: str
+    sections: dict[str, str]
+    example: str
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +104,8 @@ def verdict_scores(
     """
     counts = np.array([[v or 0.0, v is not None] for v in values], dtype=float).reshape(-1, 2)
     missing = [float(v is None) for v in values]
-    return [
+    scores = [
         ratio_score(name, counts, share_of_sums, f"{unit}, by {judge}", groups),
         mean_score(f"{name}_unusable", missing, f"answers of {judge} that were not usable", groups),
     ]
+    return [replace(score, optional=True) for score in scores]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from xraygpt.common.registry import TASKS, Plugin, Registry
 from xraygpt.datasets.base import Batch, Sample
 from xraygpt.metrics.statistics import Score
+from xraygpt.metrics.verdicts import Kind, Question
 from xraygpt.models.base import BaseModel, Generation, Output
 from xraygpt.prompting.renderer import IGNORE_INDEX
 from xraygpt.tasks.payload import (
@@ -92,6 +93,8 @@ class BaseTask(Plugin):
     first one that could be computed counts; without any, the loss decides. Higher is better."""
     answer_noun: ClassVar[str] = "answer"
     """What sentences about this task's answers call them."""
+    judges: ClassVar[tuple[Kind, ...]] = ()
+    """Judges that suit the task; see `judge_questions`."""
     loss_unit: ClassVar[str] = "nats per target token"
     """Unit of the loss, which is divided by `count_targets`."""
 
@@ -138,6 +141,15 @@ class BaseTask(Plugin):
     def score(self, predictions: Sequence[Prediction]) -> list[Score]:
         """Compute every metric of this task with its sample count and interval."""
         raise NotImplementedError
+
+    def judge_questions(self, kind: Kind, predictions: Sequence[Prediction]) -> Iterator[Question]:
+        """Yield what a judge is asked about the answers of one condition; nothing by default.
+
+        Args:
+            kind: One of `judges`.
+            predictions: The answers.
+        """
+        yield from ()
 
     def compare(self, prediction: Prediction) -> Comparison:
         """Return what an answer gets right and wrong; empty if the task cannot tell."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,7 +11,7 @@ from xraygpt.metrics.box_answers import box_answer_scores
 from xraygpt.metrics.reports import finding_scores, positive_findings
 from xraygpt.metrics.statistics import Score
 from xraygpt.metrics.text import rouge_scores
-from xraygpt.metrics.verdicts import read_verdicts, text_key, verdict_scores
+from xraygpt.metrics.verdicts import Kind, Question, read_verdicts, text_key, verdict_scores
 from xraygpt.metrics.vqa import normalise
 from xraygpt.tasks.base import Comparison, Prediction
 from xraygpt.tasks.boxes import BoxTask, as_boxes, true_boxes
@@ -52,10 +52,27 @@ class Dialogue:
     labels: Sequence[str] | None
 
     @property
+    def is_judged(self) -> bool:
+        """Whether any answer is text; answers with boxes are scored by overlap."""
+        return any(not r.boxes for r in self.rounds)
+
+    @property
     def key(self) -> str:
         """Name of the verdict on these answers."""
         texts = (part for r in self.rounds for part in (r.question, r.expected, r.generated))
         return text_key("conversation", self.name, *texts)
+
+    def sections(self) -> dict[str, str]:
+        """Return what a judge is shown: the notes about the image, and the dialogue."""
+        sections = dict(self.facts)
+        if self.labels is not None:
+            sections["findings"] = ", ".join(self.labels) or "none"
+        rounds = [
+            f"User: {r.question}\nExpected: {r.expected}\nAssistant: "
+            + ("(a place; scored apart)" if r.boxes else r.generated or "(no answer)")
+            for r in self.rounds
+        ]
+        return {**sections, "conversation": "\n\n".join(rounds)}
 
 
 def dialogues(predictions: Sequence[Prediction]) -> list[Dialogue]:
@@ -92,6 +109,7 @@ class Conversation(BoxTask):
 
     page_title = "conversations"
     controls: ClassVar[tuple[str, ...]] = (*BoxTask.controls, "own_history")
+    judges = ("conversation",)
     default_controls: ClassVar[tuple[str, ...]] = ("own_history", "shuffled", "blank", "no_image")
     deciding_scores: ClassVar[Mapping[str, str]] = {
         "judge_score": "judge's score",
@@ -133,7 +151,7 @@ class Conversation(BoxTask):
                 "no verdicts in the folder; run python -m xraygpt.judge conversation FOLDER"
             )
             return []
-        found = dialogues(predictions)
+        found = [d for d in dialogues(predictions) if d.is_judged]
         absent = sum(d.key not in verdicts.values for d in found)
         if absent:
             self.left_out["judge_score"] = (
@@ -144,6 +162,12 @@ class Conversation(BoxTask):
         values = [_value(verdicts.values[dialogue.key]) for dialogue in found]
         studies = [dialogue.study_id for dialogue in found]
         return verdict_scores("judge_score", values, verdicts.judge, studies, "0 to 10")
+
+    def judge_questions(self, kind: Kind, predictions: Sequence[Prediction]) -> Iterator[Question]:
+        """Yield the dialogues that have an answer in words."""
+        for dialogue in dialogues(predictions):
+            if dialogue.is_judged:
+                yield Question(dialogue.key, dialogue.sections(), dialogue.name)
 
     def compare(self, prediction: Prediction) -> Comparison:
         """Return the findings that an answer names rightly, misses and adds; or its boxes."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from xraygpt.common.registry import registry
@@ -12,7 +13,7 @@ from xraygpt.metrics.radfact import Sentence, grounded_sentences, radfact_scores
 from xraygpt.metrics.reports import finding_scores, positive_findings
 from xraygpt.metrics.statistics import Score
 from xraygpt.metrics.text import rouge_scores
-from xraygpt.metrics.verdicts import read_verdicts, text_key
+from xraygpt.metrics.verdicts import Kind, Question, read_verdicts, text_key
 from xraygpt.models.base import Generation
 from xraygpt.tasks.base import Prediction
 from xraygpt.tasks.boxes import BoxTask, as_boxes, true_boxes
@@ -38,6 +39,7 @@ class GroundedReport(BoxTask):
         "findings_text_F1": "micro F1 of findings",
     }
     by_label = False
+    judges = ("radfact",)
 
     @dataclass(kw_only=True)
     class Config(BoxTask.Config):
@@ -72,16 +74,15 @@ class GroundedReport(BoxTask):
         candidate = grounded_sentences(prediction.prediction, spelling, size)
         return candidate, grounded_sentences(prediction.reference, spelling, size)
 
-    def radfact_key(self, prediction: Prediction) -> str:
-        """Return the name of the verdict on an answer."""
-        candidate, reference = self.sentences(prediction)
-        texts = [[s.text for s in side] for side in (candidate, reference)]
-        return text_key("radfact", "\n".join(texts[0]), "\n".join(texts[1]))
+    def judge_questions(self, kind: Kind, predictions: Sequence[Prediction]) -> Iterator[Question]:
+        """Yield the sentences of each answer and its reference, numbered from 1."""
+        for p in predictions:
+            yield radfact_question(*self.sentences(p), p.sample_id)
 
     def _radfact(self, predictions: Sequence[Prediction], studies: Sequence[str]) -> list[Score]:
         folder = predictions[0].folder if predictions else None
         verdicts = read_verdicts(folder, "radfact")
-        keys = [self.radfact_key(p) for p in predictions]
+        keys = [radfact_question(*self.sentences(p), "").key for p in predictions]
         known = {} if verdicts is None else verdicts.values
         absent = sum(key not in known for key in keys)
         if verdicts is None or absent:
@@ -91,7 +92,21 @@ class GroundedReport(BoxTask):
             )
             return []
         pairs = [self.sentences(p) for p in predictions]
-        return radfact_scores(pairs, [known[key] for key in keys], verdicts.judge, studies)
+        scores = radfact_scores(pairs, [known[key] for key in keys], verdicts.judge, studies)
+        return [replace(score, optional=True) for score in scores]
+
+
+def radfact_question(
+    candidate: Sequence[Sentence], reference: Sequence[Sentence], name: str
+) -> Question:
+    """Return what a judge is asked about two lists of sentences, which it sees numbered from 1."""
+    sides = {"candidate": candidate, "reference": reference}
+    texts = {
+        side: "\n".join(f"{i}. {s.text}" for i, s in enumerate(sentences, 1)) or "(no sentence)"
+        for side, sentences in sides.items()
+    }
+    source = json.dumps({side: len(sentences) for side, sentences in sides.items()})
+    return Question(text_key("radfact", *texts.values()), texts, name, source)
 
 
 def _plain(sentences: Sequence[Sentence]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,12 +16,14 @@ from xraygpt.metrics.phantom_reports import phantom_report_scores
 from xraygpt.metrics.protocols import R2Gen
 from xraygpt.metrics.reports import report_scores
 from xraygpt.metrics.statistics import Score
+from xraygpt.metrics.verdicts import Kind, Question
 from xraygpt.models.base import BaseModel
 from xraygpt.models.capabilities import PredictsFindings, require, supports
 from xraygpt.models.findings import PredictedFinding
 from xraygpt.tasks import plan
 from xraygpt.tasks.base import Answer, BaseTask, Comparison, Prediction
 from xraygpt.tasks.clinical import ClinicalMetrics, ClinicalScorer
+from xraygpt.tasks.judged import judged_scores, report_key
 from xraygpt.tasks.payload import Payload
 from xraygpt.tasks.report_review import report_payload
 from xraygpt.tasks.trait_scoring import TraitSettings, sample_traits, score_traits
@@ -62,6 +64,7 @@ class ReportGeneration(BaseTask):
     config: Config
     routes_questions = True
     answer_noun = "report"
+    judges = ("green", "crimson")
     deciding_scores: ClassVar[Mapping[str, str]] = {
         "drawn_macro_F1": "macro F1 of findings",
         "traits_balanced_accuracy": "mean balanced accuracy of traits",
@@ -156,12 +159,23 @@ class ReportGeneration(BaseTask):
         traits, traits_left_out = score_traits(
             predictions, self.config.traits, get_vocabulary(self.config.vocabulary)
         )
+        judged, judged_left_out = judged_scores(predictions)
         scores += coco + clinical + traits
-        self.left_out = coco_left_out | clinical_left_out | traits_left_out
+        # A judge that runs while scoring and stored verdicts may both give GREEN.
+        scores += [score for score in judged if score.name not in {s.name for s in clinical}]
+        self.left_out = coco_left_out | clinical_left_out | traits_left_out | judged_left_out
+        if any(score.name == "GREEN" for score in judged):
+            self.left_out.pop("GREEN", None)
         if all(_is_phantom(prediction) for prediction in predictions):
             labels = [p.meta["labels"] for p in predictions]
             scores += phantom_report_scores(texts, labels, studies)
         return scores
+
+    def judge_questions(self, kind: Kind, predictions: Sequence[Prediction]) -> Iterator[Question]:
+        """Yield each report with its reference."""
+        for p in predictions:
+            texts = {"reference": p.reference or "(empty)", "candidate": p.prediction or "(empty)"}
+            yield Question(report_key(kind, p), texts, p.sample_id)
 
     def compare(self, prediction: Prediction) -> Comparison:
         """Return the findings that both texts, or only one of them, affirm or suspect."""
