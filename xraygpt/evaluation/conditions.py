@@ -97,6 +97,8 @@ def build_conditions(
         Datasets by condition, and reasons for skipped controls.
     """
     conditions, left_out = {TRUE: data}, {}
+    if OWN_HISTORY in selected:
+        conditions[OWN_HISTORY] = OwnHistory(data)
     if SHUFFLED in selected:
         shuffle = controls.shuffled_per_image if task.shuffle_per_image else controls.shuffled
         for k in range(shuffles):
@@ -110,8 +112,6 @@ def build_conditions(
             left_out[f"control {MIRRORED}"] = str(error)
     if NO_IMAGE in selected:
         conditions[NO_IMAGE] = controls.question_only(data)
-    if OWN_HISTORY in selected:
-        conditions[OWN_HISTORY] = OwnHistory(data)
     return conditions, left_out
 
 

@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from xraygpt.common.errors import DataError
 from xraygpt.common.numbers import decimal, with_interval
+from xraygpt.media.geometry import Box
 from xraygpt.metrics.agreement import Candidate, read_radpref
 from xraygpt.metrics.radfact import ENTAILED, Sentence, radfact_scores
 from xraygpt.metrics.verdicts import Kind, Question, Verdicts, text_key
@@ -81,19 +82,14 @@ def read_radfact(path: Path) -> list[Pair]:
 
 
 def _report(row: Mapping[str, Any]) -> Pair:
-    sides = [
-        tuple(
-            Sentence(
-                each["text"],
-                tuple(
-                    (b["x_min"], b["y_min"], b["x_max"], b["y_max"]) for b in each["boxes"] or ()
-                ),
-            )
-            for each in row[side]
-        )
-        for side in ("prediction", "target")
-    ]
+    sides = [tuple(map(_sentence, row[side])) for side in ("prediction", "target")]
     return Pair(str(row["example_id"]), sides[0], sides[1])
+
+
+def _sentence(row: Mapping[str, Any]) -> Sentence:
+    corners = ("x_min", "y_min", "x_max", "y_max")
+    boxes = [tuple(float(box[corner]) for corner in corners) for box in row["boxes"] or ()]
+    return Sentence(row["text"], tuple(cast(Box, box) for box in boxes))
 
 
 def _case(row: Mapping[str, Any]) -> Pair:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from xraygpt.metrics.statistics import (
     macro_f1_of_sums,
     mean_score,
     ratio_score,
+    share_of_sums,
 )
 from xraygpt.metrics.text import bleu_scores, rouge_scores
 from xraygpt.vocabulary.chest_labeller import label
@@ -121,6 +123,29 @@ def finding_scores(
                 ratio_score(f"F1_{source}/{name}", counts[:, i], f1_of_sums, signature, groups)
             )
     return scores
+
+
+def missed_score(
+    predictions: Sequence[set[str]],
+    references: Sequence[set[str]],
+    finding: str,
+    groups: Sequence[str] | None = None,
+) -> Score:
+    """Compute the share of references with a finding whose prediction does not name it.
+
+    Args:
+        predictions: Findings of every prediction.
+        references: Findings of every reference.
+        finding: The finding.
+        groups: See `report_scores`.
+    """
+    rows = [
+        [finding in r and finding not in p, finding in r]
+        for p, r in zip(predictions, references, strict=True)
+    ]
+    counts = np.array(rows, dtype=float).reshape(-1, 2)
+    score = ratio_score(f"missed_{finding}", counts, share_of_sums, LABELLER, groups)
+    return replace(score, n=int(counts[:, 1].sum()))
 
 
 def _frequent_scores(

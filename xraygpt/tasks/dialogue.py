@@ -15,6 +15,7 @@ from xraygpt.metrics.verdicts import Kind, Question, read_verdicts, text_key, ve
 from xraygpt.metrics.vqa import normalise
 from xraygpt.tasks.base import Comparison, Prediction
 from xraygpt.tasks.boxes import BoxTask, as_boxes, true_boxes
+from xraygpt.tasks.judged import missed_urgent
 
 
 class Round(NamedTuple):
@@ -161,7 +162,8 @@ class Conversation(BoxTask):
             return []
         values = [_value(verdicts.values[dialogue.key]) for dialogue in found]
         studies = [dialogue.study_id for dialogue in found]
-        return verdict_scores("judge_score", values, verdicts.judge, studies, "0 to 10")
+        scores = verdict_scores("judge_score", values, verdicts.judge, studies, "0 to 10")
+        return [*scores, *missed_urgent([p for p in predictions if not true_boxes(p)])]
 
     def judge_questions(self, kind: Kind, predictions: Sequence[Prediction]) -> Iterator[Question]:
         """Yield the dialogues that have an answer in words."""

@@ -10,10 +10,12 @@ import numpy as np
 
 from xraygpt.metrics.crimson import crimson_score, urgent_findings
 from xraygpt.metrics.green import CATEGORIES
+from xraygpt.metrics.reports import missed_score, positive_findings
 from xraygpt.metrics.statistics import Score, ratio_score, share_of_sums
 from xraygpt.metrics.verdicts import Kind, Verdicts, read_verdicts, text_key, verdict_scores
 from xraygpt.tasks.base import Prediction
 
+URGENT = "pneumothorax"
 Rows = Sequence[Mapping[str, Any] | None]
 
 
@@ -48,7 +50,21 @@ def judged_scores(predictions: Sequence[Prediction]) -> tuple[list[Score], dict[
             )
             continue
         scores += compute([verdicts.values[key] for key in keys], verdicts, studies)
-    return scores, left_out
+    return [*scores, *(missed_urgent(predictions) if scores else ())], left_out
+
+
+def missed_urgent(predictions: Sequence[Prediction]) -> list[Score]:
+    """Compute how often an urgent finding that the labeller knows is missed.
+
+    It stands beside every judge, because judges weigh a missed finding as they like.
+    """
+    found, known = (
+        [positive_findings(text) for text in texts]
+        for texts in ([p.prediction for p in predictions], [p.reference for p in predictions])
+    )
+    studies = [p.study_id for p in predictions]
+    score = missed_score(found, known, URGENT, studies)
+    return [replace(score, optional=True)] if score.n else []
 
 
 def _green(rows: Rows, verdicts: Verdicts, studies: Sequence[str]) -> list[Score]:
