@@ -40,6 +40,7 @@ ORDER = [
     "answering",
     "runners",
     "evaluation",
+    "judging",
     "conversation",
     "experiment",
     "requirements_check",

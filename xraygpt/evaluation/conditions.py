@@ -36,7 +36,7 @@ FROM_TRAINING = (COMMON, NEAREST, MEAN_BOX)
 
 CONDITION_NAMES = {
     "true": "true image",
-    "shuffled": "another patient's image",
+    "shuffled": "another study's image",
     "blank": "black image",
     "mirrored": "mirrored image",
     "no_image": "question only",

@@ -79,7 +79,7 @@ class ModelTable:
     models: dict[str, BaseModel.Config]
     """The models, by the names that the table uses."""
     datasets: dict[str, BaseBuilder.Config]
-    """The corpus."""
+    """The one corpus on which all models are evaluated."""
     tasks: dict[str, TableTask]
     """The tasks, by the names that the table uses."""
     run: TableRun = field(default_factory=TableRun)

@@ -226,11 +226,15 @@ def detection_scores(
         "mAP_50": ("coco", (0.5,), "mAP, 101 recalls, IoU 0.5"),
         "mAP_50_95": ("coco", COCO_THRESHOLDS, "mAP, 101 recalls, IoU 0.5 to 0.95"),
     }
+    images = _images_by_label(predictions, references)
+    ranked = [
+        _rank_detections(predictions, references, label, COCO_THRESHOLDS, images[label])
+        for label in labels
+    ]
     scores = []
     for name, (points, thresholds, signature) in variants.items():
-        rankings = [
-            _rank_detections(predictions, references, label, thresholds) for label in labels
-        ]
+        count = len(thresholds)  # the first is 0.5 in all of them
+        rankings = [ranking._replace(hit=ranking.hit[:count]) for ranking in ranked]
         statistic = _mean_average_precision(rankings, points)
         scores.append(resampled_score(name, statistic, signature, groups, weights))
     return scores
@@ -256,17 +260,31 @@ class _Ranking(NamedTuple):
     references: np.ndarray  # (n,) number of reference boxes in each image
 
 
+def _images_by_label(
+    predictions: Sequence[Boxes], references: Sequence[Boxes]
+) -> dict[str, list[int]]:
+    """Return the indices of the images in which each label has a box on either side."""
+    images: dict[str, list[int]] = {}
+    for index, pair in enumerate(zip(predictions, references, strict=True)):
+        for label in {name for boxes in pair for name in _names(boxes)}:
+            images.setdefault(label, []).append(index)
+    return images
+
+
 def _rank_detections(
     predictions: Sequence[Boxes],
     references: Sequence[Boxes],
     label: str,
     thresholds: Sequence[float],
+    images: Sequence[int] | None = None,
 ) -> _Ranking:
+    """Rank the detections of a label; `images` are those that have it, None looks in all."""
     image: list[int] = []
     scores: list[np.ndarray] = []
     hits = [np.zeros((len(thresholds), 0), dtype=bool)]
     reference_counts = np.zeros(len(references))
-    for index, (predicted, expected) in enumerate(zip(predictions, references, strict=True)):
+    for index in range(len(references)) if images is None else images:
+        predicted, expected = predictions[index], references[index]
         detections = np.flatnonzero([name == label for name in _names(predicted)])
         targets = np.flatnonzero([name == label for name in _names(expected)])
         score = np.ones(len(detections))

@@ -17,8 +17,8 @@ from xraygpt.metrics.text import rouge_values
 _UNIT = r"(?:mm|millimet\w+|cm|centimet\w+|m|%|percent|degrees?)"
 _NUMBER = r"\d+(?:\.\d+)?"
 _QUANTITY = re.compile(
-    rf"(?<![\w./])(?P<numbers>{_NUMBER}(?:\s*(?:x|×|by|to|-)\s*{_NUMBER}){{0,2}})"
-    rf"\s*-?\s*(?P<unit>{_UNIT})?(?![\w])",
+    rf"(?<![\w./:])(?P<numbers>{_NUMBER}(?:\s*(?:x|×|by|to|-)\s*{_NUMBER}){{0,2}})"
+    rf"\s*-?\s*(?P<unit>{_UNIT})?(?![\w]|[/:]\d)",
     re.IGNORECASE,
 )
 _LEVEL = re.compile(r"\b(?P<level>[TLC]\d{1,2}|\d{1,2}(?:st|nd|rd|th))\b", re.IGNORECASE)

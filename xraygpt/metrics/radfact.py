@@ -14,6 +14,7 @@ Areas are exact, where the authors count pixels of 224 x 224.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from xraygpt.processors.text import split_sentences
 INSIDE = 0.5  # share of a sentence's boxes that must lie inside those of its evidence
 ENTAILED = "entailment"
 NAMES = ("logical", "spatial", "grounding")
+_MARK, _JOINS = re.compile(r"boxmark\d+x"), frozenset({"and", ""})
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,17 @@ def grounded_sentences(text: str, spelling: str, size: Size | None = None) -> li
     sentences = []
     for part in split_sentences("".join([*marked, text[end:]])):
         words = part.split()
-        numbers = [int(w[7:].partition("x")[0]) for w in words if w.startswith("boxmark")]
-        kept = [w for w in words if not w.startswith("boxmark")]
+        marks = [bool(_MARK.match(word)) for word in words]
+        # "and" or ";" between two boxes belongs to neither sentence nor finding.
+        joins = [
+            word.strip(",;") in _JOINS and marks[i - 1] and marks[min(i + 1, len(words) - 1)]
+            for i, word in enumerate(words)
+        ]
+        numbers = [int(w[7:].partition("x")[0]) for w, is_mark in zip(words, marks, strict=True)
+                   if is_mark]  # fmt: skip
+        kept = [w for w, m, j in zip(words, marks, joins, strict=True) if not (m or j)]
         plain = " ".join(kept).replace(" .", ".").strip(" ,;")
-        plain = plain.removesuffix(" and").removesuffix(" at").strip()
-        if plain.strip(" .and"):
+        if plain.strip(" ."):
             sentences.append(Sentence(plain, tuple(found[n].box for n in numbers)))
     return sentences
 

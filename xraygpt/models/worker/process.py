@@ -126,7 +126,7 @@ class WorkerProcess:
         try:
             line = self._lines.get(timeout=timeout)
         except queue.Empty:
-            self.close()
+            self.close(patience=0.1)
             raise InputError(
                 f"the worker gave no answer for {timeout:g} s (model.startup_timeout and "
                 f"model.timeout); what it printed is in {self.log}"
@@ -154,14 +154,18 @@ class WorkerProcess:
             f"is: {last}"
         )
 
-    def close(self) -> None:
-        """End the worker."""
+    def close(self, patience: float = 5.0) -> None:
+        """End the worker.
+
+        Args:
+            patience: Seconds until a worker that does not end by itself is killed.
+        """
         atexit.unregister(self.close)
         with contextlib.suppress(OSError):
             if self._process.stdin is not None:
                 self._process.stdin.close()
         try:
-            self._process.wait(5)
+            self._process.wait(patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
