@@ -49,8 +49,14 @@ def score_rows(
         scores = task.score(condition_predictions)
         groups.setdefault(condition_of(name), []).append(scores)
         if condition_of(name) not in FROM_TRAINING:  # these may lack probabilities
-            left_out |= task.left_out
+            left_out = task.left_out | left_out  # what is said of the true images comes first
     names = _common_names(groups, left_out)
+    optional = tuple(s.name for s in groups[TRUE][0] if s.optional)
+    left_out = {
+        name: why
+        for name, why in left_out.items()
+        if not any(score.startswith(name) for score in optional)
+    }
     by_name = {c: [{s.name: s for s in seed} for seed in seeds] for c, seeds in groups.items()}
     rows = [
         _score_row(condition, by_name[TRUE][0][name], [seed[name] for seed in seeds])
