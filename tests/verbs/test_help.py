@@ -30,11 +30,14 @@ LIGHT = {
     "xraygpt.quickstart": [],
     "xraygpt.prepare_instructions": ["--cfg-path", "--out"],
     "xraygpt.download": [],
+    "xraygpt.evaluate_all": ["--cfg-path"],
 }
 SCRIPTS = sorted((REPO / "Data_Creation_Scripts").rglob("*.py"))
 NUMERIC = {
     "xraygpt.compare": ["first", "second"],
     "xraygpt.metrics.paired": ["first", "second"],
+    "xraygpt.metrics.agreement": ["DATA"],
+    "xraygpt.judge": ["KIND", "FOLDER"],
     "xraygpt.synthesize": ["--out"],
     "xraygpt.prepare_nnunet": ["--out"],
     "xraygpt.prepare_ultrasound": ["IN", "OUT"],
@@ -107,6 +110,17 @@ MISTAKES = [
     ("xraygpt.download", ["nobody"], "'nobody' is neither one of"),
     ("xraygpt.compare", ["gone.jsonl", "gone.jsonl"], "gone.jsonl: no such file or folder"),
     ("xraygpt.metrics.paired", ["gone.jsonl", "gone.jsonl"], "gone.jsonl: no such file or folder"),
+    ("xraygpt.metrics.agreement", ["gone"], "gone: no such file or folder"),
+    ("xraygpt.metrics.agreement", ["docs"], "docs contains no RadPref/preference_data.json"),
+    ("xraygpt.judge", ["green", "gone"], "gone: no such file or folder"),
+    ("xraygpt.judge", ["taste", "docs"], "invalid choice: 'taste'"),
+    ("xraygpt.judge", ["green", "docs"], "a judge is a language model: choose one with --provider"),
+    ("xraygpt.evaluate_all", ["--cfg-path", "gone.yaml"], "cannot read gone.yaml: No such file"),
+    (
+        "xraygpt.evaluate_all",
+        ["--cfg-path", "table_configs/phantom.yaml", "--shard", "3/2"],
+        "'3/2' is not K/N",
+    ),
     ("xraygpt.synthesize", ["--out", "new", "--studies", "0"], "--studies: must be at least 1"),
     ("xraygpt.synthesize", ["--out", "new", "--texts", "openi"], "--texts: openi requires design"),
     ("xraygpt.synthesize", ["--out", "new", "--views", "top"], "invalid choice: 'top'"),

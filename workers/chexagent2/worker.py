@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from protocol import last_question, serve  # noqa: E402
+from protocol import last_question, serve
 
 MODEL = "StanfordAIMI/CheXagent-2-3b"
 REVISION = "8f19b53a2eceda4c33b0acec6c81fbc293ad80d0"

@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from protocol import serve  # noqa: E402
+from protocol import serve
 
 MODEL = "microsoft/llava-med-v1.5-mistral-7b"
 REVISION = "f2f72301dc934e74948b5802c87dbc83d100e6bd"

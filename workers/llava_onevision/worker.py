@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from protocol import serve  # noqa: E402
+from protocol import serve
 
 MODEL = "llava-hf/llava-onevision-qwen2-7b-si-hf"
 REVISION = "e362165d227bd9ead0fc8e82d185206febf7dc95"

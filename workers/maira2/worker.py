@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from protocol import serve  # noqa: E402
+from protocol import serve
 
 MODEL = "microsoft/maira-2"
 REVISION = "795a2b1cd4a310624b4e3d14b5a23e41fd273deb"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from protocol import serve  # noqa: E402
+from protocol import serve
 
 MODEL = "google/medgemma-4b-it"
 REVISION = "290cda5eeccbee130f987c4ad74a59ae6f196408"

@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from protocol import serve  # noqa: E402
+from protocol import serve
 
 MODEL = "ChantalPellegrini/RaDialog-interactive-radiology-report-generation"
 REVISION = "14b6bf53a4105c7080f6f4ec6ff2f3b806a580a3"

@@ -181,6 +181,7 @@ class Evaluator(Plugin):
             **({"leakage": asdict(self.leakage)} if self.leakage else {}),
             "losses": loss_rows(losses, [r.study_id for r in self.data.records]),
             "scores": scores,
+            "answers_changed": scoring.answers_changed(predictions) if predictions else {},
             "left_out": {**self._left_out, **left_out},
             "studies": len({record.study_id for record in self.data.records}),
         }

@@ -19,6 +19,14 @@ PUBLISHED_TABLES = {
         "1/RadCliQ-v1", "BLEU-2", "BERTScore_F1", "SembScore", "RadGraph_partial",
         "RaTEScore", "GREEN",
     ),
+    "Metrics of RadVLM": (
+        "radvlm_mAP_50", "radvlm_avg_IoU", "radvlm_F1_macro", "radvlm_F1_micro",
+        "radvlm_precision_macro", "radvlm_recall_macro",
+    ),
+    "Metrics of MAIRA-2": (
+        "RadFact_logical_precision", "RadFact_logical_recall", "RadFact_spatial_precision",
+        "RadFact_spatial_recall", "RadFact_grounding_precision", "RadFact_grounding_recall",
+    ),
 }  # fmt: skip
 """Titles and columns of tables with published metrics; a dash replaces a missing score."""
 
@@ -58,7 +66,7 @@ def _score_tables(conditions: Sequence[str], scores: Sequence[dict[str, Any]]) -
             cells.setdefault(row["name"], {})[row["condition"]] = row
     lines = _metric_table(conditions, cells, lambda row: row)
     for title, columns in PUBLISHED_TABLES.items():
-        if any(c in cells for c in columns[:2]):
+        if any(c in cells for c in columns[:3]):
             lines += ["", f"{title}:", *_condition_table(conditions, cells, columns)]
     for table in trait_tables(scores):
         lines += ["", *table.as_markdown()]

@@ -17,7 +17,13 @@ from xraygpt.common import checkpoint
 from xraygpt.common.config import from_tree
 from xraygpt.common.errors import ConfigError, InputError
 from xraygpt.evaluation import prediction_file
-from xraygpt.evaluation.conditions import CONDITIONS, FROM_TRAINING, TRUE, condition_of
+from xraygpt.evaluation.conditions import (
+    CONDITIONS,
+    FROM_TRAINING,
+    OWN_HISTORY,
+    TRUE,
+    condition_of,
+)
 from xraygpt.evaluation.score_table import as_markdown
 from xraygpt.evaluation.verdict import judge
 from xraygpt.metrics.statistics import Score, weighted_sum
@@ -65,6 +71,32 @@ def score_rows(
         if all(name in seed for seed in seeds)
     ]
     return rows, left_out
+
+
+def answers_changed(predictions: Mapping[str, Sequence[Prediction]]) -> dict[str, float]:
+    """Return the share of answers that differ from those to the true images, by control.
+
+    The literature calls it image sensitivity (Zafar et al. 2026, arXiv:2603.03437). Several seeds
+    of a control are averaged.
+
+    Args:
+        predictions: Predictions by condition, as for `score_rows`.
+    """
+    true = {p.sample_id: _answer(p) for p in predictions[TRUE]}
+    shares: dict[str, list[float]] = {}
+    for name, rows in predictions.items():
+        condition = condition_of(name)
+        if condition not in (TRUE, OWN_HISTORY, *FROM_TRAINING) and rows:
+            changed = [_answer(p) != true[p.sample_id] for p in rows if p.sample_id in true]
+            shares.setdefault(condition, []).append(sum(changed) / max(len(changed), 1))
+    return {condition: sum(each) / len(each) for condition, each in shares.items()}
+
+
+def _answer(prediction: Prediction) -> Any:
+    payload, text = prediction.payload, prediction.prediction
+    if "probabilities" in payload and text:  # such as "yes 0.873"
+        text = text.split(" ")[0]
+    return text, [box["box"] for box in payload.get("boxes", ())], payload.get("mask")
 
 
 def _score_row(condition: str, true: Score, scores: Sequence[Score]) -> dict[str, Any]:
@@ -152,6 +184,7 @@ def score_folder(folder: Path) -> dict[str, Any]:
         "versions": logs.versions(),
         "n": len(predictions[TRUE]),
         "scores": rows,
+        "answers_changed": answers_changed(predictions),
         "left_out": {
             **{
                 k: v

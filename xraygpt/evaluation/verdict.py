@@ -12,6 +12,7 @@ from xraygpt.evaluation.conditions import (
     BLANK,
     COMMON,
     CONDITION_NAMES,
+    MEAN_BOX,
     MIRRORED,
     NEAREST,
     SHUFFLED,
@@ -26,7 +27,7 @@ MARGIN = 0.05
 LOSS_MARGIN = 0.02
 """The same for losses, as a share of the loss with the true image."""
 IMAGE_CONTROLS = (SHUFFLED, BLANK, MIRRORED)  # the first that was run decides
-ANSWER_CONTROLS = (NEAREST, COMMON)
+ANSWER_CONTROLS = (NEAREST, COMMON, MEAN_BOX)
 
 Outcome = Literal["reads the image", "ignores the image", "worse than the control", "undecided"]
 
@@ -110,6 +111,7 @@ def judge(task: BaseTask, result: Mapping[str, Any]) -> Verdict:
     outcome = _outcome(gaps[control], studies)
     sentences = [_main_sentence(gaps[control], outcome, studies)]
     sentences += [_other_sentence(gaps[c], task) for c in ANSWER_CONTROLS if c in gaps]
+    sentences += _changed_sentence(task, result.get("answers_changed") or {})
     return Verdict(outcome, gaps[control].score, control, tuple(sentences))
 
 
@@ -159,8 +161,7 @@ def _outcome(gap: _Gap, studies: int) -> Outcome:
 
 def _main_sentence(gap: _Gap, outcome: Outcome, studies: int) -> str:
     """Return the conclusion with its numbers, and what to do if there is none."""
-    image = CONDITION_NAMES[gap.control]
-    image = image if gap.control == SHUFFLED else f"a {image}"
+    image = _a(gap.control)
     if outcome == "reads the image":
         if gap.unit:
             how_much = f"{with_interval(vars(gap), 4)}{gap.unit} lower"
@@ -190,11 +191,24 @@ def _other_sentence(gap: _Gap, task: BaseTask) -> str:
     answer = f"the most common {task.answer_noun} of the training split"
     if gap.control == NEAREST:
         answer = f"the {task.answer_noun} of the most similar training image"
+    elif gap.control == MEAN_BOX:
+        answer = "the constant mean box of what is asked for"
     if gap.low > 0:
         return f"It beats {answer} ({gap.numbers})."
     if gap.high < 0:
         return f"It is worse than {answer} ({gap.numbers})."
     return f"It is not clearly better than {answer} ({gap.numbers})."
+
+
+def _changed_sentence(task: BaseTask, shares: Mapping[str, float]) -> list[str]:
+    """Return a sentence on how many answers change with the image (image sensitivity)."""
+    parts = [f"{shares[c]:.0%} with {_a(c)}" for c in IMAGE_CONTROLS if c in shares]
+    return [f"Of its {task.answer_noun}s, {' and '.join(parts)} differ."] if parts else []
+
+
+def _a(control: str) -> str:
+    image = CONDITION_NAMES[control]
+    return image if control == SHUFFLED else f"a {image}"
 
 
 def studies_needed(value: float, low: float, high: float, margin: float, studies: int) -> int:
