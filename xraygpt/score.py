@@ -20,15 +20,23 @@ def main() -> None:
     parser.add_argument(
         "folder", type=existing_path, help="folder that contains predictions_true.jsonl"
     )
+    parser.add_argument(
+        "--rexrank",
+        action="store_true",
+        help="also write gt_reports.csv and predicted_reports.csv for ReXrank's metrics",
+    )
     add_imports(parser)
     args = parser.parse_args()
     import_plugins(args.imports)
     # Torch takes seconds to import; help and argument errors do not wait for it.
     from xraygpt.evaluation.score_table import as_markdown
-    from xraygpt.evaluation.scoring import score_folder, verdict_text
+    from xraygpt.evaluation.scoring import score_folder, verdict_text, write_rexrank
 
     result = score_folder(args.folder)
     sys.stdout.write(f"{as_markdown(result)}\n{verdict_text(result)}\n")
+    if args.rexrank:
+        for path in write_rexrank(args.folder):
+            sys.stdout.write(f"{path}\n")
 
 
 if __name__ == "__main__":

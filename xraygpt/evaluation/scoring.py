@@ -7,6 +7,8 @@ files.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -198,6 +200,36 @@ def score_folder(folder: Path) -> dict[str, Any]:
     result["verdict"] = judge(task, result).as_row()
     write_scores(folder, result)
     return result
+
+
+def write_rexrank(folder: Path) -> list[Path]:
+    """Write the two files of ReXrank's evaluation: references and answers by study.
+
+    ReXrank evaluates studies; of several samples of a study, the first counts.
+
+    Args:
+        folder: Result folder of `evaluate.py`.
+
+    Returns:
+        ``gt_reports.csv`` and ``predicted_reports.csv``, with the columns study_id and report.
+
+    Raises:
+        InputError: The folder has no predictions.
+    """
+    first: dict[str, Prediction] = {}
+    for prediction in _read_predictions(_prediction_files(folder)[TRUE]):
+        first.setdefault(prediction.study_id, prediction)
+    paths = []
+    for name, text_of in (
+        ("gt_reports.csv", lambda p: p.reference), ("predicted_reports.csv", lambda p: p.prediction)
+    ):  # fmt: skip
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(("study_id", "report"))
+        writer.writerows((study, text_of(p)) for study, p in first.items())
+        checkpoint.write_text_atomic(folder / name, buffer.getvalue())
+        paths.append(folder / name)
+    return paths
 
 
 def _prediction_files(folder: Path) -> dict[str, Path]:
