@@ -1,7 +1,7 @@
 """The protocol of baseline workers: one JSON object per line in, one per line out.
 
 A worker is a program in its own environment, so that the pinned packages of one model do not have
-to fit those of another. This file needs only Python 3.9 and its standard library; workers copy
+to fit those of another. This file needs only Python 3.10 and its standard library; workers copy
 nothing of xraygpt.
 
 The first line that a worker writes describes it::
@@ -30,16 +30,17 @@ import contextlib
 import json
 import sys
 import traceback
-from typing import Any, Callable, Dict, Iterator, List, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 VERSION = 1
-Request = Dict[str, Any]
-Answer = Dict[str, Any]
+Request = dict[str, Any]
+Answer = dict[str, Any]
 
 
 def serve(
-    describe: Dict[str, Any],
-    answer: Callable[[List[Request]], Sequence[Answer]],
+    describe: dict[str, Any],
+    answer: Callable[[list[Request]], Sequence[Answer]],
     batch_size: int = 1,
 ) -> None:
     """Answer the requests on stdin until it ends.
@@ -54,7 +55,7 @@ def serve(
     with contextlib.redirect_stdout(sys.stderr):
         _write(out, {"protocol": VERSION, **describe})
         for batch in _batches(batch_size):
-            for request, found in zip(batch, _answer(batch, answer)):
+            for request, found in zip(batch, _answer(batch, answer), strict=True):
                 _write(out, {"id": request.get("id"), **found})
 
 
@@ -63,9 +64,9 @@ def last_question(request: Request) -> str:
     return str(request["turns"][-1]["text"])
 
 
-def _batches(size: int) -> Iterator[List[Request]]:
+def _batches(size: int) -> Iterator[list[Request]]:
     """Yield requests in batches; an empty line ends a batch early."""
-    batch: List[Request] = []
+    batch: list[Request] = []
     for line in sys.stdin:
         if line.strip():
             batch.append(json.loads(line))
@@ -77,7 +78,7 @@ def _batches(size: int) -> Iterator[List[Request]]:
 
 
 def _answer(
-    batch: List[Request], answer: Callable[[List[Request]], Sequence[Answer]]
+    batch: list[Request], answer: Callable[[list[Request]], Sequence[Answer]]
 ) -> Sequence[Answer]:
     try:
         return answer(batch)
@@ -88,6 +89,6 @@ def _answer(
         return [{"error": f"{type(error).__name__}: {error}"}]
 
 
-def _write(out: Any, row: Dict[str, Any]) -> None:
+def _write(out: Any, row: dict[str, Any]) -> None:
     out.write(json.dumps(row) + "\n")
     out.flush()

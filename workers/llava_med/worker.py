@@ -4,10 +4,8 @@ github.com/microsoft/LLaVA-Med documents the calls (llava/eval/model_vqa.py, wit
 form mistral_instruct); its package llava is installed by requirements.txt at a fixed commit. The
 weights of microsoft/llava-med-v1.5-mistral-7b (15.1 GB) are marked Apache-2.0, while the repository
 allows research use only; they are not gated. The default revision was seen on the model page. The
-package also loads openai/clip-vit-large-patch14-336 (1.7 GB), without a revision.
-
-The package's own loader is not used: it fails on devices other than "cuda". Not run here, for lack
-of the weights.
+package also loads openai/clip-vit-large-patch14-336 (1.7 GB), without a revision. Its own loader
+is not used, for it fails on devices other than "cuda". Not run here, for lack of the weights.
 """
 
 from __future__ import annotations
@@ -85,13 +83,12 @@ class Model:
         tokens = tokenizer_image_token(
             prompt_of(request), self.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt"
         ).unsqueeze(0)
-        limit = request.get("max_new_tokens") or self.args.max_new_tokens
         with torch.inference_mode():
             output = self.model.generate(
                 tokens.to(self.args.device),
                 images=self.pixels(request["images"]),
                 do_sample=False,
-                max_new_tokens=limit,
+                max_new_tokens=request.get("max_new_tokens") or self.args.max_new_tokens,
                 pad_token_id=self.tokenizer.eos_token_id,
             )
         # The package generates from embeddings, so that the output has no prompt.

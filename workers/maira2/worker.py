@@ -3,9 +3,8 @@
 The model card of microsoft/maira-2 documents the calls; they are methods of its processor, which is
 remote code (processing_maira2.py). The processor writes the prompts, so that the question of a
 request is not used. The weights (27.5 GB in float32) are under the Microsoft Research License, for
-research only, and gated: accept the terms on the model page and log in with
-``huggingface-cli login``. Several public projects pin the default revision; the Hub itself could
-not be asked.
+research only, and gated: accept the terms on the model page and run ``huggingface-cli login``.
+Several public projects pin the default revision; the Hub itself could not be asked.
 
 The first image is taken as the current frontal one; others are not used, for a request does not say
 what they show. Region and finding names are located as phrases. The processor crops images to the
@@ -27,6 +26,9 @@ from protocol import serve
 MODEL = "microsoft/maira-2"
 REVISION = "795a2b1cd4a310624b4e3d14b5a23e41fd273deb"
 TASKS = ["report_generation", "region_grounding", "abnormality_grounding", "phrase_grounding"]
+UNKNOWN = dict.fromkeys(
+    ["current_lateral", "prior_frontal", "prior_report", "indication", "technique", "comparison"]
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,9 +61,8 @@ class Model:
         self.dtype = getattr(torch, args.dtype)
         options = {"revision": args.revision, "trust_remote_code": True}
         self.processor = AutoProcessor.from_pretrained(args.model, **options)
-        self.model = AutoModelForCausalLM.from_pretrained(
-            args.model, torch_dtype=self.dtype, **options
-        )
+        options["torch_dtype"] = self.dtype
+        self.model = AutoModelForCausalLM.from_pretrained(args.model, **options)
         self.model.to(args.device).eval()
 
     def answer(self, request: dict) -> dict:
@@ -73,15 +74,7 @@ class Model:
         if request["task"] != "report_generation":
             return self.locate(image, request["phrase"], limit)
         inputs = self.processor.format_and_preprocess_reporting_input(
-            current_frontal=image,
-            current_lateral=None,
-            prior_frontal=None,
-            indication=None,
-            technique=None,
-            comparison=None,
-            prior_report=None,
-            get_grounding=False,
-            return_tensors="pt",
+            current_frontal=image, **UNKNOWN, get_grounding=False, return_tensors="pt"
         )
         return {"text": self.generate(inputs, limit)}
 

@@ -62,10 +62,9 @@ class Model:
 
         self.args = args
         self.dtype = getattr(torch, args.dtype)
-        # The loader looks for "llava" and "lora" in the name.
         self.tokenizer, self.model, _, _ = load_pretrained_model(
             Path(folder), base, "llava-lora", device_map={"": args.device}, device=args.device
-        )
+        )  # the name tells the loader what this is
         self.model.to(args.device, self.dtype).eval()
         self.model.config.tokenizer_padding_side = "left"
         self.transform = utils.create_chest_xray_transform_for_inference(512, center_crop_size=448)
@@ -86,40 +85,35 @@ class Model:
         tokens = tokenizer_image_token(
             prompt, self.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt"
         ).unsqueeze(0)
-        limit = request.get("max_new_tokens") or self.args.max_new_tokens
         with torch.inference_mode():
             output = self.model.generate(
                 tokens.to(self.args.device),
                 images=self.transform(image)[None].to(self.args.device, self.dtype),
                 do_sample=False,
-                max_new_tokens=limit,
+                max_new_tokens=request.get("max_new_tokens") or self.args.max_new_tokens,
                 pad_token_id=self.tokenizer.pad_token_id,
             )
         new = output[0, tokens.shape[1] :]
         return {"text": self.tokenizer.decode(new, skip_special_tokens=True).strip()}
 
     def prompt_of(self, request: dict, image: Any) -> str:
-        """Return the dialogue in the model's form."""
+        """Return the dialogue in the model's form, with the findings of the classifier."""
+        import torch
         from LLAVA_Biovil.llava.conversation import conv_vicuna_v1
 
         dialogue = conv_vicuna_v1.copy()
         start = "<image>. "
         if request["task"] == "report_generation":
-            start += f"Predicted Findings: {self.predict(image)}. "
+            with torch.inference_mode():
+                pixels = self.finding_transform(image)[None].to(self.args.device)
+                present = (self.classifier(pixels)[0] > 0).cpu().numpy()
+            start += f"Predicted Findings: {', '.join(self.findings[present]).lower()}. "
         for turn in request["turns"]:
             role = dialogue.roles[0 if turn["role"] == "user" else 1]
             dialogue.append_message(role, start + turn["text"])
             start = ""
         dialogue.append_message(dialogue.roles[1], None)
         return dialogue.get_prompt()
-
-    def predict(self, image: Any) -> str:
-        """Return the names of the findings that the classifier holds likelier than not."""
-        import torch
-
-        with torch.inference_mode():
-            logits = self.classifier(self.finding_transform(image)[None].to(self.args.device))
-        return ", ".join(self.findings[(logits[0] > 0).cpu().numpy()]).lower()
 
 
 def main() -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from protocol import last_question, serve  # noqa: E402
+from protocol import last_question, serve
 
 TASKS = ["report_generation", "region_grounding", "abnormality_classification"]
 
 
-def answer_one(request):
+def answer_one(request: dict) -> dict:
     """Describe the mean grey value, or return the middle of the image."""
     from PIL import Image, ImageStat
 
@@ -32,7 +32,7 @@ def answer_one(request):
     return {"text": "Cardiomegaly." if grey > 100 else f"No finding. Mean grey {grey:.0f}."}
 
 
-def main():
+def main() -> None:
     """Serve."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="*", default=TASKS)
