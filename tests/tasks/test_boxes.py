@@ -101,6 +101,9 @@ def test_the_page_shows_both_boxes_and_their_overlap():
     shown = task().display(prediction)
     assert [box["box"] for box in shown.reference_boxes] == [list(BOX)]
     assert shown.boxes[0]["label"] == "left lung" and "(IoU): 0.00" in shown.notes[0]
+    unknown = predict("a", "At [100, 200, 300, 400].")
+    assert len(task().display(unknown).boxes) == 1, "an image of which nothing is known"
+    assert task(AbnormalityDetection).display(unknown).boxes[0]["label"] == "At"
     compared = task().compare(prediction)
     assert (compared.agreed, compared.missed, compared.added) == ([], ["left lung"], ["left lung"])
 

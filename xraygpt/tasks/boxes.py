@@ -175,7 +175,7 @@ class BoxTask(BaseTask):
 
     def display(self, prediction: Prediction) -> CaseDisplay:
         """Return the answer with the predicted and the true boxes."""
-        found, truth = self.predicted(prediction), true_boxes(prediction)
+        found, truth = self.predicted(prediction), list(prediction.meta.get("boxes") or ())
         overlaps = [m.iou for m in match(as_boxes(found, True), as_boxes(truth, True))]
         notes = payload_notes(prediction)
         if truth:
@@ -280,7 +280,10 @@ class AbnormalityDetection(BoxTask):
     def predicted(self, prediction: Prediction) -> list[LabelledBox]:
         """Return the boxes of an answer, one for each finding that is named with a box."""
         boxes = super().predicted(prediction)
-        spelled = self.names or spelled_names({box["label"] for box in true_boxes(prediction)})
+        known = prediction.meta.get("boxes") or ()
+        spelled = self.names or spelled_names({box["label"] for box in known})
+        if not spelled:  # nothing is known of the image, as in prediction
+            return boxes
         named: list[LabelledBox] = []
         names: list[str] = []
         for box in boxes:
