@@ -6,8 +6,9 @@ StanfordAIMI/XraySigLIP__vit-l-16-siglip-384__webli, which the code loads withou
 CC BY-NC 4.0 and not gated. Several public projects pin the default revision; the Hub itself could
 not be asked.
 
-To locate something, the documented task prompts are used; other questions are sent as they are, the
-last one only, for the documented calls are single questions. The model's code opens the image from
+Questions are sent as they are, the last one only, for the documented calls are single questions. The
+model was trained on fixed prompts for each task, which its repository lists: for the best results,
+give them as --report-prompt, --phrase-prompt and so on. The model's code opens the image from
 a path in the prompt, which must be short (some hundred characters). Images are squeezed to a
 square, so that boxes, 0 to 100 per axis, only need to be divided by 100. Not run here, for lack of
 the weights.
@@ -27,15 +28,15 @@ from protocol import last_question, serve
 
 MODEL = "StanfordAIMI/CheXagent-2-3b"
 REVISION = "8f19b53a2eceda4c33b0acec6c81fbc293ad80d0"
-PHRASE_PROMPT = "Please locate the following phrase: {}"
-GROUNDING_PROMPTS = {
-    "region_grounding": PHRASE_PROMPT,
-    "phrase_grounding": PHRASE_PROMPT,
-    "abnormality_grounding": (
-        "Locate areas in the chest X-ray where {} are present, using bounding box coordinates"
-    ),
+# Task -> the option with the prompt that the model was trained on.
+PROMPTS = {
+    "report_generation": "report_prompt",
+    "abnormality_classification": "classification_prompt",
+    "region_grounding": "phrase_prompt",
+    "phrase_grounding": "phrase_prompt",
+    "abnormality_grounding": "abnormality_prompt",
 }
-TASKS = ["report_generation", "abnormality_classification", *GROUNDING_PROMPTS]
+TASKS = list(PROMPTS)
 BOX = re.compile(r"\(\s*(\d+)\s*,\s*(\d+)\s*\)\s*,\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)")
 
 
@@ -48,6 +49,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--max-new-tokens", type=int, default=512)
     parser.add_argument("--trust-remote-code", action="store_true", help="run the model's code")
+    for name in dict.fromkeys(PROMPTS.values()):
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, help="prompt with {} for the phrase; default: the question")
     args = parser.parse_args()
     args.revision = args.revision or (REVISION if args.model == MODEL else "main")
     if not args.trust_remote_code:
@@ -73,10 +77,10 @@ class Model:
 
     def answer(self, request: dict) -> dict:
         """Answer the last question, or locate the phrase."""
-        prompt = GROUNDING_PROMPTS.get(request["task"])
-        if prompt is None:
-            return {"text": self.generate(request, last_question(request))}
-        text = self.generate(request, prompt.format(request["phrase"]))
+        prompt = getattr(self.args, PROMPTS[request["task"]]) or last_question(request)
+        text = self.generate(request, prompt.replace("{}", request.get("phrase", "")))
+        if not request["task"].endswith("grounding"):
+            return {"text": text}
         boxes = [[int(number) / 100 for number in box] for box in BOX.findall(text)]
         return {"text": text, "boxes": boxes}
 
