@@ -6,9 +6,9 @@ StanfordAIMI/XraySigLIP__vit-l-16-siglip-384__webli, which the code loads withou
 CC BY-NC 4.0 and not gated. Several public projects pin the default revision; the Hub itself could
 not be asked.
 
-Questions are sent as they are, the last one only, for the documented calls are single questions. The
-model was trained on fixed prompts for each task, which its repository lists: for the best results,
-give them as --report-prompt, --phrase-prompt and so on. The model's code opens the image from
+Questions are sent as they are, the last one only, for the documented calls are single questions.
+The model was trained on fixed prompts for each task, which its repository lists: for the best
+results, give them as --report-prompt, --phrase-prompt and so on. The model's code opens the image from
 a path in the prompt, which must be short (some hundred characters). Images are squeezed to a
 square, so that boxes, 0 to 100 per axis, only need to be divided by 100. Not run here, for lack of
 the weights.
