@@ -8,8 +8,8 @@ not be asked.
 
 Questions are sent as they are, the last one only, for the documented calls are single questions.
 The model was trained on fixed prompts for each task, which its repository lists: for the best
-results, give them as --report-prompt, --phrase-prompt and so on. The model's code opens the image from
-a path in the prompt, which must be short (some hundred characters). Images are squeezed to a
+results, give them as --report-prompt, --phrase-prompt and so on. The model's code opens the image
+from a path in the prompt, which must be short (some hundred characters). Images are squeezed to a
 square, so that boxes, 0 to 100 per axis, only need to be divided by 100. Not run here, for lack of
 the weights.
 """
