@@ -125,7 +125,7 @@ def test_token_probabilities_are_those_of_the_loss(tiny, family):  # noqa: F811
     found = token_probabilities(model, batch, texts)
     for row, text in enumerate(texts):
         alone = our_batch(model, chosen[:1], prompt=True)
-        ids = model.renderer.tokenizer.encode(text, add_special_tokens=False)
+        ids = model.renderer.answer_ids(text)
         answer = torch.tensor([ids])
         ignored = torch.full_like(alone["input_ids"], -100)
         with torch.no_grad():

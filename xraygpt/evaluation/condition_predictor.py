@@ -134,7 +134,6 @@ class ConditionPredictor:
         if isinstance(data, OwnHistory):
             rounds = list(data.rounds(todo))
             self._remember(data, range(len(data)), done)
-            self._answers.clear()  # the same question may follow other answers
         size = self.batch_size
         return [part[i : i + size] for part in rounds for i in range(0, len(part), size)]
 

@@ -22,7 +22,8 @@ class TokenProbabilities:
     """The tokens of an answer.
 
     Attributes:
-        ends: For each token, the position in the text after its last character.
+        ends: For each token, the position in the text after its last character; the end token has
+            none.
         logs: Natural logarithm of each token's probability, given all before it.
     """
 
@@ -54,7 +55,7 @@ def token_probabilities(
     if not supports(model, ComputesLoss):
         return None
     tokenizer = model.renderer.tokenizer
-    ids = [tokenizer.encode(text, add_special_tokens=False) for text in answers]
+    ids = [list(model.renderer.answer_ids(text)) for text in answers]  # with the end
     longest = max(map(len, ids), default=0)
     if not longest:
         return [TokenProbabilities((), ()) for _ in answers]
@@ -81,6 +82,8 @@ def token_probabilities(
 
 def _ends(tokenizer: Any, ids: Sequence[int], text: str) -> list[int]:
     """Return the position in the text after each token, by decoding ever longer beginnings."""
-    ends = [len(tokenizer.decode(list(ids[: i + 1]))) for i in range(len(ids))]
+    ends = [
+        len(tokenizer.decode(list(ids[: i + 1]), skip_special_tokens=True)) for i in range(len(ids))
+    ]
     scale = len(text) / ends[-1] if ends and ends[-1] else 1.0
     return [min(round(end * scale), len(text)) for end in ends]
