@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -51,7 +52,8 @@ def serve(
             raises, each request of the batch is tried alone, and the error becomes its answer.
         batch_size: Largest number of requests answered at once.
     """
-    out = sys.stdout
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # also what libraries in C print
     with contextlib.redirect_stdout(sys.stderr):
         _write(out, {"protocol": VERSION, **describe})
         for batch in _batches(batch_size):

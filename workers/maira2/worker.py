@@ -69,6 +69,8 @@ class Model:
         """Write the findings, or locate the phrase."""
         from PIL import Image
 
+        if not request["images"]:
+            return {"text": "", "boxes": []}  # the calls need an image
         image = Image.open(request["images"][0]).convert("RGB")
         limit = request.get("max_new_tokens") or self.args.max_new_tokens
         if request["task"] != "report_generation":

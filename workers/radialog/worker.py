@@ -79,6 +79,8 @@ class Model:
         from LLAVA_Biovil.llava.mm_utils import remap_to_uint8, tokenizer_image_token
         from PIL import Image
 
+        if not request["images"]:
+            return {"text": ""}  # the calls need an image
         pixels = np.array(Image.open(request["images"][0]).convert("L"))
         image = Image.fromarray(remap_to_uint8(pixels))
         prompt = self.prompt_of(request, image)

@@ -59,10 +59,12 @@ class Pointed(NamedTuple):
         text: The answer.
         boxes: (x_min, y_min, x_max, y_max) in [0, 1] of the original image; None if they are to be
             read from the text.
+        note: A sentence to show beside the answer.
     """
 
     text: str
     boxes: list[Box] | None = None
+    note: str = ""
 
 
 Bonus = Callable[[int, str], float]

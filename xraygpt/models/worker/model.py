@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from xraygpt.boxes.units import check_box
+from xraygpt.common.checkpoint import file_sha256
 from xraygpt.common.checks import Checks
 from xraygpt.common.errors import DataError, InputError
 from xraygpt.common.project_paths import ProjectPath
@@ -27,6 +29,8 @@ from xraygpt.models.endpoint.pictures import PictureCollator, read_pictures
 from xraygpt.models.worker.process import WorkerProcess
 from xraygpt.processors.image import ImageSpec
 from xraygpt.prompting.renderer import load_prompts
+
+log = logging.getLogger(__name__)
 
 _DOCS = "docs/radvlm_evaluation.md describes workers"
 _IGNORED = ("max_new_tokens", "seed")
@@ -61,6 +65,9 @@ class Worker(BaseModel):
         """Seconds until the program must have loaded its model."""
         timeout: float = 900.0
         """Seconds until the next answer must have arrived."""
+        max_errors: int = 10
+        """Questions that the program may fail to answer before the evaluation stops. Each counts as
+        an empty answer, with the error on the result page."""
 
         def __post_init__(self) -> None:
             with Checks(self) as check:
@@ -69,6 +76,7 @@ class Worker(BaseModel):
                 check.refuse(self.ckpt is not None, "ckpt", no_weights)
                 check.at_least(8, "max_side")
                 check.above(0, "startup_timeout", "timeout")
+                check.at_least(0, "max_errors")
 
         def missing(self, where: str) -> list[Missing]:
             """List the program and its Python if they do not exist."""
@@ -80,9 +88,12 @@ class Worker(BaseModel):
             return found
 
         def identity(self) -> dict[str, Any]:
-            """Return the settings that affect answers: program and options."""
-            operational = ("python", "environment", "startup_timeout", "timeout")
-            return {k: v for k, v in super().identity().items() if k not in operational}
+            """Return the settings that affect answers, and the hash of the program's code."""
+            operational = ("python", "environment", "startup_timeout", "timeout", "max_errors")
+            known = {k: v for k, v in super().identity().items() if k not in operational}
+            if self.script is not None and self.script.is_file():
+                known["script_sha256"] = file_sha256(self.script)
+            return known
 
     config: Config
     context_len = 2**31  # characters; only the worker knows its limit in tokens
@@ -102,8 +113,9 @@ class Worker(BaseModel):
             tokens_per_image=1,
             processor="display_image",
         )
-        self._log = Path(tempfile.gettempdir()) / "xraygpt-worker.log"
+        self._log: Path | None = None
         self._process: WorkerProcess | None = None
+        self._errors = 0
 
     @property
     def device(self) -> torch.device:
@@ -159,7 +171,7 @@ class Worker(BaseModel):
 
         Raises:
             InputError: The worker cannot do the task, or stopped.
-            DataError: The worker could not answer a row.
+            DataError: The worker failed to answer more than `max_errors` rows.
         """
         task = batch.get("task", "")
         reason = self.cannot(task)
@@ -168,12 +180,38 @@ class Worker(BaseModel):
         with tempfile.TemporaryDirectory(prefix="xraygpt-worker-") as folder:
             requests = self._requests(batch, generation, task, Path(folder))
             rows = self._worker().ask(requests)
-        return [_pointed(name, row) for name, row in zip(batch["sample_id"], rows, strict=True)]
+        return [self._pointed(n, row) for n, row in zip(batch["sample_id"], rows, strict=True)]
+
+    def _pointed(self, name: str, row: Mapping[str, Any]) -> Pointed:
+        """Read an answer; an error counts as an empty answer.
+
+        Raises:
+            DataError: There were too many errors.
+        """
+        problem = row.get("error")
+        try:
+            if problem is None:
+                return read_answer(row)
+        except (TypeError, ValueError) as error:
+            problem = f"its answer cannot be used: {error}"
+        self._errors += 1
+        message = f"sample {name}: the worker failed: {problem}"
+        if self._errors > self.config.max_errors:
+            raise DataError(
+                f"{message}; it failed {self._errors} times, and model.max_errors allows "
+                f"{self.config.max_errors}"
+            )
+        log.warning("%s", message)
+        return Pointed("", [], f"The worker failed: {problem}.")
 
     def _worker(self) -> WorkerProcess:
+        if self._process is not None and not self._process.is_running:
+            self.close()
         if self._process is None:
             assert self.config.script is not None
             python = self.config.python or _python_beside(self.config.script)
+            if self._log is None:  # a folder that only this user can read
+                self._log = Path(tempfile.mkdtemp(prefix="xraygpt-worker-")) / "worker.log"
             command = [str(python), str(self.config.script), *self.config.options]
             self._process = WorkerProcess(
                 command, self.config.environment, self._log,
@@ -199,7 +237,7 @@ class Worker(BaseModel):
             ]
             requests.append(
                 {
-                    "id": f"{number}", "task": task, "images": files[number], "turns": turns,
+                    "task": task, "images": files[number], "turns": turns,
                     "max_new_tokens": generation.max_new_tokens,
                 }
             )  # fmt: skip
@@ -232,17 +270,23 @@ def _python_beside(script: Path) -> str:
     return str(own) if own.exists() else sys.executable
 
 
-def _pointed(name: str, row: Mapping[str, Any]) -> Pointed:
-    """Read an answer.
+def read_answer(row: Mapping[str, Any]) -> Pointed:
+    """Read an answer; boxes are cut at the border of the image, and dropped without an area.
 
     Raises:
-        DataError: Its text or boxes have another form.
+        TypeError: Its text or boxes have another form.
+        ValueError: A number is missing or not finite.
     """
     text, boxes = row.get("text"), row.get("boxes")
-    try:
-        if not isinstance(text, str):
-            raise DataError("its text is missing")
-        found = None if boxes is None else [check_box([float(v) for v in box]) for box in boxes]
-    except (DataError, TypeError, ValueError) as error:
-        raise DataError(f"sample {name}: the worker's answer cannot be used: {error}") from None
-    return Pointed(text, found)
+    if not isinstance(text, str):
+        raise TypeError("its text is missing")
+    if boxes is None:
+        return Pointed(text)
+    found, changed = [], 0
+    for box in boxes:
+        x0, y0, x1, y1 = (min(max(float(value), 0.0), 1.0) for value in box)
+        if x0 < x1 and y0 < y1:
+            found.append(check_box((x0, y0, x1, y1)))
+        changed += [x0, y0, x1, y1] != [float(value) for value in box] or not (x0 < x1 and y0 < y1)
+    note = f"{changed} boxes were cut at the border or dropped." if changed else ""
+    return Pointed(text, found, note)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from xraygpt.common.errors import DataError, InputError
+from xraygpt.common.errors import InputError
 
 PROTOCOL = 1
 _SHOWN = 3  # last lines of the log in messages
@@ -58,16 +59,17 @@ class WorkerProcess:
         timeout: float,
     ) -> None:
         self.log, self.timeout = log, timeout
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as errors:
+        self._asked = 0  # ids are unique in the process, so that no late answer is taken for another
+        with _open_log(log) as errors:
             try:
                 self._process = subprocess.Popen(
                     list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                     env={**os.environ, **environment}, text=True, encoding="utf-8",
+                    errors="replace", start_new_session=True,
                 )  # fmt: skip
             except OSError as error:
                 raise InputError(
-                    f"cannot start the worker {command[0]} (model.command): {error.strerror}"
+                    f"cannot start the worker {command[0]} (model.python): {error.strerror}"
                 ) from None
         atexit.register(self.close)
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -79,9 +81,11 @@ class WorkerProcess:
             raise
 
     def _read(self, out: IO[str]) -> None:
-        for line in out:
-            self._lines.put(line)
-        self._lines.put(None)
+        try:
+            for line in out:
+                self._lines.put(line)
+        finally:
+            self._lines.put(None)
 
     def _describe(self, timeout: float) -> Description:
         row = self._next(timeout)
@@ -93,17 +97,32 @@ class WorkerProcess:
         model, revision = (str(row.get(name, "")) for name in ("model", "revision"))
         return Description(model, revision, tuple(map(str, row["tasks"])))
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it can be asked; a worker that failed to answer is ended."""
+        return self._process.poll() is None
+
     def ask(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return the answers to requests, in their order.
+        """Return the answers to requests, in their order; an answer may be an error.
+
+        Whatever goes wrong ends the worker, so that no answer can be taken for another's.
 
         Args:
-            requests: Requests with different ids.
+            requests: Requests without ids.
 
         Raises:
-            InputError: The worker stopped, or did not answer in time.
-            DataError: The worker could not answer a request.
+            InputError: The worker stopped, did not answer in time, or wrote something else.
         """
-        lines = [json.dumps(request) for request in requests]
+        try:
+            return self._ask(requests)
+        except BaseException:
+            self.close(patience=0.1)
+            raise
+
+    def _ask(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        names = [str(self._asked + i) for i in range(len(requests))]
+        self._asked += len(requests)
+        lines = [json.dumps({"id": n, **r}) for n, r in zip(names, requests, strict=True)]
         assert self._process.stdin is not None
         try:
             self._process.stdin.write("\n".join([*lines, "", ""]))
@@ -113,20 +132,19 @@ class WorkerProcess:
         answers: dict[str, dict[str, Any]] = {}
         while len(answers) < len(requests):
             row = self._next(self.timeout)
-            answers[str(row.get("id"))] = row
-        result = []
-        for request in requests:
-            row = answers.get(str(request["id"]), {"error": "no answer with its id"})
-            if "error" in row:
-                raise DataError(f"sample {request['id']}: the worker says: {row['error']}")
-            result.append(row)
-        return result
+            name = row.get("id")
+            if name not in names or name in answers:
+                raise InputError(
+                    f"the worker answered with the id {name!r}, which was not asked; an answer has "
+                    "the id of its request (workers/protocol.py)"
+                )
+            answers[name] = row
+        return [answers[name] for name in names]
 
     def _next(self, timeout: float) -> dict[str, Any]:
         try:
             line = self._lines.get(timeout=timeout)
         except queue.Empty:
-            self.close(patience=0.1)
             raise InputError(
                 f"the worker gave no answer for {timeout:g} s (model.startup_timeout and "
                 f"model.timeout); what it printed is in {self.log}"
@@ -164,8 +182,17 @@ class WorkerProcess:
         with contextlib.suppress(OSError):
             if self._process.stdin is not None:
                 self._process.stdin.close()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(patience)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        with contextlib.suppress(OSError):  # also the programs that it started
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def _open_log(path: Path) -> IO[bytes]:
+    """Open a log that only its owner can read: it may quote texts."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+    except OSError as error:
+        raise InputError(f"cannot write the worker's log {path}: {error.strerror}") from None
