@@ -1,6 +1,6 @@
 """Evaluate several models on several tasks: python -m xraygpt.evaluate_all --cfg-path YAML.
 
-The YAML file names the models, one corpus and the tasks (eval_configs/radvlm_table.yaml). Each pair
+The YAML file names the models, one corpus and the tasks (table_configs/radvlm.yaml). Each pair
 is one evaluation with its controls and its own result page; then a table is printed, with the score
 of each model on each task, the strongest control below it, and a dash where a model cannot do a
 task. A repeated command continues where an earlier one stopped, and answers are not asked for

@@ -17,8 +17,8 @@ from xraygpt import compare as compare_command
 from xraygpt import probe, score
 from xraygpt.common.config import load
 from xraygpt.common.errors import InputError
-from xraygpt.datasets.base import Record, StudyDataset
-from xraygpt.datasets.controls import derangement, most_common_answer
+from xraygpt.datasets.base import Record, StudyDataset, reference_text
+from xraygpt.datasets.controls import derangement, most_common_row
 from xraygpt.evaluation import prediction_file, result_page, score_table, scoring
 from xraygpt.evaluation.case_selection import BEST, RANDOM, WORST, select_cases
 from xraygpt.evaluation.compare import compare
@@ -291,7 +291,7 @@ def test_shuffled_images_match_earlier_results():
 def test_most_common_answer():
     texts = ["b", "a", "b", "a", "c"]
     data = StudyDataset(records(texts, texts), lambda ref, rng_key: None)
-    assert most_common_answer(data) == "a"
+    assert reference_text(data.get_turns(most_common_row(data))) == "a"
 
 
 @pytest.mark.slow

@@ -15,7 +15,14 @@ from xraygpt.common.config import load
 from xraygpt.common.errors import ConfigError, InputError
 from xraygpt.instructions.settings import InstructionSet
 from xraygpt.jobs.instructions import Writer
-from xraygpt.jobs.model_table import Cell, ModelTable, as_markdown, evaluate_all, read_cell
+from xraygpt.jobs.model_table import (
+    Cell,
+    ModelTable,
+    as_markdown,
+    evaluate_all,
+    read_cell,
+    write_table,
+)
 from xraygpt.phantom.corpus import write_corpus
 from xraygpt.phantom.grounded import GroundedRecipe
 
@@ -169,8 +176,31 @@ def test_a_cell_shows_the_strongest_control_by_its_first_score():
     }  # fmt: skip
     cell = read_cell(result, ["a", "b"])
     assert cell.control == ("mean_box", 0.6) and list(cell.scores) == ["a", "b"]
-    assert "could not be computed" in read_cell(result, ["gone"]).reason
+    assert "there is no score bb" in read_cell(result, ["a", "bb"]).reason
+    gone = read_cell(result, ["c"])
+    assert "there is no score c" in gone.reason and gone.n == 4
     assert Cell().scores == {}
+    result["scores"] += [
+        row("wrong_side", "true", 0.1), row("wrong_side", "shuffled", 0.5),
+        row("wrong_side", "no_image", float("nan")), row("wrong_side", "mean_box", 0.02),
+    ]  # fmt: skip
+    assert read_cell(result, ["wrong_side"]).control == ("mean_box", 0.02), "lower is better"
+
+
+def test_a_part_of_the_table_does_not_remove_the_rest(tmp_path, instructions):
+    stub = f"{{arch: worker, script: {REPO}/workers/stub/worker.py}}"
+    table = settings(tmp_path, instructions, f"\n  a: {stub}\n  b: {stub}")
+    first = write_table(table, {"a": {"regions": Cell(reason="made up", failed=True)}})
+    second = write_table(table, {"b": {"regions": Cell(reason="other")}})
+    assert "| a | failed |" in first and "| a | failed |" in second and "| b | – |" in second
+    third = write_table(table, {"a": {"regions": Cell(reason="not offered")}})
+    assert "| a | – |" in third and "| b | – |" in third
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "1"])
+def test_names_that_would_lose_their_preset_are_refused(tmp_path, instructions, name):
+    with pytest.raises(ConfigError, match=f"'{name}' cannot be the name of a model"):
+        settings(tmp_path, instructions, f"\n  {name}: {{arch: xraygpt, model_type: nano}}")
 
 
 @pytest.mark.parametrize(

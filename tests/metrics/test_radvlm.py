@@ -162,3 +162,16 @@ def test_what_stops_its_code_is_counted():
     assert scores[0].value == 0
     assert "1 boxes with a damaged number" in reasons["RadVLM's boxes"]
     assert "1 pairs of boxes without an area" in reasons["RadVLM's overlap"]
+
+
+def test_intervals_of_macro_scores_contain_the_value_for_rare_labels():
+    """20 labels with one positive each: a resample without a label says nothing about it."""
+    labels = [f"label {i}" for i in range(20)]
+    truth = [{label} for label in labels]
+    found = {s.name: s for s in radvlm.label_scores("x", truth, truth, labels, "made up")}
+    macro = found["x_F1_macro"]
+    assert (macro.value, macro.low, macro.high) == (1, 1, 1)
+    more = [*labels, "never"]
+    absent = {s.name: s for s in radvlm.label_scores("x", truth, truth, more, "made up")}
+    assert absent["x_F1_macro"].value == pytest.approx(20 / 21), "as in scikit-learn"
+    assert absent["x_F1_macro"].high == pytest.approx(20 / 21)

@@ -41,6 +41,9 @@ class Fixed:
     def point(self, batch, generation):
         return self.answers
 
+    def box_spelling(self, corpus):
+        return corpus
+
 
 def prompts(count: int) -> dict:
     return {"sample_id": [f"s{i}" for i in range(count)], "runs": [], "originals": []}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -165,9 +166,14 @@ def _expand_names(config: Any, fields: list[tuple[str, str]]) -> Any:
 
 
 def _model_sections(config: Any) -> list[str]:
-    """Return the paths of the models: `model`, and each entry of `models`."""
+    """Return the paths of the models: `model`, and each entry of `models` with a valid name."""
     models = _select(config, "models")
-    return ["model", *(f"models.{name}" for name in models or () if isinstance(models, DictConfig))]
+    names = list(models) if isinstance(models, DictConfig) and not models._is_none() else []
+    return ["model", *(f"models.{name}" for name in names if _is_name(name))]
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and bool(re.fullmatch(r"[A-Za-z_][\w-]*", name))
 
 
 def _flatten_model_keys(layer: Any, merged: Any, report: Report) -> Any:
@@ -205,7 +211,11 @@ def _import_plugins(modules: Any, report: Report) -> None:
 def _presets(config: Any, report: Report) -> Any:
     """Load the preset for the `arch` and `model_type` of models, and each builder's defaults."""
     tree: Any = OmegaConf.create({})
-    sections = _model_sections(config)
+    sections, models = _model_sections(config), _select(config, "models")
+    for name in models if isinstance(models, DictConfig) and not models._is_none() else ():
+        if not _is_name(name):
+            letters = "a name has letters, digits, _ and -, and starts with a letter"
+            report("models", f"'{name}' cannot be the name of a model: {letters}")
     for where in sections[1:]:  # keeps their order
         tree = OmegaConf.merge(tree, _at(where, {}))
     for where in sections:

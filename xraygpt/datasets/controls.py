@@ -159,14 +159,18 @@ def _with_records(
 # ---- Answers without a model ---------------------------------------------------------------------
 
 
-def most_common_answer(data: StudyDataset) -> str:
-    """Return the most frequent answer; ties are resolved alphabetically."""
-    counts = Counter(reference_text(data.get_turns(i)) for i in range(len(data)))
-    return min(counts, key=lambda text: (-counts[text], text)) if counts else ""
+def most_common_row(data: StudyDataset) -> int | None:
+    """Return the index of a sample with the most frequent answer; None without samples.
+
+    Ties are resolved alphabetically, and the first sample with the answer counts.
+    """
+    texts = [reference_text(data.get_turns(i)) for i in range(len(data))]
+    counts = Counter(texts)
+    return min(range(len(texts)), key=lambda i: (-counts[texts[i]], texts[i]), default=None)
 
 
-def nearest_answers(data: StudyDataset, train: StudyDataset) -> dict[str, str]:
-    """Return, for each sample, the answer of the training sample with the most similar images.
+def nearest_rows(data: StudyDataset, train: StudyDataset) -> dict[str, int]:
+    """Return, for each sample, the index of the training sample with the most similar images.
 
     Features are averaged over the patches and images of a sample, centred on their mean over the
     training set, and compared by their cosine. Training samples with the same question are
@@ -182,15 +186,15 @@ def nearest_answers(data: StudyDataset, train: StudyDataset) -> dict[str, str]:
     features, train_features = (_normalise(x - mean) for x in (features, train_features))
     train_questions = np.array([_question(train.get_turns(i)) for i in train_indices])
     train_studies = np.array([train.records[i].study_id for i in train_indices])
-    answers = {}
+    rows = {}
     for i, vector in zip(indices, features, strict=True):
         record, cosines = data.records[i], train_features @ vector
         cosines = np.where(train_studies == record.study_id, -np.inf, cosines)
         same_question = train_questions == _question(data.get_turns(i))
         # Cosines differ by 2 at most, so that a penalty of 4 is decisive.
         best = int(np.where(same_question, cosines, cosines - 4).argmax())
-        answers[record.sample_id] = reference_text(train.get_turns(train_indices[best]))
-    return answers
+        rows[record.sample_id] = int(train_indices[best])
+    return rows
 
 
 def _normalise(x: np.ndarray) -> np.ndarray:

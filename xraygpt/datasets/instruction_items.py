@@ -24,6 +24,8 @@ from xraygpt.prompting.content import IMAGE
 from xraygpt.prompting.renderer import Turn
 
 _ITEMS = "items"  # folder of the files
+# Tasks that ask for one thing, which may be told; in others, it is the answer.
+_PHRASES = ("region_grounding", "abnormality_grounding", "phrase_grounding")
 _REMEDY = "write it with python -m xraygpt.prepare_instructions (docs/instructions.md)"
 
 
@@ -33,7 +35,8 @@ class InstructionItems(BaseBuilder):
 
     Unlike the formats for other trainers, an item has boxes as numbers, its task, its patient and
     the image's labels, which evaluation needs. `Sample.meta` has them as ``task``, ``phrase``,
-    ``boxes``, ``labels``, ``pathologies``, ``patient`` and ``facts``.
+    ``boxes``, ``spelling``, ``image_size`` (height, width), ``labels``, ``pathologies``,
+    ``patient`` and ``facts``.
     """
 
     @dataclass(kw_only=True)
@@ -104,7 +107,7 @@ class InstructionItems(BaseBuilder):
                 study_id=item.study_id,
                 media=(MediaRef(item.image, kind="image"),),
                 turns=turns[:end],
-                meta=_meta(item, number),
+                meta={**_meta(item, number), "spelling": self.config.boxes},
             )
 
 
@@ -129,13 +132,15 @@ def _meta(item: Item, number: int) -> dict[str, Any]:
             for box in each.boxes
         ],
     }
-    if single and len(item.boxes) == 1:
+    if item.task in _PHRASES and len(item.boxes) == 1:
         meta["phrase"] = item.boxes[0].text
     if not single:
         question = MARK.sub("", item.turns[number - 1][0]).strip()
         meta |= {"dialogue": item.item_id, "answer_number": number, "question": question}
     if item.labels is not None:
         meta["labels"], meta["pathologies"] = list(item.labels), list(item.pathologies)
+    if item.height and item.width:
+        meta["image_size"] = [item.height, item.width]
     if item.facts:
         meta["facts"] = dict(item.facts)
     if item.patient_id.startswith(f"{SYNTHETIC}/"):

@@ -20,7 +20,7 @@ import numpy as np
 
 from xraygpt.common.errors import DataError, InputError
 from xraygpt.datasets import controls
-from xraygpt.datasets.base import Sample, StudyDataset
+from xraygpt.datasets.base import Sample, StudyDataset, reference_text
 from xraygpt.features.cache import CachedReader
 from xraygpt.prompting.renderer import Turn
 from xraygpt.tasks.base import BaseTask
@@ -144,12 +144,12 @@ def answers_from_training(
     answers: dict[str, dict[str, Answer]] = {}
     left_out: dict[str, str] = {}
     if COMMON in selected:
-        answer = Answer(controls.most_common_answer(train))
+        answer = _from_training(train, controls.most_common_row(train))
         answers[COMMON] = {record.sample_id: answer for record in data.records}
     if NEAREST in selected:
         try:
-            texts = _nearest_answers(data, train, cache_features)
-            answers[NEAREST] = {name: Answer(text) for name, text in texts.items()}
+            rows = _nearest_rows(data, train, cache_features)
+            answers[NEAREST] = {n: _from_training(train, row) for n, row in rows.items()}
         except InputError as error:
             left_out[f"control {NEAREST}"] = str(error)
     if MEAN_BOX in selected:
@@ -158,6 +158,20 @@ def answers_from_training(
         except InputError as error:
             left_out[f"control {MEAN_BOX}"] = str(error)
     return answers, left_out
+
+
+def _from_training(train: StudyDataset, index: int | None) -> Answer:
+    """Return the answer of a training sample, with its true boxes if it has any."""
+    if index is None:
+        return Answer()
+    meta, payload = train.records[index].meta, Payload()
+    if "boxes" in meta:
+        payload["boxes"] = list(meta["boxes"])
+        if "spelling" in meta:
+            payload["spelling"] = meta["spelling"]
+        if "image_size" in meta:
+            payload["image_size"] = list(meta["image_size"])
+    return Answer(reference_text(train.get_turns(index)), payload)
 
 
 def mean_box_answers(data: StudyDataset, train: StudyDataset) -> dict[str, Answer]:
@@ -241,10 +255,10 @@ class OwnHistory(StudyDataset):
         return result
 
 
-def _nearest_answers(
+def _nearest_rows(
     data: StudyDataset, train: StudyDataset, cache_features: CacheFeatures | None
-) -> dict[str, str]:
-    """Return for each sample the answer of the training image with the most similar features.
+) -> dict[str, int]:
+    """Return for each sample the index of the training image with the most similar features.
 
     Raises:
         InputError: There are no frozen features and the media are no embeddings.
@@ -258,10 +272,10 @@ def _nearest_answers(
             raise InputError("there is no training split, or its media (clips) cannot be cached")
     elif not len(train):
         raise InputError("there is no training split")
-    answers = controls.nearest_answers(data, train)
-    if len(answers) < len(data):
-        raise InputError(f"{len(data) - len(answers)} samples have no image")
-    return answers
+    rows = controls.nearest_rows(data, train)
+    if len(rows) < len(data):
+        raise InputError(f"{len(data) - len(rows)} samples have no image")
+    return rows
 
 
 def _has_embeddings(data: StudyDataset) -> bool:

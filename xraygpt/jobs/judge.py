@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from xraygpt.evaluation.conditions import CONDITIONS, FROM_TRAINING, condition_o
 from xraygpt.evaluation.scoring import build_task
 from xraygpt.instructions.records import SYNTHETIC
 from xraygpt.judging.verdict_forms import stored_verdict
-from xraygpt.metrics.verdicts import Kind, Question, verdict_path
+from xraygpt.metrics.verdicts import Kind, Question, read_verdicts, verdict_path
 from xraygpt.tasks.base import Prediction
 
 log = logging.getLogger(__name__)
@@ -70,10 +70,18 @@ def judge(
     """
     predictions = _read(folder, conditions)
     _check_privacy(folder, predictions, settings, public)
-    return ask(kind, questions_for(kind, folder, predictions), folder, settings)
+    questions = questions_for(kind, folder, predictions)
+    others = questions_for(kind, folder, _read(folder, ())) if conditions else []
+    return ask(kind, questions, folder, settings, keep={question.key for question in others})
 
 
-def ask(kind: Kind, questions: Sequence[Question], out: Path, settings: RewriteSettings) -> Judged:
+def ask(
+    kind: Kind,
+    questions: Sequence[Question],
+    out: Path,
+    settings: RewriteSettings,
+    keep: Collection[str] = (),
+) -> Judged:
     """Ask a judge, and write its verdicts.
 
     Args:
@@ -81,6 +89,7 @@ def ask(kind: Kind, questions: Sequence[Question], out: Path, settings: RewriteS
         questions: Questions with different keys.
         out: Folder for verdicts and the ledger; an earlier run is continued.
         settings: The language model.
+        keep: Keys of questions that are not asked now, but whose verdicts by the same judge stay.
 
     Raises:
         InputError: The endpoint's key is missing.
@@ -113,9 +122,17 @@ def ask(kind: Kind, questions: Sequence[Question], out: Path, settings: RewriteS
             "command again to continue",
             result.exit_code or 1,
         )
+    judge_name, asked = settings.endpoint.model, {question.key for question in questions}
+    earlier = read_verdicts(out, kind) if keep else None
+    if earlier is not None and earlier.judge == judge_name:
+        lines += [
+            json.dumps({"key": key, "judge": judge_name, "verdict": verdict})
+            for key, verdict in earlier.values.items()
+            if key in keep and key not in asked
+        ]
     write_text_atomic(verdict_path(out, kind), "".join(f"{line}\n" for line in lines))
     _write_unusable(out / f"unusable_{kind}.csv", unusable)
-    return Judged(len(lines) - len(unusable), unusable, result.calls)
+    return Judged(len(items) - open_items - len(unusable), unusable, result.calls)
 
 
 def estimate(

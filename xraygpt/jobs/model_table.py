@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 NOTICE = "Research use only, not for diagnosis."
 CANNOT = "–"
 TABLE = "table"
+_LOWER_IS_BETTER = ("wrong_side", "missed_", "loss", "bits_per_byte", "ECE", "Brier")
 
 
 @dataclass(kw_only=True)
@@ -180,6 +182,7 @@ def _evaluate_model(
         log.warning("%s cannot be built: %s", name, error)
         return {task: Cell(reason=str(error), failed=True) for task in experiments}
     model.merge_lora()
+    model.keep_answers(settings.run.output_dir / name)
     cells = {}
     try:
         for task, experiment in experiments.items():
@@ -237,14 +240,27 @@ def read_cell(result: Mapping[str, Any], names: Sequence[str], page: str = "") -
         for row in rows
         if row["name"] == names[0] and row["condition"] not in (TRUE, OWN_HISTORY)
     }
-    best = max(others, key=lambda c: others[c], default=None)
+    finite = [condition for condition, value in others.items() if not math.isnan(value)]
+    strongest = min if names[0].startswith(_LOWER_IS_BETTER) else max
+    best = strongest(finite, key=lambda c: others[c], default=None)
+    reasons = [_missing(name, result, true) for name in names if name not in true]
     return Cell(
         {name: true[name] for name in names if name in true},
         None if best is None else (best, others[best]),
         result["n"],
         page,
-        "" if names[0] in true else f"{names[0] or 'the deciding score'} could not be computed",
+        "; ".join(reasons),
     )
+
+
+def _missing(name: str, result: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """Return why a score is not among those of an evaluation."""
+    if not name:
+        return "the deciding score could not be computed"
+    reasons = result.get("left_out") or {}
+    why = "; ".join(f"{what}: {text}" for what, text in reasons.items() if "control" not in what)
+    hint = did_you_mean(name, known)
+    return f"there is no score {name}{hint}" + (f" (left out: {why})" if why else "")
 
 
 def as_markdown(settings: ModelTable, cells: Cells) -> str:
@@ -270,14 +286,14 @@ def as_markdown(settings: ModelTable, cells: Cells) -> str:
         lines.append(f"| {model} | {' | '.join(shown)} |")
     notes = [f"- {model}, {', '.join(names)}: {why}" for (model, why), names in reasons.items()]
     lines += ["", "Scores: " + "; ".join(f"{t}: {_names(cells, t)}" for t in tasks) + "."]
-    lines.append("Below each score: the strongest control. A model that is not above it ignores "
-                 "the image.")  # fmt: skip
+    lines.append("Below each score: the strongest control. A model that is not clearly better has "
+                 "not shown that it uses the image.")  # fmt: skip
     return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
 
 
 def _shown(cell: Cell) -> str:
     if not cell.scores:
-        return "failed" if cell.failed else CANNOT
+        return "failed" if cell.failed else "no score" if cell.n else CANNOT
     parts = [with_interval(row) for row in cell.scores.values()]
     if cell.control is not None:
         condition, value = cell.control
@@ -290,10 +306,41 @@ def _names(cells: Cells, task: str) -> str:
     return ", ".join(names) or "none"
 
 
+def with_earlier(settings: ModelTable, cells: Cells) -> Cells:
+    """Add the cells of an earlier ``table.json`` that were not evaluated this time."""
+    path = settings.run.output_dir / f"{TABLE}.json"
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        earlier = {
+            (row["model"], row["task"]): Cell(
+                {score["name"]: score for score in row["scores"]},
+                row["strongest_control"] and tuple(row["strongest_control"]),
+                row["n"], row["page"], row["reason"], row["failed"],
+            )
+            for row in rows
+        }  # fmt: skip
+    except FileNotFoundError:
+        return cells
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s is not a table of this version (%s) and is replaced", path, error)
+        return cells
+    merged: Cells = {}
+    for model in settings.models:
+        for task in settings.tasks:
+            cell = cells.get(model, {}).get(task) or earlier.get((model, task))
+            if cell is not None:
+                merged.setdefault(model, {})[task] = cell
+    return merged
+
+
 def write_table(settings: ModelTable, cells: Cells) -> str:
-    """Write ``table.md`` and ``table.json``, and return the table."""
+    """Write ``table.md`` and ``table.json``, and return the table.
+
+    Cells that were not evaluated this time are those of the last table in the folder.
+    """
     folder = settings.run.output_dir
     folder.mkdir(parents=True, exist_ok=True)
+    cells = with_earlier(settings, cells)
     text = as_markdown(settings, cells)
     write_text_atomic(folder / f"{TABLE}.md", text)
     rows = [

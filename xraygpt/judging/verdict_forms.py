@@ -168,7 +168,7 @@ def stored_verdict(kind: Kind, answer: dict[str, Any]) -> dict[str, Any]:
         answer: The verdict as JSON.
     """
     if kind == "conversation":
-        return {"score": answer["score"], "reason": answer["reason"]}
+        return {"score": answer["score"]}
     if kind == "green":
         matched, significant = len(answer["matched"]), answer["significant"]
         return {
@@ -183,8 +183,35 @@ def stored_verdict(kind: Kind, answer: dict[str, Any]) -> dict[str, Any]:
             ]
             for side in ("candidate", "reference")
         }
-    findings = {
-        side: [{k: f[k] for k in ("id", "clinical_significance")} for f in answer[side]]
-        for side in ("reference_findings", "predicted_findings")
+    return _crimson_numbers(answer)
+
+
+def _crimson_numbers(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return CRIMSON's lists with ids of our own, as a judge may put words into ids."""
+    sides = {"reference_findings": "R", "predicted_findings": "P"}
+    ids = {
+        side: {f["id"]: f"{letter}{i}" for i, f in enumerate(answer[side], 1)}
+        for side, letter in sides.items()
     }
-    return {**findings, **{k: answer[k] for k in ("matched_findings", "errors")}}
+    reference, predicted = ids.values()
+
+    def pair(row: dict[str, Any]) -> dict[str, Any]:
+        found = predicted.get(row["pred_id"], "")
+        return {**row, "ref_id": reference[row["ref_id"]], "pred_id": found}
+
+    errors = answer["errors"]
+    return {
+        **{
+            side: [
+                {"id": ids[side][f["id"]], "clinical_significance": f["clinical_significance"]}
+                for f in answer[side]
+            ]
+            for side in sides
+        },
+        "matched_findings": [pair(row) for row in answer["matched_findings"]],
+        "errors": {
+            "false_findings": [predicted[name] for name in errors["false_findings"]],
+            "missing_findings": [reference[name] for name in errors["missing_findings"]],
+            "attribute_errors": [pair(row) for row in errors["attribute_errors"]],
+        },
+    }

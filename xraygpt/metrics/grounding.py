@@ -204,7 +204,8 @@ def detection_scores(
 
     Boxes are matched as in COCO for all three scores: in order of confidence, each takes the free
     reference box of its label with the largest overlap; at most 100 boxes per label and image
-    count.
+    count. Boxes of equal confidence are one step of the curve, so that neither the order of boxes
+    nor that of images matters, on which COCO's value depends. Without ties, the values are COCO's.
 
     Args:
         predictions: The predicted boxes of each image.
@@ -258,6 +259,7 @@ class _Ranking(NamedTuple):
     image: np.ndarray  # (d,) index of the image
     hit: np.ndarray  # (thresholds, d) bool
     references: np.ndarray  # (n,) number of reference boxes in each image
+    ends: np.ndarray  # (d,) index of the last detection with the same confidence
 
 
 def _images_by_label(
@@ -290,14 +292,21 @@ def _rank_detections(
         score = np.ones(len(detections))
         if predicted.scores is not None:
             score = predicted.scores[detections]
-        best = np.argsort(-score, kind="stable")[:_MAX_DETECTIONS]
-        overlap = iou(predicted.xyxy[detections[best]], expected.xyxy[targets])
+        overlap = iou(predicted.xyxy[detections], expected.xyxy[targets])
+        # Among equal scores, the better overlap is first, whatever the order of the answer.
+        closest = overlap.max(axis=1, initial=0.0)
+        best = np.lexsort((-closest, -score))[:_MAX_DETECTIONS]
+        overlap = overlap[best]
         hits.append(np.array([_hits(overlap, t) for t in thresholds]).reshape(len(thresholds), -1))
         scores.append(score[best])
         image += [index] * len(best)
         reference_counts[index] = len(targets)
     order = np.argsort(-np.concatenate([np.zeros(0), *scores]), kind="stable")
-    return _Ranking(np.array(image, dtype=int)[order], np.hstack(hits)[:, order], reference_counts)
+    ranked = np.concatenate([np.zeros(0), *scores])[order]
+    ends = np.searchsorted(-ranked, -ranked, side="right") - 1
+    return _Ranking(
+        np.array(image, dtype=int)[order], np.hstack(hits)[:, order], reference_counts, ends
+    )
 
 
 def _hits(overlap: np.ndarray, threshold: float) -> list[bool]:
@@ -319,11 +328,11 @@ def _average_precisions(ranking: _Ranking, weights: np.ndarray, points: Points) 
     """Compute the average precisions (r, thresholds) with images weighted by (r, n)."""
     detection_weights = weights[:, ranking.image]
     total = weights @ ranking.references
-    predicted = detection_weights.cumsum(axis=1)
+    predicted = detection_weights.cumsum(axis=1)[:, ranking.ends]
     values = np.full((len(weights), len(ranking.hit)), np.nan)
     defined = total > 0
     for column, hit in enumerate(ranking.hit):
-        hits = (detection_weights * hit).cumsum(axis=1)
+        hits = (detection_weights * hit).cumsum(axis=1)[:, ranking.ends]
         precision = np.divide(hits, predicted, out=np.zeros_like(hits), where=predicted > 0)
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         recall = np.divide(hits, total[:, None], out=np.zeros_like(hits), where=defined[:, None])

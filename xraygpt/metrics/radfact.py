@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,12 @@ from xraygpt.processors.text import split_sentences
 INSIDE = 0.5  # share of a sentence's boxes that must lie inside those of its evidence
 ENTAILED = "entailment"
 NAMES = ("logical", "spatial", "grounding")
+# A box in JSON, and a list of such boxes.
+_JSON = re.compile(
+    r"\{\s*[\"']bbox(?:_2d)?[\"']\s*:\s*(boxmark\d+x)\s*"
+    r"(?:,\s*[\"']label[\"']\s*:\s*(?:\"[^\"]*\"|'[^']*')\s*)?\}"
+)
+_JSON_LIST = re.compile(r"\[((?:\s*boxmark\d+x\s*,?)+)\]")
 _MARK, _JOINS = re.compile(r"boxmark\d+x"), frozenset({"and", ""})
 
 
@@ -42,7 +48,7 @@ class Sentence:
 
 
 def grounded_sentences(text: str, spelling: str, size: Size | None = None) -> list[Sentence]:
-    """Split a report into sentences, each with the boxes that are written in it.
+    """Split a report into sentences, each with the boxes that are written in it or after it.
 
     Args:
         text: The report.
@@ -55,8 +61,9 @@ def grounded_sentences(text: str, spelling: str, size: Size | None = None) -> li
         marked.append(text[end : box.start])
         marked.append(f" boxmark{i}x ")
         end = box.end
-    sentences = []
-    for part in split_sentences("".join([*marked, text[end:]])):
+    whole = _JSON.sub(r" \1 ", "".join([*marked, text[end:]]))
+    sentences: list[Sentence] = []
+    for part in split_sentences(_JSON_LIST.sub(r" \1 ", whole)):
         words = part.split()
         marks = [bool(_MARK.match(word)) for word in words]
         # "and" or ";" between two boxes belongs to neither sentence nor finding.
@@ -68,7 +75,15 @@ def grounded_sentences(text: str, spelling: str, size: Size | None = None) -> li
                    if is_mark]  # fmt: skip
         kept = [w for w, m, j in zip(words, marks, joins, strict=True) if not (m or j)]
         plain = " ".join(kept).replace(" .", ".").strip(" ,;")
-        if plain.strip(" ."):
+        has_words = bool(plain.strip(" .,;"))
+        # Boxes after the full stop belong to the sentence before it.
+        first = next((i for i, m in enumerate(marks) if not m and not joins[i]), len(marks))
+        early = sum(marks[:first]) if has_words else len(numbers)
+        if sentences and early:
+            late = tuple(found[n].box for n in numbers[:early])
+            sentences[-1] = replace(sentences[-1], boxes=(*sentences[-1].boxes, *late))
+            numbers = numbers[early:]
+        if has_words:
             sentences.append(Sentence(plain, tuple(found[n].box for n in numbers)))
     return sentences
 

@@ -15,12 +15,13 @@ Scores that do not have them are in `box_answers` and `reports`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from xraygpt.metrics.grounding import iou
+from xraygpt.metrics.probabilities import nan_mean
 from xraygpt.metrics.statistics import RowRatio, Score, mean_score, ratio_score, share_of_sums
 
 _BOX = re.compile(r"\[([\d.]+),\s*([\d.]+),\s*([\d.]+),\s*([\d.]+)\]")
@@ -157,10 +158,12 @@ def label_scores(
     labels: Sequence[str],
     signature: str,
     groups: Sequence[str] | None = None,
+    judged: Sequence[Collection[str]] | None = None,
 ) -> list[Score]:
     """Compute micro and macro precision, recall and F1, and F1 of each label.
 
-    A ratio without a denominator is 0, as in scikit-learn.
+    A ratio without a denominator is 0, as in scikit-learn; in a resample, such a label is left out
+    if it has one in the whole sample, so that intervals do not depend on how rare labels are.
 
     Args:
         prefix: Beginning of the names of the scores.
@@ -169,35 +172,45 @@ def label_scores(
         labels: The labels that count.
         signature: See `Score`.
         groups: See `box_scores`.
+        judged: The labels that were looked for in each image; others do not count there. Empty or
+            None: all.
     """
-    pairs = list(zip(predicted, truth, strict=True))
-    counts = np.array(
-        [[[x in p and x in t, x in p, x in t] for x in labels] for p, t in pairs], dtype=float
-    ).reshape(len(pairs), len(labels), 3)
-    flat = counts.reshape(len(pairs), -1)
+    known = judged or [()] * len(truth)
+    rows = [
+        [[x in p and x in t, x in p, x in t] if not j or x in j else [0, 0, 0] for x in labels]
+        for p, t, j in zip(predicted, truth, known, strict=True)
+    ]
+    counts = np.array(rows, dtype=float).reshape(len(rows), len(labels), 3)
+    flat = counts.reshape(len(counts), -1)
     scores = []
     for name, bottom in (("precision", (1,)), ("recall", (2,)), ("F1", (1, 2))):
-        for how, rows in (("micro", counts.sum(axis=1)), ("macro", flat)):
+        for how, sums in (("micro", counts.sum(axis=1)), ("macro", flat)):
             title = f"{prefix}_{name}_{how}"
-            scores.append(ratio_score(title, rows, _ratio(bottom), signature, groups))
+            ratio = _ratio(bottom, sums.sum(axis=0))
+            scores.append(ratio_score(title, sums, ratio, signature, groups))
     for i, label in enumerate(labels):
         title = f"{prefix}_F1/{label}"
-        scores.append(ratio_score(title, counts[:, i], _ratio((1, 2)), signature, groups))
+        ratio = _ratio((1, 2), counts[:, i].sum(axis=0))
+        scores.append(ratio_score(title, counts[:, i], ratio, signature, groups))
     return scores
 
 
-def _ratio(bottom: Sequence[int]) -> RowRatio:
+def _ratio(bottom: Sequence[int], whole: np.ndarray) -> RowRatio:
     """Return precision, recall or F1, averaged over labels whose three sums follow one another.
 
     Args:
         bottom: The sums that make up the denominator: predictions (1), references (2) or both.
+        whole: Sums (3 · labels,) over the whole sample.
     """
+    is_zero = whole.reshape(-1, 3)[:, list(bottom)].sum(axis=-1) == 0
 
     def rows(sums: np.ndarray) -> np.ndarray:
         by_label = sums.reshape(len(sums), -1, 3)
         below = by_label[..., list(bottom)].sum(axis=-1)
         above = by_label[..., 0] * len(bottom)
-        values = np.divide(above, below, out=np.zeros(below.shape), where=below > 0)
-        return np.asarray(values.mean(axis=1))
+        values = np.full(below.shape, np.nan)
+        np.divide(above, below, out=values, where=below > 0)
+        means = np.nan_to_num(nan_mean(values, axis=1), nan=0.0)
+        return np.asarray(means * (1 - is_zero.mean()))
 
     return RowRatio(rows)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, cas
 import torch
 from torch import Tensor, nn
 
+from xraygpt.boxes.spelling import SpellingName
 from xraygpt.common.checks import Checks
 from xraygpt.common.config import from_tree, to_tree
 from xraygpt.common.model_keys import config_value
@@ -184,6 +185,9 @@ class BaseModel(nn.Module, Plugin):
         """Preset of defaults: a file name in `xraygpt/configs/models/<arch>/`."""
         ckpt: ProjectPath | None = None
         """Initial weights: a run folder, a checkpoint folder, or `<run folder>/best`."""
+        boxes: SpellingName | None = None
+        """How the model writes boxes in its answers (docs/instructions.md); null as the corpus of
+        the run does. A published model that was not fine-tuned on the corpus has its own way."""
 
         @classmethod
         def from_keys(cls, **keys: Any) -> Self:
@@ -264,6 +268,14 @@ class BaseModel(nn.Module, Plugin):
     def point(self, batch: Batch, generation: Generation) -> list[Pointed]:
         """Answer questions about places; by default, boxes are read from the generated texts."""
         return [Pointed(text) for text in self.generate(batch, generation)]
+
+    def box_spelling(self, corpus: SpellingName) -> SpellingName:
+        """Return how the model writes boxes: as its configuration says, or else as the corpus.
+
+        Args:
+            corpus: The spelling of the corpus (`boxes.spelling`).
+        """
+        return self.config.boxes or corpus
 
     def cannot(self, task: str) -> str:
         """Return why the model cannot do a task, by its registered name; "" if it can."""

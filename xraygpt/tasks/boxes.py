@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 
@@ -24,7 +24,21 @@ from xraygpt.tasks.base import Answer, BaseTask, CaseDisplay, Comparison, Predic
 from xraygpt.tasks.confidence import TokenProbabilities, token_probabilities
 from xraygpt.tasks.payload import LabelledBox, Payload, payload_notes, prediction_text
 
+_JOINS = frozenset({"", "and", "&", "with", "also"})  # between boxes of one finding
+_DENIED = re.compile(r"\b(?:no|not|without|absence of|free of)\b", re.IGNORECASE)
 HIT = 0.5  # overlap from which a box counts as right on the result page
+
+
+class Written(NamedTuple):
+    """How boxes are written in a text.
+
+    Attributes:
+        spelling: A key of `SPELLINGS`.
+        image_size: Height and width of the original image in pixels, for boxes in pixels.
+    """
+
+    spelling: SpellingName
+    image_size: Sequence[int] | None = None
 
 
 class BoxTask(BaseTask):
@@ -54,9 +68,10 @@ class BoxTask(BaseTask):
 
         generate: Generation = field(default_factory=lambda: Generation(max_new_tokens=256))
         """How answers are decoded in evaluation."""
-        boxes: SpellingName = "thousand"
-        """How the model writes boxes. Tokens, tags and unmistakable numbers are read in any case;
-        what was read otherwise, mended or dropped is noted with the answer."""
+        boxes: SpellingName | None = None
+        """How models write boxes that do not say so themselves (`model.boxes`); null as the corpus
+        writes them. Tokens, tags and unmistakable numbers are read in any case; what was read
+        otherwise, mended or dropped is noted with the answer."""
         min_pixels: int = 3136
         """Smallest area of the images that the model reads, for boxes in pixels."""
         max_pixels: int = 12845056
@@ -75,35 +90,58 @@ class BoxTask(BaseTask):
         probabilities = None
         if self.config.confidence and any(reply.boxes is None for reply in replies):
             probabilities = token_probabilities(model, prompts, texts)
-        sizes = self._sizes(prompts)
+        sizes, metas = self._sizes(prompts), prompts.get("meta") or [{} for _ in replies]
         answers = []
         for i, reply in enumerate(replies):
             if reply.boxes is not None:
                 boxes = [LabelledBox(label="", box=list(box)) for box in reply.boxes]
-                answers.append(Answer(reply.text, Payload(boxes=boxes)))
+                payload = Payload(boxes=boxes)
+                if reply.note:
+                    payload["note"] = reply.note
+                answers.append(Answer(reply.text, payload))
                 continue
             row = None if probabilities is None else probabilities[i]
-            answers.append(Answer(reply.text, self._read(reply.text, sizes[i], row)))
+            corpus = self.config.boxes or _corpus_spelling(metas[i])
+            spelling = model.box_spelling(corpus)
+            place = Written(spelling, sizes[i] or metas[i].get("image_size"))
+            answers.append(Answer(reply.text, self._read(reply.text, place, row)))
         return answers
 
-    def _sizes(self, prompts: Batch) -> list[Size | None]:
-        """Return the size at which each row's first image is read, for boxes in pixels."""
-        sizes: list[Size | None] = [None] * len(prompts["sample_id"])
+    def _sizes(self, prompts: Batch) -> list[Sequence[int] | None]:
+        """Return the height and width of each row's first image, for boxes in pixels."""
+        sizes: list[Sequence[int] | None] = [None] * len(prompts["sample_id"])
         for run, original in zip(prompts["runs"], prompts["originals"], strict=True):
             if original is not None and sizes[run.row] is None:
-                sizes[run.row] = qwen_resize(
-                    original.height, original.width,
-                    min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels,
-                )  # fmt: skip
+                sizes[run.row] = (original.height, original.width)
         return sizes
 
+    def size_read(self, written: Written) -> Size | None:
+        """Return the size at which a model reads an image, for boxes in pixels; else None."""
+        if SPELLINGS[written.spelling].steps is not None or written.image_size is None:
+            return None
+        height, width = written.image_size
+        return qwen_resize(
+            height, width, min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels
+        )
+
+    def written(self, prediction: Prediction) -> Written:
+        """Return how boxes are written in the text of an answer."""
+        payload, corpus = prediction.payload, self.written_reference(prediction)
+        spelling = payload.get("spelling") or self.config.boxes or corpus.spelling
+        return Written(cast(SpellingName, spelling), payload.get("image_size") or corpus.image_size)
+
+    def written_reference(self, prediction: Prediction) -> Written:
+        """Return how boxes are written in the text of the reference."""
+        meta = prediction.meta
+        return Written(_corpus_spelling(meta, self.config.boxes), meta.get("image_size"))
+
     def _read(
-        self, text: str, size: Size | None, probabilities: TokenProbabilities | None = None
+        self, text: str, written: Written, probabilities: TokenProbabilities | None = None
     ) -> Payload:
         """Return the boxes in an answer, and a note on what was mended or dropped."""
-        spelling = self.config.boxes
+        spelling, size = written.spelling, self.size_read(written)
         if SPELLINGS[spelling].steps is None and size is None:
-            return Payload(boxes=[])
+            return Payload(boxes=[], note=f"Boxes in {spelling} need the size of the image.")
         parsed = parse_boxes(text, spelling, size)
         boxes = []
         for found in parsed.found:
@@ -112,7 +150,9 @@ class BoxTask(BaseTask):
                 box["score"] = round(probabilities.of(found.start, found.end), 6)
             boxes.append(box)
         boxes = self._label(text, parsed.found, boxes)
-        payload = Payload(boxes=boxes)
+        payload = Payload(boxes=boxes, spelling=spelling)
+        if written.image_size is not None:
+            payload["image_size"] = list(written.image_size)
         remarks = [*parsed.repaired, *parsed.dropped]
         if remarks:
             payload["note"] = f"Boxes: {'; '.join(remarks[:3])}."
@@ -131,7 +171,7 @@ class BoxTask(BaseTask):
         payload = prediction.payload
         boxes = payload.get("boxes")
         if boxes is None:
-            boxes = self._read(prediction.prediction, None).get("boxes", [])
+            boxes = self._read(prediction.prediction, self.written(prediction)).get("boxes", [])
         phrase = prediction.meta.get("phrase")
         return [replace_label(box, phrase) for box in boxes] if phrase else list(boxes)
 
@@ -157,7 +197,9 @@ class BoxTask(BaseTask):
 
     def _radvlm_text(self, prediction: Prediction, boxes: Sequence[LabelledBox]) -> str:
         """Return an answer with its boxes as RadVLM writes them."""
-        if self.config.boxes in ("unit", "unit_short") and prediction.prediction:
+        payload = prediction.payload
+        is_read = "boxes" not in payload or "spelling" in payload
+        if is_read and self.written(prediction).spelling in ("unit", "unit_short"):
             return prediction.prediction
         return ", ".join(write_boxes([box["box"]], "unit") for box in boxes)
 
@@ -188,6 +230,12 @@ class BoxTask(BaseTask):
             reference_boxes=truth,
             notes=notes,
         )
+
+
+def _corpus_spelling(
+    meta: Mapping[str, Any], otherwise: SpellingName | None = None
+) -> SpellingName:
+    return cast(SpellingName, meta.get("spelling") or otherwise or "thousand")
 
 
 def replace_label(box: LabelledBox, label: str) -> LabelledBox:
@@ -285,10 +333,12 @@ class AbnormalityDetection(BoxTask):
         if not spelled:  # nothing is known of the image, as in prediction
             return boxes
         named: list[LabelledBox] = []
-        names: list[str] = []
+        names = [""]
         for box in boxes:
-            names = names_in(box["label"], spelled) or names
-            named += [replace_label(box, name) for name in names or [""]]
+            words = box["label"]
+            if words.lower() not in _JOINS:  # otherwise it has the finding of the box before it
+                names = names_in(affirmed(words), spelled) or [words]
+            named += [replace_label(box, name) for name in names]
         return named
 
     def _label(
@@ -304,6 +354,15 @@ class AbnormalityDetection(BoxTask):
             labelled.append(replace_label(box, words))
             end = place.end
         return labelled
+
+
+def affirmed(words: str) -> str:
+    """Return the part of the words before a box that says what it shows.
+
+    That is the last sentence, without what it denies.
+    """
+    clause = re.split(r"[.;:!?\n]", words.strip(" .;:!?\n"))[-1]
+    return ",".join(part for part in clause.split(",") if not _DENIED.search(part))
 
 
 def spelled_names(labels: Iterable[str]) -> dict[str, str]:

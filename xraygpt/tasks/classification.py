@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,6 +20,11 @@ from xraygpt.tasks.boxes import names_in, spelled_names
 from xraygpt.vocabulary.chest_labeller import FINDINGS
 from xraygpt.vocabulary.chest_labeller import label as read_findings
 
+NO_FINDING = "no_finding"
+_NORMAL = re.compile(
+    r"\bno (?:\w+ ){0,3}(?:finding|abnormalit|disease|patholog)|\bnormal\b|\bunremarkable\b",
+    re.IGNORECASE,
+)
 SIGNATURE = "xraygpt rule-based labeller, uncertain counts as positive"
 
 
@@ -56,18 +62,18 @@ class AbnormalityClassification(BaseTask):
         truth = [_true_labels(prediction) for prediction in predictions]
         judged = [prediction.meta.get("pathologies") or () for prediction in predictions]
         labels = sorted({name for names in (*truth, *judged) for name in names})
-        known = [name for name in labels if findings_of_label(name)]
+        unknown = unreadable(labels)
+        known = [name for name in labels if name not in unknown]
         self.left_out = {}
-        if len(known) < len(labels):
-            unknown = ", ".join(name for name in labels if name not in known)
-            self.left_out["labeller"] = f"it has no name for {unknown}"
+        if unknown:
+            self.left_out["labeller"] = f"it has no name of its own for {', '.join(unknown)}"
         studies = [prediction.study_id for prediction in predictions]
         texts = [prediction.prediction for prediction in predictions]
         scores: list[Score] = []
         if known:
             read = [named_by_labeller(text, known) for text in texts]
             expected = [set(names) & set(known) for names in truth]
-            scores += label_scores("labeller", read, expected, known, SIGNATURE, studies)
+            scores += label_scores("labeller", read, expected, known, SIGNATURE, studies, judged)
         return [*scores, *classification_scores(texts, truth, labels, studies)]
 
     def compare(self, prediction: Prediction) -> Comparison:
@@ -91,7 +97,7 @@ def _true_labels(prediction: Prediction) -> Sequence[str]:
 @lru_cache(maxsize=512)
 def findings_of_label(name: str) -> frozenset[str]:
     """Return the labeller's findings that a collection's label stands for; empty if none does."""
-    key = name.lower().replace(" ", "_")
+    key = _key(name)
     return frozenset({key}) if key in FINDINGS else _findings_said(name)
 
 
@@ -101,7 +107,7 @@ def _findings_said(name: str) -> frozenset[str]:
     noun = load_wording().name(name).noun
     for text in (name.replace("_", " "), noun):
         found = {n for n, v in read_findings(f"There is {text}.").items() if v == "positive"}
-        found.discard("no_finding")
+        found.discard(NO_FINDING)
         if found:
             return frozenset(found)
     return frozenset()
@@ -110,21 +116,53 @@ def _findings_said(name: str) -> frozenset[str]:
 def named_by_labeller(text: str, labels: Sequence[str]) -> set[str]:
     """Return the labels that a text affirms or suspects, as the rule-based labeller reads it.
 
-    Where the labeller knows only a wider finding, which another label has as well (a pacemaker and
-    a catheter are both support devices), the name must occur, too.
+    The labeller reads wider findings in narrower ones (a consolidation is an opacity, a pacemaker a
+    support device). A label whose name does not occur is therefore left out if another one, whose
+    name occurs, explains the finding, or if several labels are read alike.
     """
-    found = positive_findings(text)
+    found = positive_findings(text) - {NO_FINDING}
     said = set(names_in(text, spelled_names(labels)))
-    return {
+    read = [name for name in labels if findings_of_label(name) & found]
+    named = {
         name
-        for name in labels
-        if findings_of_label(name) & found and (name in said or not _is_shared(name, labels))
+        for name in read
+        if name in said
+        or not (
+            any(other in said and _reads_alike(name, other) for other in read if other != name)
+            or _is_shared(name, labels)
+        )
     }
+    normal = {name for name in labels if _key(name) == NO_FINDING}
+    return named | normal if normal and not found and _NORMAL.search(text) else named
+
+
+def unreadable(labels: Sequence[str]) -> list[str]:
+    """Return the labels that the labeller does not read, or reads as others, in their own name."""
+    wrong = []
+    for name in labels:
+        if _key(name) == NO_FINDING:
+            continue
+        texts = (f"There is {noun}." for noun in (load_wording().name(name).noun, _plain(name)))
+        if not any(named_by_labeller(text, labels) == {name} for text in texts):
+            wrong.append(name)
+    return wrong
+
+
+def _reads_alike(name: str, other: str) -> bool:
+    return bool(findings_of_label(name) & _findings_said(other))
 
 
 def _is_shared(name: str, labels: Sequence[str]) -> bool:
     """Check whether another label is read as the same finding, and this one is not its name."""
-    if name.lower().replace(" ", "_") in FINDINGS:
+    if _key(name) in FINDINGS:
         return False
     own = _findings_said(name)
     return any(other != name and own & _findings_said(other) for other in labels)
+
+
+def _key(name: str) -> str:
+    return name.lower().replace(" ", "_")
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ").lower()

@@ -16,7 +16,10 @@ from xraygpt.metrics.text import rouge_scores
 from xraygpt.metrics.verdicts import Kind, Question, read_verdicts, text_key
 from xraygpt.models.base import Generation
 from xraygpt.tasks.base import Prediction
-from xraygpt.tasks.boxes import BoxTask, as_boxes, true_boxes
+from xraygpt.tasks.boxes import BoxTask, Written, as_boxes, true_boxes
+
+
+NO_SIZE = (1000, 1000)  # boxes in pixels are removed from texts also if the size is not known
 
 
 @registry.register_task("grounded_report")
@@ -69,10 +72,13 @@ class GroundedReport(BoxTask):
 
     def sentences(self, prediction: Prediction) -> tuple[list[Sentence], list[Sentence]]:
         """Return the sentences of the answer and of the reference."""
-        spelling = self.config.boxes
-        size = (1000, 1000) if spelling in ("pixels", "json_pixels") else None
-        candidate = grounded_sentences(prediction.prediction, spelling, size)
-        return candidate, grounded_sentences(prediction.reference, spelling, size)
+        answer, reference = self.written(prediction), self.written_reference(prediction)
+        return self._sentences(prediction.prediction, answer), self._sentences(
+            prediction.reference, reference
+        )
+
+    def _sentences(self, text: str, written: Written) -> list[Sentence]:
+        return grounded_sentences(text, written.spelling, self.size_read(written) or NO_SIZE)
 
     def judge_questions(self, kind: Kind, predictions: Sequence[Prediction]) -> Iterator[Question]:
         """Yield the sentences of each answer and its reference, numbered from 1."""

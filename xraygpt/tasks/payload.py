@@ -38,6 +38,8 @@ class Payload(TypedDict, total=False):
     """What a prediction contains in addition to text; a task fills only some of the keys."""
 
     boxes: list[LabelledBox]
+    spelling: str  # how the boxes are written in the text, if they were read from it
+    image_size: list[int]  # height and width in pixels of the original image, if it was read
     mask: str  # file with the classes (0 is background), relative to the prediction file
     numbers: dict[str, float]  # by a name that includes the unit: {"EDV_ml": 142.0}
     findings: list[str]  # names of the findings that the model decided on

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from xraygpt.boxes.spelling import SpellingName
 from xraygpt.common.checks import Checks
 from xraygpt.common.registry import registry
 from xraygpt.datasets.base import Batch
@@ -116,6 +117,7 @@ class StockVlm(CausalModel):
         self.renderer = collation.renderer
         self.media_collator = StockCollator(self.family, shrink=config.media.shrink)
         self.image_spec, self.context_len = collation.image_spec, collation.context_len
+        self._warned = False
         self.store: Any = None  # of features, see `cache_media`
         self._frozen_tower = self._frozen_projector = False
         self._note_frozen()
@@ -295,6 +297,22 @@ class StockVlm(CausalModel):
         return ids
 
     # --- cache -----------------------------------------------------------------------------------
+
+    def box_spelling(self, corpus: SpellingName) -> SpellingName:
+        """Return how the model writes boxes; see `BaseModel.box_spelling`.
+
+        Published weights that nobody has fine-tuned get a warning if they write them otherwise.
+        """
+        untrained = self.config.ckpt is None and self.config.adapter_path is None
+        own = self.family.boxes
+        if self.config.boxes is None and untrained and own != corpus and not self._warned:
+            self._warned = True
+            log.warning(
+                "%s writes boxes as %s unless it is fine-tuned; they are read as %s, as the corpus "
+                "writes them. If it was not fine-tuned, set model.boxes: %s",
+                self.family.network.config.model_type, own, corpus, own,
+            )  # fmt: skip
+        return super().box_spelling(corpus)
 
     def media_key(self) -> str | None:
         """Return an identifier of the frozen parts and the processor; None if nothing is frozen."""

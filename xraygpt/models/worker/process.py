@@ -59,7 +59,9 @@ class WorkerProcess:
         timeout: float,
     ) -> None:
         self.log, self.timeout = log, timeout
-        self._asked = 0  # ids are unique in the process, so that no late answer is taken for another
+        self._asked = (
+            0  # ids are unique in the process, so that no late answer is taken for another
+        )
         with _open_log(log) as errors:
             try:
                 self._process = subprocess.Popen(
