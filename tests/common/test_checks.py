@@ -32,6 +32,7 @@ from xraygpt.instructions.collections.radvlm_set import RadVLMSet
 from xraygpt.instructions.collections.siim import Siim
 from xraygpt.instructions.collections.vindr_cxr import VindrCXR
 from xraygpt.instructions.settings import Entry, InstructionSet, Output
+from xraygpt.jobs.model_table import ModelTable, TableRun
 from xraygpt.media.frame_sampling import FrameSampling
 from xraygpt.metrics.grounding import Boxes
 from xraygpt.models.base import Generation
@@ -49,6 +50,7 @@ from xraygpt.models.qformer_llm.qformer import QFormerConfig
 from xraygpt.models.text_config import TextConfig
 from xraygpt.models.vision.config import VisionConfig
 from xraygpt.models.vision.image_text import ImageText, TextTower
+from xraygpt.models.worker.model import Worker
 from xraygpt.phantom.corpus import Recipe
 from xraygpt.phantom.findings import Finding
 from xraygpt.phantom.grounded import GroundedRecipe
@@ -291,6 +293,17 @@ CASES: list[tuple[type, dict[str, Any], set[str]]] = [
         {"max_samples": 0, "batch_size_eval": 0, "shuffles": 0},
         {"max_samples", "batch_size_eval", "shuffles"},
     ),
+    (ModelTable, {}, {"models", "tasks", "datasets"}),
+    (
+        TableRun,
+        {"max_samples": 0, "batch_size_eval": 0, "shuffles": 0, "page_cases": -1},
+        {"max_samples", "batch_size_eval", "shuffles", "page_cases"},
+    ),
+    (
+        Worker.Config,
+        {"script": None, "max_side": 4, "timeout": 0, "max_errors": -1},
+        {"script", "max_side", "timeout", "max_errors"},
+    ),
     (FeatureStore, {"views": -1, "max_gb": 0}, {"views", "max_gb"}),
     (
         Plan,
@@ -395,6 +408,8 @@ REQUIRED = {
     },
     RunSettings: {"task": ReportGeneration.Config()},
     Evaluator.Config: {"task": ReportGeneration.Config()},
+    ModelTable: {"models": {}, "datasets": {}, "tasks": {}},
+    Worker.Config: {"script": Path("x")},
     CardiacMR.Config: {"segmenter": OnnxNetwork.Config()},
     TorchNetwork.Config: {"network": Path("x")},
     NnUNet.Config: {"folder": Path("x"), "python": Path("x")},

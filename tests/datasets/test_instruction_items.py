@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.instructions.toy import toy_writer
 from xraygpt.common.errors import DataError
 from xraygpt.common.registry import BUILDERS
 from xraygpt.datasets import controls
+from xraygpt.datasets.instruction_items import _meta
+from xraygpt.instructions.items import Item
+from xraygpt.instructions.records import Located
 from xraygpt.processors.image import ImageSpec
 
 SPEC = ImageSpec(image_size=8, mean=(0.0,), std=(1.0,), tokens_per_image=1)
@@ -48,6 +53,25 @@ def test_boxes_shared_by_findings_belong_to_each_of_them(folder):
     record = of_task(build(folder), "detection")[0]
     names = sorted({box["label"] for box in record.meta["boxes"]})
     assert names == ["ILD", "Nodule/Mass"] and "phrase" not in record.meta
+
+
+def test_only_questions_about_one_thing_say_what_they_ask_for(folder):
+    """For a detection with one finding, it would be the answer."""
+    asked = {r.meta["task"] for r in build(folder).records if "phrase" in r.meta}
+    assert asked <= {"region_grounding", "abnormality_grounding", "phrase_grounding"}
+    item = Item(
+        item_id="i", image="a.png", collection="toy", task="detection", split="test",
+        study_id="s", patient_id="p", image_id="a", width=8, height=8,
+        turns=(("What is abnormal?", "Cardiomegaly <boxes:0>."),),
+        boxes=(Located("Cardiomegaly", ((0.1, 0.2, 0.3, 0.4),)),),
+    )  # fmt: skip
+    assert "phrase" not in _meta(item, 1)
+    assert _meta(replace(item, task="abnormality_grounding"), 1)["phrase"] == "Cardiomegaly"
+
+
+def test_samples_say_how_boxes_are_written_and_how_large_the_image_is(folder):
+    meta = build(folder, boxes="pixels", tasks=["region_grounding"]).records[0].meta
+    assert meta["spelling"] == "pixels" and len(meta["image_size"]) == 2
 
 
 def test_questions_about_something_absent_have_no_box(folder):

@@ -15,6 +15,7 @@ from xraygpt.common.errors import InputError
 from xraygpt.curation.pipeline import Unfinished
 from xraygpt.evaluation import prediction_file, scoring
 from xraygpt.judging.given import radpref_questions
+from xraygpt.judging.verdict_forms import stored_verdict
 from xraygpt.metrics.verdicts import read_verdicts
 from xraygpt.tasks.dialogue import dialogues
 
@@ -107,6 +108,46 @@ def test_a_judge_sees_the_dialogue_without_places_and_its_mean_is_a_score(
         run(monkeypatch, "conversation", folder, server.url)
         assert len(server.bodies) == 8, "nothing is asked twice"
     assert "Research use only" in capsys.readouterr().out
+
+
+def test_judging_one_condition_keeps_the_verdicts_on_the_others(folder, monkeypatch):
+    with serving(answer=score_of) as server:
+        for condition in ("true", "blank"):
+            run(monkeypatch, "conversation", folder, server.url, "--conditions", condition)
+        assert len(server.bodies) == 8
+    assert values(folder)["judge_score"] == pytest.approx((3 + 8 * 3) / 4)
+    assert "judge_score" in values(folder, "blank")
+
+
+def test_verdict_files_have_no_words_of_the_judge(folder, monkeypatch):
+    """A judge reads the report, and may repeat it in its reason or in an id."""
+    with serving(answer=score_of) as server:
+        run(monkeypatch, "conversation", folder, server.url)
+    assert "Made up" not in (folder / "verdicts_conversation.jsonl").read_text()
+    words = {"id": "4 cm mass, right", "clinical_significance": "urgent"}
+    answer = {
+        "reference_findings": [words], "predicted_findings": [{**words, "id": "a mass"}],
+        "matched_findings": [{"ref_id": words["id"], "pred_id": "a mass"}],
+        "errors": {
+            "false_findings": [], "missing_findings": [],
+            "attribute_errors": [
+                {
+                    "ref_id": words["id"], "pred_id": "a mass", "severity": "negligible",
+                    "error_types": ["location"],
+                }
+            ],
+        },
+    }  # fmt: skip
+    stored = stored_verdict("crimson", answer)
+    assert "mass" not in json.dumps(stored)
+    assert stored["matched_findings"] == [{"ref_id": "R1", "pred_id": "P1"}]
+    assert stored["errors"]["attribute_errors"][0]["ref_id"] == "R1"
+    missed = {**answer, "matched_findings": []}
+    missed["errors"] = {
+        "false_findings": ["a mass"], "missing_findings": [words["id"]], "attribute_errors": []
+    }  # fmt: skip
+    errors = stored_verdict("crimson", missed)["errors"]
+    assert errors["false_findings"] == ["P1"] and errors["missing_findings"] == ["R1"]
 
 
 def test_equal_answers_of_two_conditions_are_judged_once(tmp_path, monkeypatch):

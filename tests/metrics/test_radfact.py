@@ -33,6 +33,21 @@ def test_sentences_keep_their_boxes(spelling):
     assert sentences[0].boxes[1] == pytest.approx(OTHER, abs=0.011)
 
 
+def test_boxes_after_the_full_stop_belong_to_the_sentence_before():
+    text = "Opacity. [100, 200, 300, 400] No effusion. [500, 200, 600, 400]"
+    sentences = grounded_sentences(text, "thousand")
+    assert [s.text for s in sentences] == ["Opacity.", "No effusion."]
+    assert [s.boxes for s in sentences] == [(BOX,), ((0.5, 0.2, 0.6, 0.4),)]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_boxes_in_json_leave_no_json_in_the_sentence(count):
+    written = write_boxes([BOX, OTHER][:count], "json", None, "opacity")
+    sentences = grounded_sentences(f"Opacity {written}. No effusion.", "json")
+    assert [s.text for s in sentences] == ["Opacity.", "No effusion."]
+    assert [len(s.boxes) for s in sentences] == [count, 0]
+
+
 def test_an_and_between_findings_stays():
     (sentence,) = grounded_sentences(
         "A nodule [1, 2, 30, 40] and a mass [5, 6, 70, 80].", "thousand"

@@ -86,6 +86,62 @@ def test_detection_names_boxes_by_the_words_before_them():
     assert names_in("interstitial lung disease", {"interstitial lung disease": "ILD"}) == ["ILD"]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Cardiomegaly [1, 2, 30, 40]; lung mass [5, 6, 70, 80]", ["Cardiomegaly", "lung mass"]),
+        ("No ILD. Cardiomegaly [1, 2, 30, 40]", ["Cardiomegaly"]),
+        ("No ILD, cardiomegaly [1, 2, 30, 40]", ["Cardiomegaly"]),
+        ('{"bbox_2d": [1, 2, 30, 40], "label": "ILD"}, {"bbox_2d": [5, 6, 70, 80], "label": "x"}',
+         ["ILD", "x"]),
+        ("Findings: ILD: [1, 2, 30, 40] [5, 6, 70, 80]", ["ILD", "ILD"]),
+    ],
+)  # fmt: skip
+def test_a_box_has_the_finding_of_its_own_words(text, expected):
+    truth = [{"label": label, "box": list(BOX)} for label in ("Cardiomegaly", "ILD")]
+    kind = task(AbnormalityDetection)
+    payload = kind.predict(Fixed(Pointed(text)), prompts(1))[0].payload
+    prediction = predict("a", text, payload=payload, boxes=truth)
+    kind.score([prediction])
+    assert [box["label"] for box in kind.predicted(prediction)] == expected
+
+
+def test_boxes_are_read_as_the_task_the_model_or_the_corpus_writes_them():
+    class Percent(Fixed):
+        def box_spelling(self, corpus):
+            return "percent"
+
+    answer = Pointed("At [10, 20, 30, 40].")
+    meta = {"meta": [{"spelling": "percent"}]}
+    for kind, model, batch in (
+        (task(), Fixed(answer), prompts(1) | meta),
+        (task(boxes="percent"), Fixed(answer), prompts(1)),
+        (task(boxes="thousand"), Percent(answer), prompts(1)),
+    ):
+        (found,) = kind.predict(model, batch)
+        assert found.payload["boxes"][0]["box"] == pytest.approx(list(BOX))
+        assert found.payload["spelling"] == "percent"
+
+
+def test_boxes_in_pixels_are_read_also_without_the_image():
+    (found,) = task(boxes="pixels").predict(
+        Fixed(Pointed("At [56, 56, 168, 112].")),
+        prompts(1) | {"meta": [{"image_size": [280, 560]}]},
+    )
+    assert found.payload["boxes"][0]["box"] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert found.payload["image_size"] == [280, 560]
+
+
+def test_radvlms_scores_use_the_boxes_of_a_model_that_returns_them():
+    payload = {"boxes": [{"label": "", "box": list(BOX)}]}
+    truth = [{"label": "left lung", "box": list(BOX)}]
+    prediction = predict(
+        "a", "In the middle.", payload=payload, boxes=truth, spelling="unit", phrase="left lung"
+    )
+    found = scores(RegionGrounding, [prediction])
+    assert found["mean_IoU"] == found["radvlm_mAP_50"] == 1
+
+
 def test_a_label_that_the_corpus_does_not_have_matches_nothing():
     prediction = predict(
         "a", "A made-up thing [100, 200, 300, 400].", boxes=[{"label": "ILD", "box": list(BOX)}]

@@ -215,7 +215,7 @@ def _presets(config: Any, report: Report) -> Any:
     for name in models if isinstance(models, DictConfig) and not models._is_none() else ():
         if not _is_name(name):
             letters = "a name has letters, digits, _ and -, and starts with a letter"
-            report("models", f"'{name}' cannot be the name of a model: {letters}")
+            report("models", f"'{name!s}' cannot be the name of a model: {letters}")
     for where in sections[1:]:  # keeps their order
         tree = OmegaConf.merge(tree, _at(where, {}))
     for where in sections:

@@ -18,7 +18,6 @@ from xraygpt.models.base import Generation
 from xraygpt.tasks.base import Prediction
 from xraygpt.tasks.boxes import BoxTask, Written, as_boxes, true_boxes
 
-
 NO_SIZE = (1000, 1000)  # boxes in pixels are removed from texts also if the size is not known
 
 
