@@ -107,6 +107,14 @@ def test_another_patients_image_is_never_one_of_the_same_patient(folder):
             assert patient[other.media[0].path] != mine.meta["patient"]
 
 
+def test_another_patients_image_is_the_same_for_a_whole_dialogue(folder):
+    data = build(folder, dialogue="each_answer", tasks=["conversation"])
+    images = {}
+    for record in controls.shuffled(data, 1).records:
+        images.setdefault(record.meta["dialogue"], set()).add(record.media[0].path)
+    assert len(images) > 1 and all(len(paths) == 1 for paths in images.values())
+
+
 def test_a_question_without_its_image_has_no_mark(folder):
     data = controls.question_only(build(folder, tasks=["region_grounding"]))
     record = data.records[0]

@@ -54,6 +54,10 @@ def shuffled(data: StudyDataset, seed: int) -> StudyDataset:
             unchanged,
             len(data),
         )
+    first: dict[str, int] = {}  # all questions of a dialogue are about the same image
+    for i, record in enumerate(originals):
+        if "dialogue" in record.meta:
+            media[i] = media[first.setdefault(record.meta["dialogue"], i)]
     records = [replace(r, media=m) for r, m in zip(originals, media, strict=True)]
     return _with_records(data, records, data.read_media)
 

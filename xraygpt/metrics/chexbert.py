@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from xraygpt.common.errors import InputError, WeightsError
-from xraygpt.metrics.statistics import Score, f1_of_sums, macro_f1_of_sums, ratio_score
+from xraygpt.metrics.statistics import Score, f1_of_sums, macro_ratio, ratio_score
 
 #: The findings in the order of the network's heads.
 FINDINGS: tuple[str, ...] = (
@@ -226,7 +226,9 @@ def chexbert_scores(
         name, signature = f"chexbert_{size}", f"CheXbert, {size} findings, uncertain: {uncertain}"
         scores += [
             ratio_score(f"{name}_micro_F1", micro, f1_of_sums, signature, groups),
-            ratio_score(f"{name}_macro_F1", macro, macro_f1_of_sums, signature, groups),
+            ratio_score(
+                f"{name}_macro_F1", macro, macro_ratio(macro.sum(axis=0)), signature, groups
+            ),
         ]
     return scores
 

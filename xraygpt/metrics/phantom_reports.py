@@ -12,7 +12,7 @@ import numpy as np
 from xraygpt.metrics.statistics import (
     Score,
     f1_of_sums,
-    macro_f1_of_sums,
+    macro_ratio,
     ratio_score,
     share_of_sums,
 )
@@ -80,7 +80,11 @@ def phantom_report_scores(
         [[_count(p, d, name) for name in names] for p, d in pairs], dtype=float
     ).reshape(n, len(names), 3)
     macro = counts.reshape(n, -1)
-    scores = [ratio_score("drawn_macro_F1", macro, macro_f1_of_sums, f"{SIGNATURE}; macro", groups)]
+    scores = [
+        ratio_score(
+            "drawn_macro_F1", macro, macro_ratio(macro.sum(axis=0)), f"{SIGNATURE}; macro", groups
+        )
+    ]
     for i, name in enumerate(names):
         scores.append(ratio_score(f"drawn_F1/{name}", counts[:, i], f1_of_sums, SIGNATURE, groups))
     sides = np.array([_count_sides(p, d) for p, d in pairs], dtype=float).reshape(-1, 2)

@@ -21,8 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from xraygpt.metrics.grounding import iou
-from xraygpt.metrics.probabilities import nan_mean
-from xraygpt.metrics.statistics import RowRatio, Score, mean_score, ratio_score, share_of_sums
+from xraygpt.metrics.statistics import Score, macro_ratio, mean_score, ratio_score, share_of_sums
 
 _BOX = re.compile(r"\[([\d.]+),\s*([\d.]+),\s*([\d.]+),\s*([\d.]+)\]")
 _THRESHOLD = 0.5
@@ -186,31 +185,10 @@ def label_scores(
     for name, bottom in (("precision", (1,)), ("recall", (2,)), ("F1", (1, 2))):
         for how, sums in (("micro", counts.sum(axis=1)), ("macro", flat)):
             title = f"{prefix}_{name}_{how}"
-            ratio = _ratio(bottom, sums.sum(axis=0))
+            ratio = macro_ratio(sums.sum(axis=0), bottom)
             scores.append(ratio_score(title, sums, ratio, signature, groups))
     for i, label in enumerate(labels):
         title = f"{prefix}_F1/{label}"
-        ratio = _ratio((1, 2), counts[:, i].sum(axis=0))
+        ratio = macro_ratio(counts[:, i].sum(axis=0))
         scores.append(ratio_score(title, counts[:, i], ratio, signature, groups))
     return scores
-
-
-def _ratio(bottom: Sequence[int], whole: np.ndarray) -> RowRatio:
-    """Return precision, recall or F1, averaged over labels whose three sums follow one another.
-
-    Args:
-        bottom: The sums that make up the denominator: predictions (1), references (2) or both.
-        whole: Sums (3 · labels,) over the whole sample.
-    """
-    is_zero = whole.reshape(-1, 3)[:, list(bottom)].sum(axis=-1) == 0
-
-    def rows(sums: np.ndarray) -> np.ndarray:
-        by_label = sums.reshape(len(sums), -1, 3)
-        below = by_label[..., list(bottom)].sum(axis=-1)
-        above = by_label[..., 0] * len(bottom)
-        values = np.full(below.shape, np.nan)
-        np.divide(above, below, out=values, where=below > 0)
-        means = np.nan_to_num(nan_mean(values, axis=1), nan=0.0)
-        return np.asarray(means * (1 - is_zero.mean()))
-
-    return RowRatio(rows)

@@ -12,7 +12,7 @@ import numpy as np
 from xraygpt.metrics.statistics import (
     Score,
     f1_of_sums,
-    macro_f1_of_sums,
+    macro_ratio,
     mean_score,
     ratio_score,
     share_of_sums,
@@ -168,7 +168,9 @@ def _frequent_scores(
     macro = counts[:, frequent].reshape(len(counts), -1)
     return [
         ratio_score(f"frequent_{source}_micro_F1", micro, f1_of_sums, signature, groups),
-        ratio_score(f"frequent_{source}_macro_F1", macro, macro_f1_of_sums, signature, groups),
+        ratio_score(
+            f"frequent_{source}_macro_F1", macro, macro_ratio(macro.sum(axis=0)), signature, groups
+        ),
     ]
 
 

@@ -203,6 +203,27 @@ f1_of_sums = RowRatio(lambda sums: 2 * sums[:, 0] / np.maximum(sums[:, 1] + sums
 """Computes F1 from summed true, predicted and reference positives; 0 if there are none."""
 
 
-def macro_f1_of_sums(sums: np.ndarray) -> float:
-    """Compute the mean `f1_of_sums` over classes, whose three sums follow one another."""
-    return float(np.mean([f1_of_sums(row) for row in sums.reshape(-1, 3)]))
+def macro_ratio(whole: np.ndarray, bottom: Sequence[int] = (1, 2)) -> RowRatio:
+    """Return precision, recall or F1 averaged over classes, for `ratio_score`.
+
+    A class without a denominator counts as 0, as in scikit-learn. A resample that happens to have
+    none for a class says nothing about the class, which is then left out of the resample's mean; so
+    rare classes do not pull intervals below the value.
+
+    Args:
+        whole: Sums over the whole sample, (3 · classes,): for each class the true positives, the
+            predicted positives and the reference's positives.
+        bottom: The sums that make up the denominator: predicted (1), reference (2), or both for F1.
+    """
+    is_empty = whole.reshape(-1, 3)[:, list(bottom)].sum(axis=-1) == 0
+    share = 1 - float(is_empty.mean()) if is_empty.size else 0.0
+
+    def rows(sums: np.ndarray) -> np.ndarray:
+        by_class = sums.reshape(len(sums), -1, 3)
+        below = by_class[..., list(bottom)].sum(axis=-1)
+        above = by_class[..., 0] * len(bottom)
+        values = np.divide(above, below, out=np.zeros(below.shape), where=below > 0)
+        defined = (below > 0).sum(axis=1)
+        return np.asarray(share * values.sum(axis=1) / np.maximum(defined, 1))
+
+    return RowRatio(rows)
