@@ -55,6 +55,12 @@ class BaseEncoder:
         """
         raise NotImplementedError
 
+    def build_finer(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
+        """Build the encoder with the features of its last finer stage; see `build`."""
+        from xraygpt.models.vision.finer import with_finer_stage
+
+        return with_finer_stage(self.build(image_size, weights), self.name)
+
     def convert_file(self, path: Path) -> ConvertedState:
         """Read a weight file under the network's names; by default, names are unchanged.
 
@@ -93,7 +99,7 @@ def build_vision(vit_model: str, image_size: int | None, weights: Path | None) -
         if is_run_or_checkpoint(weights):
             weights = weight_source(weights)
         origin = read_manifest(weights if weights.is_dir() else weights.parent).get("vit_model")
-        if origin not in (None, vit_model):
+        if origin not in (None, vit_model, vit_model.removeprefix("finer/")):
             raise WeightsError(f"{weights} was converted from {origin}, not from {vit_model}")
     encoder = find_encoder(vit_model)
     if weights is not None and not encoder.takes_file:

