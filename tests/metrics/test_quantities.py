@@ -21,6 +21,10 @@ from xraygpt.metrics.quantities import (
         ("Tip 4 centimeters above the carina", ["40 mm"]),
         ("Fracture of the 5th rib, wedge of T8", ["5th", "t8"]),
         ("Collapse of 30 percent", ["30 %"]),
+        (
+            "A .5 cm nodule, 1,200 ml of fluid; T8, 12 and 3.25 cm",
+            ["5 mm", "1200", "t8", "12", "32.5 mm"],
+        ),
         ("Two nodules, no number. Vitamin B12, study 04/10/2017", []),
     ],
 )
@@ -41,3 +45,9 @@ def test_a_changed_number_costs_much_here_and_little_in_rouge():
     assert changed == report.replace("14", "29") and change_one_number("No number.") is None
     values = {s.name: s.value for s in number_aware_scores([changed], [report])}
     assert values["ROUGE-L_numbers"] == 0 == values["numbers_F1"]
+
+
+def test_dates_are_not_the_number_that_is_changed():
+    text = "Compared to 10/25/1990, a 3 cm nodule."
+    assert change_one_number(text) == "Compared to 10/25/1990, a 7 cm nodule."
+    assert change_one_number("Compared to 10/25/1990.") is None

@@ -15,7 +15,7 @@ from xraygpt.metrics.statistics import RowRatio, Score, ratio_score
 from xraygpt.metrics.text import rouge_values
 
 _UNIT = r"(?:mm|millimet\w+|cm|centimet\w+|m|%|percent|degrees?)"
-_NUMBER = r"\d+(?:\.\d+)?"
+_NUMBER = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)"
 _QUANTITY = re.compile(
     rf"(?<![\w./:])(?P<numbers>{_NUMBER}(?:\s*(?:x|×|by|to|-)\s*{_NUMBER}){{0,2}})"
     rf"\s*-?\s*(?P<unit>{_UNIT})?(?![\w]|[/:]\d)",
@@ -39,7 +39,8 @@ def quantities(text: str) -> list[str]:
         elif unit in ("%", "percent"):
             name = "%"
         for number in re.findall(_NUMBER, match["numbers"]):
-            found.append(f"{float(number) * scale:g} {name}".strip())
+            value = float(number.replace(",", "")) * scale
+            found.append(f"{value:g} {name}".strip())
     return found
 
 
@@ -92,10 +93,16 @@ def number_aware_scores(
 
 
 def change_one_number(text: str) -> str | None:
-    """Return a report with its first number replaced by another one; None if it has none."""
-    match = re.search(r"(?<![\w./])\d+(?:\.\d+)?", text)
+    """Return a report with its first number replaced by another; None if it has none.
+
+    Numbers of dates and times do not count.
+    """
+    match = _QUANTITY.search(text)
     if match is None:
         return None
-    value = float(match[0])
+    match = re.compile(_NUMBER).search(text, match.start())
+    if match is None:
+        return None
+    value = float(match[0].replace(",", ""))
     other = f"{value * 2 + 1:g}"
     return text[: match.start()] + other + text[match.end() :]
