@@ -11,7 +11,7 @@ The first line that a worker writes describes it::
 Each request has an id, the task, the absolute paths of its 8-bit PNG images, the dialogue so far
 with the question last, and what the question is about::
 
-    {"id": "17", "task": "phrase_grounding", "images": ["/tmp/…/0.png"],
+    {"id": "17", "task": "phrase_grounding", "images": ["/path/to/0.png"],
      "turns": [{"role": "user", "text": "…"}], "phrase": "left basilar opacity",
      "max_new_tokens": 256}
 
@@ -26,6 +26,7 @@ Answers may come in any order. Everything else a worker or its libraries print g
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -59,6 +60,22 @@ def serve(
         for batch in _batches(batch_size):
             for request, found in zip(batch, _answer(batch, answer), strict=True):
                 _write(out, {"id": request.get("id"), **found})
+
+
+def run(
+    build: Callable[[argparse.Namespace], Any], args: argparse.Namespace, tasks: Sequence[str]
+) -> None:
+    """Load a model and answer requests with it, one at a time.
+
+    Args:
+        build: Returns the model, whose ``answer(request)`` returns an answer.
+        args: Settings with ``model`` and ``revision``.
+        tasks: Tasks that the model can do.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        model = build(args)
+    describe = {"model": args.model, "revision": args.revision, "tasks": list(tasks)}
+    serve(describe, lambda batch: [model.answer(request) for request in batch])
 
 
 def last_question(request: Request) -> str:

@@ -17,14 +17,13 @@ the weights.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from protocol import last_question, serve
+from protocol import last_question, run
 
 MODEL = "StanfordAIMI/CheXagent-2-3b"
 REVISION = "8f19b53a2eceda4c33b0acec6c81fbc293ad80d0"
@@ -106,11 +105,7 @@ class Model:
 
 def main() -> None:
     """Load the model and serve."""
-    args = parse_args()
-    with contextlib.redirect_stdout(sys.stderr):
-        model = Model(args)
-    describe = {"model": args.model, "revision": args.revision, "tasks": TASKS}
-    serve(describe, lambda batch: [model.answer(request) for request in batch], 1)
+    run(Model, parse_args(), TASKS)
 
 
 if __name__ == "__main__":

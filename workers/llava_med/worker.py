@@ -11,7 +11,6 @@ is not used, for it fails on devices other than "cuda". Not run here, for lack o
 from __future__ import annotations
 
 import argparse
-import contextlib
 import random
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from protocol import serve
+from protocol import run
 
 MODEL = "microsoft/llava-med-v1.5-mistral-7b"
 REVISION = "f2f72301dc934e74948b5802c87dbc83d100e6bd"
@@ -109,11 +108,7 @@ class Model:
 
 def main() -> None:
     """Load the model and serve."""
-    args = parse_args()
-    with contextlib.redirect_stdout(sys.stderr):
-        model = Model(args)
-    describe = {"model": args.model, "revision": args.revision, "tasks": TASKS}
-    serve(describe, lambda batch: [model.answer(request) for request in batch], 1)
+    run(Model, parse_args(), TASKS)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,12 @@ was not trained to point at findings. Not run here, for lack of the weights.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from protocol import serve
+from protocol import run
 
 MODEL = "llava-hf/llava-onevision-qwen2-7b-si-hf"
 REVISION = "e362165d227bd9ead0fc8e82d185206febf7dc95"
@@ -92,11 +91,7 @@ class Model:
 
 def main() -> None:
     """Load the model and serve."""
-    args = parse_args()
-    with contextlib.redirect_stdout(sys.stderr):
-        model = Model(args)
-    describe = {"model": args.model, "revision": args.revision, "tasks": TASKS}
-    serve(describe, lambda batch: [model.answer(request) for request in batch], 1)
+    run(Model, parse_args(), TASKS)
 
 
 if __name__ == "__main__":

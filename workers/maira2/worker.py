@@ -14,14 +14,13 @@ middle square: what lies outside is not seen. Not run here, for lack of the weig
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from protocol import serve
+from protocol import run
 
 MODEL = "microsoft/maira-2"
 REVISION = "795a2b1cd4a310624b4e3d14b5a23e41fd273deb"
@@ -112,11 +111,7 @@ class Model:
 
 def main() -> None:
     """Load the model and serve."""
-    args = parse_args()
-    with contextlib.redirect_stdout(sys.stderr):
-        model = Model(args)
-    describe = {"model": args.model, "revision": args.revision, "tasks": TASKS}
-    serve(describe, lambda batch: [model.answer(request) for request in batch], 1)
+    run(Model, parse_args(), TASKS)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,12 @@ The questions are sent as they are. The model card's example has a system messag
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from protocol import serve
+from protocol import run
 
 MODEL = "google/medgemma-4b-it"
 REVISION = "290cda5eeccbee130f987c4ad74a59ae6f196408"
@@ -90,11 +89,7 @@ class Model:
 
 def main() -> None:
     """Load the model and serve."""
-    args = parse_args()
-    with contextlib.redirect_stdout(sys.stderr):
-        model = Model(args)
-    describe = {"model": args.model, "revision": args.revision, "tasks": TASKS}
-    serve(describe, lambda batch: [model.answer(request) for request in batch], 1)
+    run(Model, parse_args(), TASKS)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,13 @@ other questions only with the image. The first image is used. Not run here, for 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from protocol import serve
+from protocol import run
 
 MODEL = "ChantalPellegrini/RaDialog-interactive-radiology-report-generation"
 REVISION = "14b6bf53a4105c7080f6f4ec6ff2f3b806a580a3"
@@ -120,11 +119,7 @@ class Model:
 
 def main() -> None:
     """Load the model and serve."""
-    args = parse_args()
-    with contextlib.redirect_stdout(sys.stderr):
-        model = Model(args)
-    describe = {"model": args.model, "revision": args.revision, "tasks": TASKS}
-    serve(describe, lambda batch: [model.answer(request) for request in batch], 1)
+    run(Model, parse_args(), TASKS)
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ def _cell(
     experiment: Evaluation, model: BaseModel, entry: TableTask, shard: tuple[int, int] | None
 ) -> Cell:
     task = entry.task.build().name
-    reason = model.cannot(task)
+    reason = model.unsupported_reason(task)
     if reason:
         return Cell(reason=reason)
     evaluator = build_evaluator(experiment, model=model)

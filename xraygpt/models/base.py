@@ -277,7 +277,7 @@ class BaseModel(nn.Module, Plugin):
         """
         return self.config.boxes or corpus
 
-    def cannot(self, task: str) -> str:
+    def unsupported_reason(self, task: str) -> str:
         """Return why the model cannot do a task, by its registered name; "" if it can."""
         return ""
 

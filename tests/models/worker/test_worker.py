@@ -91,8 +91,8 @@ def test_an_answer_may_contain_the_words_user_and_assistant(build, tmp_path):
 
 def test_a_task_that_a_worker_cannot_do_has_a_reason(build):
     model = build()
-    assert model.cannot("region_grounding") == ""
-    assert "stub offers report_generation" in model.cannot("conversation")
+    assert model.unsupported_reason("region_grounding") == ""
+    assert "stub offers report_generation" in model.unsupported_reason("conversation")
     with pytest.raises(InputError, match="cannot do the task conversation: stub offers"):
         model.generate(batch(model, "conversation"), Generation())
 
@@ -176,6 +176,22 @@ def test_what_c_libraries_print_does_not_reach_the_answers(build, tmp_path):
     assert "from C" in (tmp_path / "run/worker.log").read_text()
 
 
+def test_a_recipe_loads_its_model_without_writing_to_the_answers(build, tmp_path):
+    path = tmp_path / "recipe.py"
+    path.write_text(
+        f"import argparse, sys\nsys.path.insert(0, {str(REPO / 'workers')!r})\n"
+        "from protocol import run\n"
+        "class Model:\n    def __init__(self, args):\n        print('loading weights')\n"
+        "    def answer(self, request):\n        return {'text': request['phrase']}\n"
+        "args = argparse.Namespace(model='m', revision='r')\n"
+        "run(Model, args, ['region_grounding'])\n"
+    )
+    model = build(path)
+    assert model.generate(batch(model), Generation()) == ["left lung"]
+    assert model.facts() == {"model": "m", "revision": "r"}
+    assert "loading weights" in (tmp_path / "run/worker.log").read_text()
+
+
 def test_answers_of_another_program_are_not_reused(tmp_path):
     path = script(tmp_path, ECHO)
     config = Worker.Config.from_keys(script=str(path), python=sys.executable)
@@ -211,11 +227,11 @@ def test_a_worker_with_another_protocol_or_no_program_is_refused(build, tmp_path
     path = tmp_path / "other.py"
     path.write_text('print(\'{"protocol": 9, "tasks": []}\', flush=True)\n')
     with pytest.raises(InputError, match="does not speak protocol 1"):
-        build(path).cannot("conversation")
+        build(path).unsupported_reason("conversation")
     model = build(STUB)
     model.config.python = tmp_path / "gone"
     with pytest.raises(InputError, match=r"cannot start the worker .*gone"):
-        model.cannot("conversation")
+        model.unsupported_reason("conversation")
     with pytest.raises(ConfigError, match="name the worker's program"):
         Worker.Config.from_keys()
     with pytest.raises(InputError, match="decodes by its own settings; remove num_beams"):

@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-import torch
-from torch import Tensor
-
 from xraygpt.common.checks import Checks
 from xraygpt.common.project_paths import ProjectPath
 from xraygpt.common.registry import registry
@@ -27,8 +24,7 @@ from xraygpt.curation.llm.endpoint import (
 from xraygpt.curation.llm.limits import Limits, RetryPolicy
 from xraygpt.curation.llm.prices import Price
 from xraygpt.datasets.base import Batch
-from xraygpt.models.base import BaseModel, Bonus, Generation, Output
-from xraygpt.models.capabilities import ComputesLoss, require
+from xraygpt.models.base import BaseModel, Bonus, Generation
 from xraygpt.models.endpoint.journal import Journal
 from xraygpt.models.endpoint.messages import MessageRenderer, read_messages
 from xraygpt.models.endpoint.pictures import PictureCollator, PictureFormat, read_pictures
@@ -40,6 +36,7 @@ from xraygpt.models.endpoint.requests import (
     refuse_settings,
 )
 from xraygpt.models.endpoint.session import Session
+from xraygpt.models.remote import RemoteModel
 from xraygpt.processors.image import ImageSpec
 from xraygpt.prompting.renderer import load_prompts
 
@@ -47,7 +44,7 @@ _SECRET_FIELDS = ("api_key", "apikey", "api-key", "authorization", "token", "pas
 
 
 @registry.register_model("openai_endpoint")
-class OpenAIEndpoint(BaseModel):
+class OpenAIEndpoint(RemoteModel):
     """Sends questions and images to a server and returns its answers."""
 
     @dataclass(kw_only=True)
@@ -174,20 +171,6 @@ class OpenAIEndpoint(BaseModel):
         key = os.environ.get(config.api_key_env or "") or NO_KEY
         self._session = Session(self._form, key, config.limits, config.retries, config.price)
 
-    @property
-    def device(self) -> torch.device:
-        """The CPU, as there are no parameters."""
-        return torch.device("cpu")
-
-    def forward(self, batch: Batch, return_logits: bool = False) -> Output:
-        """Refuse to compute the loss.
-
-        Raises:
-            InputError: Always.
-        """
-        require(self, ComputesLoss)
-        raise AssertionError("unreachable: `unsupported` lists the loss")
-
     def check_generation(self, generation: Generation) -> None:
         """Refuse decoding settings that an endpoint cannot honour.
 
@@ -216,10 +199,6 @@ class OpenAIEndpoint(BaseModel):
             for name, messages in zip(batch["sample_id"], read_messages(batch), strict=True)
         ]
         return self._session.answer(questions, decoding, generation.max_new_tokens)
-
-    def checkpoint_state(self) -> dict[str, Tensor]:
-        """Return nothing, as the weights are at the server."""
-        return {}
 
     def facts(self) -> dict[str, str]:
         """Return the model's name and its host."""

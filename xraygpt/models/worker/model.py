@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from xraygpt.boxes.units import check_box
 from xraygpt.common.checkpoint import file_sha256
@@ -22,10 +20,10 @@ from xraygpt.common.project_paths import ProjectPath
 from xraygpt.common.registry import registry
 from xraygpt.common.requirements import Missing
 from xraygpt.datasets.base import Batch
-from xraygpt.models.base import BaseModel, Bonus, Generation, Output, Pointed
-from xraygpt.models.capabilities import ComputesLoss, require
+from xraygpt.models.base import BaseModel, Bonus, Generation, Pointed
 from xraygpt.models.endpoint.messages import MessageRenderer, read_messages
 from xraygpt.models.endpoint.pictures import PictureCollator, read_pictures
+from xraygpt.models.remote import RemoteModel
 from xraygpt.models.worker.process import WorkerProcess
 from xraygpt.processors.image import ImageSpec
 from xraygpt.prompting.renderer import load_prompts
@@ -37,7 +35,7 @@ _IGNORED = ("max_new_tokens", "seed")
 
 
 @registry.register_model("worker")
-class Worker(BaseModel):
+class Worker(RemoteModel):
     """Asks a program that loads the model with its own packages (``workers/``).
 
     The worker gets the task, the images, the dialogue and what the question is about; how the model
@@ -117,20 +115,6 @@ class Worker(BaseModel):
         self._process: WorkerProcess | None = None
         self._errors = 0
 
-    @property
-    def device(self) -> torch.device:
-        """The CPU, as the parameters are elsewhere."""
-        return torch.device("cpu")
-
-    def forward(self, batch: Batch, return_logits: bool = False) -> Output:
-        """Refuse to compute the loss.
-
-        Raises:
-            InputError: Always.
-        """
-        require(self, ComputesLoss)
-        raise AssertionError("unreachable: `unsupported` lists the loss")
-
     def check_generation(self, generation: Generation) -> None:
         """Refuse decoding settings that the worker decides itself.
 
@@ -153,7 +137,7 @@ class Worker(BaseModel):
         """Write what the worker prints into a result folder."""
         self._log = folder / "worker.log"
 
-    def cannot(self, task: str) -> str:
+    def unsupported_reason(self, task: str) -> str:
         """Return why the worker cannot do a task; it is started to find out."""
         described = self._worker().description
         if task in described.tasks:
@@ -174,7 +158,7 @@ class Worker(BaseModel):
             DataError: The worker failed to answer more than `max_errors` rows.
         """
         task = batch.get("task", "")
-        reason = self.cannot(task)
+        reason = self.unsupported_reason(task)
         if reason:
             raise InputError(f"the worker cannot do the task {task or '(none)'}: {reason}")
         with tempfile.TemporaryDirectory(prefix="xraygpt-worker-") as folder:
@@ -244,10 +228,6 @@ class Worker(BaseModel):
             if "phrase" in metas[number]:
                 requests[-1]["phrase"] = metas[number]["phrase"]
         return requests
-
-    def checkpoint_state(self) -> dict[str, Tensor]:
-        """Return nothing, as the weights are the worker's."""
-        return {}
 
     def close(self) -> None:
         """End the program."""
