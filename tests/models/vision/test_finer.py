@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from xraygpt.common.errors import InputError
-from xraygpt.models.vision.encoders import build_vision, has_weights
+from xraygpt.models.vision.encoders import build_vision, find_encoder, has_weights
 
 
 def check(name: str, size: int) -> None:
@@ -42,6 +42,11 @@ def test_lite0_has_768_features_per_cell():
 )
 def test_timm_networks_with_stages(name):
     check(name, 224 if name == "medclip_swin" else 96)
+
+
+def test_converted_weights_of_the_plain_encoder_fit():
+    assert find_encoder("finer/medclip_swin").weights_of == ("finer/medclip_swin", "medclip_swin")
+    assert find_encoder("medclip_swin").weights_of == ("medclip_swin",)
 
 
 def test_networks_without_stages_are_refused():

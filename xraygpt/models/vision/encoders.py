@@ -42,6 +42,11 @@ class BaseEncoder:
     def __init__(self, name: str, rest: str = "") -> None:
         self.name, self.rest = name, rest
 
+    @property
+    def weights_of(self) -> tuple[str, ...]:
+        """Names of the encoders whose converted weights fit."""
+        return (self.name,)
+
     def build(self, image_size: int | None, weights: Path | None) -> VisionEncoder:
         """Build the encoder.
 
@@ -99,7 +104,7 @@ def build_vision(vit_model: str, image_size: int | None, weights: Path | None) -
         if is_run_or_checkpoint(weights):
             weights = weight_source(weights)
         origin = read_manifest(weights if weights.is_dir() else weights.parent).get("vit_model")
-        if origin not in (None, vit_model, vit_model.removeprefix("finer/")):
+        if origin not in (None, *find_encoder(vit_model).weights_of):
             raise WeightsError(f"{weights} was converted from {origin}, not from {vit_model}")
     encoder = find_encoder(vit_model)
     if weights is not None and not encoder.takes_file:

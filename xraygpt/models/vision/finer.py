@@ -130,6 +130,11 @@ class Finer(BaseEncoder):
         return find_encoder(self.rest)
 
     @property
+    def weights_of(self) -> tuple[str, ...]:
+        """This name and that of the other encoder, whose network is the same."""
+        return (self.name, *self.inner.weights_of)
+
+    @property
     def has_weights(self) -> bool:  # type: ignore[override]
         """Whether the other encoder has weights without a file."""
         return self.rest in ENCODERS and self.inner.has_weights
