@@ -44,7 +44,7 @@ def test_boxes_are_read_in_any_of_these_forms(case):
 
 
 REPAIRED = {
-    "a damaged number": ("[0.25, 0.10, 0.50., 0.40]", "unit", BOX, "number mended"),
+    "a damaged number": ("[0.25, 0.10, 0.50., 0.40]", "unit", BOX, "malformed number repaired"),
     "swapped corners": ("[0.50, 0.40, 0.25, 0.10]", "unit", BOX, "corners swapped"),
     "swapped left and right": ("[500, 100, 250, 400]", "thousand", BOX, "corners swapped"),
     "a negative number": ("[-0.1, 0.10, 0.50, 0.40]", "unit", (0, 0.1, 0.5, 0.4), "cut at"),

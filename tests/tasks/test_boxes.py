@@ -54,11 +54,11 @@ def test_boxes_are_read_from_texts_or_taken_from_the_model():
         Pointed("At [100, 200, 300, 400]."), Pointed("In the middle.", [OTHER]),
         Pointed("At [0.1, 0.2, 0.3., 0.4]"), Pointed("It is not seen."),
     )  # fmt: skip
-    first, second, mended, absent = task().predict(model, prompts(4))
+    first, second, repaired, absent = task().predict(model, prompts(4))
     assert first.payload["boxes"] == [{"label": "", "box": pytest.approx(list(BOX))}]
     assert second.payload["boxes"] == [{"label": "", "box": list(OTHER)}]
-    assert mended.payload["boxes"][0]["box"] == pytest.approx(list(BOX))
-    assert "number mended" in mended.payload["note"], "RadVLM's code stops here"
+    assert repaired.payload["boxes"][0]["box"] == pytest.approx(list(BOX))
+    assert "malformed number repaired" in repaired.payload["note"], "RadVLM's code stops here"
     assert absent.payload["boxes"] == []
 
 

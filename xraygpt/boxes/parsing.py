@@ -84,7 +84,7 @@ def parse_boxes(text: str, spelling: str, size: Size | None = None) -> ParsedBox
     for match, (numbers, broken) in zip(_FOUND.finditer(text), plain, strict=True):
         shown = " ".join(match[0].split())
         if broken:
-            result.repaired.append(f"number mended: {shown}")
+            result.repaired.append(f"malformed number repaired: {shown}")
         form: Spelling | str
         if match["loc"] or match["maira"]:
             form, numbers = _tokens(match)

@@ -24,7 +24,7 @@ from xraygpt.prompting.content import IMAGE
 from xraygpt.prompting.renderer import Turn
 
 _ITEMS = "items"  # folder of the files
-# Tasks that ask for one thing, which may be told; in others, it is the answer.
+# Tasks about one region, finding or phrase; in others, naming it would give the answer away.
 _PHRASES = ("region_grounding", "abnormality_grounding", "phrase_grounding")
 _REMEDY = "write it with python -m xraygpt.prepare_instructions (docs/instructions.md)"
 

@@ -71,7 +71,7 @@ class BoxTask(BaseTask):
         boxes: SpellingName | None = None
         """How models write boxes that do not say so themselves (`model.boxes`); null as the corpus
         writes them. Tokens, tags and unmistakable numbers are read in any case; what was read
-        otherwise, mended or dropped is noted with the answer."""
+        otherwise, repaired or dropped is noted with the answer."""
         min_pixels: int = 3136
         """Smallest area of the images that the model reads, for boxes in pixels."""
         max_pixels: int = 12845056
@@ -138,7 +138,7 @@ class BoxTask(BaseTask):
     def _read(
         self, text: str, written: Written, probabilities: TokenProbabilities | None = None
     ) -> Payload:
-        """Return the boxes in an answer, and a note on what was mended or dropped."""
+        """Return the boxes in an answer, and a note on what was repaired or dropped."""
         spelling, size = written.spelling, self.size_read(written)
         if SPELLINGS[spelling].steps is None and size is None:
             return Payload(boxes=[], note=f"Boxes in {spelling} need the size of the image.")
